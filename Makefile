@@ -1,0 +1,41 @@
+# Two commands for a fresh machine: `make demo` and `make test`. Each makes .venv and installs what it needs.
+PY := .venv/bin/python
+STAMP := .venv/.installed
+SOURCES := pyproject.toml setup.py constraints.txt scripts/setup.sh \
+           $(wildcard kernels/csrc/* kernels/edgekernels/*.pyx kernels/edgekernels/*.pxd)
+
+.PHONY: demo test check lint types bench proof install clean help
+
+help:  ## this list
+	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 12
+
+demo: $(STAMP)  ## devices draft, one server verifies, over tcp with CURVE; ends 0 only if the answers are proven
+	@$(PY) -m sled.demo
+
+test: $(STAMP)  ## all tests that fit in CI: pure, sockets, kernels and the real small model
+	$(PY) -m pytest -q -m "not slow"
+
+check: lint types test  ## linters, types, import rules and tests
+
+lint: $(STAMP)
+	.venv/bin/ruff check .
+	.venv/bin/ruff format --check .
+	.venv/bin/lint-imports
+
+types: $(STAMP)
+	.venv/bin/mypy
+
+bench: $(STAMP)  ## micro benchmarks beside their peers; writes bench/results/
+	$(PY) -m bench.run
+
+proof: $(STAMP)  ## the whole exactness grid (about half an hour on 2 cores); writes bench/results/
+	$(PY) -m bench.macro.exactness
+
+install: $(STAMP)  ## only make .venv and install
+
+$(STAMP): $(SOURCES)
+	@sh scripts/setup.sh
+	@touch $@
+
+clean:  ## remove .venv and build products
+	rm -rf .venv build dist *.egg-info demo-out kernels/edgekernels/*.so

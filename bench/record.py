@@ -1,0 +1,60 @@
+"""Writes results: one JSON per benchmark with its machine and versions, and the headline figures in one flat file."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import subprocess
+from datetime import UTC, datetime
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+RESULTS = Path(__file__).parent / "results"
+FIGURES = RESULTS / "figures.json"
+_PACKAGES = ("edgebus", "pyzmq", "msgspec", "numpy", "torch", "transformers")
+
+
+def _cpu_name() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.processor()
+    return next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), "unknown")
+
+
+def _version(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
+
+
+def _commit() -> str:
+    out = subprocess.run(["git", "describe", "--always", "--dirty"], capture_output=True, text=True, check=False)
+    return out.stdout.strip() or "unknown"
+
+
+def stamp() -> dict[str, Any]:
+    """Machine, versions, commit and kernel backend of this run."""
+    import edgekernels
+
+    return {
+        "date": datetime.now(UTC).isoformat(timespec="seconds"),
+        "cpu": _cpu_name(),
+        "cores": len(os.sched_getaffinity(0)),
+        "python": platform.python_version(),
+        "versions": {package: _version(package) for package in _PACKAGES},
+        "commit": _commit(),
+        "kernel_backend": edgekernels.backend(),
+    }
+
+
+def write(name: str, results: dict[str, Any], figures: dict[str, float | int]) -> None:
+    """Write `results/NAME.json`, and the headline figures into `results/figures.json` beside those of others."""
+    RESULTS.mkdir(exist_ok=True)
+    (RESULTS / f"{name}.json").write_text(json.dumps({"stamp": stamp(), **results}, indent=1) + "\n")
+    known = json.loads(FIGURES.read_text()) if FIGURES.is_file() else {}
+    known.update(figures)
+    FIGURES.write_text(json.dumps(dict(sorted(known.items())), indent=1) + "\n")

@@ -1,0 +1,62 @@
+"""Renders the figures of bench/results/figures.json into the README, between its two marks.
+
+`python -m bench.report`; a test holds the README against the committed figures.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from bench.record import FIGURES
+
+README = Path(__file__).parents[1] / "README.md"
+BEGIN, END = "<!-- figures: written by bench/report.py -->", "<!-- end of figures -->"
+
+# what a reader sees: (row, figure, how to print it)
+ROWS = (
+    (
+        "answers equal to the target's own, whole exactness grid",
+        "sled.exactness.equal",
+        "{:,} of {sled.exactness.answers:,}",
+    ),
+    ("... numerical ties (reference's top-two margin under 1e-3)", "sled.exactness.ties", "{}"),
+    ("... different", "sled.exactness.different", "{}"),
+    (
+        "accept 8 drafts of 4, V=49,152, T=0.8: against transformers",
+        "kernels.accept.v49152_b8_sampled.x_transformers",
+        "x{:.1f}",
+    ),
+    ("... against lazy numpy (inverse transform)", "kernels.accept.v49152_b8_sampled.x_lazy_numpy", "x{:.1f}"),
+    ("... greedy, batch 1, against a numpy argmax loop", "kernels.accept.v49152_b1_greedy.x_lazy_numpy", "x{:.1f}"),
+    ("200 B round trip over pyzmq + msgspec's, plain", "bus.round_trip.edgebus_over_pyzmq", "{:.2f}"),
+    ("... both with CURVE", "bus.round_trip.edgebus_curve_over_pyzmq_curve", "{:.2f}"),
+)
+
+
+def table(figures: dict[str, float]) -> str:
+    """The figures as a Markdown table; a figure that was not measured yet is left out."""
+    lines = ["| what | figure |", "|---|---|"]
+    for row, key, form in ROWS:
+        if key in figures:
+            value = form
+            for name in [k for k in figures if "{" + k in form]:
+                value = value.replace("{" + name + ":,}", f"{figures[name]:,}")
+            lines.append(f"| {row} | {value.format(figures[key])} |")
+    return "\n".join(lines)
+
+
+def rendered(text: str) -> str:
+    """The README with its figures replaced by the committed ones."""
+    head, rest = text.split(BEGIN)
+    _, tail = rest.split(END)
+    return f"{head}{BEGIN}\n{table(json.loads(FIGURES.read_text()))}\n{END}{tail}"
+
+
+def render() -> None:
+    """Write the figures into the README."""
+    README.write_text(rendered(README.read_text()))
+
+
+if __name__ == "__main__":
+    render()

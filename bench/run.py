@@ -1,0 +1,89 @@
+"""Runs the micro benchmarks beside their peers, writes results and figures, and renders the README's table.
+
+`python -m bench.run`; results go to bench/results/micro.json and bench/results/figures.json.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from bench import record, report
+
+MICRO = Path(__file__).parent / "micro"
+_KEYS = {"transformers": "transformers", "numpy, lazy": "lazy_numpy"}
+
+
+def run_micro() -> list[dict[str, Any]]:
+    """Every micro benchmark's group, parameters and median, seconds."""
+    with tempfile.NamedTemporaryFile(suffix=".json") as out:
+        command = [
+            sys.executable,
+            "-m",
+            "pytest",
+            str(MICRO),
+            "-q",
+            f"--benchmark-json={out.name}",
+            "-o",
+            "timeout=600",
+        ]
+        subprocess.run(command, check=True)
+        measured = json.load(out)["benchmarks"]
+    return [
+        {
+            "name": b["name"],
+            "group": b["group"],
+            "median_s": b["stats"]["median"],
+            "min_s": b["stats"]["min"],
+            "rounds": b["stats"]["rounds"],
+            **b["extra_info"],
+        }
+        for b in measured
+    ]
+
+
+def acceptance_figures(results: list[dict[str, Any]]) -> dict[str, float]:
+    """Ratio of each peer's median to ours, one thread, all drafts accepted, at the target's vocabulary and above."""
+    groups: dict[str, dict[str, float]] = {}
+    for row in results:
+        if "peer" in row:
+            groups.setdefault(row["group"], {})[row["peer"]] = row["median_s"]
+    wanted = {
+        "V=49152 B=1 greedy all": "v49152_b1_greedy",
+        "V=49152 B=8 greedy all": "v49152_b8_greedy",
+        "V=49152 B=1 T=0.8 all": "v49152_b1_sampled",
+        "V=49152 B=8 T=0.8 all": "v49152_b8_sampled",
+        "V=128000 B=8 T=0.8 all": "v128000_b8_sampled",
+        "V=128000 B=8 T=0.8 top_p=0.9 all": "v128000_b8_top_p",
+    }
+    figures = {}
+    for group, name in wanted.items():
+        ours = groups[group]["edgekernels"]
+        for peer, key in _KEYS.items():
+            figures[f"kernels.accept.{name}.x_{key}"] = round(groups[group][peer] / ours, 2)
+    return figures
+
+
+def bus_figures(results: list[dict[str, Any]]) -> dict[str, float]:
+    """Ratio of our round trip to the peer's: above 1 is what the bus costs."""
+    trip = {row["name"].split("[")[1].rstrip("]"): row["median_s"] for row in results if "round_trip" in row["name"]}
+    return {
+        "bus.round_trip.edgebus_over_pyzmq": round(trip["edgebus_plain"] / trip["pyzmq"], 2),
+        "bus.round_trip.edgebus_curve_over_pyzmq_curve": round(trip["edgebus_curve"] / trip["pyzmq_curve"], 2),
+        "bus.round_trip.edgebus_over_raw_tcp": round(trip["edgebus_plain"] / trip["raw_tcp"], 2),
+    }
+
+
+def main() -> None:
+    """Measure, record, render."""
+    results = run_micro()
+    record.write("micro", {"benchmarks": results}, {**acceptance_figures(results), **bus_figures(results)})
+    report.render()
+
+
+if __name__ == "__main__":
+    main()

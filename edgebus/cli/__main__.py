@@ -1,0 +1,5 @@
+"""`python -m edgebus.cli`."""
+
+from edgebus.cli import main
+
+main()

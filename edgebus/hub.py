@@ -1,0 +1,255 @@
+"""All links of a node behind one pure machine: frames and routes in, frames and routes out.
+
+A route is where frames come from and go to: a socket and, on a listening one, the connection's routing id.
+Links outlive routes: a dialler that reconnects is recognised by (its key, its incarnation).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import heapq
+import itertools
+import logging
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from edgebus import messages as m
+from edgebus.config import Limits
+from edgebus.errors import WireError
+from edgebus.link import Event, Gone, LinkMachine, State
+from edgebus.requests import refusal
+from edgebus.wire import decode, encode
+
+Route = tuple[int, bytes]
+_log = logging.getLogger("edgebus")
+
+
+@dataclass(slots=True)
+class Traffic:
+    """What went over one link, in bytes of frames and in messages."""
+
+    bytes_sent: int = 0
+    bytes_received: int = 0
+    messages_sent: int = 0
+    messages_received: int = 0
+    malformed: int = 0
+
+
+@dataclass(slots=True, eq=False)
+class Attached:
+    """A link with its route, the key it is bound to and its traffic."""
+
+    link: LinkMachine
+    route: Route
+    key: str | None
+    peer_id: str
+    hello_id: bytes | None  # incarnation the peer greeted with; None on a link this node dialled
+    traffic: Traffic
+    scheduled_at: float = math.inf
+
+
+class Hub:
+    """Owns the links of a node and finds the right one for every message.
+
+    Args:
+        name: this node's name.
+        limits: its bounds.
+        new_incarnation: gives 16 bytes, different at every call.
+    """
+
+    def __init__(self, *, name: str, limits: Limits, new_incarnation: Callable[[], bytes]) -> None:
+        self._name = name
+        self._limits = limits
+        self._new_incarnation = new_incarnation
+        self._by_route: dict[Route, Attached] = {}
+        self._accepted: dict[tuple[str | None, bytes], Attached] = {}
+        self._timers: list[tuple[float, int, Attached]] = []
+        self._order = itertools.count()  # ties in the heap
+        self._outbox: list[tuple[Route, Attached | None, m.Message]] = []
+        self._events: list[tuple[Attached, Event]] = []
+        self._warned: set[Route] = set()
+        self.malformed = 0
+
+    @property
+    def links(self) -> list[Attached]:
+        """Every link known, in no order."""
+        return list({id(item): item for item in (*self._by_route.values(), *self._accepted.values())}.values())
+
+    # -- dialled links ------------------------------------------------------------------------------
+
+    def dial(self, route: Route, *, now: float) -> Attached:
+        """Add a link that this node opens; `connected` follows when its transport is there."""
+        return self._new_link(route, None, None, now=now)
+
+    def connected(self, route: Route, *, now: float) -> None:
+        """The transport of a dialled link is there (again)."""
+        if attached := self._by_route.get(route):
+            attached.link.connected(now=now)
+            self.touch(attached, now=now)
+
+    def disconnected(self, route: Route, *, now: float) -> None:
+        """The transport at this route is gone."""
+        if attached := self._by_route.get(route):
+            attached.link.disconnected(now=now)
+            self.touch(attached, now=now)
+
+    def fail(self, route: Route, code: str, detail: str, *, now: float) -> None:
+        """The transport of a dialled link will never come."""
+        if attached := self._by_route.get(route):
+            attached.link.fail(code, detail, now=now)
+            self.touch(attached, now=now)
+
+    def drop(self, attached: Attached) -> None:
+        """Forget a link that is closed."""
+        self._by_route.pop(attached.route, None)
+        if attached.hello_id is not None:
+            self._accepted.pop((attached.key, attached.hello_id), None)
+        attached.scheduled_at = math.nan  # no timer compares equal to it: they are all stale
+
+    def close(self, *, now: float) -> None:
+        """Say goodbye on every link."""
+        for attached in self.links:
+            attached.link.close(now=now)
+            self.touch(attached, now=now)
+
+    # -- the five verbs -----------------------------------------------------------------------------
+
+    def receive(self, route: Route, frames: Sequence[bytes], key: str | None, *, now: float) -> None:
+        """Take what came in at a route, from the peer with this authenticated key."""
+        attached = self._by_route.get(route)
+        if attached is not None and attached.key != key and attached.key is not None:
+            attached = None
+        try:
+            message = decode(frames, self._limits)
+        except WireError as error:
+            self._refuse_malformed(route, attached, error, now)
+            return
+        if isinstance(message.header, m.Hello) and (attached is None or attached.hello_id is not None):
+            attached = self._greeted(route, key, message.header, now)
+        if attached is None:
+            if not isinstance(message.header, m.Hello | m.Goodbye | m.Reset):
+                self._outbox.append((route, None, m.Message(m.Reset())))
+            return
+        attached.traffic.messages_received += 1
+        attached.traffic.bytes_received += sum(map(len, frames))
+        attached.link.receive(message, now=now)
+        self.touch(attached, now=now)
+
+    def next_timer(self) -> float:
+        """Earliest time handle_timer has something to do, inf if never."""
+        while self._timers and self._timers[0][0] != self._timers[0][2].scheduled_at:
+            heapq.heappop(self._timers)
+        return self._timers[0][0] if self._timers else math.inf
+
+    def handle_timer(self, *, now: float) -> None:
+        """Let every link whose time has come do what is due."""
+        while self.next_timer() <= now:
+            attached = heapq.heappop(self._timers)[2]
+            attached.scheduled_at = math.inf
+            attached.link.handle_timer(now=now)
+            self.touch(attached, now=now)
+
+    def frames_to_send(self) -> list[tuple[Route, list[bytes]]]:
+        """Encoded messages since the last call; sending may fail, links are made for that."""
+        outbox, self._outbox = self._outbox, []
+        sending = []
+        for route, attached, message in outbox:
+            frames = encode(message)
+            if attached is not None:
+                attached.traffic.messages_sent += 1
+                attached.traffic.bytes_sent += sum(map(len, frames))
+            sending.append((route, frames))
+        return sending
+
+    def events(self) -> list[tuple[Attached, Event]]:
+        """Events of all links since the last call."""
+        events, self._events = self._events, []
+        return events
+
+    def touch(self, attached: Attached, *, now: float) -> None:
+        """Collect what a link has to say; to be called after every direct use of one."""
+        link = attached.link
+        for message in link.headers_to_send():
+            self._outbox.append((attached.route, attached, message))
+        events = link.events()
+        self._events += [(attached, event) for event in events]
+        if any(isinstance(event, Gone) for event in events):
+            self.drop(attached)
+            return
+        at = link.next_timer()
+        if at < attached.scheduled_at:
+            attached.scheduled_at = at
+            heapq.heappush(self._timers, (at, next(self._order), attached))
+
+    # -- inside -------------------------------------------------------------------------------------
+
+    def _new_link(self, route: Route, key: str | None, hello_id: bytes | None, *, now: float) -> Attached:
+        incarnation = self._new_incarnation()
+        link = LinkMachine(
+            dialled=hello_id is None, name=self._name, incarnation=incarnation, limits=self._limits, now=now
+        )
+        attached = Attached(link, route, key, peer_id(key, hello_id or incarnation), hello_id, Traffic())
+        self._by_route[route] = attached
+        return attached
+
+    def _greeted(self, route: Route, key: str | None, hello: m.Hello, now: float) -> Attached | None:
+        """Find or make the link a hello belongs to, and move it to the route the hello came by."""
+        if hello.version_min > m.VERSION_MAX or hello.version_max < m.VERSION_MIN:
+            detail = (
+                f"this node speaks {m.VERSION_MIN}..{m.VERSION_MAX}, "
+                f"the peer {hello.version_min}..{hello.version_max}: upgrade the older one"
+            )
+            self._outbox.append((route, None, m.Message(m.Goodbye("version", detail))))
+            return None
+        attached = self._accepted.get((key, hello.incarnation))
+        previous = self._by_route.get(route)
+        if attached is None:
+            if not self._make_room(now):
+                detail = f"{len(self._accepted)} peers are linked, max_peers is {self._limits.max_peers}"
+                self._outbox.append((route, None, m.Message(m.Goodbye("busy", detail))))
+                return None
+            attached = self._new_link(route, key, hello.incarnation, now=now)
+            self._accepted[key, hello.incarnation] = attached
+        elif attached.route != route:
+            self._by_route.pop(attached.route, None)
+            attached.route = route
+        if previous is not None and previous is not attached:
+            previous.link.disconnected(now=now)
+            self.touch(previous, now=now)
+        self._by_route[route] = attached
+        return attached
+
+    def _make_room(self, now: float) -> bool:
+        if len(self._by_route) < self._limits.max_peers and len(self._accepted) < self._limits.max_peers:
+            return True
+        for attached in self._accepted.values():
+            if attached.link.state in (State.QUIET, State.CLOSED):
+                attached.link.close(now=now)
+                self.touch(attached, now=now)
+                self.drop(attached)
+                return True
+        return False
+
+    def _refuse_malformed(self, route: Route, attached: Attached | None, error: WireError, now: float) -> None:
+        self.malformed += 1
+        if route not in self._warned and len(self._warned) < 4 * self._limits.max_peers:
+            self._warned.add(route)
+            _log.warning("malformed message from %s: %s; further ones are only counted", route, error)
+        if attached is None:
+            return
+        attached.traffic.malformed += 1
+        if error.request_id is None:
+            return
+        answer = refusal(error.request_id, "malformed", str(error))
+        if error.is_answer:
+            # Our own request was answered with rubbish, and would be again: end it here.
+            attached.link.receive(answer, now=now)
+        else:
+            self._outbox.append((attached.route, attached, answer))
+        self.touch(attached, now=now)
+
+
+def peer_id(key: str | None, incarnation: bytes) -> str:
+    """A name for a link that nobody without the key can take: 32 hex digits."""
+    return hashlib.blake2b(f"{key}|".encode() + incarnation, digest_size=16).hexdigest()

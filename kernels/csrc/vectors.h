@@ -1,0 +1,158 @@
+/* Vectors as wide as the instruction set level being compiled: GCC vector extensions, and the few operations
+   which they cannot say (a maximum that drops NaN, the widening 32-bit product). */
+#include <math.h>
+#include <stdint.h>
+#include <string.h>
+
+#if defined(__x86_64__)
+#include <immintrin.h>
+#elif defined(__aarch64__)
+#include <arm_neon.h>
+#endif
+
+#if defined(__AVX512F__)
+#define VECTOR_BYTES 64
+#elif defined(__AVX2__)
+#define VECTOR_BYTES 32
+#else
+#define VECTOR_BYTES 16
+#endif
+#define FLOATS (VECTOR_BYTES / 4)
+#define WIDE (VECTOR_BYTES / 8)
+
+typedef float vfloat __attribute__((vector_size(VECTOR_BYTES)));
+typedef int32_t vint32 __attribute__((vector_size(VECTOR_BYTES)));
+typedef int64_t vint64 __attribute__((vector_size(VECTOR_BYTES)));
+typedef uint64_t vuint64 __attribute__((vector_size(VECTOR_BYTES)));
+typedef int32_t vint32_half __attribute__((vector_size(VECTOR_BYTES / 2)));
+typedef uint32_t vuint32_half __attribute__((vector_size(VECTOR_BYTES / 2)));
+
+static inline vfloat load_floats(const float *from)
+{
+    vfloat v;
+    memcpy(&v, from, sizeof v);
+    return v;
+}
+
+/* Lane-wise maximum; where x is NaN the lane of `most` stays (the order of operands matters on x86). */
+static inline vfloat max_floats(vfloat x, vfloat most)
+{
+#if defined(__AVX512F__)
+    return (vfloat)_mm512_max_ps((__m512)x, (__m512)most);
+#elif defined(__AVX2__)
+    return (vfloat)_mm256_max_ps((__m256)x, (__m256)most);
+#elif defined(__x86_64__)
+    return (vfloat)_mm_max_ps((__m128)x, (__m128)most);
+#elif defined(__aarch64__)
+    return (vfloat)vbslq_f32(vcgtq_f32((float32x4_t)x, (float32x4_t)most), (float32x4_t)x, (float32x4_t)most);
+#else
+    for (int i = 0; i < FLOATS; i++)
+        most[i] = x[i] > most[i] ? x[i] : most[i];
+    return most;
+#endif
+}
+
+#if defined(__x86_64__)
+static inline float max_of_four(__m128 v)
+{
+    v = _mm_max_ps(v, _mm_movehl_ps(v, v));
+    return _mm_cvtss_f32(_mm_max_ss(v, _mm_shuffle_ps(v, v, 1)));
+}
+#endif
+
+/* Largest lane of a vector without NaN. */
+static inline float max_lane(vfloat v)
+{
+#if defined(__AVX512F__)
+    __m256 half = _mm256_max_ps(_mm512_castps512_ps256((__m512)v), _mm512_extractf32x8_ps((__m512)v, 1));
+    return max_of_four(_mm_max_ps(_mm256_castps256_ps128(half), _mm256_extractf128_ps(half, 1)));
+#elif defined(__AVX2__)
+    return max_of_four(_mm_max_ps(_mm256_castps256_ps128((__m256)v), _mm256_extractf128_ps((__m256)v, 1)));
+#elif defined(__x86_64__)
+    return max_of_four((__m128)v);
+#elif defined(__aarch64__)
+    return vmaxvq_f32((float32x4_t)v);
+#else
+    float most = v[0];
+    for (int i = 1; i < FLOATS; i++)
+        most = v[i] > most ? v[i] : most;
+    return most;
+#endif
+}
+
+/* Full product of the low 32 bits of each lane and of b; the high halves of a are ignored. */
+static inline vuint64 multiply_low(vuint64 a, uint32_t b)
+{
+#if defined(__AVX512F__)
+    return (vuint64)_mm512_mul_epu32((__m512i)a, _mm512_set1_epi64((int64_t)b));
+#elif defined(__AVX2__)
+    return (vuint64)_mm256_mul_epu32((__m256i)a, _mm256_set1_epi64x((int64_t)b));
+#elif defined(__x86_64__)
+    return (vuint64)_mm_mul_epu32((__m128i)a, _mm_set1_epi64x((int64_t)b));
+#elif defined(__aarch64__)
+    return (vuint64)vmull_u32(vmovn_u64((uint64x2_t)a), vdup_n_u32(b));
+#else
+    return (a & 0xFFFFFFFFu) * (uint64_t)b;
+#endif
+}
+
+/* Whether the low 32 bits of any lane of the four vectors are `least` or more. */
+static inline int any_reaches(const vuint64 words[4], uint32_t least)
+{
+#if defined(__AVX512F__)
+    const __m512i bound = _mm512_set1_epi64((int64_t)((uint64_t)least << 32));
+    __mmask8 hits = 0;
+    for (int w = 0; w < 4; w++)
+        hits |= _mm512_cmpge_epu64_mask(_mm512_slli_epi64((__m512i)words[w], 32), bound);
+    return hits != 0;
+#else
+    vint64 below = (vint64){0} - 1; /* the sign stays where all four words are below: no 64-bit comparison in SSE2 */
+    for (int w = 0; w < 4; w++)
+        below &= (vint64)(words[w] & 0xFFFFFFFFu) - (int64_t)least;
+#if defined(__AVX2__)
+    return _mm256_movemask_pd((__m256d)below) != 15;
+#elif defined(__x86_64__)
+    return _mm_movemask_pd((__m128d)below) != 3;
+#else
+    int64_t all = -1;
+    for (int i = 0; i < WIDE; i++)
+        all &= below[i];
+    return all >= 0;
+#endif
+#endif
+}
+
+/* Whether any lane of a mask (all ones or zero in each lane) is set. */
+static inline int any_lane(vint32 mask)
+{
+#if defined(__AVX512F__)
+    return _mm512_test_epi32_mask((__m512i)mask, (__m512i)mask) != 0;
+#elif defined(__AVX2__)
+    return _mm256_movemask_ps((__m256)mask) != 0;
+#elif defined(__x86_64__)
+    return _mm_movemask_ps((__m128)mask) != 0;
+#else
+    int32_t any = 0;
+    for (int i = 0; i < FLOATS; i++)
+        any |= mask[i];
+    return any != 0;
+#endif
+}
+
+/* Append the lanes >= least to `to`, which has room for all lanes; returns how many there were. */
+static inline int append_from(float *to, vfloat v, float least)
+{
+#if defined(__AVX512F__)
+    __mmask16 kept = _mm512_cmp_ps_mask((__m512)v, _mm512_set1_ps(least), _CMP_GE_OQ);
+    _mm512_storeu_ps(to, _mm512_maskz_compress_ps(kept, (__m512)v));
+    return __builtin_popcount(kept);
+#else
+    int n = 0;
+    if (any_lane(v >= least))
+        for (int i = 0; i < FLOATS; i++) {
+            to[n] = v[i];
+            n += v[i] >= least;
+        }
+    return n;
+#endif
+}

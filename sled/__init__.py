@@ -1,0 +1,42 @@
+"""Speculative decoding across the network: devices draft, one shared server verifies; exactly the target's output.
+
+import sled
+with sled.Device("tcp://server:5555", server_key="server.key", keys="keys", drafter="ngram") as device:
+    for token in device.generate("Why is the sky blue?"):
+        print(token.text, end="", flush=True)
+"""
+
+from __future__ import annotations
+
+from sled.errors import (
+    ParameterError,
+    PromptTooLong,
+    ProtocolError,
+    ServerBusy,
+    SessionUnknown,
+    StaleBase,
+    UnknownModel,
+    VocabularyMismatch,
+)
+from sled.run.device import Answer, Device, Stream
+from sled.stats import Stats
+from sled.types import Sampling, Token
+from sled.window import Window
+
+__all__ = [
+    "Answer",
+    "Device",
+    "ParameterError",
+    "PromptTooLong",
+    "ProtocolError",
+    "Sampling",
+    "ServerBusy",
+    "SessionUnknown",
+    "StaleBase",
+    "Stats",
+    "Stream",
+    "Token",
+    "UnknownModel",
+    "VocabularyMismatch",
+    "Window",
+]

@@ -1,0 +1,26 @@
+"""Command line of sled: `sled serve` on the server, `sled generate` on a device."""
+
+from __future__ import annotations
+
+import os
+import sys
+
+_QUIET = {"HF_HUB_OFFLINE": "1", "HF_HUB_DISABLE_PROGRESS_BARS": "1", "TRANSFORMERS_VERBOSITY": "error"}
+
+
+def main() -> None:
+    """Entry point of the `sled` command: status 0, 1 for run errors, 2 for usage errors."""
+    try:
+        import rich  # noqa: F401 - optional, so looked for only here
+        import typer  # noqa: F401
+    except ModuleNotFoundError:
+        print("sled: the command line needs typer and rich: pip install 'edgebus[cli]'", file=sys.stderr)
+        sys.exit(1)
+    from edgebus.cli.running import run_app
+    from sled.cli.app import app
+    from sled.errors import ParameterError, UnknownModel, VocabularyMismatch
+
+    # Nothing is ever loaded from a model hub, and its libraries keep their bars and warnings to themselves.
+    for name, value in _QUIET.items():
+        os.environ.setdefault(name, value)
+    run_app(app, "sled", (ParameterError, UnknownModel, VocabularyMismatch))

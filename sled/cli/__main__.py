@@ -1,0 +1,5 @@
+"""`python -m sled.cli`."""
+
+from sled.cli import main
+
+main()

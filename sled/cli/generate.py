@@ -1,0 +1,140 @@
+"""`sled generate`: one answer, drafted here, decided by the server."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import msgspec
+import typer
+
+from sled.cli.progress import load_bar
+from sled.errors import ParameterError
+from sled.run.device import Answer, Device, Stream
+from sled.types import Sampling, Token
+from sled.window import AUTO_CONFIDENCE, Window
+
+_GREEN, _PLAIN = "\x1b[32m", "\x1b[0m"
+
+
+def generate(
+    prompt: Annotated[str, typer.Argument(help="The user's text; `-` reads it from standard input.")],
+    server: Annotated[str, typer.Option(help="The server's endpoint, e.g. tcp://10.0.0.5:5555.")],
+    server_key: Annotated[
+        str | None, typer.Option(help="The server's public key: its node.key file or 40 characters.")
+    ] = None,
+    keys: Annotated[Path | None, typer.Option(help="This device's key directory (`edgebus keygen DIR`).")] = None,
+    drafter: Annotated[
+        str, typer.Option(help="none, ngram, smollm2-12m, a .gguf file, or a model directory.")
+    ] = "ngram",
+    window: Annotated[
+        str, typer.Option(help="Tokens drafted per round: 0 to 64, or auto (confidence decides).")
+    ] = "auto",
+    confidence: Annotated[
+        float | None,
+        typer.Option(help="Stop drafting below this confidence, 0 to 1; default 0.4 with auto, else off."),
+    ] = None,
+    max_tokens: Annotated[int, typer.Option(help="Tokens in the answer at most.")] = 128,
+    temperature: Annotated[float, typer.Option(help="0 is greedy; higher is more varied.")] = 0.0,
+    top_k: Annotated[int, typer.Option(help="Sample among the K likeliest tokens; 0 is off.")] = 0,
+    top_p: Annotated[float, typer.Option(help="Sample among the likeliest tokens of this mass; 1 is off.")] = 1.0,
+    seed: Annotated[int, typer.Option(help="The same seed gives the same answer, whatever drafts.")] = 0,
+    raw: Annotated[bool, typer.Option("--raw", help="Continue the text as it is, without the chat template.")] = False,
+    threads: Annotated[int, typer.Option(min=0, help="CPU threads for a model drafter; 0 lets torch decide.")] = 0,
+    timeout: Annotated[float, typer.Option(help="Seconds to wait for the server.")] = 30.0,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object at the end.")] = False,
+    events: Annotated[
+        bool, typer.Option("--events", help="Print a JSON line per event: connected, each token, the answer.")
+    ] = False,
+    insecure: Annotated[bool, typer.Option("--insecure", help="No encryption, no authentication.")] = False,
+) -> None:
+    """Generate an answer; drafted tokens that the target accepted are shown in green on a terminal.
+
+    Example:
+
+        sled generate "Why is the sky blue?" --server tcp://10.0.0.5:5555 --server-key server.key --keys device-keys
+    """
+    text = sys.stdin.read() if prompt == "-" else prompt
+    sampling = _sampling(temperature, top_k, top_p, seed)
+    size = _window(window, confidence)
+    is_model = drafter not in ("none", "ngram")
+    if threads and is_model:
+        _set_threads(threads)
+    quiet = as_json or events or not is_model
+    with load_bar(f"loading drafter {drafter}", quiet=quiet) as progress:
+        device = Device(
+            server,
+            server_key=server_key,
+            keys=keys,
+            drafter=drafter,
+            insecure=insecure,
+            timeout_s=timeout,
+            progress=progress,
+        )
+    with device:
+        if events:
+            _print_event("connected", {"target": device.target.name, "drafter": device.drafter.name})
+        stream = device.generate(text, max_tokens=max_tokens, sampling=sampling, window=size, chat=not raw)
+        _show(stream, as_json=as_json, events=events)
+
+
+def _sampling(temperature: float, top_k: int, top_p: float, seed: int) -> Sampling:
+    try:
+        return Sampling(temperature, top_k, top_p, seed)
+    except ValueError as error:
+        raise ParameterError(str(error)) from None
+
+
+def _window(window: str, confidence: float | None) -> Window:
+    if window == "auto":
+        return Window.auto(AUTO_CONFIDENCE if confidence is None else confidence)
+    try:
+        size = int(window)
+    except ValueError:
+        raise ParameterError(f"window is {window!r}, give a number from 0 to 64, or auto") from None
+    return Window(size, confidence or 0.0)
+
+
+def _show(stream: Stream, *, as_json: bool, events: bool) -> None:
+    colour = sys.stdout.isatty()
+    for token in stream:
+        if events:
+            _print_event("token", {"token": token.id, "drafted": token.drafted, "text": token.text})
+        elif not as_json:
+            print(_coloured(token) if colour else token.text, end="", flush=True)
+    answer = stream.answer()
+    if events:
+        _print_event("answer", msgspec.to_builtins(answer))
+    elif as_json:
+        print(json.dumps(msgspec.to_builtins(answer)), flush=True)
+    else:
+        _print_figures(answer)
+
+
+def _print_figures(answer: Answer) -> None:
+    s = answer.stats
+    print(flush=True)
+    print(
+        f"{len(answer.tokens)} tokens ({answer.finish_reason}), {s.tokens_per_s:.1f} tokens/s, "
+        f"{s.accepted} of {s.drafted} drafts accepted, {s.mean_accepted_length:.2f} tokens a round, "
+        f"{s.bytes_per_token:.0f} bytes a token",
+        file=sys.stderr,
+    )
+
+
+def _print_event(kind: str, values: dict[str, Any]) -> None:
+    print(json.dumps({"event": kind, **values}), flush=True)
+
+
+def _set_threads(threads: int) -> None:
+    try:
+        import torch
+    except ModuleNotFoundError:
+        return  # opening the drafter will say what is missing
+    torch.set_num_threads(threads)
+
+
+def _coloured(token: Token) -> str:
+    return f"{_GREEN}{token.text}{_PLAIN}" if token.drafted and token.text else token.text

@@ -1,0 +1,178 @@
+"""The device's side of the verification protocol as a state machine.
+
+Pure: drafts and answers go in, requests and committed tokens come out; sockets, drafters and clocks live elsewhere.
+
+    opening --opened--> drafting --submit--> waiting --verdict--> drafting | done
+    waiting --session_unknown--> opening (with what is committed);  waiting --stale_base--> failed
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from enum import Enum
+
+from sled.errors import ProtocolError
+from sled.history import History
+from sled.messages import Open, Opened, Verdict, Verify
+from sled.types import FinishReason, Sampling
+from sled.window import Window
+
+
+class State(Enum):
+    """Where a generation stands."""
+
+    OPENING = "opening"
+    DRAFTING = "drafting"
+    WAITING = "waiting"
+    DONE = "done"
+
+
+@dataclass(slots=True)
+class Counts:
+    """What happened so far: rounds asked, tokens drafted, drafts accepted, tokens committed, sum of batch sizes."""
+
+    rounds: int = 0
+    drafted: int = 0
+    accepted: int = 0
+    tokens: int = 0
+    batches: int = 0
+    accepted_by_round: list[int] = field(default_factory=list)
+
+
+@dataclass(frozen=True, slots=True)
+class Committed:
+    """One token that is final: `drafted` if the device proposed it, else the target's own."""
+
+    token: int
+    pos: int
+    drafted: bool
+
+
+class Generation:
+    """One answer, from prompt to finish.
+
+    Args:
+        session: 8 random bytes.
+        prompt: text, or token ids.
+        chat: the text goes through the target's chat template.
+        sampling: how the answer is sampled.
+        max_tokens: tokens wanted, at least 1.
+        window: how many tokens to draft per round.
+        max_reopens: how often a session that the server lost is opened again before giving up.
+    """
+
+    def __init__(
+        self,
+        session: bytes,
+        prompt: str | Sequence[int],
+        *,
+        chat: bool,
+        sampling: Sampling,
+        max_tokens: int,
+        window: Window,
+        max_reopens: int = 3,
+    ) -> None:
+        self.session = session
+        self.sampling, self.max_tokens, self.window = sampling, max_tokens, window
+        self.state = State.OPENING
+        self.finish: FinishReason = ""
+        self.counts = Counts()
+        self.history = History()
+        self.num_prompt = 0
+        self._prompt: str | list[int] = prompt if isinstance(prompt, str) else list(prompt)
+        self._chat = chat
+        self._server_limit = 0
+        self._draft: list[int] = []
+        self._reopens_left = max_reopens
+
+    @property
+    def answer(self) -> list[int]:
+        """Committed tokens after the prompt."""
+        return self.history.tokens[self.num_prompt :]
+
+    @property
+    def prompt_tokens(self) -> list[int]:
+        """The prompt as the target reads it."""
+        return self.history.tokens[: self.num_prompt]
+
+    def open_request(self) -> Open:
+        """What to send while opening."""
+        assert self.state is State.OPENING
+        prompt = self.prompt_tokens if self.num_prompt else self._prompt
+        chat = self._chat and not self.num_prompt
+        return Open(self.session, self.sampling, prompt, chat, self.answer)
+
+    def opened(self, message: Opened) -> None:
+        """The server holds the session.
+
+        Raises:
+            ProtocolError: the server's idea of the committed text contradicts ours.
+        """
+        assert self.state is State.OPENING
+        if not self.num_prompt:
+            self.history = History(message.prompt_tokens)
+            self.num_prompt = len(message.prompt_tokens)
+        if message.committed != len(self.history) or message.prompt_tokens != self.prompt_tokens:
+            raise ProtocolError(
+                f"the server opened a text of {message.committed} tokens, ours has {len(self.history)}; "
+                "check that both run the same version"
+            )
+        self._server_limit = message.window_limit
+        self.state = State.DRAFTING
+
+    def draft_limit(self) -> int:
+        """How many tokens the drafter may propose now."""
+        remaining = self.max_tokens - len(self.answer)
+        return self.window.limit(server_limit=self._server_limit, remaining=remaining)
+
+    def submit(self, draft: Sequence[int]) -> Verify:
+        """The round to send for this draft."""
+        assert self.state is State.DRAFTING
+        assert len(draft) <= self.draft_limit()
+        self._draft = list(draft)
+        self.state = State.WAITING
+        base = len(self.history)
+        return Verify(self.session, base, self.history.digest(base), self._draft)
+
+    def verdict(self, message: Verdict) -> list[Committed]:
+        """Commit what the target decided; returns the new tokens.
+
+        What counts as accepted is what agrees with our own draft: the server may answer a repeated round with the
+        verdict of an earlier draft, and it is just as good.
+
+        Raises:
+            ProtocolError: a verdict for another length, or more tokens than the round could yield.
+        """
+        assert self.state is State.WAITING
+        base = len(self.history)
+        if message.base != base or (not message.tokens and not message.finish):
+            raise ProtocolError(f"a verdict for length {message.base}, we stand at {base}; open a new session")
+        tokens = message.tokens[: self.max_tokens - len(self.answer)]
+        agreed = 0
+        while agreed < min(len(tokens), len(self._draft)) and tokens[agreed] == self._draft[agreed]:
+            agreed += 1
+        self.history.extend(tokens)
+        self._count(agreed, len(tokens), message.batch)
+        self._server_limit = message.window_limit
+        self.finish = message.finish
+        if not self.finish and len(self.answer) >= self.max_tokens:
+            self.finish = "length"
+        self.state = State.DONE if self.finish else State.DRAFTING
+        return [Committed(token, base + i, i < agreed) for i, token in enumerate(tokens)]
+
+    def session_lost(self) -> bool:
+        """The server does not know the session; returns whether to open it again with the committed text."""
+        if self._reopens_left <= 0:
+            return False
+        self._reopens_left -= 1
+        self.state = State.OPENING
+        return True
+
+    def _count(self, accepted: int, num_tokens: int, batch: int) -> None:
+        self.counts.rounds += 1
+        self.counts.drafted += len(self._draft)
+        self.counts.accepted += accepted
+        self.counts.tokens += num_tokens
+        self.counts.batches += batch
+        self.counts.accepted_by_round.append(accepted)

@@ -1,0 +1,41 @@
+"""What can go wrong, and whose fault it is; every message is one line and names the remedy."""
+
+from __future__ import annotations
+
+from edgebus import LocalError, RemoteError
+
+
+class ParameterError(LocalError, ValueError):
+    """An argument is out of its range; the message carries the value and the range."""
+
+
+class UnknownModel(LocalError):
+    """No model goes by this name, or the file or directory holds none we can load."""
+
+
+class VocabularyMismatch(LocalError):
+    """The drafter's token ids do not mean what the target's mean."""
+
+
+class SessionUnknown(RemoteError):
+    """The server has no such session (it restarted, or dropped it as idle): open it again."""
+
+
+class StaleBase(RemoteError):
+    """The round starts from a length the server has left behind; `committed` is where it stands now."""
+
+    def __init__(self, message: str, committed: int) -> None:
+        super().__init__(message)
+        self.committed = committed
+
+
+class PromptTooLong(RemoteError):
+    """The prompt does not fit the target's context."""
+
+
+class ServerBusy(RemoteError):
+    """The server takes no further session now; try again later."""
+
+
+class ProtocolError(RemoteError):
+    """The other side answered something that the protocol does not allow."""

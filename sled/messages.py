@@ -1,0 +1,133 @@
+"""What travels between device and server: msgpack arrays, typed and bounded, decoded before anything is believed.
+
+`docs/spec/sled-protocol.md` is the specification; token ids are integers in the target's vocabulary.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, TypeVar
+
+import msgspec
+
+from sled.types import FinishReason, Sampling
+
+DESCRIBE, VOCABULARY, OPEN, VERIFY, CLOSE = (
+    "sled.describe",
+    "sled.vocabulary",
+    "sled.open",
+    "sled.verify",
+    "sled.close",
+)
+SERVICES = (DESCRIBE, VOCABULARY, OPEN, VERIFY, CLOSE)
+
+MAX_WINDOW = 64
+MAX_PROMPT_CHARS = 1 << 20
+MAX_TOKENS = 1 << 17
+
+TokenId = Annotated[int, msgspec.Meta(ge=0, lt=2**31)]
+SessionId = Annotated[bytes, msgspec.Meta(min_length=8, max_length=8)]
+Digest = Annotated[bytes, msgspec.Meta(min_length=8, max_length=8)]
+Length = Annotated[int, msgspec.Meta(ge=0, le=MAX_TOKENS)]
+Tokens = Annotated[list[TokenId], msgspec.Meta(max_length=MAX_TOKENS)]
+Draft = Annotated[list[TokenId], msgspec.Meta(max_length=MAX_WINDOW)]
+PromptText = Annotated[str, msgspec.Meta(max_length=MAX_PROMPT_CHARS)]
+
+
+class Message(msgspec.Struct, frozen=True, array_like=True):
+    """Base of all payloads."""
+
+
+class Described(Message, frozen=True, array_like=True):
+    """Answer to `sled.describe`: what the target is."""
+
+    name: str
+    dtype: str
+    vocab_size: int
+    vocab_hash: bytes
+    max_positions: int
+    max_window: int
+    stop_ids: list[int]
+
+
+class Vocabulary(Message, frozen=True, array_like=True):
+    """Answer to `sled.vocabulary`: the bytes each token stands for, and which ids are control tokens."""
+
+    pieces: list[bytes]
+    special_ids: list[int]
+
+
+class Open(Message, frozen=True, array_like=True):
+    """Open a session, or take one up again where its committed text ends.
+
+    `prompt` is text (through the target's chat template if `chat`) or token ids; `answer` holds tokens already
+    committed, after a server lost the session or when another server takes over.
+    """
+
+    session: SessionId
+    sampling: Sampling
+    prompt: PromptText | Tokens
+    chat: bool = False
+    answer: Tokens = []
+
+
+class Opened(Message, frozen=True, array_like=True):
+    """The session stands: the prompt as token ids, and how much is committed (prompt included)."""
+
+    prompt_tokens: list[TokenId]
+    committed: Length
+    window_limit: int
+
+
+class Verify(Message, frozen=True, array_like=True):
+    """One round: these drafts continue the text of length `base` whose digest is `digest`."""
+
+    session: SessionId
+    base: Length
+    digest: Digest
+    draft: Draft
+
+
+class Verdict(Message, frozen=True, array_like=True):
+    """The tokens that follow `base`, decided by the target.
+
+    `accepted` of them are the draft's, at most one more is the target's own; `batch` is the number of rounds
+    that were verified in the same forward.
+    """
+
+    base: Length
+    tokens: list[TokenId]
+    accepted: int
+    finish: FinishReason
+    window_limit: int
+    batch: int
+
+
+class Close(Message, frozen=True, array_like=True):
+    """Forget the session; answered with an empty payload."""
+
+    session: SessionId
+
+
+_encoder = msgspec.msgpack.Encoder()
+_M = TypeVar("_M", bound=Message)
+_decoders: dict[type[Message], msgspec.msgpack.Decoder[Message]] = {}
+
+
+def encode(message: Message) -> bytes:
+    """The message as a msgpack array."""
+    return _encoder.encode(message)
+
+
+def decode(kind: type[_M], payload: bytes) -> _M:
+    """The message in `payload`.
+
+    Raises:
+        ValueError: not such a message, or a value out of its bounds; the text says which.
+    """
+    decoder = _decoders.get(kind)
+    if decoder is None:
+        decoder = _decoders[kind] = msgspec.msgpack.Decoder(kind)
+    try:
+        return decoder.decode(payload)  # type: ignore[return-value]
+    except (msgspec.DecodeError, RecursionError, UnicodeDecodeError) as error:
+        raise ValueError(f"not a valid {kind.__name__} message: {error}") from None

@@ -1,0 +1,132 @@
+"""The server's shell: requests from the bus into the machine, its steps through the target, verdicts back."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from typing import Protocol
+
+import msgspec
+import numpy as np
+from numpy.typing import NDArray
+
+from edgebus import Inbox, Node, Request
+from sled import messages
+from sled.messages import Close, Described, Open, Verify, Vocabulary, decode, encode
+from sled.server import Refusal, Server, ServerLimits, Step, TargetShape
+from sled.targets import Target
+from sled.types import Chunk
+
+log = logging.getLogger(__name__)
+
+_IDLE_WAIT_S = 0.2
+
+
+class PromptEncoder(Protocol):
+    """The tokenizer, as far as the server needs it."""
+
+    def encode(self, text: str, *, chat: bool) -> list[int]:
+        """Token ids of a prompt; ValueError if the model cannot take it so."""
+
+
+class ServedTarget(Target, Protocol):
+    """A target together with what devices are told about it."""
+
+    described: Described
+    vocabulary: Vocabulary
+    shape: TargetShape
+    codec: PromptEncoder
+
+
+class TargetServer:
+    """Serves one target to every device on a node; `run` is its loop.
+
+    Args:
+        node: a bound node; the services of `sled.messages` are registered on it.
+        target: the model.
+        limits: bounds on sessions and batches.
+    """
+
+    def __init__(self, node: Node, target: ServedTarget, limits: ServerLimits | None = None) -> None:
+        self._target = target
+        self._machine: Server[Request] = Server(target.shape, limits)
+        self._inbox: Inbox = node.serve(*messages.SERVICES)
+        self._vocabulary = encode(target.vocabulary)
+        self._described = encode(target.described)
+        self._stopping = threading.Event()
+
+    def run(self) -> None:
+        """Serve until `stop` is called. A failing forward costs its rounds, never the loop."""
+        while not self._stopping.is_set():
+            step = self._machine.next_step()
+            first = self._inbox.get(timeout_s=0.0 if step else _IDLE_WAIT_S)
+            if first is not None:
+                for request in (first, *self._inbox.drain()):
+                    self._handle(request)
+                step = self._machine.next_step()
+            if step:
+                self._compute(step)
+            else:
+                self._machine.expire(now=time.monotonic())
+            for session in self._machine.take_dropped():
+                self._target.drop(session)
+        self._inbox.close()
+
+    def stop(self) -> None:
+        """End `run` after the step in flight; safe from signal handlers and other threads."""
+        self._stopping.set()
+
+    def _handle(self, request: Request) -> None:
+        try:
+            answer = self._answer(request)
+        except Refusal as refusal:
+            info = msgspec.msgpack.encode(refusal.committed) if refusal.committed is not None else b""
+            request.refuse(refusal.code, refusal.detail, info)
+        except ValueError as error:
+            request.refuse("invalid", str(error).replace("\n", " "))
+        else:
+            if answer is not None:
+                request.reply(answer)
+
+    def _answer(self, request: Request) -> bytes | None:
+        """The reply's payload, or None if it comes with a later step."""
+        now, owner = time.monotonic(), request.peer.key or request.peer.id
+        match request.service:
+            case messages.DESCRIBE:
+                return self._described
+            case messages.VOCABULARY:
+                return self._vocabulary
+            case messages.OPEN:
+                message = decode(Open, request.payload)
+                prompt = message.prompt
+                tokens = self._target.codec.encode(prompt, chat=message.chat) if isinstance(prompt, str) else prompt
+                return encode(self._machine.open(owner, message, tokens, now=now))
+            case messages.VERIFY:
+                verdict = self._machine.verify(owner, decode(Verify, request.payload), request, now=now)
+                return encode(verdict) if verdict is not None else None
+            case _:
+                for waiting in self._machine.close(owner, decode(Close, request.payload).session):
+                    waiting.refuse("session_unknown", "the session was closed while this round waited")
+                return b""
+
+    def _compute(self, step: Step[Request]) -> None:
+        try:
+            logits = self._target.forward(step.chunks)
+        except Exception:
+            log.exception("forward of %d chunks failed", len(step.chunks))
+            for request in self._machine.fail(step):
+                request.refuse("target_failed", "the target could not compute this round; try again")
+            return
+        for requests, verdict in self._machine.complete(step, logits):
+            payload = encode(verdict)
+            for request in requests:
+                request.reply(payload)
+
+
+def warm_up(target: Target) -> None:
+    """One small forward, so that the first device does not pay for it."""
+    session = bytes(8)
+    logits: NDArray[np.float32] = target.forward([Chunk(session, (0, 0), 0, 1)])
+    assert logits.shape[0] == 1
+    target.drop(session)

@@ -1,0 +1,152 @@
+"""Text to token ids and back, on the side that holds the tokenizer."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from jinja2.exceptions import TemplateError
+from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
+
+from sled.errors import UnknownModel
+from sled.messages import Vocabulary
+
+
+def _byte_of_char() -> dict[str, int]:
+    """The byte-level alphabet of GPT-2: printable bytes stand for themselves, the rest for characters from 256 on."""
+    plain = [*range(33, 127), *range(161, 173), *range(174, 256)]
+    table = {chr(byte): byte for byte in plain}
+    table.update({chr(256 + i): byte for i, byte in enumerate(b for b in range(256) if b not in set(plain))})
+    return table
+
+
+_BYTE_OF_CHAR = _byte_of_char()
+
+
+def _byte_level_piece(token: str) -> bytes:
+    if all(char in _BYTE_OF_CHAR for char in token):
+        return bytes(_BYTE_OF_CHAR[char] for char in token)
+    return token.encode()
+
+
+def _sentencepiece_piece(token: str) -> bytes:
+    if len(token) == 6 and token.startswith("<0x") and token.endswith(">"):
+        return bytes([int(token[3:5], 16)])
+    return token.replace("▁", " ").encode()
+
+
+class TextCodec:
+    """A tokenizer, its chat template and its stop tokens.
+
+    Args:
+        tokenizer: a `tokenizers.Tokenizer`.
+        chat_template: Jinja source as models ship it, or None.
+        special: names of special tokens as templates use them, e.g. {"bos_token": "<s>"}.
+        stop_ids: ids that end an answer.
+    """
+
+    def __init__(
+        self,
+        tokenizer: Tokenizer,
+        chat_template: str | None,
+        special: dict[str, str],
+        stop_ids: Sequence[int],
+    ) -> None:
+        self.tokenizer = tokenizer
+        self.chat_template = chat_template
+        self.special = special
+        self.stop_ids = sorted(set(stop_ids))
+
+    def encode(self, text: str, *, chat: bool) -> list[int]:
+        """Token ids of a prompt; with `chat`, of a conversation whose only message is the user's `text`.
+
+        Raises:
+            ValueError: chat is asked for and the model has no template, or the template refuses.
+        """
+        if not chat:
+            ids: list[int] = self.tokenizer.encode(text).ids
+            return ids
+        if self.chat_template is None:
+            raise ValueError("this model has no chat template; send the prompt as it is (--raw)")
+        try:
+            rendered = self._render([{"role": "user", "content": text}])
+        except TemplateError as error:
+            raise ValueError(f"the model's chat template failed: {error}") from error
+        return list(self.tokenizer.encode(rendered, add_special_tokens=False).ids)
+
+    def _render(self, messages: list[dict[str, str]]) -> str:
+        from transformers.utils.chat_template_utils import render_jinja_template
+
+        rendered, _ = render_jinja_template(
+            [messages], chat_template=self.chat_template, add_generation_prompt=True, **self.special
+        )
+        return str(rendered[0])
+
+    def vocabulary(self) -> Vocabulary:
+        """The bytes of every id, for devices that show text without a tokenizer."""
+        state = json.loads(self.tokenizer.to_str())
+        byte_level = '"ByteLevel"' in json.dumps([state.get("decoder"), state.get("pre_tokenizer")])
+        piece = _byte_level_piece if byte_level else _sentencepiece_piece
+        added = {entry["id"]: entry for entry in state.get("added_tokens", [])}
+        by_id = {index: token for token, index in self.tokenizer.get_vocab(with_added_tokens=True).items()}
+        pieces = []
+        for index in range(max(by_id) + 1):
+            token = by_id.get(index, "")
+            pieces.append(token.encode() if index in added else piece(token))
+        return Vocabulary(pieces, sorted(i for i, entry in added.items() if entry.get("special")))
+
+
+def codec_from_gguf(metadata: dict[str, Any]) -> TextCodec:
+    """The tokenizer inside a GGUF file.
+
+    Raises:
+        UnknownModel: a tokenizer kind other than byte-level BPE.
+    """
+    kind, pre = metadata.get("tokenizer.ggml.model"), metadata.get("tokenizer.ggml.pre", "gpt-2")
+    splitters = {
+        "smollm": pre_tokenizers.Sequence(
+            [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)]
+        ),
+        "gpt-2": pre_tokenizers.ByteLevel(add_prefix_space=False),
+    }
+    if kind != "gpt2" or pre not in splitters:
+        raise UnknownModel(
+            f"the GGUF file's tokenizer is {kind}/{pre}; supported are gpt2 with {', '.join(splitters)}: "
+            "use the model's Hugging Face directory instead"
+        )
+    tokens, types = metadata["tokenizer.ggml.tokens"], metadata["tokenizer.ggml.token_type"]
+    merges = [tuple(merge.split(" ", 1)) for merge in metadata["tokenizer.ggml.merges"]]
+    tokenizer = Tokenizer(models.BPE(vocab={t: i for i, t in enumerate(tokens)}, merges=merges))
+    tokenizer.pre_tokenizer = splitters[pre]
+    tokenizer.decoder = decoders.ByteLevel()
+    control = [t for t, type_id in zip(tokens, types, strict=True) if type_id == 3]
+    tokenizer.add_special_tokens([AddedToken(t, special=True, normalized=False) for t in control])
+    names = {"bos_token": "bos", "eos_token": "eos", "unk_token": "unknown", "pad_token": "padding"}
+    special = {
+        name: tokens[metadata[f"tokenizer.ggml.{key}_token_id"]]
+        for name, key in names.items()
+        if f"tokenizer.ggml.{key}_token_id" in metadata
+    }
+    stop = [metadata[key] for key in ("tokenizer.ggml.eos_token_id", "tokenizer.ggml.eot_token_id") if key in metadata]
+    return TextCodec(tokenizer, metadata.get("tokenizer.chat_template"), special, stop)
+
+
+def codec_from_directory(path: Path) -> TextCodec:
+    """The tokenizer of a model directory in Hugging Face layout.
+
+    Raises:
+        UnknownModel: the directory has no tokenizer.json.
+    """
+    if not (path / "tokenizer.json").is_file():
+        raise UnknownModel(f"{path} has no tokenizer.json; save the tokenizer in its fast format beside the model")
+    from transformers import AutoTokenizer, GenerationConfig
+
+    loaded = AutoTokenizer.from_pretrained(path, local_files_only=True)
+    stop = [loaded.eos_token_id] if loaded.eos_token_id is not None else []
+    if (path / "generation_config.json").is_file():
+        eos = GenerationConfig.from_pretrained(path, local_files_only=True).eos_token_id
+        stop += eos if isinstance(eos, list) else [eos] if eos is not None else []
+    special = {name: str(token) for name, token in loaded.special_tokens_map.items() if isinstance(token, str)}
+    return TextCodec(loaded.backend_tokenizer, loaded.chat_template, special, stop)

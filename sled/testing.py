@@ -1,0 +1,127 @@
+"""A small, exact language model without torch, for tests of your own drafters, servers and links.
+
+>>> target = ToyTarget()
+>>> target.plain_answer([1, 2, 3], Sampling(), 4) == target.plain_answer([1, 2, 3], Sampling(), 4)
+True
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import edgekernels
+import numpy as np
+from numpy.typing import NDArray
+
+from sled.messages import Described, Vocabulary
+from sled.server import TargetShape
+from sled.types import Chunk, Sampling
+from sled.vocabulary import vocabulary_hash
+from sled.window import Window
+
+
+class ToyCodec:
+    """One token per character: the id is the character's code modulo the vocabulary."""
+
+    def __init__(self, vocab_size: int) -> None:
+        self._vocab_size = vocab_size
+
+    def encode(self, text: str, *, chat: bool) -> list[int]:
+        """Ids of the characters; chat puts token 1 in front."""
+        return [1] * chat + [2 + ord(char) % (self._vocab_size - 2) for char in text]
+
+
+class ToyTarget:
+    """A target whose next-token logits are a fixed function of the last two tokens; token 0 ends an answer.
+
+    It keeps the tokens of each session as a real target keeps keys and values, and fails if a chunk does not continue
+    what was kept: a server that rolls back wrongly is found out.
+
+    Args:
+        vocab_size: number of tokens, at least 3.
+        max_positions: context length.
+        max_window: drafts per round.
+        seed: another seed is another model.
+    """
+
+    def __init__(self, vocab_size: int = 50, *, max_positions: int = 4096, max_window: int = 16, seed: int = 0) -> None:
+        self._seed, self._rows = seed, {}  # type: tuple[int, dict[tuple[int, int], NDArray[np.float32]]]
+        self.codec = ToyCodec(vocab_size)
+        self.vocabulary = Vocabulary([b"", *(f"<{i}>".encode() for i in range(1, vocab_size))], [0])
+        digest = vocabulary_hash(self.vocabulary)
+        self.described = Described("toy", "float32", vocab_size, digest, max_positions, max_window, [0])
+        self.shape = TargetShape(vocab_size, max_positions, max_window, frozenset([0]))
+        self.kept: dict[bytes, list[int]] = {}
+        self.steps: list[list[Chunk]] = []
+
+    def row(self, tokens: Sequence[int]) -> NDArray[np.float32]:
+        """Logits (vocab,) of the token that follows `tokens`."""
+        context = (tokens[-2] if len(tokens) > 1 else -1, tokens[-1])
+        if context not in self._rows:
+            rng = np.random.default_rng([self._seed, context[0] + 1, context[1]])
+            self._rows[context] = (rng.normal(size=self.shape.vocab_size) * 2.0).astype(np.float32)
+        return self._rows[context]
+
+    def forward(self, chunks: Sequence[Chunk]) -> NDArray[np.float32]:
+        """See `sled.targets.Target.forward`."""
+        self.steps.append(list(chunks))
+        rows = []
+        for chunk in chunks:
+            kept = self.kept.setdefault(chunk.session, [])
+            assert chunk.past <= len(kept), f"chunk starts at {chunk.past}, only {len(kept)} tokens are kept"
+            kept[chunk.past :] = chunk.tokens
+            rows += [self.row(kept[: len(kept) - i]) for i in reversed(range(chunk.num_logits))]
+        return np.array(rows, np.float32).reshape(-1, self.shape.vocab_size)
+
+    def drop(self, session: bytes) -> None:
+        """Forget a session."""
+        self.kept.pop(session, None)
+
+    def plain_answer(self, prompt: Sequence[int], sampling: Sampling, num_tokens: int) -> list[int]:
+        """The answer by decoding one token after the other, without sessions, drafts or batches."""
+        text = list(prompt)
+        while len(text) < len(prompt) + num_tokens and not (len(text) > len(prompt) and text[-1] == 0):
+            text.append(_sample(self.row(text), sampling, len(text)))
+        return text[len(prompt) :]
+
+
+class ToyDrafter:
+    """Drafts what the toy target would say, and something else with probability `error`.
+
+    Args:
+        target: whom to imitate.
+        error: share of drafts that are random, 0 .. 1.
+        seed: of the errors.
+    """
+
+    name = "toy"
+
+    def __init__(self, target: ToyTarget, *, error: float = 0.3, seed: int = 0) -> None:
+        self._target, self._error = target, error
+        self._rng = np.random.default_rng(seed)
+        self._sampling = Sampling()
+
+    def start(self, sampling: Sampling) -> None:
+        """Remember how the target samples."""
+        self._sampling = sampling
+
+    def draft(self, prefix: Sequence[int], limit: int, window: Window) -> list[int]:
+        """`limit` tokens, some of them wrong."""
+        text = list(prefix)
+        for _ in range(limit):
+            token = _sample(self._target.row(text), self._sampling, len(text))
+            wrong = self._rng.random() < self._error
+            text.append(int(self._rng.integers(self._target.shape.vocab_size)) if wrong else token)
+        return text[len(prefix) :]
+
+
+def _sample(row: NDArray[np.float32], sampling: Sampling, position: int) -> int:
+    token = edgekernels.sample(
+        row[None],
+        temperature=sampling.temperature,
+        top_k=sampling.top_k,
+        top_p=sampling.top_p,
+        seed=sampling.seed,
+        position=position,
+    )
+    return int(token[0])

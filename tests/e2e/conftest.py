@@ -1,0 +1,93 @@
+"""Real processes: `sled serve` with the real small target, commands run as a user would."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import threading
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+
+@dataclass
+class Ran:
+    """What a command did."""
+
+    status: int
+    out: str
+    err: str
+
+    @property
+    def json(self):
+        return json.loads(self.out)
+
+
+def run(module: str, *arguments: str, timeout_s: float = 90, stdin: str | None = None) -> Ran:
+    """Run a command line of ours to its end."""
+    command = [sys.executable, "-m", module, *map(str, arguments)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=timeout_s, input=stdin, check=False)
+    return Ran(done.returncode, done.stdout, done.stderr)
+
+
+class ServerProcess:
+    """A running `sled serve`."""
+
+    def __init__(self, keys: Path, *more: str) -> None:
+        command = [sys.executable, "-m", "sled.cli", "serve", "--model", "smollm2-135m"]
+        command += ["--bind", "tcp://127.0.0.1:0", "--keys", str(keys), *more]
+        self.process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        guard = threading.Timer(90, self.process.kill)
+        guard.start()
+        assert self.process.stdout is not None
+        self.ready_line = self.process.stdout.readline()
+        guard.cancel()
+        if not self.ready_line:
+            raise AssertionError(f"the server did not start: {self.end()}")
+
+    def end(self) -> tuple[int, str]:
+        """SIGTERM; returns exit status and stderr."""
+        self.process.terminate()
+        _, errors = self.process.communicate(timeout=30)
+        return self.process.returncode, errors
+
+
+@pytest.fixture(scope="session")
+def keys(tmp_path_factory) -> Path:
+    """Key directories made by the command line: server, device (allowed), stranger (not allowed)."""
+    root = tmp_path_factory.mktemp("keys")
+    for name in ("server", "device", "stranger"):
+        assert run("edgebus.cli", "keygen", root / name).status == 0
+    assert run("edgebus.cli", "allow", root / "server", root / "device" / "node.key").status == 0
+    return root
+
+
+@pytest.fixture(scope="session")
+def server(keys):
+    """One server for all tests of the session; it must outlive everything they do to it."""
+    process = ServerProcess(keys / "server", "--json")
+    yield json.loads(process.ready_line)
+    status, errors = process.end()
+    assert status == 0, errors
+    assert "Traceback" not in errors
+
+
+@pytest.fixture
+def generate(server, keys):
+    """`sled generate` against the session's server; keyword arguments replace the usual options."""
+
+    def call(prompt: str, *more: str, **options: str | Path | None) -> Ran:
+        chosen = {
+            "server": server["endpoint"],
+            "server-key": keys / "server" / "node.key",
+            "keys": keys / "device",
+            "drafter": "none",
+            "max-tokens": "12",
+            **{name.replace("_", "-"): value for name, value in options.items()},
+        }
+        flat = [part for name, value in chosen.items() if value is not None for part in (f"--{name}", str(value))]
+        return run("sled.cli", "generate", prompt, *flat, *more)
+
+    return call

@@ -1,0 +1,70 @@
+"""What importing edgebus costs, and which modules stay pure."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+
+import edgebus
+
+PURE = [
+    "config",
+    "errors",
+    "hub",
+    "link",
+    "messages",
+    "requests",
+    "wire",
+    "arrays",
+    "handshake",
+    "stats",
+    "keys",
+    "zap",
+]
+
+
+def run(code):
+    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True).stdout
+
+
+def test_import_is_fast_and_brings_no_sockets():
+    code = (
+        "import sys, time; start = time.perf_counter(); import edgebus; took = time.perf_counter() - start; "
+        "print(took, [m for m in ('zmq', 'torch', 'numpy', 'typer') if m in sys.modules])"
+    )
+    outputs = [run(code).split(maxsplit=1) for _ in range(3)]
+    assert min(float(took) for took, _ in outputs) < 0.150
+    assert outputs[0][1].strip() == "[]"
+
+
+@pytest.mark.parametrize("module", PURE)
+def test_pure_modules_load_without_zmq(module):
+    assert run(f"import sys, edgebus.{module}; print('zmq' in sys.modules)").strip() == "False"
+
+
+@pytest.mark.parametrize("module", ["hub", "link", "messages", "requests", "wire", "handshake"])
+def test_machines_do_not_look_at_clock_threads_or_chance(module):
+    import importlib
+
+    names = vars(importlib.import_module(f"edgebus.{module}"))
+    assert not {"time", "threading", "random", "os", "socket"} & set(names)
+
+
+def test_every_public_name_exists():
+    for name in edgebus.__all__:
+        assert getattr(edgebus, name).__doc__
+    with pytest.raises(AttributeError, match="Nodee"):
+        edgebus.Nodee  # noqa: B018
+
+
+def test_doctests_hold():
+    import doctest
+
+    from edgebus import node, testing, wire
+
+    for module in (node, testing, wire):
+        result = doctest.testmod(module)
+        assert result.attempted > 0
+        assert result.failed == 0

@@ -1,0 +1,120 @@
+"""What is read and what is not: rows after a rejection, the end of every buffer; and who holds the GIL."""
+
+import os
+import subprocess
+import sys
+import threading
+
+import numpy as np
+import pytest
+from edgekernels import accept, sample
+
+GUARD = """
+import ctypes, mmap, sys
+import numpy as np
+from edgekernels import Accepted, _accept, _select, accept, noise_bits, sample
+
+libc = ctypes.CDLL(None, use_errno=True)
+libc.mprotect.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
+PAGE, keep = mmap.PAGESIZE, []
+
+def guarded(values, hidden=0):
+    '''A copy that ends where the readable memory ends; its last `hidden` pages cannot be read either.'''
+    values = np.ascontiguousarray(values)
+    pages = -(-values.nbytes // PAGE)
+    memory = mmap.mmap(-1, (pages + 1) * PAGE)
+    keep.append(memory)
+    copy = np.frombuffer(memory, values.dtype, values.size, pages * PAGE - values.nbytes)
+    copy = copy.reshape(values.shape)
+    copy[...] = values
+    first = ctypes.addressof(ctypes.c_char.from_buffer(memory)) + (pages - hidden) * PAGE
+    assert libc.mprotect(first, (hidden + 1) * PAGE, 0) == 0
+    return copy
+
+_accept.set_level(sys.argv[1])
+_select.use(_accept)
+"""
+ENDS = """
+rng = np.random.default_rng(0)
+for vocab in (1, 3, 15, 16, 17, 63, 64, 65, 127, 1000, 1023, 1024, 1025, 4097):
+    logits = guarded(rng.normal(0, 3, (3, vocab)).astype(np.float32))
+    drafts, starts = guarded(np.zeros(2, np.int32)), guarded(np.array([0, 3]))
+    ids = guarded(rng.permutation(vocab).astype(np.int32))
+    for settings in ({"temperature": 0}, {"temperature": 5.0}, {"temperature": 0.5, "top_k": 3},
+                     {"temperature": 30.0, "top_p": 0.99}, {"temperature": 1.0, "top_k": 70, "top_p": 0.6}):
+        out = Accepted(guarded(np.zeros(1, np.int32)), guarded(np.zeros(1, np.int32)))
+        accept(logits, drafts, starts, out=out, **settings)
+        sample(logits, token_ids=ids, out=guarded(np.zeros(3, np.int32)), **settings)
+    noise_bits(0, 0, ids)
+print("clean")
+"""
+LAZY = """
+for settings in ({"temperature": 0}, {"temperature": 0.8}, {"temperature": 0.8, "top_k": 5, "top_p": 0.9}):
+    row = np.full((1, PAGE // 4), -9, np.float32)
+    row[0, 7] = 9
+    logits = guarded(np.repeat(row, 5, axis=0), hidden=3)
+    verdict = accept(logits, np.array([7, 8, 7, 7], np.int32), np.array([0, 5]), **settings)
+    assert (verdict.accepted[0], verdict.next_token[0]) == (1, 7)
+print("clean")
+"""
+CRASH = """
+row = guarded(np.zeros((2, PAGE // 4), np.float32), hidden=1)
+sample(row, temperature=0)
+print("clean")
+"""
+
+
+def run(script, level):
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(p for p in sys.path if p)}
+    command = [sys.executable, "-c", GUARD + script, level]
+    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60, check=False)
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="guard pages are set with mprotect")
+@pytest.mark.parametrize("script", [ENDS, LAZY], ids=["ends", "lazy"])
+def test_nothing_unreadable_is_read(level, script):
+    result = run(script, level)
+    assert (result.returncode, result.stdout) == (0, "clean\n"), result.stderr
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="guard pages are set with mprotect")
+def test_guard_pages_do_stop_a_read(level):
+    assert run(CRASH, level).returncode < 0
+
+
+@pytest.mark.parametrize("temperature", [0.0, 0.8])
+def test_rows_after_a_rejection_do_not_matter(engine, temperature):
+    rng = np.random.default_rng(1)
+    logits = rng.normal(0, 3, (5, 700)).astype(np.float32)
+    chosen = sample(logits, temperature=temperature, position=np.arange(5))
+    drafts = chosen[:4].copy()
+    drafts[2] ^= 1
+    spoilt = logits.copy()
+    spoilt[3:] = np.nan
+    for rows in (logits, spoilt):
+        verdict = accept(rows, drafts, np.array([0, 5]), temperature=temperature)
+        assert (verdict.accepted[0], verdict.next_token[0]) == (2, chosen[2])
+
+
+def test_gil_is_released(level):
+    """A thread whose only work is to count gets on while another one is inside a long call."""
+    logits = np.zeros((400, 50_000), np.float32)
+    inside, done, counted = threading.Event(), threading.Event(), []
+
+    def work():
+        inside.set()
+        sample(logits, temperature=1.0, position=np.arange(400), top_p=0.999)
+        done.set()
+
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(100.0)  # nobody is made to yield: the counter runs only if the call lets go
+    thread = threading.Thread(target=work)
+    try:
+        thread.start()
+        inside.wait(10)
+        while not done.is_set() and len(counted) < 10_000_000:
+            counted.append(None)
+    finally:
+        sys.setswitchinterval(interval)
+        thread.join(60)
+    assert len(counted) > 100

@@ -1,0 +1,81 @@
+"""Choice of backend and level through the environment, each in a fresh interpreter."""
+
+import importlib.util
+import os
+import subprocess
+import sys
+
+import pytest
+
+built = pytest.mark.skipif(
+    importlib.util.find_spec("edgekernels._accept") is None, reason="the compiled kernels are not built"
+)
+
+HIDE = """
+import importlib.util, sys
+find = importlib.util.find_spec
+importlib.util.find_spec = lambda name, *rest: None if name == "edgekernels._accept" else find(name, *rest)
+sys.modules["edgekernels._accept"] = None
+"""
+SHOW = "import edgekernels; print(edgekernels.backend())"
+
+
+def run(script, **environment):
+    clean = {name: value for name, value in os.environ.items() if not name.startswith("EDGEKERNELS_")}
+    clean |= {"PYTHONPATH": os.pathsep.join(p for p in sys.path if p)} | environment
+    command = [sys.executable, "-c", script]
+    return subprocess.run(command, env=clean, capture_output=True, text=True, timeout=60, check=False)
+
+
+def test_numpy_can_be_forced_and_is_silent():
+    result = run(SHOW, EDGEKERNELS_BACKEND="numpy")
+    assert (result.stdout, result.stderr) == ("numpy\n", "")
+
+
+@built
+@pytest.mark.native
+def test_compiled_kernels_are_the_default():
+    result = run(SHOW)
+    assert (result.stdout, result.stderr) == ("cython\n", "")
+
+
+@built
+@pytest.mark.native
+def test_level_can_be_forced():
+    result = run("import edgekernels._accept as a; print(a.level())", EDGEKERNELS_LEVEL="base")
+    assert result.stdout == "base\n"
+
+
+@built
+@pytest.mark.native
+def test_unknown_level_is_an_error():
+    result = run(SHOW, EDGEKERNELS_LEVEL="mmx")
+    assert result.returncode == 1
+    assert "ImportError: EDGEKERNELS_LEVEL: level 'mmx' is not available here; use one of" in result.stderr
+
+
+def test_unknown_backend_is_an_error():
+    result = run(SHOW, EDGEKERNELS_BACKEND="fortran")
+    assert result.returncode == 1
+    assert "ImportError: EDGEKERNELS_BACKEND='fortran' is unknown; set one of cython, numpy" in result.stderr
+
+
+def test_without_compiled_kernels_numpy_serves_with_one_warning():
+    result = run(HIDE + SHOW)
+    assert result.stdout == "numpy\n"
+    assert result.stderr.count("no compiled kernels") == 1
+    assert "RuntimeWarning" not in result.stderr
+
+
+def test_without_compiled_kernels_forcing_them_is_an_error():
+    result = run(HIDE + SHOW, EDGEKERNELS_BACKEND="cython")
+    assert result.returncode == 1
+    assert "are not built" in result.stderr
+
+
+def test_import_is_light_and_sets_no_version():
+    script = (
+        "import sys, edgekernels; "
+        "print(hasattr(edgekernels, '__version__'), {'torch', 'zmq', 'scipy'} & set(sys.modules))"
+    )
+    assert run(script, EDGEKERNELS_BACKEND="numpy").stdout == "False set()\n"

@@ -1,0 +1,58 @@
+"""A toy target served over a real socket, and devices that ask it."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import pytest
+
+import edgebus
+from sled.run.device import Device
+from sled.run.server import TargetServer
+from sled.server import ServerLimits
+from sled.testing import ToyTarget
+
+
+class Served:
+    """A server thread on loopback with CURVE, and its key directories."""
+
+    def __init__(self, directory) -> None:
+        self.directory = directory
+        for name in ("server", "device"):
+            edgebus.generate_keys(directory / name)
+        self.allow_file = directory / "server" / "allowed_keys"
+        edgebus.add_to_allow_list(self.allow_file, directory / "device" / "node.key")
+        self.target = ToyTarget()
+
+    @contextmanager
+    def serving(self, endpoint="tcp://127.0.0.1:0", target=None, limits: ServerLimits | None = None) -> Iterator[str]:
+        keys = edgebus.load_keys(self.directory / "server")
+        with edgebus.Node(name="server", keys=keys, allow=edgebus.AllowList.from_file(self.allow_file)) as node:
+            real = node.bind(endpoint)
+            server = TargetServer(node, target or self.target, limits)
+            thread = threading.Thread(target=server.run)
+            thread.start()
+            try:
+                yield real
+            finally:
+                server.stop()
+                thread.join(10)
+                assert not thread.is_alive()
+
+    def device(self, endpoint, drafter="none", timeout_s=10.0, **more) -> Device:
+        return Device(
+            endpoint,
+            server_key=self.directory / "server" / "node.key",
+            keys=self.directory / "device",
+            drafter=drafter,
+            timeout_s=timeout_s,
+            cache_dir=self.directory / "cache",
+            **more,
+        )
+
+
+@pytest.fixture
+def served(tmp_path) -> Served:
+    return Served(tmp_path)

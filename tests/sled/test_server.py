@@ -1,0 +1,309 @@
+"""The server machine against a target that checks every chunk it is given."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from sled.history import History
+from sled.messages import Open, Verdict, Verify
+from sled.server import Refusal, Server, ServerLimits
+from sled.testing import ToyTarget
+from sled.types import Sampling
+
+PROMPT = [5, 6, 7]
+SAMPLED = Sampling(temperature=1.0, seed=9)
+
+
+def session_id(number: int = 0) -> bytes:
+    return number.to_bytes(8, "little")
+
+
+class Driver:
+    """Runs the machine and a toy target the way the shell does."""
+
+    def __init__(self, limits: ServerLimits | None = None, **target: int) -> None:
+        self.target = ToyTarget(**target)
+        self.server: Server[str] = Server(self.target.shape, limits)
+
+    def open(self, number=0, prompt=PROMPT, sampling=SAMPLED, answer=(), owner="me", now=0.0):
+        message = Open(session_id(number), sampling, list(prompt), False, list(answer))
+        return self.server.open(owner, message, prompt, now=now)
+
+    def ask(self, text, draft=(), number=0, owner="me", ticket="t", now=0.0) -> Verdict | None:
+        digest = History(text).digest(len(text))
+        return self.server.verify(owner, Verify(session_id(number), len(text), digest, list(draft)), ticket, now=now)
+
+    def step(self) -> list[tuple[list[str], Verdict]]:
+        step = self.server.next_step()
+        if step is None:
+            return []
+        answers = self.server.complete(step, self.target.forward(step.chunks))
+        for session in self.server.take_dropped():
+            self.target.drop(session)
+        return answers
+
+    def steps(self) -> list[tuple[list[str], Verdict]]:
+        for _ in range(1000):
+            if answers := self.step():
+                return answers
+        raise AssertionError("no verdict in 1000 steps")
+
+    def round(self, text, draft=(), number=0) -> Verdict:
+        """A whole round, whether it is answered at once or by a step."""
+        return self.ask(text, draft, number) or self.steps()[0][1]
+
+
+def test_round_hand_worked():
+    driver = Driver()
+    right = driver.target.plain_answer(PROMPT, SAMPLED, 4)
+    driver.open()
+    wrong = (right[1] + 1) % 50
+    verdict = driver.round(PROMPT, [right[0], wrong, right[2]])
+    assert verdict.tokens == right[:2]  # one draft accepted, then the target's own token
+    assert verdict.accepted == 1
+    verdict = driver.round(PROMPT + right[:2], right[2:3])
+    assert verdict.tokens == right[2:4]  # all accepted, and the bonus token
+    assert verdict.accepted == 1
+
+
+@settings(max_examples=60, deadline=None)
+@given(data=st.data(), temperature=st.sampled_from([0.0, 0.8]), seed=st.integers(0, 2**64 - 1))
+def test_any_drafts_give_the_plain_answer(data, temperature, seed):
+    """Whatever several devices draft, and however their rounds meet in a batch, each gets the target's own answer."""
+    sampling = Sampling(temperature=temperature, seed=seed)
+    driver = Driver()
+    prompts = [data.draw(st.lists(st.integers(1, 49), min_size=1, max_size=20)) for _ in range(3)]
+    right = [driver.target.plain_answer(p, sampling, 12) for p in prompts]
+    texts = [list(p) for p in prompts]
+    for number, prompt in enumerate(prompts):
+        driver.open(number, prompt, sampling)
+    for _ in range(60):
+        open_ones = [n for n in range(3) if len(texts[n]) < len(prompts[n]) + len(right[n])]
+        if not open_ones:
+            break
+        asking = data.draw(st.lists(st.sampled_from(open_ones), min_size=1, unique=True))
+        for n in asking:
+            left = right[n][len(texts[n]) - len(prompts[n]) :]
+            good = data.draw(st.integers(0, min(len(left), 5)))
+            junk = data.draw(st.lists(st.integers(0, 49), max_size=4))
+            driver.ask(texts[n], left[:good] + junk, n, ticket=str(n))
+        done = 0
+        while done < len(asking):
+            for tickets, verdict in driver.step():
+                texts[int(tickets[0])] += verdict.tokens
+                done += 1
+    for n in range(3):
+        answer = texts[n][len(prompts[n]) :]
+        assert answer[: len(right[n])] == right[n]
+
+
+def test_all_waiting_rounds_share_one_forward():
+    driver = Driver()
+    for n in range(8):
+        driver.open(n)
+        assert driver.ask(PROMPT, [1] * n, n, ticket=str(n)) is None
+    answers = driver.step()
+    assert [a[0] for a in answers] == [[str(n)] for n in range(8)]
+    assert {a[1].batch for a in answers} == {8}
+    assert len(driver.target.steps) == 1
+
+
+def test_rounds_feed_only_new_tokens():
+    """The cache is kept between rounds: a round costs its draft and one token, not the text again."""
+    driver = Driver()
+    text = list(range(1, 40))
+    driver.open(prompt=text)
+    text += driver.round(text).tokens
+    text += driver.round(text, [1, 2]).tokens
+    driver.round(text, [3])
+    assert [len(step[0].tokens) for step in driver.target.steps[1:]] == [3, 2]
+
+
+def test_repeated_round_gets_the_same_verdict():
+    driver = Driver()
+    driver.open()
+    first = driver.round(PROMPT, [1, 2])
+    assert driver.ask(PROMPT, [1, 2]) == first
+    assert driver.ask(PROMPT, [3]) == first  # another draft, the same text: the same answer
+    assert driver.server.next_step() is None
+
+
+def test_retry_while_waiting_joins_the_round():
+    driver = Driver()
+    driver.open()
+    driver.ask(PROMPT, [1], ticket="a")
+    driver.ask(PROMPT, [1], ticket="b")
+    answers = driver.steps()
+    assert [a[0] for a in answers] == [["a", "b"]]
+
+
+def test_stale_base_names_committed_length():
+    driver = Driver()
+    driver.open()
+    text = PROMPT + driver.round(PROMPT).tokens
+    text += driver.round(text).tokens
+    with pytest.raises(Refusal) as refusal:
+        driver.ask(PROMPT)
+    assert (refusal.value.code, refusal.value.committed) == ("stale_base", len(text))
+
+
+def test_round_ahead_of_the_text_is_refused():
+    driver = Driver()
+    driver.open()
+    with pytest.raises(Refusal) as refusal:
+        driver.ask([*PROMPT, 1])
+    assert (refusal.value.code, refusal.value.committed) == ("stale_base", len(PROMPT))
+
+
+def test_another_text_is_refused():
+    driver = Driver()
+    driver.open()
+    with pytest.raises(Refusal, match="differs"):
+        driver.ask([5, 6, 8])
+
+
+def test_session_of_another_owner_is_unknown():
+    driver = Driver()
+    driver.open()
+    for attempt in (
+        lambda: driver.ask(PROMPT, owner="you"),
+        lambda: driver.server.close("you", session_id()),
+    ):
+        with pytest.raises(Refusal) as refusal:
+            attempt()
+        assert refusal.value.code == "session_unknown"
+
+
+def test_open_twice_changes_nothing_and_other_text_is_refused():
+    driver = Driver()
+    assert driver.open() == driver.open()
+    with pytest.raises(Refusal) as refusal:
+        driver.open(prompt=[9])
+    assert refusal.value.code == "session_exists"
+
+
+def test_reopened_session_goes_on_with_the_same_answer():
+    driver = Driver()
+    right = driver.target.plain_answer(PROMPT, SAMPLED, 8)
+    driver.open(1, answer=right[:5])
+    assert driver.round(PROMPT + right[:5], number=1).tokens == right[5:6]
+
+
+def test_answer_ends_at_the_stop_token():
+    driver = Driver(vocab_size=4)
+    right = driver.target.plain_answer(PROMPT := [3], SAMPLED, 200)
+    assert right[-1] == 0
+    driver.open(prompt=PROMPT)
+    text = [*PROMPT, *right[:-1]]
+    for token in right[:-1]:
+        driver.round(text[: driver.server.sessions[session_id()].history.tokens.__len__()], [token])
+        if len(driver.server.sessions[session_id()].history) >= len(text):
+            break
+    session = driver.server.sessions[session_id()]
+    if session.finish == "":
+        verdict = driver.round(text, [0, 1, 2])
+        assert (verdict.tokens, verdict.accepted, verdict.finish) == ([0], 1, "stop")
+    again = driver.ask(session.history.tokens, [])
+    assert again is not None
+    assert (again.tokens, again.finish) == ([], "stop")
+
+
+def test_context_end_finishes_with_length():
+    driver = Driver(max_positions=6)
+    right = driver.target.plain_answer(PROMPT, SAMPLED, 3)
+    assert 0 not in right
+    driver.open()
+    verdict = driver.round(PROMPT, [*right, 1, 1, 1])
+    assert verdict.tokens == right
+    assert verdict.finish == "length"
+
+
+@pytest.mark.parametrize(("prompt", "code"), [([], "invalid"), ([1] * 4096, "prompt_too_long"), ([50], "invalid")])
+def test_bad_prompt_is_refused(prompt, code):
+    with pytest.raises(Refusal) as refusal:
+        Driver().open(prompt=prompt)
+    assert refusal.value.code == code
+
+
+@pytest.mark.parametrize(("draft", "code"), [([50], "invalid"), ([1] * 17, "window_too_long")])
+def test_bad_draft_is_refused_and_the_session_lives(draft, code):
+    driver = Driver()
+    driver.open()
+    with pytest.raises(Refusal) as refusal:
+        driver.ask(PROMPT, draft)
+    assert refusal.value.code == code
+    assert driver.round(PROMPT).tokens == driver.target.plain_answer(PROMPT, SAMPLED, 1)
+
+
+def test_too_many_sessions_are_refused():
+    driver = Driver(ServerLimits(max_sessions=3, max_sessions_per_owner=2))
+    driver.open(0)
+    driver.open(1)
+    with pytest.raises(Refusal, match="close one or wait"):
+        driver.open(2)
+    driver.open(3, owner="you")
+    with pytest.raises(Refusal):
+        driver.open(4, owner="she")
+    driver.server.close("me", session_id(0))
+    driver.open(4, owner="she")
+
+
+def test_idle_sessions_are_forgotten_and_waiting_ones_kept():
+    driver = Driver(ServerLimits(idle_s=10))
+    driver.open(0)
+    driver.open(1)
+    driver.ask(PROMPT, number=1)
+    driver.server.expire(now=11.0)
+    assert list(driver.server.sessions) == [session_id(1)]
+    assert driver.server.take_dropped() == [session_id(0)]
+
+
+def test_cache_over_budget_is_dropped_and_computed_again():
+    driver = Driver(ServerLimits(max_cached_tokens=60))
+    texts = {n: list(range(1, 30)) for n in range(3)}
+    right = driver.target.plain_answer(texts[0], SAMPLED, 4)
+    for n in range(3):
+        driver.open(n, texts[n], now=float(n))
+        texts[n] += driver.round(texts[n], number=n).tokens
+    assert sum(len(kept) for kept in driver.target.kept.values()) <= 60
+    for _ in range(3):
+        for n in range(3):
+            texts[n] += driver.round(texts[n], number=n).tokens
+    assert all(texts[n][29:] == right for n in range(3))
+
+
+def test_long_prompt_does_not_hold_up_rounds():
+    """While 2,000 tokens are prefilled in pieces, another session's rounds go on with every step."""
+    driver = Driver(ServerLimits(batch_tokens=100, prefill_beside_rounds=50))
+    driver.open(0)
+    text = PROMPT + driver.round(PROMPT).tokens
+    driver.open(1, [1] * 2000)
+    for _ in range(10):
+        assert driver.ask(text) is None
+        answers = driver.step()
+        assert len(answers) == 1
+        assert sum(len(chunk.tokens) for chunk in driver.target.steps[-1]) <= 51
+        text += answers[0][1].tokens
+
+
+def test_every_round_is_verified_when_rounds_exceed_the_budget():
+    driver = Driver(ServerLimits(batch_tokens=10))
+    for n in range(8):
+        driver.open(n)
+        driver.ask(PROMPT, [1, 1, 1], n, ticket=str(n))
+    answered = []
+    for _ in range(8):
+        answered += [tickets[0] for tickets, _ in driver.step()]
+    assert sorted(answered) == [str(n) for n in range(8)]
+    assert answered == sorted(answered)  # in order of arrival
+
+
+def test_failed_forward_gives_up_rounds_and_keeps_sessions():
+    driver = Driver()
+    driver.open()
+    driver.ask(PROMPT, [1], ticket="a")
+    step = driver.server.next_step()
+    assert driver.server.fail(step) == ["a"]
+    assert driver.round(PROMPT).tokens == driver.target.plain_answer(PROMPT, SAMPLED, 1)

@@ -1,0 +1,137 @@
+"""The real small target and its drafter in one process: text, drafting, vocabularies."""
+
+from __future__ import annotations
+
+import pytest
+
+pytest.importorskip("torch")
+
+from sled.drafters import open_drafter
+from sled.errors import UnknownModel, VocabularyMismatch
+from sled.targets.catalog import find_model
+from sled.targets.causal_lm import load_target
+from sled.targets.text import codec_from_directory
+from sled.types import Chunk, Sampling
+from sled.vocabulary import vocabulary_hash
+from sled.window import Window
+
+pytestmark = pytest.mark.model
+
+
+@pytest.fixture(scope="module")
+def target():
+    return load_target(find_model("smollm2-135m"))
+
+
+@pytest.fixture(scope="module")
+def drafter(target):
+    return open_drafter("smollm2-12m", target.described)
+
+
+def greedy(target, prompt, num_tokens):
+    text = list(prompt)
+    while len(text) < len(prompt) + num_tokens:
+        rows = target.forward([Chunk(b"greedy", tuple(text), 0, 1)])
+        text.append(int(rows[0].argmax()))
+    return text[len(prompt) :]
+
+
+def test_chat_template_gives_the_models_conversation_format(target):
+    ids = target.codec.encode("Hi 12", chat=True)
+    text = target.codec.tokenizer.decode(ids, skip_special_tokens=False)
+    assert text.endswith("<|im_start|>user\nHi 12<|im_end|>\n<|im_start|>assistant\n")
+    assert text.startswith("<|im_start|>system\n")
+    digits = target.codec.encode("12", chat=False)
+    assert len(digits) == 2  # SmolLM2 splits numbers into digits
+
+
+@pytest.mark.parametrize("text", ["plain", "naïve café 你好 🙂", "tabs\tand\nlines  ", "x = [1, 2]"])
+def test_vocabulary_pieces_spell_the_text(target, text):
+    ids = target.codec.encode(text, chat=False)
+    pieces = target.vocabulary.pieces
+    assert b"".join(pieces[i] for i in ids).decode() == text
+
+
+def test_vocabulary_marks_control_tokens(target):
+    assert target.vocabulary.pieces[2] == b"<|im_end|>"
+    assert 2 in target.vocabulary.special_ids
+    assert target.described.stop_ids == [2]
+
+
+def test_same_tokenizer_saved_as_directory_has_the_same_hash(target, tmp_path):
+    from transformers import PreTrainedTokenizerFast
+
+    fast = PreTrainedTokenizerFast(
+        tokenizer_object=target.codec.tokenizer,
+        eos_token="<|im_end|>",
+        chat_template=target.codec.chat_template,
+    )
+    fast.save_pretrained(tmp_path)
+    codec = codec_from_directory(tmp_path)
+    assert vocabulary_hash(codec.vocabulary()) == target.described.vocab_hash
+    assert codec.encode("Hi there 12", chat=True) == target.codec.encode("Hi there 12", chat=True)
+    assert codec.stop_ids == [2]
+
+
+def test_distilled_drafter_agrees_with_its_target(target, drafter):
+    prompt = target.codec.encode("Write a short story about a fox who learns to swim.", chat=True)
+    answer = greedy(target, prompt, 24)
+    drafter.start(Sampling())
+    agreed = 0
+    for end in range(len(answer) - 1):
+        text = prompt + answer[:end]
+        agreed += drafter.draft(text, 1, Window(4)) == answer[end : end + 1]
+    assert agreed >= 10  # about .7 on stories; chance is 1 in 49,152
+
+
+def test_rolled_back_drafter_drafts_like_a_fresh_one(target, drafter):
+    """After rejected drafts the cache holds exactly the committed text."""
+    prompt = target.codec.encode("The sea, once it casts its spell,", chat=False)
+    drafter.start(Sampling())
+    text = list(prompt)
+    for step in range(4):
+        drafter.draft(text, 5, Window(8))
+        text += [1000 + step, 2000 + step]  # the target said something else
+    after_rollbacks = drafter.draft(text, 5, Window(8))
+    drafter.start(Sampling())
+    assert drafter.draft(text, 5, Window(8)) == after_rollbacks
+
+
+def test_drafts_depend_on_seed_and_temperature(target, drafter):
+    prompt = target.codec.encode("Once upon a time", chat=True)
+
+    def drafts(sampling):
+        drafter.start(sampling)
+        return drafter.draft(prompt, 8, Window(8))
+
+    assert drafts(Sampling(1.0, seed=1)) == drafts(Sampling(1.0, seed=1))
+    assert len({tuple(drafts(Sampling(1.0, seed=s))) for s in range(4)}) > 1
+
+
+def test_confidence_threshold_shortens_drafts(target, drafter):
+    prompt = target.codec.encode("Tell me something.", chat=True)
+    lengths = []
+    for threshold in (0.0, 0.5, 1.0):
+        drafter.start(Sampling())
+        lengths.append(len(drafter.draft(prompt, 12, Window(16, threshold))))
+    assert lengths[0] == 12
+    assert lengths[0] >= lengths[1] >= lengths[2]
+    assert lengths[2] < 12
+
+
+def test_unknown_drafter_says_what_to_give(target):
+    with pytest.raises(UnknownModel, match=r"none, ngram, smollm2-12m, a \.gguf file"):
+        open_drafter("smollm3", target.described)
+
+
+def test_gguf_drafter_of_the_same_vocabulary_is_accepted_and_of_another_refused(target):
+    path = str(find_model("smollm2-135m").path)
+    itself = open_drafter(path, target.described)
+    itself.start(Sampling())
+    prompt = target.codec.encode("Hi", chat=True)
+    assert itself.draft(prompt, 3, Window(4)) == greedy(target, prompt, 3)
+    import msgspec
+
+    other = msgspec.structs.replace(target.described, vocab_hash=bytes(16))
+    with pytest.raises(VocabularyMismatch, match="use a drafter made for this target, or ngram"):
+        open_drafter(path, other)
