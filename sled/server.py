@@ -244,6 +244,12 @@ class Server(Generic[Ticket]):
             self.dropped.append(session.id)
         return tickets
 
+    def give_up(self) -> list[Ticket]:
+        """The server stops: the tickets of all rounds that wait, which are forgotten."""
+        tickets = [ticket for s in self.sessions.values() if s.round for ticket in s.round.tickets]
+        self.sessions.clear()
+        return tickets
+
     def take_dropped(self) -> list[bytes]:
         """Sessions whose keys and values the target may free, since the last call."""
         dropped, self.dropped = self.dropped, []

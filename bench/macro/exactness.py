@@ -25,6 +25,7 @@ from bench import record
 from bench.macro.prompts import PROMPTS
 from sled import Device, Sampling, Window
 from sled.drafters import Drafter
+from sled.messages import SERVICES
 from sled.reference import Comparison, Reference, compare
 from sled.run.server import TargetServer
 from sled.targets.catalog import find_model
@@ -87,7 +88,7 @@ class Bench:
         keys = edgebus.load_keys(self.root / "server")
         with edgebus.Node(name="server", keys=keys, allow=edgebus.AllowList.any()) as node:
             endpoint = node.bind("tcp://127.0.0.1:0")
-            server = TargetServer(node, self.target)
+            server = TargetServer(node.serve(*SERVICES), self.target)
             thread = threading.Thread(target=server.run)
             thread.start()
             try:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 
 import typer
@@ -13,7 +14,7 @@ _UsageError: type[Exception] = next(c for c in typer.BadParameter.__mro__ if c._
 
 
 def run_app(app: typer.Typer, name: str, usage_errors: tuple[type[EdgebusError], ...] = ()) -> None:
-    """Run a command line: status 0, 1 for run errors, 2 for usage errors, 130 when interrupted.
+    """Run a command line: status 0, 1 for run errors, 2 for usage errors, 130 when interrupted, 141 when nobody reads.
 
     Args:
         app: the commands.
@@ -32,6 +33,9 @@ def run_app(app: typer.Typer, name: str, usage_errors: tuple[type[EdgebusError],
         _fail(name, str(error), 1)
     except (KeyboardInterrupt, typer.Abort):
         sys.exit(130)
+    except BrokenPipeError:  # the reader of our output has gone, as in `... | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(141)
 
 
 def _fail(name: str, message: str, status: int) -> None:

@@ -137,4 +137,6 @@ def _set_threads(threads: int) -> None:
 
 
 def _coloured(token: Token) -> str:
-    return f"{_GREEN}{token.text}{_PLAIN}" if token.drafted and token.text else token.text
+    """The token for a terminal: green if drafted, and nothing in it that could drive the terminal."""
+    text = "".join(char if char.isprintable() or char in "\n\t" else "\ufffd" for char in token.text)
+    return f"{_GREEN}{text}{_PLAIN}" if token.drafted and text else text

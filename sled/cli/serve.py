@@ -15,6 +15,8 @@ import typer
 import edgebus
 from sled.cli.progress import load_bar
 from sled.errors import ParameterError, UnknownModel
+from sled.messages import SERVICES
+from sled.run.server import TargetServer, warm_up
 
 
 class Dtype(StrEnum):
@@ -53,9 +55,16 @@ def serve(
     own = None if insecure or keys is None else edgebus.load_keys(keys)
     allow_list = None if insecure or keys is None else _allow_list(keys, allow)
     with edgebus.Node(name="sled-server", keys=own, allow=allow_list, insecure=insecure) as node:
-        # Bound before the model loads: an endpoint that cannot be had is known at once.
-        endpoint = node.bind(bind)
-        _serve_on(node, endpoint, own.public if own else None, model, dtype.value, max_window, threads, as_json)
+        # Bound before the model loads: an endpoint that cannot be had is known at once, and devices may wait already.
+        ready = {"endpoint": node.bind(bind), "public_key": own.public if own else None}
+        inbox = node.serve(*SERVICES)
+        server = _load(inbox, model, dtype.value, max_window, threads)
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, lambda *_: server.stop())
+        ready |= {"model": model, "dtype": dtype.value}
+        line = f"ready {ready['endpoint']} key {ready['public_key'] or 'none (insecure)'}"
+        print(json.dumps(ready) if as_json else line, flush=True)
+        server.run()
 
 
 def _allow_list(keys: Path, allow: str | None) -> edgebus.AllowList:
@@ -67,28 +76,8 @@ def _allow_list(keys: Path, allow: str | None) -> edgebus.AllowList:
     return edgebus.AllowList.from_file(path)
 
 
-def _serve_on(
-    node: edgebus.Node,
-    endpoint: str,
-    public_key: str | None,
-    model: str,
-    dtype: str,
-    max_window: int,
-    threads: int,
-    as_json: bool,
-) -> None:
-    server_class, target = _load(model, dtype, max_window, threads)
-    server = server_class(node, target)
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda *_: server.stop())
-    ready = {"endpoint": endpoint, "public_key": public_key, "model": target.described.name, "dtype": dtype}
-    line = json.dumps(ready) if as_json else f"ready {endpoint} key {public_key or 'none (insecure)'}"
-    print(line, flush=True)
-    server.run()
-
-
-def _load(model: str, dtype: str, max_window: int, threads: int):  # type: ignore[no-untyped-def]
-    """The server class and the target; torch is imported here, once the cheap checks have passed."""
+def _load(inbox: edgebus.Inbox, model: str, dtype: str, max_window: int, threads: int) -> TargetServer:
+    """The server with its target; torch is imported here, once the cheap checks have passed."""
     from sled.targets.catalog import find_model
 
     files = find_model(model)
@@ -96,7 +85,6 @@ def _load(model: str, dtype: str, max_window: int, threads: int):  # type: ignor
         try:
             import torch
 
-            from sled.run.server import TargetServer, warm_up
             from sled.targets.causal_lm import load_target
         except ModuleNotFoundError as error:
             raise UnknownModel(f"serving needs {error.name}: pip install 'edgebus[server]'") from None
@@ -109,4 +97,4 @@ def _load(model: str, dtype: str, max_window: int, threads: int):  # type: ignor
         file=sys.stderr,
         flush=True,
     )
-    return TargetServer, target
+    return TargetServer(inbox, target)

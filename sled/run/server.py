@@ -11,7 +11,7 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from edgebus import Inbox, Node, Request
+from edgebus import Inbox, Request
 from sled import messages
 from sled.messages import Close, Described, Open, Verify, Vocabulary, decode, encode
 from sled.server import Refusal, Server, ServerLimits, Step, TargetShape
@@ -21,6 +21,7 @@ from sled.types import Chunk
 log = logging.getLogger(__name__)
 
 _IDLE_WAIT_S = 0.2
+_MAX_CHARS_PER_TOKEN = 32  # far above any text worth reading
 
 
 class PromptEncoder(Protocol):
@@ -33,25 +34,29 @@ class PromptEncoder(Protocol):
 class ServedTarget(Target, Protocol):
     """A target together with what devices are told about it."""
 
-    described: Described
-    vocabulary: Vocabulary
-    shape: TargetShape
-    codec: PromptEncoder
+    @property
+    def described(self) -> Described: ...
+    @property
+    def vocabulary(self) -> Vocabulary: ...
+    @property
+    def shape(self) -> TargetShape: ...
+    @property
+    def codec(self) -> PromptEncoder: ...
 
 
 class TargetServer:
-    """Serves one target to every device on a node; `run` is its loop.
+    """Serves one target to every device; `run` is its loop.
 
     Args:
-        node: a bound node; the services of `sled.messages` are registered on it.
+        inbox: where the services of `sled.messages` arrive, `node.serve(*messages.SERVICES)`.
         target: the model.
         limits: bounds on sessions and batches.
     """
 
-    def __init__(self, node: Node, target: ServedTarget, limits: ServerLimits | None = None) -> None:
+    def __init__(self, inbox: Inbox, target: ServedTarget, limits: ServerLimits | None = None) -> None:
         self._target = target
         self._machine: Server[Request] = Server(target.shape, limits)
-        self._inbox: Inbox = node.serve(*messages.SERVICES)
+        self._inbox = inbox
         self._vocabulary = encode(target.vocabulary)
         self._described = encode(target.described)
         self._stopping = threading.Event()
@@ -71,6 +76,8 @@ class TargetServer:
                 self._machine.expire(now=time.monotonic())
             for session in self._machine.take_dropped():
                 self._target.drop(session)
+        for request in self._machine.give_up():
+            request.refuse("closing", "the server is stopping; go on at another one, or here when it is back")
         self._inbox.close()
 
     def stop(self) -> None:
@@ -85,6 +92,9 @@ class TargetServer:
             request.refuse(refusal.code, refusal.detail, info)
         except ValueError as error:
             request.refuse("invalid", str(error).replace("\n", " "))
+        except Exception:
+            log.exception("%s failed", request.service)
+            request.refuse("internal", "the server failed on this request; its log has the reason")
         else:
             if answer is not None:
                 request.reply(answer)
@@ -100,7 +110,7 @@ class TargetServer:
             case messages.OPEN:
                 message = decode(Open, request.payload)
                 prompt = message.prompt
-                tokens = self._target.codec.encode(prompt, chat=message.chat) if isinstance(prompt, str) else prompt
+                tokens = self._encode(prompt, message.chat) if isinstance(prompt, str) else prompt
                 return encode(self._machine.open(owner, message, tokens, now=now))
             case messages.VERIFY:
                 verdict = self._machine.verify(owner, decode(Verify, request.payload), request, now=now)
@@ -110,15 +120,21 @@ class TargetServer:
                     waiting.refuse("session_unknown", "the session was closed while this round waited")
                 return b""
 
+    def _encode(self, text: str, chat: bool) -> list[int]:
+        limit = _MAX_CHARS_PER_TOKEN * self._target.shape.max_positions
+        if len(text) > limit:  # tokenising holds up everybody's rounds
+            raise Refusal("prompt_too_long", f"{len(text)} characters, the target takes {limit}; shorten the prompt")
+        return self._target.codec.encode(text, chat=chat)
+
     def _compute(self, step: Step[Request]) -> None:
         try:
-            logits = self._target.forward(step.chunks)
+            answers = self._machine.complete(step, self._target.forward(step.chunks))
         except Exception:
-            log.exception("forward of %d chunks failed", len(step.chunks))
+            log.exception("step of %d chunks failed", len(step.chunks))
             for request in self._machine.fail(step):
                 request.refuse("target_failed", "the target could not compute this round; try again")
             return
-        for requests, verdict in self._machine.complete(step, logits):
+        for requests, verdict in answers:
             payload = encode(verdict)
             for request in requests:
                 request.reply(payload)

@@ -9,6 +9,7 @@ from contextlib import contextmanager
 import pytest
 
 import edgebus
+from sled.messages import SERVICES
 from sled.run.device import Device
 from sled.run.server import TargetServer
 from sled.server import ServerLimits
@@ -31,7 +32,7 @@ class Served:
         keys = edgebus.load_keys(self.directory / "server")
         with edgebus.Node(name="server", keys=keys, allow=edgebus.AllowList.from_file(self.allow_file)) as node:
             real = node.bind(endpoint)
-            server = TargetServer(node, target or self.target, limits)
+            server = TargetServer(node.serve(*SERVICES), target or self.target, limits)
             thread = threading.Thread(target=server.run)
             thread.start()
             try:
