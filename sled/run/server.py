@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import threading
 import time
+from collections.abc import Callable
 from typing import Protocol
 
 import msgspec
@@ -14,7 +15,7 @@ from numpy.typing import NDArray
 from edgebus import Inbox, Request
 from sled import messages
 from sled.messages import Close, Described, Open, Verify, Vocabulary, decode, encode
-from sled.server import Refusal, Server, ServerLimits, Step, TargetShape
+from sled.server import Refusal, Server, ServerLimits, TargetShape
 from sled.targets import Target
 from sled.types import Chunk
 
@@ -51,31 +52,33 @@ class TargetServer:
         inbox: where the services of `sled.messages` arrive, `node.serve(*messages.SERVICES)`.
         target: the model.
         limits: bounds on sessions and batches.
+        clock: seconds, for what is idle.
     """
 
-    def __init__(self, inbox: Inbox, target: ServedTarget, limits: ServerLimits | None = None) -> None:
+    def __init__(
+        self,
+        inbox: Inbox,
+        target: ServedTarget,
+        limits: ServerLimits | None = None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
         self._target = target
         self._machine: Server[Request] = Server(target.shape, limits)
         self._inbox = inbox
+        self._clock = clock
         self._vocabulary = encode(target.vocabulary)
         self._described = encode(target.described)
         self._stopping = threading.Event()
 
     def run(self) -> None:
         """Serve until `stop` is called. A failing forward costs its rounds, never the loop."""
+        busy = False
         while not self._stopping.is_set():
-            step = self._machine.next_step()
-            first = self._inbox.get(timeout_s=0.0 if step else _IDLE_WAIT_S)
+            first = self._inbox.get(timeout_s=0.0 if busy else _IDLE_WAIT_S)
             if first is not None:
                 for request in (first, *self._inbox.drain()):
-                    self._handle(request)
-                step = self._machine.next_step()
-            if step:
-                self._compute(step)
-            else:
-                self._machine.expire(now=time.monotonic())
-            for session in self._machine.take_dropped():
-                self._target.drop(session)
+                    self.handle(request)
+            busy = self.step()
         for request in self._machine.give_up():
             request.refuse("closing", "the server is stopping; go on at another one, or here when it is back")
         self._inbox.close()
@@ -84,7 +87,8 @@ class TargetServer:
         """End `run` after the step in flight; safe from signal handlers and other threads."""
         self._stopping.set()
 
-    def _handle(self, request: Request) -> None:
+    def handle(self, request: Request) -> None:
+        """Answer a request, or put its round where the next step finds it."""
         try:
             answer = self._answer(request)
         except Refusal as refusal:
@@ -99,9 +103,31 @@ class TargetServer:
             if answer is not None:
                 request.reply(answer)
 
+    def step(self) -> bool:
+        """Compute one forward and send its verdicts; False if there was nothing to do."""
+        step = self._machine.next_step()
+        if step is None:
+            self._machine.expire(now=self._clock())
+        for session in self._machine.take_dropped():
+            self._target.drop(session)
+        if step is None:
+            return False
+        try:
+            answers = self._machine.complete(step, self._target.forward(step.chunks))
+        except Exception:
+            log.exception("step of %d chunks failed", len(step.chunks))
+            for request in self._machine.fail(step):
+                request.refuse("target_failed", "the target could not compute this round; try again")
+            return True
+        for requests, verdict in answers:
+            payload = encode(verdict)
+            for request in requests:
+                request.reply(payload)
+        return True
+
     def _answer(self, request: Request) -> bytes | None:
         """The reply's payload, or None if it comes with a later step."""
-        now, owner = time.monotonic(), request.peer.key or request.peer.id
+        now, owner = self._clock(), request.peer.key or request.peer.id
         match request.service:
             case messages.DESCRIBE:
                 return self._described
@@ -125,19 +151,6 @@ class TargetServer:
         if len(text) > limit:  # tokenising holds up everybody's rounds
             raise Refusal("prompt_too_long", f"{len(text)} characters, the target takes {limit}; shorten the prompt")
         return self._target.codec.encode(text, chat=chat)
-
-    def _compute(self, step: Step[Request]) -> None:
-        try:
-            answers = self._machine.complete(step, self._target.forward(step.chunks))
-        except Exception:
-            log.exception("step of %d chunks failed", len(step.chunks))
-            for request in self._machine.fail(step):
-                request.refuse("target_failed", "the target could not compute this round; try again")
-            return
-        for requests, verdict in answers:
-            payload = encode(verdict)
-            for request in requests:
-                request.reply(payload)
 
 
 def warm_up(target: Target) -> None:

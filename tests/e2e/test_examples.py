@@ -1,0 +1,38 @@
+"""Every example runs as its first lines say."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+pytestmark = pytest.mark.net
+EXAMPLES = Path(__file__).parents[2] / "examples"
+
+
+def run_example(name, *arguments):
+    command = [sys.executable, str(EXAMPLES / name), *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, timeout=60, check=True).stdout
+
+
+def test_echo_with_curve():
+    assert run_example("echo_with_curve.py") == "HELLO [0.0, 2.0, 4.0, 6.0]\n"
+
+
+@pytest.mark.model
+def test_own_drafter(server, keys):
+    pytest.importorskip("torch")
+    out = run_example("own_drafter.py", server["endpoint"], keys / "server" / "node.key", keys / "device")
+    first, second = (int(rounds) for rounds in re.findall(r"in (\d+) rounds", out))
+    assert first == 24
+    assert second <= 4
+
+
+def test_every_example_is_short_and_tested():
+    tested = Path(__file__).read_text()
+    for example in EXAMPLES.glob("*.py"):
+        assert example.name in tested
+        assert len(example.read_text().splitlines()) < 60
