@@ -7,14 +7,18 @@ True
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 import edgekernels
 import numpy as np
 from numpy.typing import NDArray
 
-from sled.messages import Described, Vocabulary
-from sled.server import TargetShape
+from edgebus import Node
+from sled.messages import SERVICES, Described, Vocabulary
+from sled.run.server import ServedTarget, TargetServer
+from sled.server import ServerLimits, TargetShape
 from sled.types import Chunk, Sampling
 from sled.vocabulary import vocabulary_hash
 from sled.window import Window
@@ -83,6 +87,19 @@ class ToyTarget:
         while len(text) < len(prompt) + num_tokens and not (len(text) > len(prompt) and text[-1] == 0):
             text.append(_sample(self.row(text), sampling, len(text)))
         return text[len(prompt) :]
+
+
+@contextmanager
+def serving(node: Node, target: ServedTarget, limits: ServerLimits | None = None) -> Iterator[TargetServer]:
+    """Serve a target on a bound node from a thread of its own, until the block ends."""
+    server = TargetServer(node.serve(*SERVICES), target, limits)
+    thread = threading.Thread(target=server.run, name="sled-server")
+    thread.start()
+    try:
+        yield server
+    finally:
+        server.stop()
+        thread.join()
 
 
 class ToyDrafter:

@@ -25,11 +25,10 @@ from bench import record
 from bench.macro.prompts import PROMPTS
 from sled import Device, Sampling, Window
 from sled.drafters import Drafter
-from sled.messages import SERVICES
 from sled.reference import Comparison, Reference, compare
-from sled.run.server import TargetServer
 from sled.targets.catalog import find_model
 from sled.targets.causal_lm import load_target
+from sled.testing import serving
 
 MODEL = "smollm2-135m"
 DRAFTERS = ("none", "ngram", "smollm2-12m", "junk")
@@ -88,14 +87,8 @@ class Bench:
         keys = edgebus.load_keys(self.root / "server")
         with edgebus.Node(name="server", keys=keys, allow=edgebus.AllowList.any()) as node:
             endpoint = node.bind("tcp://127.0.0.1:0")
-            server = TargetServer(node.serve(*SERVICES), self.target)
-            thread = threading.Thread(target=server.run)
-            thread.start()
-            try:
+            with serving(node, self.target):
                 yield endpoint
-            finally:
-                server.stop()
-                thread.join()
 
     def device(self, endpoint: str, drafter: str, number: int = 0) -> Device:
         chosen: str | Drafter = JunkDrafter(self.target.shape.vocab_size, number) if drafter == "junk" else drafter

@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 import pytest
 
 import edgebus
-from sled.messages import SERVICES
 from sled.run.device import Device
-from sled.run.server import TargetServer
 from sled.server import ServerLimits
-from sled.testing import ToyTarget
+from sled.testing import ToyTarget, serving
 
 
 class Served:
@@ -32,15 +29,8 @@ class Served:
         keys = edgebus.load_keys(self.directory / "server")
         with edgebus.Node(name="server", keys=keys, allow=edgebus.AllowList.from_file(self.allow_file)) as node:
             real = node.bind(endpoint)
-            server = TargetServer(node.serve(*SERVICES), target or self.target, limits)
-            thread = threading.Thread(target=server.run)
-            thread.start()
-            try:
+            with serving(node, target or self.target, limits):
                 yield real
-            finally:
-                server.stop()
-                thread.join(10)
-                assert not thread.is_alive()
 
     def device(self, endpoint, drafter="none", timeout_s=10.0, **more) -> Device:
         return Device(
