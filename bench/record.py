@@ -51,10 +51,19 @@ def stamp() -> dict[str, Any]:
     }
 
 
-def write(name: str, results: dict[str, Any], figures: dict[str, float | int]) -> None:
-    """Write `results/NAME.json`, and the headline figures into `results/figures.json` beside those of others."""
+def write(
+    name: str, results: dict[str, Any], figures: dict[str, float | int], stamped: dict[str, Any] | None = None
+) -> None:
+    """Write `results/NAME.json`, and the headline figures into `results/figures.json` beside those of others.
+
+    Args:
+        name: of the file.
+        results: what was measured.
+        figures: flat headline figures.
+        stamped: the stamp of a long run's start; by default one is made now.
+    """
     RESULTS.mkdir(exist_ok=True)
-    (RESULTS / f"{name}.json").write_text(json.dumps({"stamp": stamp(), **results}, indent=1) + "\n")
+    (RESULTS / f"{name}.json").write_text(json.dumps({"stamp": stamped or stamp(), **results}, indent=1) + "\n")
     known = json.loads(FIGURES.read_text()) if FIGURES.is_file() else {}
     known.update(figures)
     FIGURES.write_text(json.dumps(dict(sorted(known.items())), indent=1) + "\n")

@@ -167,10 +167,10 @@ def expected_answers(
 def main() -> int:
     """Run the grid and write the results; 1 if anything differs beyond a numerical tie."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--tokens", type=int, default=40)
+    parser.add_argument("--tokens", type=int, default=24)
     parser.add_argument("--prompts", type=int, default=len(PROMPTS))
     options = parser.parse_args()
-    started_at = time.monotonic()
+    started_at, stamped = time.monotonic(), record.stamp()
     prompts = list(PROMPTS[:: max(1, len(PROMPTS) // options.prompts)][: options.prompts])
     tallies: dict[str, Tally] = {}
     with tempfile.TemporaryDirectory() as directory:
@@ -210,6 +210,7 @@ def main() -> int:
             "sled.exactness.ties": sum(len(t.ties) for t in tallies.values()),
             "sled.exactness.different": different,
         },
+        stamped,
     )
     return 1 if different else 0
 
