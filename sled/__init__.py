@@ -9,12 +9,14 @@ with sled.Device("tcp://server:5555", server_key="server.key", keys="keys", draf
 from __future__ import annotations
 
 from sled.errors import (
+    AnswerIncomplete,
     ParameterError,
     PromptTooLong,
     ProtocolError,
     ServerBusy,
     SessionUnknown,
     StaleBase,
+    TargetChanged,
     UnknownModel,
     VocabularyMismatch,
 )
@@ -25,6 +27,7 @@ from sled.window import Window
 
 __all__ = [
     "Answer",
+    "AnswerIncomplete",
     "Device",
     "ParameterError",
     "PromptTooLong",
@@ -35,6 +38,7 @@ __all__ = [
     "StaleBase",
     "Stats",
     "Stream",
+    "TargetChanged",
     "Token",
     "UnknownModel",
     "VocabularyMismatch",

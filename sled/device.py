@@ -14,7 +14,7 @@ from enum import Enum
 
 from sled.errors import ProtocolError
 from sled.history import History
-from sled.messages import Open, Opened, Verdict, Verify
+from sled.messages import MAX_WINDOW, Open, Opened, Verdict, Verify
 from sled.types import FinishReason, Sampling
 from sled.window import Window
 
@@ -60,6 +60,7 @@ class Generation:
         max_tokens: tokens wanted, at least 1.
         window: how many tokens to draft per round.
         max_reopens: how often a session that the server lost is opened again before giving up.
+        target_id: the target the answer must come from; empty for any.
     """
 
     def __init__(
@@ -72,6 +73,7 @@ class Generation:
         max_tokens: int,
         window: Window,
         max_reopens: int = 3,
+        target_id: bytes = b"",
     ) -> None:
         self.session = session
         self.sampling, self.max_tokens, self.window = sampling, max_tokens, window
@@ -85,6 +87,7 @@ class Generation:
         self._server_limit = 0
         self._draft: list[int] = []
         self._reopens_left = max_reopens
+        self._target_id = target_id
 
     @property
     def answer(self) -> list[int]:
@@ -101,7 +104,7 @@ class Generation:
         assert self.state is State.OPENING
         prompt = self.prompt_tokens if self.num_prompt else self._prompt
         chat = self._chat and not self.num_prompt
-        return Open(self.session, self.sampling, prompt, chat, self.answer)
+        return Open(self.session, self.sampling, prompt, chat, self.answer, self._target_id)
 
     def opened(self, message: Opened) -> None:
         """The server holds the session.
@@ -127,10 +130,9 @@ class Generation:
         return self.window.limit(server_limit=self._server_limit, remaining=remaining)
 
     def submit(self, draft: Sequence[int]) -> Verify:
-        """The round to send for this draft."""
+        """The round to send for this draft; what is over the limit is left out."""
         assert self.state is State.DRAFTING
-        assert len(draft) <= self.draft_limit()
-        self._draft = list(draft)
+        self._draft = [int(token) for token in draft[: self.draft_limit()]]
         self.state = State.WAITING
         base = len(self.history)
         return Verify(self.session, base, self.history.digest(base), self._draft)
@@ -142,12 +144,15 @@ class Generation:
         verdict of an earlier draft, and it is just as good.
 
         Raises:
-            ProtocolError: a verdict for another length, or more tokens than the round could yield.
+            ProtocolError: a verdict for another length, without tokens or an end, or with more than any round yields.
         """
         assert self.state is State.WAITING
         base = len(self.history)
-        if message.base != base or (not message.tokens and not message.finish):
-            raise ProtocolError(f"a verdict for length {message.base}, we stand at {base}; open a new session")
+        empty = not message.tokens and not message.finish
+        if message.base != base or empty or len(message.tokens) > MAX_WINDOW + 1:
+            raise ProtocolError(
+                f"{len(message.tokens)} tokens for length {message.base}, we stand at {base}; open a new session"
+            )
         tokens = message.tokens[: self.max_tokens - len(self.answer)]
         agreed = 0
         while agreed < min(len(tokens), len(self._draft)) and tokens[agreed] == self._draft[agreed]:

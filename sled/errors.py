@@ -17,6 +17,14 @@ class VocabularyMismatch(LocalError):
     """The drafter's token ids do not mean what the target's mean."""
 
 
+class TargetChanged(RemoteError):
+    """The server runs another model, or other arithmetic, than when the answer began."""
+
+
+class AnswerIncomplete(LocalError):
+    """The answer was broken off before its end."""
+
+
 class SessionUnknown(RemoteError):
     """The server has no such session (it restarted, or dropped it as idle): open it again."""
 

@@ -38,7 +38,7 @@ class Message(msgspec.Struct, frozen=True, array_like=True):
 
 
 class Described(Message, frozen=True, array_like=True):
-    """Answer to `sled.describe`: what the target is."""
+    """Answer to `sled.describe`: what the target is; `target_id` differs where weights or arithmetic differ."""
 
     name: str
     dtype: str
@@ -47,6 +47,7 @@ class Described(Message, frozen=True, array_like=True):
     max_positions: int
     max_window: int
     stop_ids: list[int]
+    target_id: bytes = b""
 
 
 class Vocabulary(Message, frozen=True, array_like=True):
@@ -60,7 +61,8 @@ class Open(Message, frozen=True, array_like=True):
     """Open a session, or take one up again where its committed text ends.
 
     `prompt` is text (through the target's chat template if `chat`) or token ids; `answer` holds tokens already
-    committed, after a server lost the session or when another server takes over.
+    committed, after a server lost the session or when another server takes over; a server whose target is not
+    `target_id` refuses, since it would go on with another model's text. Empty means any target.
     """
 
     session: SessionId
@@ -68,6 +70,7 @@ class Open(Message, frozen=True, array_like=True):
     prompt: PromptText | Tokens
     chat: bool = False
     answer: Tokens = []
+    target_id: Annotated[bytes, msgspec.Meta(max_length=16)] = b""
 
 
 class Opened(Message, frozen=True, array_like=True):

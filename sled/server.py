@@ -7,7 +7,7 @@ with the same tokens, whatever was drafted.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Generic, TypeVar
 
@@ -21,6 +21,7 @@ from sled.messages import Open, Opened, Verdict, Verify
 from sled.types import Chunk, FinishReason, Sampling
 
 Ticket = TypeVar("Ticket")
+MAX_FAILURES = 3
 
 
 class Refusal(Exception):
@@ -38,7 +39,8 @@ class ServerLimits:
     Args:
         max_sessions: sessions held, over all devices.
         max_sessions_per_owner: sessions held for one device.
-        max_cached_tokens: tokens whose keys and values are kept; beyond, the longest idle session's are dropped.
+        max_cached_tokens: tokens whose keys and values are kept (a target may round each session up); beyond, those of
+            the longest idle session are dropped, and rounds wait for room.
         idle_s: a session without a request for so many seconds is forgotten.
         batch_tokens: tokens in one forward.
         prefill_beside_rounds: tokens of prefill in a forward that also carries rounds.
@@ -60,6 +62,7 @@ class TargetShape:
     max_positions: int
     max_window: int
     stop_ids: frozenset[int]
+    target_id: bytes = b""
 
 
 @dataclass(slots=True)
@@ -82,6 +85,8 @@ class Session(Generic[Ticket]):
     num_prompt: int
     used_at: float
     cached: int = 0
+    prefill_ahead: bool = True
+    failures: int = 0
     finish: FinishReason = ""
     round: Round[Ticket] | None = None
     last: Verdict | None = None
@@ -130,6 +135,8 @@ class Server(Generic[Ticket]):
         self.expire(now=now)
         tokens = [*prompt, *message.answer]
         self._check_tokens(tokens)
+        if message.target_id not in (b"", self.shape.target_id):
+            raise Refusal("target_changed", "this server's target is not the one the answer began with; start again")
         session = self.sessions.get(message.session)
         if session is None:
             self._check_room(owner)
@@ -139,9 +146,14 @@ class Server(Generic[Ticket]):
         elif (
             session.owner != owner
             or session.sampling != message.sampling
-            or session.history.tokens[: len(tokens)] != tokens
+            or any(ours != theirs for ours, theirs in zip(session.history.tokens, tokens, strict=False))
         ):
             raise Refusal("session_exists", "this session id is in use for another text; choose a new random id")
+        elif session.round is None:  # the device went on elsewhere meanwhile
+            session.history.extend(tokens[len(session.history) :])
+            session.finish = session.finish or self._finish(session, message.answer)
+        for other in self.sessions.values():  # one text per device is computed ahead of its first round
+            other.prefill_ahead &= other is session or other.owner != owner
         session.used_at = now
         return Opened(list(prompt), len(session.history), self.shape.max_window)
 
@@ -177,13 +189,20 @@ class Server(Generic[Ticket]):
 
     def close(self, owner: str, session_id: bytes) -> list[Ticket]:
         """Forget a session; returns the tickets of a round that still waited."""
-        session = self._owned(owner, session_id)
-        return self._forget(session)
+        return self._forget(self._owned(owner, session_id))
 
-    def expire(self, *, now: float) -> list[Ticket]:
-        """Forget sessions idle for longer than the limit; rounds that wait keep theirs alive."""
-        idle = [s for s in self.sessions.values() if s.round is None and now - s.used_at > self.limits.idle_s]
-        return [ticket for session in idle for ticket in self._forget(session)]
+    def expire(self, *, now: float) -> None:
+        """Forget sessions idle for longer than the limit; a round that waits keeps its session."""
+        for session in list(self.sessions.values()):
+            if session.round is None and now - session.used_at > self.limits.idle_s:
+                self._forget(session)
+
+    def withdraw(self, gone: Callable[[Ticket], bool]) -> None:
+        """Forget rounds that nobody waits for any more."""
+        for session in self.sessions.values():
+            if session.round is not None:
+                session.round.tickets = [ticket for ticket in session.round.tickets if not gone(ticket)]
+                session.round = session.round if session.round.tickets else None
 
     def next_step(self) -> Step[Ticket] | None:
         """The next forward, or None when there is nothing to compute."""
@@ -233,22 +252,32 @@ class Server(Generic[Ticket]):
             answers.append((session.round.tickets, self._commit(session, accepted, next_token, len(rounds))))
         return answers
 
+    @staticmethod
+    def isolate(step: Step[Ticket]) -> list[Step[Ticket]]:
+        """The step's chunks one by one, to find out which of them makes the forward fail."""
+        parts = zip(step.chunks, step.sessions, step.verify, strict=True)
+        return [Step([chunk], [session], [verify]) for chunk, session, verify in parts]
+
     def fail(self, step: Step[Ticket]) -> list[Ticket]:
-        """The forward failed: its rounds are given up, its caches dropped; the sessions stay and can be asked again."""
+        """The forward of these chunks failed: their rounds are given up, returned as tickets, and their caches dropped.
+
+        The sessions can be asked again; one that keeps failing is forgotten.
+        """
         tickets = []
         for session in step.sessions:
             if session.round is not None:
                 tickets += session.round.tickets
                 session.round = None
-            session.cached = 0
-            self.dropped.append(session.id)
+            session.failures += 1
+            if session.failures >= MAX_FAILURES:
+                self._forget(session)
+            else:
+                self._evict(session)
         return tickets
 
     def give_up(self) -> list[Ticket]:
-        """The server stops: the tickets of all rounds that wait, which are forgotten."""
-        tickets = [ticket for s in self.sessions.values() if s.round for ticket in s.round.tickets]
-        self.sessions.clear()
-        return tickets
+        """The server stops: every session is forgotten; returns the tickets of the rounds that wait."""
+        return [ticket for session in list(self.sessions.values()) for ticket in self._forget(session)]
 
     def take_dropped(self) -> list[bytes]:
         """Sessions whose keys and values the target may free, since the last call."""
@@ -279,17 +308,24 @@ class Server(Generic[Ticket]):
         return "length" if len(session.history) >= self.shape.max_positions else ""
 
     def _make_room(self, step: Step[Ticket]) -> None:
-        """Drop caches of the longest idle sessions until this step fits the budget of cached tokens."""
-        busy = set(map(id, step.sessions))
-        need = sum(len(chunk.tokens) for chunk in step.chunks)
-        held = sum(s.cached for s in self.sessions.values())
-        for session in sorted(self.sessions.values(), key=lambda s: s.used_at):
-            if held + need <= self.limits.max_cached_tokens:
-                break
-            if id(session) not in busy and session.cached:
-                held -= session.cached
-                session.cached = 0
-                self.dropped.append(session.id)
+        """Keep to the budget of cached tokens: drop caches of idle sessions, then take work out of the step."""
+        while len(step.chunks) > 1 or step.sessions[0].cached < sum(s.cached for s in self.sessions.values()):
+            held = sum(s.cached for s in self.sessions.values())
+            if held + sum(len(chunk.tokens) for chunk in step.chunks) <= self.limits.max_cached_tokens:
+                return
+            busy = set(map(id, step.sessions))
+            idle = [s for s in self.sessions.values() if s.cached and id(s) not in busy]
+            if idle:
+                self._evict(min(idle, key=lambda s: s.used_at))
+            else:
+                for part in (step.chunks, step.sessions, step.verify):
+                    part.pop()
+
+    def _evict(self, session: Session[Ticket]) -> None:
+        """Drop a session's cache; it is computed again when a round asks for it, not before."""
+        session.cached = 0
+        session.prefill_ahead = False
+        self.dropped.append(session.id)
 
     def _owned(self, owner: str, session_id: bytes) -> Session[Ticket]:
         session = self.sessions.get(session_id)
@@ -308,7 +344,7 @@ class Server(Generic[Ticket]):
             raise Refusal("busy", f"{len(self.sessions)} sessions are open, {mine} of them yours; close one or wait")
 
     def _check_tokens(self, tokens: Sequence[int]) -> None:
-        limit = self.shape.max_positions - 1
+        limit = min(self.shape.max_positions, self.limits.max_cached_tokens) - 1
         if not tokens:
             raise Refusal("invalid", "the prompt is empty; give at least one token")
         if len(tokens) > limit:

@@ -53,8 +53,9 @@ class ToyTarget:
         self.codec = ToyCodec(vocab_size)
         self.vocabulary = Vocabulary([b"", *(f"<{i}>".encode() for i in range(1, vocab_size))], [0])
         digest = vocabulary_hash(self.vocabulary)
-        self.described = Described("toy", "float32", vocab_size, digest, max_positions, max_window, [0])
-        self.shape = TargetShape(vocab_size, max_positions, max_window, frozenset([0]))
+        target_id = b"toy %d" % seed
+        self.described = Described("toy", "float32", vocab_size, digest, max_positions, max_window, [0], target_id)
+        self.shape = TargetShape(vocab_size, max_positions, max_window, frozenset([0]), target_id)
         self.kept: dict[bytes, list[int]] = {}
         self.steps: list[list[Chunk]] = []
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from typing import Literal
 
 import msgspec
@@ -16,7 +15,7 @@ class Sampling(msgspec.Struct, frozen=True, array_like=True):
     """How the answer is sampled from the target; with the prompt it determines the answer.
 
     Args:
-        temperature: 0 is greedy; above 0 divides the logits.
+        temperature: 0 is greedy; 0.001 to 100 divides the logits.
         top_k: keep this many of the likeliest tokens, 0 keeps all.
         top_p: keep the smallest set of likeliest tokens whose mass reaches this, in (0, 1].
         seed: the noise is a function of (seed, position, token id); 0 .. 2**64 - 1.
@@ -31,8 +30,8 @@ class Sampling(msgspec.Struct, frozen=True, array_like=True):
     seed: int = 0
 
     def __post_init__(self) -> None:
-        if not (math.isfinite(self.temperature) and 0.0 <= self.temperature <= 100.0):
-            raise ValueError(f"temperature is {self.temperature}, give 0 (greedy) to 100")
+        if not (self.temperature == 0.0 or 0.001 <= self.temperature <= 100.0):
+            raise ValueError(f"temperature is {self.temperature}, give 0 (greedy), or 0.001 to 100")
         if not 0 <= self.top_k < 2**31:
             raise ValueError(f"top_k is {self.top_k}, give 0 (off) or a positive count")
         if not 0.0 < self.top_p <= 1.0:

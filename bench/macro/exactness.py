@@ -1,4 +1,4 @@
-"""Is the answer always the target's? Every drafter, windows 0 to 8, one and eight devices, greedy and sampled.
+"""Is the answer always the target's? Drafters, windows 0 to 8, one and eight devices, greedy and sampled.
 
 Real target, real sockets with CURVE. Greedy answers are held against transformers' own `generate`, sampled ones
 against the answer of the same seed without drafts. `python -m bench.macro.exactness [--tokens N] [--prompts N]`.

@@ -194,8 +194,8 @@ class GgufFile:
     @staticmethod
     def _tensor_head(cursor: _Cursor) -> tuple[str, tuple[int, ...], int, int]:
         name, num_dims = cursor.text(), cursor.scalar("I")
-        if num_dims > _MAX_DIMENSIONS:
-            raise GgufError(f"tensor {name!r} has {num_dims} dimensions, at most {_MAX_DIMENSIONS} are allowed")
+        if not 1 <= num_dims <= _MAX_DIMENSIONS:
+            raise GgufError(f"tensor {name!r} has {num_dims} dimensions, 1 to {_MAX_DIMENSIONS} are allowed")
         shape = tuple(cursor.scalar("Q") for _ in range(num_dims))
         return name, shape[::-1], cursor.scalar("I"), cursor.scalar("Q")
 
@@ -207,7 +207,7 @@ class GgufFile:
         count = 1
         for size in shape:
             count *= size
-        if shape and shape[-1] % per_block:
+        if shape[-1] % per_block:
             raise GgufError(f"tensor {name!r}: rows of {shape[-1]} values are no whole number of {type_name} blocks")
         num_bytes = count // per_block * block_bytes
         if start + offset + num_bytes > len(self._map):

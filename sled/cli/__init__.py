@@ -5,7 +5,14 @@ from __future__ import annotations
 import os
 import sys
 
-_QUIET = {"HF_HUB_OFFLINE": "1", "HF_HUB_DISABLE_PROGRESS_BARS": "1", "TRANSFORMERS_VERBOSITY": "error"}
+_ENVIRONMENT = {
+    # Nothing is ever loaded from a model hub, and its libraries keep their bars and warnings to themselves.
+    "HF_HUB_OFFLINE": "1",
+    "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+    "TRANSFORMERS_VERBOSITY": "error",
+    # Threads that spin while they wait make a model several times slower as soon as anything else wants the core.
+    "OMP_WAIT_POLICY": "PASSIVE",
+}
 
 
 def main() -> None:
@@ -20,7 +27,6 @@ def main() -> None:
     from sled.cli.app import app
     from sled.errors import ParameterError, UnknownModel, VocabularyMismatch
 
-    # Nothing is ever loaded from a model hub, and its libraries keep their bars and warnings to themselves.
-    for name, value in _QUIET.items():
+    for name, value in _ENVIRONMENT.items():
         os.environ.setdefault(name, value)
     run_app(app, "sled", (ParameterError, UnknownModel, VocabularyMismatch))

@@ -56,8 +56,8 @@ def serve(
     allow_list = None if insecure or keys is None else _allow_list(keys, allow)
     with edgebus.Node(name="sled-server", keys=own, allow=allow_list, insecure=insecure) as node:
         # Bound before the model loads: an endpoint that cannot be had is known at once, and devices may wait already.
-        ready = {"endpoint": node.bind(bind), "public_key": own.public if own else None}
         inbox = node.serve(*SERVICES)
+        ready = {"endpoint": node.bind(bind), "public_key": own.public if own else None}
         server = _load(inbox, model, dtype.value, max_window, threads)
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, lambda *_: server.stop())
@@ -73,6 +73,10 @@ def _allow_list(keys: Path, allow: str | None) -> edgebus.AllowList:
     path = Path(allow) if allow is not None else keys / "allowed_keys"
     if allow is not None and not path.is_file():
         raise ParameterError(f"no allow-list {path}; make it with `edgebus allow {keys} PUBLIC_KEY_FILE`, or say any")
+    if not path.is_file():
+        print(
+            f"sled serve: nobody may connect yet; let devices in with `edgebus allow {keys} NODE_KEY`", file=sys.stderr
+        )
     return edgebus.AllowList.from_file(path)
 
 

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 def main() -> int:
     """Run the demo; 0 only if greedy answers equal the reference and the sampled one does not depend on drafts."""
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
+    os.environ.setdefault("TQDM_DISABLE", "1")
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     console = Console(width=None if sys.stdout.isatty() else 120)

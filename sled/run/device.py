@@ -7,7 +7,7 @@ import contextlib
 import os
 import secrets
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from pathlib import Path
 from types import TracebackType
 from typing import TypeVar
@@ -18,7 +18,16 @@ import edgebus
 from sled import messages
 from sled.device import Committed, Generation, State
 from sled.drafters import Drafter, open_drafter
-from sled.errors import ParameterError, PromptTooLong, ProtocolError, ServerBusy, SessionUnknown, StaleBase
+from sled.errors import (
+    AnswerIncomplete,
+    ParameterError,
+    PromptTooLong,
+    ProtocolError,
+    ServerBusy,
+    SessionUnknown,
+    StaleBase,
+    TargetChanged,
+)
 from sled.messages import Close, Described, Message, Opened, Verdict, Vocabulary, decode, encode
 from sled.stats import Stats, summarise
 from sled.types import FinishReason, Sampling, Token
@@ -26,6 +35,7 @@ from sled.vocabulary import VocabularyCache
 from sled.window import Window
 
 _M = TypeVar("_M", bound=Message)
+MAX_TIMEOUT_S = 86_400.0
 
 
 class Answer(msgspec.Struct, frozen=True, kw_only=True):
@@ -70,10 +80,11 @@ class Device:
         progress: Callable[[float], None] | None = None,
     ) -> None:
         if not insecure and (server_key is None or keys is None):
-            raise ParameterError("give server_key and keys, or say insecure for a link without encryption")
-        if timeout_s <= 0:
-            raise ParameterError(f"timeout is {timeout_s} s, give a positive time")
+            raise ParameterError("give the key of the server and our own (--server-key and --keys), or say insecure")
+        if not 0 < timeout_s <= MAX_TIMEOUT_S:
+            raise ParameterError(f"timeout is {timeout_s} s, give more than 0 and at most {MAX_TIMEOUT_S:.0f}")
         self._timeout_s = timeout_s
+        self._streaming = False
         own = None if insecure or keys is None else edgebus.load_keys(keys)
         key = None if insecure or server_key is None else edgebus.read_public_key(server_key)
         self._node = edgebus.Node(name="sled-device", keys=own, insecure=insecure)
@@ -123,8 +134,7 @@ class Device:
         """
         if not 1 <= max_tokens <= messages.MAX_TOKENS:
             raise ParameterError(f"max_tokens is {max_tokens}, give 1 to {messages.MAX_TOKENS}")
-        if not prompt:
-            raise ParameterError("the prompt is empty; give at least one token of text")
+        _check_prompt(prompt)
         machine = Generation(
             secrets.token_bytes(8),
             prompt,
@@ -132,6 +142,7 @@ class Device:
             sampling=sampling or Sampling(),
             max_tokens=max_tokens,
             window=window or Window.auto(),
+            target_id=self.target.target_id,
         )
         return Stream(self, machine)
 
@@ -173,11 +184,21 @@ class Stream:
     def __iter__(self) -> Iterator[Token]:
         return self._tokens
 
+    def close(self) -> None:
+        """Break the answer off; the device is free for another one."""
+        self._tokens.close()
+
     def answer(self) -> Answer:
-        """Wait for the end of the answer and return it."""
+        """Wait for the end of the answer and return it.
+
+        Raises:
+            AnswerIncomplete: it was broken off, by an error or by `close`.
+        """
         for _ in self._tokens:
             pass
         machine, stats = self._machine, self._device._link.stats()
+        if machine.state is not State.DONE:
+            raise AnswerIncomplete(f"the answer was broken off after {len(machine.answer)} tokens; generate it again")
         return Answer(
             text=self._text,
             tokens=machine.answer,
@@ -193,11 +214,14 @@ class Stream:
             ),
         )
 
-    def _generate(self) -> Iterator[Token]:
+    def _generate(self) -> Generator[Token, None, None]:
+        if self._device._streaming:
+            raise ParameterError("this device is busy with another answer; finish it, or close() it first")
+        self._device._streaming = True
         machine, drafter = self._machine, self._device.drafter
         decoder = codecs.getincrementaldecoder("utf-8")("replace")
-        drafter.start(machine.sampling)
         try:
+            drafter.start(machine.sampling)
             while machine.state is not State.DONE:
                 if machine.state is State.OPENING:
                     machine.opened(self._call(messages.OPEN, encode(machine.open_request()), Opened))
@@ -206,6 +230,7 @@ class Stream:
                     yield self._token(committed, decoder)
         finally:
             self._wall_s = time.monotonic() - self._started_at
+            self._device._streaming = False
             self._forget()
 
     def _round(self, draft: list[int]) -> list[Committed]:
@@ -240,6 +265,21 @@ class Stream:
                 self._device._link.request(messages.CLOSE, encode(Close(self._machine.session)), timeout_s=1.0)
 
 
+def _check_prompt(prompt: str | list[int]) -> None:
+    if not prompt:
+        raise ParameterError("the prompt is empty; give at least one token of text")
+    if not isinstance(prompt, str):
+        return
+    if len(prompt) > messages.MAX_PROMPT_CHARS:
+        raise ParameterError(
+            f"the prompt has {len(prompt)} characters, at most {messages.MAX_PROMPT_CHARS}; shorten it"
+        )
+    try:
+        prompt.encode()
+    except UnicodeEncodeError as error:
+        raise ParameterError(f"the prompt is not valid text at character {error.start}; give it in UTF-8") from None
+
+
 def _error(refused: edgebus.Refused) -> edgebus.EdgebusError:
     match refused.code:
         case "session_unknown":
@@ -248,6 +288,8 @@ def _error(refused: edgebus.Refused) -> edgebus.EdgebusError:
             return PromptTooLong(refused.detail)
         case "busy":
             return ServerBusy(refused.detail)
+        case "target_changed":
+            return TargetChanged(refused.detail)
         case "stale_base":
             committed = msgspec.msgpack.decode(refused.info, type=int) if refused.info else 0
             return StaleBase(refused.detail, committed)

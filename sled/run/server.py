@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import threading
 import time
 from collections.abc import Callable
 from typing import Protocol
@@ -12,17 +11,19 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
+import edgebus
 from edgebus import Inbox, Request
 from sled import messages
 from sled.messages import Close, Described, Open, Verify, Vocabulary, decode, encode
-from sled.server import Refusal, Server, ServerLimits, TargetShape
+from sled.server import Refusal, Server, ServerLimits, Step, TargetShape
 from sled.targets import Target
 from sled.types import Chunk
 
 log = logging.getLogger(__name__)
 
 _IDLE_WAIT_S = 0.2
-_MAX_CHARS_PER_TOKEN = 32  # far above any text worth reading
+_REQUESTS_S = 0.02
+_MAX_CHARS_PER_TOKEN = 8  # twice what text has
 
 
 class PromptEncoder(Protocol):
@@ -68,24 +69,24 @@ class TargetServer:
         self._clock = clock
         self._vocabulary = encode(target.vocabulary)
         self._described = encode(target.described)
-        self._stopping = threading.Event()
+        self._stopping = False
 
     def run(self) -> None:
-        """Serve until `stop` is called. A failing forward costs its rounds, never the loop."""
+        """Serve until `stop` is called. A request or forward that fails costs itself, never the loop."""
         busy = False
-        while not self._stopping.is_set():
-            first = self._inbox.get(timeout_s=0.0 if busy else _IDLE_WAIT_S)
-            if first is not None:
-                for request in (first, *self._inbox.drain()):
-                    self.handle(request)
-            busy = self.step()
-        for request in self._machine.give_up():
-            request.refuse("closing", "the server is stopping; go on at another one, or here when it is back")
-        self._inbox.close()
+        try:
+            while not self._stopping:
+                self._take_requests(_IDLE_WAIT_S if not busy else 0.0)
+                busy = self.step()
+        finally:
+            for request in self._machine.give_up():
+                _refuse(request, "closing", "the server is stopping; go on at another one, or here when it is back")
+            self._drop()
+            self._inbox.close()
 
     def stop(self) -> None:
         """End `run` after the step in flight; safe from signal handlers and other threads."""
-        self._stopping.set()
+        self._stopping = True
 
     def handle(self, request: Request) -> None:
         """Answer a request, or put its round where the next step finds it."""
@@ -93,37 +94,58 @@ class TargetServer:
             answer = self._answer(request)
         except Refusal as refusal:
             info = msgspec.msgpack.encode(refusal.committed) if refusal.committed is not None else b""
-            request.refuse(refusal.code, refusal.detail, info)
+            _refuse(request, refusal.code, refusal.detail, info)
         except ValueError as error:
-            request.refuse("invalid", str(error).replace("\n", " "))
+            _refuse(request, "invalid", str(error).replace("\n", " "))
         except Exception:
             log.exception("%s failed", request.service)
-            request.refuse("internal", "the server failed on this request; its log has the reason")
+            _refuse(request, "internal", "the server failed on this request; its log has the reason")
         else:
             if answer is not None:
-                request.reply(answer)
+                _reply(request, answer)
 
     def step(self) -> bool:
         """Compute one forward and send its verdicts; False if there was nothing to do."""
+        self._machine.withdraw(lambda request: request.remaining_s() <= 0)
         step = self._machine.next_step()
         if step is None:
             self._machine.expire(now=self._clock())
-        for session in self._machine.take_dropped():
-            self._target.drop(session)
+        self._drop()
         if step is None:
             return False
+        alone = len(step.chunks) == 1
+        if not self._compute(step, last=alone):
+            for part in [] if alone else self._machine.isolate(step):
+                self._compute(part, last=True)
+            self._drop()
+        return True
+
+    def _take_requests(self, wait_s: float) -> None:
+        """Handle what has arrived, for a bounded time: rounds that wait must not wait for a queue of others."""
+        request = self._inbox.get(timeout_s=wait_s)
+        until = self._clock() + _REQUESTS_S
+        while request is not None:
+            self.handle(request)
+            request = self._inbox.get(timeout_s=0.0) if self._clock() < until else None
+
+    def _compute(self, step: Step[Request], *, last: bool) -> bool:
+        """One forward; False if it failed, and then, on the last try, its rounds are refused."""
         try:
             answers = self._machine.complete(step, self._target.forward(step.chunks))
         except Exception:
-            log.exception("step of %d chunks failed", len(step.chunks))
-            for request in self._machine.fail(step):
-                request.refuse("target_failed", "the target could not compute this round; try again")
-            return True
+            if last:
+                log.exception("forward failed, rounds refused: %d", sum(step.verify))
+                for request in self._machine.fail(step):
+                    _refuse(request, "target_failed", "the target could not compute this round; try again")
+            return False
         for requests, verdict in answers:
-            payload = encode(verdict)
             for request in requests:
-                request.reply(payload)
+                _reply(request, encode(verdict))
         return True
+
+    def _drop(self) -> None:
+        for session in self._machine.take_dropped():
+            self._target.drop(session)
 
     def _answer(self, request: Request) -> bytes | None:
         """The reply's payload, or None if it comes with a later step."""
@@ -143,7 +165,7 @@ class TargetServer:
                 return encode(verdict) if verdict is not None else None
             case _:
                 for waiting in self._machine.close(owner, decode(Close, request.payload).session):
-                    waiting.refuse("session_unknown", "the session was closed while this round waited")
+                    _refuse(waiting, "session_unknown", "the session was closed while this round waited")
                 return b""
 
     def _encode(self, text: str, chat: bool) -> list[int]:
@@ -151,6 +173,22 @@ class TargetServer:
         if len(text) > limit:  # tokenising holds up everybody's rounds
             raise Refusal("prompt_too_long", f"{len(text)} characters, the target takes {limit}; shorten the prompt")
         return self._target.codec.encode(text, chat=chat)
+
+
+def _reply(request: Request, payload: bytes) -> None:
+    try:
+        request.reply(payload)
+    except edgebus.MessageTooLarge as error:
+        _refuse(request, "too_large", str(error))
+    except edgebus.EdgebusError as error:
+        log.warning("an answer could not be sent: %s", error)
+
+
+def _refuse(request: Request, code: str, detail: str, info: bytes = b"") -> None:
+    try:
+        request.refuse(code, detail, info)
+    except edgebus.EdgebusError as error:
+        log.warning("a refusal (%s) could not be sent: %s", code, error)
 
 
 def warm_up(target: Target) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import threading
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -38,9 +39,10 @@ class CausalLMTarget:
 
     def __init__(self, model: Any, codec: TextCodec, *, name: str, max_window: int = 16) -> None:
         assert 0 <= max_window <= MAX_WINDOW
-        _check_attention(model)
-        model.set_attn_implementation(IMPLEMENTATION)
+        _check_kind(model)
         self.model, self.codec = model.eval(), codec
+        probe = _Probe(self.model)
+        model.set_attn_implementation(IMPLEMENTATION)
         self.vocabulary = codec.vocabulary()
         config = model.config.get_text_config()
         self.described = Described(
@@ -51,10 +53,18 @@ class CausalLMTarget:
             max_positions=min(config.max_position_embeddings, MAX_TOKENS),
             max_window=max_window,
             stop_ids=codec.stop_ids,
+            target_id=_target_id(model, vocabulary_hash(self.vocabulary)),
         )
-        self.shape = TargetShape(config.vocab_size, self.described.max_positions, max_window, frozenset(codec.stop_ids))
+        self.shape = TargetShape(
+            config.vocab_size,
+            self.described.max_positions,
+            max_window,
+            frozenset(codec.stop_ids),
+            self.described.target_id,
+        )
         self._num_layers = config.num_hidden_layers
         self._sessions: dict[bytes, SessionKV] = {}
+        probe.check(self)
 
     @torch.inference_mode()
     def forward(self, chunks: Sequence[Chunk]) -> NDArray[np.float32]:
@@ -84,13 +94,63 @@ class CausalLMTarget:
         self._sessions.pop(session, None)
 
 
-def _check_attention(model: Any) -> None:
-    """Refuse models whose attention has terms that ours would leave out."""
+def _check_kind(model: Any) -> None:
+    """Refuse what cannot work, by name."""
     config = model.config.get_text_config()
     if getattr(config, "attn_logit_softcapping", None):
         raise UnknownModel(f"{config.model_type} caps attention logits, which is not supported yet; use another target")
+    if not getattr(config, "max_position_embeddings", None):
+        raise UnknownModel(f"{config.model_type} states no context length, so it is no transformer; use another target")
     if config.is_encoder_decoder or not hasattr(model, "lm_head"):
         raise UnknownModel(f"{config.model_type} is no decoder-only language model; use another target")
+
+
+class _Probe:
+    """Finds out whether a model computes the same over our ragged batches as by itself.
+
+    State-space layers, convolutions, attention sinks and the like do not go through the attention interface, and
+    would leave something out or mix sessions without a word. Made before the attention is replaced, checked after.
+    """
+
+    _NUM_TOKENS = 24
+    _REST = 4
+
+    def __init__(self, model: Any) -> None:
+        vocab = model.config.get_text_config().vocab_size
+        self._texts = [[(i * step + step) % vocab for i in range(self._NUM_TOKENS)] for step in (7919, 104729)]
+        with torch.inference_mode():
+            ids = torch.tensor(self._texts, device=model.device)
+            self._right = model(input_ids=ids, use_cache=False).logits[:, -self._REST :].float().cpu().numpy()
+
+    def check(self, target: CausalLMTarget) -> None:
+        """Two sessions, two rounds, against the model's own forward.
+
+        Raises:
+            UnknownModel: the results differ by more than rounding.
+        """
+        first = self._NUM_TOKENS - self._REST
+        names = [bytes([255, i]) for i in range(2)]
+        for start, stop, wanted in ((0, first, 0), (first, self._NUM_TOKENS, self._REST)):
+            parts = zip(names, self._texts, strict=True)
+            ours = target.forward([Chunk(name, tuple(text[start:stop]), start, wanted) for name, text in parts])
+        for name in names:
+            target.drop(name)
+        error = float(np.abs(ours - self._right.reshape(ours.shape)).max() / np.abs(self._right).max())
+        if not error < (1e-3 if target.model.dtype == torch.float32 else 4e-2):
+            raise UnknownModel(
+                f"{target.model.config.model_type} computes something besides plain attention (batched logits are off "
+                f"by {error:.1%}), which is not supported yet; use another target"
+            )
+
+
+def _target_id(model: Any, vocab_hash: bytes) -> bytes:
+    """16 bytes that differ where the vocabulary, the arithmetic or (a sample of) the weights do."""
+    digest = hashlib.blake2b(vocab_hash + str(model.dtype).encode(), digest_size=16)
+    for name, weight in model.named_parameters():
+        flat = weight.detach().reshape(-1)
+        sample = flat[:: max(1, flat.numel() // 997)].float().cpu().numpy()
+        digest.update(name.encode() + str(tuple(weight.shape)).encode() + sample.tobytes())
+    return digest.digest()
 
 
 def load_target(

@@ -91,19 +91,26 @@ def load_gguf_llama(
             architecture = file.metadata.get("general.architecture")
             if architecture != "llama":
                 raise UnknownModel(f"{path} holds a {architecture!r} model; GGUF files of llama models are supported")
+            if file.metadata.get("llama.rope.scaling.type", "none") != "none":
+                raise UnknownModel(f"{path} scales its rotary frequencies; use the model's Hugging Face directory")
             codec = codec_from_gguf(file.metadata)
             tied = "output.weight" not in file.tensors
             config = _config(file.metadata, tied, codec.stop_ids)
             state = _read_state(file, config, dtype, progress)
     except GgufError as error:
-        raise UnknownModel(f"cannot read the model: {error}") from None
+        raise UnknownModel(f"cannot read the model: {error}; give a sound GGUF file") from None
     except KeyError as error:
         raise UnknownModel(f"{path} lacks {error}; convert the model again") from None
-    with torch.device("meta"):
-        model = LlamaForCausalLM(config)
+    except (TypeError, ValueError, ZeroDivisionError) as error:
+        raise UnknownModel(f"{path} contradicts itself ({error}); convert the model again") from None
     if tied:
         state["lm_head.weight"] = state["model.embed_tokens.weight"]
-    missing, unexpected = model.load_state_dict(state, strict=False, assign=True)
+    with torch.device("meta"):
+        model = LlamaForCausalLM(config)
+    try:
+        missing, unexpected = model.load_state_dict(state, strict=False, assign=True)
+    except RuntimeError as error:
+        raise UnknownModel(f"{path}: {str(error).splitlines()[-1].strip()}; convert the model again") from None
     if missing or unexpected:
         raise UnknownModel(
             f"{path}: tensors missing {missing[:3]}, not known {unexpected[:3]}; convert the model again"

@@ -24,10 +24,14 @@ class SessionKV:
     def __init__(self, num_layers: int) -> None:
         self.num_layers = num_layers
         self._store: Tensor | None = None
+        self._filled = [0] * num_layers
 
     def put(self, layer: int, past: int, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
         """Keep keys and values (kv_heads, new, head_dim) from position `past` on; returns all up to their end."""
         end = past + key.shape[1]
+        if past > self._filled[layer]:
+            raise RuntimeError(f"a chunk starts at position {past}, only {self._filled[layer]} are kept")
+        self._filled[layer] = end
         if self._store is None or self._store.shape[3] < end:
             self._grow(key, end)
         assert self._store is not None

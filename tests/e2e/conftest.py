@@ -25,7 +25,7 @@ class Ran:
         return json.loads(self.out)
 
 
-def run(module: str, *arguments: str, timeout_s: float = 90, stdin: str | None = None) -> Ran:
+def run(module: str, *arguments: str, timeout_s: float = 200, stdin: str | None = None) -> Ran:
     """Run a command line of ours to its end."""
     command = [sys.executable, "-m", module, *map(str, arguments)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=timeout_s, input=stdin, check=False)
@@ -39,7 +39,7 @@ class ServerProcess:
         command = [sys.executable, "-m", "sled.cli", "serve", "--model", "smollm2-135m"]
         command += ["--bind", "tcp://127.0.0.1:0", "--keys", str(keys), *more]
         self.process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-        guard = threading.Timer(90, self.process.kill)
+        guard = threading.Timer(150, self.process.kill)
         guard.start()
         assert self.process.stdout is not None
         self.ready_line = self.process.stdout.readline()
@@ -78,16 +78,17 @@ def server(keys):
 def generate(server, keys):
     """`sled generate` against the session's server; keyword arguments replace the usual options."""
 
-    def call(prompt: str, *more: str, **options: str | Path | None) -> Ran:
+    def call(prompt: str, *more: str, stdin: str | None = None, **options: str | Path | None) -> Ran:
         chosen = {
             "server": server["endpoint"],
             "server-key": keys / "server" / "node.key",
             "keys": keys / "device",
             "drafter": "none",
             "max-tokens": "12",
+            "threads": "1",
             **{name.replace("_", "-"): value for name, value in options.items()},
         }
         flat = [part for name, value in chosen.items() if value is not None for part in (f"--{name}", str(value))]
-        return run("sled.cli", "generate", prompt, *flat, *more)
+        return run("sled.cli", "generate", prompt, *flat, *more, stdin=stdin)
 
     return call

@@ -9,7 +9,7 @@ import pytest
 
 pytest.importorskip("torch")
 
-pytestmark = [pytest.mark.model, pytest.mark.net, pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.model, pytest.mark.net, pytest.mark.timeout(600)]
 
 PROMPTS = (
     "Why is the sky blue?",

@@ -76,6 +76,10 @@ def test_prompt_too_long(generate):
         ({"max_tokens": "99999999999"}, "max_tokens"),
         ({"max_tokens": "x"}, "max-tokens"),
         ({"timeout": "0"}, "timeout"),
+        ({"timeout": "inf"}, "timeout"),
+        ({"timeout": "nan"}, "timeout"),
+        ({"timeout": "1e9"}, "timeout"),
+        ({"temperature": "1e-31"}, "temperature"),
         ({"drafter": "no-such"}, "ngram"),
         ({"keys": "/no/such"}, "edgebus keygen"),
         ({"server_key": "nonsense"}, "key"),
@@ -89,6 +93,15 @@ def test_usage_errors(generate, options, word):
 
 def test_empty_prompt(generate):
     assert_one_line(generate(""), 2, "prompt")
+
+
+def test_prompt_that_is_no_text(generate):
+    assert_one_line(generate("\udcff\udcfe"), 2, "UTF-8")
+
+
+def test_prompt_over_the_protocols_bound(generate):
+    ran = generate("-", stdin="word " * 300_000)
+    assert_one_line(ran, 2, "shorten")
 
 
 @pytest.mark.parametrize(

@@ -84,7 +84,13 @@ def test_session_lost_again_and_again_gives_up():
 
 
 @pytest.mark.parametrize(
-    "verdict", [Verdict(2, [1], 0, "", 16, 1), Verdict(4, [1], 0, "", 16, 1), Verdict(3, [], 0, "", 16, 1)]
+    "verdict",
+    [
+        Verdict(2, [1], 0, "", 16, 1),
+        Verdict(4, [1], 0, "", 16, 1),
+        Verdict(3, [], 0, "", 16, 1),
+        Verdict(3, [1] * 66, 0, "", 16, 1),
+    ],
 )
 def test_impossible_verdict_is_an_error(verdict):
     machine = generation()
@@ -99,3 +105,15 @@ def test_server_with_another_text_is_an_error():
     machine.session_lost()
     with pytest.raises(ProtocolError):
         machine.opened(Opened([5, 6, 8], 3, 16))
+
+
+def test_draft_over_the_limit_is_cut():
+    machine = generation(max_tokens=3)
+    assert machine.submit([1, 2, 3, 4]).draft == [1, 2]
+
+
+def test_target_id_goes_with_the_opening():
+    machine = Generation(
+        b"12345678", [5], chat=False, sampling=Sampling(), max_tokens=3, window=Window(0), target_id=b"this one"
+    )
+    assert machine.open_request().target_id == b"this one"

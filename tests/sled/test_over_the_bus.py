@@ -7,7 +7,15 @@ import threading
 import pytest
 
 import edgebus
-from sled.errors import ParameterError, PromptTooLong, ServerBusy, SessionUnknown, VocabularyMismatch
+from sled.errors import (
+    AnswerIncomplete,
+    ParameterError,
+    PromptTooLong,
+    ServerBusy,
+    SessionUnknown,
+    TargetChanged,
+    VocabularyMismatch,
+)
 from sled.messages import Described
 from sled.server import Refusal, Server, ServerLimits
 from sled.testing import ToyDrafter, ToyTarget
@@ -126,13 +134,54 @@ def test_prompt_too_long_is_refused_and_the_link_lives(served):
 
 def test_too_many_sessions_is_server_busy(served):
     limits = ServerLimits(max_sessions_per_owner=1)
-    with served.serving(limits=limits) as endpoint, served.device(endpoint) as device:
-        first = iter(device.generate(PROMPT, max_tokens=10))
-        next(first)
+    with served.serving(limits=limits) as endpoint, served.device(endpoint) as device, served.device(endpoint) as other:
+        first = device.generate(PROMPT, max_tokens=10)
+        next(iter(first))
         with pytest.raises(ServerBusy):
-            device.generate(PROMPT, max_tokens=10).answer()
+            other.generate(PROMPT, max_tokens=10).answer()
         first.close()
+        assert other.generate(PROMPT, max_tokens=2).answer().tokens
+
+
+def test_one_answer_at_a_time_per_device(served):
+    """The drafter holds the state of one text."""
+    with served.serving() as endpoint, served.device(endpoint) as device:
+        first = device.generate(PROMPT, max_tokens=10)
+        next(iter(first))
+        with pytest.raises(ParameterError, match="close"):
+            device.generate(PROMPT, max_tokens=10).answer()
+        assert first.answer().tokens == right(served, Sampling())[:10]
         assert device.generate(PROMPT, max_tokens=2).answer().tokens
+
+
+def test_broken_off_answer_is_not_given_out_as_whole(served):
+    with served.serving() as endpoint, served.device(endpoint) as device:
+        stream = device.generate(PROMPT, max_tokens=10)
+        next(iter(stream))
+        stream.close()
+        with pytest.raises(AnswerIncomplete, match="after 1 token"):
+            stream.answer()
+
+
+def test_peer_that_cannot_take_the_answer_does_not_stop_the_server(served):
+    keys = edgebus.load_keys(served.directory / "device")
+    tiny = edgebus.Limits(max_frame_bytes=16)
+    with served.serving() as endpoint, served.device(endpoint) as device:
+        with edgebus.Node(keys=keys, limits=tiny) as node:
+            link = node.connect(endpoint, server_key=edgebus.read_public_key(served.directory / "server" / "node.key"))
+            with pytest.raises(edgebus.EdgebusError):
+                link.request("sled.describe", timeout_s=2)
+        assert device.generate(PROMPT, max_tokens=4).answer().tokens == right(served, Sampling())[:4]
+
+
+def test_answer_is_not_continued_by_another_target(served):
+    """A server that comes back with other weights must not finish the first one's sentence."""
+    with served.serving() as endpoint:
+        device = served.device(endpoint)
+        stream = iter(device.generate(PROMPT, max_tokens=40, sampling=SAMPLED))
+        next(stream)
+    with served.serving(endpoint, target=ToyTarget(seed=1)), device, pytest.raises(TargetChanged, match="start again"):
+        list(stream)
 
 
 def test_abandoned_answer_frees_its_session(served):

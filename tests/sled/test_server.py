@@ -193,21 +193,101 @@ def test_reopened_session_goes_on_with_the_same_answer():
 
 def test_answer_ends_at_the_stop_token():
     driver = Driver(vocab_size=4)
-    right = driver.target.plain_answer(PROMPT := [3], SAMPLED, 200)
+    right = driver.target.plain_answer([3], SAMPLED, 200)
     assert right[-1] == 0
-    driver.open(prompt=PROMPT)
-    text = [*PROMPT, *right[:-1]]
-    for token in right[:-1]:
-        driver.round(text[: driver.server.sessions[session_id()].history.tokens.__len__()], [token])
-        if len(driver.server.sessions[session_id()].history) >= len(text):
-            break
-    session = driver.server.sessions[session_id()]
-    if session.finish == "":
+    driver.open(prompt=[3])
+    text = [3]
+    while len(text) < len(right):  # up to where only the stop token is left
+        text += driver.round(text, right[len(text) - 1 : -1][:8]).tokens
+    if len(text) == len(right):
         verdict = driver.round(text, [0, 1, 2])
         assert (verdict.tokens, verdict.accepted, verdict.finish) == ([0], 1, "stop")
-    again = driver.ask(session.history.tokens, [])
+        text += verdict.tokens
+    assert text == [3, *right]
+    again = driver.ask(text)
     assert again is not None
     assert (again.tokens, again.finish) == ([], "stop")
+    assert driver.server.next_step() is None
+
+
+def test_drafts_beyond_the_stop_token_are_not_counted_as_accepted():
+    """The stop token was drafted, and so was what the model would say after it."""
+    driver = Driver(vocab_size=4)
+    right = driver.target.plain_answer([3], SAMPLED, 200)
+    start = [3, *right[:-1]]
+    driver.open(1, prompt=start)
+    after = driver.target.plain_answer([*start, 0], SAMPLED, 1)
+    verdict = driver.round(start, [0, *after], number=1)
+    assert (verdict.tokens, verdict.accepted, verdict.finish) == ([0], 1, "stop")
+
+
+def test_reopened_finished_answer_stays_finished():
+    driver = Driver(vocab_size=4)
+    right = driver.target.plain_answer([3], SAMPLED, 200)
+    driver.open(prompt=[3], answer=right)
+    verdict = driver.ask([3, *right])
+    assert verdict is not None
+    assert verdict.finish == "stop"
+
+
+def test_reopened_session_that_is_behind_catches_up():
+    """The device went on at another server and came back."""
+    driver = Driver()
+    right = driver.target.plain_answer(PROMPT, SAMPLED, 8)
+    driver.open()
+    assert driver.round(PROMPT).tokens == right[:1]
+    driver.open(answer=right[:6])
+    assert driver.round(PROMPT + right[:6]).tokens == right[6:7]
+
+
+@pytest.mark.parametrize("change", [{"sampling": Sampling()}, {"owner": "you"}])
+def test_open_of_a_taken_id_with_other_sampling_or_owner_is_refused(change):
+    driver = Driver()
+    driver.open()
+    with pytest.raises(Refusal) as refusal:
+        driver.open(**change)
+    assert refusal.value.code == "session_exists"
+
+
+def test_open_for_another_target_is_refused():
+    driver = Driver()
+    message = Open(session_id(), SAMPLED, PROMPT, False, [], b"another")
+    with pytest.raises(Refusal) as refusal:
+        driver.server.open("me", message, PROMPT, now=0.0)
+    assert refusal.value.code == "target_changed"
+
+
+def test_repeated_round_with_another_text_is_refused():
+    driver = Driver()
+    driver.open()
+    driver.round(PROMPT)
+    with pytest.raises(Refusal) as refusal:
+        driver.ask([5, 6, 8])
+    assert refusal.value.code == "prefix_mismatch"
+
+
+def test_rounds_keep_a_session_from_expiring():
+    driver = Driver(ServerLimits(idle_s=10))
+    driver.open(now=0.0)
+    driver.ask(PROMPT, now=9.0)
+    driver.steps()
+    driver.server.expire(now=15.0)
+    assert session_id() in driver.server.sessions
+    driver.open(1, now=30.0)  # opening looks for idle ones too
+    assert session_id() not in driver.server.sessions
+
+
+def test_rounds_nobody_waits_for_are_not_computed():
+    driver = Driver()
+    driver.open()
+    driver.step()
+    driver.ask(PROMPT, ticket="gone")
+    driver.ask(PROMPT, ticket="there")
+    driver.server.withdraw(lambda ticket: ticket == "gone")
+    assert driver.steps()[0][0] == ["there"]
+    driver.ask(driver.server.sessions[session_id()].history.tokens, ticket="gone")
+    driver.server.withdraw(lambda ticket: ticket == "gone")
+    assert driver.server.next_step() is None
 
 
 def test_context_end_finishes_with_length():
@@ -302,8 +382,42 @@ def test_every_round_is_verified_when_rounds_exceed_the_budget():
 
 def test_failed_forward_gives_up_rounds_and_keeps_sessions():
     driver = Driver()
+    right = driver.target.plain_answer(PROMPT, SAMPLED, 3)
     driver.open()
-    driver.ask(PROMPT, [1], ticket="a")
+    text = PROMPT + driver.round(PROMPT).tokens
+    driver.ask(text, [1], ticket="a")
     step = driver.server.next_step()
     assert driver.server.fail(step) == ["a"]
-    assert driver.round(PROMPT).tokens == driver.target.plain_answer(PROMPT, SAMPLED, 1)
+    driver.target.drop(session_id())  # what it kept is gone, so everything must be computed again
+    assert driver.server.next_step() is None, "a text that made the forward fail is not tried unasked"
+    assert driver.round(text).tokens == right[1:2]
+
+
+def test_session_that_keeps_failing_is_forgotten_and_others_are_served():
+    driver = Driver()
+    driver.open(0)
+    driver.open(1, owner="you")
+    driver.step()
+    driver.ask(PROMPT, ticket="bad")
+    driver.ask(PROMPT, number=1, owner="you", ticket="good")
+    parts = driver.server.isolate(driver.server.next_step())
+    assert [len(part.chunks) for part in parts] == [1, 1]
+    assert driver.server.fail(parts[0]) == ["bad"]
+    ((tickets, _),) = driver.server.complete(parts[1], driver.target.forward(parts[1].chunks))
+    assert tickets == ["good"]
+    for _ in range(2):
+        driver.ask(PROMPT, ticket="bad")
+        driver.server.fail(driver.server.next_step())
+    with pytest.raises(Refusal) as refusal:
+        driver.ask(PROMPT)
+    assert refusal.value.code == "session_unknown"
+
+
+def test_stopping_server_gives_back_all_tickets_and_caches():
+    driver = Driver()
+    driver.open(0)
+    driver.open(1)
+    driver.ask(PROMPT, ticket="a")
+    assert driver.server.give_up() == ["a"]
+    assert sorted(driver.server.take_dropped()) == [session_id(0), session_id(1)]
+    assert driver.server.next_step() is None

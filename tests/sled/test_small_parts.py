@@ -66,6 +66,8 @@ def test_bad_window_is_refused(values):
     "values",
     [
         {"temperature": -0.1},
+        {"temperature": 1e-31},
+        {"temperature": 101.0},
         {"temperature": float("nan")},
         {"temperature": float("inf")},
         {"top_k": -1},
@@ -173,6 +175,15 @@ def test_vocabulary_cache_keeps_and_checks(tmp_path):
     (file,) = (tmp_path / "new").iterdir()
     file.write_bytes(file.read_bytes()[:-1] + b"x")
     assert cache.load(digest) is None
+
+
+def test_vocabulary_file_under_another_name_is_ignored(tmp_path):
+    cache = VocabularyCache(tmp_path)
+    vocabulary, other = Vocabulary([b"a"], []), Vocabulary([b"b"], [])
+    cache.save(vocabulary_hash(vocabulary), vocabulary)
+    (file,) = tmp_path.iterdir()
+    file.rename(tmp_path / file.name.replace(vocabulary_hash(vocabulary).hex(), vocabulary_hash(other).hex()))
+    assert cache.load(vocabulary_hash(other)) is None
 
 
 def test_vocabulary_with_another_hash_is_refused(tmp_path):

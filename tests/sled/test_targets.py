@@ -88,6 +88,39 @@ def test_model_with_other_attention_terms_is_refused():
         CausalLMTarget(transformers.AutoModelForCausalLM.from_config(config), FakeCodec(), name="tiny")
 
 
+@pytest.mark.parametrize(("family", "more"), [("mamba", {"state_size": 4}), ("gptj", {"n_embd": 32, "n_layer": 2})])
+def test_model_that_computes_more_than_attention_is_refused(family, more):
+    """Found by trying: two sessions in one batch against the model's own forward, at load."""
+    import transformers
+
+    sizes = {"vocab_size": 97, "hidden_size": 32, "num_hidden_layers": 2, "n_head": 4, "rotary_dim": 8}
+    config = transformers.AutoConfig.for_model(family, **sizes, **more)
+    torch.manual_seed(0)
+    model = transformers.AutoModelForCausalLM.from_config(config).eval()
+    for weight in model.parameters():
+        torch.nn.init.normal_(weight, std=0.3)
+    with pytest.raises(UnknownModel, match="use another target"):
+        CausalLMTarget(model, FakeCodec(), name="tiny")
+
+
+def test_target_id_tells_weights_and_arithmetic_apart():
+    def target_id(change=None, dtype=torch.float32):
+        model = tiny("llama")
+        if change:
+            with torch.no_grad():
+                model.model.layers[1].mlp.up_proj.weight.mul_(1.01)
+        return CausalLMTarget(model.to(dtype), FakeCodec(), name="tiny").described.target_id
+
+    assert target_id() == target_id()
+    assert len({target_id(), target_id(change=True), target_id(dtype=torch.bfloat16)}) == 3
+
+
+def test_chunk_beyond_what_is_kept_is_an_error():
+    target = CausalLMTarget(tiny("llama"), FakeCodec(), name="tiny")
+    with pytest.raises(RuntimeError, match="only 0 are kept"):
+        target.forward([Chunk(b"a", (1, 2), 5, 1)])
+
+
 def test_prefill_in_pieces_equals_prefill_at_once():
     plain = tiny("llama")
     target = CausalLMTarget(tiny("llama"), FakeCodec(), name="tiny")
