@@ -9,10 +9,17 @@ _ENVIRONMENT = {
     # Nothing is ever loaded from a model hub, and its libraries keep their bars and warnings to themselves.
     "HF_HUB_OFFLINE": "1",
     "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+    "TQDM_DISABLE": "1",
     "TRANSFORMERS_VERBOSITY": "error",
     # Threads that spin while they wait make a model several times slower as soon as anything else wants the core.
     "OMP_WAIT_POLICY": "PASSIVE",
 }
+
+
+def set_environment() -> None:
+    """Set what torch and transformers read when they are imported, unless the user has set it."""
+    for name, value in _ENVIRONMENT.items():
+        os.environ.setdefault(name, value)
 
 
 def main() -> None:
@@ -27,6 +34,5 @@ def main() -> None:
     from sled.cli.app import app
     from sled.errors import ParameterError, UnknownModel, VocabularyMismatch
 
-    for name, value in _ENVIRONMENT.items():
-        os.environ.setdefault(name, value)
+    set_environment()
     run_app(app, "sled", (ParameterError, UnknownModel, VocabularyMismatch))

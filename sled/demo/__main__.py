@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import sys
 import tempfile
 import time
@@ -11,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from rich.console import Console
 
+from sled.cli import set_environment
 from sled.demo.plan import MAX_TOKENS, MODEL, ROLES, Role
 from sled.demo.processes import DemoFailed, Devices, Keys, server
 from sled.demo.screen import LEGEND, Column, Screen, results_table
@@ -21,10 +21,7 @@ if TYPE_CHECKING:
 
 def main() -> int:
     """Run the demo; 0 only if greedy answers equal the reference and the sampled one does not depend on drafts."""
-    os.environ.setdefault("HF_HUB_OFFLINE", "1")
-    os.environ.setdefault("TQDM_DISABLE", "1")
-    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
-    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    set_environment()
     console = Console(width=None if sys.stdout.isatty() else 120)
     started_at = time.monotonic()
     with tempfile.TemporaryDirectory(prefix="sled-demo-") as directory:

@@ -7,12 +7,13 @@ import os
 import queue
 import subprocess
 import sys
+import tempfile
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import edgebus
 from sled.demo.plan import MODEL, Role
@@ -127,8 +128,9 @@ class Devices:
         )
         # Devices do not share a disk: each has its own cache, so the first fetch of the vocabulary is real.
         environment = {**os.environ, "XDG_CACHE_HOME": str(self._cache / role.name)}
-        process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment)
-        thread = threading.Thread(target=self._read, args=(role.name, process), daemon=True)
+        errors = tempfile.TemporaryFile("w+")  # noqa: SIM115 - _read closes it; a pipe nobody reads would stall
+        process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=errors, text=True, env=environment)
+        thread = threading.Thread(target=self._read, args=(role.name, process, errors), daemon=True)
         self._processes.append(process)
         self._threads.append(thread)
         thread.start()
@@ -144,12 +146,16 @@ class Devices:
         except queue.Empty:
             raise DemoFailed(f"no device said anything for {DEVICE_WITHIN_S:.0f} s") from None
 
-    def _read(self, name: str, process: subprocess.Popen[str]) -> None:
+    def _read(self, name: str, process: subprocess.Popen[str], errors: IO[str]) -> None:
         assert process.stdout is not None
-        assert process.stderr is not None
-        with process.stdout, process.stderr:
+        with process.stdout, errors:
             for line in process.stdout:
-                values = json.loads(line)
-                self._events.put(Event(name, values.pop("event"), values))
-            errors = process.stderr.read().strip()
-        self._events.put(Event(name, "exit", {"status": process.wait(), "stderr": errors}))
+                try:
+                    values = json.loads(line)
+                    self._events.put(Event(name, values.pop("event"), values))
+                except (ValueError, KeyError, AttributeError):
+                    continue  # a library's word on stdout is no event
+            status = process.wait()
+            errors.seek(0)
+            text = errors.read().strip()
+        self._events.put(Event(name, "exit", {"status": status, "stderr": text}))
