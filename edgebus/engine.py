@@ -8,6 +8,7 @@ import threading
 import time
 from dataclasses import dataclass, field
 
+from edgebus.answerer import Answerer
 from edgebus.calls import Pending
 from edgebus.config import Limits
 from edgebus.handshake import HandshakeWatch
@@ -16,12 +17,13 @@ from edgebus.inbox import Inbox, Request
 from edgebus.keys import AllowList, Keys
 from edgebus.link import Failed, Up
 from edgebus.messages import Message, Reply
-from edgebus.requests import Arrived, Frames, Settled, Specs, refusal
+from edgebus.requests import Arrived, Frames, Settled, Specs, Withdrawn, refusal
 from edgebus.runner import Runner, Sent
-from edgebus.stats import LinkStats, NodeStats, link_stats
+from edgebus.stats import NodeStats, link_stats
 from edgebus.zap import zap_answer
 
 PING_SERVICE = "edgebus.ping"
+PING_BYTES = 1024
 _log = logging.getLogger("edgebus")
 
 
@@ -52,7 +54,6 @@ class Engine:
         self._hub = Hub(name=name, limits=limits, new_incarnation=lambda: os.urandom(16))
         self._dialled: dict[int, Dialled] = {}
         self._inboxes: dict[str, Inbox] = {}
-        self._gone = LinkStats()
         self._rejected = 0
         self._unroutable = 0
         self.runner = Runner(name, limits, self)
@@ -90,7 +91,7 @@ class Engine:
         self._hub.handle_timer(now=now)
         while True:
             for attached, event in self._hub.events():
-                self._handle_event(attached, event, now)
+                self.runner.guard(self._handle_event, attached, event)
             sending = self._hub.frames_to_send()
             if not sending:
                 return self._hub.next_timer()
@@ -123,6 +124,7 @@ class Engine:
 
     def dial(self, endpoint: str, server_key: str | None) -> Dialled:
         """Open a link; its `settled` is set when it is up or has failed."""
+        self._hub.make_room_to_dial(now=time.monotonic())
         keys = self._keys if server_key is not None else None
         socket_id = self.runner.dial(endpoint, keys, server_key)
         attached = self._hub.dial((socket_id, b""), now=time.monotonic())
@@ -138,7 +140,6 @@ class Engine:
         dialled.attached.link.close(now=now)
         self._hub.touch(dialled.attached, now=now)
         self.on_turn(now)  # goodbye has to leave before its socket goes
-        self._gone += link_stats(dialled.attached)
         self._hub.drop(dialled.attached)
         self._close_socket(dialled, linger_s)
 
@@ -161,15 +162,15 @@ class Engine:
             dialled.attached.link.caller.cancel(pending.request_id)
             self._hub.touch(dialled.attached, now=time.monotonic())
 
-    def answer(self, attached: Attached, request_id: int, message: Message) -> None:
-        """Answer a request; nothing happens if nobody waits any more."""
-        attached.link.answerer.answer(request_id, message)
+    def answer(self, attached: Attached, answerer: Answerer, request_id: int, message: Message) -> None:
+        """Answer a request; nothing happens if nobody waits any more, or its link has another answerer by now."""
+        answerer.answer(request_id, message)
         self._hub.touch(attached, now=time.monotonic())
 
     def stats(self) -> NodeStats:
         """Snapshot of everything."""
         peers = {attached.peer_id: link_stats(attached) for attached in self._hub.links}
-        total = sum(peers.values(), self._gone)
+        total = sum(peers.values(), self._hub.gone)
         return NodeStats(total, peers, self._rejected, self._hub.malformed, self._unroutable)
 
     def shut_down(self, linger_s: float) -> None:
@@ -189,10 +190,12 @@ class Engine:
         # Without a connection there is nobody to wait for, whatever libzmq has queued.
         self.runner.close_socket(dialled.socket_id, linger_s if dialled.watch.handshaken else 0.0)
 
-    def _handle_event(self, attached: Attached, event: object, now: float) -> None:
+    def _handle_event(self, attached: Attached, event: object) -> None:
         match event:
             case Arrived():
-                self._deliver(attached, event, now)
+                self._deliver(attached, event)
+            case Withdrawn() if (inbox := self._inboxes.get(event.service)) is not None:
+                inbox.withdraw(event.answerer, event.id)
             case Settled():
                 assert isinstance(event.ref, Pending)
                 event.ref.settle(event)
@@ -204,9 +207,9 @@ class Engine:
                 # libzmq would go on trying a wrong key for ever.
                 self.runner.close_socket(dialled.socket_id, 0.0)
 
-    def _deliver(self, attached: Attached, arrived: Arrived, now: float) -> None:
+    def _deliver(self, attached: Attached, arrived: Arrived) -> None:
         if arrived.service == PING_SERVICE:
-            self._answer_at_once(attached, Message(Reply(arrived.id), arrived.frames[:1]), now)
+            self.answer(attached, arrived.answerer, arrived.id, _pong(arrived))
             return
         inbox = self._inboxes.get(arrived.service)
         if inbox is None:
@@ -214,17 +217,19 @@ class Engine:
             refused = refusal(
                 arrived.id, "unknown_service", f"{arrived.service!r} is not served here; served: {served}"
             )
-            self._answer_at_once(attached, refused, now)
+            self.answer(attached, arrived.answerer, arrived.id, refused)
             return
         request = Request(attached, arrived, self.submit_answer)
         if not inbox.put(request):
-            request.refuse("busy", "the inbox of the service is full: ask again later")
+            request.refuse("busy", "the inbox of the service is full, or this peer's half of it: ask again later")
 
-    def _answer_at_once(self, attached: Attached, message: Message, now: float) -> None:
-        assert isinstance(message.header, Reply) or message.frames
-        attached.link.answerer.answer(message.header.id, message)  # type: ignore[union-attr]
-        self._hub.touch(attached, now=now)
-
-    def submit_answer(self, attached: Attached, request_id: int, message: Message) -> None:
+    def submit_answer(self, attached: Attached, answerer: Answerer, request_id: int, message: Message) -> None:
         """Answer from any thread; after the node is closed the peer has been told already."""
-        self.runner.submit_unless_closed(self.answer, attached, request_id, message)
+        self.runner.submit_unless_closed(self.answer, attached, answerer, request_id, message)
+
+
+def _pong(arrived: Arrived) -> Message:
+    # No more than it takes to measure a round trip: echoes to a peer that does not read would pile up here.
+    if len(arrived.frames[0]) > PING_BYTES:
+        return refusal(arrived.id, "too_large", f"{PING_SERVICE} echoes at most {PING_BYTES} B")
+    return Message(Reply(arrived.id), arrived.frames[:1])

@@ -79,8 +79,8 @@ class Refused(RemoteError):
     """The peer answered no.
 
     Args:
-        code: machine-readable reason; the bus itself uses busy, closing, dropped, forgotten,
-            malformed and unknown_service.
+        code: machine-readable reason; the bus itself uses busy, cancelled, closing, dropped,
+            forgotten, malformed, too_large and unknown_service.
         detail: one line for people.
         info: bytes the refusing handler attached.
     """

@@ -13,7 +13,8 @@ import errno
 from typing import NamedTuple
 
 PATIENCE = 3
-"""Handshakes cut by the server in a row before its key is taken to be wrong: a restart can cut one or two."""
+"""Handshakes cut by the server in a row before its key is taken to be wrong: a restart can cut one or two.
+After the first success the key is known to be right, and cuts are a server, or what stands before it, in trouble."""
 
 
 class Verdict(NamedTuple):
@@ -36,6 +37,7 @@ class HandshakeWatch:
         self._endpoint = endpoint
         self._secure = secure
         self._cut = 0
+        self._proven = False  # one handshake succeeded with this server key
         self.handshaken = False
         self.attempts = 0
         self.reached = 0  # attempts that found a listener
@@ -49,7 +51,7 @@ class HandshakeWatch:
             case "CONNECTED":
                 self.reached += 1
             case "HANDSHAKE_SUCCEEDED":
-                self._cut, self.handshaken = 0, True
+                self._cut, self._proven, self.handshaken = 0, True, True
                 return Verdict("connected")
             case "DISCONNECTED" if self.handshaken:
                 self.handshaken = False
@@ -95,7 +97,7 @@ class HandshakeWatch:
             self.mute += 1
             return None
         self._cut += 1
-        if not self._secure or self._cut < PATIENCE:
+        if not self._secure or self._proven or self._cut < PATIENCE:
             return None
         detail = (
             f"{self._endpoint} cut {self._cut} handshakes in a row: it holds another key than "

@@ -16,24 +16,15 @@ from dataclasses import dataclass
 
 from edgebus import messages as m
 from edgebus.config import Limits
-from edgebus.errors import WireError
-from edgebus.link import Event, Gone, LinkMachine, State
+from edgebus.errors import ConfigError, WireError
+from edgebus.link import Event, Gone, LinkMachine
 from edgebus.requests import refusal
+from edgebus.stats import LinkStats, Traffic, link_stats
 from edgebus.wire import decode, encode
 
 Route = tuple[int, bytes]
 _log = logging.getLogger("edgebus")
-
-
-@dataclass(slots=True)
-class Traffic:
-    """What went over one link, in bytes of frames and in messages."""
-
-    bytes_sent: int = 0
-    bytes_received: int = 0
-    messages_sent: int = 0
-    messages_received: int = 0
-    malformed: int = 0
+_WARN_EVERY_S = 60.0
 
 
 @dataclass(slots=True, eq=False)
@@ -69,7 +60,9 @@ class Hub:
         self._outbox: list[tuple[Route, Attached | None, m.Message]] = []
         self._events: list[tuple[Attached, Event]] = []
         self._warned: set[Route] = set()
+        self._warned_from = -math.inf
         self.malformed = 0
+        self.gone = LinkStats()  # of links that were dropped
 
     @property
     def links(self) -> list[Attached]:
@@ -80,7 +73,19 @@ class Hub:
 
     def dial(self, route: Route, *, now: float) -> Attached:
         """Add a link that this node opens; `connected` follows when its transport is there."""
+        self.make_room_to_dial(now=now)
         return self._new_link(route, None, None, now=now)
+
+    def make_room_to_dial(self, *, now: float) -> None:
+        """Make sure that there is room for one more link.
+
+        Raises:
+            ConfigError: max_peers links are in use.
+        """
+        if not self._make_room(None, now):
+            raise ConfigError(
+                f"{len(self.links)} links are open, max_peers is {self._limits.max_peers}: close one, or raise it"
+            )
 
     def connected(self, route: Route, *, now: float) -> None:
         """The transport of a dialled link is there (again)."""
@@ -102,7 +107,10 @@ class Hub:
 
     def drop(self, attached: Attached) -> None:
         """Forget a link that is closed."""
-        self._by_route.pop(attached.route, None)
+        if math.isnan(attached.scheduled_at):
+            return
+        self.gone += link_stats(attached)
+        self._leave_route(attached)
         if attached.hello_id is not None:
             self._accepted.pop((attached.key, attached.hello_id), None)
         attached.scheduled_at = math.nan  # no timer compares equal to it: they are all stale
@@ -155,7 +163,11 @@ class Hub:
         outbox, self._outbox = self._outbox, []
         sending = []
         for route, attached, message in outbox:
-            frames = encode(message)
+            try:
+                frames = encode(message)
+            except Exception:  # one that does not encode must not take the others with it
+                _log.exception("edgebus: internal error, a %s does not encode", type(message.header).__name__)
+                continue
             if attached is not None:
                 attached.traffic.messages_sent += 1
                 attached.traffic.bytes_sent += sum(map(len, frames))
@@ -205,14 +217,15 @@ class Hub:
         attached = self._accepted.get((key, hello.incarnation))
         previous = self._by_route.get(route)
         if attached is None:
-            if not self._make_room(now):
-                detail = f"{len(self._accepted)} peers are linked, max_peers is {self._limits.max_peers}"
+            if not self._make_room(key, now):
+                limits = self._limits
+                detail = f"all in use: max_peers is {limits.max_peers}, max_links_per_key {limits.max_links_per_key}"
                 self._outbox.append((route, None, m.Message(m.Goodbye("busy", detail))))
                 return None
             attached = self._new_link(route, key, hello.incarnation, now=now)
             self._accepted[key, hello.incarnation] = attached
         elif attached.route != route:
-            self._by_route.pop(attached.route, None)
+            self._leave_route(attached)
             attached.route = route
         if previous is not None and previous is not attached:
             previous.link.disconnected(now=now)
@@ -220,22 +233,37 @@ class Hub:
         self._by_route[route] = attached
         return attached
 
-    def _make_room(self, now: float) -> bool:
-        if len(self._by_route) < self._limits.max_peers and len(self._accepted) < self._limits.max_peers:
+    def _leave_route(self, attached: Attached) -> None:
+        if self._by_route.get(attached.route) is attached:  # another link may have taken it over
+            del self._by_route[attached.route]
+
+    def _make_room(self, key: str | None, now: float) -> bool:
+        """Room for one more link of a key; its own oldest spare link goes first, then anybody's."""
+        own = [attached for attached in self._accepted.values() if key is not None and attached.key == key]
+        if len(own) >= self._limits.max_links_per_key:
+            return self._evict(own, now)
+        if len(self.links) < self._limits.max_peers:
             return True
-        for attached in self._accepted.values():
-            if attached.link.state in (State.QUIET, State.CLOSED):
-                attached.link.close(now=now)
-                self.touch(attached, now=now)
-                self.drop(attached)
-                return True
-        return False
+        return self._evict(own, now) or self._evict(list(self._accepted.values()), now)
+
+    def _evict(self, candidates: list[Attached], now: float) -> bool:
+        spare = [attached for attached in candidates if attached.link.spare_from() <= now]
+        if not spare:
+            return False
+        oldest = min(spare, key=lambda attached: attached.link.heard_at)
+        oldest.link.close(now=now)
+        self.touch(oldest, now=now)
+        self.drop(oldest)
+        return True
 
     def _refuse_malformed(self, route: Route, attached: Attached | None, error: WireError, now: float) -> None:
         self.malformed += 1
+        if now >= self._warned_from + _WARN_EVERY_S:
+            self._warned.clear()
+            self._warned_from = now
         if route not in self._warned and len(self._warned) < 4 * self._limits.max_peers:
             self._warned.add(route)
-            _log.warning("malformed message from %s: %s; further ones are only counted", route, error)
+            _log.warning("malformed message from %s: %s; more within a minute are only counted", route, error)
         if attached is None:
             return
         attached.traffic.malformed += 1

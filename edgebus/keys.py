@@ -5,6 +5,8 @@ Key files have the zmq.auth certificate format, so the tools of pyzmq read them 
 
 from __future__ import annotations
 
+import enum
+import logging
 import os
 import stat
 import threading
@@ -14,6 +16,7 @@ from pathlib import Path
 from edgebus.errors import KeyFileError
 
 _Path = str | os.PathLike[str]
+_log = logging.getLogger("edgebus")
 _Z85 = set("0123456789abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ.-:+=^!/*?&<>()[]{}@%$#")
 PUBLIC_FILE = "node.key"
 SECRET_FILE = "node.key_secret"  # noqa: S105 - a file name
@@ -37,10 +40,10 @@ def is_key(text: str) -> bool:
 
 
 def generate_keys(directory: _Path, force: bool = False) -> Keys:
-    """Write a new key pair: DIR/node.key (public) and DIR/node.key_secret (0600), DIR itself 0700.
+    """Write a new key pair: DIR/node.key (public) and DIR/node.key_secret (0600). A new DIR gets mode 0700.
 
     Raises:
-        KeyFileError: there is a key already and force is False, or DIR cannot be written.
+        KeyFileError: there is a key already and force is False, DIR is open to others, or cannot be written.
     """
     import zmq
 
@@ -51,8 +54,7 @@ def generate_keys(directory: _Path, force: bool = False) -> Keys:
     public, secret = (half.decode() for half in zmq.curve_keypair())
     head = f'#   edgebus key\nmetadata\ncurve\n    public-key = "{public}"\n'
     try:
-        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        folder.chmod(0o700)
+        _make_private(folder)
         _write(folder / PUBLIC_FILE, head, 0o644)
         _write(secret_path, head + f'    secret-key = "{secret}"\n', 0o600)
     except OSError as error:
@@ -99,24 +101,35 @@ def read_public_key(file_or_key: _Path) -> str:
     return key
 
 
-class AllowList:
-    """The public keys that may connect; one file, re-read when it changes, nobody if it cannot be read."""
+class _Anybody(enum.Enum):
+    ANYBODY = enum.auto()
 
-    def __init__(self, path: _Path | None) -> None:
-        self._path = None if path is None else Path(path)
+
+class AllowList:
+    """The public keys that may connect; one file, re-read when it changes, nobody if it cannot be read.
+
+    Raises:
+        TypeError: not a path; only any() admits everybody.
+    """
+
+    def __init__(self, path: _Path | _Anybody) -> None:
+        if not isinstance(path, str | os.PathLike | _Anybody):
+            raise TypeError(f"an allow-list is a path, got {path!r}; AllowList.any() admits every key")
+        self._path = None if isinstance(path, _Anybody) else Path(path)
+        self._warned: set[str] = set()
         self._version: tuple[int, int, int] | None = None
         self._names: dict[str, str] = {}
         self._lock = threading.Lock()
 
     @classmethod
     def from_file(cls, path: _Path) -> AllowList:
-        """Allow the keys in a file: a key, a space, an optional name per line, `#` comments."""
+        """Allow the keys in a file: a key, white space, an optional name per line, `#` comments."""
         return cls(path)
 
     @classmethod
     def any(cls) -> AllowList:
         """Allow every peer that proves to own some key; traffic is encrypted, peers are strangers."""
-        return cls(None)
+        return cls(_Anybody.ANYBODY)
 
     def permits(self, key: str) -> bool:
         """True if this key may connect now."""
@@ -135,17 +148,26 @@ class AllowList:
             info = path.stat()
             version = (info.st_mtime_ns, info.st_size, info.st_ino)
             if version != self._version:
-                self._names = _parse(path.read_text())
-                self._version = version
+                text = path.read_text()
+                self._names, self._version = _parse(text), version
+                self._warn(path, text)
         except (OSError, UnicodeDecodeError):
             self._names, self._version = {}, None
+
+    def _warn(self, path: Path, text: str) -> None:
+        malformed = {line: number for number, line in enumerate(text.splitlines(), 1) if _is_malformed(line)}
+        for line, number in malformed.items():
+            if line not in self._warned:  # its text is not logged: it may be a secret in the wrong place
+                _log.warning("%s line %d allows nobody: it does not start with a key of 40 characters", path, number)
+        self._warned = set(malformed)
 
 
 def add_to_allow_list(path: _Path, *public_key_files: _Path) -> int:
     """Add keys to an allow-list; those already there are left alone. Returns how many were new.
 
     Args:
-        path: the list, or a key directory, whose list is DIR/allowed_keys.
+        path: the list, or a key directory, whose list is DIR/allowed_keys. Where nothing is there yet, a list is
+            made if it is called allow... or has a suffix and its directory exists: a mistyped DIR does neither.
         public_key_files: certificate files or 40-character keys.
 
     Raises:
@@ -153,6 +175,8 @@ def add_to_allow_list(path: _Path, *public_key_files: _Path) -> int:
     """
     keys = [(read_public_key(item), _name_of(item)) for item in public_key_files]
     file = Path(path) / ALLOW_FILE if Path(path).is_dir() else Path(path)
+    if not file.exists() and not (file.parent.is_dir() and (file.name.startswith("allow") or file.suffix)):
+        raise KeyFileError(f"there is no directory {path}: make it with `edgebus keygen {path}`, or check the path")
     try:
         text = file.read_text() if file.exists() else "# keys that may connect: one per line, then a name\n"
         known = _parse(text)
@@ -161,7 +185,6 @@ def add_to_allow_list(path: _Path, *public_key_files: _Path) -> int:
             text += "\n"
         text += "".join(f"{key} {name}".rstrip() + "\n" for key, name in new.items())
         if new:
-            file.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
             _write(file, text, 0o600)
     except (OSError, UnicodeDecodeError) as error:
         raise KeyFileError(f"cannot update {file}: {error}") from None
@@ -171,11 +194,26 @@ def add_to_allow_list(path: _Path, *public_key_files: _Path) -> int:
 def _parse(text: str) -> dict[str, str]:
     names = {}
     for line in text.splitlines():
-        key, _, name = line.strip().partition(" ")
+        key, *name = line.split(maxsplit=1) or [""]
         # A key may contain '#', so only a line that starts with one is a comment. Bad lines allow nobody.
         if is_key(key):
-            names[key] = name.partition(" #")[0].strip()
+            names[key] = "".join(name).partition(" #")[0].strip()
     return names
+
+
+def _is_malformed(line: str) -> bool:
+    words = line.split()
+    return bool(words) and not is_key(words[0]) and not words[0].startswith("#")
+
+
+def _make_private(folder: Path) -> None:
+    try:
+        folder.mkdir(mode=0o700, parents=True)
+    except FileExistsError:
+        mode = stat.S_IMODE(folder.stat().st_mode)
+        if mode & 0o077:
+            # Not changed here: it may be a directory that others are meant to use.
+            raise KeyFileError(f"{folder} has mode {mode:04o}, open to others: chmod 700 {folder}") from None
 
 
 def _name_of(item: _Path) -> str:

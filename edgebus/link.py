@@ -10,8 +10,9 @@ from enum import StrEnum
 from typing import NamedTuple
 
 from edgebus import messages as m
+from edgebus.answerer import Answerer
 from edgebus.config import Limits
-from edgebus.requests import Answerer, Caller
+from edgebus.requests import Caller
 from edgebus.requests import Event as RequestEvent
 
 
@@ -190,6 +191,21 @@ class LinkMachine:
                     self.caller.receive(message)
             case _ if self._step(Input.TRAFFIC, now=now):
                 self._receive_traffic(message, now)
+
+    def spare_from(self) -> float:
+        """From when on this link may make room for another: inf while it is up.
+
+        Not before the deadlines it accepted are over, or a resend would be executed again; but a peer that
+        named a deadline of hours has its place for forget_s after its last word, not for hours.
+        """
+        if self.state not in (State.QUIET, State.CLOSED) or self._dialled:
+            return math.inf
+        return min(self.answerer.busy_until(), self._heard_at + self._limits.forget_s)
+
+    @property
+    def heard_at(self) -> float:
+        """When the peer was last heard of."""
+        return self._heard_at
 
     def next_timer(self) -> float:
         """Earliest time handle_timer has something to do, inf if never."""

@@ -15,8 +15,9 @@ from edgebus.errors import ConfigError, InsecureError, NodeClosed, PeerUnreachab
 from edgebus.inbox import Inbox
 from edgebus.keys import AllowList, Keys, is_key
 from edgebus.messages import MAX_TIMEOUT_S
+from edgebus.requests import Outcome, Settled
 from edgebus.stats import LinkStats, NodeStats, link_stats
-from edgebus.wire import check_outgoing
+from edgebus.wire import check_name, check_outgoing
 
 
 class Link:
@@ -58,14 +59,21 @@ class Link:
         """
         if not 0 < timeout_s <= MAX_TIMEOUT_S:
             raise ValueError(f"timeout_s must be in (0, {MAX_TIMEOUT_S:.0f}], got {timeout_s!r}")
-        if not 0 < len(service) <= 64:
-            raise ValueError(f"service must have 1..64 characters, got {len(service)}")
+        check_name("service", service)
         specs, array_frames = pack_arrays(arrays)
         frames = (bytes(payload), *array_frames)
         if (limits := self._dialled.attached.link.peer_limits) is not None:
             check_outgoing(frames, specs, limits)
         pending = Pending(f"{service} at {self.endpoint}", timeout_s, time.monotonic() + timeout_s, self._cancel)
-        self._engine.runner.submit(self._engine.request, self._dialled, service, specs, frames, pending)
+        self._engine.runner.submit(
+            self._engine.request,
+            self._dialled,
+            service,
+            specs,
+            frames,
+            pending,
+            if_closed=lambda: pending.settle(Settled(pending, Outcome.CANCELLED)),
+        )
         return pending
 
     def stats(self) -> LinkStats:
@@ -100,6 +108,7 @@ class Node:
 
     Raises:
         ConfigError: arguments that contradict each other.
+        ValueError: a name that is not UTF-8.
 
     >>> with Node("a", insecure=True) as a, Node("b", insecure=True) as b:
     ...     link = b.connect(a.bind("tcp://127.0.0.1:0"))
@@ -121,6 +130,7 @@ class Node:
             )
         if not 0 < len(name) <= 64:
             raise ConfigError(f"name must have 1..64 characters, got {len(name)}")
+        check_name("name", name)
         self._name = name
         self._keys = keys
         self._allow = allow
@@ -153,20 +163,27 @@ class Node:
         return self._engine.runner.call(self._engine.bind, endpoint)
 
     def serve(self, *services: str, depth: int = 1024) -> Inbox:
-        """Take requests for these services into an inbox of at most `depth`.
+        """Take requests for these services into an inbox of at most `depth`; one peer fills at most half of it.
 
         Raises:
             ConfigError: no service, a name over 64 characters, or one that is served already.
+            ValueError: a name that is not UTF-8.
+            NodeClosed: the node is closed.
         """
         if not services or depth < 1 or not all(0 < len(service) <= 64 for service in services):
             raise ConfigError(f"serve needs service names of 1..64 characters and depth >= 1, got {services}, {depth}")
+        for service in services:
+            check_name("service", service)
         inbox = Inbox(services, depth, self._unserve)
         taken = self._engine.runner.call(self._engine.serve, inbox)
         if taken is not None:
             raise ConfigError(f"service {taken!r} is served already on this node: close its inbox first")
         with self._lock:
-            self._inboxes.append(inbox)
-        return inbox
+            if not self._closed:
+                self._inboxes.append(inbox)
+                return inbox
+        inbox.shut()  # close() ran in between and has not seen it
+        raise NodeClosed("the node was closed meanwhile: make a new Node")
 
     def connect(self, endpoint: str, server_key: str | None = None, timeout_s: float = 5.0) -> Link:
         """Dial a node and wait until both have greeted.
@@ -181,7 +198,7 @@ class Node:
             KeyNotAllowed: the server's allow-list lacks our key.
             WrongServerKey: the server holds another key, or one side is plaintext.
             VersionMismatch: no common protocol version.
-            InsecureError, ConfigError: the arguments do not fit the node.
+            InsecureError, ConfigError: the arguments do not fit the node, or max_peers links are open.
         """
         _check_transport(endpoint)
         self._check_server_key(endpoint, server_key)
@@ -203,11 +220,14 @@ class Node:
 
     def close(self, linger_s: float = 1.0) -> None:
         """Refuse what waits, cancel what is outstanding, say goodbye. Takes linger_s + 2 s at most."""
+        if not self._engine.runner.is_own_process:
+            return  # before the lock: another thread may have held it at the fork
         with self._lock:
-            if self._closed or not self._engine.runner.is_own_process:
+            if self._closed:
                 return
             self._closed = True
-        for inbox in self._inboxes:
+            inboxes = list(self._inboxes)
+        for inbox in inboxes:
             inbox.shut()
         self._engine.runner.submit_unless_closed(self._engine.shut_down, linger_s)
         self._engine.runner.join(linger_s + 2.0)
@@ -221,6 +241,8 @@ class Node:
         self.close()
 
     def _unserve(self, inbox: Inbox) -> None:
+        with self._lock:
+            self._inboxes = [each for each in self._inboxes if each is not inbox]
         self._engine.runner.submit_unless_closed(self._engine.unserve, inbox)
 
     def _check_server_key(self, endpoint: str, server_key: str | None) -> None:

@@ -21,7 +21,7 @@ from edgebus.config import Limits
 from edgebus.errors import BindError, ConfigError, NodeClosed
 from edgebus.hub import Route
 from edgebus.keys import Keys
-from edgebus.zap import ZAP_DOMAIN, ZAP_ENDPOINT
+from edgebus.zap import ZAP_DOMAIN, ZAP_ENDPOINT, zap_denied
 
 T = TypeVar("T")
 _log = logging.getLogger("edgebus")
@@ -77,14 +77,18 @@ class Runner:
         self._pid = os.getpid()
         self._context = zmq.Context()
         # Two sockets per dialled link (it and its monitor) and a few of the node's own.
-        self._context.set(zmq.MAX_SOCKETS, 64 + 4 * limits.max_peers)
+        most = int(self._context.get(zmq.SOCKET_LIMIT))
+        self._context.set(zmq.MAX_SOCKETS, min(64 + 4 * limits.max_peers, most))
         self._poller = zmq.Poller()
         self._sockets: dict[int, zmq.Socket[bytes]] = {}
         self._secure: set[int] = set()
         self._monitors: dict[int, zmq.Socket[bytes]] = {}
         self._sources: dict[Any, Callable[[], None]] = {}  # by what the poller reports
         self._next_socket_id = 1
-        self._commands: deque[tuple[Callable[..., object], tuple[Any, ...]]] = deque()
+        self._commands: deque[tuple[Callable[..., object], tuple[Any, ...], Callable[[], object]]] = deque()
+        # Reentrant: the garbage collector may drop a Request, and so submit its refusal, at any allocation.
+        self._lock = threading.RLock()
+        self._closed = False
         self._wake_read, self._wake_write = socket.socketpair()
         self._wake_read.setblocking(False)
         self._wake_write.setblocking(False)
@@ -96,22 +100,23 @@ class Runner:
 
     # -- any thread ---------------------------------------------------------------------------------
 
-    def submit(self, function: Callable[..., object], *args: Any) -> None:
-        """Run a function on the runner thread soon.
+    def submit(
+        self, function: Callable[..., object], *args: Any, if_closed: Callable[[], object] = lambda: None
+    ) -> None:
+        """Run a function on the runner thread soon; if that ends before its turn comes, `if_closed` instead.
 
         Raises:
-            NodeClosed: the thread has ended, or this is a forked child.
+            NodeClosed: the loop has ended, or this is a forked child; neither function will run.
         """
         self.check()
-        self._commands.append((function, args))
-        if not self._woken:
-            self._woken = True
-            try:
-                self._wake_write.send(b"\0")
-            except BlockingIOError:
-                pass  # full of wake-ups already
-            except OSError:
-                raise NodeClosed("the node was closed meanwhile: make a new Node") from None
+        with self._lock:
+            if self._closed:
+                raise NodeClosed("the node is closed: make a new Node")
+            self._commands.append((function, args, if_closed))
+            if not self._woken:
+                self._woken = True
+                with contextlib.suppress(BlockingIOError):  # full of wake-ups already
+                    self._wake_write.send(b"\0")
 
     def submit_unless_closed(self, function: Callable[..., object], *args: Any) -> None:
         """Like submit, for what a closed node has done already."""
@@ -126,26 +131,30 @@ class Runner:
         def run() -> None:
             try:
                 box.append((function(*args), None))
+            except zmq.ZMQError as error:
+                box.append((None, ConfigError(f"libzmq: {error.strerror}: lower max_peers, or see `ulimit -n`")))
             except Exception as error:
                 box.append((None, error))
             done.set()
 
-        self.submit(run)
+        def give_up() -> None:
+            box.append((None, NodeClosed("the node was closed meanwhile: make a new Node")))
+            done.set()
+
+        self.submit(run, if_closed=give_up)
         if not done.wait(timeout_s):
-            raise NodeClosed(f"the node's thread did not answer within {timeout_s:.0f} s: it was closed, or is stuck")
+            raise NodeClosed(f"the node's thread did not answer within {timeout_s:.0f} s: it is stuck")
         result, error = box[0]
         if error is not None:
             raise error
         return result  # type: ignore[no-any-return]
 
     def check(self) -> None:
-        """Raise NodeClosed where the runner cannot be used."""
+        """Raise NodeClosed in a forked child, before it takes a lock that another thread held at the fork."""
         if os.getpid() != self._pid:
             raise NodeClosed(
                 f"the node belongs to process {self._pid}, this is its fork {os.getpid()}: make a new Node here"
             )
-        if not self._thread.is_alive():
-            raise NodeClosed("the node is closed: make a new Node")
 
     @property
     def is_own_process(self) -> bool:
@@ -232,23 +241,35 @@ class Runner:
 
     def _run(self) -> None:
         next_at = math.inf
-        while self._stop_linger_ms is None:
-            wait_s = next_at - time.monotonic()
-            wait_ms = None if wait_s == math.inf else max(0, math.ceil(wait_s * 1000))
-            for source, _ in self._poller.poll(wait_ms):
-                # A source may have been closed by what another one brought in this turn.
-                if (receive := self._sources.get(source)) is not None:
-                    self._guard(receive)
-            next_at = self._guard(self._turn) or time.monotonic() + 0.1
-        self._shut(self._stop_linger_ms)
+        try:
+            while self._stop_linger_ms is None:
+                wait_s = next_at - time.monotonic()
+                wait_ms = None if wait_s == math.inf else max(0, math.ceil(wait_s * 1000))
+                for source, _ in self._poller.poll(wait_ms):
+                    # A source may have been closed by what another one brought in this turn.
+                    if (receive := self._sources.get(source)) is not None:
+                        self.guard(receive)
+                next_at = self.guard(self._turn) or time.monotonic() + 0.1
+        finally:
+            self._give_up_commands()
+            self._shut(self._stop_linger_ms or 0)
 
     def _turn(self) -> float:
-        while self._commands:
-            function, args = self._commands.popleft()
-            self._guard(function, *args)
+        # What comes after the command to stop would find every link closed: it is given up instead.
+        while self._commands and self._stop_linger_ms is None:
+            function, args, _ = self._commands.popleft()
+            self.guard(function, *args)
         return self._handler.on_turn(time.monotonic())
 
-    def _guard(self, function: Callable[..., T], *args: Any) -> T | None:
+    def _give_up_commands(self) -> None:
+        with self._lock:
+            self._closed = True
+            left = list(self._commands)
+            self._commands.clear()
+        for _, _, if_closed in left:
+            self.guard(if_closed)
+
+    def guard(self, function: Callable[..., T], *args: Any) -> T | None:
         """A fault in one message or command must not take the whole node down."""
         try:
             return function(*args)
@@ -275,14 +296,14 @@ class Runner:
                 frames += sock.recv_multipart(zmq.NOBLOCK)
             # Asked for every message: a route alone proves nothing about who sent it.
             key = str(first.get("User-Id")) if secure else None
-            self._handler.on_frames((socket_id, routing_id), frames, key, time.monotonic())
+            self.guard(self._handler.on_frames, (socket_id, routing_id), frames, key, time.monotonic())
 
     def _receive_dealer(self, socket_id: int, sock: zmq.Socket[bytes]) -> None:
         for _ in range(_BURST):
             if not _readable(sock):
                 return
             frames = sock.recv_multipart(zmq.NOBLOCK)
-            self._handler.on_frames((socket_id, b""), frames, None, time.monotonic())
+            self.guard(self._handler.on_frames, (socket_id, b""), frames, None, time.monotonic())
 
     def _receive_monitor(self, socket_id: int, monitor: zmq.Socket[bytes]) -> None:
         for _ in range(_BURST):
@@ -294,23 +315,29 @@ class Runner:
 
     def _receive_zap(self, sock: zmq.Socket[bytes]) -> None:
         while _readable(sock):
-            sock.send_multipart(self._handler.on_zap(sock.recv_multipart(zmq.NOBLOCK)))
+            frames = sock.recv_multipart(zmq.NOBLOCK)
+            # Whatever happens, there is an answer: without one the socket could not receive again.
+            sock.send_multipart(self.guard(self._handler.on_zap, frames) or zap_denied(frames))
 
     def _open(self, kind: int, endpoint: str) -> zmq.Socket[bytes]:
         sock: zmq.Socket[bytes] = self._context.socket(kind)
         heartbeat_ms = int(self._limits.heartbeat_s * 1000)
-        for option, value in (
-            (zmq.LINGER, 1000),
-            (zmq.MAXMSGSIZE, max(self._limits.max_frame_bytes, self._limits.max_header_bytes)),
-            (zmq.HANDSHAKE_IVL, _HANDSHAKE_MS),
-            (zmq.HEARTBEAT_IVL, heartbeat_ms),
-            (zmq.HEARTBEAT_TIMEOUT, int(self._limits.silence_s * 1000)),
-            (zmq.SNDHWM, 1000),
-            (zmq.RCVHWM, 1000),
-            # On an IPv4 address it would only make LAST_ENDPOINT unreadable ([::ffff:127.0.0.1]).
-            (zmq.IPV6, int("[" in endpoint)),
-        ):
-            sock.setsockopt(option, value)
+        try:
+            for option, value in (
+                (zmq.LINGER, 1000),
+                (zmq.MAXMSGSIZE, max(self._limits.max_frame_bytes, self._limits.max_header_bytes)),
+                (zmq.HANDSHAKE_IVL, _HANDSHAKE_MS),
+                (zmq.HEARTBEAT_IVL, heartbeat_ms),
+                (zmq.HEARTBEAT_TIMEOUT, int(self._limits.silence_s * 1000)),
+                (zmq.SNDHWM, 1000),
+                (zmq.RCVHWM, 1000),
+                # On an IPv4 address it would only make LAST_ENDPOINT unreadable ([::ffff:127.0.0.1]).
+                (zmq.IPV6, int("[" in endpoint)),
+            ):
+                sock.setsockopt(option, value)
+        except BaseException:
+            sock.close(linger=0)  # one left open would keep the context from ending
+            raise
         return sock
 
     def _open_zap(self) -> None:

@@ -3,8 +3,21 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field, fields
+from typing import TYPE_CHECKING
 
-from edgebus.hub import Attached
+if TYPE_CHECKING:
+    from edgebus.hub import Attached
+
+
+@dataclass(slots=True)
+class Traffic:
+    """What went over one link, in bytes of frames and in messages."""
+
+    bytes_sent: int = 0
+    bytes_received: int = 0
+    messages_sent: int = 0
+    messages_received: int = 0
+    malformed: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,7 +48,7 @@ class LinkStats:
 
 @dataclass(frozen=True, slots=True)
 class NodeStats:
-    """A whole node; `total` includes links that are gone.
+    """A whole node; `total` includes links that are gone, closed or forgotten.
 
     Attributes:
         peers: by peer id, links known now.

@@ -22,6 +22,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from types import TracebackType
 
+from edgebus.answerer import Answerer
 from edgebus.arrays import Array, pack_arrays
 from edgebus.calls import Pending
 from edgebus.config import Limits
@@ -71,12 +72,14 @@ class SimNode:
     def deliver(self, attached: Attached, arrived: Arrived) -> None:
         """Hand a request to the handler."""
         if self.handler is None:
-            self._answer(attached, arrived.id, refusal(arrived.id, "unknown_service", "nothing is served here"))
+            self._answer(
+                attached, arrived.answerer, arrived.id, refusal(arrived.id, "unknown_service", "nothing is served here")
+            )
         else:
             self.handler(Request(attached, arrived, self._answer, self._net.clock))
 
-    def _answer(self, attached: Attached, request_id: int, message: Message) -> None:
-        attached.link.answerer.answer(request_id, message)
+    def _answer(self, attached: Attached, answerer: Answerer, request_id: int, message: Message) -> None:
+        answerer.answer(request_id, message)
         self.hub.touch(attached, now=self._net.clock.now)
         self._net.call_later(0.0, lambda: None)  # a turn, so that it is sent
 

@@ -98,6 +98,23 @@ def spec_fault(spec: ArraySpec, frame_bytes: int) -> str | None:
     return None
 
 
+def check_name(what: str, name: str) -> None:
+    """Check a service or node name before it is sent.
+
+    Raises:
+        TypeError: not a string.
+        ValueError: empty, over 64 characters, or not UTF-8 (half a surrogate pair).
+    """
+    if not isinstance(name, str):
+        raise TypeError(f"{what} must be a string, got {type(name).__name__}")
+    if not 0 < len(name) <= 64:
+        raise ValueError(f"{what} must have 1..64 characters, got {len(name)}")
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        raise ValueError(f"{what} {name!a} does not encode as UTF-8: drop the lone surrogate") from None
+
+
 def check_outgoing(frames: Sequence[bytes], specs: Sequence[ArraySpec], peer: WireLimits) -> None:
     """Check a request or answer against what the peer accepts, before anything is sent.
 

@@ -20,11 +20,16 @@ def zap_answer(frames: Sequence[bytes], allow: AllowList | None) -> list[bytes]:
     """
     from zmq.utils import z85
 
-    request_id = frames[1] if len(frames) > 1 else b""
-    denied = [b"1.0", request_id, _DENIED, b"key not in the allow-list", b"", b""]
+    denied = zap_denied(frames)
     if len(frames) != 7 or frames[0] != b"1.0" or frames[5] != b"CURVE" or len(frames[6]) != 32:
         return denied
     key = z85.encode(frames[6])
     if allow is None or not allow.permits(key.decode()):
         return denied
-    return [b"1.0", request_id, b"200", b"OK", key, b""]
+    return [b"1.0", frames[1], b"200", b"OK", key, b""]
+
+
+def zap_denied(frames: Sequence[bytes]) -> list[bytes]:
+    """The answer no to one ZAP request."""
+    request_id = frames[1] if len(frames) > 1 else b""
+    return [b"1.0", request_id, _DENIED, b"key not in the allow-list", b"", b""]

@@ -47,7 +47,7 @@ def root() -> None:
 
 @app.command()
 def keygen(
-    directory: Annotated[Path, typer.Argument(help="Key directory, made with mode 0700.")],
+    directory: Annotated[Path, typer.Argument(help="Key directory; a new one gets mode 0700.")],
     force: Annotated[bool, typer.Option("--force", help="Replace a key that is there already.")] = False,
     as_json: Json = False,
 ) -> None:

@@ -108,6 +108,50 @@ def test_adding_to_an_allow_list_is_idempotent(tmp_path):
     assert OTHER not in file.read_text()
 
 
+@pytest.mark.parametrize("make", [edgebus.AllowList, edgebus.AllowList.from_file])
+@pytest.mark.parametrize("nothing", [None, 0, True, b"bytes", object()])
+def test_allow_list_without_a_path_admits_nobody_by_mistake(make, nothing):
+    with pytest.raises(TypeError, match=r"AllowList\.any\(\)"):
+        make(nothing)
+
+
+def test_allow_list_lines_may_have_tabs_and_malformed_ones_are_warned_about_once(tmp_path, caplog):
+    file = tmp_path / "allowed"
+    allow = edgebus.AllowList.from_file(file)
+    file.write_text(f"# ours\n\n{KEY}\tphone\n  {OTHER} \n{KEY[:-1]} my secret\n")
+    assert allow.permits(KEY)
+    assert allow.permits(OTHER)
+    [record] = caplog.records
+    assert "allowed line 5 allows nobody" in record.message
+    assert KEY[:-1] not in record.message
+    file.write_text(file.read_text() + "# changed\n")
+    assert allow.permits(KEY)
+    assert len(caplog.records) == 1
+    file.write_text(file.read_text() + "another\n")
+    assert allow.permits(KEY)
+    assert len(caplog.records) == 2
+
+
+def test_directory_of_others_is_refused_and_left_as_it_is(tmp_path):
+    shared = tmp_path / "shared"
+    shared.mkdir()
+    shared.chmod(0o755)
+    with pytest.raises(edgebus.KeyFileError, match="mode 0755, open to others: chmod 700"):
+        edgebus.generate_keys(shared)
+    assert (mode(shared), list(shared.iterdir())) == (0o755, [])
+    shared.chmod(0o700)
+    edgebus.generate_keys(shared)
+
+
+def test_allowing_in_a_missing_directory_makes_no_file(tmp_path):
+    for missing in (tmp_path / "servr", tmp_path / "nowhere" / "allowed_keys"):
+        with pytest.raises(edgebus.KeyFileError, match="edgebus keygen"):
+            edgebus.add_to_allow_list(missing, KEY)
+    assert list(tmp_path.iterdir()) == []
+    for name in ("allowed_keys", "allowed", "devices.txt"):
+        assert edgebus.add_to_allow_list(tmp_path / name, KEY) == 1
+
+
 def zap(mechanism=b"CURVE", key=KEY, version=b"1.0", extra=()):
     return [version, b"42", b"edgebus", b"10.0.0.7", b"", mechanism, z85.decode(key), *extra]
 
@@ -148,6 +192,11 @@ CUT = [*TRY, ("HANDSHAKE_FAILED_NO_DETAIL", errno.EPIPE), ("DISCONNECTED", 9)]
 def test_good_link_connects_and_disconnects():
     _, verdicts = follow(True, *TRY, ("HANDSHAKE_SUCCEEDED", 0), ("DISCONNECTED", 9), *TRY, ("HANDSHAKE_SUCCEEDED", 0))
     assert [verdict.what for verdict in verdicts] == ["connected", "disconnected", "connected"]
+
+
+def test_cuts_after_a_first_success_are_never_a_wrong_key():
+    _, verdicts = follow(True, *TRY, ("HANDSHAKE_SUCCEEDED", 0), ("DISCONNECTED", 9), *CUT * 50)
+    assert [verdict.what for verdict in verdicts] == ["connected", "disconnected"]
 
 
 def test_three_cut_handshakes_in_a_row_are_a_wrong_key_and_two_a_restart():

@@ -131,7 +131,7 @@ def test_greeting_worked_by_hand():
     assert sent(link) == []
     link.connected(now=1.0)
     [first] = link.headers_to_send()
-    assert first.header == m.Hello(1, 1, "me", b"i" * 16, 1, m.WireLimits(65536, 67108864, 64))
+    assert first.header == m.Hello(1, 1, "me", b"i" * 16, 1, m.WireLimits(65536, 16777216, 64))
     assert link.next_timer() == 2.0
     link.handle_timer(now=2.0)
     assert latest_greeting(link) == 2
@@ -221,11 +221,12 @@ def test_close_refuses_cancels_and_says_goodbye():
 def test_new_incarnation_of_the_listener_starts_with_an_empty_memory():
     link, greeting = dialler_in("up")
     link.receive(m.Message(m.Request(0, "x", 9000, 0), (b"",)), now=1.0)
+    old = link.answerer
     link.receive(m.Message(m.Reset()), now=1.1)
     greeting = latest_greeting(link)
     link.events()
     link.receive(welcome(greeting, incarnation=b"q" * 16), now=1.2)
-    assert Withdrawn(0) in link.events()
+    assert Withdrawn(0, "x", old) in link.events()
     link.receive(m.Message(m.Request(0, "x", 9000, 0), (b"",)), now=1.3)
     assert link.answerer.counts.executed == 2
 
@@ -237,4 +238,4 @@ def test_listener_forgets_after_forget_s_but_not_before_the_deadlines_it_accepte
     link.events()
     assert link.next_timer() == 101.0  # 1 + 100 s, later than 2 + 60 s
     link.handle_timer(now=101.0)
-    assert link.events() == [Gone(), Withdrawn(0)]
+    assert link.events() == [Gone(), Withdrawn(0, "x", link.answerer)]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gc
-import os
 import threading
 import time
 
@@ -192,7 +191,7 @@ def test_unknown_service_says_what_is_served(pair):
 
 def test_full_inbox_refuses_busy_and_drain_empties_it():
     with edgebus.Node("a", insecure=True) as server, edgebus.Node("b", insecure=True) as device:
-        inbox = server.serve("x", depth=2)
+        inbox = server.serve("x", depth=3)  # of which one peer may hold two
         link = device.connect(server.bind("tcp://127.0.0.1:0"))
         kept = [link.send_request("x", b"%d" % n) for n in range(2)]
         with pytest.raises(edgebus.Refused) as caught:
@@ -278,66 +277,6 @@ def test_reply_that_is_too_large_can_still_be_refused():
             pending.result()
 
 
-def test_close_with_pending_requests_ends_them_on_both_sides():
-    with edgebus.Node("b", insecure=True) as device:
-        server = edgebus.Node("a", insecure=True)
-        inbox = server.serve("x")
-        link = device.connect(server.bind("tcp://127.0.0.1:0"))
-        first, second = link.send_request("x"), link.send_request("x")
-        held = inbox.get(5)
-        link.request("edgebus.ping")  # the second has arrived too; in flight it would wait for a new server
-        server.close()
-        for pending in (first, second):
-            with pytest.raises(edgebus.Refused) as caught:
-                pending.result()
-            assert caught.value.code == "closing"
-        held.reply(b"too late, and harmless")
-        third = link.send_request("x")
-        device.close()
-        with pytest.raises(edgebus.NodeClosed):
-            third.result()
-        with pytest.raises(edgebus.NodeClosed):
-            link.request("x")
-        device.close()
-
-
-def test_answers_given_just_before_a_close_all_arrive():
-    """libzmq loses this tail with ZMQ_IMMEDIATE on the dialling socket."""
-    for _ in range(20):
-        with edgebus.Node("b", insecure=True) as device, edgebus.Node("a", insecure=True) as server:
-            inbox = server.serve("x")
-            link = device.connect(server.bind("tcp://127.0.0.1:0"))
-            pendings = [link.send_request("x", timeout_s=5) for _ in range(20)]
-            for _ in pendings:
-                inbox.get(5).reply(b"just in time")
-            server.close()
-            assert {pending.result().payload for pending in pendings} == {b"just in time"}
-
-
-def test_close_does_not_wait_for_a_server_that_is_gone():
-    with edgebus.Node("b", insecure=True) as device:
-        with edgebus.Node("a", insecure=True) as server:
-            link = device.connect(server.bind("tcp://127.0.0.1:0"))
-        pending = link.send_request("x")
-        began = time.monotonic()
-        device.close(linger_s=5)
-        assert time.monotonic() - began < 2
-        with pytest.raises(edgebus.NodeClosed):
-            pending.result()
-
-
-def test_closed_link_refuses_requests_and_leaves_the_node_alone(pair, ring):
-    server, device, link, _ = pair
-    [endpoint] = [link.endpoint]
-    link.close()
-    link.close()
-    with pytest.raises(edgebus.NodeClosed):
-        link.request("echo")
-    with device.connect(endpoint, ring.public("server")) as again:
-        assert again.request("echo", b"x").payload == b"x"
-    assert server.stats().malformed == 0
-
-
 def test_inbox_close_refuses_what_waits_and_ends_get(pair):
     server, _, link, _ = pair
     inbox = server.serve("x")
@@ -401,20 +340,3 @@ def test_taken_port_is_a_bind_error():
         with pytest.raises(edgebus.BindError, match="choose another port"):
             other.bind(endpoint)
         assert other.bind("tcp://127.0.0.1:0") != endpoint
-
-
-def test_fork_says_to_make_a_new_node(pair):
-    _, device, link, _ = pair
-    link.request("echo")
-    pid = os.fork()
-    if pid == 0:
-        status = 1
-        try:
-            link.request("echo")
-        except edgebus.NodeClosed as error:
-            device.close()  # must return at once, and leave the parent's sockets alone
-            status = 0 if "make a new Node" in str(error) else 2
-        finally:
-            os._exit(status)
-    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
-    assert link.request("echo", b"still").payload == b"still"

@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 
 import edgebus
 from edgebus import messages as m
-from edgebus.requests import Answerer, Arrived, Caller, Settled, Withdrawn, refusal
+from edgebus.answerer import Answerer
+from edgebus.requests import Arrived, Caller, Settled, Withdrawn, refusal
 
 
 def up_caller(**limits):
@@ -71,6 +72,17 @@ def test_request_past_its_deadline_is_expired_without_being_sent():
     assert [(event.ref, event.outcome) for event in caller.events()] == [("late", "expired")]
 
 
+def test_what_fell_due_while_the_link_was_down_is_sent_once_and_what_expired_is_not():
+    caller = up_caller()
+    start(caller, deadline_at=3.0, ref="over")
+    start(caller, deadline_at=30.0, ref="due")
+    caller.headers_to_send()
+    caller.set_up(False, now=0.5)
+    caller.set_up(True, now=5.0)
+    assert [message.header.id for message in caller.headers_to_send()] == [1]
+    assert [(event.ref, event.outcome) for event in caller.events()] == [("over", "unknown")]
+
+
 def test_timers_of_settled_requests_do_not_pile_up():
     caller = up_caller()
     for number in range(10_000):
@@ -115,7 +127,7 @@ def test_duplicates_worked_by_hand():
     answerer = Answerer(edgebus.Limits())
     answerer.receive(request(0), now=1.0)
     answerer.receive(request(0), now=1.1)
-    assert answerer.events() == [Arrived(0, "x", 11.0, (), (b"",))]
+    assert answerer.events() == [Arrived(0, "x", 11.0, (), (b"",), answerer)]
     assert answerer.headers_to_send() == []
     assert answerer.wants(0)
     assert answerer.answer(0, reply(0, b"first"))
@@ -173,7 +185,7 @@ def test_cancel_withdraws_once_and_a_duplicate_is_not_executed():
     for _ in range(2):
         answerer.receive(m.Message(m.Cancel(0)), now=0.1)
     answerer.receive(m.Message(m.Cancel(99)), now=0.1)
-    assert answerer.events() == [Withdrawn(0)]
+    assert answerer.events() == [Withdrawn(0, "x", answerer)]
     answerer.receive(request(0), now=0.2)
     assert answerer.events() == []
     assert [message.header.code for message in answerer.headers_to_send()] == ["cancelled"]

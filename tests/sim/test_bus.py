@@ -6,10 +6,11 @@ from collections import Counter
 
 import pytest
 
+from edgebus.answerer import Answerer, _Entry
 from edgebus.config import Limits
 from edgebus.errors import DeadlineExceeded, LinkLost, Refused
 from edgebus.messages import Request as RequestHeader
-from edgebus.requests import Answerer, Arrived, _Entry
+from edgebus.requests import Arrived
 from edgebus.testing import SimNetwork
 
 SEEDS = range(200)
@@ -150,7 +151,7 @@ class ForgetfulAnswerer(Answerer):
         self._answered.pop(header.id, None)
         self._entries[header.id] = _Entry(now + header.ttl_ms / 1000)
         self._events.append(
-            Arrived(header.id, header.service, now + header.ttl_ms / 1000, header.arrays, message.frames)
+            Arrived(header.id, header.service, now + header.ttl_ms / 1000, header.arrays, message.frames, self)
         )
 
 

@@ -1,0 +1,212 @@
+"""Closing a node or link while it works, and what a forked child sees."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import sys
+import threading
+import time
+
+import pytest
+
+import edgebus
+from edgebus.requests import Outcome
+
+pytestmark = pytest.mark.net
+
+
+def test_close_with_pending_requests_ends_them_on_both_sides():
+    with edgebus.Node("b", insecure=True) as device:
+        server = edgebus.Node("a", insecure=True)
+        inbox = server.serve("x")
+        link = device.connect(server.bind("tcp://127.0.0.1:0"))
+        first, second = link.send_request("x"), link.send_request("x")
+        held = inbox.get(5)
+        link.request("edgebus.ping")  # the second has arrived too; in flight it would wait for a new server
+        server.close()
+        for pending in (first, second):
+            with pytest.raises(edgebus.Refused) as caught:
+                pending.result()
+            assert caught.value.code == "closing"
+        held.reply(b"too late, and harmless")
+        third = link.send_request("x")
+        device.close()
+        with pytest.raises(edgebus.NodeClosed):
+            third.result()
+        with pytest.raises(edgebus.NodeClosed):
+            link.request("x")
+        device.close()
+
+
+def test_answers_given_just_before_a_close_all_arrive():
+    """libzmq loses this tail with ZMQ_IMMEDIATE on the dialling socket."""
+    for _ in range(20):
+        with edgebus.Node("b", insecure=True) as device, edgebus.Node("a", insecure=True) as server:
+            inbox = server.serve("x")
+            link = device.connect(server.bind("tcp://127.0.0.1:0"))
+            pendings = [link.send_request("x", timeout_s=5) for _ in range(20)]
+            for _ in pendings:
+                inbox.get(5).reply(b"just in time")
+            server.close()
+            assert {pending.result().payload for pending in pendings} == {b"just in time"}
+
+
+def test_close_does_not_wait_for_a_server_that_is_gone():
+    with edgebus.Node("b", insecure=True) as device:
+        with edgebus.Node("a", insecure=True) as server:
+            link = device.connect(server.bind("tcp://127.0.0.1:0"))
+        pending = link.send_request("x")
+        began = time.monotonic()
+        device.close(linger_s=5)
+        assert time.monotonic() - began < 2
+        with pytest.raises(edgebus.NodeClosed):
+            pending.result()
+
+
+def test_closed_link_refuses_requests_and_leaves_the_node_alone(pair, ring):
+    server, device, link, _ = pair
+    [endpoint] = [link.endpoint]
+    link.close()
+    link.close()
+    with pytest.raises(edgebus.NodeClosed):
+        link.request("echo")
+    with device.connect(endpoint, ring.public("server")) as again:
+        assert again.request("echo", b"x").payload == b"x"
+    assert server.stats().malformed == 0
+
+
+def test_fork_says_to_make_a_new_node(pair):
+    _, device, link, _ = pair
+    link.request("echo")
+    pid = os.fork()
+    if pid == 0:
+        status = 1
+        try:
+            link.request("echo")
+        except edgebus.NodeClosed as error:
+            device.close()  # must return at once, and leave the parent's sockets alone
+            status = 0 if "make a new Node" in str(error) else 2
+        finally:
+            os._exit(status)
+    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
+    assert link.request("echo", b"still").payload == b"still"
+
+
+def test_inbox_of_a_forked_child_says_to_make_a_new_node():
+    with edgebus.Node("a", insecure=True) as node:
+        inbox = node.serve("x")
+        pid = os.fork()
+        if pid == 0:
+            status = 0
+            try:
+                for take in (lambda: inbox.get(0.1), lambda: inbox.get(None), inbox.drain):
+                    with contextlib.suppress(edgebus.NodeClosed):
+                        take()
+                        status = 1
+                inbox.close()
+            except BaseException:
+                status = 2
+            finally:
+                os._exit(status)
+        assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
+
+
+@pytest.fixture
+def switchy():
+    """Threads change places so often that races show."""
+    before = sys.getswitchinterval()
+    sys.setswitchinterval(1e-5)
+    yield
+    sys.setswitchinterval(before)
+
+
+def test_requests_that_race_a_close_end_at_once(switchy):
+    with edgebus.Node("s", insecure=True) as server:
+        endpoint = server.bind("tcp://127.0.0.1:0")
+        for _ in range(15):
+            device = edgebus.Node("c", insecure=True)
+            link = device.connect(endpoint)
+            ended = []
+
+            def work(link=link, ended=ended):
+                while True:
+                    try:
+                        link.request("edgebus.ping", b"x", timeout_s=20)
+                    except edgebus.EdgebusError as error:
+                        ended.append(type(error))
+                        return
+
+            threads = [threading.Thread(target=work) for _ in range(4)]
+            for thread in threads:
+                thread.start()
+            device.close(0.2)
+            began = time.monotonic()
+            for thread in threads:
+                thread.join(30)
+            assert time.monotonic() - began < 5
+            assert ended == [edgebus.NodeClosed] * 4
+
+
+def stopped_in_the_middle(node):
+    """Keep the node's thread in one command until the event is set; what is submitted meanwhile waits."""
+    busy, go = threading.Event(), threading.Event()
+
+    def hold():
+        busy.set()
+        go.wait(5)
+
+    node._engine.runner.submit(hold)
+    assert busy.wait(5)
+    return go
+
+
+def test_command_behind_the_close_is_given_up_and_its_request_cancelled():
+    with edgebus.Node("s", insecure=True) as server:
+        device = edgebus.Node("c", insecure=True)
+        link = device.connect(server.bind("tcp://127.0.0.1:0"))
+        go = stopped_in_the_middle(device)
+        device._engine.runner.submit(device._engine.shut_down, 0.0)
+        pending = link.send_request("edgebus.ping", timeout_s=30)
+        raised = []
+
+        def ask():
+            try:
+                device.stats()
+            except edgebus.NodeClosed as error:
+                raised.append(error)
+
+        thread = threading.Thread(target=ask)
+        thread.start()
+        while len(device._engine.runner._commands) < 3:
+            thread.join(0.001)
+        began = time.monotonic()
+        go.set()
+        with pytest.raises(edgebus.NodeClosed):
+            pending.result()
+        thread.join(5)
+        assert time.monotonic() - began < 2
+        assert pending.outcome == Outcome.CANCELLED
+        assert len(raised) == 1
+        with pytest.raises(edgebus.NodeClosed):
+            link.send_request("edgebus.ping")
+        device.close()
+
+
+def test_inbox_registered_while_the_node_closes_is_shut(monkeypatch):
+    node = edgebus.Node("a", insecure=True)
+    seen = []
+    original = node._engine.runner.call
+
+    def call(function, *arguments):
+        result = original(function, *arguments)
+        seen.extend(arguments)
+        node.close()
+        return result
+
+    monkeypatch.setattr(node._engine.runner, "call", call)
+    with pytest.raises(edgebus.NodeClosed):
+        node.serve("x")
+    [inbox] = seen
+    assert inbox.closed
+    assert inbox.get(None) is None

@@ -1,0 +1,167 @@
+"""The inbox without sockets: who may fill it, what leaves it, and to whom a late answer goes."""
+
+from __future__ import annotations
+
+import time
+
+import pytest
+
+import edgebus
+from edgebus import messages as m
+from edgebus.answerer import Answerer
+from edgebus.hub import Attached
+from edgebus.inbox import Inbox, Request
+from edgebus.link import LinkMachine, wire_limits
+from edgebus.requests import Arrived, Withdrawn
+from edgebus.stats import Traffic
+
+LIMITS = edgebus.Limits()
+
+
+class Peer:
+    """A link on which requests arrive; puts them into an inbox and records the answers."""
+
+    def __init__(self, inbox, key=None, peer_id="p"):
+        self.inbox = inbox
+        link = LinkMachine(dialled=True, name="me", incarnation=b"i" * 16, limits=LIMITS, now=0.0)
+        self.attached = Attached(link, (1, b""), key, peer_id, None, Traffic())
+        self.greeted(b"1" * 16, 1)
+
+    def greeted(self, incarnation, greeting):
+        link = self.attached.link
+        link.disconnected(now=0.0)
+        link.connected(now=0.0)
+        link.receive(m.Message(m.Welcome(1, "peer", incarnation, greeting, wire_limits(LIMITS))), now=0.0)
+        return self.handle()
+
+    def ask(self, request_id):
+        header = m.Request(request_id, "x", 60_000, 0)
+        self.attached.link.receive(m.Message(header, (b"question",)), now=time.monotonic())
+        return self.handle()
+
+    def cancel(self, request_id):
+        self.attached.link.receive(m.Message(m.Cancel(request_id)), now=time.monotonic())
+        return self.handle()
+
+    def handle(self):
+        taken = []
+        for event in self.attached.link.events():
+            if isinstance(event, Arrived):
+                taken.append(self.inbox.put(Request(self.attached, event, self.answer)))
+            elif isinstance(event, Withdrawn):
+                self.inbox.withdraw(event.answerer, event.id)
+        return taken
+
+    @staticmethod
+    def answer(_, answerer, request_id, message):
+        answerer.answer(request_id, message)
+
+    def answers(self):
+        return [message for message in self.attached.link.headers_to_send() if message.frames]
+
+
+@pytest.fixture
+def inbox():
+    return Inbox(["x"], 5, lambda _: None)
+
+
+@pytest.mark.parametrize("keys", [("A", "B"), (None, None)])
+def test_one_peer_cannot_fill_the_inbox_of_another(inbox, keys):
+    greedy, other = Peer(inbox, keys[0], "a"), Peer(inbox, keys[1], "b")
+    assert [greedy.ask(number) for number in range(5)] == [[True]] * 3 + [[False]] * 2
+    assert [other.ask(number) for number in range(3)] == [[True]] * 2 + [[False]]
+    assert len(inbox.drain()) == 5
+    assert greedy.ask(9) == [True], "its places are free again"
+
+
+def test_second_link_of_a_key_shares_its_half(inbox):
+    one, two = Peer(inbox, "A", "a1"), Peer(inbox, "A", "a2")
+    assert [one.ask(0), two.ask(0), one.ask(1), two.ask(1)] == [[True]] * 3 + [[False]]
+
+
+def test_cancelled_request_leaves_the_inbox_and_frees_its_place(inbox):
+    peer = Peer(inbox)
+    for number in range(100):
+        assert peer.ask(number) == [True]
+        peer.cancel(number)
+    assert (len(inbox._waiting), len(inbox._held)) == (0, 0)
+    assert peer.answers() == []
+    assert inbox.get(0) is None
+
+
+def test_oldest_comes_first_and_expired_ones_are_refused(inbox):
+    peer = Peer(inbox)
+    peer.attached.link.receive(m.Message(m.Request(0, "x", 1, 0), (b"",)), now=time.monotonic() - 1)
+    peer.handle()
+    for number in (1, 2):
+        peer.ask(number)
+    assert [request._id for request in inbox.drain()] == [1, 2]
+    assert (0, "expired") in [(each.header.id, getattr(each.header, "code", "")) for each in peer.answers()]
+
+
+def test_drain_of_many_is_one_pass():
+    inbox = Inbox(["x"], 2000, lambda _: None)
+    peer = Peer(inbox)
+    for number in range(1000):
+        peer.ask(number)
+    requests = list(inbox._waiting.values())
+    compared = []
+    Request.__eq__ = lambda self, other: compared.append(1) or self is other
+    try:
+        assert len(inbox.drain()) == 1000
+    finally:
+        del Request.__eq__
+    assert len(requests) == 1000
+    assert compared == []
+
+
+def test_late_answer_never_goes_to_another_incarnations_request(inbox):
+    peer = Peer(inbox)
+    peer.ask(0)
+    old = inbox.get(0)
+    waiting = peer.ask(1)
+    assert waiting == [True]
+    peer.greeted(b"2" * 16, 2)
+    assert inbox.get(0) is None, "what the old one asked has left the inbox"
+    peer.ask(0)
+    new = inbox.get(0)
+    assert old.remaining_s() == 0
+    assert new.remaining_s() > 50
+    old.reply(b"old answer")
+    assert peer.answers() == []
+    new.reply(b"new answer")
+    assert [message.frames for message in peer.answers()] == [(b"new answer",)]
+
+
+def test_waiting_bytes_are_bounded_and_given_back():
+    answerer = Answerer(edgebus.Limits(max_frame_bytes=100, max_pending_bytes=250))
+
+    def receive(request_id, size):
+        message = m.Message(m.Request(request_id, "x", 9000, 0), (bytes(size),))
+        answerer.receive(message, now=0.0)
+        return [message.header.code for message in answerer.headers_to_send()]
+
+    assert receive(0, 251) == ["too_large"]
+    assert [receive(number, 100) for number in (1, 2, 3)] == [[], [], ["busy"]]
+    assert receive(4, 50) == []
+    assert answerer.pending_bytes == 250
+    answerer.answer(1, m.Message(m.Reply(1), (b"",)))
+    answerer.receive(m.Message(m.Cancel(2)), now=0.0)
+    assert answerer.pending_bytes == 50
+    answerer.headers_to_send()
+    assert [receive(number, 100) for number in (5, 6)] == [[], []]
+    assert answerer.counts.received == answerer.counts.executed + answerer.counts.busy
+    with pytest.raises(edgebus.ConfigError, match="not enough for one frame"):
+        edgebus.Limits(max_pending_bytes=1000)
+
+
+def test_request_first_seen_below_the_floor_is_told_what_is_known():
+    answerer = Answerer(edgebus.Limits(cache_count=1))
+    for number in (1, 2):
+        answerer.receive(m.Message(m.Request(number, "x", 9000, 0), (b"",)), now=0.0)
+        answerer.answer(number, m.Message(m.Reply(number), (b"",)))
+    answerer.headers_to_send()
+    answerer.receive(m.Message(m.Request(0, "x", 9000, 0), (b"",)), now=0.0)
+    [refused] = answerer.headers_to_send()
+    assert refused.header.code == "forgotten"
+    assert refused.header.detail == "ids below 2 are no longer remembered: answered before, or too late to tell"
