@@ -36,6 +36,9 @@ def run_app(app: typer.Typer, name: str, usage_errors: tuple[type[EdgebusError],
     except BrokenPipeError:  # the reader of our output has gone, as in `... | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(141)
+    except OSError as error:  # a full disk, say; errors that have to do with keys and sockets are ours above
+        where = error.filename or "standard output"
+        _fail(name, f"{error.strerror or error}: {where}; make room, or write elsewhere", 1)
 
 
 def _fail(name: str, message: str, status: int) -> None:
