@@ -16,20 +16,20 @@ BEGIN, END = "<!-- figures: written by bench/report.py -->", "<!-- end of figure
 # what a reader sees: (row, figure, how to print it)
 ROWS = (
     (
-        "answers equal to the target's own, whole exactness grid",
+        "answers as they must be, of the whole exactness grid",
         "sled.exactness.equal",
         "{:,} of {sled.exactness.answers:,}",
     ),
     ("... numerical ties (reference's top-two margin under 1e-3)", "sled.exactness.ties", "{}"),
     ("... different", "sled.exactness.different", "{}"),
     (
-        "accept 8 drafts of 4, V=49,152, T=0.8: against transformers",
+        "accepting 8 drafts of 4 tokens, V=49,152, T=0.8, against transformers",
         "kernels.accept.v49152_b8_sampled.x_transformers",
         "x{:.1f}",
     ),
     ("... against lazy numpy (inverse transform)", "kernels.accept.v49152_b8_sampled.x_lazy_numpy", "x{:.1f}"),
     ("... greedy, batch 1, against a numpy argmax loop", "kernels.accept.v49152_b1_greedy.x_lazy_numpy", "x{:.1f}"),
-    ("200 B round trip over pyzmq + msgspec's, plain", "bus.round_trip.edgebus_over_pyzmq", "{:.2f}"),
+    ("200 B round trip, our time over that of pyzmq + msgspec", "bus.round_trip.edgebus_over_pyzmq", "{:.2f}"),
     ("... both with CURVE", "bus.round_trip.edgebus_curve_over_pyzmq_curve", "{:.2f}"),
 )
 

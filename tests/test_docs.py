@@ -1,0 +1,40 @@
+"""What the documents say is what the files hold."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+
+from bench import report
+from sled.messages import SERVICES
+
+ROOT = Path(__file__).parents[1]
+
+
+def test_readme_shows_the_committed_figures():
+    text = (ROOT / "README.md").read_text()
+    assert report.rendered(text) == text, "run python -m bench.report"
+
+
+def test_readme_table_has_a_row_for_every_committed_headline():
+    figures = json.loads((ROOT / "bench/results/figures.json").read_text())
+    assert {key for _, key, _ in report.ROWS} <= set(figures)
+
+
+def test_protocol_spec_names_every_service():
+    spec = (ROOT / "docs/spec/sled-protocol.md").read_text()
+    assert set(re.findall(r"`(sled\.[a-z]+)`", spec)) == set(SERVICES)
+
+
+def test_protocol_spec_names_every_refusal_the_server_makes():
+    spec = (ROOT / "docs/spec/sled-protocol.md").read_text()
+    code = (ROOT / "sled/server.py").read_text() + (ROOT / "sled/run/server.py").read_text()
+    made = set(re.findall(r'(?:Refusal|refuse)\(\s*"(\w+)"', code))
+    assert made
+    assert made <= set(re.findall(r"`(\w+)`", spec))
+
+
+def test_every_package_is_covered_by_one_constraint():
+    names = [line.split("==")[0] for line in (ROOT / "constraints.txt").read_text().splitlines() if "==" in line]
+    assert len(names) == len(set(names))
