@@ -2,6 +2,7 @@
 
 import importlib.util
 import os
+import shutil
 import subprocess
 import sys
 
@@ -79,3 +80,9 @@ def test_import_is_light_and_sets_no_version():
         "print(hasattr(edgekernels, '__version__'), {'torch', 'zmq', 'scipy'} & set(sys.modules))"
     )
     assert run(script, EDGEKERNELS_BACKEND="numpy").stdout == "False set()\n"
+
+
+def test_compiled_kernels_are_there_wherever_a_compiler_is() -> None:
+    """Native tests skip without the extension; this one does not let that pass unnoticed."""
+    if shutil.which("cc"):
+        assert importlib.util.find_spec("edgekernels._accept") is not None, "install again: pip install -e ."
