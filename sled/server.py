@@ -298,6 +298,7 @@ class Server(Generic[Ticket]):
         session.cached = base + len(tokens) - 1
         session.finish = self._finish(session, tokens)
         session.round = None
+        session.failures = 0
         verdict = Verdict(base, tokens, accepted, session.finish, self.shape.max_window, batch)
         session.last = verdict
         return verdict

@@ -413,6 +413,20 @@ def test_session_that_keeps_failing_is_forgotten_and_others_are_served():
     assert refusal.value.code == "session_unknown"
 
 
+def test_failures_count_only_in_a_row():
+    """A long answer may meet passing faults; only a text that always fails is given up."""
+    driver = Driver()
+    driver.open()
+    text = list(PROMPT)
+    for _ in range(5):
+        driver.ask(text, ticket="unlucky")
+        step = driver.server.next_step()
+        assert driver.server.fail(step) == ["unlucky"]
+        driver.target.drop(session_id())
+        text += driver.round(text).tokens
+    assert text[3:] == driver.target.plain_answer(PROMPT, SAMPLED, 5)
+
+
 def test_stopping_server_gives_back_all_tickets_and_caches():
     driver = Driver()
     driver.open(0)
