@@ -1,0 +1,146 @@
+"""A network as a list of operations in topological order, and what crosses each of its cuts."""
+
+from __future__ import annotations
+
+from functools import cached_property
+from math import prod
+from typing import Annotated, NamedTuple
+
+import msgspec
+import numpy as np
+import numpy.typing as npt
+
+from qpart.errors import ShapeMismatch
+from qpart.ops import MAX_DIMS, MAX_TENSOR_ITEMS, AnyOp, Shape, Size
+
+MAX_NODES = 4096
+INPUT = 0
+
+ValueId = Annotated[int, msgspec.Meta(ge=0, lt=MAX_NODES + 1)]
+
+
+class Parameters(NamedTuple):
+    """A node's weight (output channels, ...) and its bias (output channels,), if it has one; float32."""
+
+    weight: npt.NDArray[np.float32]
+    bias: npt.NDArray[np.float32] | None
+
+
+class Node(msgspec.Struct, frozen=True, array_like=True):
+    """One operation and where its inputs come from.
+
+    Attributes:
+        op: what is computed.
+        inputs: value ids: 0 is the network's input, i + 1 the output of node i.
+        name: for people; the plan and its errors show it.
+    """
+
+    op: AnyOp
+    inputs: Annotated[tuple[ValueId, ...], msgspec.Meta(min_length=1, max_length=2)]
+    name: Annotated[str, msgspec.Meta(max_length=64)] = ""
+
+
+class Network(msgspec.Struct, frozen=True, dict=True):
+    """A network with one input and one output, the output of its last node.
+
+    Attributes:
+        input_shape: per sample.
+        nodes: in topological order.
+
+    Cut c in 0 .. len(nodes): the device runs nodes[:c], the server nodes[c:].
+
+    Raises:
+        ShapeMismatch: a node takes what is not there yet, or a tensor of another shape than it can.
+    """
+
+    input_shape: Annotated[tuple[Size, ...], msgspec.Meta(min_length=1, max_length=MAX_DIMS)]
+    nodes: Annotated[tuple[Node, ...], msgspec.Meta(min_length=1, max_length=MAX_NODES)]
+
+    def __post_init__(self) -> None:
+        _ = self.shapes  # a network that stands has been checked
+
+    @cached_property
+    def shapes(self) -> tuple[Shape, ...]:
+        """Shape of every value, per sample; entry 0 is the input."""
+        return infer_shapes({INPUT: self.input_shape}, self.nodes)
+
+    @cached_property
+    def macs(self) -> tuple[int, ...]:
+        """Multiply-accumulates of every node, per sample."""
+        return tuple(node.op.macs(self.shapes[i + 1]) for i, node in enumerate(self.nodes))
+
+    @property
+    def num_nodes(self) -> int:
+        return len(self.nodes)
+
+    def items(self, value: int) -> int:
+        """Numbers in a value, per sample."""
+        return prod(self.shapes[value])
+
+    @cached_property
+    def live(self) -> tuple[tuple[int, ...], ...]:
+        """For every cut, the values that the server needs and the device has, in ascending order.
+
+        At the last cut nothing has to travel: the answer is on the device.
+        """
+        last_use = {value: i for i, node in enumerate(self.nodes) for value in node.inputs}
+        cuts = (tuple(v for v in range(cut + 1) if last_use.get(v, -1) >= cut) for cut in range(self.num_nodes))
+        return (*cuts, ())
+
+    @cached_property
+    def parametric(self) -> tuple[int, ...]:
+        """Indices of the nodes that have weights."""
+        return tuple(i for i, node in enumerate(self.nodes) if node.op.weight_shape is not None)
+
+    def shows_input(self, cut: int) -> bool:
+        """Whether the raw input, or a copy of it in another shape, would travel at this cut."""
+        return any(self.is_input(value) for value in self.live[cut])
+
+    def is_input(self, value: int) -> bool:
+        """Whether a value is the raw input, in whatever shape."""
+        while value != INPUT:
+            node = self.nodes[value - 1]
+            if not node.op.moves_data_only:
+                return False
+            value = node.inputs[0]
+        return True
+
+    def name_of(self, value: int) -> str:
+        """A value's name for people."""
+        return "input" if value == INPUT else (self.nodes[value - 1].name or f"node {value - 1}")
+
+
+def infer_shapes(known: dict[int, Shape], nodes: tuple[Node, ...], first: int = 0) -> tuple[Shape, ...]:
+    """Shapes of all values, checked on the way.
+
+    Args:
+        known: shapes of the values that are given.
+        nodes: nodes[first:] of a network, in order.
+        first: index of the first of them.
+
+    Returns:
+        Shapes by value id; values that are neither given nor computed have the shape ().
+
+    Raises:
+        ShapeMismatch: see `Network`.
+    """
+    shapes: list[Shape] = [known.get(value, ()) for value in range(first + 1)]
+    available = set(known)
+    for i, node in enumerate(nodes, first):
+        label = f"node {i} ({node.name or type(node.op).__name__})"
+        if len(node.inputs) != node.op.arity:
+            raise ShapeMismatch(f"{label} has {len(node.inputs)} inputs, it takes {node.op.arity}")
+        missing = [value for value in node.inputs if value not in available]
+        if missing:
+            raise ShapeMismatch(f"{label} takes value {missing[0]}, which nothing has computed before it")
+        try:
+            shape = node.op.output_shape(*(shapes[value] for value in node.inputs))
+        except ShapeMismatch as error:
+            raise ShapeMismatch(f"{label}: {error}") from None
+        if not shape or len(shape) > MAX_DIMS or prod(shape) > MAX_TENSOR_ITEMS:
+            raise ShapeMismatch(f"{label} makes a tensor of shape {shape}; at most 2**28 numbers in 1 to 6 dimensions")
+        if node.op.weight_shape is not None and prod(node.op.weight_shape) > MAX_TENSOR_ITEMS:
+            raise ShapeMismatch(f"{label} has a weight of shape {node.op.weight_shape}; at most 2**28 numbers")
+        shapes.append(shape)
+        available.add(i + 1)
+    return tuple(shapes)
