@@ -17,21 +17,22 @@ if sys.platform == "linux":
     compile_args.append("-fopenmp")
     link_args.append("-fopenmp")
 
-extensions = [
-    Extension(
-        "edgekernels._accept",
-        sources=[
-            "kernels/edgekernels/_accept.pyx",
-            f"{CSRC}/accept_base.c",
-            f"{CSRC}/accept_avx2.c",
-            f"{CSRC}/accept_avx512.c",
-            f"{CSRC}/dispatch.c",
-        ],
+
+def extension(family: str, *sources: str) -> Extension:
+    """One extension module with its C variants, one for each instruction set level."""
+    return Extension(
+        f"edgekernels._{family}",
+        sources=[f"kernels/edgekernels/_{family}.pyx", *(f"{CSRC}/{name}.c" for name in (*sources, "cpu"))],
         depends=[*glob(f"{CSRC}/*.h"), *glob(f"{CSRC}/*.inc.c")],
         include_dirs=[CSRC],
         extra_compile_args=compile_args,
         extra_link_args=link_args,
-    ),
+    )
+
+
+extensions = [
+    extension("accept", "accept_base", "accept_avx2", "accept_avx512", "dispatch"),
+    extension("bits", "bits_base", "bits_avx2", "bits_avx512", "bits_avx512_vbmi", "bits_dispatch"),
 ]
 
 modules = cythonize(extensions)

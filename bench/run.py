@@ -68,6 +68,22 @@ def acceptance_figures(results: list[dict[str, Any]]) -> dict[str, float]:
     return figures
 
 
+def bits_figures(results: list[dict[str, Any]]) -> dict[str, float]:
+    """Ratio of each peer's median to ours for low-bit codes, one thread, 4096 x 512 values."""
+    groups: dict[str, dict[str, float]] = {}
+    figures = {}
+    for row in results:
+        if "bits" in row:
+            groups.setdefault(f"{row['way']}_b{row['bits']}", {})[row["peer"]] = row["median_s"]
+            if (row["peer"], row["way"], row["bits"]) == ("edgekernels", "dequantise", 4):
+                figures["kernels.bits.dequantise_b4.gb_per_s"] = round(row["float_bytes"] / row["median_s"] / 1e9, 1)
+    for name, medians in groups.items():
+        for peer in ("numpy", "torch"):
+            if peer in medians:
+                figures[f"kernels.bits.{name}.x_{peer}"] = round(medians[peer] / medians["edgekernels"], 2)
+    return figures
+
+
 def bus_figures(results: list[dict[str, Any]]) -> dict[str, float]:
     """Ratio of our round trip to the peer's: above 1 is what the bus costs."""
     trip = {row["name"].split("[")[1].rstrip("]"): row["median_s"] for row in results if "round_trip" in row["name"]}
@@ -81,7 +97,8 @@ def bus_figures(results: list[dict[str, Any]]) -> dict[str, float]:
 def main() -> None:
     """Measure, record, render."""
     results = run_micro()
-    record.write("micro", {"benchmarks": results}, {**acceptance_figures(results), **bus_figures(results)})
+    figures = {**acceptance_figures(results), **bits_figures(results), **bus_figures(results)}
+    record.write("micro", {"benchmarks": results}, figures)
     report.render()
 
 

@@ -141,6 +141,7 @@ class Hub:
             return
         attached.traffic.messages_received += 1
         attached.traffic.bytes_received += sum(map(len, frames))
+        attached.traffic.content_bytes_received += sum(map(len, frames[1:]))
         attached.link.receive(message, now=now)
         self.touch(attached, now=now)
 
@@ -171,6 +172,7 @@ class Hub:
             if attached is not None:
                 attached.traffic.messages_sent += 1
                 attached.traffic.bytes_sent += sum(map(len, frames))
+                attached.traffic.content_bytes_sent += sum(map(len, frames[1:]))
             sending.append((route, frames))
         return sending
 

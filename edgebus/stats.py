@@ -11,18 +11,22 @@ if TYPE_CHECKING:
 
 @dataclass(slots=True)
 class Traffic:
-    """What went over one link, in bytes of frames and in messages."""
+    """What went over one link, in bytes of frames and in messages; content is all frames but the header."""
 
     bytes_sent: int = 0
     bytes_received: int = 0
     messages_sent: int = 0
     messages_received: int = 0
     malformed: int = 0
+    content_bytes_sent: int = 0
+    content_bytes_received: int = 0
 
 
 @dataclass(frozen=True, slots=True)
 class LinkStats:
     """One link (or the sum of several): traffic of frames in both directions, and the requests we sent.
+
+    `content_bytes_*` are payloads and arrays alone, what the application gave; `bytes_*` have the bus's headers too.
 
     started = answered + refused + expired + unknown + cancelled + outstanding, always.
     """
@@ -41,6 +45,8 @@ class LinkStats:
     retries: int = 0
     reconnects: int = 0
     malformed: int = 0
+    content_bytes_sent: int = 0
+    content_bytes_received: int = 0
 
     def __add__(self, other: LinkStats) -> LinkStats:
         return LinkStats(*(getattr(self, item.name) + getattr(other, item.name) for item in fields(LinkStats)))
@@ -83,4 +89,6 @@ def link_stats(attached: Attached) -> LinkStats:
         caller.retries,
         max(0, attached.link.num_ups - 1),
         traffic.malformed,
+        traffic.content_bytes_sent,
+        traffic.content_bytes_received,
     )

@@ -5,10 +5,11 @@
 
 from __future__ import annotations
 
-from typing import Annotated, TypeVar
+from typing import Annotated
 
 import msgspec
 
+from edgebus.payloads import Payload
 from sled.types import FinishReason, Sampling
 
 DESCRIBE, VOCABULARY, OPEN, VERIFY, CLOSE = (
@@ -33,11 +34,7 @@ Draft = Annotated[list[TokenId], msgspec.Meta(max_length=MAX_WINDOW)]
 PromptText = Annotated[str, msgspec.Meta(max_length=MAX_PROMPT_CHARS)]
 
 
-class Message(msgspec.Struct, frozen=True, array_like=True):
-    """Base of all payloads."""
-
-
-class Described(Message, frozen=True, array_like=True):
+class Described(Payload, frozen=True, array_like=True):
     """Answer to `sled.describe`: what the target is; `target_id` differs where weights or arithmetic differ."""
 
     name: str
@@ -50,14 +47,14 @@ class Described(Message, frozen=True, array_like=True):
     target_id: bytes = b""
 
 
-class Vocabulary(Message, frozen=True, array_like=True):
+class Vocabulary(Payload, frozen=True, array_like=True):
     """Answer to `sled.vocabulary`: the bytes each token stands for, and which ids are control tokens."""
 
     pieces: list[bytes]
     special_ids: list[int]
 
 
-class Open(Message, frozen=True, array_like=True):
+class Open(Payload, frozen=True, array_like=True):
     """Open a session, or take one up again where its committed text ends.
 
     `prompt` is text (through the target's chat template if `chat`) or token ids; `answer` holds tokens already
@@ -69,11 +66,11 @@ class Open(Message, frozen=True, array_like=True):
     sampling: Sampling
     prompt: PromptText | Tokens
     chat: bool = False
-    answer: Tokens = []
+    answer: Tokens = msgspec.field(default_factory=list)
     target_id: Annotated[bytes, msgspec.Meta(max_length=16)] = b""
 
 
-class Opened(Message, frozen=True, array_like=True):
+class Opened(Payload, frozen=True, array_like=True):
     """The session stands: the prompt as token ids, and how much is committed (prompt included)."""
 
     prompt_tokens: list[TokenId]
@@ -81,7 +78,7 @@ class Opened(Message, frozen=True, array_like=True):
     window_limit: int
 
 
-class Verify(Message, frozen=True, array_like=True):
+class Verify(Payload, frozen=True, array_like=True):
     """One round: these drafts continue the text of length `base` whose digest is `digest`."""
 
     session: SessionId
@@ -90,7 +87,7 @@ class Verify(Message, frozen=True, array_like=True):
     draft: Draft
 
 
-class Verdict(Message, frozen=True, array_like=True):
+class Verdict(Payload, frozen=True, array_like=True):
     """The tokens that follow `base`, decided by the target.
 
     `accepted` of them are the draft's, at most one more is the target's own; `batch` is the number of rounds
@@ -105,32 +102,7 @@ class Verdict(Message, frozen=True, array_like=True):
     batch: int
 
 
-class Close(Message, frozen=True, array_like=True):
+class Close(Payload, frozen=True, array_like=True):
     """Forget the session; answered with an empty payload."""
 
     session: SessionId
-
-
-_encoder = msgspec.msgpack.Encoder()
-_M = TypeVar("_M", bound=Message)
-_decoders: dict[type[Message], msgspec.msgpack.Decoder[Message]] = {}
-
-
-def encode(message: Message) -> bytes:
-    """The message as a msgpack array."""
-    return _encoder.encode(message)
-
-
-def decode(kind: type[_M], payload: bytes) -> _M:
-    """The message in `payload`.
-
-    Raises:
-        ValueError: not such a message, or a value out of its bounds; the text says which.
-    """
-    decoder = _decoders.get(kind)
-    if decoder is None:
-        decoder = _decoders[kind] = msgspec.msgpack.Decoder(kind)
-    try:
-        return decoder.decode(payload)  # type: ignore[return-value]
-    except (msgspec.DecodeError, RecursionError, UnicodeDecodeError) as error:
-        raise ValueError(f"not a valid {kind.__name__} message: {error}") from None

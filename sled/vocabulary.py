@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
-import os
-import tempfile
 from pathlib import Path
 
+from edgebus.files import write_whole
+from edgebus.payloads import decode, encode
 from sled.errors import ProtocolError
-from sled.messages import Vocabulary, decode, encode
+from sled.messages import Vocabulary
 
 _CHECKSUM_BYTES = 16
 
@@ -54,15 +55,9 @@ class VocabularyCache:
         """
         if vocabulary_hash(vocabulary) != expected:
             raise ProtocolError("the vocabulary the server sent does not match its announced hash; try again")
-        try:
-            self._directory.mkdir(parents=True, exist_ok=True)
-            handle, name = tempfile.mkstemp(dir=self._directory)
-            with os.fdopen(handle, "wb") as file:
-                raw = encode(vocabulary)
-                file.write(_checksum(raw) + raw)
-            Path(name).replace(self._path(expected))
-        except OSError:
-            return
+        raw = encode(vocabulary)
+        with contextlib.suppress(OSError):
+            write_whole(self._path(expected), _checksum(raw) + raw)
 
     def _path(self, expected: bytes) -> Path:
         return self._directory / f"vocabulary-{expected.hex()}.msgpack"

@@ -1,9 +1,9 @@
-/* Choice of the instruction set level at run time, and the tables which all levels share. */
+/* The table which finds the acceptance kernels of a level, and the one which all levels share. */
 #include <math.h>
 #include <stddef.h>
-#include <string.h>
 
 #include "accept.h"
+#include "cpu.h"
 
 uint32_t ek_word_floor[EK_FLOOR_SIZE];
 
@@ -16,28 +16,15 @@ void ek_prepare(void)
     }
 }
 
-#if defined(__x86_64__)
-static int has_avx2(void)
-{
-    return __builtin_cpu_supports("avx2");
-}
-
-static int has_avx512(void)
-{
-    return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
-           __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
-}
-#endif
-
 const ek_level *ek_find_level(const char *name)
 {
-    int any = name[0] == '\0';
+    static const ek_level *const levels[EK_NUM_LEVELS] = {
+        [EK_BASE] = &ek_level_base,
 #if defined(__x86_64__)
-    __builtin_cpu_init();
-    if ((any || !strcmp(name, "avx512")) && has_avx512())
-        return &ek_level_avx512;
-    if ((any || !strcmp(name, "avx2")) && has_avx2())
-        return &ek_level_avx2;
+        [EK_AVX2] = &ek_level_avx2,
+        [EK_AVX512] = &ek_level_avx512,
 #endif
-    return any || !strcmp(name, "base") ? &ek_level_base : NULL;
+    };
+    ek_level_id id = ek_level_named(name);
+    return id == EK_NO_LEVEL ? NULL : levels[id];
 }

@@ -1,10 +1,23 @@
-"""Native kernels of speculative decoding: coupled noise, acceptance of drafts, and sampling.
+"""Native kernels: coupled noise, acceptance of drafts and sampling; packing and quantising of low-bit codes.
 
 No version is set here on purpose: the package is a part of edgebus and is released with it.
 """
 
 from edgekernels._noise import gumbel, noise_bits
+from edgekernels._packing import dequantise, pack, packed_bytes, quantise, unpack
 from edgekernels._rules import Accepted, accept, sample
 from edgekernels._select import backend
 
-__all__ = ["Accepted", "accept", "backend", "gumbel", "noise_bits", "sample"]
+__all__ = [
+    "Accepted",
+    "accept",
+    "backend",
+    "dequantise",
+    "gumbel",
+    "noise_bits",
+    "pack",
+    "packed_bytes",
+    "quantise",
+    "sample",
+    "unpack",
+]

@@ -1,21 +1,22 @@
-"""Choice of the backend: the compiled kernels, or the numpy reference where they cannot be had."""
+"""Choice of the backend: the compiled kernels, or the numpy reference where one of them cannot be had."""
 
 import importlib
 import importlib.util
 import os
 import warnings
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
 
-from edgekernels import _reference
+from edgekernels import _bits_reference, _reference
 
 BACKENDS = ("cython", "numpy")
+ACCEPT, BITS = "edgekernels._accept", "edgekernels._bits"  # extension modules
 
 
 class Backend(Protocol):
-    """What a backend offers, with checked arguments and one entry per sequence or row in every array."""
+    """What a backend offers for acceptance, with checked arguments and one entry per sequence or row in every array."""
 
     NAME: str
 
@@ -54,8 +55,63 @@ class Backend(Protocol):
     ) -> None: ...
 
 
+class BitsBackend(Protocol):
+    """What a backend offers for low-bit codes, with checked arguments; packed is flat, whatever align_rows says."""
+
+    NAME: str
+
+    def pack(self, codes: npt.NDArray[np.uint8], bits: int, packed: npt.NDArray[np.uint8]) -> int: ...
+
+    def unpack(self, packed: npt.NDArray[np.uint8], bits: int, codes: npt.NDArray[np.uint8]) -> None: ...
+
+    def quantise(
+        self,
+        values: npt.NDArray[np.float32],
+        bits: int,
+        *,
+        scale: npt.NDArray[np.float32],
+        offset: npt.NDArray[np.float32],
+        align_rows: bool,
+        packed: npt.NDArray[np.uint8],
+    ) -> None: ...
+
+    def dequantise(
+        self,
+        packed: npt.NDArray[np.uint8],
+        bits: int,
+        *,
+        scale: npt.NDArray[np.float32],
+        offset: npt.NDArray[np.float32],
+        align_rows: bool,
+        values: npt.NDArray[np.float32],
+    ) -> None: ...
+
+
+def load_compiled(module: str) -> Any:
+    """Import one extension module.
+
+    Args:
+        module: its name in the package.
+
+    Returns:
+        The module.
+
+    Raises:
+        ImportError: it is not built, or EDGEKERNELS_LEVEL cannot be had here.
+    """
+    try:
+        return importlib.import_module(module)
+    except ModuleNotFoundError as error:
+        raise ImportError(
+            f"the compiled kernels {module} are not built; install with a C compiler at hand "
+            "or set EDGEKERNELS_BACKEND=numpy"
+        ) from error
+    except ValueError as error:
+        raise ImportError(f"EDGEKERNELS_LEVEL: {error}") from error
+
+
 def load(name: str) -> Backend:
-    """Import one backend by name.
+    """Import the acceptance part of one backend by name.
 
     Args:
         name: "cython" or "numpy".
@@ -70,15 +126,25 @@ def load(name: str) -> Backend:
         return _reference
     if name != "cython":
         raise ImportError(f"EDGEKERNELS_BACKEND={name!r} is unknown; set one of {', '.join(BACKENDS)}")
-    try:
-        compiled: Backend = importlib.import_module("edgekernels._accept")
-    except ModuleNotFoundError as error:
-        raise ImportError(
-            "the compiled kernels edgekernels._accept are not built; install with a C compiler at hand "
-            "or set EDGEKERNELS_BACKEND=numpy"
-        ) from error
-    except ValueError as error:
-        raise ImportError(f"EDGEKERNELS_LEVEL: {error}") from error
+    compiled: Backend = load_compiled(ACCEPT)
+    return compiled
+
+
+def load_bits(name: str) -> BitsBackend:
+    """Import the part for low-bit codes of one backend by name.
+
+    Args:
+        name: of a backend which `load` knows.
+
+    Returns:
+        The backend.
+
+    Raises:
+        ImportError: the extension is not built, or EDGEKERNELS_LEVEL cannot be had here.
+    """
+    if name == "numpy":
+        return _bits_reference
+    compiled: BitsBackend = load_compiled(BITS)
     return compiled
 
 
@@ -94,10 +160,11 @@ def choose() -> Backend:
     wanted = os.environ.get("EDGEKERNELS_BACKEND", "")
     if wanted:
         return load(wanted)
-    if importlib.util.find_spec("edgekernels._accept") is None:
+    missing = [module for module in (ACCEPT, BITS) if importlib.util.find_spec(module) is None]
+    if missing:
         warnings.warn(
-            "edgekernels: no compiled kernels, numpy takes their place and is many times slower; "
-            "reinstall with a C compiler at hand, or set EDGEKERNELS_BACKEND=numpy to accept it",
+            f"edgekernels: no compiled kernels {' and '.join(missing)}, numpy takes their place and is many times "
+            "slower; reinstall with a C compiler at hand, or set EDGEKERNELS_BACKEND=numpy to accept it",
             stacklevel=2,
         )
         return _reference
@@ -105,12 +172,13 @@ def choose() -> Backend:
 
 
 active: Backend = choose()
+active_bits: BitsBackend = load_bits(active.NAME)
 
 
 def use(chosen: Backend) -> None:
-    """Let all later calls run on this backend."""
-    global active  # noqa: PLW0603
-    active = chosen
+    """Let all later calls run on this backend, those for low-bit codes on its namesake."""
+    global active, active_bits
+    active, active_bits = chosen, load_bits(chosen.NAME)
 
 
 def backend() -> str:

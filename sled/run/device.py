@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import codecs
 import contextlib
-import os
 import secrets
 import time
 from collections.abc import Callable, Generator, Iterator
@@ -15,6 +14,8 @@ from typing import TypeVar
 import msgspec
 
 import edgebus
+from edgebus.files import cache_dir as default_cache_dir
+from edgebus.payloads import Payload, decode, encode
 from sled import messages
 from sled.device import Committed, Generation, State
 from sled.drafters import Drafter, open_drafter
@@ -28,13 +29,13 @@ from sled.errors import (
     StaleBase,
     TargetChanged,
 )
-from sled.messages import Close, Described, Message, Opened, Verdict, Vocabulary, decode, encode
+from sled.messages import Close, Described, Opened, Verdict, Vocabulary
 from sled.stats import Stats, summarise
 from sled.types import FinishReason, Sampling, Token
 from sled.vocabulary import VocabularyCache
 from sled.window import Window
 
-_M = TypeVar("_M", bound=Message)
+_M = TypeVar("_M", bound=Payload)
 MAX_TIMEOUT_S = 86_400.0
 
 
@@ -158,8 +159,7 @@ class Device:
             raise ProtocolError(f"{error}; check that device and server run the same version") from None
 
     def _load_vocabulary(self, cache_dir: str | Path | None) -> tuple[Vocabulary, int]:
-        default = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "edgebus"
-        cache = VocabularyCache(Path(cache_dir) if cache_dir is not None else default)
+        cache = VocabularyCache(Path(cache_dir) if cache_dir is not None else default_cache_dir())
         known = cache.load(self.target.vocab_hash)
         if known is not None:
             return known, 0

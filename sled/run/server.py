@@ -11,10 +11,11 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-import edgebus
 from edgebus import Inbox, Request
+from edgebus.payloads import decode, encode
+from edgebus.serving import refuse, reply
 from sled import messages
-from sled.messages import Close, Described, Open, Verify, Vocabulary, decode, encode
+from sled.messages import Close, Described, Open, Verify, Vocabulary
 from sled.server import Refusal, Server, ServerLimits, Step, TargetShape
 from sled.targets import Target
 from sled.types import Chunk
@@ -80,7 +81,7 @@ class TargetServer:
                 busy = self.step()
         finally:
             for request in self._machine.give_up():
-                _refuse(request, "closing", "the server is stopping; go on at another one, or here when it is back")
+                refuse(request, "closing", "the server is stopping; go on at another one, or here when it is back")
             self._drop()
             self._inbox.close()
 
@@ -94,15 +95,15 @@ class TargetServer:
             answer = self._answer(request)
         except Refusal as refusal:
             info = msgspec.msgpack.encode(refusal.committed) if refusal.committed is not None else b""
-            _refuse(request, refusal.code, refusal.detail, info)
+            refuse(request, refusal.code, refusal.detail, info)
         except ValueError as error:
-            _refuse(request, "invalid", str(error).replace("\n", " "))
+            refuse(request, "invalid", str(error).replace("\n", " "))
         except Exception:
             log.exception("%s failed", request.service)
-            _refuse(request, "internal", "the server failed on this request; its log has the reason")
+            refuse(request, "internal", "the server failed on this request; its log has the reason")
         else:
             if answer is not None:
-                _reply(request, answer)
+                reply(request, answer)
 
     def step(self) -> bool:
         """Compute one forward and send its verdicts; False if there was nothing to do."""
@@ -136,11 +137,11 @@ class TargetServer:
             if last:
                 log.exception("forward failed, rounds refused: %d", sum(step.verify))
                 for request in self._machine.fail(step):
-                    _refuse(request, "target_failed", "the target could not compute this round; try again")
+                    refuse(request, "target_failed", "the target could not compute this round; try again")
             return False
         for requests, verdict in answers:
             for request in requests:
-                _reply(request, encode(verdict))
+                reply(request, encode(verdict))
         return True
 
     def _drop(self) -> None:
@@ -165,7 +166,7 @@ class TargetServer:
                 return encode(verdict) if verdict is not None else None
             case _:
                 for waiting in self._machine.close(owner, decode(Close, request.payload).session):
-                    _refuse(waiting, "session_unknown", "the session was closed while this round waited")
+                    refuse(waiting, "session_unknown", "the session was closed while this round waited")
                 return b""
 
     def _encode(self, text: str, chat: bool) -> list[int]:
@@ -173,22 +174,6 @@ class TargetServer:
         if len(text) > limit:  # tokenising holds up everybody's rounds
             raise Refusal("prompt_too_long", f"{len(text)} characters, the target takes {limit}; shorten the prompt")
         return self._target.codec.encode(text, chat=chat)
-
-
-def _reply(request: Request, payload: bytes) -> None:
-    try:
-        request.reply(payload)
-    except edgebus.MessageTooLarge as error:
-        _refuse(request, "too_large", str(error))
-    except edgebus.EdgebusError as error:
-        log.warning("an answer could not be sent: %s", error)
-
-
-def _refuse(request: Request, code: str, detail: str, info: bytes = b"") -> None:
-    try:
-        request.refuse(code, detail, info)
-    except edgebus.EdgebusError as error:
-        log.warning("a refusal (%s) could not be sent: %s", code, error)
 
 
 def warm_up(target: Target) -> None:

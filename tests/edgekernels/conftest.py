@@ -5,15 +5,24 @@ from collections.abc import Callable, Iterator
 
 import numpy as np
 import pytest
+from _pytest.mark import ParameterSet
 from edgekernels import _reference, _select
 from numpy.typing import NDArray
 from scipy import stats
 
 LEVELS = ("base", "avx2", "avx512")
-ENGINES = [
-    pytest.param("numpy", id="numpy"),
-    *(pytest.param(level, id=level, marks=pytest.mark.native) for level in LEVELS),
-]
+BITS_LEVELS = (*LEVELS, "avx512_plain")  # as avx512 is where VBMI lacks
+EXTENSIONS = ("edgekernels._accept", "edgekernels._bits")
+
+
+def engines(levels: tuple[str, ...]) -> list[ParameterSet]:
+    """numpy and these levels of the compiled kernels."""
+    return [pytest.param("numpy"), *natives(levels)]
+
+
+def natives(levels: tuple[str, ...]) -> list[ParameterSet]:
+    """These levels of the compiled kernels."""
+    return [pytest.param(level, marks=pytest.mark.native) for level in levels]
 
 
 def switch_to(engine: str) -> None:
@@ -21,32 +30,48 @@ def switch_to(engine: str) -> None:
     if engine == "numpy":
         _select.use(_reference)
         return
-    if importlib.util.find_spec("edgekernels._accept") is None:
+    if any(importlib.util.find_spec(name) is None for name in EXTENSIONS):
         pytest.skip("the compiled kernels are not built")
-    from edgekernels import _accept
+    from edgekernels import _accept, _bits
 
-    if engine not in _accept.levels():
-        pytest.skip(f"this processor lacks {engine}")
-    _accept.set_level(engine)
+    level = engine.removesuffix("_plain")
+    if level not in _accept.levels():
+        pytest.skip(f"this processor lacks {level}")
+    _accept.set_level(level)
+    _bits.set_level(level, vbmi=level == engine)
     _select.use(_accept)
 
 
-@pytest.fixture(params=ENGINES)
+def switched(engine: str) -> Iterator[str]:
+    """Run on this engine until the end of a test."""
+    before = _select.active
+    switch_to(engine)
+    yield engine
+    _select.use(before)
+
+
+@pytest.fixture(params=engines(LEVELS))
 def engine(request: pytest.FixtureRequest) -> Iterator[str]:
     """Each backend and level in turn."""
-    before = _select.active
-    switch_to(request.param)
-    yield request.param
-    _select.use(before)
+    yield from switched(request.param)
 
 
-@pytest.fixture(params=[pytest.param(level, marks=pytest.mark.native) for level in LEVELS])
+@pytest.fixture(params=natives(LEVELS))
 def level(request: pytest.FixtureRequest) -> Iterator[str]:
     """Each level of the compiled kernels in turn."""
-    before = _select.active
-    switch_to(request.param)
-    yield request.param
-    _select.use(before)
+    yield from switched(request.param)
+
+
+@pytest.fixture(params=engines(BITS_LEVELS))
+def bits_engine(request: pytest.FixtureRequest) -> Iterator[str]:
+    """Each backend and level of the kernels of low-bit codes in turn."""
+    yield from switched(request.param)
+
+
+@pytest.fixture(params=natives(BITS_LEVELS))
+def bits_level(request: pytest.FixtureRequest) -> Iterator[str]:
+    """Each level of the compiled kernels of low-bit codes in turn."""
+    yield from switched(request.param)
 
 
 @pytest.fixture

@@ -12,7 +12,8 @@ from edgekernels import accept, sample
 GUARD = """
 import ctypes, mmap, sys
 import numpy as np
-from edgekernels import Accepted, _accept, _select, accept, noise_bits, sample
+from edgekernels import Accepted, _accept, _bits, _select, accept, noise_bits, sample
+from edgekernels import dequantise, pack, quantise, unpack
 
 libc = ctypes.CDLL(None, use_errno=True)
 libc.mprotect.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
@@ -31,7 +32,9 @@ def guarded(values, hidden=0):
     assert libc.mprotect(first, (hidden + 1) * PAGE, 0) == 0
     return copy
 
-_accept.set_level(sys.argv[1])
+level = sys.argv[1].removesuffix("_plain")
+_accept.set_level(level)
+_bits.set_level(level, vbmi=level == sys.argv[1])
 _select.use(_accept)
 """
 ENDS = """
@@ -57,6 +60,26 @@ for settings in ({"temperature": 0}, {"temperature": 0.8}, {"temperature": 0.8, 
     assert (verdict.accepted[0], verdict.next_token[0]) == (1, 7)
 print("clean")
 """
+BITS = """
+rng = np.random.default_rng(0)
+lengths = [*range(1, 34), 63, 64, 65, 127, 128, 129, 200, 511, 512, 513, 4095, 4096, 4097, 4160, 8200]
+for bits in range(1, 9):
+    for n in lengths:
+        codes = guarded(rng.integers(0, 1 << bits, n).astype(np.uint8))
+        packed = pack(codes, bits, out=guarded(np.zeros(-(-n * bits // 8), np.uint8)))
+        assert (unpack(packed, n, bits, out=guarded(np.zeros(n, np.uint8))) == codes).all()
+    for rows, columns in ((1, 1), (3, 1), (5, 9), (2, 15), (2, 16), (3, 27), (2, 65), (3, 785), (2, 4100)):
+        values = guarded(rng.normal(0, 1, (rows, columns)).astype(np.float32))
+        scale = guarded(np.full(rows, 2.0 / (1 << bits), np.float32))
+        offset = guarded(np.full(rows, -1, np.float32))
+        for aligned in (False, True):
+            settings = {"scale": scale, "offset": offset, "align_rows": aligned}
+            empty = np.empty_like(quantise(values, bits, **settings))
+            packed = quantise(values, bits, out=guarded(empty), **settings)
+            dequantise(packed, bits, columns=columns, out=guarded(np.zeros_like(values)), **settings)
+    keep.clear()
+print("clean")
+"""
 CRASH = """
 row = guarded(np.zeros((2, PAGE // 4), np.float32), hidden=1)
 sample(row, temperature=0)
@@ -74,6 +97,12 @@ def run(script, level):
 @pytest.mark.parametrize("script", [ENDS, LAZY], ids=["ends", "lazy"])
 def test_nothing_unreadable_is_read(level, script):
     result = run(script, level)
+    assert (result.returncode, result.stdout) == (0, "clean\n"), result.stderr
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="guard pages are set with mprotect")
+def test_packing_stays_within_its_buffers(bits_level):
+    result = run(BITS, bits_level)
     assert (result.returncode, result.stdout) == (0, "clean\n"), result.stderr
 
 

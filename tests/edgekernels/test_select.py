@@ -8,16 +8,22 @@ import sys
 
 import pytest
 
+EXTENSIONS = ("edgekernels._accept", "edgekernels._bits")
 built = pytest.mark.skipif(
-    importlib.util.find_spec("edgekernels._accept") is None, reason="the compiled kernels are not built"
+    any(importlib.util.find_spec(name) is None for name in EXTENSIONS), reason="the compiled kernels are not built"
 )
 
 HIDE = """
 import importlib.util, sys
 find = importlib.util.find_spec
-importlib.util.find_spec = lambda name, *rest: None if name == "edgekernels._accept" else find(name, *rest)
-sys.modules["edgekernels._accept"] = None
+importlib.util.find_spec = lambda name, *rest: None if name in {hidden} else find(name, *rest)
+sys.modules |= dict.fromkeys({hidden})
 """
+hidings = pytest.mark.parametrize(
+    "hide",
+    [HIDE.format(hidden=names) for names in (EXTENSIONS, EXTENSIONS[:1], EXTENSIONS[1:])],
+    ids=("all", *EXTENSIONS),
+)
 SHOW = "import edgekernels; print(edgekernels.backend())"
 
 
@@ -43,8 +49,20 @@ def test_compiled_kernels_are_the_default():
 @built
 @pytest.mark.native
 def test_level_can_be_forced():
-    result = run("import edgekernels._accept as a; print(a.level())", EDGEKERNELS_LEVEL="base")
-    assert result.stdout == "base\n"
+    result = run(
+        "from edgekernels import _accept, _bits; print(_accept.level(), _bits.level())", EDGEKERNELS_LEVEL="base"
+    )
+    assert result.stdout == "base base\n"
+
+
+@built
+@pytest.mark.native
+def test_both_parts_switch_together():
+    script = (
+        "from edgekernels import _accept, _select as s; import edgekernels._reference as r; "
+        "s.use(r); print(s.active.NAME, s.active_bits.NAME); s.use(_accept); print(s.active.NAME, s.active_bits.NAME)"
+    )
+    assert run(script).stdout == "numpy numpy\ncython cython\n"
 
 
 @built
@@ -61,15 +79,17 @@ def test_unknown_backend_is_an_error():
     assert "ImportError: EDGEKERNELS_BACKEND='fortran' is unknown; set one of cython, numpy" in result.stderr
 
 
-def test_without_compiled_kernels_numpy_serves_with_one_warning():
-    result = run(HIDE + SHOW)
+@hidings
+def test_without_compiled_kernels_numpy_serves_with_one_warning(hide):
+    result = run(hide + SHOW)
     assert result.stdout == "numpy\n"
     assert result.stderr.count("no compiled kernels") == 1
     assert "RuntimeWarning" not in result.stderr
 
 
-def test_without_compiled_kernels_forcing_them_is_an_error():
-    result = run(HIDE + SHOW, EDGEKERNELS_BACKEND="cython")
+@hidings
+def test_without_compiled_kernels_forcing_them_is_an_error(hide):
+    result = run(hide + SHOW, EDGEKERNELS_BACKEND="cython")
     assert result.returncode == 1
     assert "are not built" in result.stderr
 
@@ -85,4 +105,5 @@ def test_import_is_light_and_sets_no_version():
 def test_compiled_kernels_are_there_wherever_a_compiler_is() -> None:
     """Native tests skip without the extension; this one does not let that pass unnoticed."""
     if shutil.which("cc"):
-        assert importlib.util.find_spec("edgekernels._accept") is not None, "install again: pip install -e ."
+        for name in EXTENSIONS:
+            assert importlib.util.find_spec(name) is not None, f"no {name}, install again: pip install -e ."

@@ -5,10 +5,11 @@ from __future__ import annotations
 import pytest
 
 import edgebus
+from edgebus.payloads import decode, encode
 from edgebus.testing import SimNetwork
 from sled import messages
 from sled.device import Generation, State
-from sled.messages import Opened, Verdict, decode, encode
+from sled.messages import Opened, Verdict
 from sled.run.server import TargetServer
 from sled.server import Server
 from sled.testing import ToyDrafter, ToyTarget

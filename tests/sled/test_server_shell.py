@@ -8,9 +8,10 @@ from dataclasses import dataclass, field
 import pytest
 
 import edgebus
+from edgebus.payloads import decode, encode
 from sled import messages
 from sled.history import History
-from sled.messages import Open, Verdict, Verify, decode, encode
+from sled.messages import Open, Verdict, Verify
 from sled.run.server import TargetServer
 from sled.testing import ToyTarget
 from sled.types import Sampling

@@ -7,10 +7,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from edgebus.payloads import decode, encode
 from sled.drafters.ngram import NgramDrafter
 from sled.errors import ParameterError, ProtocolError
 from sled.history import History
-from sled.messages import Open, Verdict, Verify, Vocabulary, decode, encode
+from sled.messages import Open, Verdict, Verify, Vocabulary
 from sled.types import Sampling
 from sled.vocabulary import VocabularyCache, vocabulary_hash
 from sled.window import Window

@@ -1,0 +1,40 @@
+/* Kernels of low-bit codes: what every instruction set level offers, and the table that finds a level. */
+#ifndef EDGEKERNELS_BITS_H
+#define EDGEKERNELS_BITS_H
+
+#include <stdint.h>
+
+/* A matrix of codes and its bitstream; values are checked by the caller (docs/spec/kernels.md). */
+typedef struct {
+    int64_t rows;
+    int64_t columns; /* 1 or more */
+    int bits;        /* 1 .. 8 */
+    int align_rows;  /* every row begins with a byte of its own */
+} ek_matrix;
+
+typedef struct {
+    const char *name;
+    /* Write the bitstream of n codes; returns all codes or-ed together. Too large codes give a useless stream. */
+    int (*pack)(const uint8_t *codes, int64_t n, int bits, uint8_t *packed);
+    /* Write the n codes with which a bitstream begins. */
+    void (*unpack)(const uint8_t *packed, int64_t n, int bits, uint8_t *codes);
+    /* Write the bitstream of the codes of values, with a scale and an offset for every row. */
+    void (*quantise)(const float *values, const ek_matrix *shape, const float *scale, const float *offset,
+                     uint8_t *packed);
+    /* Write the values of a bitstream. */
+    void (*dequantise)(const uint8_t *packed, const ek_matrix *shape, const float *scale, const float *offset,
+                       float *values);
+} ek_bits;
+
+extern const ek_bits ek_bits_base;
+#if defined(__x86_64__)
+extern const ek_bits ek_bits_avx2;
+extern const ek_bits ek_bits_avx512;
+extern const ek_bits ek_bits_avx512_vbmi;
+#endif
+
+/* The level of that name, or NULL when it is unknown or this processor lacks it; "" = the best one. Without
+   allow_vbmi as on a processor that has no AVX-512 VBMI. */
+const ek_bits *ek_find_bits(const char *name, int allow_vbmi);
+
+#endif

@@ -1,0 +1,204 @@
+"""A calibrated model in one file: network, parameters, noise and bytes of every tensor, and what was measured.
+
+The file is a safetensors file, arrays and one JSON text in its header; nothing in it is executed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import numpy as np
+import numpy.typing as npt
+
+from edgebus.files import write_whole
+from qpart.errors import ArtefactError, QpartError
+from qpart.inputs import as_float
+from qpart.network import Network, Parameters
+from qpart.pieces import ID_BYTES, content_id
+from qpart.quantiser import Floats, Range
+from qpart.tables import WIDTHS, Tables
+
+FORMAT = 1
+_KEY = "qpart"
+
+
+class Shrink(msgspec.Struct, frozen=True):
+    """What is left of the noise budget of a level at a cut, after patterns were run as a whole."""
+
+    cut: int
+    level: int
+    factor: float
+
+
+class Trial(msgspec.Struct, frozen=True):
+    """One random pattern of the budget map: predicted noise, noise as a whole, predictions that changed."""
+
+    psi: float
+    joint_psi: float
+    changed: int
+
+
+class Record(msgspec.Struct, frozen=True, kw_only=True):
+    """Everything about an artefact that is not an array."""
+
+    format: int
+    name: str
+    tables: Tables
+    ranges: dict[int, tuple[tuple[float, float], ...]]
+    piece_ids: dict[int, tuple[bytes, ...]]
+    margin: float
+    shrink: tuple[Shrink, ...]
+    trials: tuple[Trial, ...]
+    seed: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Artefact:
+    """A calibrated model.
+
+    Attributes:
+        name: how a server offers it.
+        tables: for the planner.
+        parameters: full precision, by node.
+        ranges: of every value that may travel, at each of `WIDTHS`.
+        piece_ids: address of every layer's piece at each of `WIDTHS`.
+        inputs: calibration inputs (n, *input_shape), float32 or uint8 pixels.
+        logits: the model's answers to them, float32 (n, classes).
+        margin: half the mean squared margin of these.
+        shrink: by (cut, index of level).
+        trials: what the budget map was fitted to.
+        seed: of the random patterns.
+        model_id: hash of the file; empty before it is written.
+    """
+
+    name: str
+    tables: Tables
+    parameters: Mapping[int, Parameters]
+    ranges: Mapping[int, tuple[Range, ...]]
+    piece_ids: Mapping[int, tuple[bytes, ...]]
+    inputs: npt.NDArray[Any]
+    logits: Floats
+    margin: float
+    shrink: Mapping[tuple[int, int], float]
+    trials: tuple[Trial, ...]
+    seed: int
+    model_id: bytes = field(default=b"")
+
+    @property
+    def network(self) -> Network:
+        return self.tables.network
+
+    @property
+    def num_classes(self) -> int:
+        return int(self.logits.shape[1])
+
+    def float_inputs(self) -> Floats:
+        """Calibration inputs as the network takes them."""
+        return as_float(self.inputs, self.network.input_shape)
+
+
+def save(artefact: Artefact, path: Path) -> Artefact:
+    """Write the file, whole or not at all; returns the artefact with its `model_id`.
+
+    Raises:
+        OSError: the file cannot be written.
+    """
+    from safetensors.numpy import save as to_bytes
+
+    record = Record(
+        format=FORMAT,
+        name=artefact.name,
+        tables=artefact.tables,
+        ranges={value: tuple((r.scale, r.offset) for r in row) for value, row in artefact.ranges.items()},
+        piece_ids=dict(artefact.piece_ids),
+        margin=artefact.margin,
+        shrink=tuple(Shrink(cut, level, factor) for (cut, level), factor in sorted(artefact.shrink.items())),
+        trials=artefact.trials,
+        seed=artefact.seed,
+    )
+    arrays = {"inputs": artefact.inputs, "logits": artefact.logits}
+    for node, (weight, bias) in artefact.parameters.items():
+        arrays[f"{node}.weight"] = weight
+        if bias is not None:
+            arrays[f"{node}.bias"] = bias
+    arrays = {name: np.ascontiguousarray(array) for name, array in arrays.items()}
+    content = to_bytes(arrays, metadata={_KEY: msgspec.json.encode(record).decode()})
+    write_whole(path, content)
+    return replace(artefact, model_id=content_id(content))
+
+
+def load(path: Path) -> Artefact:
+    """Read and check a file that `save` wrote.
+
+    Raises:
+        ArtefactError: there is no such file, or it is damaged, or of another version.
+    """
+    try:
+        from safetensors import SafetensorError, safe_open
+    except ModuleNotFoundError:
+        raise ArtefactError("reading an artefact needs safetensors: pip install 'edgebus[server]'") from None
+    try:
+        content = path.read_bytes()
+        with safe_open(path, framework="numpy") as file:
+            text = (file.metadata() or {}).get(_KEY)
+            arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - it is no mapping
+    except (OSError, SafetensorError) as error:
+        why = getattr(error, "strerror", None) or str(error)
+        raise ArtefactError(f"{path} cannot be read: {why}; make it with `qpart calibrate`") from None
+    if text is None:
+        raise ArtefactError(f"{path} is not a calibrated model; make one with `qpart calibrate`")
+    try:
+        record = msgspec.json.decode(text, type=Record)
+        if record.format != FORMAT:
+            raise ArtefactError(f"{path} has format {record.format}, this version reads {FORMAT}; calibrate again")
+        return _checked(record, arrays, content_id(content))
+    except (msgspec.DecodeError, ValueError, KeyError, QpartError) as error:
+        if isinstance(error, ArtefactError):
+            raise
+        raise ArtefactError(f"{path} is damaged or of another version: {error}; calibrate again") from None
+
+
+def _checked(record: Record, arrays: dict[str, npt.NDArray[Any]], model_id: bytes) -> Artefact:
+    network = record.tables.network
+    parameters = {}
+    for node in network.parametric:
+        op = network.nodes[node].op
+        assert op.weight_shape is not None
+        weight = _floats(arrays, f"{node}.weight", op.weight_shape)
+        bias = _floats(arrays, f"{node}.bias", op.weight_shape[:1]) if op.has_bias else None
+        parameters[node] = Parameters(weight, bias)
+    num_classes = network.items(network.num_nodes)
+    inputs = arrays["inputs"]
+    as_float(inputs[:1], network.input_shape)
+    live = {value for values in network.live for value in values}
+    complete = set(record.ranges) == live and set(record.piece_ids) == set(network.parametric)
+    rows = (*record.ranges.values(), *record.piece_ids.values())
+    if not complete or any(len(row) != len(WIDTHS) for row in rows):
+        raise ValueError("ranges or addresses are missing")
+    if any(len(address) != ID_BYTES for row in record.piece_ids.values() for address in row):
+        raise ValueError("an address has another length")
+    return Artefact(
+        name=record.name,
+        tables=record.tables,
+        parameters=parameters,
+        ranges={value: tuple(Range(*r) for r in row) for value, row in record.ranges.items()},
+        piece_ids=record.piece_ids,
+        inputs=inputs,
+        logits=_floats(arrays, "logits", (len(inputs), num_classes)),
+        margin=record.margin,
+        shrink={(s.cut, s.level): s.factor for s in record.shrink},
+        trials=record.trials,
+        seed=record.seed,
+        model_id=model_id,
+    )
+
+
+def _floats(arrays: dict[str, npt.NDArray[Any]], name: str, shape: tuple[int, ...]) -> Floats:
+    array = arrays[name]
+    if array.dtype != np.float32 or array.shape != shape or not np.isfinite(array).all():
+        raise ValueError(f"{name} is {array.dtype} {array.shape}, or not finite; expected float32 {shape}")
+    return array

@@ -1,0 +1,94 @@
+"""Networks on torch: the server's tail, calibration, and devices that have it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch.nn import functional
+
+from qpart.executors import walk
+from qpart.network import Node, Parameters
+from qpart.ops import Add, AvgPool2d, Clamp, Conv2d, GlobalMean, Linear, MaxPool2d, Op, Relu, Reshape
+
+Array = NDArray[np.float32]
+
+
+class TorchExecutor:
+    """Runs stretches of a network.
+
+    Args:
+        nodes: of the network.
+        parameters: by node index, at least those of the nodes that will run; copied.
+        device: torch's name of where to compute.
+    """
+
+    def __init__(self, nodes: tuple[Node, ...], parameters: Mapping[int, Parameters], device: str = "cpu") -> None:
+        self.nodes, self.device = nodes, torch.device(device)
+        self._weights = {i: torch.tensor(p.weight, device=self.device) for i, p in parameters.items()}
+        self._biases = {
+            i: torch.tensor(p.bias, device=self.device) for i, p in parameters.items() if p.bias is not None
+        }
+
+    def run(
+        self,
+        values: Mapping[int, torch.Tensor],
+        first: int,
+        last: int,
+        wanted: Collection[int],
+        replaced: Mapping[int, torch.Tensor] | None = None,
+    ) -> dict[int, torch.Tensor]:
+        """See `Executor.run_arrays`, on tensors on this executor's device.
+
+        Args:
+            replaced: other weights for some nodes, by node index; their biases stay.
+
+        Raises:
+            ValueError: a value that is needed is not there.
+        """
+        other = replaced or {}
+
+        def compute(i: int, inputs: list[torch.Tensor]) -> torch.Tensor:
+            op = self.nodes[i].op
+            if op.weight_shape is None:
+                return _PLAIN[type(op)](op, *inputs)
+            weight = other[i] if i in other else self._weights[i]
+            return _WEIGHTED[type(op)](op, inputs[0], weight, self._biases.get(i))
+
+        return walk(self.nodes, compute, values, first, last, wanted)
+
+    def run_arrays(
+        self, values: Mapping[int, Array], first: int, last: int, wanted: Collection[int]
+    ) -> dict[int, Array]:
+        """See `Executor.run_arrays`."""
+        with torch.inference_mode():
+            given = {value: _tensor(array).to(self.device) for value, array in values.items()}
+            found = self.run(given, first, last, wanted)
+            return {value: tensor.cpu().numpy() for value, tensor in found.items()}
+
+
+def _tensor(array: Array) -> torch.Tensor:
+    """torch warns of arrays that nobody may write to, which is what comes off the wire."""
+    return torch.from_numpy(array if array.flags.writeable else array.copy())
+
+
+def _conv2d(op: Conv2d, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
+    return functional.conv2d(x, weight, bias, op.stride, op.padding, op.dilation, op.groups)
+
+
+_WEIGHTED: dict[type[Op], Callable[..., Any]] = {
+    Linear: lambda op, x, weight, bias: functional.linear(x, weight, bias),
+    Conv2d: _conv2d,
+}
+_PLAIN: dict[type[Op], Callable[..., Any]] = {
+    MaxPool2d: lambda op, x: functional.max_pool2d(x, op.kernel, op.stride, op.padding),
+    AvgPool2d: lambda op, x: functional.avg_pool2d(x, op.kernel, op.stride, op.padding),
+    GlobalMean: lambda op, x: x.mean((2, 3), keepdim=op.keep),
+    Relu: lambda op, x: functional.relu(x),
+    Clamp: lambda op, x: x.clamp(op.low, op.high),
+    Add: lambda op, x, y: x + y,
+    Reshape: lambda op, x: x.reshape(len(x), *op.shape),
+}

@@ -1,0 +1,131 @@
+"""A plan in words and as a table for a terminal."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+
+from qpart.network import Network
+from qpart.plan import CutRow, Plan
+
+HEADER = ["cut", "after", "weights", "sent", "down", "up", "device", "channel", "server", "energy", "U", ""]
+WHY_NOT = {"accuracy": "not accurate enough", "memory": "not enough memory", "raw_input_stays": "shows the input"}
+MAX_WIDTHS_SHOWN = 12
+
+
+def table(plan: Plan, network: Network) -> tuple[list[str], list[list[str]]]:
+    """Header and one row per cut, all short strings.
+
+    Args:
+        plan: the decision.
+        network: that it is for.
+
+    Raises:
+        ValueError: the plan has another number of cuts than the network.
+    """
+    if len(plan.rows) != network.num_nodes + 1:
+        raise ValueError(f"the plan has {len(plan.rows)} cuts, the network {network.num_nodes + 1}")
+    return list(HEADER), [_cells(row, row.cut == plan.pattern.cut) for row in plan.rows]
+
+
+def _cells(row: CutRow, chosen: bool) -> list[str]:
+    if not row.allowed:
+        return [str(row.cut), row.after, *["-"] * (len(HEADER) - 3), WHY_NOT.get(row.why, row.why)]
+    return [
+        str(row.cut),
+        row.after,
+        widths(row.weight_bits),
+        widths(row.live_bits),
+        size(row.download_bytes),
+        size(row.up_bytes),
+        seconds(row.device_time_s),
+        seconds(row.channel_time_s),
+        seconds(row.server_time_s),
+        f"{row.energy_j:.3g} J",
+        f"{row.objective:.4g}",
+        "chosen" if chosen else "",
+    ]
+
+
+def reason(plan: Plan) -> str:
+    """Which cut won, by how much over the runner-up, all-server and all-device, and which part of the cost decided."""
+    won, last = plan.rows[plan.pattern.cut], plan.rows[-1].cut
+    others = sorted((row for row in plan.rows if row.allowed and row.cut != won.cut), key=lambda row: row.objective)
+    head = f"{_place(won, last)} wins with U = {won.objective:.4g}"
+    if not others:
+        return f"{head}: no other cut is allowed."
+    against = [f"{_less(won, others[0])} than the runner-up, {_place(others[0], last)}"]
+    for row in (plan.rows[0], plan.rows[-1]):
+        if row.cut in (won.cut, others[0].cut):
+            continue
+        name = _place(row, last)
+        against.append(
+            f"{_less(won, row)} than {name}" if row.allowed else f"{name} is out ({WHY_NOT.get(row.why, row.why)})"
+        )
+    return f"{head}: {'; '.join(against)}. {_decided(plan, won, others[0])}"
+
+
+def _place(row: CutRow, last: int) -> str:
+    if row.cut in (0, last):
+        return "all-server" if row.cut == 0 else "all-device"
+    return f"cut {row.cut} (after {row.after})"
+
+
+def _less(won: CutRow, other: CutRow) -> str:
+    return f"{(1 - won.objective / other.objective if other.objective else 0.0):.1%} less"
+
+
+def _decided(plan: Plan, won: CutRow, other: CutRow) -> str:
+    """The part of the objective in which the winner gains most on the runner-up."""
+    gains = {name: part - parts(plan, won)[name] for name, part in parts(plan, other).items()}
+    name = max(gains, key=lambda key: gains[key])
+    if gains[name] <= 0:
+        return "The two cost the same; fewer bytes decide."
+    return f"What decides against the runner-up is {name}: {gains[name]:.3g} of U."
+
+
+def parts(plan: Plan, row: CutRow) -> dict[str, float]:
+    """The objective of a row, part by part."""
+    weights = plan.weights
+    return {
+        "device time": weights.time * row.device_time_s,
+        "channel time": weights.time * row.channel_time_s,
+        "server time": weights.time * row.server_time_s,
+        "energy": weights.energy * row.energy_j,
+        "price": weights.price * row.price,
+    }
+
+
+def widths(bits: Sequence[int]) -> str:
+    """Widths in order while they are few, counted by width when they are many.
+
+    >>> widths((4, 3, 16)), widths((4,) * 20 + (3,) * 5)
+    ('4 3 16', '5x3 20x4')
+    """
+    if not bits:
+        return "-"
+    if len(bits) <= MAX_WIDTHS_SHOWN:
+        return " ".join(map(str, bits))
+    return " ".join(f"{count}x{width}" for width, count in sorted(Counter(bits).items()))
+
+
+def size(num_bytes: int) -> str:
+    """Bytes, shortened.
+
+    >>> size(0), size(999), size(12_345), size(3_000_000)
+    ('0 B', '999 B', '12.3 kB', '3 MB')
+    """
+    if num_bytes < 1000:
+        return f"{num_bytes} B"
+    return f"{num_bytes / 1e3:.3g} kB" if num_bytes < 999_500 else f"{num_bytes / 1e6:.3g} MB"
+
+
+def seconds(time_s: float) -> str:
+    """Seconds, shortened.
+
+    >>> seconds(0.0), seconds(0.0000123), seconds(0.25), seconds(12.0)
+    ('0 s', '12.3 us', '250 ms', '12 s')
+    """
+    if time_s == 0 or time_s >= 1:
+        return f"{time_s:.3g} s"
+    return f"{time_s * 1e3:.3g} ms" if time_s >= 1e-3 else f"{time_s * 1e6:.3g} us"

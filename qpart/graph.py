@@ -1,0 +1,175 @@
+"""From a torch module, or what torch.export saved of one, to a network that can be planned and shipped."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import logging
+import sys
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from qpart.errors import QpartError, UnsupportedModel
+from qpart.executors.with_torch import TorchExecutor
+from qpart.exported import Reading
+from qpart.fold import assemble
+from qpart.network import INPUT, Network, Parameters
+
+Traced = tuple[Network, dict[int, Parameters]]
+TOLERANCE = 1e-4  # of the largest logit; folding and other kernels cost a few roundings
+
+
+def trace(module: torch.nn.Module, example: torch.Tensor) -> Traced:
+    """Take in a module; it is put into eval mode.
+
+    Args:
+        module: takes one float32 tensor (batch, *shape) and returns logits (batch, classes).
+        example: (batch, *shape), any values.
+
+    Returns:
+        The network and its parameters by node index.
+
+    Raises:
+        UnsupportedModel, UnknownOperation: it cannot be planned and shipped; the message says what to change.
+    """
+    if not isinstance(module, torch.nn.Module) or not isinstance(example, torch.Tensor) or example.dim() < 2:
+        raise UnsupportedModel("a torch.nn.Module and an example input (batch, *shape) are needed")
+    return from_exported(export(module, example))
+
+
+def export(module: torch.nn.Module, example: torch.Tensor) -> torch.export.ExportedProgram:
+    """torch.export with a batch of any size; arguments and errors as in `trace`."""
+    if len(example) < 2:  # one sample would be taken for a fixed size
+        example = torch.cat([example, example])
+    try:
+        with _quiet():
+            dynamic = {0: torch.export.Dim.AUTO}
+            return torch.export.export(module.eval(), (example,), dynamic_shapes=(dynamic,))
+    except Exception as error:
+        raise UnsupportedModel(f"torch.export cannot trace {type(module).__name__}: {_first_line(error)}") from error
+
+
+def from_exported(program: torch.export.ExportedProgram) -> Traced:
+    """Take in a program that was exported in eval mode with a batch dimension of any size.
+
+    Returns and raises as `trace` does. The result has been compared with the program on a few inputs.
+    """
+    _check_signature(program)
+    try:
+        with _quiet():
+            functional = program.run_decompositions({})  # without operations in place
+    except Exception as error:
+        raise UnsupportedModel(f"torch.export cannot rewrite the program: {_first_line(error)}") from error
+    reading = Reading(functional)
+    output = reading.read()
+    network, parameters = assemble(reading.input_shape, reading.steps, output)
+    _compare(program, network, parameters)
+    return network, parameters
+
+
+def load_model(source: str) -> Traced:
+    """Take in a model by name.
+
+    Args:
+        source: "path/to/model.pt2", or "package.module:factory" or "path/to/file.py:factory" where factory() returns
+            (module, example input). Both run code of whoever wrote them: use your own models only.
+
+    Raises:
+        UnsupportedModel: nothing is there, or it fails; else as `trace`.
+    """
+    if source.endswith(".pt2"):
+        return from_exported(_load_exported(Path(source)))
+    place, colon, name = source.rpartition(":")
+    if not colon or not place or not name:
+        raise UnsupportedModel(f"{source!r} is neither a .pt2 file nor 'package.module:factory' nor 'file.py:factory'")
+    try:
+        made = getattr(_import(place), name)()
+    except QpartError:
+        raise
+    except Exception as error:
+        raise UnsupportedModel(f"{source} failed: {type(error).__name__}: {_first_line(error)}") from error
+    if not isinstance(made, tuple) or len(made) != 2:
+        raise UnsupportedModel(f"{source} returned {type(made).__name__}, it must return (module, example input)")
+    return trace(*made)
+
+
+def _load_exported(path: Path) -> torch.export.ExportedProgram:
+    if not path.is_file():
+        raise UnsupportedModel(f"there is no file {path}")
+    try:
+        with _quiet():
+            return torch.export.load(str(path))
+    except Exception as error:
+        raise UnsupportedModel(
+            f"{path} is damaged or was not written by torch.export.save of this torch ({torch.__version__}): "
+            f"{_first_line(error)}"
+        ) from error
+
+
+def _import(place: str) -> Any:
+    if not place.endswith(".py"):
+        if "" not in sys.path and str(Path.cwd()) not in sys.path:
+            sys.path.append(str(Path.cwd()))
+        return importlib.import_module(place)
+    path = Path(place)
+    if not path.is_file():
+        raise UnsupportedModel(f"there is no file {path}")
+    spec = importlib.util.spec_from_file_location(f"qpart_model_{path.stem}", path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module  # dataclasses and pickles look themselves up there
+    spec.loader.exec_module(module)
+    return module
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """torch.export warns and logs about itself; what matters comes as an exception."""
+    logger = logging.getLogger("torch")
+    level = logger.level
+    logger.setLevel(logging.CRITICAL)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logger.setLevel(level)
+
+
+def _first_line(error: BaseException) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return (lines[0] if lines else type(error).__name__)[:300]
+
+
+def _check_signature(program: torch.export.ExportedProgram) -> None:
+    signature = program.graph_signature
+    kinds = [spec.kind.name for spec in signature.input_specs]
+    if kinds.count("USER_INPUT") != 1:
+        raise UnsupportedModel(f"the model takes {kinds.count('USER_INPUT')} inputs, one tensor is needed: wrap it")
+    outputs = [spec.kind.name for spec in signature.output_specs]
+    if outputs != ["USER_OUTPUT"]:
+        if "BUFFER_MUTATION" in outputs:
+            raise UnsupportedModel("the model changes its own buffers: call .eval() before it is exported")
+        raise UnsupportedModel(f"the model has {len(outputs)} outputs, one tensor of logits is needed: wrap it")
+
+
+def _compare(program: torch.export.ExportedProgram, network: Network, parameters: dict[int, Parameters]) -> None:
+    """A network that does not compute what the program computes must not leave here."""
+    device = next((tensor.device for tensor in program.state_dict.values()), torch.device("cpu"))
+    inputs = torch.randn(4, *network.input_shape, generator=torch.Generator().manual_seed(0))
+    with _quiet(), torch.no_grad():
+        right = program.module()(inputs.to(device)).cpu()
+    last = network.num_nodes
+    ours = TorchExecutor(network.nodes, parameters).run({INPUT: inputs}, 0, last, [last])[last]
+    error = float((ours - right).abs().max() / right.abs().max().clamp(min=1e-30))
+    if not error <= TOLERANCE:
+        raise UnsupportedModel(
+            f"the network taken in from the model differs from it by {error:.1e} of its largest logit: are all its "
+            "numbers finite, and does it compute the same each time?"
+        )

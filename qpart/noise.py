@@ -1,0 +1,90 @@
+"""Quantisation noise: how it is measured, and what share of changed predictions it leads to.
+
+psi = mean ||logits' - logits||^2 / (mean (z1 - z2)^2 / 2), with z1, z2 the two largest logits: noise of about the
+size of the margin changes predictions. Over tensors it adds up, approximately.
+
+Source: Zhou et al., Adaptive Quantization for Deep Neural Network, AAAI'18.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+
+from qpart.errors import UnsupportedModel
+from qpart.tables import BudgetMap
+
+Floats = npt.NDArray[np.float32]
+Doubles = npt.NDArray[np.float64]
+
+_ONE_SIDED_95 = 1.6448536269514722
+
+
+def squared_margin(logits: Floats) -> float:
+    """Half the mean squared difference of the two largest logits; logits (n, classes).
+
+    Raises:
+        UnsupportedModel: fewer than two classes, or no margin at all.
+    """
+    if logits.ndim != 2 or logits.shape[1] < 2:
+        raise UnsupportedModel(
+            f"the model answers with shape {logits.shape[1:]}; give one with logits of 2 classes or more"
+        )
+    top = np.partition(logits.astype(np.float64), -2, axis=1)[:, -2:]
+    margin = float(np.square(top[:, 1] - top[:, 0]).mean() / 2)
+    if not (np.isfinite(margin) and margin > 0):
+        raise UnsupportedModel("the two largest logits never differ, or are not finite; calibrate a trained model")
+    return margin
+
+
+def squared_error(logits: Floats, reference: Floats) -> float:
+    """Sum over the inputs of ||logits - reference||^2; both (n, classes)."""
+    difference = logits.astype(np.float64) - reference
+    return float(np.square(difference).sum())
+
+
+def num_changed(logits: Floats, reference: Floats) -> int:
+    """Inputs whose predicted class is another one; both (n, classes)."""
+    return int((logits.argmax(axis=1) != reference.argmax(axis=1)).sum())
+
+
+def upper_bound(changed: npt.ArrayLike, total: int) -> Doubles:
+    """One-sided upper 95 % bound of a share of which `changed` of `total` were seen.
+
+    Source: Wilson, 1927.
+
+    >>> [round(float(upper_bound(k, 1000)), 4) for k in (0, 10, 100)]
+    [0.0027, 0.0163, 0.1167]
+    """
+    share, z = np.asarray(changed, np.float64) / total, _ONE_SIDED_95
+    centre = share + z * z / (2 * total)
+    spread = z * np.sqrt(share * (1 - share) / total + z * z / (4 * total * total))
+    bound: Doubles = (centre + spread) / (1 + z * z / total)
+    return bound
+
+
+def fit_budget(psi: npt.ArrayLike, changed: npt.ArrayLike, total: int) -> BudgetMap:
+    """Map of noise to accuracy drop from random patterns.
+
+    An isotonic fit of the shares, its upper bound for `total` predictions, raised where needed so that 95 % of the
+    patterns lie under it. A knot stands where a step of the fit begins, so the line between knots runs above the steps.
+
+    Args:
+        psi: predicted noise of every pattern (patterns,).
+        changed: how many of its `total` predictions were other ones (patterns,).
+
+    Raises:
+        UnsupportedModel: no pattern made any noise.
+    """
+    from scipy.optimize import isotonic_regression
+
+    noise, share = np.asarray(psi, np.float64), np.asarray(changed, np.float64) / total
+    order = np.argsort(noise, kind="stable")[np.count_nonzero(noise <= 0) :]
+    if not len(order):
+        raise UnsupportedModel("quantising the model changes nothing; there is nothing to plan")
+    noise, share = noise[order], share[order]
+    bound = upper_bound(isotonic_regression(share).x * total, total)
+    raised = bound * max(1.0, float(np.quantile(share / bound, 0.95)))
+    starts = np.flatnonzero(np.diff(raised, prepend=0.0) > 0)
+    starts = starts[np.flatnonzero(np.diff(noise[starts], prepend=0.0) > 0)]
+    return BudgetMap(tuple(noise[starts].tolist()), tuple(raised[starts].tolist()))

@@ -1,0 +1,1 @@
+"""Shells: a server and a device over the bus."""

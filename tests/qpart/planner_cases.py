@@ -1,0 +1,110 @@
+"""Networks and random tables for the planner's tests, and the answers by trying everything."""
+
+from __future__ import annotations
+
+import itertools
+
+import numpy as np
+
+from qpart.network import Network, Node
+from qpart.ops import Add, Conv2d, GlobalMean, Linear, Relu, Reshape
+from qpart.profile import Channel, DeviceProfile, Request, ServerProfile, Weights
+from qpart.solve import Pattern, evaluate
+from qpart.tables import WIDTHS, BudgetMap, Tables
+
+SERVER = ServerProfile(macs_per_s=1e12, price_per_s=1.0)
+
+
+def dense(*sizes: int, flatten: bool = True) -> Network:
+    """Reshape, then Linear and Relu by turns; the last Linear has no Relu."""
+    nodes = [Node(Reshape((sizes[0],)), (0,), "flatten")] if flatten else []
+    for k, (before, after) in enumerate(itertools.pairwise(sizes), 1):
+        nodes.append(Node(Linear(before, after), (len(nodes),), f"fc{k}"))
+        if k < len(sizes) - 1:
+            nodes.append(Node(Relu(), (len(nodes),), f"relu{k}"))
+    return Network((1, sizes[0]) if flatten else (sizes[0],), tuple(nodes))
+
+
+def residual(channels: int = 4, blocks: int = 1) -> Network:
+    """Conv, relu, blocks of conv relu conv add relu, mean, linear: two values cross the cuts inside a block."""
+    conv = Conv2d((3, 3), (1, 1), (1, 1), channels, channels)
+    nodes = [Node(Conv2d((3, 3), (1, 1), (1, 1), 1, channels), (0,), "stem"), Node(Relu(), (1,), "stem relu")]
+    for b in range(blocks):
+        x = len(nodes)
+        nodes += [Node(conv, (x,), f"b{b}a"), Node(Relu(), (x + 1,), f"b{b}r"), Node(conv, (x + 2,), f"b{b}b")]
+        nodes += [Node(Add(), (x, x + 3), f"b{b}add"), Node(Relu(), (x + 4,), f"b{b}out")]
+    nodes += [Node(GlobalMean(), (len(nodes),), "mean"), Node(Linear(channels, 10), (len(nodes) + 1,), "fc")]
+    return Network((1, 8, 8), tuple(nodes))
+
+
+def random_tables(network: Network, seed: int, *, widths: int = 8, law: bool = False, whole: bool = False) -> Tables:
+    """Tables with noisy, non-monotone psi and bytes that are neither monotone nor linear in bits.
+
+    Args:
+        network: to make them for.
+        seed: of everything.
+        widths: only the first so many widths are of use; the others cost a fortune and make no difference.
+        law: psi follows s e^(-alpha b) closely, and bytes the bits.
+        whole: psi are whole numbers, so sums are exact in any order.
+    """
+    rng = np.random.default_rng(seed)
+    bits = np.array([*WIDTHS[:-1], 12.0])
+
+    def psi() -> tuple[float, ...]:
+        row = rng.lognormal(0, 1.5) * np.exp(-rng.uniform(1.2, 1.5) * bits) * rng.lognormal(0, 0.05 if law else 1.0, 8)
+        if not law and rng.random() < 0.2:
+            row[rng.integers(8)] = 0.0
+        if whole:
+            row = np.ceil(1e5 * row)
+        row[widths:] = row[0] + 1
+        return tuple(row.tolist())
+
+    def num_bytes(items: int) -> tuple[int, ...]:
+        row = [-(-items * b // 8) + 24 + (0 if law else int(rng.integers(0, 40))) for b in WIDTHS]
+        return tuple(n if i < widths else 10**6 for i, n in enumerate(row))
+
+    cuts = network.num_nodes + 1
+    items = {i: int(np.prod(network.nodes[i].op.weight_shape)) for i in network.parametric}
+    levels = (0.002, 0.005, 0.01, 0.02, 0.05)
+    scale = 1e5 if whole else 1.0
+    return Tables(
+        network=network,
+        weight_psi={i: psi() for i in network.parametric},
+        weight_bytes={i: num_bytes(n) for i, n in items.items()},
+        live_psi=tuple({v: psi() for v in live} for live in network.live),
+        live_bytes=tuple({v: num_bytes(network.items(v)) for v in live} for live in network.live),
+        manifest_bytes=(0, *(20 + 30 * c for c in range(1, cuts))),
+        infer_bytes=(*(40 for _ in range(cuts - 1)), 0),
+        answer_bytes=(*(60 for _ in range(cuts - 1)), 0),
+        device_items=tuple(max(network.items(v) for v in range(c + 1)) for c in range(cuts)),
+        budget=BudgetMap(tuple(scale * p for p in (0.001, 0.01, 0.1, 1.0, 3.0)), (0.001, 0.004, 0.015, 0.03, 0.2)),
+        levels=levels,
+    )
+
+
+def every_pattern(tables: Tables, cut: int, *, widths: int = 8, cached=frozenset()):
+    """All patterns of a cut."""
+    num_weights, num_live = tables.num_weights(cut), len(tables.network.live[cut])
+    for bits in itertools.product(WIDTHS[:widths], repeat=num_weights + num_live):
+        yield evaluate(tables, cut, bits[:num_weights], bits[num_weights:], cached=cached)
+
+
+def by_trying(patterns: list[Pattern], budget, *, down_weight=1.0, up_weight=1.0, memory_bytes=None) -> float | None:
+    """The least cost among patterns that meet the budget and fit."""
+    costs = [
+        down_weight * p.download_bytes + up_weight * p.up_bytes
+        for p in patterns
+        if p.psi <= budget and (memory_bytes is None or p.device_bytes <= memory_bytes)
+    ]
+    return min(costs, default=None)
+
+
+def request(accuracy: float = 0.01, *, up=1e6, down=1e7, memory_bytes=1 << 30, time=1.0, energy=0.1, **more) -> Request:
+    """A request of a middling device."""
+    return Request(
+        accuracy=accuracy,
+        device=DeviceProfile(macs_per_s=1e7, joules_per_mac=1e-9, memory_bytes=memory_bytes),
+        channel=Channel(up_bits_per_s=up, down_bits_per_s=down, round_trip_s=0.001, tx_watts=0.5, rx_watts=0.2),
+        weights=Weights(time=time, energy=energy, price=0.1),
+        **more,
+    )

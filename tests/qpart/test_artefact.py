@@ -1,0 +1,86 @@
+"""The artefact's file: what is written is what is read, and nothing else is taken for one."""
+
+import json
+
+import numpy as np
+import pytest
+from safetensors.numpy import load_file, save_file
+
+from qpart.artefact import load, save
+from qpart.errors import ArtefactError
+from tests.qpart import small
+
+
+@pytest.fixture
+def path(tmp_path):
+    saved = save(small.artefact(), tmp_path / "small.qpart")
+    assert len(saved.model_id) == 16
+    return tmp_path / "small.qpart"
+
+
+def test_everything_comes_back(path):
+    before, after = small.artefact(), load(path)
+    for name in ("name", "tables", "ranges", "piece_ids", "margin", "shrink", "trials", "seed"):
+        assert getattr(after, name) == getattr(before, name), name
+    assert np.array_equal(after.inputs, before.inputs)
+    assert np.array_equal(after.logits, before.logits)
+    for node, (weight, bias) in before.parameters.items():
+        assert np.array_equal(after.parameters[node].weight, weight)
+        assert bias is None or np.array_equal(after.parameters[node].bias, bias)
+    assert after.model_id == load(path).model_id
+
+
+def test_another_content_has_another_id(path, tmp_path):
+    rewrite(path, lambda arrays, record: arrays["5.weight"].__setitem__((0, 0), 9))
+    assert load(path).model_id != save(small.artefact(), tmp_path / "again.qpart").model_id
+
+
+def rewrite(path, change):
+    from safetensors import safe_open
+
+    with safe_open(path, framework="numpy") as file:
+        record = json.loads(file.metadata()["qpart"])
+    arrays = load_file(path)
+    change(arrays, record)
+    save_file(arrays, path, metadata={"qpart": json.dumps(record)})
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda arrays, record: record.__setitem__("format", 99),
+        lambda arrays, record: record.pop("margin"),
+        lambda arrays, record: record["tables"]["network"]["nodes"][0][0].__setitem__(0, "eval"),
+        lambda arrays, record: record["tables"]["network"]["nodes"].pop(),
+        lambda arrays, record: record["ranges"].pop("0"),
+        lambda arrays, record: record["piece_ids"]["0"].pop(),
+        lambda arrays, record: record["piece_ids"]["0"].__setitem__(0, "AAAA"),
+        lambda arrays, record: arrays.pop("0.weight"),
+        lambda arrays, record: arrays.__setitem__("0.weight", arrays["0.weight"][:2]),
+        lambda arrays, record: arrays["0.bias"].__setitem__(0, np.nan),
+        lambda arrays, record: arrays.__setitem__("inputs", arrays["inputs"][:, :, :3]),
+        lambda arrays, record: arrays.__setitem__("logits", arrays["logits"][:-1]),
+    ],
+)
+def test_a_damaged_artefact_is_refused_in_one_line(path, change):
+    rewrite(path, change)
+    with pytest.raises(ArtefactError) as caught:
+        load(path)
+    assert "calibrate again" in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_files_that_are_something_else_are_refused(tmp_path):
+    other = tmp_path / "other.safetensors"
+    save_file({"x": np.zeros(3)}, other)
+    garbage = tmp_path / "garbage.qpart"
+    garbage.write_bytes(b"\xff" * 1000)
+    for path in (other, garbage, tmp_path / "missing.qpart", tmp_path):
+        with pytest.raises(ArtefactError, match="qpart calibrate"):
+            load(path)
+
+
+def test_a_cut_off_file_is_refused(path):
+    path.write_bytes(path.read_bytes()[:-100])
+    with pytest.raises(ArtefactError):
+        load(path)

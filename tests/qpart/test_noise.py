@@ -1,0 +1,62 @@
+"""Margins, bounds and the budget map, by hand and on made-up patterns whose law is known."""
+
+import numpy as np
+import pytest
+
+from qpart.errors import UnsupportedModel
+from qpart.noise import fit_budget, num_changed, squared_error, squared_margin, upper_bound
+
+
+def test_margin_error_and_changes_by_hand():
+    logits = np.array([[1, 3, 0], [5, 1, 2]], np.float32)
+    other = np.array([[1, 2, 4], [5, 1, 3]], np.float32)
+    assert squared_margin(logits) == ((3 - 1) ** 2 + (5 - 2) ** 2) / 2 / 2
+    assert squared_error(other, logits) == 1 + 16 + 1
+    assert num_changed(other, logits) == 1
+
+
+@pytest.mark.parametrize("logits", [np.ones((3, 1)), np.ones((3, 4)), np.full((3, 4), np.nan)])
+def test_models_without_a_margin_are_refused(logits):
+    with pytest.raises(UnsupportedModel):
+        squared_margin(logits.astype(np.float32))
+
+
+def test_upper_bound_covers_the_true_share_95_times_in_100():
+    random = np.random.default_rng(0)
+    for share in (0.01, 0.1, 0.4):
+        seen = random.binomial(1000, share, size=4000)
+        assert 0.93 < (upper_bound(seen, 1000) >= share).mean() < 0.99
+
+
+def made_up(random, count=300, total=2000):
+    """Patterns whose share of changes is 0.2 sqrt(psi), give or take."""
+    psi = 10 ** random.uniform(-5, 0, count)
+    share = np.clip(0.2 * np.sqrt(psi) * random.lognormal(0, 0.1, count), 0, 1)
+    return psi, random.binomial(total, share)
+
+
+def test_budget_holds_for_new_patterns_of_the_same_law():
+    random = np.random.default_rng(1)
+    found = fit_budget(*made_up(random), 2000)
+    psi, _ = made_up(random, 4000)
+    for accuracy in (0.005, 0.01, 0.03, 0.1):
+        budget = found.budget(accuracy)
+        true = 0.2 * np.sqrt(psi[psi <= budget])
+        assert (true <= accuracy).all()
+        assert 0.2 * np.sqrt(budget) > accuracy / 3, "not so careful that nothing is left"
+
+
+def test_budget_rises_with_the_accuracy_drop():
+    found = fit_budget(*made_up(np.random.default_rng(2)), 2000)
+    budgets = [found.budget(a) for a in np.linspace(0.0005, 0.3, 200)]
+    assert budgets == sorted(budgets)
+
+
+def test_patterns_of_equal_noise_and_of_none_are_taken_together():
+    found = fit_budget([0.0, 0.0, 0.1, 0.1, 0.2], [0, 0, 1, 5, 5], 100)
+    assert found.psi in {(0.1, 0.2), (0.1,)}
+
+
+def test_quantisation_that_changes_nothing_cannot_be_planned():
+    with pytest.raises(UnsupportedModel, match="nothing to plan"):
+        fit_budget([0.0, 0.0], [0, 0], 100)
