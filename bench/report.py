@@ -29,6 +29,20 @@ ROWS = (
     ),
     ("... against lazy numpy (inverse transform)", "kernels.accept.v49152_b8_sampled.x_lazy_numpy", "x{:.1f}"),
     ("... greedy, batch 1, against a numpy argmax loop", "kernels.accept.v49152_b1_greedy.x_lazy_numpy", "x{:.1f}"),
+    (
+        "qpart: patterns (every cut, 7 accuracy levels, 2 nets) over their promise on 10,000 held-out images",
+        "qpart.promise.changed_violations",
+        "{} of {qpart.promise.patterns:,}",
+    ),
+    (
+        "... bytes of the best uniform width within the same noise budget, over ours",
+        "qpart.bytes.uniform_over_exact",
+        "x{:.2f}",
+    ),
+    ("... the paper's closed form keeps to the budget", "qpart.closed_form.holds_share", "{:.0%}"),
+    ("... float32 weights over the all-device plan at 1 %, ResNet", "qpart.bytes.resnet_float32_over_1pct", "x{:.1f}"),
+    ("dequantising 4-bit codes in L3, one thread, against numpy", "kernels.bits.dequantise_b4.x_numpy", "x{:.1f}"),
+    ("... against torch", "kernels.bits.dequantise_b4.x_torch", "x{:.1f}"),
     ("200 B round trip, our time over that of pyzmq + msgspec", "bus.round_trip.edgebus_over_pyzmq", "{:.2f}"),
     ("... both with CURVE", "bus.round_trip.edgebus_curve_over_pyzmq_curve", "{:.2f}"),
 )

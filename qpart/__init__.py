@@ -1,0 +1,53 @@
+"""For each request a cut and bit widths: the device runs a quantised head of the network, the server the tail.
+
+from qpart import Channel, Device, DeviceProfile, Request
+
+with Device("tcp://server:5555", server_key="server.key", keys="keys", model="resnet") as device:
+    profile = DeviceProfile(macs_per_s=1e9, joules_per_mac=1e-10, memory_bytes=1 << 20)
+    channel = Channel(up_bits_per_s=1e6, down_bits_per_s=4e6)
+    device.prepare(Request(accuracy=0.01, device=profile, channel=channel, inferences=1000))
+    logits = device.infer(images)  # float32 (n, channels, height, width)
+"""
+
+from __future__ import annotations
+
+from qpart.errors import (
+    ArtefactError,
+    Infeasible,
+    ProtocolError,
+    QpartError,
+    RequestError,
+    SegmentRejected,
+    ShapeMismatch,
+    UnknownModel,
+    UnknownOperation,
+    UnsupportedModel,
+)
+from qpart.messages import Planned
+from qpart.plan import Plan
+from qpart.profile import Channel, DeviceProfile, Request, ServerProfile, Weights
+from qpart.run.cache import PieceCache
+from qpart.run.device import Device, Traffic
+
+__all__ = [
+    "ArtefactError",
+    "Channel",
+    "Device",
+    "DeviceProfile",
+    "Infeasible",
+    "PieceCache",
+    "Plan",
+    "Planned",
+    "ProtocolError",
+    "QpartError",
+    "Request",
+    "RequestError",
+    "SegmentRejected",
+    "ServerProfile",
+    "ShapeMismatch",
+    "Traffic",
+    "UnknownModel",
+    "UnknownOperation",
+    "UnsupportedModel",
+    "Weights",
+]

@@ -101,8 +101,10 @@ class Call(NamedTuple):
 
 
 def check_known(label: str, function: str) -> None:
-    """Raises:
-    UnknownOperation: there is no operation for it whatever its arguments.
+    """Refuse a function that there is no operation for, whatever its arguments.
+
+    Raises:
+        UnknownOperation: it is one.
     """
     if function not in _CONVERTERS:
         raise Call(label, function, {}, ()).refused("is not known: replace it in the model, or leave it out")

@@ -9,7 +9,7 @@ class QpartError(LocalError):
     """Base of what this side did or asked wrongly."""
 
 
-class ShapeMismatch(QpartError):
+class ShapeMismatch(QpartError, ValueError):
     """A tensor does not have the shape which the network, or the segment, says."""
 
 
@@ -25,7 +25,7 @@ class ArtefactError(QpartError):
     """A file is not a calibrated model, is damaged, or was written by another version."""
 
 
-class RequestError(QpartError):
+class RequestError(QpartError, ValueError):
     """A number in a request or profile is out of range."""
 
 

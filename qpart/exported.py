@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from qpart.aten import Call, Step, Value, check_known, convert
+from qpart.aten import Call, PerChannel, Step, Value, check_known, convert
 from qpart.errors import UnknownOperation, UnsupportedModel
 from qpart.network import INPUT
 from qpart.ops import Add, Shape
@@ -31,13 +31,15 @@ class Reading:
         self._stored = {spec.arg.name: (str(spec.target), stored.get(spec.target)) for spec in specs}
         self._found: dict[Any, Any] = {}  # by graph node: a Value, a tensor made of parameters only, or _BATCH_SIZE
         self._layers: dict[Any, str] = {}  # by graph node that is such a tensor: whose parameter
+        outputs = program.graph_signature.output_specs
+        self._output = next(spec.arg.name for spec in outputs if spec.kind.name == "USER_OUTPUT")
         self._input = next(spec.arg.name for spec in specs if spec.kind.name == "USER_INPUT")
         example = next(
             (n.meta.get("val") for n in self._nodes if n.op == "placeholder" and n.name == self._input), None
         )
         if not isinstance(example, torch.Tensor):
             raise UnsupportedModel(f"the model's input is of type {type(example).__name__}, one tensor is needed")
-        if not example.dim() or isinstance(example.shape[0], int):
+        if not example.dim() or _is_fixed(example.shape[0]):
             raise UnsupportedModel(
                 "the model is exported for one batch size only: let its code not depend on that number, and export "
                 "with dynamic_shapes=({0: torch.export.Dim('batch')},)"
@@ -47,8 +49,7 @@ class Reading:
 
     def read(self) -> Value:
         """Read all that the output depends on, and return the output."""
-        result = next(node for node in self._nodes if node.op == "output").args[0]
-        output = result[0] if isinstance(result, tuple | list) else result
+        output = next(node for node in self._nodes if node.name == self._output and node.op != "output")
         needed = _ancestors(output)
         for node in self._nodes:
             if node in needed:
@@ -74,7 +75,7 @@ class Reading:
             return self._found[node.args[0]]
         if not isinstance(_result(node), torch.Tensor):
             return _BATCH_SIZE
-        if node.all_input_nodes and all(isinstance(self._found[s], torch.Tensor) for s in node.all_input_nodes):
+        if self._is_constant(node):
             return self._constant(node)
         label = _label(node)
         schema = getattr(node.target, "_schema", None)
@@ -88,6 +89,12 @@ class Reading:
         made.name = self._name(node, made)
         self.steps.append(made)
         return Value(len(self.steps), self._per_sample(_result(node), label))
+
+    def _is_constant(self, node: Any) -> bool:
+        """Whether a result is the same each time, whatever the input and the batch size."""
+        if torch.Tag.nondeterministic_seeded in getattr(node.target, "tags", ()):
+            return False
+        return all(isinstance(self._found[source], torch.Tensor) for source in node.all_input_nodes)
 
     def _constant(self, node: Any) -> torch.Tensor:
         """A tensor made of parameters only, such as a transposed weight."""
@@ -112,7 +119,9 @@ class Reading:
         return found.cpu().double().numpy() if isinstance(found, torch.Tensor) else found
 
     def _name(self, node: Any, step: Step) -> str:
-        """The layer that a weight belongs to, or the module that adds two tensors; nothing for other steps."""
+        """The layer that a weight belongs to, or the module that adds two tensors; nothing for most other steps."""
+        if isinstance(step.op, PerChannel):
+            return _label(node)
         if step.weight is not None:
             owners = [self._layers[source] for source in node.all_input_nodes if self._layers.get(source)]
             return owners[0] if owners else _module_path(node)
@@ -122,12 +131,17 @@ class Reading:
         if tensor.dtype != torch.float32:
             raise UnsupportedModel(f"{label} is {tensor.dtype}, float32 is needed: use .float() for model and input")
         sizes = list(tensor.shape)
-        if len(sizes) < 2 or str(sizes[0]) != self._batch or not all(isinstance(size, int) for size in sizes[1:]):
+        if len(sizes) < 2 or str(sizes[0]) != self._batch or not all(map(_is_fixed, sizes[1:])):
             raise UnsupportedModel(
                 f"{label} has shape ({', '.join(map(str, sizes))}) where {self._batch} is the batch: the batch must "
                 "stay the first dimension, and the others, at least one, have fixed sizes"
             )
-        return tuple(sizes[1:])
+        return tuple(map(int, sizes[1:]))
+
+
+def _is_fixed(size: Any) -> bool:
+    """Whether a size is a number; symbolic ones may turn out to be one."""
+    return str(size).isdigit()
 
 
 def _ancestors(output: Any) -> set[Any]:

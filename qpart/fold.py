@@ -58,7 +58,7 @@ def _fold(steps: list[Step], output: Value) -> tuple[list[Step], dict[int, int]]
             )
             if not foldable:
                 raise UnknownOperation(
-                    f"a batch_norm or an added constant ({step.name}) has no conv2d or linear right before it whose "
+                    f"batch_norm or added constant at {step.name!r} has no conv2d or linear right before it whose "
                     "result nothing else uses, so it cannot be folded: move it behind one"
                 )
             kept[before - 1] = _folded(kept[before - 1], step.op)

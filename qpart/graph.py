@@ -8,7 +8,8 @@ import logging
 import sys
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from io import StringIO
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from qpart.fold import assemble
 from qpart.network import INPUT, Network, Parameters
 
 Traced = tuple[Network, dict[int, Parameters]]
+_NUM_COMPARED = 5  # a batch size that nobody exports with
 TOLERANCE = 1e-4  # of the largest logit; folding and other kernels cost a few roundings
 
 
@@ -59,12 +61,12 @@ def from_exported(program: torch.export.ExportedProgram) -> Traced:
 
     Returns and raises as `trace` does. The result has been compared with the program on a few inputs.
     """
-    _check_signature(program)
     try:
         with _quiet():
             functional = program.run_decompositions({})  # without operations in place
     except Exception as error:
         raise UnsupportedModel(f"torch.export cannot rewrite the program: {_first_line(error)}") from error
+    _check_signature(functional)
     reading = Reading(functional)
     output = reading.read()
     network, parameters = assemble(reading.input_shape, reading.steps, output)
@@ -130,12 +132,12 @@ def _import(place: str) -> Any:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """torch.export warns and logs about itself; what matters comes as an exception."""
+    """torch.export warns, logs and prints about itself; what matters comes as an exception."""
     logger = logging.getLogger("torch")
     level = logger.level
     logger.setLevel(logging.CRITICAL)
     try:
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), redirect_stdout(StringIO()), redirect_stderr(StringIO()):
             warnings.simplefilter("ignore")
             yield
     finally:
@@ -153,23 +155,30 @@ def _check_signature(program: torch.export.ExportedProgram) -> None:
     if kinds.count("USER_INPUT") != 1:
         raise UnsupportedModel(f"the model takes {kinds.count('USER_INPUT')} inputs, one tensor is needed: wrap it")
     outputs = [spec.kind.name for spec in signature.output_specs]
-    if outputs != ["USER_OUTPUT"]:
-        if "BUFFER_MUTATION" in outputs:
-            raise UnsupportedModel("the model changes its own buffers: call .eval() before it is exported")
-        raise UnsupportedModel(f"the model has {len(outputs)} outputs, one tensor of logits is needed: wrap it")
+    if "BUFFER_MUTATION" in outputs:
+        raise UnsupportedModel("the model changes its own buffers: call .eval() before it is exported")
+    num_outputs = outputs.count("USER_OUTPUT")
+    if num_outputs != 1:
+        raise UnsupportedModel(f"the model has {num_outputs} outputs, one tensor of logits is needed: wrap it")
 
 
 def _compare(program: torch.export.ExportedProgram, network: Network, parameters: dict[int, Parameters]) -> None:
     """A network that does not compute what the program computes must not leave here."""
     device = next((tensor.device for tensor in program.state_dict.values()), torch.device("cpu"))
-    inputs = torch.randn(4, *network.input_shape, generator=torch.Generator().manual_seed(0))
-    with _quiet(), torch.no_grad():
-        right = program.module()(inputs.to(device)).cpu()
+    inputs = torch.randn(_NUM_COMPARED, *network.input_shape, generator=torch.Generator().manual_seed(0))
+    try:
+        with _quiet(), torch.no_grad():
+            right = program.module()(inputs.to(device, copy=True)).cpu()  # which some models write to
+    except Exception as error:
+        raise UnsupportedModel(
+            f"the model does not run for a batch of {_NUM_COMPARED}, so its code depends on the batch size it was "
+            f"exported with: {_first_line(error)}"
+        ) from error
     last = network.num_nodes
     ours = TorchExecutor(network.nodes, parameters).run({INPUT: inputs}, 0, last, [last])[last]
-    error = float((ours - right).abs().max() / right.abs().max().clamp(min=1e-30))
-    if not error <= TOLERANCE:
+    off = float((ours - right).abs().max() / right.abs().max().clamp(min=1e-30))
+    if not off <= TOLERANCE:
         raise UnsupportedModel(
-            f"the network taken in from the model differs from it by {error:.1e} of its largest logit: are all its "
+            f"the network taken in from the model differs from it by {off:.1e} of its largest logit: are all its "
             "numbers finite, and does it compute the same each time?"
         )

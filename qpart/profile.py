@@ -16,13 +16,9 @@ from qpart.tables import WIDTHS
 MAX_CACHED = MAX_NODES * len(WIDTHS)
 
 
-class OutOfRange(RequestError, ValueError):
-    """A RequestError that msgspec reports as a ValidationError where the value is decoded."""
-
-
 def _check(name: str, value: float, low: float, high: float) -> None:
     if not low <= value <= high:  # not a number is out of every range
-        raise OutOfRange(f"{name} is {value}, give {low:g} to {high:g}")
+        raise RequestError(f"{name} is {value}, give {low:g} to {high:g}")
 
 
 class DeviceProfile(msgspec.Struct, frozen=True, kw_only=True):
@@ -114,7 +110,7 @@ class Weights(msgspec.Struct, frozen=True, kw_only=True):
         for name in ("time", "energy", "price"):
             _check(f"weight of {name}", getattr(self, name), 0.0, 1e9)
         if self.time == self.energy == self.price == 0:
-            raise OutOfRange("all weights are 0, give at least one above 0")
+            raise RequestError("all weights are 0, give at least one above 0")
 
 
 class Request(msgspec.Struct, frozen=True, kw_only=True):
@@ -143,11 +139,11 @@ class Request(msgspec.Struct, frozen=True, kw_only=True):
 
     def __post_init__(self) -> None:
         if not 0.0 < self.accuracy < 1.0:
-            raise OutOfRange(f"accuracy is {self.accuracy}, give a share of predictions above 0 and below 1")
+            raise RequestError(f"accuracy is {self.accuracy}, give a share of predictions above 0 and below 1")
         _check("inferences", self.inferences, 1, 10**12)
         if len(self.cached) > MAX_CACHED:
-            raise OutOfRange(f"{len(self.cached)} cached pieces are named, give at most {MAX_CACHED}")
+            raise RequestError(f"{len(self.cached)} cached pieces are named, give at most {MAX_CACHED}")
         for node, bits in self.cached:
             _check("node of a cached piece", node, 0, MAX_NODES - 1)
             if bits not in WIDTHS:
-                raise OutOfRange(f"a cached piece has {bits} bits, give one of {WIDTHS}")
+                raise RequestError(f"a cached piece has {bits} bits, give one of {WIDTHS}")

@@ -22,6 +22,7 @@ Bytes = npt.NDArray[np.uint8]
 HALF = 16
 """The width that stands for float16, which needs neither scale nor offset."""
 _SHARES = np.geomspace(0.2, 1.0, 28)
+_MOST = 1e30
 _MAX_HALF = float(np.finfo(np.float16).max)
 
 
@@ -114,11 +115,16 @@ def fit_range(sample: Floats, bits: int) -> Range:
     """Range of least squared error for an activation, from a sample of its values (any shape).
 
     What is never negative (after a ReLU) keeps 0 as its lowest value.
+
+    Raises:
+        UnsupportedModel: numbers that are not finite, or too large.
     """
     if bits == HALF:
         return Range(0.0, 0.0)
     numbers = np.ascontiguousarray(sample, np.float32).reshape(1, -1)
     low, high = float(numbers.min()), float(numbers.max())
+    if not (np.isfinite(low) and np.isfinite(high) and high - low < _MOST):
+        raise UnsupportedModel(f"an activation goes from {low} to {high}; check the inputs, or rescale the model")
     if high == low:
         return Range(0.0, low)
     best, least = Range(0.0, 0.0), np.inf

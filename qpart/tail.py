@@ -15,7 +15,7 @@ from qpart.messages import Infer
 from qpart.quantiser import HALF, Floats, activation_bytes, dequantise_activation
 from qpart.tables import WIDTHS
 
-MAX_ITEMS = 1 << 26
+MAX_ITEMS = 1 << 24
 """Numbers one request may make the server dequantise."""
 
 

@@ -10,6 +10,7 @@ from qpart.tables import Tables
 
 SHRINK = 0.8
 MAX_SHRINKS = 20
+MAX_KNOWN = 10_000
 
 
 class Measured(Protocol):
@@ -40,6 +41,8 @@ class Verifier:
         """Whether the pattern as a whole stays within the noise of an accuracy drop, and within the drop itself."""
         key = pattern.cut, pattern.weight_bits, pattern.live_bits
         if key not in self._known:
+            if len(self._known) >= MAX_KNOWN:
+                del self._known[next(iter(self._known))]
             self._known[key] = self._measure(pattern)
         found = self._known[key]
         return found.psi <= self._tables.budget.budget(accuracy) and found.changed <= accuracy

@@ -5,8 +5,15 @@ from __future__ import annotations
 import json
 import re
 from pathlib import Path
+from typing import get_args
+
+import numpy as np
 
 from bench import report
+from qpart.messages import SERVICES as QPART_SERVICES
+from qpart.network import Parameters
+from qpart.ops import AnyOp
+from qpart.pieces import encode_piece
 from sled.messages import SERVICES
 
 ROOT = Path(__file__).parents[1]
@@ -33,6 +40,22 @@ def test_protocol_spec_names_every_refusal_the_server_makes():
     made = set(re.findall(r'(?:Refusal|refuse)\(\s*"(\w+)"', code))
     assert made
     assert made <= set(re.findall(r"`(\w+)`", spec))
+
+
+def test_qpart_spec_names_every_service_operation_and_refusal():
+    spec = (ROOT / "docs/spec/qpart-protocol.md").read_text()
+    assert set(re.findall(r"`(qpart\.[a-z]+)`", spec)) == set(QPART_SERVICES)
+    named = set(re.findall(r"`([a-z_0-9]+)`", spec))
+    assert {op.__struct_config__.tag for op in get_args(AnyOp)} <= named
+    made = set(re.findall(r'refuse\(\s*request, "(\w+)"', (ROOT / "qpart/run/server.py").read_text()))
+    assert made
+    assert made <= named
+
+
+def test_qpart_spec_shows_a_real_piece():
+    content = encode_piece(Parameters(np.array([[-1.5, -0.5, 0.5, 1.5]], np.float32), np.array([2], np.float32)), 2)
+    spec = (ROOT / "docs/spec/qpart-protocol.md").read_text().replace(" ", "")
+    assert f"`{content.hex()}`" in spec
 
 
 def test_every_package_is_covered_by_one_constraint():

@@ -6,7 +6,7 @@ from msgspec.structs import replace
 
 from edgebus.payloads import encode
 from qpart.artefact import Artefact
-from qpart.errors import ArtefactError, ShapeMismatch
+from qpart.errors import ArtefactError, Infeasible, ShapeMismatch
 from qpart.executors import Executor
 from qpart.messages import Chosen, Live, ModelInfo, Planned, segment_of
 from qpart.pieces import content_id, encode_piece
@@ -17,7 +17,7 @@ from qpart.tables import WIDTHS
 from qpart.tail import Tail
 from qpart.verify import SHRINK, Measure, Verifier
 
-_MAX_TRIES = 500
+_MAX_SHRINKS = 32  # until 0.8 to that power is below the smallest factor
 
 
 class ServedModel:
@@ -61,15 +61,37 @@ class ServedModel:
         """
         have = frozenset(self._known[address] for address in cached if address in self._known)
         asked = replace(request, cached=have)
+        try:
+            found = self._settle(asked)
+        except Infeasible as refusal:
+            raise self._tried(asked, refusal) from None
+        return Planned(found, content_id(self.segment(_choice(self.artefact.model_id, found))))
+
+    def _settle(self, asked: Request) -> Plan:
+        """The best plan that holds; budgets shrink for this request alone, so earlier ones do not matter."""
         shrink = dict(self.artefact.shrink)
-        for _ in range(_MAX_TRIES):
+        tables = self.artefact.tables
+        for _ in range((tables.network.num_nodes + 1) * (len(tables.levels) + 1) * _MAX_SHRINKS):
             found = plan(self._solver, asked, self._profile, shrink=shrink)
             if self._verifier.holds(found.pattern, found.level):
-                return Planned(found, content_id(self.segment(_choice(self.artefact.model_id, found))))
+                return found
             key = found.pattern.cut, self._level_index(found.level)
             factor = shrink.get(key, 1.0) * SHRINK
             shrink[key] = factor if factor > 1e-3 else 0.0
         raise AssertionError("every budget shrinks to 0 before this")
+
+    def _tried(self, asked: Request, refusal: Infeasible) -> Infeasible:
+        """The refusal with a nearest accuracy at which a plan does hold as a whole."""
+        for _ in range(_MAX_SHRINKS):
+            if refusal.nearest_accuracy is None:
+                break
+            try:
+                self._settle(replace(asked, accuracy=refusal.nearest_accuracy))
+            except Infeasible as again:
+                refusal = again
+            else:
+                break
+        return refusal
 
     def segment(self, chosen: Chosen) -> bytes:
         """The segment of a choice, encoded.

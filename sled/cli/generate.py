@@ -10,7 +10,7 @@ from typing import Annotated, Any
 import msgspec
 import typer
 
-from sled.cli.progress import load_bar
+from edgebus.cli.progress import load_bar
 from sled.errors import ParameterError
 from sled.run.device import Answer, Device, Stream
 from sled.types import Sampling, Token

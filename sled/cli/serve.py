@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import logging
-import signal
 import sys
 from enum import StrEnum
 from pathlib import Path
@@ -13,8 +12,9 @@ from typing import Annotated
 import typer
 
 import edgebus
-from sled.cli.progress import load_bar
-from sled.errors import ParameterError, UnknownModel
+from edgebus.cli.progress import load_bar
+from edgebus.cli.serving import read_access, ready_line, stop_on_signals
+from sled.errors import UnknownModel
 from sled.messages import SERVICES
 from sled.run.server import TargetServer, warm_up
 
@@ -50,34 +50,16 @@ def serve(
         sled serve --model smollm2-135m --bind tcp://0.0.0.0:5555 --keys server-keys
     """
     logging.basicConfig(level=logging.WARNING, format="sled serve: %(levelname)s %(message)s")
-    if not insecure and keys is None:
-        raise ParameterError("give --keys DIR (made by `edgebus keygen DIR`), or --insecure to go without")
-    own = None if insecure or keys is None else edgebus.load_keys(keys)
-    allow_list = None if insecure or keys is None else _allow_list(keys, allow)
-    with edgebus.Node(name="sled-server", keys=own, allow=allow_list, insecure=insecure) as node:
+    access = read_access("sled serve", keys=keys, allow=allow, insecure=insecure)
+    with edgebus.Node(name="sled-server", keys=access.own, allow=access.allow, insecure=insecure) as node:
         # Bound before the model loads: an endpoint that cannot be had is known at once, and devices may wait already.
         inbox = node.serve(*SERVICES)
-        ready = {"endpoint": node.bind(bind), "public_key": own.public if own else None}
+        endpoint = node.bind(bind)
         server = _load(inbox, model, dtype.value, max_window, threads)
-        for number in (signal.SIGTERM, signal.SIGINT):
-            signal.signal(number, lambda *_: server.stop())
-        ready |= {"model": model, "dtype": dtype.value}
-        line = f"ready {ready['endpoint']} key {ready['public_key'] or 'none (insecure)'}"
-        print(json.dumps(ready) if as_json else line, flush=True)
+        stop_on_signals(server.stop)
+        ready = {"endpoint": endpoint, "public_key": access.public_key, "model": model, "dtype": dtype.value}
+        print(json.dumps(ready) if as_json else ready_line(endpoint, access), flush=True)
         server.run()
-
-
-def _allow_list(keys: Path, allow: str | None) -> edgebus.AllowList:
-    if allow == "any":
-        return edgebus.AllowList.any()
-    path = Path(allow) if allow is not None else keys / "allowed_keys"
-    if allow is not None and not path.is_file():
-        raise ParameterError(f"no allow-list {path}; make it with `edgebus allow {keys} PUBLIC_KEY_FILE`, or say any")
-    if not path.is_file():
-        print(
-            f"sled serve: nobody may connect yet; let devices in with `edgebus allow {keys} NODE_KEY`", file=sys.stderr
-        )
-    return edgebus.AllowList.from_file(path)
 
 
 def _load(inbox: edgebus.Inbox, model: str, dtype: str, max_window: int, threads: int) -> TargetServer:

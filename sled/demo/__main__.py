@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING
 
 from rich.console import Console
 
-from sled.cli import set_environment
+from edgebus.cli.demo import DemoFailed, KeyRing, demo_console
+from edgebus.cli.environment import set_environment
 from sled.demo.plan import MAX_TOKENS, MODEL, ROLES, Role
-from sled.demo.processes import DemoFailed, Devices, Keys, server
+from sled.demo.processes import Devices, server
 from sled.demo.screen import LEGEND, Column, Screen, results_table
 
 if TYPE_CHECKING:
@@ -22,12 +23,12 @@ if TYPE_CHECKING:
 def main() -> int:
     """Run the demo; 0 only if greedy answers equal the reference and the sampled one does not depend on drafts."""
     set_environment()
-    console = Console(width=None if sys.stdout.isatty() else 120)
+    console = demo_console()
     started_at = time.monotonic()
     with tempfile.TemporaryDirectory(prefix="sled-demo-") as directory:
         root = Path(directory)
         repeat = Role("repeat", "none", ROLES[-1].prompt, ROLES[-1].sampling)
-        keys = Keys.make(root / "keys", [*(role.name for role in ROLES), repeat.name])
+        keys = KeyRing.make(root / "keys", [*(role.name for role in ROLES), repeat.name])
         console.print(f"One server holds {MODEL}; {len(ROLES)} devices draft. tcp with CURVE, every key allow-listed.")
         with server(keys) as endpoint:
             console.print(f"server ready at {endpoint}")
@@ -40,7 +41,7 @@ def main() -> int:
 
 
 def _run_devices(
-    console: Console, keys: Keys, endpoint: str, cache: Path, roles: tuple[Role, ...] | list[Role]
+    console: Console, keys: KeyRing, endpoint: str, cache: Path, roles: tuple[Role, ...] | list[Role]
 ) -> list[Column]:
     """Run every device to its end; those without a model start when the others have loaded theirs."""
     models = [role for role in roles if role.drafter not in ("none", "ngram")]

@@ -9,79 +9,30 @@ import subprocess
 import sys
 import tempfile
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
-import edgebus
+from edgebus.cli.demo import DemoFailed, KeyRing, end_process, server_process
 from sled.demo.plan import MODEL, Role
 
-READY_WITHIN_S = 120.0
 DEVICE_WITHIN_S = 180.0
-
-
-class DemoFailed(RuntimeError):
-    """Something the demo started did not do its part."""
-
-
-@dataclass(frozen=True, slots=True)
-class Keys:
-    """Key directories of the server and of the devices (one pair each)."""
-
-    root: Path
-
-    def of(self, name: str) -> Path:
-        """Key directory of a process."""
-        return self.root / name
-
-    @classmethod
-    def make(cls, root: Path, devices: Sequence[str]) -> Keys:
-        """Make a pair for everyone; the server allows exactly these devices."""
-        keys = cls(root)
-        for name in ("server", *devices):
-            edgebus.generate_keys(keys.of(name))
-        public = [keys.of(name) / "node.key" for name in devices]
-        edgebus.add_to_allow_list(keys.of("server") / "allowed_keys", *public)
-        return keys
 
 
 def _sled(*arguments: str) -> list[str]:
     return [sys.executable, "-m", "sled.cli", *arguments]
 
 
-def _end(process: subprocess.Popen[str]) -> None:
-    if process.poll() is None:
-        process.terminate()
-        try:
-            process.wait(10)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait(10)
-
-
 @contextmanager
-def server(keys: Keys) -> Iterator[str]:
+def server(keys: KeyRing) -> Iterator[str]:
     """A `sled serve` process; yields its endpoint once it is ready. Its progress bar goes to our stderr."""
     command = _sled(
         "serve", "--model", MODEL, "--bind", "tcp://127.0.0.1:0", "--keys", str(keys.of("server")), "--json"
     )
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
-    timer = threading.Timer(READY_WITHIN_S, process.kill)
-    timer.start()
-    try:
-        assert process.stdout is not None
-        line = process.stdout.readline()
-        timer.cancel()
-        if not line:
-            raise DemoFailed(f"the server ended with status {process.wait()} before it was ready")
-        yield json.loads(line)["endpoint"]
-    finally:
-        timer.cancel()
-        _end(process)
-        assert process.stdout is not None
-        process.stdout.close()
+    with server_process(command) as ready:
+        yield ready["endpoint"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,7 +47,7 @@ class Event:
 class Devices:
     """`sled generate --events` processes, whose lines arrive in one queue; use as a context manager."""
 
-    def __init__(self, keys: Keys, endpoint: str, cache: Path) -> None:
+    def __init__(self, keys: KeyRing, endpoint: str, cache: Path) -> None:
         self._keys, self._endpoint, self._cache = keys, endpoint, cache
         self._processes: list[subprocess.Popen[str]] = []
         self._threads: list[threading.Thread] = []
@@ -107,7 +58,7 @@ class Devices:
 
     def __exit__(self, *_: object) -> None:
         for process in self._processes:
-            _end(process)
+            end_process(process)
         for thread in self._threads:
             thread.join(10)
 
@@ -119,7 +70,7 @@ class Devices:
             "--server",
             self._endpoint,
             "--server-key",
-            str(self._keys.of("server") / "node.key"),
+            str(self._keys.server_key),
             "--keys",
             str(self._keys.of(role.name)),
             "--threads",

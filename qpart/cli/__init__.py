@@ -1,0 +1,22 @@
+"""Command line of qpart: calibrate and plan on any machine, `qpart serve` on the server, `qpart infer` on a device."""
+
+from __future__ import annotations
+
+import sys
+
+
+def main() -> None:
+    """Entry point of the `qpart` command: status 0, 1 for run errors, 2 for usage errors."""
+    try:
+        import rich  # noqa: F401 - optional, so looked for only here
+        import typer  # noqa: F401
+    except ModuleNotFoundError:
+        print("qpart: the command line needs typer and rich: pip install 'edgebus[cli]'", file=sys.stderr)
+        sys.exit(1)
+    from edgebus.cli.environment import set_environment
+    from edgebus.cli.running import run_app
+    from qpart.cli.app import app
+    from qpart.errors import ArtefactError, RequestError, ShapeMismatch, UnknownOperation, UnsupportedModel
+
+    set_environment()
+    run_app(app, "qpart", (ArtefactError, RequestError, ShapeMismatch, UnknownOperation, UnsupportedModel))

@@ -1,0 +1,5 @@
+"""`python -m qpart.cli`."""
+
+from qpart.cli import main
+
+main()

@@ -1,0 +1,90 @@
+"""From artefacts to models that answer: torch is imported here, once the cheap checks have passed."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from pathlib import Path
+
+import numpy as np
+
+import edgebus
+from qpart import artefact as files
+from qpart.artefact import Artefact
+from qpart.errors import RequestError
+from qpart.executors import Executor
+from qpart.network import INPUT
+from qpart.profile import ServerProfile
+from qpart.run.served import ServedModel
+
+_WARM_UP, _MEASURED = 3, 9
+
+
+def load_artefacts(paths: list[Path]) -> list[Artefact]:
+    """Read artefacts that are to be served together.
+
+    Raises:
+        ArtefactError: one cannot be read.
+        RequestError: two have the same name.
+    """
+    found: dict[str, Path] = {}
+    loaded = []
+    for path in paths:
+        one = files.load(path)
+        if one.name in found:
+            raise RequestError(
+                f"{found[one.name]} and {path} are both named {one.name!r}; calibrate one with another --name"
+            )
+        found[one.name] = path
+        loaded.append(one)
+    return loaded
+
+
+def make_served(
+    artefact: Artefact, *, macs_per_s: float | None, price_per_s: float, threads: int = 0
+) -> tuple[ServedModel, ServerProfile]:
+    """A model on torch; its speed is measured unless it is given.
+
+    Raises:
+        ConfigError: there is no torch.
+        RequestError: a number is out of range.
+    """
+    require_torch("running the model")
+    import torch
+
+    from qpart.calibrate import measure
+    from qpart.executors.simulator import Simulator
+    from qpart.executors.with_torch import TorchExecutor
+
+    if threads:
+        torch.set_num_threads(threads)
+    executor = TorchExecutor(artefact.network.nodes, artefact.parameters)
+    profile = ServerProfile(
+        macs_per_s=measure_speed(artefact, executor) if macs_per_s is None else macs_per_s, price_per_s=price_per_s
+    )
+    simulator = Simulator(artefact.network, artefact.parameters, artefact.ranges)
+    run = measure(simulator, artefact.float_inputs(), artefact.logits, artefact.margin)
+    return ServedModel(artefact, executor, run, profile), profile
+
+
+def measure_speed(artefact: Artefact, executor: Executor) -> float:
+    """Multiply-accumulates per second of the whole network, one input at a time: median of a few."""
+    inputs, last = artefact.float_inputs()[:1], artefact.network.num_nodes
+    times_s = []
+    for _ in range(_WARM_UP + _MEASURED):
+        start = time.perf_counter()
+        executor.run_arrays({INPUT: np.ascontiguousarray(inputs)}, 0, last, [last])
+        times_s.append(time.perf_counter() - start)
+    return max(1.0, sum(artefact.network.macs) / statistics.median(times_s[_WARM_UP:]))
+
+
+def require_torch(what: str) -> None:
+    """One line where torch, or what it needs, is not installed.
+
+    Raises:
+        ConfigError: so it is.
+    """
+    try:
+        import torch  # noqa: F401
+    except ModuleNotFoundError as error:
+        raise edgebus.ConfigError(f"{what} needs {error.name}: pip install 'edgebus[torch]'") from None

@@ -1,0 +1,134 @@
+"""What must hold at the end: bytes as planned, accuracy as promised, answers as simulated, refusals that help."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from typing import Any
+
+import msgspec
+import numpy as np
+
+from qpart.demo.held_out import HeldOut
+from qpart.demo.roles import Role
+from qpart.errors import Infeasible
+from qpart.plan import Plan
+from qpart.quantiser import Floats
+from qpart.run.served import ServedModel
+
+TOLERANCE = 1e-4
+"""Of the largest logit, where answers are not equal bit for bit."""
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What one device did.
+
+    Attributes:
+        printed: by `qpart infer --json --explain`.
+        logits: it wrote (n, classes).
+    """
+
+    role: Role
+    printed: dict[str, Any]
+    logits: Floats
+
+    @property
+    def plan(self) -> Plan:
+        """The plan that the device was given."""
+        return msgspec.convert(self.printed["plan"], Plan)
+
+    @property
+    def traffic(self) -> dict[str, int]:
+        """Bytes by kind, planned and counted."""
+        found: dict[str, int] = self.printed["traffic"]
+        return found
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """One statement of the proof, and whether it holds."""
+
+    text: str
+    holds: bool
+
+
+def bytes_as_planned(outcome: Outcome) -> Finding:
+    """Planned bytes are those which the link counted."""
+    kinds, t = ("download", "up", "answer"), outcome.traffic
+    planned, counted = [t[f"planned_{kind}_bytes"] for kind in kinds], [t[f"{kind}_bytes"] for kind in kinds]
+    text = " + ".join(f"{number:,}" for number in counted)
+    holds = planned == counted
+    other = "as planned, to the byte" if holds else f"BUT PLANNED WERE {planned}"
+    return Finding(f"{outcome.role.name}: {text} bytes (download, requests, answers) {other}", holds)
+
+
+def accuracy_as_promised(outcome: Outcome, held: HeldOut) -> Finding:
+    """The accuracy on held-out images drops by no more than what was asked for."""
+    count, promised = len(outcome.logits), outcome.plan.accuracy
+    full = held.full[:count]
+    before, after = held.accuracy(full), held.accuracy(outcome.logits)
+    changed = float((outcome.logits.argmax(axis=1) != full.argmax(axis=1)).mean())
+    holds = before - after <= promised
+    return Finding(
+        f"{outcome.role.name}: accuracy {before:.1%} in float32, {after:.1%} as planned: "
+        f"a drop of {_signed(before - after)}, promised {promised:.1%}; {changed:.1%} of the predictions changed"
+        + ("" if holds else " - VIOLATED"),
+        holds,
+    )
+
+
+def answers_as_simulated(outcome: Outcome, held: HeldOut) -> Finding:
+    """Answers over the bus are those of head and tail in one process; torch alone is close."""
+    count, pattern = len(outcome.logits), outcome.plan.pattern
+    replayed, scale = held.replayed(pattern, count), float(np.abs(outcome.logits).max())
+    difference = float(np.abs(replayed - outcome.logits).max()) / scale
+    same = np.array_equal(replayed, outcome.logits)
+    holds = same or (difference <= TOLERANCE and np.array_equal(replayed.argmax(axis=1), outcome.logits.argmax(axis=1)))
+    torch = held.simulated(pattern)[:count]
+    apart = float(np.abs(torch - outcome.logits).max()) / scale
+    flips = int((torch.argmax(axis=1) != outcome.logits.argmax(axis=1)).sum())
+    how = (
+        "equal bit for bit" if same else f"{'within' if holds else 'NOT WITHIN'} {difference:.1e} of the largest logit"
+    )
+    return Finding(
+        f"{outcome.role.name}: {count:,} answers {how} to head and tail simulated in one process; "
+        f"torch alone: within {apart:.1e}, {flips} other predictions",
+        holds,
+    )
+
+
+def refusal_helps(line: str, role: Role, served: ServedModel) -> Finding:
+    """A refusal names its constraint, and the accuracy that it names can be had, while a little less cannot."""
+    nearest = re.search(r"ask for a drop of ([0-9.e-]+)", line)
+    holds = "infeasible (accuracy)" in line and nearest is not None
+    if nearest is not None:
+        accuracy = float(nearest[1])
+        holds = holds and _served(served, role, accuracy) and not _served(served, role, 0.99 * accuracy)
+    return Finding(f"refused: {line}" + ("" if holds else " - AND THAT IS WRONG"), holds)
+
+
+def _served(served: ServedModel, role: Role, accuracy: float) -> bool:
+    try:
+        served.plan(msgspec.structs.replace(role.request, accuracy=accuracy))
+    except Infeasible:
+        return False
+    return True
+
+
+def fetched_once(first: Outcome, again: Outcome) -> Finding:
+    """With its cache, a device loads the segment's description and no piece a second time."""
+    plan = again.plan
+    pieces = plan.pattern.segment_bytes - plan.pattern.download_bytes
+    loaded = again.traffic["download_bytes"]
+    same = np.array_equal(first.logits, again.logits)
+    holds = loaded == plan.pattern.download_bytes and loaded + pieces == first.traffic["download_bytes"] and same
+    return Finding(
+        f"{first.role.name} again: {loaded:,} bytes loaded instead of {first.traffic['download_bytes']:,}, "
+        f"{pieces:,} came from its cache; answers are {'the same' if same else 'OTHER ONES'}",
+        holds and pieces > 0,
+    )
+
+
+def _signed(share: float) -> str:
+    return f"{share:.1%}" if share > 0 else f"{abs(share):.1%} ({'a gain' if share < 0 else 'none'})"

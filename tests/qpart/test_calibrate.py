@@ -1,0 +1,144 @@
+"""Calibration of a small real net: tables that mean what they say, and verified budgets."""
+
+import msgspec
+import numpy as np
+import pytest
+
+from qpart import noise
+from qpart.calibrate import calibrate, measure
+from qpart.errors import RequestError, ShapeMismatch, UnsupportedModel
+from qpart.executors.simulator import Simulator
+from qpart.inputs import as_float
+from qpart.network import Parameters
+from qpart.pieces import content_id, encode_piece
+from qpart.solve import Solver
+from qpart.tables import WIDTHS
+from qpart.verify import SHRINK, verify_levels
+from tests.qpart import small
+
+
+def simulator() -> Simulator:
+    artefact = small.artefact()
+    return Simulator(artefact.network, artefact.parameters, artefact.ranges)
+
+
+def test_noise_of_one_tensor_is_what_running_it_alone_gives():
+    artefact = small.artefact()
+    inputs, network = artefact.float_inputs(), artefact.network
+    for node in network.parametric:
+        # At the cut right behind the node with everything else at 16 bits, the others' noise does not show.
+        bits = [16] * (network.parametric.index(node)) + [3]
+        found = simulator().logits(node + 1, bits, [16] * len(network.live[node + 1]), inputs)
+        psi = noise.squared_error(found, artefact.logits) / len(inputs) / artefact.margin
+        assert artefact.tables.weight_psi[node][WIDTHS.index(3)] == pytest.approx(psi, rel=0.05)
+
+
+def test_noise_of_a_value_is_what_sending_it_alone_gives():
+    artefact = small.artefact()
+    inputs, network = artefact.float_inputs(), artefact.network
+    live = network.live[3]
+    for k, value in enumerate(live):
+        bits = [16] * len(live)
+        bits[k] = 2
+        found = simulator().logits(3, [16, 16], bits, inputs)
+        psi = noise.squared_error(found, artefact.logits) / len(inputs) / artefact.margin
+        assert artefact.tables.live_psi[3][value][0] == pytest.approx(psi, rel=0.05)
+
+
+def test_noise_falls_with_bits():
+    rows = [*small.artefact().tables.weight_psi.values(), *small.artefact().tables.live_psi[3].values()]
+    for row in rows:
+        assert row[0] > row[2] > row[4] > row[6] > row[7]
+
+
+def test_pixels_cost_no_noise_at_eight_bits():
+    assert small.artefact().tables.live_psi[0][0][WIDTHS.index(8)] < 1e-9
+
+
+def test_calibration_is_repeatable():
+    again = calibrate(
+        small.network(),
+        small.parameters(),
+        small.examples(400, seed=2)[0],
+        name="stripes",
+        num_patterns=60,
+        levels=(0.01, 0.05, 0.2),
+    )
+    assert again.trials == small.artefact().trials
+    assert again.shrink == small.artefact().shrink
+
+
+def test_addresses_are_those_of_the_pieces():
+    artefact = small.artefact()
+    for node, row in artefact.piece_ids.items():
+        for bits, address in zip(WIDTHS, row, strict=True):
+            content = encode_piece(artefact.parameters[node], bits)
+            assert content_id(content) == address
+            assert len(content) == artefact.tables.weight_bytes[node][WIDTHS.index(bits)]
+
+
+def test_every_verified_pattern_holds_as_a_whole():
+    artefact, solver = small.artefact(), Solver(small.artefact().tables)
+    run = measure(simulator(), artefact.float_inputs(), artefact.logits, artefact.margin)
+    for cut in range(artefact.network.num_nodes + 1):
+        for level, accuracy in enumerate(artefact.tables.levels):
+            budget = artefact.tables.budget.budget(accuracy)
+            pattern = solver.best(cut, budget * artefact.shrink.get((cut, level), 1.0))
+            if pattern is not None:
+                joint = run(pattern)
+                assert joint.psi <= budget
+                assert joint.changed <= accuracy
+
+
+def test_budgets_shrink_until_the_pattern_holds():
+    class Joint(msgspec.Struct):
+        psi: float
+        changed: float = 0.0
+
+    tables = small.artefact().tables
+    solver, limit = Solver(tables), tables.budget.budget(0.2)
+
+    def twice(pattern):
+        return Joint(2 * pattern.psi)
+
+    shrink = verify_levels(tables, twice)
+    assert shrink, "twice the noise cannot fit everywhere"
+    powers = [SHRINK**k for k in range(1, 21)]
+    assert all(factor == 0 or np.isclose(factor, powers).any() for factor in shrink.values())
+    for cut in range(tables.network.num_nodes + 1):
+        pattern = solver.best(cut, limit * shrink.get((cut, 2), 1.0))
+        assert pattern is None or 2 * pattern.psi <= limit
+
+
+def test_what_never_holds_gets_no_budget():
+    class Never(msgspec.Struct):
+        psi: float = 1e9
+        changed: float = 1.0
+
+    shrink = verify_levels(small.artefact().tables, lambda pattern: Never())
+    assert set(shrink.values()) == {0.0}
+
+
+def test_progress_rises_to_one():
+    seen = []
+    calibrate(
+        small.network(), small.parameters(), small.examples(100, seed=2)[0], name="x", num_patterns=20,
+        levels=(0.1,), progress=seen.append,
+    )  # fmt: skip
+    assert seen == sorted(seen)
+    assert seen[-1] == pytest.approx(1.0)
+
+
+def test_bad_input_is_refused():
+    images, _ = small.examples(100, seed=2)
+    with pytest.raises(RequestError, match="give 100"):
+        calibrate(small.network(), small.parameters(), images[:50], name="x")
+    with pytest.raises(ShapeMismatch):
+        calibrate(small.network(), small.parameters(), images[:, :, :4], name="x")
+    broken = {i: Parameters(p.weight * np.float32(1e20), p.bias) for i, p in small.parameters().items()}
+    with pytest.raises(UnsupportedModel):
+        calibrate(small.network(), broken, images, name="x")
+    flat = {i: Parameters(p.weight * 0, p.bias) for i, p in small.parameters().items()}
+    flat[5] = Parameters(flat[5].weight, np.zeros(small.CLASSES, np.float32))
+    with pytest.raises(UnsupportedModel, match="calibrate a trained model"):
+        calibrate(small.network(), flat, as_float(images, small.SHAPE), name="x")

@@ -1,0 +1,19 @@
+"""What importing qpart costs a device script."""
+
+import subprocess
+import sys
+
+
+def test_import_is_fast_and_brings_no_model_library():
+    code = (
+        "import sys, time, numpy; start = time.perf_counter(); import qpart; took = time.perf_counter() - start; "
+        "print(took, [m for m in ('zmq', 'torch', 'scipy', 'safetensors', 'typer') if m in sys.modules])"
+    )
+    outputs = [
+        subprocess.run(
+            [sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True
+        ).stdout.split(maxsplit=1)
+        for _ in range(3)
+    ]
+    assert min(float(took) for took, _ in outputs) < 0.2
+    assert outputs[0][1].strip() == "[]"

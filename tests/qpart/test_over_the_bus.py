@@ -1,0 +1,293 @@
+"""Device and server shells over real sockets with CURVE: planned is sent, delivered is simulated."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import msgspec
+import numpy as np
+import pytest
+
+import edgebus
+from edgebus.payloads import encode
+from qpart import messages
+from qpart.artefact import Artefact, save
+from qpart.calibrate import measure
+from qpart.errors import Infeasible, ProtocolError, RequestError, SegmentRejected, ShapeMismatch, UnknownModel
+from qpart.executors.simulator import Simulator
+from qpart.executors.with_torch import TorchExecutor
+from qpart.inputs import as_float
+from qpart.messages import SERVICES, Chosen, Fetch, Infer
+from qpart.profile import Channel, DeviceProfile, Request, ServerProfile
+from qpart.run.cache import PieceCache
+from qpart.run.device import Device
+from qpart.run.served import ServedModel
+from qpart.run.server import PlanServer
+from tests.qpart import small
+
+pytestmark = pytest.mark.net
+
+FAST = DeviceProfile(macs_per_s=1e9, joules_per_mac=1e-10, memory_bytes=1 << 20)
+SLOW_CHANNEL = Channel(up_bits_per_s=1e4, down_bits_per_s=1e6)
+MANY = Request(accuracy=0.05, device=FAST, channel=SLOW_CHANNEL, inferences=100_000)
+PRIVATE = Request(
+    accuracy=0.2, device=FAST, channel=Channel(up_bits_per_s=1e7, down_bits_per_s=1e7), raw_input_stays=True
+)
+LAZY = Request(
+    accuracy=0.05,
+    device=DeviceProfile(macs_per_s=1e3, joules_per_mac=0, memory_bytes=1 << 20),
+    channel=Channel(up_bits_per_s=1e9, down_bits_per_s=1e9),
+)
+
+
+class Served:
+    """A server thread on loopback with CURVE, and key directories."""
+
+    def __init__(self, directory) -> None:
+        self.directory = directory
+        for name in ("server", "device"):
+            edgebus.generate_keys(directory / name)
+        self.allow_file = directory / "server" / "allowed_keys"
+        edgebus.add_to_allow_list(self.allow_file, directory / "device" / "node.key")
+        self.artefact = save(small.artefact(), directory / "small.qpart")
+
+    def model(self, artefact: Artefact | None = None) -> ServedModel:
+        a = artefact or self.artefact
+        simulator = Simulator(a.network, a.parameters, a.ranges)
+        run = measure(simulator, a.float_inputs(), a.logits, a.margin)
+        return ServedModel(a, TorchExecutor(a.network.nodes, a.parameters), run, ServerProfile(macs_per_s=1e10))
+
+    @contextmanager
+    def serving(self, endpoint="tcp://127.0.0.1:0", models=None) -> Iterator[str]:
+        keys = edgebus.load_keys(self.directory / "server")
+        with edgebus.Node(name="server", keys=keys, allow=edgebus.AllowList.from_file(self.allow_file)) as node:
+            server = PlanServer(node.serve(*SERVICES), models or [self.model()])
+            real = node.bind(endpoint)
+            thread = threading.Thread(target=server.run)
+            thread.start()
+            try:
+                yield real
+            finally:
+                server.stop()
+                thread.join(30)
+
+    def device(self, endpoint, cache="cache", **more) -> Device:
+        return Device(
+            endpoint,
+            server_key=self.directory / "server" / "node.key",
+            keys=self.directory / "device",
+            cache=PieceCache(self.directory / cache),
+            **{"timeout_s": 10.0, **more},
+        )
+
+
+@pytest.fixture
+def served(tmp_path) -> Served:
+    return Served(tmp_path)
+
+
+@pytest.fixture
+def inputs():
+    return as_float(small.examples(12, seed=8)[0], small.SHAPE)
+
+
+@pytest.mark.parametrize(
+    ("request_", "cut"), [(MANY, None), (PRIVATE, None), (LAZY, 0)], ids=["many", "private", "lazy"]
+)
+def test_planned_bytes_are_sent_and_answers_are_the_simulated_ones(served, inputs, request_, cut):
+    with served.serving() as endpoint, served.device(endpoint) as device:
+        planned = device.prepare(request_)
+        logits = np.concatenate([device.infer(inputs[i : i + 1]) for i in range(len(inputs))])
+        traffic, pattern = device.traffic, planned.plan.pattern
+    assert cut is None or pattern.cut == cut
+    assert not request_.raw_input_stays or pattern.cut > 0
+    assert traffic.download_bytes == traffic.planned_download_bytes == pattern.download_bytes
+    assert traffic.up_bytes == traffic.planned_up_bytes == len(inputs) * pattern.up_bytes
+    assert traffic.answer_bytes == traffic.planned_answer_bytes
+    assert traffic.wire_bytes > traffic.download_bytes + traffic.up_bytes + traffic.answer_bytes
+    a = served.artefact
+    simulated = Simulator(a.network, a.parameters, a.ranges).logits(
+        pattern.cut, pattern.weight_bits, pattern.live_bits, inputs
+    )
+    assert np.allclose(logits, simulated, atol=1e-4 * np.abs(simulated).max())
+
+
+def test_plans_differ_with_what_is_asked(served):
+    with served.serving() as endpoint, served.device(endpoint) as device:
+        cuts = {name: device.prepare(r).plan.pattern.cut for name, r in (("many", MANY), ("lazy", LAZY))}
+    assert cuts["many"] > cuts["lazy"]
+
+
+def test_a_batch_is_counted_as_planned(served, inputs):
+    with served.serving() as endpoint, served.device(endpoint) as device:
+        device.prepare(PRIVATE)
+        device.infer(inputs)
+        assert device.traffic.up_bytes == device.traffic.planned_up_bytes
+
+
+def test_pieces_travel_once(served):
+    with served.serving() as endpoint:
+        with served.device(endpoint) as device:
+            first = device.prepare(PRIVATE).plan.pattern
+        with served.device(endpoint) as device:
+            second = device.prepare(PRIVATE).plan.pattern
+            assert device.traffic.download_bytes == second.download_bytes
+    manifest = small.artefact().tables.manifest_bytes[second.cut]
+    assert first.download_bytes > manifest
+    assert second.download_bytes == manifest
+
+
+def test_a_spoiled_cache_is_fetched_again(served):
+    with served.serving() as endpoint:
+        with served.device(endpoint) as device:
+            first = device.prepare(PRIVATE).plan.pattern
+        for path in (served.directory / "cache").iterdir():
+            path.write_bytes(b"spoiled")
+        with served.device(endpoint) as device:
+            device.prepare(PRIVATE)
+            assert device.traffic.download_bytes == first.download_bytes
+            assert device.traffic.download_bytes > device.traffic.planned_download_bytes
+
+
+def test_a_request_nobody_can_serve_says_why_and_what_would_do(served):
+    with served.serving() as endpoint, served.device(endpoint) as device:
+        small_device = msgspec.structs.replace(FAST, memory_bytes=100)
+        with pytest.raises(Infeasible) as caught:
+            device.prepare(msgspec.structs.replace(PRIVATE, device=small_device))
+        assert caught.value.constraint == "memory"
+        with pytest.raises(Infeasible) as caught:
+            device.prepare(msgspec.structs.replace(PRIVATE, accuracy=1e-9))
+        assert caught.value.constraint == "accuracy"
+        nearest = caught.value.nearest_accuracy
+        assert nearest is not None
+        device.prepare(msgspec.structs.replace(PRIVATE, accuracy=nearest))
+
+
+def test_models_are_chosen_by_name(served):
+    with served.serving() as endpoint:
+        with served.device(endpoint, model="stripes") as device:
+            assert device.model.name == "stripes"
+        with pytest.raises(UnknownModel, match="it has stripes"):
+            served.device(endpoint, model="dots")
+
+
+def test_a_model_that_was_replaced_is_unknown(served):
+    with served.serving() as endpoint, served.device(endpoint) as device:
+        device.model = messages.ModelInfo(
+            "stripes", bytes(16), device.model.input_shape, device.model.num_classes, 6, ()
+        )
+        with pytest.raises(UnknownModel, match="ask for a plan"):
+            device.prepare(PRIVATE)
+
+
+def test_nothing_runs_before_it_is_prepared_and_shapes_are_checked(served, inputs):
+    with served.serving() as endpoint, served.device(endpoint) as device:
+        with pytest.raises(RequestError, match="prepare"):
+            device.infer(inputs)
+        device.prepare(PRIVATE)
+        with pytest.raises(ShapeMismatch):
+            device.infer(inputs[:, :, :3])
+
+
+@pytest.mark.parametrize(
+    ("service", "payload", "arrays"),
+    [
+        (messages.PLAN, b"", ()),
+        (messages.PLAN, b"\xc1" * 40, ()),
+        (messages.SEGMENT, lambda i: encode(Chosen(i, 99, (), ())), ()),
+        (messages.SEGMENT, lambda i: encode(Chosen(i, 3, (9, 9), (3, 3))), ()),
+        (messages.PIECES, lambda i: encode(Fetch(i, (bytes(16),))), ()),
+        (messages.PIECES, lambda i: msgspec.msgpack.encode([i, [bytes(16)] * 1000]), ()),
+        (messages.INFER, lambda i: encode(Infer(i, 1, (3,))), (np.zeros((1, 3), np.uint8),)),
+        (messages.INFER, lambda i: encode(Infer(i, 1, (3,))), ()),
+        (messages.INFER, lambda i: encode(Infer(i, 1, (3,))), (np.zeros((1 << 18, 54), np.uint8),)),
+    ],
+)
+def test_hostile_requests_are_refused_and_the_server_lives_on(served, inputs, service, payload, arrays):
+    with served.serving() as endpoint, served.device(endpoint) as device:
+        raw = payload(device.model.model_id) if callable(payload) else payload
+        with pytest.raises(edgebus.Refused) as caught:
+            device._link.request(service, raw, arrays, timeout_s=10)
+        assert caught.value.code == "invalid"
+        device.prepare(PRIVATE)
+        assert device.infer(inputs).shape == (12, small.CLASSES)
+
+
+class Lying(ServedModel):
+    """A server that ships something else than it planned."""
+
+    def __init__(self, honest: ServedModel, what: str) -> None:
+        self.__dict__.update(honest.__dict__)
+        self._what = what
+
+    def segment(self, chosen):
+        raw = super().segment(chosen)
+        self._asked = getattr(self, "_asked", 0) + 1
+        return raw[:-1] + bytes([raw[-1] ^ 1]) if self._what == "segment" and self._asked > 1 else raw
+
+    def piece(self, address):
+        content = super().piece(address)
+        return content[:-1] + bytes([content[-1] ^ 1]) if self._what == "piece" else content
+
+
+@pytest.mark.parametrize("what", ["segment", "piece"])
+def test_what_does_not_match_its_hash_is_not_run_and_not_kept(served, what):
+    liar = Lying(served.model(), what)
+    with served.serving(models=[liar]) as endpoint, served.device(endpoint) as device:
+        with pytest.raises(SegmentRejected, match="hash"):
+            device.prepare(PRIVATE)
+        with pytest.raises(RequestError):
+            device.infer(np.zeros((1, *small.SHAPE), np.float32))
+    assert not PieceCache(served.directory / "cache").addresses()
+
+
+def test_unknown_operations_from_a_server_are_rejected(served):
+    class Odd(ServedModel):
+        def __init__(self, honest):
+            self.__dict__.update(honest.__dict__)
+
+        def segment(self, chosen):
+            raw = msgspec.msgpack.decode(super().segment(chosen))
+            raw[2][0][0][0] = "exec"
+            return msgspec.msgpack.encode(raw)
+
+    with (
+        served.serving(models=[Odd(served.model())]) as endpoint,
+        served.device(endpoint) as device,
+        pytest.raises(SegmentRejected, match="'exec'"),
+    ):
+        device.prepare(PRIVATE)
+
+
+def test_a_server_that_is_gone_is_named(served, inputs):
+    with served.serving() as endpoint:
+        device = served.device(endpoint, timeout_s=1.0)
+        device.prepare(PRIVATE)
+    with device, pytest.raises((edgebus.DeadlineExceeded, edgebus.PeerUnreachable, edgebus.LinkLost)):
+        device.infer(inputs)
+
+
+def test_a_server_that_comes_back_answers_the_next_request(served, inputs):
+    with served.serving() as endpoint:
+        device = served.device(endpoint)
+        device.prepare(PRIVATE)
+        before = device.infer(inputs)
+    with device, served.serving(endpoint):
+        assert np.array_equal(device.infer(inputs), before)
+
+
+def test_answers_of_another_shape_are_a_protocol_error(served, inputs):
+    class Short(ServedModel):
+        def __init__(self, honest):
+            self.__dict__.update(honest.__dict__)
+            self.tail = self
+
+        def answer(self, infer, arrays):
+            return np.zeros((1, 1), np.float32)
+
+    with served.serving(models=[Short(served.model())]) as endpoint, served.device(endpoint) as device:
+        device.prepare(PRIVATE)
+        with pytest.raises(ProtocolError):
+            device.infer(inputs)
