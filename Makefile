@@ -9,8 +9,9 @@ SOURCES := pyproject.toml setup.py constraints.txt scripts/setup.sh \
 help:  ## this list
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 12
 
-demo: $(STAMP)  ## devices draft, one server verifies, over tcp with CURVE; ends 0 only if the answers are proven
+demo: $(STAMP)  ## two acts over tcp with CURVE, sled and qpart; ends 0 only if what they claim is proven
 	@$(PY) -m sled.demo
+	@$(PY) -m qpart.demo
 
 test: $(STAMP)  ## all tests that fit in CI: pure, sockets, kernels and the real small model
 	$(PY) -m pytest -q -m "not slow"

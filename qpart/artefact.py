@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from math import inf
 from pathlib import Path
 from typing import Any
 
@@ -15,11 +16,13 @@ import numpy as np
 import numpy.typing as npt
 
 from edgebus.files import write_whole
+from qpart import sizes
 from qpart.errors import ArtefactError, QpartError
 from qpart.inputs import as_float
+from qpart.messages import MAX_NAME
 from qpart.network import Network, Parameters
 from qpart.pieces import ID_BYTES, content_id
-from qpart.quantiser import Floats, Range
+from qpart.quantiser import MOST, Floats, Range
 from qpart.tables import WIDTHS, Tables
 
 FORMAT = 1
@@ -156,7 +159,7 @@ def load(path: Path) -> Artefact:
         if record.format != FORMAT:
             raise ArtefactError(f"{path} has format {record.format}, this version reads {FORMAT}; calibrate again")
         return _checked(record, arrays, content_id(content))
-    except (msgspec.DecodeError, ValueError, KeyError, QpartError) as error:
+    except (msgspec.DecodeError, ValueError, LookupError, QpartError) as error:
         if isinstance(error, ArtefactError):
             raise
         raise ArtefactError(f"{path} is damaged or of another version: {error}; calibrate again") from None
@@ -164,6 +167,7 @@ def load(path: Path) -> Artefact:
 
 def _checked(record: Record, arrays: dict[str, npt.NDArray[Any]], model_id: bytes) -> Artefact:
     network = record.tables.network
+    _check_record(record)
     parameters = {}
     for node in network.parametric:
         op = network.nodes[node].op
@@ -173,14 +177,7 @@ def _checked(record: Record, arrays: dict[str, npt.NDArray[Any]], model_id: byte
         parameters[node] = Parameters(weight, bias)
     num_classes = network.items(network.num_nodes)
     inputs = arrays["inputs"]
-    as_float(inputs[:1], network.input_shape)
-    live = {value for values in network.live for value in values}
-    complete = set(record.ranges) == live and set(record.piece_ids) == set(network.parametric)
-    rows = (*record.ranges.values(), *record.piece_ids.values())
-    if not complete or any(len(row) != len(WIDTHS) for row in rows):
-        raise ValueError("ranges or addresses are missing")
-    if any(len(address) != ID_BYTES for row in record.piece_ids.values() for address in row):
-        raise ValueError("an address has another length")
+    as_float(inputs, network.input_shape)
     return Artefact(
         name=record.name,
         tables=record.tables,
@@ -195,6 +192,27 @@ def _checked(record: Record, arrays: dict[str, npt.NDArray[Any]], model_id: byte
         seed=record.seed,
         model_id=model_id,
     )
+
+
+def _check_record(record: Record) -> None:
+    """Numbers that would otherwise be believed: what planning and the wire rely on."""
+    tables, network = record.tables, record.tables.network
+    live = {value for values in network.live for value in values}
+    complete = set(record.ranges) == live and set(record.piece_ids) == set(network.parametric)
+    rows = (*record.ranges.values(), *record.piece_ids.values())
+    if not complete or any(len(row) != len(WIDTHS) for row in rows):
+        raise ValueError("ranges or addresses are missing")
+    if any(len(address) != ID_BYTES for row in record.piece_ids.values() for address in row):
+        raise ValueError("an address has another length")
+    if not all(0 <= scale <= MOST and abs(offset) <= MOST for row in record.ranges.values() for scale, offset in row):
+        raise ValueError("a range is no range of float32")
+    if not 0 < record.margin < inf or not 1 <= len(record.name) <= MAX_NAME:
+        raise ValueError("margin or name are out of range")
+    cuts, levels = network.num_nodes + 1, len(tables.levels)
+    if not all(0 <= s.cut < cuts and 0 <= s.level < levels and 0 <= s.factor <= 1 for s in record.shrink):
+        raise ValueError("a shrunk budget is out of range")
+    if any(getattr(tables, field) != found for field, found in sizes.all_sizes(network)._asdict().items()):
+        raise ValueError("sizes are not those of this version")
 
 
 def _floats(arrays: dict[str, npt.NDArray[Any]], name: str, shape: tuple[int, ...]) -> Floats:

@@ -26,7 +26,7 @@ from qpart.verify import Measure, verify_levels
 
 LEVELS = (0.0025, 0.005, 0.01, 0.02, 0.03, 0.05, 0.1)
 """Accuracy drops for which patterns are verified."""
-_CHUNK = 250
+_CHUNK, _CHUNK_BYTES = 250, 1 << 28
 _RANGE_INPUTS, _RANGE_ITEMS = 128, 1 << 18
 _SHARES = (0.05, 0.45, 0.25, 0.25)  # of the time: ranges and addresses, noise, trials, verifying
 
@@ -71,14 +71,12 @@ def calibrate(
     numbers = as_float(inputs, network.input_shape)
     stages = _stages(progress)
     full = TorchExecutor(network.nodes, parameters, device)
-    ranges = fit_ranges(_samples(network, full, numbers[:_RANGE_INPUTS]))
+    ranges = fit_ranges(_samples(network, full, numbers[: _fitting(network, _RANGE_INPUTS)]))
     piece_ids = {
         node: tuple(content_id(encode_piece(parameters[node], bits)) for bits in WIDTHS) for node in network.parametric
     }
     simulator = Simulator(network, parameters, ranges, device)
     logits = _answers(network, full, numbers)
-    if not np.isfinite(logits).all():
-        raise UnsupportedModel("the model answers with numbers that are not finite; check inputs and weights")
     margin = noise.squared_margin(logits)
     next(stages)(1.0)
     weight_psi, live_psi = _psi_tables(simulator, numbers[:noise_inputs], margin, next(stages))
@@ -86,13 +84,8 @@ def calibrate(
     tables = Tables(
         network=network,
         weight_psi=weight_psi,
-        weight_bytes=sizes.weight_sizes(network),
         live_psi=live_psi,
-        live_bytes=sizes.live_sizes(network),
-        manifest_bytes=sizes.manifest_sizes(network),
-        infer_bytes=sizes.infer_sizes(network),
-        answer_bytes=sizes.answer_sizes(network),
-        device_items=sizes.device_items(network),
+        **sizes.all_sizes(network)._asdict(),
         budget=noise.fit_budget([t.psi for t in trials], [t.changed for t in trials], len(numbers)),
         levels=tuple(levels),
     )
@@ -125,6 +118,12 @@ def _stages(progress: Progress) -> Iterator[Progress]:
         done += share
 
 
+def _fitting(network: Network, count: int) -> int:
+    """How many inputs, at most `count`, may have all their values in memory at once."""
+    sample_bytes = 4 * sum(network.items(value) for value in range(network.num_nodes + 1))
+    return max(1, min(count, _CHUNK_BYTES // sample_bytes))
+
+
 def _samples(network: Network, full: TorchExecutor, inputs: Floats) -> dict[int, Floats]:
     """A sample of every value that may travel."""
     wanted = sorted({value for live in network.live for value in live})
@@ -134,8 +133,12 @@ def _samples(network: Network, full: TorchExecutor, inputs: Floats) -> dict[int,
 
 def _answers(network: Network, full: TorchExecutor, inputs: Floats) -> Floats:
     last = network.num_nodes
-    parts = (inputs[start : start + _CHUNK] for start in range(0, len(inputs), _CHUNK))
-    return np.concatenate([full.run_arrays({INPUT: part}, 0, last, [last])[last] for part in parts])
+    chunk = _fitting(network, _CHUNK)
+    parts = (inputs[start : start + chunk] for start in range(0, len(inputs), chunk))
+    logits = np.concatenate([full.run_arrays({INPUT: part}, 0, last, [last])[last] for part in parts])
+    if not np.isfinite(logits).all():
+        raise UnsupportedModel("the model answers with numbers that are not finite; check inputs and weights")
+    return logits
 
 
 def _psi_tables(
@@ -146,9 +149,10 @@ def _psi_tables(
     readers = _readers(network)
     weight_errors = {node: np.zeros(len(WIDTHS)) for node in network.parametric}
     live_errors = {reader: np.zeros(len(WIDTHS)) for reader in set(readers.values())}
+    chunk = _fitting(network, _CHUNK)
     with torch.inference_mode():
-        for start in range(0, len(inputs), _CHUNK):
-            part = {INPUT: torch.from_numpy(inputs[start : start + _CHUNK]).to(simulator.executor.device)}
+        for start in range(0, len(inputs), chunk):
+            part = {INPUT: torch.from_numpy(inputs[start : start + chunk]).to(simulator.executor.device)}
             values = simulator.executor.run(part, 0, last, range(last + 1))
             reference = values[last].cpu().numpy()
             for node, errors in weight_errors.items():
@@ -163,7 +167,7 @@ def _psi_tables(
                     given[value] = simulator.round_trip(value, bits, values[value])
                     found = simulator.executor.run(given, first, last, [last])[last]
                     errors[i] += noise.squared_error(found.cpu().numpy(), reference)
-            progress(min(1.0, (start + _CHUNK) / len(inputs)))
+            progress(min(1.0, (start + chunk) / len(inputs)))
     scale = len(inputs) * margin
     weight_psi = {node: tuple((errors / scale).tolist()) for node, errors in weight_errors.items()}
     psi = {reader: tuple((errors / scale).tolist()) for reader, errors in live_errors.items()}

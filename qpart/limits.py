@@ -1,6 +1,6 @@
 """How much noise a request allows at each cut, and what to say where no cut meets what it demands.
 
-Pure. A refusal names the constraint whose removal alone would help, and the nearest accuracy that can be had.
+Pure. A refusal names a constraint whose removal helps, alone if one alone does, and what to ask for instead.
 """
 
 from __future__ import annotations
@@ -19,11 +19,19 @@ from qpart.tables import Tables
 Constraint = Literal["accuracy", "memory", "raw_input_stays"]
 Shrink = Mapping[tuple[int, int], float]
 NO_SHRINK: Shrink = MappingProxyType({})
+BELOW_ALL = -1
+"""Index in place of a level's where an accuracy drop lies below all levels."""
+
 _FOUR_DIGITS_UP = Context(prec=4, rounding=ROUND_CEILING)
+_GIVEN_UP: tuple[tuple[tuple[Constraint, ...], ...], ...] = (  # few before many; of as many, what is preferred first
+    (("accuracy",), ("memory",), ("raw_input_stays",)),
+    (("accuracy", "memory"), ("accuracy", "raw_input_stays"), ("memory", "raw_input_stays")),
+    (("accuracy", "memory", "raw_input_stays"),),
+)
 
 
 class Allowance(NamedTuple):
-    """Most summed noise, the level that grants it, and the level's index."""
+    """Most summed noise, the level that grants it, and the level's index, `BELOW_ALL` if it is none."""
 
     budget: float
     level: float
@@ -32,100 +40,129 @@ class Allowance(NamedTuple):
 
 def allowances(tables: Tables, accuracy: float) -> list[Allowance]:
     """What the verified levels within an accuracy drop allow; below all of them, what the drop itself does."""
-    levels = [(level, i) for i, level in enumerate(tables.levels) if level <= accuracy] or [(accuracy, 0)]
+    levels = [(level, i) for i, level in enumerate(tables.levels) if level <= accuracy] or [(accuracy, BELOW_ALL)]
     return [Allowance(tables.budget.budget(level), level, i) for level, i in levels]
+
+
+def factor(shrink: Shrink, cut: int, level_index: int) -> float:
+    """What is left of a level's budget at a cut; below all levels, as much as of the first unless it says otherwise.
+
+    >>> factor({(2, 0): 0.5}, 2, BELOW_ALL), factor({(2, 0): 0.5, (2, -1): 0.4}, 2, BELOW_ALL)
+    (0.5, 0.4)
+    """
+    if level_index == BELOW_ALL:
+        return shrink.get((cut, BELOW_ALL), shrink.get((cut, 0), 1.0))
+    return shrink.get((cut, level_index), 1.0)
 
 
 def at_cut(granted: list[Allowance], cut: int, shrink: Shrink) -> Allowance:
     """The largest at a cut once shrunk: a tighter level serves too, and may have been shrunk less."""
-    return max(one._replace(budget=one.budget * shrink.get((cut, one.level_index), 1.0)) for one in granted)
+    return max(one._replace(budget=one.budget * factor(shrink, cut, one.level_index)) for one in granted)
 
 
 class _Cut(NamedTuple):
-    """A cut, and what stands in its way: least noise within the memory and without limit, budget, raw input."""
+    """A cut: least noise within the memory and without limit, and whether it shows an input that must stay."""
 
     cut: int
     tight: float
     free: float
-    budget: float
     shows_input: bool
 
-    @property
-    def violated(self) -> list[Constraint]:
-        """What would have to go, in the order of preference."""
-        names: list[Constraint] = []
-        if (self.budget < self.tight < inf) or self.budget < self.free:
-            names.append("accuracy")
-        if self.tight == inf:
-            names.append("memory")
-        return [*names, "raw_input_stays"] if self.shows_input else names
+
+class _Remedy(NamedTuple):
+    """What to ask for instead; None where what was asked for may stay."""
+
+    accuracy: float | None
+    memory_bytes: int | None
+    raw_input: bool
+
+    def __str__(self) -> str:
+        wishes = [f"ask for a drop of {self.accuracy!r}"] if self.accuracy is not None else []
+        if self.memory_bytes is not None:
+            wishes.append(f"give {self.memory_bytes} bytes of memory")
+        return " and ".join([*wishes, "let the raw input travel"] if self.raw_input else wishes)
 
 
 def refusal(solver: Solver, request: Request, shrink: Shrink) -> Infeasible:
     """The error for a request that no cut satisfies."""
-    tables, memory_bytes = solver.tables, request.device.memory_bytes
-    granted = allowances(tables, request.accuracy)
+    network, memory_bytes = solver.tables.network, request.device.memory_bytes
     cuts = [
         _Cut(
             cut,
             solver.least_psi(cut, memory_bytes),
             solver.least_psi(cut),
-            at_cut(granted, cut, shrink).budget,
-            request.raw_input_stays and tables.network.shows_input(cut),
+            request.raw_input_stays and network.shows_input(cut),
         )
-        for cut in range(tables.network.num_nodes + 1)
+        for cut in range(network.num_nodes + 1)
     ]
-    private = [one for one in cuts if not one.shows_input]  # the last cut is always one: nothing travels
-    found = (_nearest(tables, one, shrink) for one in private)
-    nearest = min((accuracy for accuracy in found if accuracy is not None), default=None)
-    need = [_memory_needed(solver, one) for one in private if one.free <= one.budget]
-    if nearest is not None:
-        constraint: Constraint = "accuracy"
-    elif need:
-        constraint = "memory"
-    elif any(one.tight <= one.budget for one in cuts):
-        constraint = "raw_input_stays"
-    else:
-        constraint = min(cuts, key=lambda one: len(one.violated)).violated[0]
-    return Infeasible(_message(constraint, request, nearest, need), constraint=constraint, nearest_accuracy=nearest)
+    asked = f"no cut keeps to an accuracy drop within {request.accuracy:g} with {memory_bytes} bytes of memory"
+    asked += " while the raw input stays" if request.raw_input_stays else ""
+    for several in _GIVEN_UP:
+        tried = {given_up: _remedy(solver, request, shrink, cuts, given_up) for given_up in several}
+        found = {given_up: remedy for given_up, remedy in tried.items() if remedy is not None}
+        if found:
+            alone = found.get(("accuracy",))
+            return Infeasible(
+                f"{asked}; {', or '.join(map(str, found.values()))}",
+                constraint=next(iter(found))[0],
+                nearest_accuracy=alone.accuracy if alone else None,
+            )
+    text = (
+        f"{asked}, and no accuracy that was calibrated would help, whatever else is given up; calibrate for larger ones"
+    )
+    return Infeasible(text, constraint="accuracy", nearest_accuracy=None)
 
 
-def _nearest(tables: Tables, one: _Cut, shrink: Shrink) -> float | None:
-    """The smallest accuracy drop at which a cut has a plan within the memory, rounded up to 4 digits."""
-    factor = shrink.get((one.cut, 0), 1.0)
-    if one.tight == inf or factor <= 0:
+def _remedy(
+    solver: Solver, request: Request, shrink: Shrink, cuts: list[_Cut], given_up: tuple[Constraint, ...]
+) -> _Remedy | None:
+    """The least to ask for where some constraints are given up; None if that does not help."""
+    raw_input, more_memory = "raw_input_stays" in given_up, "memory" in given_up
+    noises = [(one.cut, one.free if more_memory else one.tight) for one in cuts if raw_input or not one.shows_input]
+    nearest = None
+    if "accuracy" in given_up:
+        found = (_nearest(solver.tables, cut, psi, shrink) for cut, psi in noises)
+        nearest = min((accuracy for accuracy in found if accuracy is not None), default=None)
+        if nearest is None:
+            return None
+    granted = allowances(solver.tables, request.accuracy if nearest is None else nearest)
+    budgets = [(cut, psi, at_cut(granted, cut, shrink).budget) for cut, psi in noises]
+    served = [(cut, budget) for cut, psi, budget in budgets if psi <= budget]
+    if not served:
         return None
-    candidate = tables.budget.accuracy_of(one.tight / factor)
-    candidates = []
-    if candidate < min(tables.levels, default=inf):  # between levels nothing is gained
-        up = _rounded_up(candidate)
-        candidates += [float(up), float(_FOUR_DIGITS_UP.next_plus(up))]  # once more for what division rounded
-    for level in tables.levels:
-        candidates += [float(_rounded_up(level)), level]
-    for accuracy in candidates:
-        if 0 < accuracy < 1 and at_cut(allowances(tables, accuracy), one.cut, shrink).budget >= one.tight:
+    need = min(_memory_needed(solver, cut, budget) for cut, budget in served) if more_memory else None
+    return _Remedy(nearest, need, raw_input)
+
+
+def _nearest(tables: Tables, cut: int, psi: float, shrink: Shrink) -> float | None:
+    """The smallest accuracy drop at which a cut may have so much noise, rounded up to 4 digits where that serves."""
+    first = min(tables.levels, default=1.0)
+    for accuracy in _below(tables, cut, psi, shrink):
+        if 0 < accuracy < first and at_cut(allowances(tables, accuracy), cut, shrink).budget >= psi:
             return accuracy
+    for i, level in enumerate(tables.levels):  # between levels nothing is gained
+        if tables.budget.budget(level) * factor(shrink, cut, i) >= psi:
+            up = float(_rounded_up(level))
+            return up if up < 1 else level
     return None
+
+
+def _below(tables: Tables, cut: int, psi: float, shrink: Shrink) -> list[float]:
+    """What might be the smallest accuracy drop, were there no levels: few digits first, then as many as it has."""
+    left = factor(shrink, cut, BELOW_ALL)
+    if psi == inf or left <= 0:
+        return []
+    exact = min(tables.budget.accuracy_of(psi / left), tables.budget.accuracy[-1])  # division may exceed the map
+    up, closer = _rounded_up(exact), exact * (1 + 1e-9)  # next to both, for what division rounded
+    return [float(up), float(_FOUR_DIGITS_UP.next_plus(up)), exact, closer]
 
 
 def _rounded_up(number: float) -> Decimal:
     return _FOUR_DIGITS_UP.create_decimal(repr(number))  # repr: 0.05 has one digit, its binary value has many
 
 
-def _memory_needed(solver: Solver, one: _Cut) -> int:
-    """The least memory with which a cut that meets the budget would do."""
-    pattern = solver.best(one.cut, one.budget, down_weight=1.0, up_weight=0.0)
+def _memory_needed(solver: Solver, cut: int, budget: float) -> int:
+    """The least memory with which a cut that can meet the budget does."""
+    pattern = solver.best(cut, budget, down_weight=1.0, up_weight=0.0)
     assert pattern is not None
     return pattern.device_bytes
-
-
-def _message(constraint: Constraint, request: Request, nearest: float | None, need: list[int]) -> str:
-    drop, memory = f"an accuracy drop within {request.accuracy:g}", f"{request.device.memory_bytes} bytes of memory"
-    more = f", or give {min(need)} bytes of memory" if need else ""
-    if nearest is not None:
-        return f"no cut keeps to {drop} with {memory}; ask for a drop of {nearest!r}{more}"
-    if constraint == "memory":
-        return f"no cut that keeps to {drop} fits into {memory}; give {min(need)}"
-    if constraint == "raw_input_stays":
-        return f"{drop} with {memory} is had only where the raw input travels; let it, or give more memory"
-    return f"no cut keeps to {drop} with {memory}, and no accuracy that was calibrated would help; give more memory"

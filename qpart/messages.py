@@ -12,6 +12,7 @@ from qpart.ops import MAX_DIMS, Size
 from qpart.pieces import ID_BYTES
 from qpart.plan import Plan
 from qpart.profile import Request
+from qpart.tables import MAX_LEVELS, BitList
 
 DESCRIBE, PLAN, SEGMENT, PIECES, INFER = (
     "qpart.describe",
@@ -22,14 +23,15 @@ DESCRIBE, PLAN, SEGMENT, PIECES, INFER = (
 )
 SERVICES = (DESCRIBE, PLAN, SEGMENT, PIECES, INFER)
 
-MAX_CACHED = 4096
+MAX_NAMED_PIECES = 4096
+MAX_NAME = 64
 MAX_PIECES = 32
+CHUNK_BYTES = 1 << 20
+"""Of one piece in one answer."""
 
 ContentId = Annotated[bytes, msgspec.Meta(min_length=ID_BYTES, max_length=ID_BYTES)]
-Bits = Annotated[int, msgspec.Meta(ge=2, le=16)]
 Cut = Annotated[int, msgspec.Meta(ge=0, le=MAX_NODES)]
-BitList = Annotated[tuple[Bits, ...], msgspec.Meta(max_length=MAX_NODES)]
-Name = Annotated[str, msgspec.Meta(min_length=1, max_length=64)]
+Name = Annotated[str, msgspec.Meta(min_length=1, max_length=MAX_NAME)]
 
 
 class ModelInfo(Payload, frozen=True, array_like=True):
@@ -40,7 +42,7 @@ class ModelInfo(Payload, frozen=True, array_like=True):
     input_shape: Annotated[tuple[Size, ...], msgspec.Meta(min_length=1, max_length=MAX_DIMS)]
     num_classes: Size
     num_nodes: Annotated[int, msgspec.Meta(ge=1, le=MAX_NODES)]
-    levels: Annotated[tuple[float, ...], msgspec.Meta(max_length=64)]
+    levels: Annotated[tuple[float, ...], msgspec.Meta(max_length=MAX_LEVELS)]
 
 
 class Described(Payload, frozen=True, array_like=True):
@@ -54,7 +56,7 @@ class Ask(Payload, frozen=True, array_like=True):
 
     model_id: ContentId
     request: Request
-    cached: Annotated[tuple[ContentId, ...], msgspec.Meta(max_length=MAX_CACHED)] = ()
+    cached: Annotated[tuple[ContentId, ...], msgspec.Meta(max_length=MAX_NAMED_PIECES)] = ()
 
 
 class Planned(Payload, frozen=True, array_like=True):
@@ -84,7 +86,7 @@ class Live(Payload, frozen=True, array_like=True):
     """A value that travels, and the range of its codes (float32 numbers; unused at 16 bits)."""
 
     value: ValueId
-    bits: Bits
+    bits: Annotated[int, msgspec.Meta(ge=2, le=16)]
     scale: float
     offset: float
 
@@ -103,10 +105,14 @@ class Segment(Payload, frozen=True, array_like=True):
 
 
 class Fetch(Payload, frozen=True, array_like=True):
-    """Ask for pieces; the answer has an empty payload and one uint8 array for each, in order."""
+    """Ask for pieces, each once; the answer has an empty payload and one uint8 array for each, in order.
+
+    Of every piece come the bytes from `offset` on, at most `CHUNK_BYTES` of them.
+    """
 
     model_id: ContentId
     pieces: Annotated[tuple[ContentId, ...], msgspec.Meta(min_length=1, max_length=MAX_PIECES)]
+    offset: Annotated[int, msgspec.Meta(ge=0, lt=1 << 40)] = 0
 
 
 class Infer(Payload, frozen=True, array_like=True):

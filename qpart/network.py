@@ -93,30 +93,38 @@ class Network(msgspec.Struct, frozen=True, dict=True):
         return tuple(i for i, node in enumerate(self.nodes) if node.op.weight_shape is not None)
 
     def shows_input(self, cut: int) -> bool:
-        """Whether the raw input, or a copy of it in another shape, would travel at this cut."""
-        return any(self.is_input(value) for value in self.live[cut])
+        """Whether the input, or what shows it, would travel at this cut."""
+        return any(self._showing[value] for value in self.live[cut])
 
-    def is_input(self, value: int) -> bool:
-        """Whether a value is the raw input, in whatever shape."""
-        while value != INPUT:
-            node = self.nodes[value - 1]
-            if not node.op.moves_data_only:
-                return False
-            value = node.inputs[0]
-        return True
+    @cached_property
+    def _showing(self) -> tuple[bool, ...]:
+        return showing_input(self.nodes)
 
     def name_of(self, value: int) -> str:
         """A value's name for people."""
         return "input" if value == INPUT else (self.nodes[value - 1].name or f"node {value - 1}")
 
 
-def infer_shapes(known: dict[int, Shape], nodes: tuple[Node, ...], first: int = 0) -> tuple[Shape, ...]:
+def showing_input(nodes: tuple[Node, ...]) -> tuple[bool, ...]:
+    """For every value whether it shows the input: the input itself, and what is made of it without any weights.
+
+    A ReLU of pixels is the picture, an average of it a smaller picture, and a sum with it still has it inside.
+    """
+    showing = [True]
+    for node in nodes:
+        showing.append(node.op.weight_shape is None and any(showing[value] for value in node.inputs))
+    return tuple(showing)
+
+
+def infer_shapes(
+    known: dict[int, Shape], nodes: tuple[Node, ...], max_items: int = MAX_TENSOR_ITEMS
+) -> tuple[Shape, ...]:
     """Shapes of all values, checked on the way.
 
     Args:
         known: shapes of the values that are given.
-        nodes: nodes[first:] of a network, in order.
-        first: index of the first of them.
+        nodes: in order.
+        max_items: numbers in the largest tensor, padding included, of one sample or a weight.
 
     Returns:
         Shapes by value id; values that are neither given nor computed have the shape ().
@@ -124,9 +132,9 @@ def infer_shapes(known: dict[int, Shape], nodes: tuple[Node, ...], first: int = 
     Raises:
         ShapeMismatch: see `Network`.
     """
-    shapes: list[Shape] = [known.get(value, ()) for value in range(first + 1)]
+    shapes: list[Shape] = [known.get(INPUT, ())]
     available = set(known)
-    for i, node in enumerate(nodes, first):
+    for i, node in enumerate(nodes):
         label = f"node {i} ({node.name or type(node.op).__name__})"
         if len(node.inputs) != node.op.arity:
             raise ShapeMismatch(f"{label} has {len(node.inputs)} inputs, it takes {node.op.arity}")
@@ -134,13 +142,18 @@ def infer_shapes(known: dict[int, Shape], nodes: tuple[Node, ...], first: int = 
         if missing:
             raise ShapeMismatch(f"{label} takes value {missing[0]}, which nothing has computed before it")
         try:
-            shape = node.op.output_shape(*(shapes[value] for value in node.inputs))
+            shapes.append(_output_shape(node.op, [shapes[value] for value in node.inputs], max_items))
         except ShapeMismatch as error:
             raise ShapeMismatch(f"{label}: {error}") from None
-        if not shape or len(shape) > MAX_DIMS or prod(shape) > MAX_TENSOR_ITEMS:
-            raise ShapeMismatch(f"{label} makes a tensor of shape {shape}; at most 2**28 numbers in 1 to 6 dimensions")
-        if node.op.weight_shape is not None and prod(node.op.weight_shape) > MAX_TENSOR_ITEMS:
-            raise ShapeMismatch(f"{label} has a weight of shape {node.op.weight_shape}; at most 2**28 numbers")
-        shapes.append(shape)
         available.add(i + 1)
     return tuple(shapes)
+
+
+def _output_shape(op: AnyOp, inputs: list[Shape], max_items: int) -> Shape:
+    shape = op.output_shape(*inputs)
+    if not shape or len(shape) > MAX_DIMS:
+        raise ShapeMismatch(f"makes a tensor of shape {shape}; 1 to {MAX_DIMS} dimensions are allowed")
+    largest = max(prod(shape), op.scratch_items(*inputs), prod(op.weight_shape or (0,)))
+    if largest > max_items:
+        raise ShapeMismatch(f"holds {largest} numbers in one tensor; at most {max_items} are allowed")
+    return shape

@@ -67,7 +67,8 @@ def fit_budget(psi: npt.ArrayLike, changed: npt.ArrayLike, total: int) -> Budget
     """Map of noise to accuracy drop from random patterns.
 
     An isotonic fit of the shares, its upper bound for `total` predictions, raised where needed so that 95 % of the
-    patterns lie under it. A knot stands where a step of the fit begins, so the line between knots runs above the steps.
+    patterns lie under it. The first knot stands where the first step of the fit ends, the others where theirs begin, so
+    that the line between knots runs above the steps.
 
     Args:
         psi: predicted noise of every pattern (patterns,).
@@ -85,6 +86,7 @@ def fit_budget(psi: npt.ArrayLike, changed: npt.ArrayLike, total: int) -> Budget
     noise, share = noise[order], share[order]
     bound = upper_bound(isotonic_regression(share).x * total, total)
     raised = bound * max(1.0, float(np.quantile(share / bound, 0.95)))
-    starts = np.flatnonzero(np.diff(raised, prepend=0.0) > 0)
-    starts = starts[np.flatnonzero(np.diff(noise[starts], prepend=0.0) > 0)]
-    return BudgetMap(tuple(noise[starts].tolist()), tuple(raised[starts].tolist()))
+    knots = np.flatnonzero(np.diff(raised, prepend=0.0) > 0)
+    knots[0] = (knots[1] if len(knots) > 1 else len(raised)) - 1
+    knots = knots[np.diff(noise[knots], prepend=0.0) > 0]
+    return BudgetMap(tuple(noise[knots].tolist()), tuple(raised[knots].tolist()))

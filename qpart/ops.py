@@ -6,7 +6,7 @@ computes is what torch.nn.functional's function of that name computes in float32
 
 from __future__ import annotations
 
-from math import prod
+from math import inf, prod
 from typing import Annotated
 
 import msgspec
@@ -17,7 +17,9 @@ Shape = tuple[int, ...]
 Size = Annotated[int, msgspec.Meta(ge=1, le=1 << 24)]
 Padding = Annotated[int, msgspec.Meta(ge=0, le=1 << 12)]
 MAX_DIMS = 6
+_MOST = 3.4028234663852886e38  # in float32
 MAX_TENSOR_ITEMS = 1 << 28
+MAX_TAPS = 1 << 14
 
 
 class Op(msgspec.Struct, frozen=True, array_like=True, tag=True):
@@ -36,11 +38,6 @@ class Op(msgspec.Struct, frozen=True, array_like=True, tag=True):
     def has_bias(self) -> bool:
         return False
 
-    @property
-    def moves_data_only(self) -> bool:
-        """Whether the output is the input's values in another shape."""
-        return False
-
     def output_shape(self, *inputs: Shape) -> Shape:
         """Shape of the output.
 
@@ -48,6 +45,10 @@ class Op(msgspec.Struct, frozen=True, array_like=True, tag=True):
             ShapeMismatch: the inputs do not fit.
         """
         return inputs[0]
+
+    def scratch_items(self, *inputs: Shape) -> int:
+        """Numbers an executor holds per sample besides inputs, weight and output: padded and unfolded copies."""
+        return 0
 
     def macs(self, output: Shape) -> int:
         """Multiply-accumulates per sample; element-wise operations count as none."""
@@ -89,12 +90,20 @@ class _Windowed(Op, frozen=True, array_like=True):
     stride: tuple[Size, Size]
     padding: tuple[Padding, Padding]
 
+    def scratch_items(self, *inputs: Shape) -> int:
+        if not any(self.padding):
+            return 0
+        channels, height, width = inputs[0]
+        return channels * (height + 2 * self.padding[0]) * (width + 2 * self.padding[1])
+
     def _extents(self, image: Shape, dilation: tuple[int, int] = (1, 1)) -> tuple[int, int]:
         if len(image) != 3:
             raise ShapeMismatch(f"a window needs (channels, height, width), its input has shape {image}")
         height, width = (
             _extent(image[i + 1], self.kernel[i], self.stride[i], self.padding[i], dilation[i]) for i in (0, 1)
         )
+        if prod(self.kernel) > MAX_TAPS:
+            raise ShapeMismatch(f"a window of {self.kernel} is too large; at most {MAX_TAPS} numbers are allowed")
         if height < 1 or width < 1:
             raise ShapeMismatch(f"a window of {self.kernel} does not fit an input of shape {image}")
         return height, width
@@ -123,9 +132,22 @@ class Conv2d(_Windowed, frozen=True, array_like=True, tag="conv2d"):
                 f"conv2d of {self.in_channels} to {self.out_channels} channels has {self.groups} groups"
             )
         height, width = self._extents(inputs[0], self.dilation)
+        if any(p > d * (k - 1) for p, d, k in zip(self.padding, self.dilation, self.kernel, strict=True)):
+            raise ShapeMismatch(f"padding {self.padding} is wider than the window {self.kernel}")
         if inputs[0][0] != self.in_channels:
             raise ShapeMismatch(f"conv2d takes {self.in_channels} channels, its input has shape {inputs[0]}")
         return (self.out_channels, height, width)
+
+    def scratch_items(self, *inputs: Shape) -> int:
+        padded, (_, height, width) = super().scratch_items(*inputs), self.output_shape(*inputs)
+        if self.is_depthwise:
+            return padded + self.out_channels * height * width
+        return padded + self.in_channels * prod(self.kernel) * height * width
+
+    @property
+    def is_depthwise(self) -> bool:
+        """One window for each channel."""
+        return self.groups == self.in_channels == self.out_channels
 
     def macs(self, output: Shape) -> int:
         return prod(output) * (self.in_channels // self.groups) * prod(self.kernel)
@@ -170,6 +192,11 @@ class Clamp(Op, frozen=True, array_like=True, tag="clamp"):
     low: float
     high: float
 
+    def output_shape(self, *inputs: Shape) -> Shape:
+        if not self.low <= self.high or _MOST < abs(self.low) < inf or _MOST < abs(self.high) < inf:
+            raise ShapeMismatch(f"clamp from {self.low} to {self.high} is no range of float32")
+        return inputs[0]
+
 
 class Add(Op, frozen=True, array_like=True, tag="add"):
     """Sum of two tensors of one shape."""
@@ -188,10 +215,6 @@ class Reshape(Op, frozen=True, array_like=True, tag="reshape"):
     """The same values in another shape, batch apart."""
 
     shape: Annotated[tuple[Size, ...], msgspec.Meta(min_length=1, max_length=MAX_DIMS)]
-
-    @property
-    def moves_data_only(self) -> bool:
-        return True
 
     def output_shape(self, *inputs: Shape) -> Shape:
         if prod(inputs[0]) != prod(self.shape):

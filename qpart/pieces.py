@@ -16,12 +16,12 @@ from qpart.errors import SegmentRejected
 from qpart.network import Parameters
 from qpart.ops import AnyOp, Shape
 from qpart.quantiser import HALF, Floats, QuantisedWeight, dequantise_weight, quantise_weight
+from qpart.tables import WIDTHS
 
 _MAGIC = b"QPT1"
 _HEAD = struct.Struct("<4sBBBB")
 _BIAS, _ZERO = 1, 2
 ID_BYTES = 16
-WIDTHS = (2, 3, 4, 5, 6, 7, 8, HALF)
 
 
 def content_id(content: bytes) -> bytes:

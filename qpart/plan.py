@@ -10,11 +10,11 @@ from typing import Annotated, Literal
 
 import msgspec
 
-from qpart.limits import NO_SHRINK, Allowance, Constraint, Shrink, allowances, at_cut, refusal
+from qpart.limits import BELOW_ALL, NO_SHRINK, Allowance, Constraint, Shrink, allowances, at_cut, refusal
 from qpart.network import MAX_NODES
 from qpart.profile import Request, ServerProfile, Weights
 from qpart.solve import Pattern, Solver
-from qpart.tables import BitList, Tables
+from qpart.tables import MAX_LEVELS, BitList, Tables
 
 
 class Cost(msgspec.Struct, frozen=True, kw_only=True):
@@ -65,6 +65,7 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
         pattern: the cut and the widths.
         accuracy: the drop that was asked for.
         level: the verified level whose budget was used; `accuracy` itself if it lies below all of them.
+        level_index: of that level; -1 (`BELOW_ALL`) below all of them: shrink (pattern.cut, level_index) if it fails.
         budget: most summed noise at this cut.
         cost: of one inference.
         inferences: over how many the download counts.
@@ -78,6 +79,7 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
     pattern: Pattern
     accuracy: float
     level: float
+    level_index: Annotated[int, msgspec.Meta(ge=BELOW_ALL, le=MAX_LEVELS - 1)]
     budget: float
     cost: Cost
     inferences: int
@@ -98,7 +100,8 @@ def plan(solver: Solver, request: Request, server: ServerProfile, *, shrink: Shr
         solver: of the network.
         request: what is asked.
         server: what the rest of the network runs on.
-        shrink: by (cut, index of a level): factor in (0, 1] on the budget, where verification found it too large.
+        shrink: by (cut, index of a level): factor in [0, 1] on the budget, where verification found it too large;
+            index -1 is for accuracies below all levels, where level 0's applies otherwise (see `limits.factor`).
 
     Returns:
         Of equal objectives: the cut that moves fewer bytes, then the smaller one.
@@ -128,6 +131,7 @@ def plan(solver: Solver, request: Request, server: ServerProfile, *, shrink: Shr
         pattern=pattern,
         accuracy=request.accuracy,
         level=allowance.level,
+        level_index=allowance.level_index,
         budget=allowance.budget,
         cost=Cost(time_s=row.time_s, energy_j=row.energy_j, price=row.price, objective=row.objective),
         inferences=request.inferences,

@@ -85,13 +85,14 @@ def _draw(axis: Any, panel: Panel) -> None:
         x = 100 * mark.drop
         axis.plot([x], [mark.payload_bytes], "D", color=_MARK, markersize=6, zorder=3)
         text = f"{mark.label}\n{_bytes(mark.payload_bytes)}"
-        axis.annotate(text, (min(x, 0.0), mark.payload_bytes), (-10, 0), textcoords="offset points", ha="right", va="center",
-                      fontsize=8, linespacing=1.0, color=_MARK)  # fmt: skip
+        where, style = (min(x, 0.0), mark.payload_bytes), {"fontsize": 8, "linespacing": 1.0, "color": _MARK}
+        axis.annotate(text, where, (-10, 0), textcoords="offset points", ha="right", va="center", **style)
     axis.plot([], [], "o", color="#888888", markersize=4.5, label="promised")
     axis.plot([], [], "o", color="#888888", markersize=4.5, markerfacecolor="white", label="measured, held-out images")
     axis.plot([], [], "D", color=_MARK, markersize=6, label="without planning")
     most = max(100 * max(p.promised, p.measured) for curve in panel.curves for p in curve.points)
-    axis.set_xlim(-0.62 * most, 1.05 * most)
+    least = min([0.0, *(100 * point.measured for curve in panel.curves for point in curve.points)])
+    axis.set_xlim(least - 0.62 * most, 1.05 * most)
     axis.set_xticks([tick for tick in axis.get_xticks() if 0 <= tick <= most])
     axis.axvline(0, color="#bbbbbb", linewidth=0.8, zorder=0)
     axis.set_title(panel.title, fontsize=10.5)

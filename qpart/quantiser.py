@@ -22,7 +22,8 @@ Bytes = npt.NDArray[np.uint8]
 HALF = 16
 """The width that stands for float16, which needs neither scale nor offset."""
 _SHARES = np.geomspace(0.2, 1.0, 28)
-_MOST = 1e30
+MOST = 1e30
+"""Largest number of an activation, with room for sums in float32."""
 _MAX_HALF = float(np.finfo(np.float16).max)
 
 
@@ -114,7 +115,7 @@ def _squared_error(rows: Floats, bits: int, scale: npt.NDArray[np.float16], offs
 def fit_range(sample: Floats, bits: int) -> Range:
     """Range of least squared error for an activation, from a sample of its values (any shape).
 
-    What is never negative (after a ReLU) keeps 0 as its lowest value.
+    What is never negative may keep 0 as its lowest value, and does so where 0 occurs (after a ReLU).
 
     Raises:
         UnsupportedModel: numbers that are not finite, or too large.
@@ -123,13 +124,13 @@ def fit_range(sample: Floats, bits: int) -> Range:
         return Range(0.0, 0.0)
     numbers = np.ascontiguousarray(sample, np.float32).reshape(1, -1)
     low, high = float(numbers.min()), float(numbers.max())
-    if not (np.isfinite(low) and np.isfinite(high) and high - low < _MOST):
+    if not (np.isfinite(low) and np.isfinite(high) and high - low < MOST):
         raise UnsupportedModel(f"an activation goes from {low} to {high}; check the inputs, or rescale the model")
     if high == low:
         return Range(0.0, low)
     best, least = Range(0.0, 0.0), np.inf
     for share in _SHARES:
-        for bottom in (low,) if low >= 0 else (low, low * share):
+        for bottom in (0.0, low) if low >= 0 else (low, low * share):
             top = high * share if high > 0 else high
             if top <= bottom:
                 continue

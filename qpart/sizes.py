@@ -2,14 +2,41 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection, Sequence
 from math import prod
+from typing import NamedTuple
 
 from qpart.messages import infer_bytes, manifest_bytes
-from qpart.network import Network
-from qpart.pieces import WIDTHS, piece_bytes
+from qpart.network import INPUT, Network, Node
+from qpart.ops import Shape
+from qpart.pieces import piece_bytes
 from qpart.quantiser import activation_bytes
+from qpart.tables import WIDTHS
 
 BytesPerWidth = tuple[int, ...]
+
+
+class Sizes(NamedTuple):
+    """Everything a network weighs; the fields are those of `qpart.tables.Tables`."""
+
+    weight_bytes: dict[int, BytesPerWidth]
+    live_bytes: tuple[dict[int, BytesPerWidth], ...]
+    manifest_bytes: tuple[int, ...]
+    infer_bytes: tuple[int, ...]
+    answer_bytes: tuple[int, ...]
+    device_items: tuple[int, ...]
+
+
+def all_sizes(network: Network) -> Sizes:
+    """What this version ships and holds for a network."""
+    return Sizes(
+        weight_sizes(network),
+        live_sizes(network),
+        manifest_sizes(network),
+        infer_sizes(network),
+        answer_sizes(network),
+        device_items(network),
+    )
 
 
 def weight_sizes(network: Network) -> dict[int, BytesPerWidth]:
@@ -46,15 +73,27 @@ def answer_sizes(network: Network) -> tuple[int, ...]:
 
 
 def device_items(network: Network) -> tuple[int, ...]:
-    """Float32 numbers a device holds at most, by cut: values in use and the layer being dequantised, one sample."""
-    return tuple(_peak_items(network, cut) for cut in range(network.num_nodes + 1))
+    """Float32 numbers a device holds at most, by cut; see `peak_items`."""
+    return tuple(
+        peak_items(network.nodes[:cut], network.shapes, network.live[cut] or (cut,))
+        for cut in range(network.num_nodes + 1)
+    )
 
 
-def _peak_items(network: Network, cut: int) -> int:
-    last_use = {value: i for i in range(cut) for value in network.nodes[i].inputs}
-    last_use |= dict.fromkeys(network.live[cut] or (cut,), cut)
-    peak = network.items(0)
-    for i in range(cut):
-        in_use = sum(network.items(value) for value in range(i + 2) if last_use.get(value, i) >= i)
-        peak = max(peak, in_use + prod(network.nodes[i].op.weight_shape or (0,)))
+def peak_items(nodes: Sequence[Node], shapes: Sequence[Shape], kept: Collection[int]) -> int:
+    """Float32 numbers held at once when nodes run for one sample: values, scratch, and a dequantised weight.
+
+    Args:
+        nodes: what runs.
+        shapes: by value id, at least of everything they make.
+        kept: values needed when they have run; the input stays with its owner anyway.
+    """
+    last_use = {value: i for i, node in enumerate(nodes) for value in node.inputs}
+    last_use |= dict.fromkeys((INPUT, *kept), len(nodes))
+    held = peak = prod(shapes[INPUT])
+    for i, node in enumerate(nodes):
+        held += prod(shapes[i + 1])
+        scratch = node.op.scratch_items(*(shapes[value] for value in node.inputs))
+        peak = max(peak, held + scratch + prod(node.op.weight_shape or (0,)))
+        held -= sum(prod(shapes[value]) for value in {*node.inputs, i + 1} if last_use.get(value, i) <= i)
     return peak

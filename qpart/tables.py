@@ -15,6 +15,7 @@ import msgspec
 
 from qpart.network import MAX_NODES, Network
 
+MAX_LEVELS = 64
 WIDTHS = (2, 3, 4, 5, 6, 7, 8, 16)
 """Bit widths a tensor may have; 16 is float16."""
 
@@ -138,6 +139,8 @@ class Tables(msgspec.Struct, frozen=True, kw_only=True):
                 raise ValueError(f"{name} has a negative entry: {getattr(self, name)}")
         if self.infer_bytes[-1] or self.answer_bytes[-1]:
             raise ValueError("nothing is asked at the last cut, its infer_bytes and answer_bytes must be 0")
+        if len(self.levels) > MAX_LEVELS:
+            raise ValueError(f"{len(self.levels)} levels are given; at most {MAX_LEVELS}")
         if any(b <= a for a, b in pairwise(self.levels)) or not all(0 < level < 1 for level in self.levels):
             raise ValueError(f"levels must ascend strictly between 0 and 1, got {self.levels}")
 

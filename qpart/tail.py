@@ -45,6 +45,8 @@ class Tail:
                 f"{len(arrays)} arrays and {len(infer.live_bits)} widths arrived, {len(live)} values cross cut {cut}"
             )
         batch = len(arrays[0]) if arrays[0].ndim else 0
+        if not batch:
+            raise ShapeMismatch("a batch of 0 arrived; send one sample or more")
         values = {}
         for value, bits, array in zip(live, infer.live_bits, arrays, strict=True):
             self._check(value, bits, array, batch)
@@ -60,7 +62,7 @@ class Tail:
         if bits not in WIDTHS:
             raise ShapeMismatch(f"{label} comes at {bits} bits, known are {WIDTHS}")
         dtype, columns = ("float16", items) if bits == HALF else ("uint8", activation_bytes(items, bits))
-        if array.dtype != dtype or array.shape != (batch, columns) or not batch:
+        if array.dtype != dtype or array.shape != (batch, columns):
             raise ShapeMismatch(f"{label} arrived as {array.dtype} {array.shape}, not {dtype} ({batch}, {columns})")
         widest = max(network.items(v) for v in range(network.num_nodes + 1))
         if batch * widest > MAX_ITEMS:

@@ -37,8 +37,8 @@ def values(value: object) -> npt.NDArray[np.float32]:
     return checked
 
 
-def output(name: str, value: Any, shape: tuple[int, ...], dtype: npt.DTypeLike, source: Any) -> npt.NDArray[Any]:
-    """Insist on a writable array of this shape and dtype apart from the source, or make one for None."""
+def output(name: str, value: Any, shape: tuple[int, ...], dtype: npt.DTypeLike, *sources: Any) -> npt.NDArray[Any]:
+    """Insist on a writable array of this shape and dtype apart from the sources, or make one for None."""
     if value is None:
         return np.empty(shape, dtype)
     checked = _checks.array(name, value, dtype, len(shape))
@@ -46,8 +46,8 @@ def output(name: str, value: Any, shape: tuple[int, ...], dtype: npt.DTypeLike, 
         raise ValueError(f"{name} has shape {checked.shape}; pass shape {shape}")
     if not checked.flags.writeable:
         raise ValueError(f"{name} is read-only; pass an array that can be written")
-    if np.may_share_memory(checked, source):
-        raise ValueError(f"{name} shares memory with the argument; pass an array of its own")
+    if any(isinstance(source, np.ndarray) and np.may_share_memory(checked, source) for source in sources):
+        raise ValueError(f"{name} shares memory with an argument; pass an array of its own")
     return checked
 
 

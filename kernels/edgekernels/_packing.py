@@ -131,7 +131,8 @@ def quantise(
     """
     values, bits = _bits_checks.values(values), _bits_checks.bits(bits)
     rows, columns = values.shape
-    packed = _bits_checks.output("out", out, packed_shape(rows, columns, bits, align_rows), np.uint8, values)
+    shape = packed_shape(rows, columns, bits, align_rows)
+    packed = _bits_checks.output("out", out, shape, np.uint8, values, scale, offset)
     _select.active_bits.quantise(
         values,
         bits,
@@ -197,7 +198,7 @@ def dequantise(
     wanted = packed_shape(rows, columns, bits, align_rows)
     if packed.shape != wanted:
         raise ValueError(f"packed has shape {packed.shape}; pass {wanted} for {rows} x {columns} codes of {bits} bits")
-    values = _bits_checks.output("out", out, (rows, columns), np.float32, packed)
+    values = _bits_checks.output("out", out, (rows, columns), np.float32, packed, scale, offset)
     _select.active_bits.dequantise(
         packed.reshape(-1),
         bits,

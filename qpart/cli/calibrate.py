@@ -18,9 +18,10 @@ from qpart.artefact import Artefact
 from qpart.cli.models import require_torch
 from qpart.errors import RequestError
 from qpart.inputs import load_inputs
+from qpart.messages import MAX_NAME
 from qpart.ops import Shape
+from qpart.tables import MAX_LEVELS
 
-MAX_NAME, MAX_LEVELS = 64, 64
 _LEVELS = "0.0025,0.005,0.01,0.02,0.03,0.05,0.1"
 
 
@@ -44,9 +45,8 @@ def calibrate(
 
         qpart calibrate net.pt2 --inputs images.npy --out net.qpart
     """
-    called = _check_name(out.stem if name is None else name)
-    asked = _parse_levels(levels)
     _check_writable(out)
+    called, asked = _check_name(out.stem if name is None else name), _parse_levels(levels)
     require_torch("calibrating")
     import torch
 

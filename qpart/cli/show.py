@@ -41,7 +41,7 @@ def plan_lines(plan: Plan) -> list[str]:
         f"cut {pattern.cut} of {last} (after {row.after}): weights at {explain.widths(pattern.weight_bits)} bits, "
         f"what is sent at {explain.widths(pattern.live_bits)} bits; for an accuracy drop of {plan.accuracy:g}",
         f"{load} (all of it: {pattern.segment_bytes:,}), {pattern.up_bytes:,} bytes up per inference; "
-        f"{pattern.device_bytes:,} bytes of the device's memory",
+        f"{pattern.device_bytes:,} in memory",
         f"per inference: device {explain.seconds(row.device_time_s)}, channel {explain.seconds(row.channel_time_s)}, "
         f"server {explain.seconds(row.server_time_s)}, {row.energy_j:.3g} J, price {row.price:.3g}, "
         f"U = {row.objective:.4g}",
@@ -52,18 +52,18 @@ def plan_lines(plan: Plan) -> list[str]:
 def plan_table(plan: Plan, model: Network | ModelInfo) -> Table:
     """All cuts of a plan; the chosen one stands out, on a terminal and without one.
 
-    Energy is left out where it does not count, and a forbidden cut says why in place of its widths, so that the
-    table of a network of twenty layers fits into 120 columns.
+    Energy is left out where it does not count, a forbidden cut says why in place of its widths, and the chosen one
+    has its mark in front: the table of a network of twenty layers fits into 120 columns.
     """
     head, rows = explain.table(plan, model)  # type: ignore[arg-type]  # how many nodes there are is all it asks
-    hidden = head.index("energy") if plan.weights.energy == 0 else None
+    shown = [i for i, name in enumerate(head) if name and (name != "energy" or plan.weights.energy)]
     table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
-    for i, name in enumerate(head):
-        if i != hidden:
-            table.add_column(name, justify="left" if i < _LEFT_COLUMNS or not name else "right", no_wrap=i != _WEIGHTS)
+    for i in shown:
+        table.add_column(head[i], justify="left" if i < _LEFT_COLUMNS else "right", no_wrap=i != _WEIGHTS)
     for row, cells in zip(plan.rows, rows, strict=True):
+        chosen = row.cut == plan.pattern.cut
+        cells[0] = f"> {row.cut}" if chosen else f"  {row.cut}"
         if not row.allowed:
-            cells[_WEIGHTS], cells[-1] = cells[-1], ""
-        shown = [cell for i, cell in enumerate(cells) if i != hidden]
-        table.add_row(*shown, style="bold green" if row.cut == plan.pattern.cut else None)
+            cells[_WEIGHTS] = cells[-1]
+        table.add_row(*(cells[i] for i in shown), style="bold green" if chosen else None)
     return table

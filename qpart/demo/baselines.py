@@ -16,6 +16,7 @@ from qpart.solve import Pattern, uniform
 from qpart.tables import WIDTHS, Tables
 
 PIXEL_BITS = 8
+_NOT_ALLOWED = "not allowed here"
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,7 +44,7 @@ def payload(tables: Tables, pattern: Pattern, inferences: int) -> float:
 def raw(held: HeldOut, request: Request) -> Way:
     """Everything on the server: the image travels as its bytes."""
     pattern = uniform(held.artefact.tables, 0, PIXEL_BITS)
-    note = "not allowed: the image would travel" if request.raw_input_stays else ""
+    note = _NOT_ALLOWED if request.raw_input_stays else ""
     return Way(
         "all-server, raw image",
         0,
@@ -59,7 +60,7 @@ def png(held: HeldOut, request: Request) -> Way | None:
     if size is None:
         return None
     tables = held.artefact.tables
-    note = "not allowed: the image would travel" if request.raw_input_stays else ""
+    note = _NOT_ALLOWED if request.raw_input_stays else ""
     total = size + tables.infer_bytes[0] + tables.answer_bytes[0]
     return Way("all-server, image as PNG", 0, total, held.accuracy(held.full), note)
 
@@ -85,7 +86,7 @@ def full_precision(held: HeldOut, request: Request) -> Way:
     weights = sum(p.weight.nbytes + (0 if p.bias is None else p.bias.nbytes) for p in artefact.parameters.values())
     load = tables.manifest_bytes[last] + weights
     fits = load + 4 * tables.device_items[last] <= request.device.memory_bytes
-    note = "" if fits else "not possible: too large for the memory"
+    note = "" if fits else "too large for it"
     return Way("all-device, float32", last, load / request.inferences, held.accuracy(held.full), note)
 
 

@@ -18,6 +18,7 @@ from qpart.run.served import ServedModel
 
 TOLERANCE = 1e-4
 """Of the largest logit, where answers are not equal bit for bit."""
+_ROUNDING = 1e-9
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,6 +54,11 @@ class Finding:
     holds: bool
 
 
+def kept(drop: float, promised: float) -> bool:
+    """Whether a drop, a difference of two rounded shares, is within what was promised."""
+    return drop <= promised + _ROUNDING
+
+
 def bytes_as_planned(outcome: Outcome) -> Finding:
     """Planned bytes are those which the link counted."""
     kinds, t = ("download", "up", "answer"), outcome.traffic
@@ -60,7 +66,7 @@ def bytes_as_planned(outcome: Outcome) -> Finding:
     text = " + ".join(f"{number:,}" for number in counted)
     holds = planned == counted
     other = "as planned, to the byte" if holds else f"BUT PLANNED WERE {planned}"
-    return Finding(f"{outcome.role.name}: {text} bytes (download, requests, answers) {other}", holds)
+    return Finding(f"{outcome.role.name}: {text} bytes loaded, sent and answered, {other}", holds)
 
 
 def accuracy_as_promised(outcome: Outcome, held: HeldOut) -> Finding:
@@ -69,10 +75,10 @@ def accuracy_as_promised(outcome: Outcome, held: HeldOut) -> Finding:
     full = held.full[:count]
     before, after = held.accuracy(full), held.accuracy(outcome.logits)
     changed = float((outcome.logits.argmax(axis=1) != full.argmax(axis=1)).mean())
-    holds = before - after <= promised
+    holds = kept(before - after, promised)
     return Finding(
-        f"{outcome.role.name}: accuracy {before:.1%} in float32, {after:.1%} as planned: "
-        f"a drop of {_signed(before - after)}, promised {promised:.1%}; {changed:.1%} of the predictions changed"
+        f"{outcome.role.name}: accuracy {before:.1%} in float32, {after:.1%} by the plan: a drop of "
+        f"{before - after:.1%}, promised {promised:.0%}; {changed:.1%} of predictions changed"
         + ("" if holds else " - VIOLATED"),
         holds,
     )
@@ -92,20 +98,21 @@ def answers_as_simulated(outcome: Outcome, held: HeldOut) -> Finding:
         "equal bit for bit" if same else f"{'within' if holds else 'NOT WITHIN'} {difference:.1e} of the largest logit"
     )
     return Finding(
-        f"{outcome.role.name}: {count:,} answers {how} to head and tail simulated in one process; "
-        f"torch alone: within {apart:.1e}, {flips} other predictions",
+        f"{outcome.role.name}: {count:,} answers {how} to head and tail in one process; "
+        f"torch alone: {apart:.0e} apart, {flips} flips",
         holds,
     )
 
 
 def refusal_helps(line: str, role: Role, served: ServedModel) -> Finding:
-    """A refusal names its constraint, and the accuracy that it names can be had, while a little less cannot."""
+    """A refusal names its constraint, and the accuracy that it names can be had."""
     nearest = re.search(r"ask for a drop of ([0-9.e-]+)", line)
     holds = "infeasible (accuracy)" in line and nearest is not None
     if nearest is not None:
-        accuracy = float(nearest[1])
-        holds = holds and _served(served, role, accuracy) and not _served(served, role, 0.99 * accuracy)
-    return Finding(f"refused: {line}" + ("" if holds else " - AND THAT IS WRONG"), holds)
+        holds = holds and _served(served, role, float(nearest[1]))
+    return Finding(
+        f"refused: {line.removeprefix('qpart: ')}; {'which is served' if holds else 'WHICH IS WRONG'}", holds
+    )
 
 
 def _served(served: ServedModel, role: Role, accuracy: float) -> bool:
@@ -124,11 +131,7 @@ def fetched_once(first: Outcome, again: Outcome) -> Finding:
     same = np.array_equal(first.logits, again.logits)
     holds = loaded == plan.pattern.download_bytes and loaded + pieces == first.traffic["download_bytes"] and same
     return Finding(
-        f"{first.role.name} again: {loaded:,} bytes loaded instead of {first.traffic['download_bytes']:,}, "
-        f"{pieces:,} came from its cache; answers are {'the same' if same else 'OTHER ONES'}",
+        f"{first.role.name} again: {loaded:,} bytes loaded and not {first.traffic['download_bytes']:,}, "
+        f"the other {pieces:,} are in its cache; answers are {'the same' if same else 'OTHER ONES'}",
         holds and pieces > 0,
     )
-
-
-def _signed(share: float) -> str:
-    return f"{share:.1%}" if share > 0 else f"{abs(share):.1%} ({'a gain' if share < 0 else 'none'})"

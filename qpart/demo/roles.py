@@ -50,10 +50,10 @@ ROLES = (
     Role(
         "camera",
         "resnet",
-        "a battery camera with 128 KiB of memory behind 200 kbit/s; images must not leave it; accuracy drop 3 %",
+        "200 KiB of memory, behind 200 kbit/s, on a battery; images must not leave it; accuracy drop 3 %",
         Request(
             accuracy=0.03,
-            device=DeviceProfile(macs_per_s=5e7, joules_per_mac=1e-9, memory_bytes=128 << 10),
+            device=DeviceProfile(macs_per_s=5e7, joules_per_mac=1e-9, memory_bytes=200 << 10),
             channel=Channel(up_bits_per_s=2e5, down_bits_per_s=1e6, round_trip_s=0.05, tx_watts=0.5, rx_watts=0.2),
             weights=Weights(time=1.0, energy=0.5),
             inferences=100_000,
@@ -63,7 +63,7 @@ ROLES = (
     Role(
         "sensor",
         "fc",
-        "a sensor with a slow processor on a good 10 Mbit/s radio; images must not leave it; accuracy drop 2 %",
+        "a slow processor on a good 10 Mbit/s; images must not leave it; accuracy drop 2 %",
         Request(
             accuracy=0.02,
             device=DeviceProfile(macs_per_s=2e7, joules_per_mac=1e-9, memory_bytes=4 << 20),
@@ -75,7 +75,7 @@ ROLES = (
     Role(
         "phone",
         "fc",
-        "a phone with a fast processor, far away from the server; accuracy drop 1 %",
+        "a fast processor, 50 ms away from the server; accuracy drop 1 %",
         Request(
             accuracy=0.01,
             device=DeviceProfile(macs_per_s=1e9, joules_per_mac=1e-9, memory_bytes=64 << 20),

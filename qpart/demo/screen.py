@@ -20,7 +20,7 @@ def show_plan(console: Console, outcome: Outcome, held: HeldOut) -> None:
     """A device's plan, with the table that it was chosen from."""
     role, plan = outcome.role, outcome.plan
     console.print()
-    console.print(f"[bold]{role.name}[/bold]: {role.about} ({NET_NAMES[role.net]})", highlight=False)
+    console.print(f"[bold]{role.name}[/bold] ({NET_NAMES[role.net]}): {role.about}", highlight=False)
     console.print(plan_table(plan, held.artefact.network))
     for line in plan_lines(plan):
         console.print(line, markup=False, highlight=False)
@@ -32,14 +32,14 @@ def ways(outcome: Outcome, held: HeldOut, server: ServerProfile) -> list[Way]:
     """The plan as it was carried out, and what else could have been done, on the same images."""
     plan, request = outcome.plan, outcome.role.request
     total = payload(held.artefact.tables, plan.pattern, request.inferences)
-    chosen = Way("[bold]the plan[/bold]", plan.pattern.cut, total, held.accuracy(outcome.logits), "counted on the link")
+    chosen = Way("[bold]the plan[/bold]", plan.pattern.cut, total, held.accuracy(outcome.logits))
     others = [raw(held, request), png(held, request), full_precision(held, request), one_width(held, request, server)]
     return [chosen, *(way for way in others if way is not None)]
 
 
 def comparison(rows: Sequence[tuple[Outcome, HeldOut, list[Way]]]) -> Table:
     """Payload per inference and accuracy, device by device."""
-    table = Table(title="\nwhat an inference moves, and what it is worth", box=box.SIMPLE_HEAD, pad_edge=False)
+    table = Table(title="what an inference moves, and what it is worth", box=box.SIMPLE_HEAD, pad_edge=False)
     for name, justify in (("device", "left"), ("way", "left"), ("cut", "right"), ("bytes/inference", "right")):
         table.add_column(name, justify=justify, no_wrap=True)  # type: ignore[arg-type]
     for name in ("of the raw image", "accuracy"):

@@ -59,7 +59,7 @@ def _linear(op: Linear, x: Array, parameters: Parameters) -> Array:
 def _conv2d(op: Conv2d, x: Array, parameters: Parameters) -> Array:
     """x (batch, channels, height, width)."""
     x = _padded(x, op.padding, 0.0)
-    compute = _depthwise if op.groups == op.in_channels == op.out_channels else _unfolded
+    compute = _depthwise if op.is_depthwise else _unfolded
     y = compute(op, x, parameters.weight)
     if parameters.bias is not None:
         y += parameters.bias[:, None, None]

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import re
 from pathlib import Path
 
 from edgebus.files import write_whole
-from qpart.messages import MAX_CACHED
+from qpart.messages import MAX_NAMED_PIECES
 from qpart.pieces import ID_BYTES, content_id
 
 DEFAULT_MAX_BYTES = 256 << 20
@@ -30,7 +31,7 @@ class PieceCache:
 
     def addresses(self) -> tuple[bytes, ...]:
         """What is there, latest use first; at most as many as a request may name."""
-        return tuple(bytes.fromhex(path.stem) for _, path in self._by_use()[:MAX_CACHED])
+        return tuple(bytes.fromhex(path.stem) for _, path in self._by_use()[:MAX_NAMED_PIECES])
 
     def get(self, address: bytes) -> bytes | None:
         """A piece, or None; it is what its address says."""
@@ -38,7 +39,8 @@ class PieceCache:
         try:
             content = path.read_bytes()
             if content_id(content) == address:
-                path.touch()
+                with contextlib.suppress(OSError):  # gone meanwhile, or not ours to touch
+                    os.utime(path)
                 return content
             path.unlink()
         except OSError:

@@ -7,9 +7,10 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
+import numpy.typing as npt
 
 import edgebus
 from edgebus.arrays import Array
@@ -18,6 +19,7 @@ from edgebus.payloads import Payload, decode, encode
 from qpart import messages
 from qpart.errors import Infeasible, ProtocolError, RequestError, SegmentRejected, UnknownModel
 from qpart.head import Head
+from qpart.inputs import as_float
 from qpart.messages import (
     Ask,
     Chosen,
@@ -33,9 +35,10 @@ from qpart.pieces import content_id
 from qpart.profile import Request
 from qpart.quantiser import Floats
 from qpart.run.cache import PieceCache
+from qpart.segment import inspect
 
 _P = TypeVar("_P", bound=Payload)
-_PIECES_AT_ONCE = 16
+_PIECES_AT_ONCE = 8
 
 
 @dataclass(slots=True)
@@ -49,6 +52,7 @@ class Traffic:
         planned_answer_bytes, answer_bytes: their answers.
         control_bytes: describing, planning and asking, both ways.
         wire_bytes: everything on this link, headers of the bus included, both ways.
+        resends: requests that the bus sent again because no answer came for a while; they count as sent.
     """
 
     planned_download_bytes: int = 0
@@ -59,6 +63,7 @@ class Traffic:
     answer_bytes: int = 0
     control_bytes: int = 0
     wire_bytes: int = 0
+    resends: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,22 +148,27 @@ class Device:
         with self._control():
             ask = Ask(self.model.model_id, request, self._cache.addresses())
             planned = self._call(messages.PLAN, encode(ask), Planned)
-        self._head = self._fetch_head(planned)
+        self._head = self._fetch_head(planned, request)
         self.planned = planned
         return planned
 
-    def infer(self, inputs: Floats) -> Floats:
+    def infer(self, inputs: npt.NDArray[Any]) -> Floats:
         """Logits (n, classes) for inputs (n, *input_shape), all in one request.
 
         A request lost with its link is sent once more: the server keeps nothing, so asking again is harmless.
 
+        Args:
+            inputs: float32, or uint8 pixels, which are divided by 255.
+
         Raises:
             ShapeMismatch: inputs of another shape.
+            ArtefactError: inputs of another dtype, or not finite.
             RequestError: nothing was prepared.
             edgebus.EdgebusError: the server is gone, late, or refuses.
         """
         if self._head is None or self.planned is None:
             raise RequestError("there is no plan yet; call prepare first")
+        inputs = as_float(inputs, self.model.input_shape)
         if self._head.is_whole:
             return self._head.answer(inputs)
         plan, arrays = self.planned.plan, self._head.run(inputs)
@@ -185,7 +195,7 @@ class Device:
         traffic.planned_answer_bytes += batch * 4 * self.model.num_classes
         traffic.answer_bytes += counted.received
 
-    def _fetch_head(self, planned: Planned) -> Head:
+    def _fetch_head(self, planned: Planned, request: Request) -> Head:
         pattern, traffic = planned.plan.pattern, self.traffic
         chosen = Chosen(self.model.model_id, pattern.cut, pattern.weight_bits, pattern.live_bits)
         with self._counting() as counted:
@@ -193,33 +203,39 @@ class Device:
             if content_id(raw) != planned.segment_id:
                 raise SegmentRejected("the segment does not match the hash in the plan; ask for a plan again")
             segment = _segment(raw)
-            if segment.model_id != self.model.model_id or segment.input_shape != self.model.input_shape:
-                raise SegmentRejected("the segment is for another model; ask for a plan again")
-            pieces = self._fetch_pieces(segment)
+            head = Head(segment, self._fetch_pieces(inspect(segment, chosen, self.model, request)))
         traffic.planned_download_bytes += pattern.download_bytes
         traffic.download_bytes += counted[0].received
         traffic.control_bytes += counted[0].sent
-        head = Head(segment, pieces)
-        if (len(segment.nodes), head.weight_bits) != (pattern.cut, pattern.weight_bits):
-            raise SegmentRejected("the segment is not what the plan says; ask for a plan again")
+        if head.weight_bits != pattern.weight_bits:
+            raise SegmentRejected("the pieces are not what the plan says; ask for a plan again")
         return head
 
-    def _fetch_pieces(self, segment: Segment) -> dict[bytes, bytes]:
-        """All pieces of a segment, from the cache or from the server; each is what its address says."""
-        pieces = {address: self._cache.get(address) for address in segment.pieces}
-        missing = [address for address, content in pieces.items() if content is None]
-        for start in range(0, len(missing), _PIECES_AT_ONCE):
-            wanted = tuple(missing[start : start + _PIECES_AT_ONCE])
-            arrays = self._request(messages.PIECES, encode(Fetch(self.model.model_id, wanted))).arrays
-            if len(arrays) != len(wanted):
-                raise ProtocolError(f"{len(arrays)} of {len(wanted)} pieces came; check the server's version")
-            for address, array in zip(wanted, arrays, strict=True):
-                content = array.tobytes()
-                if content_id(content) != address:
-                    raise SegmentRejected(f"piece {address.hex()} does not match its hash; fetch it again")
-                self._cache.put(address, content)
-                pieces[address] = content
-        return {address: content for address, content in pieces.items() if content is not None}
+    def _fetch_pieces(self, sizes: dict[bytes, int]) -> dict[bytes, bytes]:
+        """Pieces of these sizes, from the cache or from the server; each is what its address says."""
+        found = {address: self._cache.get(address) for address in sizes}
+        pieces = {address: content for address, content in found.items() if content is not None}
+        missing = [address for address in sizes if address not in pieces]
+        small = [address for address in missing if sizes[address] <= messages.CHUNK_BYTES]
+        for start in range(0, len(small), _PIECES_AT_ONCE):
+            wanted = small[start : start + _PIECES_AT_ONCE]
+            pieces |= dict(zip(wanted, self._fetch(wanted, 0), strict=True))
+        for address in missing:
+            if address not in pieces:
+                parts = [self._fetch([address], at)[0] for at in range(0, sizes[address], messages.CHUNK_BYTES)]
+                pieces[address] = b"".join(parts)
+        for address in missing:
+            if content_id(pieces[address]) != address:
+                raise SegmentRejected(f"piece {address.hex()} does not match its hash; fetch it again")
+            self._cache.put(address, pieces[address])
+        return pieces
+
+    def _fetch(self, wanted: list[bytes], offset: int) -> list[bytes]:
+        fetch = Fetch(self.model.model_id, tuple(wanted), offset)
+        arrays = self._request(messages.PIECES, encode(fetch)).arrays
+        if len(arrays) != len(wanted):
+            raise ProtocolError(f"{len(arrays)} of {len(wanted)} pieces came; check the server's version")
+        return [array.tobytes() for array in arrays]
 
     def _request(self, service: str, payload: bytes, arrays: list[Array] | None = None) -> edgebus.Reply:
         """One request, its refusals turned into our errors."""
@@ -244,6 +260,7 @@ class Device:
             )
         )
         self.traffic.wire_bytes = after.bytes_sent + after.bytes_received
+        self.traffic.resends = after.retries
 
     @contextmanager
     def _control(self) -> Iterator[None]:

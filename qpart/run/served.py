@@ -6,8 +6,9 @@ from msgspec.structs import replace
 
 from edgebus.payloads import encode
 from qpart.artefact import Artefact
-from qpart.errors import ArtefactError, Infeasible, ShapeMismatch
+from qpart.errors import ArtefactError, Infeasible, RequestError, ShapeMismatch
 from qpart.executors import Executor
+from qpart.limits import factor
 from qpart.messages import Chosen, Live, ModelInfo, Planned, segment_of
 from qpart.pieces import content_id, encode_piece
 from qpart.plan import Plan, plan
@@ -17,7 +18,10 @@ from qpart.tables import WIDTHS
 from qpart.tail import Tail
 from qpart.verify import SHRINK, Measure, Verifier
 
-_MAX_SHRINKS = 32  # until 0.8 to that power is below the smallest factor
+MAX_RUNS = 64
+"""Patterns that one request may have run as a whole; each holds up everybody else."""
+_MAX_REFUSALS = 8
+_LEAST_FACTOR = 1e-3
 
 
 class ServedModel:
@@ -70,19 +74,19 @@ class ServedModel:
     def _settle(self, asked: Request) -> Plan:
         """The best plan that holds; budgets shrink for this request alone, so earlier ones do not matter."""
         shrink = dict(self.artefact.shrink)
-        tables = self.artefact.tables
-        for _ in range((tables.network.num_nodes + 1) * (len(tables.levels) + 1) * _MAX_SHRINKS):
+        for _ in range(MAX_RUNS):
             found = plan(self._solver, asked, self._profile, shrink=shrink)
             if self._verifier.holds(found.pattern, found.level):
                 return found
-            key = found.pattern.cut, self._level_index(found.level)
-            factor = shrink.get(key, 1.0) * SHRINK
-            shrink[key] = factor if factor > 1e-3 else 0.0
-        raise AssertionError("every budget shrinks to 0 before this")
+            key = found.pattern.cut, found.level_index
+            left = factor(shrink, *key) * SHRINK
+            shrink[key] = left if left > _LEAST_FACTOR else 0.0
+        raise RequestError(f"{MAX_RUNS} plans were run as a whole and none held; ask for a larger accuracy drop")
 
     def _tried(self, asked: Request, refusal: Infeasible) -> Infeasible:
         """The refusal with a nearest accuracy at which a plan does hold as a whole."""
-        for _ in range(_MAX_SHRINKS):
+        first = refusal
+        for _ in range(_MAX_REFUSALS):
             if refusal.nearest_accuracy is None:
                 break
             try:
@@ -91,7 +95,10 @@ class ServedModel:
                 refusal = again
             else:
                 break
-        return refusal
+        if refusal is first or refusal.nearest_accuracy is None:
+            return refusal
+        text = str(first).replace(repr(first.nearest_accuracy), repr(refusal.nearest_accuracy))
+        return Infeasible(text, constraint=first.constraint, nearest_accuracy=refusal.nearest_accuracy)
 
     def segment(self, chosen: Chosen) -> bytes:
         """The segment of a choice, encoded.
@@ -105,7 +112,8 @@ class ServedModel:
         fits = len(chosen.weight_bits) == len(nodes) and len(chosen.live_bits) == len(values)
         if cut > network.num_nodes or not fits or {*chosen.weight_bits, *chosen.live_bits} - {*WIDTHS}:
             raise ShapeMismatch(
-                f"cut {cut} with widths {chosen.weight_bits}, {chosen.live_bits} does not fit the model; ask for a plan"
+                f"cut {cut} with {len(chosen.weight_bits)} and {len(chosen.live_bits)} widths does not fit the model; "
+                "ask for a plan"
             )
         pieces = tuple(
             artefact.piece_ids[node][WIDTHS.index(bits)] for node, bits in zip(nodes, chosen.weight_bits, strict=True)
@@ -132,10 +140,6 @@ class ServedModel:
                 raise ArtefactError(f"{self.artefact.name} was calibrated with another quantiser; calibrate it again")
             self._pieces[address] = content
         return self._pieces[address]
-
-    def _level_index(self, level: float) -> int:
-        levels = self.artefact.tables.levels
-        return levels.index(level) if level in levels else 0
 
 
 def _choice(model_id: bytes, found: Plan) -> Chosen:

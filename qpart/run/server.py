@@ -4,21 +4,23 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
+from typing import TypeVar
 
 import numpy as np
 
 from edgebus import Inbox, Request
 from edgebus.arrays import Array
-from edgebus.payloads import decode, encode
+from edgebus.payloads import Payload, decode, encode
 from edgebus.serving import refuse, reply
 from qpart import messages
-from qpart.errors import Infeasible, QpartError
+from qpart.errors import Infeasible, RequestError, ShapeMismatch
 from qpart.messages import Ask, Chosen, Described, Fetch, InfeasibleInfo, Infer
 from qpart.run.served import ServedModel
 
 log = logging.getLogger(__name__)
 
 _IDLE_WAIT_S = 0.2
+_P = TypeVar("_P", bound=Payload)
 Answer = tuple[bytes, Sequence[Array]]
 
 
@@ -65,7 +67,7 @@ class PlanServer:
         except Infeasible as error:
             info = encode(InfeasibleInfo(error.constraint, error.nearest_accuracy))
             refuse(request, "infeasible", str(error), info)
-        except (ValueError, QpartError) as error:
+        except (RequestError, ShapeMismatch) as error:
             refuse(request, "invalid", " ".join(str(error).split()))
         except Exception:
             log.exception("%s failed", request.service)
@@ -78,18 +80,22 @@ class PlanServer:
             case messages.DESCRIBE:
                 return self._described, ()
             case messages.PLAN:
-                ask = decode(Ask, request.payload)
+                ask = _decoded(Ask, request.payload)
                 return encode(self._model(ask.model_id).plan(ask.request, ask.cached)), ()
             case messages.SEGMENT:
-                chosen = decode(Chosen, request.payload)
+                chosen = _decoded(Chosen, request.payload)
                 return self._model(chosen.model_id).segment(chosen), ()
             case messages.PIECES:
-                fetch = decode(Fetch, request.payload)
-                model = self._model(fetch.model_id)
-                return b"", [np.frombuffer(model.piece(address), np.uint8) for address in fetch.pieces]
+                return b"", self._chunks(_decoded(Fetch, request.payload))
             case _:
-                infer = decode(Infer, request.payload)
+                infer = _decoded(Infer, request.payload)
                 return b"", [self._model(infer.model_id).tail.answer(infer, request.arrays)]
+
+    def _chunks(self, fetch: Fetch) -> list[Array]:
+        if len(set(fetch.pieces)) != len(fetch.pieces):
+            raise RequestError("a piece is asked for twice; ask once")
+        model, span = self._model(fetch.model_id), slice(fetch.offset, fetch.offset + messages.CHUNK_BYTES)
+        return [np.frombuffer(model.piece(address)[span], np.uint8) for address in fetch.pieces]
 
     def _model(self, model_id: bytes) -> ServedModel:
         if model_id not in self._models:
@@ -97,3 +103,10 @@ class PlanServer:
                 f"model {model_id.hex()} is not served here (any more): connect again and ask for a plan"
             )
         return self._models[model_id]
+
+
+def _decoded(kind: type[_P], payload: bytes) -> _P:
+    try:
+        return decode(kind, payload)
+    except ValueError as error:
+        raise RequestError(str(error)) from None

@@ -24,6 +24,7 @@ def main() -> int:
     """Run the demo; 0 only if greedy answers equal the reference and the sampled one does not depend on drafts."""
     set_environment()
     console = demo_console()
+    console.rule("sled: devices draft, one server verifies, and the answers stay exactly the server's")
     started_at = time.monotonic()
     with tempfile.TemporaryDirectory(prefix="sled-demo-") as directory:
         root = Path(directory)

@@ -1,4 +1,4 @@
-"""Real processes: `sled serve` with the real small target, commands run as a user would."""
+"""Real processes: servers, `sled serve` with the real small target, and commands run as a user would."""
 
 from __future__ import annotations
 
@@ -33,11 +33,10 @@ def run(module: str, *arguments: str, timeout_s: float = 200, stdin: str | None 
 
 
 class ServerProcess:
-    """A running `sled serve`."""
+    """A running `serve` command of ours on a free port; arguments are those after the port's."""
 
-    def __init__(self, keys: Path, *more: str) -> None:
-        command = [sys.executable, "-m", "sled.cli", "serve", "--model", "smollm2-135m"]
-        command += ["--bind", "tcp://127.0.0.1:0", "--keys", str(keys), *more]
+    def __init__(self, module: str, *arguments: str | Path) -> None:
+        command = [sys.executable, "-m", module, "serve", "--bind", "tcp://127.0.0.1:0", *map(str, arguments)]
         self.process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
         guard = threading.Timer(150, self.process.kill)
         guard.start()
@@ -67,7 +66,7 @@ def keys(tmp_path_factory) -> Path:
 @pytest.fixture(scope="session")
 def server(keys):
     """One server for all tests of the session; it must outlive everything they do to it."""
-    process = ServerProcess(keys / "server", "--json")
+    process = ServerProcess("sled.cli", "--model", "smollm2-135m", "--keys", keys / "server", "--json")
     yield json.loads(process.ready_line)
     status, errors = process.end()
     assert status == 0, errors

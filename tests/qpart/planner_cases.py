@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import itertools
+import math
+from collections.abc import Mapping
 
 import numpy as np
 
@@ -97,6 +99,36 @@ def by_trying(patterns: list[Pattern], budget, *, down_weight=1.0, up_weight=1.0
         if p.psi <= budget and (memory_bytes is None or p.device_bytes <= memory_bytes)
     ]
     return min(costs, default=None)
+
+
+class ByTrying:
+    """Whether a request can be served, by running through every pattern and by the definition of a budget."""
+
+    def __init__(self, tables: Tables, *, widths: int) -> None:
+        self.tables = tables
+        cuts = range(tables.network.num_nodes + 1)
+        rows = [[(p.psi, p.device_bytes) for p in every_pattern(tables, cut, widths=widths)] for cut in cuts]
+        self.patterns = [np.array(row) for row in rows]
+
+    def served(
+        self, accuracy: float, memory_bytes: float, stays: bool, shrink: Mapping[tuple[int, int], float]
+    ) -> bool:
+        """Whether any cut has a pattern that fits and that some budget allows."""
+        budget, reached = self.tables.budget.budget, [i for i, one in enumerate(self.tables.levels) if one <= accuracy]
+        for cut, patterns in enumerate(self.patterns):
+            if stays and self.tables.network.shows_input(cut):
+                continue
+            if reached:
+                most = max(budget(self.tables.levels[i]) * shrink.get((cut, i), 1.0) for i in reached)
+            else:
+                most = budget(accuracy) * shrink[(cut, -1) if (cut, -1) in shrink else (cut, 0)]
+            if np.any((patterns[:, 0] <= most) & (patterns[:, 1] <= memory_bytes)):
+                return True
+        return False
+
+    def best_accuracies(self) -> list[float]:
+        """Where most is allowed: at the levels, and right below the first one."""
+        return [math.nextafter(self.tables.levels[0] if self.tables.levels else 1.0, 0.0), *self.tables.levels]
 
 
 def request(accuracy: float = 0.01, *, up=1e6, down=1e7, memory_bytes=1 << 30, time=1.0, energy=0.1, **more) -> Request:

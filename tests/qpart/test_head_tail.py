@@ -11,10 +11,12 @@ from qpart.executors.with_numpy import NumpyExecutor
 from qpart.executors.with_torch import TorchExecutor
 from qpart.head import Head
 from qpart.inputs import as_float
-from qpart.messages import Infer, Live, Segment, segment_of
+from qpart.messages import Chosen, Infer, Live, ModelInfo, Segment, segment_of
 from qpart.network import Node
 from qpart.ops import Linear, Relu
 from qpart.pieces import encode_piece
+from qpart.profile import Channel, DeviceProfile, Request
+from qpart.segment import inspect
 from qpart.tables import WIDTHS
 from qpart.tail import MAX_ITEMS, Tail
 from tests.qpart import small
@@ -82,30 +84,84 @@ def test_inputs_of_another_shape_are_refused(inputs):
             head.run(wrong)
 
 
-def spoiled(**changes):
-    segment, pieces = chosen(3)
-    return msgspec.structs.replace(segment, **changes), pieces
+REQUEST = Request(
+    accuracy=0.1,
+    device=DeviceProfile(macs_per_s=1e9, joules_per_mac=0, memory_bytes=1 << 20),
+    channel=Channel(up_bits_per_s=1e6, down_bits_per_s=1e6),
+)
+
+
+def inspected(segment, cut=3, request=REQUEST, **changes):
+    """Inspect a spoiled segment as if the plan had been the honest one."""
+    honest = chosen(cut)[0]
+    plan = Chosen(bytes(16), cut, (3,) * len(honest.pieces), tuple(live.bits for live in honest.live))
+    model = ModelInfo("stripes", bytes(16), small.SHAPE, small.CLASSES, 6, ())
+    return inspect(msgspec.structs.replace(segment, **changes), plan, model, request)
+
+
+def test_an_honest_segment_passes_and_names_its_pieces():
+    for cut in range(7):
+        segment, pieces = chosen(cut)
+        assert inspected(segment, cut) == {address: len(content) for address, content in pieces.items()}
 
 
 @pytest.mark.parametrize(
     "changes",
     [
+        {"model_id": bytes(15) + b"x"},
+        {"input_shape": (1, 7)},
         {"nodes": chosen(3)[0].nodes[::-1]},
         {"nodes": (*chosen(3)[0].nodes[:2], Node(Linear(5, 5), (2,)))},
         {"nodes": (Node(Relu(), (7,)),)},
+        {"nodes": chosen(2)[0].nodes},
+        {"nodes": chosen(4)[0].nodes},
         {"pieces": ()},
-        {"pieces": chosen(3)[0].pieces[::-1]},
-        {"live": (Live(9, 3, 1.0, 0.0),)},
-        {"live": (Live(2, 9, 1.0, 0.0),)},
-        {"live": (Live(2, 3, float("nan"), 0.0),)},
-        {"live": (Live(2, 3, -1.0, 0.0),)},
-        {"live": (Live(2, 3, 1.0, float("inf")),)},
-        {"input_shape": (1, 7)},
+        {"live": ()},
+        {"live": chosen(3)[0].live[:1]},
+        {"live": chosen(3)[0].live[:1] * 2},
+        {"live": chosen(3)[0].live[::-1]},
+        {"live": (chosen(3)[0].live[0], Live(9, 3, 1.0, 0.0))},
+        {"live": (chosen(3)[0].live[0], Live(3, 9, 1.0, 0.0))},
+        {"live": (chosen(3)[0].live[0], Live(3, 4, 1.0, 0.0))},
+        {"live": (chosen(3)[0].live[0], Live(3, 3, float("nan"), 0.0))},
+        {"live": (chosen(3)[0].live[0], Live(3, 3, -1.0, 0.0))},
+        {"live": (chosen(3)[0].live[0], Live(3, 3, 1e300, 0.0))},
+        {"live": (chosen(3)[0].live[0], Live(3, 3, 1.0, float("inf")))},
     ],
 )
-def test_a_segment_that_does_not_add_up_never_runs(changes):
+def test_a_segment_that_is_not_the_planned_one_is_rejected(changes):
     with pytest.raises(SegmentRejected):
-        Head(*spoiled(**changes))
+        inspected(chosen(3)[0], **changes)
+
+
+def test_a_segment_that_would_send_the_input_is_rejected_where_it_stays():
+    private = msgspec.structs.replace(REQUEST, raw_input_stays=True)
+    segment = chosen(3)[0]
+    inspected(segment, request=private)
+    telling = (Live(0, 3, 1.0, 0.0), segment.live[1])
+    inspected(segment, live=telling)
+    with pytest.raises(SegmentRejected, match="was to stay"):
+        inspected(segment, live=telling, request=private)
+
+
+def test_a_whole_network_must_answer_with_the_classes():
+    segment = chosen(6)[0]
+    inspected(segment, 6)
+    with pytest.raises(SegmentRejected, match="4 classes"):
+        inspected(segment, 6, nodes=(*segment.nodes[:5], Node(Linear(4, 5), (5,))))
+
+
+def test_a_segment_larger_than_the_memory_is_rejected():
+    segment = chosen(3)[0]
+    need = sum(inspected(segment).values()) + 4 * small.artefact().tables.device_items[3]
+    for memory, fits in ((need, True), (need - 1, False)):
+        device = msgspec.structs.replace(REQUEST.device, memory_bytes=memory)
+        request = msgspec.structs.replace(REQUEST, device=device)
+        if fits:
+            inspected(segment, request=request)
+        else:
+            with pytest.raises(SegmentRejected, match="the device gives"):
+                inspected(segment, request=request)
 
 
 def test_a_piece_that_is_not_what_its_address_says_never_runs():
@@ -134,9 +190,9 @@ def test_unknown_operations_are_not_even_decoded(name):
         (Infer(bytes(16), 1, (9,)), [np.zeros((1, 54), np.uint8)], "known are"),
         (Infer(bytes(16), 1, (3,)), [np.zeros((1, 55), np.uint8)], "arrived as"),
         (Infer(bytes(16), 1, (3,)), [np.zeros(54, np.uint8)], "arrived as"),
-        (Infer(bytes(16), 1, (3,)), [np.zeros((0, 54), np.uint8)], "arrived as"),
+        (Infer(bytes(16), 1, (3,)), [np.zeros((0, 54), np.uint8)], "batch of 0"),
         (Infer(bytes(16), 1, (3,)), [np.zeros((1, 54), np.int8)], "arrived as"),
-        (Infer(bytes(16), 1, (3,)), [np.array(3, np.uint8)], "arrived as"),
+        (Infer(bytes(16), 1, (3,)), [np.array(3, np.uint8)], "batch of 0"),
         (Infer(bytes(16), 3, (3, 3)), [np.zeros((1, 54), np.uint8), np.zeros((2, 54), np.uint8)], "arrived as"),
         (Infer(bytes(16), 1, (16,)), [np.full((1, 144), np.nan, np.float16)], "not finite"),
         (Infer(bytes(16), 5, (2,)), [np.zeros((MAX_ITEMS // 144 + 1, 1), np.uint8)], "too large"),

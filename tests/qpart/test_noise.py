@@ -54,7 +54,16 @@ def test_budget_rises_with_the_accuracy_drop():
 
 def test_patterns_of_equal_noise_and_of_none_are_taken_together():
     found = fit_budget([0.0, 0.0, 0.1, 0.1, 0.2], [0, 0, 1, 5, 5], 100)
-    assert found.psi in {(0.1, 0.2), (0.1,)}
+    # Shares .01 .05 .05 pool to steps of .01 and .05: of equal noise the first step ends where the second begins.
+    assert found.psi[0] == 0.1
+    assert found.psi[-1] <= 0.2
+    assert list(found.accuracy) == sorted(found.accuracy)
+
+
+def test_the_first_step_counts_to_its_end():
+    found = fit_budget([1e-9, 1e-6, 1e-4, 1e-2], [0, 0, 0, 50], 1000)
+    assert found.psi == (1e-4, 1e-2)
+    assert found.accuracy[0] == pytest.approx(upper_bound(0, 1000))
 
 
 def test_quantisation_that_changes_nothing_cannot_be_planned():

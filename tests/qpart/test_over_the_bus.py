@@ -199,6 +199,7 @@ def test_nothing_runs_before_it_is_prepared_and_shapes_are_checked(served, input
         (messages.SEGMENT, lambda i: encode(Chosen(i, 99, (), ())), ()),
         (messages.SEGMENT, lambda i: encode(Chosen(i, 3, (9, 9), (3, 3))), ()),
         (messages.PIECES, lambda i: encode(Fetch(i, (bytes(16),))), ()),
+        (messages.PIECES, lambda i: encode(Fetch(i, (small.artefact().piece_ids[0][0],) * 2)), ()),
         (messages.PIECES, lambda i: msgspec.msgpack.encode([i, [bytes(16)] * 1000]), ()),
         (messages.INFER, lambda i: encode(Infer(i, 1, (3,))), (np.zeros((1, 3), np.uint8),)),
         (messages.INFER, lambda i: encode(Infer(i, 1, (3,))), ()),
@@ -259,6 +260,60 @@ def test_unknown_operations_from_a_server_are_rejected(served):
         pytest.raises(SegmentRejected, match="'exec'"),
     ):
         device.prepare(PRIVATE)
+
+
+def test_a_server_that_asks_for_the_input_does_not_get_it(served, inputs):
+    class Curious(ServedModel):
+        def __init__(self, honest):
+            self.__dict__.update(honest.__dict__)
+
+        def segment(self, chosen):
+            raw = msgspec.msgpack.decode(super().segment(chosen))
+            raw[4][0][0] = 0  # the first live value is the input now; hash and sizes are all right
+            return msgspec.msgpack.encode(raw)
+
+    with served.serving(models=[Curious(served.model())]) as endpoint, served.device(endpoint) as device:
+        with pytest.raises(SegmentRejected, match="was to stay"):
+            device.prepare(PRIVATE)
+        assert device.traffic.up_bytes == 0
+
+
+def test_large_pieces_come_in_chunks(served, inputs, monkeypatch):
+    with served.serving() as endpoint:
+        with served.device(endpoint) as device:
+            device.prepare(PRIVATE)
+            expected = device.infer(inputs)
+        monkeypatch.setattr(messages, "CHUNK_BYTES", 16)
+        with served.device(endpoint, cache="other") as device:
+            planned = device.prepare(PRIVATE)
+            assert np.array_equal(device.infer(inputs), expected)
+            assert device.traffic.download_bytes == planned.plan.pattern.download_bytes
+
+
+def test_pixels_are_taken_as_they_are(served):
+    pixels = small.examples(3, seed=8)[0]
+    with served.serving() as endpoint, served.device(endpoint) as device:
+        device.prepare(PRIVATE)
+        assert np.array_equal(device.infer(pixels), device.infer(as_float(pixels, small.SHAPE)))
+        with pytest.raises(edgebus.LocalError, match="float64"):
+            device.infer(pixels.astype(np.float64))
+
+
+def test_a_slow_server_makes_the_bus_ask_again_and_that_is_counted(served, inputs):
+    class Slow(ServedModel):
+        def __init__(self, honest):
+            self.__dict__.update(honest.__dict__)
+            self.real, self.tail = self.tail, self
+
+        def answer(self, infer, arrays):
+            threading.Event().wait(1.6)
+            return self.real.answer(infer, arrays)
+
+    with served.serving(models=[Slow(served.model())]) as endpoint, served.device(endpoint) as device:
+        device.prepare(PRIVATE)
+        device.infer(inputs)
+        assert device.traffic.resends == 1
+        assert device.traffic.up_bytes == 2 * device.traffic.planned_up_bytes
 
 
 def test_a_server_that_is_gone_is_named(served, inputs):

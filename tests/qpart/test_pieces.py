@@ -9,8 +9,9 @@ import pytest
 from qpart.errors import SegmentRejected
 from qpart.network import Parameters
 from qpart.ops import Conv2d, Linear
-from qpart.pieces import WIDTHS, Piece, content_id, encode_piece, piece_bytes
+from qpart.pieces import Piece, content_id, encode_piece, piece_bytes
 from qpart.quantiser import dequantise_weight, quantise_weight
+from qpart.tables import WIDTHS
 
 LAYERS = [Linear(7, 3), Linear(7, 3, False), Linear(1, 1), Conv2d((3, 3), (1, 1), (1, 1), 4, 6, (1, 1), 2)]
 

@@ -4,22 +4,25 @@ from __future__ import annotations
 
 import itertools
 import math
+import random
 import time
 
 import msgspec
+import numpy as np
 import pytest
 
 from edgebus.payloads import Payload, decode
 from qpart.closed_form import closed_form
 from qpart.errors import Infeasible, RequestError
 from qpart.explain import parts, reason, table
+from qpart.limits import BELOW_ALL
 from qpart.network import Network, Node
 from qpart.ops import Linear, Reshape
-from qpart.plan import Plan, byte_weights, cost_row, plan
+from qpart.plan import MAX_LEVELS, Plan, byte_weights, cost_row, plan
 from qpart.profile import Channel, DeviceProfile, Request, ServerProfile, Weights
 from qpart.solve import Solver, evaluate, uniform
 from qpart.tables import WIDTHS, BudgetMap, Tables
-from tests.qpart.planner_cases import SERVER, dense, every_pattern, random_tables, request, residual
+from tests.qpart.planner_cases import SERVER, ByTrying, dense, every_pattern, random_tables, request, residual
 
 NETWORKS = {"dense": dense(6, 5, 4, 3), "residual": residual(2)}
 
@@ -102,8 +105,29 @@ def test_budget_is_that_of_the_level_reached(accuracy):
 def test_budget_below_all_levels_is_that_of_the_accuracy():
     tables = tiny(weight_psi={1: (0.1,) * 8})
     found = plan(Solver(tables), tiny_request(0.015, inferences=100), TINY_SERVER, shrink={(2, 0): 0.5})
-    assert (found.pattern.cut, found.level) == (2, 0.015)
+    assert (found.pattern.cut, found.level, found.level_index) == (2, 0.015, BELOW_ALL)
     assert found.budget == tables.budget.budget(0.015) * 0.5
+
+
+def test_budget_below_all_levels_has_a_shrink_of_its_own():
+    """What failed below the first level says nothing about that level."""
+    tables = tiny(weight_psi={1: (0.1,) * 8})
+    shrink = {(2, 0): 0.5, (2, BELOW_ALL): 0.4}
+    below = plan(Solver(tables), tiny_request(0.015, inferences=100), TINY_SERVER, shrink=shrink)
+    assert (below.level_index, below.budget) == (BELOW_ALL, tables.budget.budget(0.015) * 0.4)
+    at_level = plan(Solver(tables), tiny_request(0.02, inferences=100), TINY_SERVER, shrink=shrink)
+    assert (at_level.level_index, at_level.budget) == (0, 0.5)
+
+
+def test_plan_names_its_level_within_bounds():
+    found = plan(Solver(tiny()), tiny_request(0.06), TINY_SERVER)
+    assert (found.level, found.level_index) == (0.05, 1)
+    values = msgspec.to_builtins(found)
+    for index in (BELOW_ALL, MAX_LEVELS - 1):
+        assert msgspec.convert(values | {"level_index": index}, Plan).level_index == index
+    for index in (BELOW_ALL - 1, MAX_LEVELS, 2**70, 0.5, None):
+        with pytest.raises(msgspec.ValidationError):
+            msgspec.convert(values | {"level_index": index}, Plan)
 
 
 def test_budget_shrinks_at_its_cut_and_level_only():
@@ -227,13 +251,127 @@ def test_refusal_names_the_raw_input():
     assert plan(Solver(tables), tiny_request(), TINY_SERVER).pattern.cut == 0
 
 
-def test_refusal_where_nothing_alone_helps():
+def test_refusal_where_nothing_helps():
     noisy = (9.0,) * 8
     tables = tiny(weight_psi={1: noisy}, live_psi=({0: noisy}, {1: noisy}, {}))
-    error = refused(tables, tiny_request())
+    for asked in (tiny_request(), tiny_request(memory_bytes=1, raw_input_stays=True)):
+        error = refused(tables, asked)
+        assert (error.constraint, error.nearest_accuracy) == ("accuracy", None)
+        assert "calibrate" in str(error)
+        assert "give" not in str(error).replace("given", "")
+
+
+def test_refusal_names_two_that_help_together():
+    """The device's part needs 10 + 20 + 4 * 16 bytes for its least noise of 0.5; the input shown needs 16."""
+    error = refused(tiny(), tiny_request(0.001, memory_bytes=1, raw_input_stays=True))
     assert (error.constraint, error.nearest_accuracy) == ("accuracy", None)
-    error = refused(tables, tiny_request(memory_bytes=1, raw_input_stays=True))
+    assert str(error).endswith("; ask for a drop of 0.01334 and give 94 bytes of memory")
+    error = refused(tiny(), tiny_request(0.001, memory_bytes=25, raw_input_stays=True))
     assert (error.constraint, error.nearest_accuracy) == ("accuracy", None)
+    assert "; ask for a drop of 0.01334 and give 94 bytes of memory, or ask for a drop of" in str(error)
+    assert str(error).endswith("and let the raw input travel")
+    error = refused(tiny(weight_psi={1: (9.0,) * 8}), tiny_request(memory_bytes=1, raw_input_stays=True))
+    assert (error.constraint, error.nearest_accuracy) == ("memory", None)
+    assert str(error).endswith("; give 16 bytes of memory and let the raw input travel")
+
+
+def test_refusal_names_three_that_help_together():
+    tables = tiny(weight_psi={1: (9.0,) * 8})
+    error = refused(tables, tiny_request(0.001, memory_bytes=1, raw_input_stays=True))
+    assert (error.constraint, error.nearest_accuracy) == ("accuracy", None)
+    assert str(error).endswith("ask for a drop of 0.01334 and give 16 bytes of memory and let the raw input travel")
+
+
+def test_nearest_accuracy_is_a_higher_level_where_the_first_holds_nothing():
+    """At level 0.05 the budget is 2.5; the device alone could meet 0.01334 if level 0.02 had held."""
+    asked = tiny_request(0.001, raw_input_stays=True)
+    assert refused(tiny(), asked, {(2, 0): 0.0}).nearest_accuracy == 0.05
+    assert refused(tiny(), asked, {(2, 0): 0.0, (2, 1): 0.19}).nearest_accuracy is None
+    assert refused(tiny(), asked, {(2, BELOW_ALL): 0.0}).nearest_accuracy == 0.02
+
+
+def test_nearest_accuracy_right_below_the_first_level_has_the_digits_it_needs():
+    """Only less than level 0.0133339 would do, and more than 0.0133333: 0.01334 is too much."""
+    tables = tiny(levels=(0.0133339, 0.05))
+    nothing = {(2, 0): 0.0, (2, 1): 0.0, (2, BELOW_ALL): 1.0}
+    nearest = refused(tables, tiny_request(0.001, raw_input_stays=True), nothing).nearest_accuracy
+    assert nearest == pytest.approx(0.01 + 0.01 / 3, rel=1e-8)
+    plan(Solver(tables), tiny_request(nearest, raw_input_stays=True), TINY_SERVER, shrink=nothing)
+
+
+@pytest.mark.parametrize("seed", range(60))
+def test_refusal_of_any_request_is_right_and_helps(seed):
+    """Against every pattern, over a fine grid of accuracies; 50 requests for each of 60 random tables."""
+    rng, widths = random.Random(seed), 2 + 2 * (seed % 2)
+    tables = random_tables(dense(3, 2, 2) if seed % 2 else NETWORKS["residual"], seed, widths=widths)
+    levels = tuple(sorted(math.exp(rng.uniform(-7, -1)) for _ in range(rng.randrange(4))))
+    tables = msgspec.structs.replace(tables, levels=levels)
+    solver, trying = Solver(tables), ByTrying(tables, widths=widths)
+    sizes = sorted({size for patterns in trying.patterns for size in patterns[:, 1].tolist()})
+    for _ in range(50):
+        shrink = {
+            (cut, i): rng.choice((0.0, 0.0, 1e-9, 0.8**5, 0.8, 1.0))
+            for cut in range(tables.network.num_nodes + 1)
+            for i in range(-1, len(levels) or 1)
+            if i == 0 or rng.random() < 0.5
+        }
+        memory = rng.choice((1, 1 << 30, int(rng.choice(sizes)), int(rng.choice(sizes)) - 1))
+        accuracy, stays = math.exp(rng.uniform(-15, -0.01)), rng.random() < 0.6
+        asked = request(accuracy, memory_bytes=memory, raw_input_stays=stays)
+        try:
+            plan(solver, asked, SERVER, shrink=shrink)
+            assert trying.served(accuracy, memory, stays, shrink)
+        except Infeasible as error:
+            assert not trying.served(accuracy, memory, stays, shrink)
+            assert_constraint_helps(error, trying, asked, shrink)
+            assert_nearest_is_nearest(error, trying, asked, shrink)
+            for remedy in remedies(error, asked):
+                plan(solver, remedy, SERVER, shrink=shrink)
+
+
+def assert_constraint_helps(error, trying, asked, shrink):
+    """It is the one preferred of the smallest sets of constraints without which something can be served."""
+    order = ("accuracy", "memory", "raw_input_stays")
+
+    def helps(given_up) -> bool:
+        accuracies = [asked.accuracy, *(trying.best_accuracies() if "accuracy" in given_up else [])]
+        memory = math.inf if "memory" in given_up else asked.device.memory_bytes
+        stays = asked.raw_input_stays and "raw_input_stays" not in given_up
+        return any(trying.served(accuracy, memory, stays, shrink) for accuracy in accuracies)
+
+    sets = [given_up for size in (1, 2, 3) for given_up in itertools.combinations(order, size) if helps(given_up)]
+    assert error.constraint == (sets[0][0] if sets else "accuracy")
+    assert (error.nearest_accuracy is not None) == helps(("accuracy",))
+    several = [given_up for given_up in sets if len(given_up) == len(sets[0])]
+    assert len(list(remedies(error, asked))) == len(several)
+
+
+def assert_nearest_is_nearest(error, trying, asked, shrink):
+    """It is served, and what is smaller by more than 4 digits show is not."""
+    nearest, rest = error.nearest_accuracy, (asked.device.memory_bytes, asked.raw_input_stays, shrink)
+    grid = [*np.geomspace(1e-7, 0.9999, 60).tolist(), *trying.best_accuracies()]
+    if nearest is not None:
+        assert trying.served(nearest, *rest)
+        grid = [one for one in (*grid, *(share * nearest for share in (0.5, 0.9, 0.998))) if one < nearest / 1.0011]
+    assert not any(trying.served(accuracy, *rest) for accuracy in grid)
+
+
+def remedies(error, asked):
+    """The requests that a refusal proposes."""
+    proposals = [text for text in str(error).partition("; ")[2].split(", or ") if "calibrate" not in text]
+    for words in (proposal.split(" and ") for proposal in proposals):
+        accuracy, memory, stays = asked.accuracy, asked.device.memory_bytes, asked.raw_input_stays
+        for one in words:
+            if one.startswith("ask"):
+                accuracy = float(one.removeprefix("ask for a drop of "))
+            elif one.startswith("give"):
+                memory = int(one.removeprefix("give ").removesuffix(" bytes of memory"))
+                assert memory > asked.device.memory_bytes
+            else:
+                assert one == "let the raw input travel"
+                assert stays
+                stays = False
+        yield request(accuracy, memory_bytes=memory, raw_input_stays=stays)
 
 
 @pytest.mark.parametrize("seed", range(30))
