@@ -35,6 +35,11 @@ ROWS = (
         "{} of {qpart.promise.patterns:,}",
     ),
     (
+        "... plans served for random requests, channels and caches, over their promise on the same images",
+        "qpart.promise.served_violations",
+        "{} of {qpart.promise.served_plans:,}",
+    ),
+    (
         "... bytes of the best uniform width within the same noise budget, over ours",
         "qpart.bytes.uniform_over_exact",
         "x{:.2f}",

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 from statistics import geometric_mean, median
 from typing import Any
@@ -17,14 +18,16 @@ import numpy as np
 
 from bench import record, report
 from qpart.artefact import Artefact
-from qpart.calibrate import calibrate
+from qpart.calibrate import calibrate, measure
 from qpart.closed_form import closed_form
 from qpart.demo.train import train_all
+from qpart.errors import Infeasible
 from qpart.executors.simulator import Simulator
 from qpart.graph import load_model
 from qpart.inputs import as_float
 from qpart.plan import plan
 from qpart.profile import Channel, DeviceProfile, Request, ServerProfile
+from qpart.run.served import ServedModel
 from qpart.solve import Solver, uniform
 from qpart.tables import WIDTHS
 
@@ -102,6 +105,38 @@ def peers(solver: Solver, cut: int, budget: float) -> dict[str, Any]:
     }
 
 
+def served_rows(artefact: Artefact, count: int = 40, seed: int = 0) -> list[dict[str, Any]]:
+    """Plans as a server gives them: random rates, accuracies, memories and caches, run on the held-out images."""
+    held, random = Held(artefact), np.random.default_rng(seed)
+    run = measure(held.simulator, artefact.float_inputs(), artefact.logits, artefact.margin)
+    executor = held.simulator.executor
+    model = ServedModel(replace(artefact, model_id=bytes(16)), executor, run, ServerProfile(macs_per_s=5e10))
+    rows = []
+    for _ in range(count):
+        request = Request(
+            accuracy=float(10 ** random.uniform(-2.6, -1)),
+            device=DeviceProfile(
+                macs_per_s=float(10 ** random.uniform(6, 10)),
+                joules_per_mac=1e-10,
+                memory_bytes=int(10 ** random.uniform(5, 8)),
+            ),
+            channel=Channel(
+                up_bits_per_s=float(10 ** random.uniform(4, 8)), down_bits_per_s=float(10 ** random.uniform(4, 8))
+            ),
+            inferences=int(10 ** random.uniform(0, 6)),
+            raw_input_stays=bool(random.integers(2)),
+        )
+        cached = [row[i] for row in artefact.piece_ids.values() for i in range(len(row)) if random.random() < 0.2]
+        try:
+            found = model.plan(request, tuple(cached)).plan
+        except Infeasible:
+            continue
+        pattern = found.pattern
+        measured = held.measure(pattern.cut, pattern.weight_bits, pattern.live_bits)
+        rows.append({"net": artefact.name, "cut": pattern.cut, "accuracy": request.accuracy, **measured})
+    return rows
+
+
 def plan_ms(artefact: Artefact) -> float:
     """Median milliseconds of one plan."""
     solver, server = Solver(artefact.tables), ServerProfile(macs_per_s=5e10)
@@ -113,13 +148,17 @@ def plan_ms(artefact: Artefact) -> float:
     return 1e3 * median(times)
 
 
-def figures(rows: list[dict[str, Any]], plans_ms: dict[str, float], sizes: dict[str, float]) -> dict[str, float | int]:
+def figures(
+    rows: list[dict[str, Any]], served: list[dict[str, Any]], plans_ms: dict[str, float], sizes: dict[str, float]
+) -> dict[str, float | int]:
     """Headline figures."""
     whole = [row for row in rows if row["cut"] and row["uniform_bytes"]]
     return {
         "qpart.promise.patterns": len(rows),
         "qpart.promise.accuracy_violations": sum(row["drop"] > row["level"] for row in rows),
         "qpart.promise.changed_violations": sum(row["changed"] > row["level"] for row in rows),
+        "qpart.promise.served_plans": len(served),
+        "qpart.promise.served_violations": sum(row["changed"] > row["accuracy"] for row in served),
         "qpart.bytes.uniform_over_exact": round(geometric_mean(r["uniform_bytes"] / r["bytes"] for r in whole), 3),
         "qpart.closed_form.holds_share": round(sum(r["closed_form_holds"] for r in whole) / len(whole), 3),
         **{f"qpart.plan.{net}_ms": round(ms, 2) for net, ms in plans_ms.items()},
@@ -139,16 +178,23 @@ def main() -> None:
     stamped = record.stamp()
     summary = train_all(OUT, say=lambda line: print(line, file=sys.stderr))
     images = np.load(OUT / "calibration_images.npy")[:CALIBRATION]
-    rows, plans_ms, sizes = [], {}, {}
+    rows, served, plans_ms, sizes = [], [], {}, {}
     for name, trained in summary.nets.items():
         network, parameters = load_model(str(OUT / trained.file))
         artefact = calibrate(network, parameters, images, name=name)
         found = rows_of(artefact)
         rows += found
+        served += served_rows(artefact)
         plans_ms[name], sizes[name] = plan_ms(artefact), float_ratio(artefact, found)
-    data = {"dataset": summary.dataset, "calibration_inputs": len(images), "float_accuracy": {}, "rows": rows}
+    data = {
+        "dataset": summary.dataset,
+        "calibration_inputs": len(images),
+        "float_accuracy": {},
+        "rows": rows,
+        "served": served,
+    }
     data["float_accuracy"] = {name: trained.accuracy for name, trained in summary.nets.items()}
-    record.write("partition", data, figures(rows, plans_ms, sizes), stamped)
+    record.write("partition", data, figures(rows, served, plans_ms, sizes), stamped)
     report.render()
 
 
