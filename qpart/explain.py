@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 
-from qpart.network import Network
 from qpart.plan import CutRow, Plan
 
 HEADER = ["cut", "after", "weights", "sent", "down", "up", "device", "channel", "server", "energy", "U", ""]
@@ -13,18 +12,8 @@ WHY_NOT = {"accuracy": "not accurate enough", "memory": "not enough memory", "ra
 MAX_WIDTHS_SHOWN = 12
 
 
-def table(plan: Plan, network: Network) -> tuple[list[str], list[list[str]]]:
-    """Header and one row per cut, all short strings.
-
-    Args:
-        plan: the decision.
-        network: that it is for.
-
-    Raises:
-        ValueError: the plan has another number of cuts than the network.
-    """
-    if len(plan.rows) != network.num_nodes + 1:
-        raise ValueError(f"the plan has {len(plan.rows)} cuts, the network {network.num_nodes + 1}")
+def table(plan: Plan) -> tuple[list[str], list[list[str]]]:
+    """Header and one row per cut, all short strings."""
     return list(HEADER), [_cells(row, row.cut == plan.pattern.cut) for row in plan.rows]
 
 

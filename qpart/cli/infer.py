@@ -73,7 +73,7 @@ def infer(
             for line in plan_lines(planned.plan):
                 console().print(line, markup=False)
             if explain:
-                console().print(plan_table(planned.plan, device.model))
+                console().print(plan_table(planned.plan))
         with load_bar(f"inferring with {device.model.name}", quiet=as_json) as progress:
             logits, times_s = _run(device, samples, batch, progress)
         result = {

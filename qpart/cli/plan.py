@@ -42,4 +42,4 @@ def plan(
     for line in plan_lines(found):
         out.print(line, markup=False)
     if explain:
-        out.print(plan_table(found, loaded.network))
+        out.print(plan_table(found))

@@ -11,8 +11,6 @@ from rich.console import Console
 from rich.table import Table
 
 from qpart import explain
-from qpart.messages import ModelInfo
-from qpart.network import Network
 from qpart.plan import Plan
 
 WIDTH = 120
@@ -37,9 +35,11 @@ def plan_lines(plan: Plan) -> list[str]:
     pattern, last = plan.pattern, plan.rows[-1].cut
     row = plan.rows[pattern.cut]
     load = f"{pattern.download_bytes:,} bytes to load for {plan.inferences:,} inferences"
+    weights = f"weights at {explain.widths(pattern.weight_bits)} bits" if pattern.weight_bits else "no weights"
+    sent = f"what is sent at {explain.widths(pattern.live_bits)} bits" if pattern.live_bits else "nothing is sent"
     return [
-        f"cut {pattern.cut} of {last} (after {row.after}): weights at {explain.widths(pattern.weight_bits)} bits, "
-        f"what is sent at {explain.widths(pattern.live_bits)} bits; for an accuracy drop of {plan.accuracy:g}",
+        f"cut {pattern.cut} of {last} (after {row.after}): {weights}, {sent}; "
+        f"for an accuracy drop of {plan.accuracy:g}",
         f"{load} (all of it: {pattern.segment_bytes:,}), {pattern.up_bytes:,} bytes up per inference; "
         f"{pattern.device_bytes:,} in memory",
         f"per inference: device {explain.seconds(row.device_time_s)}, channel {explain.seconds(row.channel_time_s)}, "
@@ -49,13 +49,13 @@ def plan_lines(plan: Plan) -> list[str]:
     ]
 
 
-def plan_table(plan: Plan, model: Network | ModelInfo) -> Table:
+def plan_table(plan: Plan) -> Table:
     """All cuts of a plan; the chosen one stands out, on a terminal and without one.
 
     Energy is left out where it does not count, a forbidden cut says why in place of its widths, and the chosen one
     has its mark in front: the table of a network of twenty layers fits into 120 columns.
     """
-    head, rows = explain.table(plan, model)  # type: ignore[arg-type]  # how many nodes there are is all it asks
+    head, rows = explain.table(plan)
     shown = [i for i, name in enumerate(head) if name and (name != "energy" or plan.weights.energy)]
     table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
     for i in shown:

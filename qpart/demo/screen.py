@@ -21,7 +21,7 @@ def show_plan(console: Console, outcome: Outcome, held: HeldOut) -> None:
     role, plan = outcome.role, outcome.plan
     console.print()
     console.print(f"[bold]{role.name}[/bold] ({NET_NAMES[role.net]}): {role.about}", highlight=False)
-    console.print(plan_table(plan, held.artefact.network))
+    console.print(plan_table(plan))
     for line in plan_lines(plan):
         console.print(line, markup=False, highlight=False)
     each = outcome.printed["seconds_per_inference"]

@@ -140,3 +140,36 @@ def request(accuracy: float = 0.01, *, up=1e6, down=1e7, memory_bytes=1 << 30, t
         weights=Weights(time=time, energy=energy, price=0.1),
         **more,
     )
+
+
+def tiny(**changes) -> Tables:
+    """Reshape and one layer of 8 MACs; psi is 2 at 2 bits, 1 at 3, 0.5 from 4 up."""
+    network = Network((2, 2), (Node(Reshape((4,)), (0,), "flat"), Node(Linear(4, 2), (1,), "fc")))
+    psi, sizes = (2.0, 1.0, *(0.5,) * 6), (10, 15, 20, 25, 30, 35, 40, 80)
+    values = {
+        "network": network,
+        "weight_psi": {1: psi},
+        "weight_bytes": {1: sizes},
+        "live_psi": ({0: psi}, {1: psi}, {}),
+        "live_bytes": ({0: sizes}, {1: sizes}, {}),
+        "manifest_bytes": (0, 5, 10),
+        "infer_bytes": (5, 5, 0),
+        "answer_bytes": (10, 10, 0),
+        "device_items": (4, 4, 16),
+        "budget": BudgetMap((0.25, 1.0, 4.0), (0.01, 0.02, 0.08)),
+        "levels": (0.02, 0.05),
+    }
+    return Tables(**(values | changes))
+
+
+def tiny_request(accuracy=0.02, memory_bytes=1000, **more) -> Request:
+    return Request(
+        accuracy=accuracy,
+        device=DeviceProfile(macs_per_s=4.0, joules_per_mac=0.5, memory_bytes=memory_bytes),
+        channel=Channel(up_bits_per_s=80.0, down_bits_per_s=40.0, round_trip_s=0.5, tx_watts=2.0, rx_watts=1.0),
+        weights=Weights(time=1.0, energy=0.5, price=0.1),
+        **more,
+    )
+
+
+TINY_SERVER = ServerProfile(macs_per_s=8.0, price_per_s=5.0)
