@@ -30,7 +30,7 @@ class FakeRequest:
     refusals: list[str] = field(default_factory=list)
     too_large: bool = False
 
-    def reply(self, payload=b""):
+    def reply(self, payload=b"", arrays=()):
         if self.too_large:
             raise edgebus.MessageTooLarge("the peer accepts 16 B")
         self.replies.append(payload)
