@@ -15,11 +15,11 @@ import typer
 
 from edgebus.cli.progress import load_bar
 from qpart.artefact import Artefact
-from qpart.cli.models import require_torch
 from qpart.errors import RequestError
 from qpart.inputs import load_inputs
 from qpart.messages import MAX_NAME
 from qpart.ops import Shape
+from qpart.run.models import require_torch
 from qpart.tables import MAX_LEVELS
 
 _LEVELS = "0.0025,0.005,0.01,0.02,0.03,0.05,0.1"

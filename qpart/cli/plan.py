@@ -10,9 +10,9 @@ import msgspec
 import typer
 
 from qpart import artefact as files
-from qpart.cli.models import make_served
 from qpart.cli.show import console, plan_lines, plan_object, plan_table
 from qpart.profile import Request
+from qpart.run.models import make_served
 
 
 def plan(

@@ -12,8 +12,8 @@ import typer
 
 import edgebus
 from edgebus.cli.serving import read_access, ready_line, stop_on_signals
-from qpart.cli.models import load_artefacts, make_served
 from qpart.messages import SERVICES
+from qpart.run.models import load_artefacts, make_served
 from qpart.run.server import PlanServer
 
 

@@ -13,12 +13,12 @@ from rich.console import Console
 
 from edgebus.cli.demo import KeyRing, demo_console
 from qpart import artefact as files
-from qpart.cli.models import make_served
 from qpart.demo import prepare, processes, proof, screen
 from qpart.demo.held_out import HeldOut, load_images
 from qpart.demo.proof import Finding, Outcome
 from qpart.demo.roles import HOPELESS_ACCURACY, NETS, NUM_IMAGES, ROLES, Role
 from qpart.profile import ServerProfile
+from qpart.run.models import make_served
 from qpart.run.served import ServedModel
 
 OUT = Path("demo-out")

@@ -31,6 +31,13 @@ def test_own_drafter(server, keys):
     assert second <= 4
 
 
+def test_split_a_network(tmp_path):
+    pytest.importorskip("torch")
+    out = run_example("split_a_network.py", tmp_path)
+    cut, last = (int(number) for number in re.findall(r"cut (\d+) of (\d+), ", out)[0])
+    assert 0 < cut < last
+
+
 def test_every_example_is_short_and_tested():
     tested = Path(__file__).read_text()
     for example in EXAMPLES.glob("*.py"):

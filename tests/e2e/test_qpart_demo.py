@@ -11,12 +11,12 @@ import pytest
 pytest.importorskip("torch")
 pytest.importorskip("rich")
 
-from qpart.cli.models import make_served
 from qpart.cli.show import plan_object
 from qpart.demo import baselines, proof
 from qpart.demo.held_out import HeldOut
 from qpart.demo.roles import ROLES, Role
 from qpart.errors import Infeasible
+from qpart.run.models import make_served
 from tests.qpart import small
 
 COUNT = 200

@@ -41,7 +41,7 @@ def load_artefacts(paths: list[Path]) -> list[Artefact]:
 
 
 def make_served(
-    artefact: Artefact, *, macs_per_s: float | None, price_per_s: float, threads: int = 0
+    artefact: Artefact, *, macs_per_s: float | None = None, price_per_s: float = 0.0, threads: int = 0
 ) -> tuple[ServedModel, ServerProfile]:
     """A model on torch; its speed is measured unless it is given.
 
