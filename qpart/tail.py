@@ -66,4 +66,4 @@ class Tail:
             raise ShapeMismatch(f"{label} arrived as {array.dtype} {array.shape}, not {dtype} ({batch}, {columns})")
         widest = max(network.items(v) for v in range(network.num_nodes + 1))
         if batch * widest > MAX_ITEMS:
-            raise ShapeMismatch(f"a batch of {batch} is too large for this model; send {MAX_ITEMS // widest} at most")
+            raise ShapeMismatch(f"a batch of {batch} is too large here; send at most {MAX_ITEMS // widest} at once")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -182,10 +183,17 @@ class Device:
         return reply.arrays[0]
 
     def _request_again(self, payload: bytes, arrays: list[Array]) -> edgebus.Reply:
+        until = time.monotonic() + self._timeout_s
         try:
             return self._request(messages.INFER, payload, arrays)
-        except edgebus.LinkLost:
-            return self._request(messages.INFER, payload, arrays)
+        except edgebus.LinkLost as lost:
+            left_s = until - time.monotonic()
+            if left_s <= 0:
+                raise
+            try:
+                return self._request(messages.INFER, payload, arrays, timeout_s=left_s)
+            except edgebus.DeadlineExceeded:
+                raise lost from None  # the server that was there is gone: that is what the caller has to know
 
     def _count_inference(self, counted: Counted, batch: int, payload_bytes: int) -> None:
         assert self.planned is not None
@@ -237,10 +245,12 @@ class Device:
             raise ProtocolError(f"{len(arrays)} of {len(wanted)} pieces came; check the server's version")
         return [array.tobytes() for array in arrays]
 
-    def _request(self, service: str, payload: bytes, arrays: list[Array] | None = None) -> edgebus.Reply:
+    def _request(
+        self, service: str, payload: bytes, arrays: list[Array] | None = None, timeout_s: float | None = None
+    ) -> edgebus.Reply:
         """One request, its refusals turned into our errors."""
         try:
-            return self._link.request(service, payload, arrays or [], timeout_s=self._timeout_s)
+            return self._link.request(service, payload, arrays or [], timeout_s=timeout_s or self._timeout_s)
         except edgebus.Refused as refused:
             raise _error(refused) from None
 

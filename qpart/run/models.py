@@ -11,7 +11,7 @@ import numpy as np
 import edgebus
 from qpart import artefact as files
 from qpart.artefact import Artefact
-from qpart.errors import RequestError
+from qpart.errors import ArtefactError, RequestError
 from qpart.executors import Executor
 from qpart.network import INPUT
 from qpart.profile import ServerProfile
@@ -48,6 +48,7 @@ def make_served(
     Raises:
         ConfigError: there is no torch.
         RequestError: a number is out of range.
+        ArtefactError: the model does not give the answers stored with it.
     """
     require_torch("running the model")
     import torch
@@ -59,12 +60,22 @@ def make_served(
     if threads:
         torch.set_num_threads(threads)
     executor = TorchExecutor(artefact.network.nodes, artefact.parameters)
+    _check_answers(artefact, executor)
     profile = ServerProfile(
         macs_per_s=measure_speed(artefact, executor) if macs_per_s is None else macs_per_s, price_per_s=price_per_s
     )
     simulator = Simulator(artefact.network, artefact.parameters, artefact.ranges)
     run = measure(simulator, artefact.float_inputs(), artefact.logits, artefact.margin)
     return ServedModel(artefact, executor, run, profile), profile
+
+
+def _check_answers(artefact: Artefact, executor: Executor) -> None:
+    """A few calibration inputs must get the answers in the artefact: weights have no other checksum."""
+    some, last = slice(0, 8), artefact.network.num_nodes
+    found = executor.run_arrays({INPUT: artefact.float_inputs()[some]}, 0, last, [last])[last]
+    expected = artefact.logits[some]
+    if not np.allclose(found, expected, rtol=0, atol=1e-3 * float(np.abs(expected).max())):
+        raise ArtefactError(f"{artefact.name} does not give the answers it was calibrated with: calibrate it again")
 
 
 def measure_speed(artefact: Artefact, executor: Executor) -> float:

@@ -8,6 +8,7 @@ from safetensors.numpy import load_file, save_file
 
 from qpart.artefact import load, save
 from qpart.errors import ArtefactError
+from qpart.run.models import make_served
 from tests.qpart import small
 
 
@@ -84,3 +85,12 @@ def test_a_cut_off_file_is_refused(path):
     path.write_bytes(path.read_bytes()[:-100])
     with pytest.raises(ArtefactError):
         load(path)
+
+
+def test_weights_that_give_other_answers_are_not_served(path):
+    def flip(arrays, record):
+        arrays["5.weight"] *= -1
+
+    rewrite(path, flip)
+    with pytest.raises(ArtefactError, match="calibrate it again"):
+        make_served(load(path), macs_per_s=1e9)
