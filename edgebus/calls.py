@@ -103,7 +103,7 @@ class Pending:
             case Outcome.EXPIRED:
                 return DeadlineExceeded(
                     f"{self._what}: deadline of {self._timeout_s:.3g} s passed ({settled.detail}): "
-                    "allow more time, or ask a less loaded server"
+                    "see that the server runs, allow more time, or ask a less loaded one"
                 )
             case Outcome.UNKNOWN:
                 return LinkLost(f"{self._what}: outcome unknown, {settled.detail}: ask again if that is harmless")

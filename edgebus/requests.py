@@ -208,7 +208,7 @@ class Caller:
 
     def _expire(self, entry: _Outstanding) -> None:
         if entry.attempts == 0:
-            detail = "the link never came up, so it was never sent"
+            detail = "the peer was not there all that time, so it was never sent"
             self._settle(entry, Outcome.EXPIRED, detail=detail)
         elif self._up:
             self._settle(entry, Outcome.EXPIRED, detail=f"sent {entry.attempts} times, no answer")

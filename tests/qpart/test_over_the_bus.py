@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -320,8 +321,32 @@ def test_a_server_that_is_gone_is_named(served, inputs):
     with served.serving() as endpoint:
         device = served.device(endpoint, timeout_s=1.0)
         device.prepare(PRIVATE)
-    with device, pytest.raises((edgebus.DeadlineExceeded, edgebus.PeerUnreachable, edgebus.LinkLost)):
+    started_at = time.monotonic()
+    with device, pytest.raises(edgebus.DeadlineExceeded, match="the peer was not there"):
         device.infer(inputs)
+    assert time.monotonic() - started_at < 1.9, "one timeout, not one for each attempt"
+
+
+@pytest.mark.parametrize("waited_s", [0.5, 2.0])
+def test_a_lost_request_is_asked_again_only_in_what_is_left_of_the_timeout(served, inputs, monkeypatch, waited_s):
+    """The clock stands still but for the time which the first attempt takes until its link is lost."""
+    now, timeouts = [0.0], []
+
+    def request(service, payload, arrays, *, timeout_s):
+        timeouts.append(timeout_s)
+        if len(timeouts) > 1:
+            raise edgebus.DeadlineExceeded("the peer was not there")
+        now[0] += waited_s
+        raise edgebus.LinkLost("the link went down")
+
+    with served.serving() as endpoint, served.device(endpoint, timeout_s=2.0) as device:
+        device.prepare(PRIVATE)
+        monkeypatch.setattr(device._link, "request", request)
+        monkeypatch.setattr("qpart.run.device.time.monotonic", lambda: now[0])
+        with pytest.raises(edgebus.LinkLost, match="went down"):
+            device.infer(inputs)
+        monkeypatch.undo()
+    assert timeouts == ([2.0, 1.5] if waited_s == 0.5 else [2.0])
 
 
 def test_a_server_that_comes_back_answers_the_next_request(served, inputs):
