@@ -1,16 +1,4 @@
-"""A virtual network for tests: the machines that run on sockets, on a virtual clock, from one seed.
-
-Messages are lost, duplicated, delayed past each other, cut off; nodes restart. Nothing sleeps and nothing
-is random but the seed: the same seed gives the same run, byte for byte, and a failing one is named.
-
->>> with SimNetwork(seed=7, loss=0.2, duplicate=0.2) as net:
-...     server = net.node("server", lambda request: request.reply(request.payload.upper()))
-...     link = net.connect(net.node("device"), server)
-...     pending = link.send_request("shout", b"hello")
-...     done = net.run_until(pending.done, limit_s=20)
-...     pending.result().payload
-b'HELLO'
-"""
+"""The virtual network: nodes, links and faults on one virtual clock, from one seed."""
 
 from __future__ import annotations
 
@@ -31,25 +19,11 @@ from edgebus.inbox import Request
 from edgebus.messages import Message
 from edgebus.requests import Arrived, Settled, refusal
 from edgebus.stats import LinkStats, link_stats
+from edgebus.testing.clock import FakeClock
 
 Handler = Callable[[Request], None]
 Delivery = tuple[float, str, str, str]
 _MAX_STEPS = 1_000_000
-
-
-@dataclass
-class FakeClock:
-    """Virtual seconds, moved by the network (or a test)."""
-
-    now: float = 0.0
-
-    def __call__(self) -> float:
-        return self.now
-
-    def advance(self, seconds: float) -> None:
-        """Move forward."""
-        assert seconds >= 0
-        self.now += seconds
 
 
 class SimNode:
