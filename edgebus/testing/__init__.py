@@ -12,7 +12,53 @@ is random but the seed: the same seed gives the same run, byte for byte, and a f
 b'HELLO'
 """
 
-from edgebus.testing.clock import FakeClock
-from edgebus.testing.network import SimLink, SimNetwork, SimNode
+from edgebus.testing.clocks import FakeClock, NodeClock
+from edgebus.testing.faults import (
+    Fault,
+    bandwidth,
+    clock,
+    corrupt,
+    crash,
+    delay,
+    duplicate,
+    freeze,
+    half_open,
+    heal,
+    loss,
+    partition,
+    reorder,
+    reset,
+    restart,
+)
+from edgebus.testing.network import SimNetwork
+from edgebus.testing.nodes import SimLink, SimNode
+from edgebus.testing.replay import check_seeds, for_seeds
+from edgebus.testing.script import Script, at, between
 
-__all__ = ["FakeClock", "SimLink", "SimNetwork", "SimNode"]
+__all__ = [
+    "FakeClock",
+    "Fault",
+    "NodeClock",
+    "Script",
+    "SimLink",
+    "SimNetwork",
+    "SimNode",
+    "at",
+    "bandwidth",
+    "between",
+    "check_seeds",
+    "clock",
+    "corrupt",
+    "crash",
+    "delay",
+    "duplicate",
+    "for_seeds",
+    "freeze",
+    "half_open",
+    "heal",
+    "loss",
+    "partition",
+    "reorder",
+    "reset",
+    "restart",
+]

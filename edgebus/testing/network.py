@@ -6,99 +6,21 @@ import hashlib
 import heapq
 import itertools
 import random
+from collections import Counter, deque
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
 from types import TracebackType
 
-from edgebus.answerer import Answerer
-from edgebus.arrays import Array, pack_arrays
-from edgebus.calls import Pending
 from edgebus.config import Limits
-from edgebus.hub import Attached, Hub, Route
-from edgebus.inbox import Request
-from edgebus.messages import Message
-from edgebus.requests import Arrived, Settled, refusal
-from edgebus.stats import LinkStats, link_stats
-from edgebus.testing.clock import FakeClock
+from edgebus.testing import faults as f
+from edgebus.testing.cables import Cables
+from edgebus.testing.clocks import FakeClock
+from edgebus.testing.nodes import Handler, SimLink, SimNode
+from edgebus.testing.replay import Delivery, describe, remember
+from edgebus.testing.script import Script, Step, between
+from edgebus.testing.wires import Wires
 
-Handler = Callable[[Request], None]
-Delivery = tuple[float, str, str, str]
 _MAX_STEPS = 1_000_000
-
-
-class SimNode:
-    """A node of the virtual network; made by SimNetwork.node."""
-
-    def __init__(self, net: SimNetwork, name: str, handler: Handler | None, limits: Limits) -> None:
-        self.name = name
-        self.handler = handler
-        self._net = net
-        self._limits = limits
-        self.hub = self._new_hub()
-
-    def _new_hub(self) -> Hub:
-        return Hub(name=self.name, limits=self._limits, new_incarnation=self._net.new_incarnation)
-
-    def restart(self) -> None:
-        """Lose all memory, as after a crash."""
-        self.hub = self._new_hub()
-
-    def deliver(self, attached: Attached, arrived: Arrived) -> None:
-        """Hand a request to the handler."""
-        if self.handler is None:
-            self._answer(
-                attached, arrived.answerer, arrived.id, refusal(arrived.id, "unknown_service", "nothing is served here")
-            )
-        else:
-            self.handler(Request(attached, arrived, self._answer, self._net.clock))
-
-    def _answer(self, attached: Attached, answerer: Answerer, request_id: int, message: Message) -> None:
-        answerer.answer(request_id, message)
-        self.hub.touch(attached, now=self._net.clock.now)
-        self._net.call_later(0.0, lambda: None)  # a turn, so that it is sent
-
-
-class SimLink:
-    """A dialled link of the virtual network; made by SimNetwork.connect."""
-
-    def __init__(self, net: SimNetwork, attached: Attached, dialler: SimNode) -> None:
-        self._net = net
-        self._dialler = dialler
-        self.attached = attached
-
-    def send_request(
-        self, service: str, payload: bytes = b"", arrays: Sequence[Array] = (), timeout_s: float = 10.0
-    ) -> Pending:
-        """As edgebus.Link.send_request; run the network until `pending.done()`, then take its result()."""
-        specs, array_frames = pack_arrays(arrays)
-        now = self._net.clock.now
-        pending = Pending(service, timeout_s, now + timeout_s, self._cancel)
-        pending.request_id = self.attached.link.caller.start(
-            service, specs, (payload, *array_frames), deadline_at=pending.deadline_at, ref=pending, now=now
-        )
-        self._dialler.hub.touch(self.attached, now=now)
-        return pending
-
-    def stats(self) -> LinkStats:
-        """Counters of this link."""
-        return link_stats(self.attached)
-
-    def _cancel(self, pending: Pending) -> None:
-        assert pending.request_id is not None
-        self.attached.link.caller.cancel(pending.request_id)
-        self._dialler.hub.touch(self.attached, now=self._net.clock.now)
-
-
-@dataclass
-class _Wire:
-    """One connection; a reconnect makes another one, which is why old messages cannot come by it."""
-
-    dialler: SimNode
-    listener: SimNode
-    dialler_route: Route
-    listener_route: Route
-    open: bool = True
-    last_at: dict[str, float] = field(default_factory=dict)
+_NUM_LAST = 10
 
 
 class SimNetwork:
@@ -110,8 +32,14 @@ class SimNetwork:
         duplicate: probability that it comes twice.
         delay_s: least and greatest delay in seconds.
         reorder: False keeps the order of messages, as tcp does.
+        script: faults that happen by themselves, at their times.
 
-    As a context manager it names the seed in every exception that leaves it.
+    As a context manager it says in every exception that leaves it how to replay it, and what came last.
+
+    Attributes:
+        clock: the true time.
+        trace: every message delivered: (time, source, target, digest of its frames).
+        counts: of messages: sent, lost, duplicated, corrupted, held_back, cut_off, delivered.
     """
 
     def __init__(
@@ -122,17 +50,28 @@ class SimNetwork:
         duplicate: float = 0.0,
         delay_s: tuple[float, float] = (0.001, 0.05),
         reorder: bool = True,
+        script: Script | None = None,
     ) -> None:
         self.seed = seed
         self.clock = FakeClock()
         self.trace: list[Delivery] = []
-        self._loss, self._duplicate, self._delay_s, self._reorder = loss, duplicate, delay_s, reorder
+        self.script = script or Script()
+        self._made_with = f"loss={loss}, duplicate={duplicate}, delay_s={delay_s}, reorder={reorder}"
         self._random = random.Random(seed)  # noqa: S311 - to be repeatable is the point
-        self._nodes: list[SimNode] = []
-        self._wires: list[_Wire] = []
-        self._cut: set[frozenset[str]] = set()
+        self._cables = Cables(self._random, delay_s)
+        self._cables.add(f.loss(loss))
+        self._cables.add(f.duplicate(duplicate))
+        self._nodes: dict[str, SimNode] = {}
+        self._links: list[SimLink] = []
+        self._wires = Wires(self, self._cables, keeps_order=not reorder)
+        self._frozen_until: dict[str, float] = {}
         self._agenda: list[tuple[float, int, Callable[[], None]]] = []
         self._order = itertools.count()
+        self._routes = itertools.count(1)
+        self._last: deque[tuple[float, str, str, bytes]] = deque(maxlen=_NUM_LAST)
+        for step in self.script.steps:
+            self._plan(step)
+        remember(self)
 
     def __enter__(self) -> SimNetwork:
         return self
@@ -141,46 +80,134 @@ class SimNetwork:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         if error is not None:
-            error.add_note(f"replay with SimNetwork(seed={self.seed}), virtual time {self.clock.now:.3f} s")
+            error.add_note(self.describe())
+
+    def describe(self) -> str:
+        """How to replay it, where it stands, and the last deliveries."""
+        script = f", script={self.script!r}" if self.script.steps else ""
+        head = f"replay with SimNetwork(seed={self.seed}, {self._made_with}{script})"
+        count = f"virtual time {self.clock.now:.3f} s, {len(self.trace)} deliveries, the last of them:"
+        lines = [f"{at:10.3f} s  {source} -> {target}  {describe(header)}" for at, source, target, header in self._last]
+        return "\n".join([head, count, *lines])
+
+    @property
+    def counts(self) -> Counter[str]:
+        """What became of messages so far."""
+        return self._cables.counts
 
     def new_incarnation(self) -> bytes:
         """16 bytes from the seed."""
         return self._random.randbytes(16)
 
-    def node(self, name: str, handler: Handler | None = None, limits: Limits | None = None) -> SimNode:
-        """Add a node; its handler gets every request and may answer later (call_later)."""
-        node = SimNode(self, name, handler, limits or Limits())
-        self._nodes.append(node)
+    def node(
+        self,
+        name: str,
+        handler: Handler | None = None,
+        limits: Limits | None = None,
+        on_restart: Callable[[], None] | None = None,
+    ) -> SimNode:
+        """Add a node.
+
+        Args:
+            name: another one for every node.
+            handler: gets every request and may answer later (`SimNode.call_later`).
+            limits: its bounds.
+            on_restart: called when it is back after a crash: the application forgets what it had in memory.
+        """
+        if name in self._nodes:
+            raise ValueError(f"there is a node {name!r} already: faults go by names, give each its own")
+        node = self._nodes[name] = SimNode(self, name, handler, limits or Limits(), on_restart)
+        for step in self.script.steps:
+            if (clock := _first_clock(step)) and clock.node == name:
+                self.apply(clock)
         return node
 
     def connect(self, dialler: SimNode, listener: SimNode) -> SimLink:
         """Dial; requests may be sent at once, they wait for the link."""
-        route = (1 + next(self._order), b"")
-        attached = dialler.hub.dial(route, now=self.clock.now)
-        self._reconnect(dialler, listener, route)
-        return SimLink(self, attached, dialler)
+        link = SimLink(dialler, listener, (next(self._routes), b""))
+        self._links.append(link)
+        self._wires.dial(link)
+        return link
+
+    # -- faults -------------------------------------------------------------------------------------
+
+    def apply(self, fault: f.Fault) -> None:
+        """Let a fault happen now; one of a cable is in force until it is healed."""
+        match fault:
+            case f.CableFault():
+                self._cables.add(fault)
+            case f.heal():
+                self._cables.heal(fault.a, fault.b)
+            case f.reset():
+                self._wires.reset(fault.a, fault.b)
+            case f.crash():
+                self.crash(self.find(fault.node), fault.down_s, told=fault.told)
+            case f.restart():
+                self.restart(self.find(fault.node))
+            case f.freeze():
+                self.freeze(self.find(fault.node), fault.for_s)
+            case f.clock():
+                clock = self.find(fault.node).clock
+                clock.change(skew_s=fault.skew_s, drift=fault.drift, jump_s=fault.jump_s)
+
+    def find(self, name: str) -> SimNode:
+        """A node by its name."""
+        if name not in self._nodes:
+            raise ValueError(f"no node {name!r} for this fault, there are: {', '.join(self._nodes) or 'none'}")
+        return self._nodes[name]
 
     def partition(self, a: SimNode, b: SimNode) -> None:
         """Cut the cable: messages vanish, nobody is told."""
-        self._cut.add(frozenset((a.name, b.name)))
+        self.apply(f.partition(a.name, b.name))
 
     def heal(self, a: SimNode, b: SimNode) -> None:
         """Mend the cable."""
-        self._cut.discard(frozenset((a.name, b.name)))
+        self.apply(f.heal(a.name, b.name))
+
+    def crash(self, node: SimNode, down_s: float | None = None, *, told: bool = True) -> None:
+        """Take a node away with all it remembers; for `down_s` seconds, or until restart().
+
+        Args:
+            node: it may be away already, which `down_s` then does not change.
+            down_s: None until restart().
+            told: False is a power cut: who dialled it is told when it is back.
+        """
+        if not node.is_up:
+            return
+        node.crash()
+        self._wires.crashed(node, told=told)
+        if down_s is not None:
+            life = node.life
+            self.call_later(down_s, lambda: None if node.life != life or node.is_up else self._start(node))
 
     def restart(self, node: SimNode) -> None:
-        """Crash a listening node and start it again without memory; dialled links reconnect."""
-        if any(wire.dialler is node for wire in self._wires):
-            raise ValueError(f"{node.name} dials: its own requests would be lost with it, restart listeners only")
-        node.restart()
-        for wire in [wire for wire in self._wires if wire.listener is node and wire.open]:
-            wire.open = False
-            wire.dialler.hub.disconnected(wire.dialler_route, now=self.clock.now)
-            self._reconnect(wire.dialler, node, wire.dialler_route)
+        """Start a node without memory, after a crash if it is up; links are dialled again."""
+        self.crash(node)
+        self._start(node)
+
+    def freeze(self, node: SimNode, for_s: float) -> None:
+        """Stop a node for some seconds, as SIGSTOP does; its clock goes on."""
+        if not node.is_up:
+            return
+        life, until = node.life, self.clock.now + for_s
+        self._frozen_until[node.name] = max(until, self._frozen_until.get(node.name, 0.0))
+        node.freeze()
+
+        def thaw() -> None:
+            if node.life == life and node.is_up and self.clock.now >= self._frozen_until[node.name]:
+                node.thaw()
+
+        self.call_at(until, thaw)
+
+    # -- time ---------------------------------------------------------------------------------------
 
     def call_later(self, delay_s: float, function: Callable[[], None]) -> None:
-        """Run a function after some virtual seconds."""
-        heapq.heappush(self._agenda, (self.clock.now + delay_s, next(self._order), function))
+        """Run a function after some virtual seconds, whatever nodes are up."""
+        self.call_at(self.clock.now + delay_s, function)
+
+    def call_at(self, at: float, function: Callable[[], None]) -> None:
+        """Run a function at a virtual time."""
+        heapq.heappush(self._agenda, (at, next(self._order), function))
 
     def run(self, duration_s: float) -> None:
         """Let virtual time pass."""
@@ -194,15 +221,16 @@ class SimNetwork:
             if condition():
                 return True
             agenda_at = self._agenda[0][0] if self._agenda else end_at
-            at = min([agenda_at, *(node.hub.next_timer() for node in self._nodes)])
+            at = min([agenda_at, *(node.next_wake_at() for node in self._nodes.values() if node.runs)])
             if at >= end_at:
                 self.clock.now = end_at
                 return False
             self.clock.now = max(self.clock.now, at)
             while self._agenda and self._agenda[0][0] <= self.clock.now:
                 heapq.heappop(self._agenda)[2]()
-            for node in self._nodes:
-                node.hub.handle_timer(now=self.clock.now)
+            for node in self._nodes.values():
+                if node.runs:
+                    node.hub.handle_timer(now=node.now)
         raise RuntimeError(f"{_MAX_STEPS} steps without an end: the machines are chattering")
 
     def _pump(self) -> None:
@@ -210,51 +238,39 @@ class SimNetwork:
         busy = True
         while busy:
             busy = False
-            for node in self._nodes:
-                events, sending = node.hub.events(), node.hub.frames_to_send()
-                busy = busy or bool(events or sending)
-                for attached, event in events:
-                    if isinstance(event, Arrived):
-                        node.deliver(attached, event)
-                    elif isinstance(event, Settled):
-                        assert isinstance(event.ref, Pending)
-                        event.ref.settle(event)
+            for node in [node for node in self._nodes.values() if node.runs]:
+                was_busy, sending = node.turn()
+                busy = busy or was_busy
                 for route, frames in sending:
-                    self._transmit(node, route, frames)
+                    self._wires.send(node, route, frames)
 
-    def _reconnect(self, dialler: SimNode, listener: SimNode, route: Route) -> None:
-        wire = _Wire(dialler, listener, route, (0, next(self._order).to_bytes(8, "big")))
-        self._wires.append(wire)
-        self.call_later(self._delay(), lambda: dialler.hub.connected(route, now=self.clock.now))
+    def delivered(self, source: SimNode, target: SimNode, frames: Sequence[bytes]) -> None:
+        """Note a delivery."""
+        digest = hashlib.blake2b(b"|".join(frames), digest_size=8).hexdigest()
+        self.trace.append((self.clock.now, source.name, target.name, digest))
+        self._last.append((self.clock.now, source.name, target.name, bytes(frames[0])))
+        self.counts["delivered"] += 1
 
-    def _transmit(self, node: SimNode, route: Route, frames: list[bytes]) -> None:
-        for wire in self._wires:
-            if wire.open and wire.dialler is node and wire.dialler_route == route:
-                self._send_over(wire, node, wire.listener, wire.listener_route, frames)
-            elif wire.open and wire.listener is node and wire.listener_route == route:
-                self._send_over(wire, node, wire.dialler, wire.dialler_route, frames)
+    # -- inside -------------------------------------------------------------------------------------
 
-    def _send_over(self, wire: _Wire, source: SimNode, target: SimNode, route: Route, frames: list[bytes]) -> None:
-        if self._random.random() < self._loss:
-            return
-        for _ in range(2 if self._random.random() < self._duplicate else 1):
-            at = self.clock.now + self._delay()
-            if not self._reorder:
-                at = wire.last_at[target.name] = max(at, wire.last_at.get(target.name, 0.0))
-            arrive = self._arrival(wire, source, target, route, frames)
-            heapq.heappush(self._agenda, (at, next(self._order), arrive))
+    def _plan(self, step: Step) -> None:
+        if isinstance(step, between):
+            self.call_at(step.from_s, lambda: self._cables.add(step.fault))
+            self.call_at(step.to_s, lambda: self._cables.remove(step.fault))
+        elif not _first_clock(step):
+            self.call_at(step.at_s, lambda: self.apply(step.fault))
 
-    def _arrival(
-        self, wire: _Wire, source: SimNode, target: SimNode, route: Route, frames: list[bytes]
-    ) -> Callable[[], None]:
-        def arrive() -> None:
-            if not wire.open or frozenset((source.name, target.name)) in self._cut:
-                return
-            digest = hashlib.blake2b(b"|".join(frames), digest_size=8).hexdigest()
-            self.trace.append((self.clock.now, source.name, target.name, digest))
-            target.hub.receive(route, frames, None, now=self.clock.now)
+    def _start(self, node: SimNode) -> None:
+        node.start()
+        self._wires.started(node)
+        for link in self._links:
+            if link.dialler is node:
+                link.dial_again()
+                self._wires.dial(link)
 
-        return arrive
 
-    def _delay(self) -> float:
-        return self._random.uniform(*self._delay_s)
+def _first_clock(step: Step) -> f.clock | None:
+    """The clock that is wrong from the beginning, and so before its node does anything."""
+    if isinstance(step, between) or step.at_s > 0 or not isinstance(step.fault, f.clock):
+        return None
+    return step.fault

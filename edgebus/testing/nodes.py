@@ -1,0 +1,217 @@
+"""Nodes and links of the virtual network: the machines that run on sockets, driven by it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
+
+from edgebus.answerer import Answerer
+from edgebus.arrays import Array, pack_arrays
+from edgebus.calls import Pending
+from edgebus.config import Limits
+from edgebus.errors import NodeClosed
+from edgebus.hub import Attached, Hub, Route
+from edgebus.inbox import Request
+from edgebus.messages import Message
+from edgebus.requests import Arrived, Settled, refusal
+from edgebus.stats import LinkStats, link_stats
+from edgebus.testing.clocks import NodeClock
+
+if TYPE_CHECKING:
+    from edgebus.testing.network import SimNetwork
+
+Handler = Callable[[Request], None]
+
+
+class SimNode:
+    """A node of the virtual network; made by SimNetwork.node.
+
+    Attributes:
+        hub: its machines; new ones after every crash.
+        clock: what it takes for the time.
+        is_up: False between a crash and the next start.
+        is_frozen: it is stopped, and what happens to it waits.
+        life: how often it was started.
+    """
+
+    def __init__(
+        self,
+        net: SimNetwork,
+        name: str,
+        handler: Handler | None,
+        limits: Limits,
+        on_restart: Callable[[], None] | None = None,
+    ) -> None:
+        self.name = name
+        self.handler = handler
+        self.clock = NodeClock(net.clock)
+        self.is_up = True
+        self.is_frozen = False
+        self.life = 1
+        self._net = net
+        self._limits = limits
+        self._on_restart = on_restart
+        self._waiting: list[Callable[[], None]] = []  # what happened while it was frozen
+        self.hub = self._new_hub()
+
+    @property
+    def now(self) -> float:
+        """The time by its own clock."""
+        return self.clock.now
+
+    @property
+    def runs(self) -> bool:
+        """Neither away nor frozen."""
+        return self.is_up and not self.is_frozen
+
+    def do(self, function: Callable[[], None]) -> None:
+        """Let something happen to it: now, when it thaws, or never if it crashes before or is away."""
+        if self.is_frozen:
+            self._waiting.append(function)
+        elif self.is_up:
+            function()
+
+    def call_later(self, delay_s: float, function: Callable[[], None]) -> None:
+        """Run a function of its application after some virtual seconds by its clock, in this life or never."""
+        life, due_at = self.life, self.now + delay_s
+
+        def wake() -> None:
+            if self.life == life and self.is_up:
+                if self.now < due_at:  # its clock was set back meanwhile
+                    self._net.call_at(self.clock.true_time(due_at), wake)
+                else:
+                    self.do(function)
+
+        self._net.call_at(self.clock.true_time(due_at), wake)
+
+    # -- driven by the network ----------------------------------------------------------------------
+
+    def crash(self) -> None:
+        """Lose all memory; the application's pending requests end as closed here."""
+        hub, now = self.hub, self.now
+        hub.close(now=now)
+        self.is_up = self.is_frozen = False
+        self._waiting.clear()
+        for _, event in hub.events():
+            if isinstance(event, Settled):
+                self._settle(event)
+
+    def start(self) -> None:
+        """Begin another life, without memory."""
+        self.life += 1
+        self.is_up = True
+        self.hub = self._new_hub()
+        if self._on_restart is not None:
+            self._on_restart()
+
+    def freeze(self) -> None:
+        """Do nothing from now on."""
+        self.is_frozen = self.is_up
+
+    def thaw(self) -> None:
+        """Go on, with all that waited first."""
+        self.is_frozen = False
+        waiting, self._waiting = self._waiting, []
+        for function in waiting:
+            self.do(function)
+
+    def receive(self, route: Route, frames: Sequence[bytes]) -> None:
+        """Take a message off the wire."""
+        self.hub.receive(route, frames, None, now=self.now)
+
+    def next_wake_at(self) -> float:
+        """True time of its next timer."""
+        return self.clock.true_time(self.hub.next_timer())
+
+    def turn(self) -> tuple[bool, list[tuple[Route, list[bytes]]]]:
+        """Handle all events; returns whether there were any, and what is to be sent."""
+        events, sending = self.hub.events(), self.hub.frames_to_send()
+        for attached, event in events:
+            if isinstance(event, Arrived):
+                self.deliver(attached, event)
+            elif isinstance(event, Settled):
+                self._settle(event)
+        return bool(events or sending), sending
+
+    def deliver(self, attached: Attached, arrived: Arrived) -> None:
+        """Hand a request to the handler."""
+        hub = self.hub
+
+        def answer(attached: Attached, answerer: Answerer, request_id: int, message: Message) -> None:
+            self.do(lambda: self._answer(hub, attached, answerer, request_id, message))
+
+        if self.handler is None:
+            refused = refusal(arrived.id, "unknown_service", "nothing is served here")
+            answer(attached, arrived.answerer, arrived.id, refused)
+        else:
+            self.handler(Request(attached, arrived, answer, self.clock))
+
+    # -- inside -------------------------------------------------------------------------------------
+
+    def _new_hub(self) -> Hub:
+        return Hub(name=self.name, limits=self._limits, new_incarnation=self._net.new_incarnation)
+
+    def _answer(self, hub: Hub, attached: Attached, answerer: Answerer, request_id: int, message: Message) -> None:
+        if hub is not self.hub:
+            return  # the answer of a life that is over
+        answerer.answer(request_id, message)
+        hub.touch(attached, now=self.now)
+        self._net.call_later(0.0, lambda: None)  # a turn, so that it is sent
+
+    def _settle(self, event: Settled) -> None:
+        assert isinstance(event.ref, Pending)
+        event.ref.settle(event)
+
+
+class SimLink:
+    """A dialled link of the virtual network; made by SimNetwork.connect.
+
+    Attributes:
+        past: counters of its earlier lives; a dialling node that restarts begins another.
+    """
+
+    def __init__(self, dialler: SimNode, listener: SimNode, route: Route) -> None:
+        self.dialler, self.listener, self.route = dialler, listener, route
+        self.past: list[LinkStats] = []
+        self.attached = dialler.hub.dial(route, now=dialler.now)
+
+    def send_request(
+        self, service: str, payload: bytes = b"", arrays: Sequence[Array] = (), timeout_s: float = 10.0
+    ) -> Pending:
+        """As edgebus.Link.send_request; run the network until `pending.done()`, then take its result().
+
+        Raises:
+            NodeClosed: the asking node has crashed and is not back.
+        """
+        if not self.dialler.is_up:
+            raise NodeClosed(f"{self.dialler.name} has crashed, it cannot ask before it is back")
+        specs, array_frames = pack_arrays(arrays)
+        pending = Pending(service, timeout_s, self.dialler.now + timeout_s, self._cancel)
+        frames = (payload, *array_frames)
+
+        def start() -> None:
+            now = self.dialler.now
+            pending.request_id = self.attached.link.caller.start(
+                service, specs, frames, deadline_at=pending.deadline_at, ref=pending, now=now
+            )
+            self.dialler.hub.touch(self.attached, now=now)
+
+        self.dialler.do(start)
+        return pending
+
+    def stats(self) -> LinkStats:
+        """Counters of this link, in this life of its node."""
+        return link_stats(self.attached)
+
+    def dial_again(self) -> None:
+        """Begin anew after a crash of the dialling node."""
+        self.past.append(self.stats())
+        self.attached = self.dialler.hub.dial(self.route, now=self.dialler.now)
+
+    def _cancel(self, pending: Pending) -> None:
+        def cancel() -> None:
+            if pending.request_id is not None and not pending.done():
+                self.attached.link.caller.cancel(pending.request_id)
+                self.dialler.hub.touch(self.attached, now=self.dialler.now)
+
+        self.dialler.do(cancel)
