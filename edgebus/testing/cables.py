@@ -114,7 +114,7 @@ def corrupted(frames: Sequence[bytes], chance: random.Random, *, anywhere: bool)
     """
     copies = [bytearray(frame) for frame in frames]
     if not anywhere:
-        copies[0][0] ^= 0x80 | chance.getrandbits(7)
+        copies[0][0] = chance.getrandbits(7)
         return [bytes(copy) for copy in copies]
     for _ in range(chance.randint(1, 4)):
         pos = chance.randrange(sum(map(len, copies)))

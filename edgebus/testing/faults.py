@@ -18,8 +18,15 @@ class Fault:
 
     def __post_init__(self) -> None:
         for item in fields(self):  # type: ignore[arg-type]  # every subclass is a dataclass
-            if fault := _fault_of(item.name, getattr(self, item.name)):
-                raise ValueError(f"{type(self).__name__}: {item.name} must be {fault}")
+            value = getattr(self, item.name)
+            what = f"{type(self).__name__}: {item.name}"
+            if (value is None and item.default is None) or item.name in ("a", "b"):
+                continue
+            if item.name == "probability" or item.name.endswith("_s") or item.name == "drift":
+                if not isinstance(value, int | float):
+                    raise TypeError(f"{what} must be a number, got {value!r}")
+                if fault := _fault_of(item.name, value):
+                    raise ValueError(f"{what} must be {fault}, got {value!r}")
 
     def __repr__(self) -> str:
         words, by_position = [], True
@@ -31,18 +38,14 @@ class Fault:
         return f"{type(self).__name__}({', '.join(words)})"
 
 
-def _fault_of(name: str, value: object) -> str | None:
-    if not isinstance(value, int | float) or isinstance(value, bool):
-        return None
-    if name == "probability" and not 0 <= value <= 1:
-        return f"0..1, got {value!r}"
-    if name in ("bytes_per_s", "drift") and not 0 < value < float("inf"):
-        return f"above 0, got {value!r}"
-    if name.endswith("_s") and not abs(value) < float("inf"):
-        return f"finite, got {value!r}"
-    if name.endswith("_s") and value < 0 and name not in ("skew_s", "jump_s"):
-        return f"0 or more, got {value!r}"
-    return None
+def _fault_of(name: str, value: float) -> str | None:
+    if name == "probability":
+        return None if 0 <= value <= 1 else "0..1"
+    if not abs(value) < float("inf"):
+        return "finite"
+    if name in ("bytes_per_s", "drift"):
+        return None if value > 0 else "above 0"
+    return None if value >= 0 or name in ("skew_s", "jump_s") else "0 or more"
 
 
 # -- of a cable, while it lasts -------------------------------------------------------------------------

@@ -13,7 +13,7 @@ from edgebus.errors import NodeClosed
 from edgebus.hub import Attached, Hub, Route
 from edgebus.inbox import Request
 from edgebus.messages import Message
-from edgebus.requests import Arrived, Settled, refusal
+from edgebus.requests import Arrived, Outcome, Settled, refusal
 from edgebus.stats import LinkStats, link_stats
 from edgebus.testing.clocks import NodeClock
 
@@ -51,7 +51,7 @@ class SimNode:
         self._net = net
         self._limits = limits
         self._on_restart = on_restart
-        self._waiting: list[Callable[[], None]] = []  # what happened while it was frozen
+        self._waiting: list[tuple[Callable[[], None], Callable[[], None]]] = []  # what happened while it was frozen
         self.hub = self._new_hub()
 
     @property
@@ -64,12 +64,14 @@ class SimNode:
         """Neither away nor frozen."""
         return self.is_up and not self.is_frozen
 
-    def do(self, function: Callable[[], None]) -> None:
-        """Let something happen to it: now, when it thaws, or never if it crashes before or is away."""
+    def do(self, function: Callable[[], None], or_else: Callable[[], None] = lambda: None) -> None:
+        """Let something happen to it: now, or when it thaws; if it crashes before, or is away, something else."""
         if self.is_frozen:
-            self._waiting.append(function)
+            self._waiting.append((function, or_else))
         elif self.is_up:
             function()
+        else:
+            or_else()
 
     def call_later(self, delay_s: float, function: Callable[[], None]) -> None:
         """Run a function of its application after some virtual seconds by its clock, in this life or never."""
@@ -91,7 +93,9 @@ class SimNode:
         hub, now = self.hub, self.now
         hub.close(now=now)
         self.is_up = self.is_frozen = False
-        self._waiting.clear()
+        waiting, self._waiting = self._waiting, []
+        for _, or_else in waiting:
+            or_else()
         for _, event in hub.events():
             if isinstance(event, Settled):
                 self._settle(event)
@@ -112,8 +116,8 @@ class SimNode:
         """Go on, with all that waited first."""
         self.is_frozen = False
         waiting, self._waiting = self._waiting, []
-        for function in waiting:
-            self.do(function)
+        for function, or_else in waiting:
+            self.do(function, or_else)
 
     def receive(self, route: Route, frames: Sequence[bytes]) -> None:
         """Take a message off the wire."""
@@ -196,7 +200,7 @@ class SimLink:
             )
             self.dialler.hub.touch(self.attached, now=now)
 
-        self.dialler.do(start)
+        self.dialler.do(start, lambda: pending.settle(Settled(pending, Outcome.CANCELLED)))
         return pending
 
     def stats(self) -> LinkStats:

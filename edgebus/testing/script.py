@@ -43,6 +43,11 @@ class at(Fault):
     at_s: float
     fault: Fault
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not isinstance(self.fault, Fault) or isinstance(self.fault, at | between):
+            raise TypeError(f"at: {self.fault!r} is no fault")
+
 
 @dataclass(frozen=True, repr=False)
 class between(Fault):
@@ -102,7 +107,7 @@ class Script:
         """
         try:
             script = _build(ast.parse(text.strip(), mode="eval").body)
-        except (SyntaxError, TypeError, RecursionError) as error:
+        except (SyntaxError, TypeError, RecursionError, MemoryError) as error:
             raise ValueError(f"not a script: {error}") from None
         if not isinstance(script, Script):
             raise ValueError(f"not a script but {script!r}")
@@ -153,6 +158,8 @@ _WORDS: dict[str, Callable[..., Any]] = {"Script": Script} | {word.__name__: wor
 
 
 def _build(tree: ast.expr) -> object:
+    if isinstance(tree, ast.Starred):
+        raise ValueError(f"not a script: {ast.unparse(tree)!r} stands for several words")
     if not isinstance(tree, ast.Call):
         return ast.literal_eval(tree)
     word = _WORDS.get(tree.func.id) if isinstance(tree.func, ast.Name) else None
