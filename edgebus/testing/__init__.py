@@ -32,6 +32,7 @@ from edgebus.testing.faults import (
 )
 from edgebus.testing.network import SimNetwork
 from edgebus.testing.nodes import SimLink, SimNode
+from edgebus.testing.proxy import Proxy, ProxyStats
 from edgebus.testing.replay import check_seeds, for_seeds
 from edgebus.testing.script import Script, at, between
 
@@ -39,6 +40,8 @@ __all__ = [
     "FakeClock",
     "Fault",
     "NodeClock",
+    "Proxy",
+    "ProxyStats",
     "Script",
     "SimLink",
     "SimNetwork",
