@@ -23,6 +23,8 @@ def zap_answer(frames: Sequence[bytes], allow: AllowList | None) -> list[bytes]:
     denied = zap_denied(frames)
     if len(frames) != 7 or frames[0] != b"1.0" or frames[5] != b"CURVE" or len(frames[6]) != 32:
         return denied
+    if frames[2] != ZAP_DOMAIN:  # another library in this process asks about a socket of its own
+        return denied
     key = z85.encode(frames[6])
     if allow is None or not allow.permits(key.decode()):
         return denied

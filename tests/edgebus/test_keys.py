@@ -170,6 +170,7 @@ def test_zap_grants_the_key_as_user_id():
         (zap(mechanism=b"PLAIN"), edgebus.AllowList.any()),
         (zap(version=b"2.0"), edgebus.AllowList.any()),
         (zap(extra=(b"more",)), edgebus.AllowList.any()),
+        ([*zap()[:2], b"another domain", *zap()[3:]], edgebus.AllowList.any()),
         (zap()[:-1], edgebus.AllowList.any()),
         ([*zap()[:-1], b"short"], edgebus.AllowList.any()),
         ([], edgebus.AllowList.any()),
@@ -178,6 +179,12 @@ def test_zap_grants_the_key_as_user_id():
 def test_zap_refuses_everything_else(frames, allow):
     answer = zap_answer(frames, allow)
     assert (answer[2], answer[4]) == (b"400", b"")
+
+
+def test_zap_refuses_a_key_that_has_expired_or_whose_line_is_malformed(tmp_path):
+    for rest, status in (("until=2001-01-01", b"400"), ("unitl=2001-01-01", b"400"), ("max_links=2", b"200")):
+        (tmp_path / "allowed").write_text(f"{KEY} a {rest}\n")
+        assert zap_answer(zap(), edgebus.AllowList.from_file(tmp_path / "allowed"))[2] == status
 
 
 def follow(secure, *events):
