@@ -6,10 +6,11 @@ import json
 import os
 import platform
 import subprocess
+from collections.abc import Mapping
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 RESULTS = Path(__file__).parent / "results"
 FIGURES = RESULTS / "figures.json"
@@ -51,15 +52,49 @@ def stamp() -> dict[str, Any]:
     }
 
 
+class Figure(TypedDict):
+    """A headline figure that says what it is and where it comes from."""
+
+    value: float
+    unit: str
+    peer: str
+    machine: str
+    commit: str
+    command: str
+
+
+def figure(value: float, unit: str, peer: str, command: str, stamped: dict[str, Any] | None = None) -> Figure:
+    """A headline figure with its origin.
+
+    Args:
+        value: as measured, whether it meets its goal or not.
+        unit: of what, and how it was taken.
+        peer: what it is held against.
+        command: that measures it again.
+        stamped: the stamp of the run; by default one is made now.
+    """
+    stamped = stamped or stamp()
+    machine = f"{stamped['cpu']}, {stamped['cores']} cores"
+    return Figure(value=value, unit=unit, peer=peer, machine=machine, commit=stamped["commit"], command=command)
+
+
+def value_of(entry: float | Figure) -> float:
+    """The number of an entry of the flat file, whichever form it has."""
+    return entry["value"] if isinstance(entry, dict) else entry
+
+
 def write(
-    name: str, results: dict[str, Any], figures: dict[str, float | int], stamped: dict[str, Any] | None = None
+    name: str,
+    results: dict[str, Any],
+    figures: Mapping[str, float | Figure],
+    stamped: dict[str, Any] | None = None,
 ) -> None:
     """Write `results/NAME.json`, and the headline figures into `results/figures.json` beside those of others.
 
     Args:
         name: of the file.
         results: what was measured.
-        figures: flat headline figures.
+        figures: headline figures, plain numbers or with their origin.
         stamped: the stamp of a long run's start; by default one is made now.
     """
     RESULTS.mkdir(exist_ok=True)

@@ -6,9 +6,10 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 
-from bench.record import FIGURES
+from bench.record import FIGURES, Figure, value_of
 
 README = Path(__file__).parents[1] / "README.md"
 BEGIN, END = "<!-- figures: written by bench/report.py -->", "<!-- end of figures -->"
@@ -53,8 +54,9 @@ ROWS = (
 )
 
 
-def table(figures: dict[str, float]) -> str:
+def table(entries: Mapping[str, float | Figure]) -> str:
     """The figures as a Markdown table; a figure that was not measured yet is left out."""
+    figures = {key: value_of(entry) for key, entry in entries.items()}
     lines = ["| what | figure |", "|---|---|"]
     for row, key, form in ROWS:
         if key in figures:

@@ -1,0 +1,53 @@
+"""One tensor handed over on one host: copied into shared memory, announced, both ends read by the server.
+
+The time is from before the copy until the server has read; both processes see the same monotonic clock.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from bench.peers.stats import Blocks, Scale, in_turn, opened, ratio, spread_us
+
+SIZES = {"1MiB": (1 << 20, 200), "16MiB": (16 << 20, 50)}
+NAMES = ("iceoryx2", "edgebus_shm", "edgebus")
+MAX_S = 3.0
+
+
+def measure(scale: Scale) -> dict[str, Any]:
+    """Each size, one tensor at a time; edgebus with shared memory and, beside it, over tcp alone."""
+    results: dict[str, Any] = {}
+    with opened(NAMES) as (pairs, absent):
+        for size, (num_bytes, count) in SIZES.items():
+            blocks = Blocks({name: pair for name, pair in pairs.items() if name not in absent}, absent)
+            for name in list(blocks.of):
+                with blocks.trying(name):
+                    pairs[name].device.ask("hand_over", num_bytes=num_bytes, count=10, max_s=MAX_S)
+            for name in in_turn(list(blocks.of), scale(7, 2)):
+                if name in blocks.of:
+                    with blocks.trying(name) as done:
+                        how = {"num_bytes": num_bytes, "count": scale(count, 10), "max_s": MAX_S}
+                        done.append(pairs[name].device.ask("hand_over", **how))
+            rows = {
+                name: {kind: spread_us([block[kind] for block in done]) for kind in ("one_way", "answered")}
+                for name, done in blocks.of.items()
+            }
+            results[size] = {"peers": rows, "ratios": _ratios(rows)}
+    return {**results, "absent": absent}
+
+
+def _ratios(rows: dict[str, Any]) -> dict[str, float]:
+    if not {"edgebus_shm", "iceoryx2"} <= set(rows):
+        return {}
+    return {
+        kind: ratio(rows["edgebus_shm"][kind]["block_p50_us"], rows["iceoryx2"][kind]["block_p50_us"])
+        for kind in ("one_way", "answered")
+    }
+
+
+def figures(results: dict[str, Any]) -> dict[str, tuple[float, str, str]]:
+    """Our time over iceoryx2's until the server has read, the worse of both sizes."""
+    ratios = [results[size]["ratios"].get("one_way") for size in SIZES]
+    if None in ratios:
+        return {}
+    return {"bus.shm_ratio_iceoryx2": (max(ratios), "time ours / theirs, p50, worse of 1 and 16 MiB", "iceoryx2")}
