@@ -37,19 +37,17 @@ _SERVER_KEYS = "server"
 
 def _limits(config: Config) -> edgebus.Limits:
     """Room for a window of tensors and for all links; shared memory only where it is what is measured."""
-    return edgebus.Limits(
-        max_frame_bytes=32 << 20,
-        max_pending_bytes=256 << 20,
-        max_peers=max(256, config.links + 16),
-        max_links_per_key=max(32, config.links + 16),
-        **({} if config.shared_memory else _WITHOUT_SHARED_MEMORY),
-    )
-
-
-# 0 bytes of it turn it off; a version that has none needs no turning off
-_WITHOUT_SHARED_MEMORY: dict[str, Any] = (
-    {"shared_memory_bytes": 0} if "shared_memory_bytes" in {item.name for item in fields(edgebus.Limits)} else {}
-)
+    wanted = {
+        "max_frame_bytes": 32 << 20,
+        "max_pending_bytes": 256 << 20,
+        "max_outstanding_bytes": 256 << 20,
+        "max_peers": max(256, config.links + 16),
+        "max_links_per_key": max(32, config.links + 16),
+    }
+    if not config.shared_memory:
+        wanted["share_bytes"] = 0
+    known = {item.name for item in fields(edgebus.Limits)}  # an older version can be measured too
+    return edgebus.Limits(**{name: value for name, value in wanted.items() if name in known})
 
 
 def _node(config: Config, name: str) -> edgebus.Node:
