@@ -37,7 +37,7 @@ _SERVER_KEYS = "server"
 
 def _limits(config: Config) -> edgebus.Limits:
     """Room for a window of tensors and for all links; shared memory only where it is what is measured."""
-    wanted = {
+    wanted: dict[str, Any] = {
         "max_frame_bytes": 32 << 20,
         "max_pending_bytes": 256 << 20,
         "max_outstanding_bytes": 256 << 20,
