@@ -7,6 +7,7 @@ from collections import Counter
 import pytest
 
 from edgebus.answerer import Answerer
+from edgebus.config import Limits
 from edgebus.errors import DeadlineExceeded, LinkLost, NodeClosed, Refused
 from edgebus.messages import Request as RequestHeader
 from edgebus.testing import (
@@ -34,6 +35,7 @@ from edgebus.testing import (
 from edgebus.testing.nodes import SimNode
 
 HOP_S = 0.01  # every message takes this long on a sound cable
+LIMITS = Limits(heartbeat_s=2.0, silence_s=5.0, resend_s=1.0)  # the hand-worked times below follow from these
 
 
 class Pair:
@@ -43,8 +45,8 @@ class Pair:
         self.net = SimNetwork(seed, delay_s=(HOP_S, HOP_S), reorder=False, script=Script(*steps), **options)
         self.executed = []
         self.lives = 1
-        self.server = self.net.node("server", self.handle, on_restart=self.again)
-        self.device = self.net.node("device")
+        self.server = self.net.node("server", self.handle, LIMITS, on_restart=self.again)
+        self.device = self.net.node("device", limits=LIMITS)
         self.link = self.net.connect(self.device, self.server)
 
     def handle(self, request):

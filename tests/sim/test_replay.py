@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import itertools
+import os
+import subprocess
+import sys
 
 import pytest
 
@@ -242,3 +245,31 @@ def test_script_replays_byte_for_byte():
         traces.append((net.trace, [pending.outcome for pending in pendings]))
     assert traces[0] == traces[1]
     assert traces[0] != traces[2]
+
+
+ACROSS_PROCESSES = """
+from edgebus.testing import Script, SimNetwork
+from edgebus.testing.replay import digest
+names, nets = ["server", "device", "other"], []
+for seed in range(20):
+    net = SimNetwork(seed, loss=0.1, duplicate=0.1, script=Script.random(seed, names, 10.0))
+    server = net.node("server", lambda request: request.reply(b"yes"))
+    links = [net.connect(net.node(name), server) for name in names[1:]]
+    for number in range(10):
+        for link in links:
+            net.call_later(number, lambda link=link: link.dialler.runs and link.send_request("ask"))
+    net.run(20.0)
+    nets.append(net)
+print(digest(nets), sum(len(net.trace) for net in nets))
+"""
+
+
+def test_seed_replays_in_another_process_whatever_its_hashes_are():
+    printed = set()
+    for hash_seed in "123":
+        environment = {**os.environ, "PYTHONHASHSEED": hash_seed}
+        command = [sys.executable, "-c", ACROSS_PROCESSES]
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60, check=True)
+        printed.add(done.stdout)
+    assert len(printed) == 1
+    assert int(printed.pop().split()[1]) > 1000
