@@ -3,14 +3,22 @@
 from __future__ import annotations
 
 import math
+from collections import OrderedDict
 from dataclasses import dataclass, field
 
 from edgebus.config import Limits
-from edgebus.messages import Cancel, Message, Request
-from edgebus.requests import Arrived, Event, Withdrawn, refusal
+from edgebus.keyed import KeyedAnswers
+from edgebus.messages import STREAM, Cancel, Message, More, Refusal, Reply, Request, Terms
+from edgebus.requests import Arrived, Event, Room, Superseded, Withdrawn, refusal
+from edgebus.streams import Frames, OutStream, Specs, content_bytes
+
+NOT_EXECUTED = frozenset({"busy", "closing", "expired", "stale", "unknown_service", "dropped"})
+"""Refusals of the bus that are no answer to an idempotency key: the request may be executed another time."""
+MAX_SEQUENCES = 256
+"""Sequences of one peer whose newest position is remembered."""
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
 class _Entry:
     """A request that was executed or is being executed; answer is None meanwhile."""
 
@@ -18,11 +26,23 @@ class _Entry:
     service: str = ""
     size_bytes: int = 0  # of its frames, while they are kept for the handler
     answer: Message | None = None
+    parts: OutStream | None = None
+    key: bytes = b""
+    waits_for_key: bool = False  # another request with its key is being executed: the answer will serve both
+
+    def kept_bytes(self) -> int:
+        """Bytes that are kept to be sent again."""
+        kept = content_bytes(self.answer.frames) if self.answer is not None else 0
+        return kept + (self.parts.unacked_bytes if self.parts is not None else 0)
 
 
 @dataclass(slots=True)
 class AnswererCounts:
-    """What became of arriving requests. received = executed + duplicates + expired + forgotten + busy."""
+    """What became of arriving requests.
+
+    received = executed + duplicates + expired + forgotten + busy + denied + stale + repeated, and
+    executed = answered + withdrawn + pending.
+    """
 
     received: int = 0
     executed: int = 0
@@ -32,6 +52,10 @@ class AnswererCounts:
     busy: int = 0
     answered: int = 0
     withdrawn: int = 0
+    denied: int = 0
+    stale: int = 0
+    repeated: int = 0
+    superseded: int = 0
 
 
 @dataclass(eq=False)
@@ -41,15 +65,24 @@ class Answerer:
     Memory is bounded: requests wait within max_pending and max_pending_bytes, answers are kept until the
     caller says it has them (settled_below) or the cache is full. Ids at or below what was dropped are never
     executed again, which is what the floor is for.
+
+    Args:
+        limits: bounds.
+        keyed: answers by idempotency key, shared by all links of a node.
+        owner: whose keys these are: the peer's public key.
     """
 
     limits: Limits
+    keyed: KeyedAnswers = field(default_factory=KeyedAnswers)
+    owner: str | None = None
     counts: AnswererCounts = field(default_factory=AnswererCounts)
     _entries: dict[int, _Entry] = field(default_factory=dict)
     _answered: dict[int, int] = field(default_factory=dict)  # id -> bytes, in order of answering
     _cached_bytes: int = 0
     pending_bytes: int = 0
+    small_answers: int = 0  # to small requests: whoever asked is waiting for a quick word
     _floor: int = 0
+    _newest: OrderedDict[int, tuple[int, int]] = field(default_factory=OrderedDict)  # stream -> position, request id
     _messages: list[Message] = field(default_factory=list)
     _events: list[Event] = field(default_factory=list)
 
@@ -59,55 +92,85 @@ class Answerer:
         return len(self._entries) - len(self._answered)
 
     def receive(self, message: Message, *, now: float) -> None:
-        """Take a Request or a Cancel."""
+        """Take a Request, a Cancel or a More."""
         header = message.header
         if isinstance(header, Cancel):
-            self._withdraw(header.id)
-            return
-        assert isinstance(header, Request)
-        self.counts.received += 1
-        self._settle_below(header.settled_below)
-        size_bytes = sum(map(len, message.frames))
-        entry = self._entries.get(header.id)
-        if entry is not None:
-            self.counts.duplicates += 1
-            if entry.answer is not None:
-                self._messages.append(entry.answer)
-        elif header.id < self._floor:
-            self.counts.forgotten += 1
-            self._refuse(
-                header.id,
-                "forgotten",
-                f"ids below {self._floor} are no longer remembered: answered before, or too late to tell",
-            )
-        elif header.ttl_ms <= 0:
-            self.counts.expired += 1
-            self._refuse(header.id, "expired", "arrived after its deadline")
-        elif fault := self._no_room(size_bytes):
-            self.counts.busy += 1
-            self._refuse(header.id, *fault)
+            self._withdraw(header.id, cancelled=True)
+        elif isinstance(header, More):
+            self._acknowledge(header.id, header.pos)
         else:
-            self.counts.executed += 1
-            expires_at = now + header.ttl_ms / 1000
-            self._entries[header.id] = _Entry(expires_at, header.service, size_bytes)
-            self.pending_bytes += size_bytes
-            arrived = Arrived(header.id, header.service, expires_at, header.arrays, message.frames, self)
-            self._events.append(arrived)
+            assert isinstance(header, Request)
+            self._receive_request(header, message.frames, now)
+
+    def wants_content(self, header: Request) -> bool:
+        """True if a request whose content is still to come would be executed, as far as can be told now."""
+        return header.id not in self._entries and header.id >= self._floor and header.ttl_ms > 0
+
+    def deny(self, header: Request, code: str, detail: str) -> None:
+        """Refuse a request before anything else is looked at: its sender may not ask."""
+        self.counts.received += 1
+        self.counts.denied += 1
+        self._refuse(header.id, code, detail)
 
     def answer(self, request_id: int, message: Message) -> bool:
         """Give the answer of a request that Arrived; False if nobody waits for it any more."""
         entry = self._entries.get(request_id)
+        if entry is not None and entry.key:
+            # Also if this caller no longer waits: it was executed, and another incarnation may ask again.
+            self._tell_waiting(request_id, entry, message)
         if entry is None or entry.answer is not None:
             return False
         self.counts.answered += 1
+        small = self.limits.bulk_from_bytes
+        if entry.size_bytes < small and content_bytes(message.frames) < small:
+            self.small_answers += 1
+        if entry.parts is not None and isinstance(message.header, Reply):
+            message.header.num_parts = entry.parts.next_pos
         self._messages.append(message)
         self._keep(request_id, entry, message)
         return True
+
+    def answer_again(self, request_id: int, message: Message) -> None:
+        """Give a waiting request the answer that another one with its key got."""
+        entry = self._entries.get(request_id)
+        if entry is not None and entry.answer is None and entry.waits_for_key:
+            again = _for_id(message, request_id)
+            self._messages.append(again)
+            self._keep(request_id, entry, again)
+
+    def has_room(self, request_id: int, num_bytes: int) -> bool | None:
+        """Whether a stream takes another part of this size now; None if it has ended."""
+        entry = self._entries.get(request_id)
+        if entry is None or entry.answer is not None or entry.parts is None:
+            return None
+        room = entry.parts.has_room(num_bytes)
+        entry.parts.wants_room = entry.parts.wants_room or not room
+        return room
+
+    def push(self, request_id: int, specs: Specs, frames: Frames) -> int:
+        """Send the next part of a stream that has_room; returns its position."""
+        parts = self._entries[request_id].parts
+        assert parts is not None
+        message = parts.push(request_id, specs, frames)
+        self._messages.append(message)
+        return parts.next_pos - 1
 
     def wants(self, request_id: int) -> bool:
         """True while the answer is still to be given; safe to ask from any thread."""
         entry = self._entries.get(request_id)
         return entry is not None and entry.answer is None
+
+    def never_executed(self, request_id: int) -> None:
+        """A withdrawn request had not been looked at: whoever asked again with its key is told to ask once more."""
+        entry = self._entries.get(request_id)
+        if entry is not None and entry.key:
+            message = refusal(request_id, "busy", "the first request with this key was given up unexecuted: ask again")
+            self._tell_waiting(request_id, entry, message)
+
+    def supersede(self, request_id: int) -> None:
+        """A waiting request was taken out of the inbox for a newer one of its sequence."""
+        self.counts.superseded += 1
+        self.answer(request_id, refusal(request_id, "stale", "a request at a higher position has come"))
 
     def close(self) -> None:
         """Refuse what is pending: this side closes."""
@@ -119,11 +182,11 @@ class Answerer:
     def withdraw_all(self) -> None:
         """The peer is gone for good."""
         for request_id in list(self._entries):
-            self._withdraw(request_id)
+            self._withdraw(request_id, cancelled=False)
 
     def successor(self) -> Answerer:
         """An empty answerer for a new incarnation of the peer; the counts go on."""
-        return Answerer(self.limits, self.counts)
+        return Answerer(self.limits, self.keyed, self.owner, self.counts)
 
     def busy_until(self) -> float:
         """Until when the caller may still resend something that is remembered here."""
@@ -139,40 +202,145 @@ class Answerer:
         events, self._events = self._events, []
         return events
 
-    def _refuse(self, request_id: int, code: str, detail: str) -> None:
-        self._messages.append(refusal(request_id, code, detail))
+    # -- inside -------------------------------------------------------------------------------------
 
-    def _no_room(self, size_bytes: int) -> tuple[str, str] | None:
-        limits = self.limits
+    def _receive_request(self, header: Request, frames: Frames, now: float) -> None:
+        counts = self.counts
+        counts.received += 1
+        if header.settled_below > self._floor:
+            self._settle_below(header.settled_below)
+        request_id, terms = header.id, header.terms
+        entry = self._entries.get(request_id)
+        if entry is not None:
+            counts.duplicates += 1
+            self._send_again(request_id, entry, terms)
+            return
+        size_bytes = content_bytes(frames)
+        if fault := self._fault(header, terms, size_bytes):
+            self._refuse(request_id, *fault)
+            return
+        expires_at = now + header.ttl_ms / 1000
+        entry = _Entry(expires_at, header.service, size_bytes)
+        if terms is not None and not self._accept_terms(request_id, entry, terms, now):
+            return
+        counts.executed += 1
+        self._entries[request_id] = entry
+        self.pending_bytes += size_bytes
+        self._events.append(Arrived(request_id, header.service, expires_at, header.arrays, frames, self, terms))
+
+    def _fault(self, header: Request, terms: Terms | None, size_bytes: int) -> tuple[str, str] | None:
+        """Why a new request is not executed: code and detail. Counts it."""
+        counts, limits = self.counts, self.limits
+        if header.id < self._floor:
+            counts.forgotten += 1
+            return "forgotten", (
+                f"ids below {self._floor} are no longer remembered: answered before, or too late to tell"
+            )
+        if header.ttl_ms <= 0:
+            counts.expired += 1
+            return "expired", "arrived after its deadline"
+        if terms is not None and terms.stream >= 0:
+            newest = self._newest.get(terms.stream, (-1, -1))[0]
+            if terms.pos < newest:
+                counts.stale += 1
+                return "stale", f"position {terms.pos} of stream {terms.stream}, {newest} was here already"
         if size_bytes > limits.max_pending_bytes:
+            counts.busy += 1
             return "too_large", f"{size_bytes} B in one request, max_pending_bytes is {limits.max_pending_bytes}"
         if self.num_pending >= limits.max_pending:
+            counts.busy += 1
             return "busy", f"{self.num_pending} requests of this peer are waiting"
         if self.pending_bytes + size_bytes > limits.max_pending_bytes:
+            counts.busy += 1
             return "busy", f"{self.pending_bytes} B of this peer are waiting, max {limits.max_pending_bytes}"
         return None
 
-    def _withdraw(self, request_id: int) -> None:
+    def _accept_terms(self, request_id: int, entry: _Entry, terms: Terms, now: float) -> bool:
+        """Prepare what is special about a request; False if it is not to be executed."""
+        if terms.key:
+            entry.key = terms.key
+            known = self.keyed.ask(self.owner, terms.key, (self, request_id), now=now)
+            if known is not None:
+                self.counts.repeated += 1
+                self._entries[request_id] = entry
+                self.pending_bytes += entry.size_bytes
+                if isinstance(known, Message):
+                    again = _for_id(known, request_id)
+                    self._messages.append(again)
+                    self._keep(request_id, entry, again)
+                else:
+                    entry.waits_for_key = True
+                return False
+        if terms.stream >= 0:
+            before = self._newest.pop(terms.stream, None)
+            self._newest[terms.stream] = (terms.pos, request_id)
+            if before is not None and (older := self._entries.get(before[1])) is not None and older.answer is None:
+                self._events.append(Superseded(before[1], older.service, self))
+            if len(self._newest) > MAX_SEQUENCES:
+                self._newest.popitem(last=False)
+        if terms.kind == STREAM:
+            window_bytes = min(max(1, terms.window_bytes), self.limits.max_pending_bytes)
+            entry.parts = OutStream(window_bytes, terms.from_pos)
+        return True
+
+    def _send_again(self, request_id: int, entry: _Entry, terms: Terms | None) -> None:
+        if entry.parts is not None and terms is not None:
+            self._acknowledge(request_id, terms.from_pos)
+            self._messages += entry.parts.unacked.values()
+        if entry.answer is not None:
+            self._messages.append(entry.answer)
+
+    def _acknowledge(self, request_id: int, pos: int) -> None:
         entry = self._entries.get(request_id)
-        if entry is not None and entry.answer is None:
+        if entry is None or entry.parts is None:
+            return
+        before = entry.parts.unacked_bytes
+        room = entry.parts.acknowledge(min(pos, entry.parts.next_pos))
+        if entry.answer is not None:
+            freed = before - entry.parts.unacked_bytes
+            self._answered[request_id] -= freed
+            self._cached_bytes -= freed
+        elif room:
+            self._events.append(Room(request_id, self))
+
+    def _tell_waiting(self, request_id: int, entry: _Entry, message: Message) -> None:
+        header = message.header
+        keep = not (isinstance(header, Refusal) and header.code in NOT_EXECUTED)
+        for other, other_id in self.keyed.answered(self.owner, entry.key, message, keep=keep):
+            if other is not self or other_id != request_id:
+                other.answer_again(other_id, message)
+
+    def _refuse(self, request_id: int, code: str, detail: str) -> None:
+        self._messages.append(refusal(request_id, code, detail))
+
+    def _withdraw(self, request_id: int, *, cancelled: bool) -> None:
+        entry = self._entries.get(request_id)
+        if entry is None or entry.answer is not None:
+            return
+        if not entry.waits_for_key:
             self.counts.withdrawn += 1
-            self._keep(request_id, entry, refusal(request_id, "cancelled", "cancelled by the caller"))
-            self._events.append(Withdrawn(request_id, entry.service, self))
+        if entry.key and cancelled:
+            self.keyed.forget(self.owner, entry.key, (self, request_id))
+        parts = entry.parts
+        self._keep(request_id, entry, refusal(request_id, "cancelled", "cancelled by the caller"))
+        self._events.append(Withdrawn(request_id, entry.service, self))
+        if parts is not None:
+            self._events.append(Room(request_id, self))
 
     def _keep(self, request_id: int, entry: _Entry, message: Message) -> None:
         entry.answer = message
         self.pending_bytes -= entry.size_bytes
-        size = sum(map(len, message.frames))
+        size = entry.kept_bytes()
         self._answered[request_id] = size
         self._cached_bytes += size
         while len(self._answered) > self.limits.cache_count or self._cached_bytes > self.limits.cache_bytes:
             oldest = next(iter(self._answered))
+            if oldest == request_id and len(self._answered) == 1:
+                break  # the newest answer stays: it is still on its way
             self._floor = max(self._floor, oldest + 1)
             self._forget(oldest)
 
     def _settle_below(self, settled_below: int) -> None:
-        if settled_below <= self._floor:
-            return
         self._floor = settled_below
         # Answers come about in the order of ids, so the oldest few are looked at, not all.
         while self._answered and (oldest := next(iter(self._answered))) < settled_below:
@@ -181,3 +349,12 @@ class Answerer:
     def _forget(self, request_id: int) -> None:
         self._cached_bytes -= self._answered.pop(request_id)
         del self._entries[request_id]
+
+
+def _for_id(message: Message, request_id: int) -> Message:
+    """The same answer for another request."""
+    header = message.header
+    if isinstance(header, Reply):
+        return Message(Reply(request_id, header.arrays), message.frames)
+    code, detail = getattr(header, "code", ""), getattr(header, "detail", "")
+    return refusal(request_id, code, detail, message.frames[0] if message.frames else b"")

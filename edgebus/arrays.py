@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Sequence
 from typing import Any
 
@@ -9,25 +10,29 @@ import numpy as np
 import numpy.typing as npt
 
 from edgebus.messages import ArraySpec
+from edgebus.streams import Frames, Specs
 from edgebus.wire import ITEM_BYTES
 
 Array = npt.NDArray[Any]
 
 
-def pack_arrays(arrays: Sequence[Array]) -> tuple[tuple[ArraySpec, ...], tuple[bytes, ...]]:
-    """Describe and copy arrays for sending.
+def pack_arrays(arrays: Sequence[Array], *, copy: bool = True) -> tuple[tuple[ArraySpec, ...], tuple[bytes, ...]]:
+    """Describe arrays for sending, and copy or lend them.
 
-    The copy is what makes a resend safe: the caller may overwrite its buffer at once.
+    A resend has to find the same bytes. So either they are copied, and the caller may overwrite its buffer at once; or
+    they are lent: then each array is read-only until nothing of it is on its way any more (other views of the same
+    memory are not watched).
 
     Args:
         arrays: any shape of at most 8 dimensions; dtypes of wire.ITEM_BYTES.
+        copy: False lends what is contiguous and little-endian; the rest is copied.
 
     Raises:
         TypeError: not an array, or a dtype that does not travel.
         ValueError: more than 8 dimensions.
     """
     specs = []
-    frames = []
+    frames: list[Any] = []
     for array in arrays:
         if not isinstance(array, np.ndarray):
             raise TypeError(f"arrays must be numpy arrays, got {type(array).__name__}")
@@ -37,12 +42,49 @@ def pack_arrays(arrays: Sequence[Array]) -> tuple[tuple[ArraySpec, ...], tuple[b
         if array.ndim > 8:
             raise ValueError(f"array has {array.ndim} dimensions, at most 8 travel")
         specs.append(ArraySpec(code, array.shape))
-        frames.append(array.astype(array.dtype.newbyteorder("<"), copy=False).tobytes())
+        if not copy and array.nbytes and array.flags.c_contiguous and array.dtype.newbyteorder("<") == array.dtype:
+            frames.append(lend(array))
+        else:
+            frames.append(array.astype(array.dtype.newbyteorder("<"), copy=False).tobytes())
     return tuple(specs), tuple(frames)
+
+
+def pack_content(payload: bytes, arrays: Sequence[Array], copy: bool) -> tuple[Specs, Frames]:
+    """Payload and arrays as the frames of a message; see pack_arrays."""
+    if not arrays:
+        return (), (bytes(payload),)
+    specs, frames = pack_arrays(arrays, copy=copy)
+    return specs, (bytes(payload), *frames)
+
+
+def lend(array: Array) -> memoryview:
+    """The bytes of an array, which is read-only until every view of them is gone.
+
+    >>> array = np.zeros(3, np.uint8)
+    >>> view = lend(array)
+    >>> array.flags.writeable, view.nbytes
+    (False, 3)
+    >>> del view
+    >>> array.flags.writeable
+    True
+    """
+    lent = array.reshape(-1).view(np.uint8)  # an object of its own, kept by whoever keeps a piece of the memory
+    lent.flags.writeable = False
+    if array.flags.writeable:
+        array.flags.writeable = False
+        weakref.finalize(lent, _give_back, array).atexit = False
+    return memoryview(lent)
+
+
+def _give_back(array: Array) -> None:
+    array.flags.writeable = True
 
 
 def view_arrays(specs: Sequence[ArraySpec], frames: Sequence[bytes]) -> tuple[Array, ...]:
     """Read-only arrays over received frames, whose sizes wire.decode has checked."""
-    return tuple(
+    views = tuple(
         np.ndarray(spec.shape, dtype=f"<{spec.dtype}", buffer=frame) for spec, frame in zip(specs, frames, strict=True)
     )
+    for view in views:
+        view.flags.writeable = False
+    return views

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
+from collections import deque
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -20,6 +21,7 @@ from edgebus.errors import (
     WrongServerKey,
 )
 from edgebus.requests import Outcome, Settled
+from edgebus.streams import Arrival
 
 FATAL: dict[str, type[EdgebusError]] = {
     "key_not_allowed": KeyNotAllowed,
@@ -36,19 +38,74 @@ class Reply(NamedTuple):
     arrays: tuple[Array, ...]
 
 
-class Pending:
-    """A request on its way; it has exactly one outcome, at its deadline at the latest."""
+class Part(NamedTuple):
+    """One part of a stream: its position, opaque bytes and read-only arrays."""
 
-    def __init__(self, what: str, timeout_s: float, deadline_at: float, cancel: Callable[[Pending], None]) -> None:
-        self._what = what
+    pos: int
+    payload: bytes
+    arrays: tuple[Array, ...]
+
+
+Wait = Callable[[Callable[[], bool], float, Callable[[float], object]], bool]
+
+
+class Pending:
+    """A request on its way; it has exactly one outcome, at its deadline at the latest.
+
+    Args:
+        service: what was asked for.
+        timeout_s: how long it may take.
+        deadline_at: when that is over, monotonic seconds.
+        cancel: gives it up.
+        endpoint: where it went, for messages.
+        wait: waits for something and works the node's sockets meanwhile; None if nothing does.
+    """
+
+    __slots__ = (
+        "__weakref__",
+        "_cancel",
+        "_endpoint",
+        "_given_up",
+        "_open",
+        "_service",
+        "_settled",
+        "_timeout_s",
+        "_wait",
+        "deadline_at",
+        "on_done",
+        "on_part",
+        "parts",
+        "request_id",
+    )
+
+    def __init__(
+        self,
+        service: str,
+        timeout_s: float,
+        deadline_at: float,
+        cancel: Callable[[Pending], None],
+        endpoint: str = "",
+        wait: Wait | None = None,
+    ) -> None:
+        self._service = service
+        self._endpoint = endpoint
         self._timeout_s = timeout_s
         self.deadline_at = deadline_at
         self._cancel = cancel
+        self._wait = wait
         self._settled: Settled | None = None
         self._open = threading.Lock()  # held until settled: cheaper than an Event on the hot path
         self._open.acquire()
-        self.request_id: int | None = None  # known to the runner thread only
+        self.request_id: int | None = None
+        self.on_done: Callable[[], object] | None = None  # called once it has its outcome
+        self.on_part: Callable[[], object] | None = None
+        self.parts: deque[Arrival] = deque()
         self._given_up = False
+
+    @property
+    def what(self) -> str:
+        """The request in words."""
+        return f"{self._service} at {self._endpoint}" if self._endpoint else self._service
 
     def done(self) -> bool:
         """True once result() returns or raises at once."""
@@ -76,37 +133,50 @@ class Pending:
             RequestCancelled: by cancel().
             NodeClosed: the link or node was closed here.
         """
-        # The runner settles at the deadline; the extra second is for a machine that is very busy.
-        if self._open.acquire(timeout=max(0.0, self.deadline_at - time.monotonic()) + 1.0):
-            self._open.release()
+        if self._settled is None:
+            # It is settled at the deadline; the extra second is for a machine that is very busy.
+            until = self.deadline_at + 1.0
+            if self._wait is not None:
+                self._wait(self.done, until, self.follow)
+            else:
+                self.follow(max(0.0, until - time.monotonic()))
         settled = self._settled
         if settled is None:
-            raise DeadlineExceeded(
-                f"{self._what}: no outcome after {self._timeout_s:.3g} s, the node's thread is stuck"
-            )
+            raise DeadlineExceeded(f"{self.what}: no outcome after {self._timeout_s:.3g} s, the node's thread is stuck")
         if settled.outcome is Outcome.ANSWERED:
-            return Reply(settled.frames[0], view_arrays(settled.specs, settled.frames[1:]))
-        raise self._error(settled)
+            specs, frames = settled.specs, settled.frames
+            return Reply(frames[0], view_arrays(specs, frames[1:]) if specs else ())
+        raise self.error(settled)
+
+    def follow(self, wait_s: float) -> None:
+        """Sleep until it is settled, at most so long."""
+        if self._open.acquire(timeout=wait_s):
+            self._open.release()
 
     def settle(self, settled: Settled) -> None:
-        """Give the outcome (runner thread, once)."""
+        """Give the outcome, once."""
         assert self._settled is None
         self._settled = settled
         self._open.release()
 
-    def _error(self, settled: Settled) -> EdgebusError:
+    def add_part(self, arrival: Arrival) -> None:
+        """The next part of a stream."""
+        self.parts.append(arrival)
+
+    def error(self, settled: Settled) -> EdgebusError:
+        """An outcome that is no answer, as an exception."""
         if fatal := FATAL.get(settled.code):
-            return fatal(f"{self._what}: {settled.detail}")
+            return fatal(f"{self.what}: {settled.detail}")
         match settled.outcome:
             case Outcome.REFUSED:
                 return Refused(settled.code, settled.detail, settled.frames[0] if settled.frames else b"")
             case Outcome.EXPIRED:
                 return DeadlineExceeded(
-                    f"{self._what}: deadline of {self._timeout_s:.3g} s passed ({settled.detail}): "
+                    f"{self.what}: deadline of {self._timeout_s:.3g} s passed ({settled.detail}): "
                     "see that the server runs, allow more time, or ask a less loaded one"
                 )
             case Outcome.UNKNOWN:
-                return LinkLost(f"{self._what}: outcome unknown, {settled.detail}: ask again if that is harmless")
+                return LinkLost(f"{self.what}: outcome unknown, {settled.detail}: ask again if that is harmless")
             case _ if self._given_up:
-                return RequestCancelled(f"{self._what}: cancelled")
-        return NodeClosed(f"{self._what}: the link was closed here before the answer")
+                return RequestCancelled(f"{self.what}: cancelled")
+        return NodeClosed(f"{self.what}: the link was closed here before the answer")

@@ -22,6 +22,13 @@ class Limits:
         max_pending: most requests of one link waiting for an answer.
         max_pending_bytes: most bytes in the requests of one link waiting for an answer. A key may thus hold
             max_links_per_key times this much; a node with little memory lowers both.
+        max_outstanding_bytes: most bytes in our own requests of one link without an outcome, sent or waiting for the link.
+        on_full: what a request over that does: "refuse" raises QueueFull, "drop_oldest" ends the oldest that were never
+            sent as refused "queue_full", "wait" holds the caller until there is room or its deadline is over.
+        bulk_from_bytes: contents of this size and more go in chunks on the bulk lane.
+        bulk_bytes: bytes a peer may send on the bulk lane without credit; another such amount may be held per link.
+        share_bytes: shared memory for arrays to peers on the same host; 0 sends them through sockets.
+        share_from_bytes: arrays that together have this size go through shared memory.
         cache_count: answers kept per peer for duplicates.
         cache_bytes: bytes of answers kept per peer for duplicates.
         heartbeat_s: ping a peer that has been silent this long.
@@ -40,17 +47,26 @@ class Limits:
     max_links_per_key: int = 32
     max_pending: int = 1024
     max_pending_bytes: int = 64 * 1024 * 1024
+    max_outstanding_bytes: int = 64 * 1024 * 1024
+    on_full: str = "refuse"
+    bulk_from_bytes: int = 64 * 1024
+    bulk_bytes: int = 32 * 1024 * 1024
+    share_bytes: int = 256 * 1024 * 1024
+    share_from_bytes: int = 64 * 1024
     cache_count: int = 1024
     cache_bytes: int = 8 * 1024 * 1024
     heartbeat_s: float = 2.0
-    silence_s: float = 5.0
+    silence_s: float = 4.0
     resend_s: float = 1.0
     forget_s: float = 60.0
 
     def __post_init__(self) -> None:
         for field in fields(self):
-            if not getattr(self, field.name) > 0:
-                raise ConfigError(f"{field.name} must be positive, got {getattr(self, field.name)!r}")
+            value = getattr(self, field.name)
+            if field.name != "on_full" and not (value > 0 or (field.name == "share_bytes" and value == 0)):
+                raise ConfigError(f"{field.name} must be positive, got {value!r}")
+        if self.on_full not in ("refuse", "drop_oldest", "wait"):
+            raise ConfigError(f"on_full is {self.on_full!r}, expected refuse, drop_oldest or wait")
         if self.max_header_bytes > HEADER_CAP_BYTES:
             raise ConfigError(
                 f"max_header_bytes is {self.max_header_bytes}, the protocol caps it at {HEADER_CAP_BYTES}"

@@ -1,78 +1,115 @@
-"""The runner-thread half of a node: joins the pure hub to sockets, inboxes and pending requests."""
+"""Joins the pure hub to sockets, inboxes, handlers and pending requests. Every method runs with the runner's lock held."""
 
 from __future__ import annotations
 
 import logging
+import math
 import os
+import random
 import threading
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import Any
 
 from edgebus.answerer import Answerer
 from edgebus.calls import Pending
 from edgebus.config import Limits
+from edgebus.desk import NodeDesk
+from edgebus.errors import QueueFull
 from edgebus.handshake import HandshakeWatch
-from edgebus.hub import Attached, Hub, Route
+from edgebus.hub import Attached, Hub, Judge, Route
 from edgebus.inbox import Inbox, Request
+from edgebus.keyed import KeyedAnswers
 from edgebus.keys import AllowList, Keys
-from edgebus.link import Failed, Up
-from edgebus.messages import Message, Reply
-from edgebus.requests import Arrived, Frames, Settled, Specs, Withdrawn, refusal
-from edgebus.runner import Runner, Sent
+from edgebus.link import Failed, Surroundings, Up, WantBulk
+from edgebus.messages import Block, Message, Reply, Terms
+from edgebus.requests import Arrived, PartArrived, Room, Settled, Superseded, Withdrawn, refusal
+from edgebus.runner import Runner
+from edgebus.sockets import Sent
 from edgebus.stats import NodeStats, link_stats
+from edgebus.streams import Frames, Specs, content_bytes
 from edgebus.zap import zap_answer
 
 PING_SERVICE = "edgebus.ping"
 PING_BYTES = 1024
 _log = logging.getLogger("edgebus")
+Handle = Callable[[Request], None]
 
 
 @dataclass(eq=False)
 class Dialled:
-    """A link this node opened: how its transport does, and who waits for it."""
+    """A link this node opened: how its transports do, and who waits for it."""
 
     socket_id: int
     attached: Attached
     watch: HandshakeWatch
+    endpoint: str
+    server_key: str | None
+    bulk_socket_id: int | None = None
     settled: threading.Event = field(default_factory=threading.Event)  # up once, or failed
     failure: Failed | None = None
 
 
 class Engine:
-    """Every method except the constructor runs on the runner thread.
+    """What a node does, piece by piece.
 
     Args:
         name: of the node.
         limits: its bounds.
         keys: its key pair, None if insecure.
         allow: who may connect, None for nobody.
+        judge: who may ask for what.
     """
 
-    def __init__(self, name: str, limits: Limits, keys: Keys | None, allow: AllowList | None) -> None:
+    def __init__(
+        self, name: str, limits: Limits, keys: Keys | None, allow: AllowList | None, judge: Judge | None = None
+    ) -> None:
         self._keys = keys
         self._allow = allow
-        self._hub = Hub(name=name, limits=limits, new_incarnation=lambda: os.urandom(16))
+        self.limits = limits
+        self._lease_until = -math.inf
+        jitter = random.SystemRandom()
+        around = Surroundings(
+            name=name,
+            limits=limits,
+            keyed=KeyedAnswers(),
+            jitter=lambda: jitter.uniform(0.75, 1.25),
+            stalled_ms=self._stalled_ms,
+            lease_until=lambda: self._lease_until,
+        )
+        self._hub = Hub(around=around, new_incarnation=lambda: os.urandom(16), judge=judge)
         self._dialled: dict[int, Dialled] = {}
         self._inboxes: dict[str, Inbox] = {}
+        self._handlers: dict[str, Handle] = {}
+        self._rooms: dict[tuple[Answerer, int], Callable[[], object]] = {}
         self._rejected = 0
         self._unroutable = 0
+        self._desk = NodeDesk(self)
         self.runner = Runner(name, limits, self)
 
     # -- driven by the runner -----------------------------------------------------------------------
 
-    def on_frames(self, route: Route, frames: list[bytes], key: str | None, now: float) -> None:
+    def on_frames(self, route: Route, frames: list[Any], key: str | None) -> None:
         """A message came in."""
-        self._hub.receive(route, frames, key, now=now)
+        self._hub.receive(route, frames, key, now=time.monotonic())
 
     def on_zap(self, frames: list[bytes]) -> list[bytes]:
         """A peer wants in."""
         return zap_answer(frames, self._allow)
 
-    def on_monitor(self, socket_id: int, event: str, value: int, now: float) -> None:
+    def on_monitor(self, socket_id: int, event: str, value: int) -> None:
         """A transport changed."""
         dialled = self._dialled.get(socket_id)
         if dialled is None:
             self._rejected += event.startswith("HANDSHAKE_FAILED")
+            return
+        now = time.monotonic()
+        if socket_id == dialled.bulk_socket_id:
+            if event == "HANDSHAKE_SUCCEEDED":
+                self._hub.lane_connected(dialled.attached, now=now)
+            elif event == "DISCONNECTED":
+                self._hub.disconnected((socket_id, b""), now=now)
             return
         route = dialled.attached.route
         verdict = dialled.watch.handle(event, value)
@@ -88,30 +125,32 @@ class Engine:
 
     def on_turn(self, now: float) -> float:
         """Timers, then everything the machines want done, until they want nothing more."""
-        self._hub.handle_timer(now=now)
+        hub, runner = self._hub, self.runner
+        if hub.next_timer() <= now:
+            hub.handle_timer(now=now)
         while True:
-            for attached, event in self._hub.events():
-                self.runner.guard(self._handle_event, attached, event)
-            sending = self._hub.frames_to_send()
+            for attached, event in hub.events():
+                runner.guard(self._handle_event, attached, event)
+            sending = hub.frames_to_send(now=now)
             if not sending:
-                return self._hub.next_timer()
+                return hub.next_timer()
             for route, frames in sending:
-                sent = self.runner.send(route, frames)
+                sent = runner.sockets.send(route, frames)
                 if sent is not Sent.OK:
                     self._unroutable += 1
-                if sent is Sent.GONE:
-                    self._hub.disconnected(route, now=now)
+                    if sent is Sent.GONE:
+                        hub.disconnected(route, now=now)
 
     # -- commands of the application threads --------------------------------------------------------
 
     def bind(self, endpoint: str) -> str:
         """Listen; returns the real endpoint."""
-        return self.runner.bind(endpoint, self._keys)
+        return self.runner.sockets.bind(endpoint, self._keys)
 
     def serve(self, inbox: Inbox) -> str | None:
         """Register an inbox; returns a service that is taken already, or None."""
         for service in inbox.services:
-            if service in self._inboxes or service == PING_SERVICE:
+            if self._is_taken(service):
                 return service
         self._inboxes.update(dict.fromkeys(inbox.services, inbox))
         return None
@@ -122,15 +161,57 @@ class Engine:
             if self._inboxes.get(service) is inbox:
                 del self._inboxes[service]
 
+    def handle(self, service: str, function: Handle) -> bool:
+        """Have a function called with each request for a service; False if that is taken."""
+        if self._is_taken(service):
+            return False
+        self._handlers[service] = function
+        return True
+
+    def services(self) -> list[str]:
+        """What is served here, sorted."""
+        return sorted({*self._inboxes, *self._handlers, PING_SERVICE})
+
+    def tap(self, callback: Callable[..., None]) -> None:
+        """Show every message to a function."""
+        self._hub.taps.append(callback)
+
+    def untap(self, callback: Callable[..., None]) -> None:
+        """Show it no more."""
+        if callback in self._hub.taps:
+            self._hub.taps.remove(callback)
+
+    def busy(self, seconds: float) -> None:
+        """The application will not look at its requests for so long."""
+        now = time.monotonic()
+        self._lease_until = now + seconds
+        for attached in self._hub.links:
+            attached.link.tell_lease(now=now)
+            self._hub.touch(attached, now=now)
+
     def dial(self, endpoint: str, server_key: str | None) -> Dialled:
         """Open a link; its `settled` is set when it is up or has failed."""
-        self._hub.make_room_to_dial(now=time.monotonic())
-        keys = self._keys if server_key is not None else None
-        socket_id = self.runner.dial(endpoint, keys, server_key)
-        attached = self._hub.dial((socket_id, b""), now=time.monotonic())
+        now = time.monotonic()
+        self._hub.make_room_to_dial(now=now)
+        socket_id = self._dial_socket(endpoint, server_key)
+        attached = self._hub.dial((socket_id, b""), now=now)
         watch = HandshakeWatch(endpoint, secure=server_key is not None)
-        dialled = self._dialled[socket_id] = Dialled(socket_id, attached, watch)
+        dialled = self._dialled[socket_id] = Dialled(socket_id, attached, watch, endpoint, server_key)
         return dialled
+
+    def move(self, dialled: Dialled, endpoint: str, server_key: str | None) -> None:
+        """Go on with a link at another address; what is outstanding goes there."""
+        if dialled.failure is not None or self._dialled.pop(dialled.socket_id, None) is None:
+            return
+        now = time.monotonic()
+        dialled.attached.link.disconnected(now=now)
+        self._close_sockets(dialled, 0.0)
+        dialled.endpoint, dialled.server_key = endpoint, server_key
+        dialled.watch = HandshakeWatch(endpoint, secure=server_key is not None)
+        dialled.socket_id = self._dial_socket(endpoint, server_key)
+        self._dialled[dialled.socket_id] = dialled
+        self._hub.move(dialled.attached, (dialled.socket_id, b""))
+        self._hub.touch(dialled.attached, now=now)
 
     def hang_up(self, dialled: Dialled, linger_s: float) -> None:
         """Close a dialled link; its requests end as NodeClosed."""
@@ -141,19 +222,42 @@ class Engine:
         self._hub.touch(dialled.attached, now=now)
         self.on_turn(now)  # goodbye has to leave before its socket goes
         self._hub.drop(dialled.attached)
-        self._close_socket(dialled, linger_s)
+        self._close_sockets(dialled, linger_s)
 
-    def request(self, dialled: Dialled, service: str, specs: Specs, frames: Frames, pending: Pending) -> None:
-        """Start a request; `pending` gets its one outcome."""
+    def request(
+        self,
+        dialled: Dialled,
+        service: str,
+        specs: Specs,
+        frames: Frames,
+        pending: Pending,
+        terms: Terms | None = None,
+        blocks: tuple[Block, ...] | None = None,
+    ) -> None:
+        """Start a request; `pending` gets its one outcome.
+
+        Raises:
+            QueueFull: too much is waiting for an outcome already.
+        """
         now = time.monotonic()
-        link = dialled.attached.link
-        pending.request_id = link.caller.start(
-            service, specs, frames, deadline_at=pending.deadline_at, ref=pending, now=now
+        caller = dialled.attached.link.caller
+        if fault := caller.room_fault(content_bytes(frames)):
+            self._hub.touch(dialled.attached, now=now)
+            raise QueueFull(f"{fault} (max_outstanding_bytes): wait for outcomes, or see Limits.on_full")
+        pending.request_id = caller.start(
+            service,
+            specs,
+            frames,
+            deadline_at=pending.deadline_at,
+            ref=pending,
+            now=now,
+            terms=terms,
+            blocks=blocks,
         )
         if dialled.failure is not None:
-            link.caller.fail(*dialled.failure)
+            caller.fail(*dialled.failure)
         elif dialled.socket_id not in self._dialled:
-            link.caller.close()
+            caller.close()
         self._hub.touch(dialled.attached, now=now)
 
     def cancel(self, dialled: Dialled, pending: Pending) -> None:
@@ -162,14 +266,47 @@ class Engine:
             dialled.attached.link.caller.cancel(pending.request_id)
             self._hub.touch(dialled.attached, now=time.monotonic())
 
+    def consume(self, dialled: Dialled, pending: Pending, pos: int) -> None:
+        """The application took the parts of a stream below pos."""
+        if pending.request_id is not None:
+            dialled.attached.link.caller.consume(pending.request_id, pos)
+            self._hub.touch(dialled.attached, now=time.monotonic())
+
     def answer(self, attached: Attached, answerer: Answerer, request_id: int, message: Message) -> None:
         """Answer a request; nothing happens if nobody waits any more, or its link has another answerer by now."""
         answerer.answer(request_id, message)
         self._hub.touch(attached, now=time.monotonic())
 
+    def push(
+        self, attached: Attached, answerer: Answerer, request_id: int, specs: Specs, frames: Frames
+    ) -> int | bool | None:
+        """Send a part of a stream: its position, False if there is no room now, None if the stream has ended."""
+        room = answerer.has_room(request_id, content_bytes(frames))
+        if not room:
+            return room
+        pos = answerer.push(request_id, specs, frames)
+        self._hub.touch(attached, now=time.monotonic())
+        return pos
+
+    def when_room(self, answerer: Answerer, request_id: int, callback: Callable[[], object]) -> None:
+        """Call back once, as soon as a stream takes more parts or has ended."""
+        if answerer.has_room(request_id, 1) is False:
+            self._rooms[answerer, request_id] = callback
+        else:
+            self.runner.soon(callback)
+
+    def health(self, dialled: Dialled) -> str:
+        """up, busy, wedged or down."""
+        return dialled.attached.link.health(time.monotonic()).value
+
     def stats(self) -> NodeStats:
         """Snapshot of everything."""
-        peers = {attached.peer_id: link_stats(attached) for attached in self._hub.links}
+        now = time.monotonic()
+        endpoints = {dialled.attached.peer_id: dialled.endpoint for dialled in self._dialled.values()}
+        peers = {
+            attached.peer_id: link_stats(attached, endpoints.get(attached.peer_id, ""), now)
+            for attached in self._hub.links
+        }
         total = sum(peers.values(), self._hub.gone)
         return NodeStats(total, peers, self._rejected, self._hub.malformed, self._unroutable)
 
@@ -180,52 +317,110 @@ class Engine:
             dialled.settled.set()
         self._hub.close(now=now)
         self.on_turn(now)
-        for dialled in self._dialled.values():
-            self._close_socket(dialled, linger_s)
+        for dialled in {id(each): each for each in self._dialled.values()}.values():
+            self._close_sockets(dialled, linger_s)
+        for callback in self._rooms.values():
+            self.runner.soon(callback)
+        self._rooms.clear()
         self.runner.stop(linger_s)
 
     # -- inside -------------------------------------------------------------------------------------
 
-    def _close_socket(self, dialled: Dialled, linger_s: float) -> None:
+    def _is_taken(self, service: str) -> bool:
+        return service in self._inboxes or service in self._handlers or service == PING_SERVICE
+
+    def _stalled_ms(self, now: float) -> int:
+        """How long the oldest request has been lying in an inbox, milliseconds."""
+        stalled_s = max((inbox.stalled_s(now) for inbox in self._inboxes.values()), default=0.0)
+        return int(1000 * stalled_s)
+
+    def _dial_socket(self, endpoint: str, server_key: str | None) -> int:
+        keys = self._keys if server_key is not None else None
+        return self.runner.sockets.dial(endpoint, keys, server_key)
+
+    def _open_lane(self, dialled: Dialled) -> None:
+        if dialled.bulk_socket_id is not None:
+            return
+        socket_id = self._dial_socket(dialled.endpoint, dialled.server_key)
+        dialled.bulk_socket_id = socket_id
+        self._dialled[socket_id] = dialled
+        self._hub.add_lane(dialled.attached, (socket_id, b""))
+
+    def _close_sockets(self, dialled: Dialled, linger_s: float) -> None:
         # Without a connection there is nobody to wait for, whatever libzmq has queued.
-        self.runner.close_socket(dialled.socket_id, linger_s if dialled.watch.handshaken else 0.0)
+        linger_s = linger_s if dialled.watch.handshaken else 0.0
+        self.runner.sockets.close(dialled.socket_id, linger_s)
+        if dialled.bulk_socket_id is not None:
+            self._dialled.pop(dialled.bulk_socket_id, None)
+            self.runner.sockets.close(dialled.bulk_socket_id, 0.0)
+            dialled.bulk_socket_id = None
 
     def _handle_event(self, attached: Attached, event: object) -> None:
         match event:
-            case Arrived():
-                self._deliver(attached, event)
-            case Withdrawn() if (inbox := self._inboxes.get(event.service)) is not None:
-                inbox.withdraw(event.answerer, event.id)
             case Settled():
                 assert isinstance(event.ref, Pending)
                 event.ref.settle(event)
+                if event.ref.on_done is not None:
+                    self.runner.soon(event.ref.on_done)
+            case Arrived():
+                self._deliver(attached, event)
+            case PartArrived():
+                assert isinstance(event.ref, Pending)
+                event.ref.add_part(event.arrival)
+                if event.ref.on_part is not None:
+                    self.runner.soon(event.ref.on_part)
+            case Withdrawn():
+                inbox = self._inboxes.get(event.service)
+                if inbox is not None and inbox.withdraw(event.answerer, event.id):
+                    event.answerer.never_executed(event.id)
+                    self._hub.touch(attached, now=time.monotonic())
+            case Superseded():
+                inbox = self._inboxes.get(event.service)
+                if inbox is not None and inbox.withdraw(event.answerer, event.id):
+                    event.answerer.supersede(event.id)
+                    self._hub.touch(attached, now=time.monotonic())
+            case Room():
+                if callback := self._rooms.pop((event.answerer, event.id), None):
+                    self.runner.soon(callback)
+            case WantBulk() if (dialled := self._dialled.get(attached.route[0])) is not None:
+                self._open_lane(dialled)
             case Up() if (dialled := self._dialled.get(attached.route[0])) is not None:
                 dialled.settled.set()
+                if dialled.bulk_socket_id is not None:
+                    self._hub.lane_connected(attached, now=time.monotonic())
             case Failed() if (dialled := self._dialled.get(attached.route[0])) is not None:
                 dialled.failure = event
                 dialled.settled.set()
                 # libzmq would go on trying a wrong key for ever.
-                self.runner.close_socket(dialled.socket_id, 0.0)
+                self.runner.sockets.close(dialled.socket_id, 0.0)
 
     def _deliver(self, attached: Attached, arrived: Arrived) -> None:
-        if arrived.service == PING_SERVICE:
+        service = arrived.service
+        inbox = self._inboxes.get(service)
+        if inbox is not None:
+            request = Request(attached, arrived, self._desk)
+            if not inbox.put(request):
+                request.refuse("busy", "the inbox of the service is full, or this peer's half of it: ask again later")
+        elif (handler := self._handlers.get(service)) is not None:
+            request = Request(attached, arrived, self._desk)
+            self.runner.soon(lambda: _serve(handler, request))
+        elif service == PING_SERVICE:
             self.answer(attached, arrived.answerer, arrived.id, _pong(arrived))
-            return
-        inbox = self._inboxes.get(arrived.service)
-        if inbox is None:
-            served = ", ".join(sorted(self._inboxes)) or "nothing"
-            refused = refusal(
-                arrived.id, "unknown_service", f"{arrived.service!r} is not served here; served: {served}"
-            )
+        else:
+            served = ", ".join(sorted({*self._inboxes, *self._handlers})) or "nothing"
+            refused = refusal(arrived.id, "unknown_service", f"{service!r} is not served here; served: {served}")
             self.answer(attached, arrived.answerer, arrived.id, refused)
-            return
-        request = Request(attached, arrived, self.submit_answer)
-        if not inbox.put(request):
-            request.refuse("busy", "the inbox of the service is full, or this peer's half of it: ask again later")
 
-    def submit_answer(self, attached: Attached, answerer: Answerer, request_id: int, message: Message) -> None:
-        """Answer from any thread; after the node is closed the peer has been told already."""
-        self.runner.submit_unless_closed(self.answer, attached, answerer, request_id, message)
+
+def _serve(handler: Handle, request: Request) -> None:
+    """Call the application's function; a request that it fails on is refused."""
+    request.acknowledge()
+    try:
+        handler(request)
+    except Exception:
+        _log.exception("edgebus: the handler of %s failed", request.service)
+        if not request.answered:
+            request.refuse("internal", "the handler failed on this request; the server's log has the reason")
 
 
 def _pong(arrived: Arrived) -> Message:

@@ -35,6 +35,10 @@ class MessageTooLarge(LocalError):
     """The message is over a limit that the peer advertised; nothing was sent."""
 
 
+class QueueFull(LocalError):
+    """More requests wait for an outcome than `Limits.max_outstanding_bytes`; this one was not accepted."""
+
+
 class NodeClosed(LocalError):
     """The node or link was closed in this process, or belongs to another process (fork)."""
 
@@ -75,12 +79,17 @@ class LinkLost(RemoteError):
     """The link went down after the request was sent: whether it was executed is unknown."""
 
 
+class StreamEnded(RemoteError):
+    """Nobody wants further parts of a stream: cancelled, expired, or the caller is gone."""
+
+
 class Refused(RemoteError):
     """The peer answered no.
 
     Args:
         code: machine-readable reason; the bus itself uses busy, cancelled, closing, dropped,
-            forgotten, malformed, too_large and unknown_service.
+            expired_key, forbidden, forgotten, internal, malformed, queue_full, rate_limited, stale, too_large and
+            unknown_service.
         detail: one line for people.
         info: bytes the refusing handler attached.
     """

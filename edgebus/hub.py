@@ -13,23 +13,50 @@ import logging
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any, Literal, NamedTuple
 
 from edgebus import messages as m
-from edgebus.config import Limits
 from edgebus.errors import ConfigError, WireError
-from edgebus.link import Event, Gone, LinkMachine
+from edgebus.link import Event, Gone, LinkMachine, Surroundings
 from edgebus.requests import refusal
 from edgebus.stats import LinkStats, Traffic, link_stats
+from edgebus.streams import content_bytes
 from edgebus.wire import decode, encode
 
 Route = tuple[int, bytes]
+Judge = Callable[[str | None, str, int, float], tuple[str, str] | None]
+"""Says why a peer (its key) may not ask for a service with so many bytes now: code and detail, or None."""
 _log = logging.getLogger("edgebus")
 _WARN_EVERY_S = 60.0
 
 
+class TapEvent(NamedTuple):
+    """A message as it went by.
+
+    Attributes:
+        at: monotonic seconds.
+        direction: seen from this node.
+        peer_id, peer_key, peer_name: the other end.
+        lane: "control" or "bulk".
+        header: decoded; not to be changed.
+        sizes: bytes of the content frames.
+        frames: the content itself; not to be kept longer than needed, nor changed.
+    """
+
+    at: float
+    direction: Literal["in", "out"]
+    peer_id: str
+    peer_key: str | None
+    peer_name: str
+    lane: Literal["control", "bulk"]
+    header: m.Header
+    sizes: tuple[int, ...]
+    frames: tuple[Any, ...]
+
+
 @dataclass(slots=True, eq=False)
 class Attached:
-    """A link with its route, the key it is bound to and its traffic."""
+    """A link with its routes, the key it is bound to and its traffic."""
 
     link: LinkMachine
     route: Route
@@ -37,6 +64,7 @@ class Attached:
     peer_id: str
     hello_id: bytes | None  # incarnation the peer greeted with; None on a link this node dialled
     traffic: Traffic
+    bulk_route: Route | None = None
     scheduled_at: float = math.inf
 
 
@@ -44,15 +72,19 @@ class Hub:
     """Owns the links of a node and finds the right one for every message.
 
     Args:
-        name: this node's name.
-        limits: its bounds.
+        around: what the links of this node share.
         new_incarnation: gives 16 bytes, different at every call.
+        judge: who may ask for what; None lets everybody.
     """
 
-    def __init__(self, *, name: str, limits: Limits, new_incarnation: Callable[[], bytes]) -> None:
-        self._name = name
-        self._limits = limits
+    def __init__(
+        self, *, around: Surroundings, new_incarnation: Callable[[], bytes], judge: Judge | None = None
+    ) -> None:
+        self._around = around
+        self._limits = around.limits
         self._new_incarnation = new_incarnation
+        self._judge = judge
+        self.taps: list[Callable[[TapEvent], None]] = []
         self._by_route: dict[Route, Attached] = {}
         self._accepted: dict[tuple[str | None, bytes], Attached] = {}
         self._timers: list[tuple[float, int, Attached]] = []
@@ -95,9 +127,33 @@ class Hub:
 
     def disconnected(self, route: Route, *, now: float) -> None:
         """The transport at this route is gone."""
-        if attached := self._by_route.get(route):
+        attached = self._by_route.get(route)
+        if attached is None:
+            return
+        if route == attached.bulk_route:
+            attached.link.lane_lost()
+            if attached.hello_id is not None:  # a listener's routes end with their connection
+                del self._by_route[route]
+                attached.bulk_route = None
+        else:
             attached.link.disconnected(now=now)
-            self.touch(attached, now=now)
+        self.touch(attached, now=now)
+
+    def add_lane(self, attached: Attached, route: Route) -> None:
+        """A dialled link has a second transport, for bulk; `lane_connected` follows when it is there."""
+        attached.bulk_route = route
+        self._by_route[route] = attached
+
+    def lane_connected(self, attached: Attached, *, now: float) -> None:
+        """The bulk transport of a dialled link is there (again)."""
+        attached.link.lane_connected()
+        self.touch(attached, now=now)
+
+    def move(self, attached: Attached, route: Route) -> None:
+        """A dialled link goes on over another transport; `connected` follows when it is there."""
+        self._leave_routes(attached)
+        attached.route, attached.bulk_route = route, None
+        self._by_route[route] = attached
 
     def fail(self, route: Route, code: str, detail: str, *, now: float) -> None:
         """The transport of a dialled link will never come."""
@@ -110,7 +166,7 @@ class Hub:
         if math.isnan(attached.scheduled_at):
             return
         self.gone += link_stats(attached)
-        self._leave_route(attached)
+        self._leave_routes(attached)
         if attached.hello_id is not None:
             self._accepted.pop((attached.key, attached.hello_id), None)
         attached.scheduled_at = math.nan  # no timer compares equal to it: they are all stale
@@ -133,15 +189,29 @@ class Hub:
         except WireError as error:
             self._refuse_malformed(route, attached, error, now)
             return
-        if isinstance(message.header, m.Hello) and (attached is None or attached.hello_id is not None):
-            attached = self._greeted(route, key, message.header, now)
+        header = message.header
+        if isinstance(header, m.Hello) and (attached is None or attached.hello_id is not None):
+            if header.lane:
+                self._greeted_lane(route, key, header, now)
+                return
+            attached = self._greeted(route, key, header, now)
         if attached is None:
-            if not isinstance(message.header, m.Hello | m.Goodbye | m.Reset):
+            if not isinstance(header, m.Hello | m.Goodbye | m.Reset):
                 self._outbox.append((route, None, m.Message(m.Reset())))
             return
-        attached.traffic.messages_received += 1
-        attached.traffic.bytes_received += sum(map(len, frames))
-        attached.traffic.content_bytes_received += sum(map(len, frames[1:]))
+        traffic = attached.traffic
+        traffic.messages_received += 1
+        traffic.bytes_received += sum(map(len, frames))
+        if message.frames:
+            traffic.content_bytes_received += sum(map(len, message.frames))
+        if self.taps:
+            self._tap("in", attached, route, message, now)
+        if self._judge is not None and type(header) is m.Request and attached.hello_id is not None:
+            size = content_bytes(message.frames) if header.transfer is None else sum(header.transfer.sizes)
+            if denial := self._judge(attached.key, header.service, size, now):
+                attached.link.answerer.deny(header, *denial)
+                self.touch(attached, now=now)
+                return
         attached.link.receive(message, now=now)
         self.touch(attached, now=now)
 
@@ -159,20 +229,24 @@ class Hub:
             attached.link.handle_timer(now=now)
             self.touch(attached, now=now)
 
-    def frames_to_send(self) -> list[tuple[Route, list[bytes]]]:
+    def frames_to_send(self, *, now: float) -> list[tuple[Route, list[bytes]]]:
         """Encoded messages since the last call; sending may fail, links are made for that."""
         outbox, self._outbox = self._outbox, []
         sending = []
         for route, attached, message in outbox:
             try:
-                frames = encode(message)
+                frames = encode(message, attached.link.version if attached is not None else 1)
             except Exception:  # one that does not encode must not take the others with it
                 _log.exception("edgebus: internal error, a %s does not encode", type(message.header).__name__)
                 continue
             if attached is not None:
-                attached.traffic.messages_sent += 1
-                attached.traffic.bytes_sent += sum(map(len, frames))
-                attached.traffic.content_bytes_sent += sum(map(len, frames[1:]))
+                traffic = attached.traffic
+                traffic.messages_sent += 1
+                traffic.bytes_sent += sum(map(len, frames))
+                if message.frames:
+                    traffic.content_bytes_sent += sum(map(len, message.frames))
+                if self.taps:
+                    self._tap("out", attached, route, message, now)
             sending.append((route, frames))
         return sending
 
@@ -184,13 +258,18 @@ class Hub:
     def touch(self, attached: Attached, *, now: float) -> None:
         """Collect what a link has to say; to be called after every direct use of one."""
         link = attached.link
+        route = attached.route
         for message in link.headers_to_send():
-            self._outbox.append((attached.route, attached, message))
+            self._outbox.append((route, attached, message))
+        if link.has_bulk:
+            for lane, message in link.bulk_to_send(now=now):
+                self._outbox.append(((attached.bulk_route or route) if lane else route, attached, message))
         events = link.events()
-        self._events += [(attached, event) for event in events]
-        if any(isinstance(event, Gone) for event in events):
-            self.drop(attached)
-            return
+        if events:
+            self._events += [(attached, event) for event in events]
+            if any(isinstance(event, Gone) for event in events):
+                self.drop(attached)
+                return
         at = link.next_timer()
         if at < attached.scheduled_at:
             attached.scheduled_at = at
@@ -200,18 +279,17 @@ class Hub:
 
     def _new_link(self, route: Route, key: str | None, hello_id: bytes | None, *, now: float) -> Attached:
         incarnation = self._new_incarnation()
-        link = LinkMachine(
-            dialled=hello_id is None, name=self._name, incarnation=incarnation, limits=self._limits, now=now
-        )
+        link = LinkMachine(dialled=hello_id is None, incarnation=incarnation, around=self._around, now=now, owner=key)
         attached = Attached(link, route, key, peer_id(key, hello_id or incarnation), hello_id, Traffic())
         self._by_route[route] = attached
         return attached
 
     def _greeted(self, route: Route, key: str | None, hello: m.Hello, now: float) -> Attached | None:
         """Find or make the link a hello belongs to, and move it to the route the hello came by."""
-        if hello.version_min > m.VERSION_MAX or hello.version_max < m.VERSION_MIN:
+        low, high = self._around.versions
+        if hello.version_min > high or hello.version_max < low:
             detail = (
-                f"this node speaks {m.VERSION_MIN}..{m.VERSION_MAX}, "
+                f"this node speaks {low}..{high}, "
                 f"the peer {hello.version_min}..{hello.version_max}: upgrade the older one"
             )
             self._outbox.append((route, None, m.Message(m.Goodbye("version", detail))))
@@ -227,7 +305,8 @@ class Hub:
             attached = self._new_link(route, key, hello.incarnation, now=now)
             self._accepted[key, hello.incarnation] = attached
         elif attached.route != route:
-            self._leave_route(attached)
+            if self._by_route.get(attached.route) is attached:  # another link may have taken it over
+                del self._by_route[attached.route]
             attached.route = route
         if previous is not None and previous is not attached:
             previous.link.disconnected(now=now)
@@ -235,9 +314,36 @@ class Hub:
         self._by_route[route] = attached
         return attached
 
-    def _leave_route(self, attached: Attached) -> None:
-        if self._by_route.get(attached.route) is attached:  # another link may have taken it over
-            del self._by_route[attached.route]
+    def _greeted_lane(self, route: Route, key: str | None, hello: m.Hello, now: float) -> None:
+        """The second connection of a peer that has greeted: it is tried again until its link is known."""
+        attached = self._accepted.get((key, hello.incarnation))
+        if attached is None or self._by_route.get(route, attached) is not attached or route == attached.route:
+            return
+        if attached.bulk_route is not None:
+            self._by_route.pop(attached.bulk_route, None)
+        attached.bulk_route = route
+        self._by_route[route] = attached
+        attached.link.lane_opened()
+        self.touch(attached, now=now)
+
+    def _leave_routes(self, attached: Attached) -> None:
+        for route in (attached.route, attached.bulk_route):
+            if route is not None and self._by_route.get(route) is attached:  # another link may have taken it over
+                del self._by_route[route]
+
+    def _tap(
+        self, direction: Literal["in", "out"], attached: Attached, route: Route, message: m.Message, now: float
+    ) -> None:
+        lane: Literal["control", "bulk"] = "bulk" if route == attached.bulk_route else "control"
+        sizes = tuple(map(len, message.frames))
+        who = (attached.peer_id, attached.key, attached.link.peer_name)
+        event = TapEvent(now, direction, *who, lane, message.header, sizes, message.frames)
+        for tap in list(self.taps):
+            try:
+                tap(event)
+            except Exception:  # a fault of a listener must not cost the message
+                _log.exception("edgebus: a tap failed and was removed")
+                self.taps.remove(tap)
 
     def _make_room(self, key: str | None, now: float) -> bool:
         """Room for one more link of a key; its own oldest spare link goes first, then anybody's."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import threading
 import time
@@ -9,17 +10,17 @@ from collections import Counter, OrderedDict
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
-from edgebus.arrays import Array, pack_arrays, view_arrays
-from edgebus.errors import AlreadyAnswered, NodeClosed
-from edgebus.messages import ArraySpec, Message, Reply
+from edgebus.arrays import Array, pack_content, view_arrays
+from edgebus.desk import Desk
+from edgebus.errors import AlreadyAnswered, DeadlineExceeded, NodeClosed, StreamEnded
+from edgebus.messages import ONE_WAY, STREAM, ArraySpec, Message, Reply
 from edgebus.requests import Arrived, refusal
+from edgebus.streams import Frames, Specs
 from edgebus.wire import check_outgoing
 
 if TYPE_CHECKING:
     from edgebus.answerer import Answerer
     from edgebus.hub import Attached
-
-Answer = Callable[["Attached", "Answerer", int, Message], None]
 
 
 class Peer(NamedTuple):
@@ -33,47 +34,62 @@ class Peer(NamedTuple):
 class Request:
     """A request to answer with reply() or refuse(), from any thread, exactly once.
 
-    Dropped without an answer it is refused with code "dropped", so that nobody waits in vain.
+    Dropped without an answer it is refused with code "dropped", so that nobody waits in vain. One that is one-way has
+    its answer when the application takes it; a stream is given parts with push() until it is answered.
 
     Attributes:
         service: which service was asked for.
         payload: opaque bytes.
         arrays: read-only numpy views of the received frames.
         peer: who asks.
+        is_one_way: nobody waits for an answer.
+        is_stream: parts are wanted, from position `from_pos` on.
     """
 
-    def __init__(
-        self, attached: Attached, arrived: Arrived, answer: Answer, clock: Callable[[], float] = time.monotonic
-    ) -> None:
-        self.service = arrived.service
+    def __init__(self, attached: Attached, arrived: Arrived, desk: Desk) -> None:
         self._answered = False
+        self.service = arrived.service
+        terms = arrived.terms
+        self.is_one_way = terms is not None and terms.kind == ONE_WAY
+        self.is_stream = terms is not None and terms.kind == STREAM
+        self.from_pos = 0 if terms is None else terms.from_pos
         self._lock = threading.Lock()
         self._attached = attached
         self._answerer = arrived.answerer  # not the link's: that changes when another incarnation greets
         self._id = arrived.id
         self._expires_at = arrived.expires_at
-        self._answer = answer
-        self._clock = clock
+        self._desk = desk
         self.payload = arrived.frames[0]
-        self.arrays: tuple[Array, ...] = view_arrays(arrived.specs, arrived.frames[1:])
+        self.arrays: tuple[Array, ...] = view_arrays(arrived.specs, arrived.frames[1:]) if arrived.specs else ()
         self.peer = Peer(attached.peer_id, attached.key, attached.link.peer_name)
+        self.arrived_at = 0.0  # set by the inbox
+
+    @property
+    def answered(self) -> bool:
+        """True once it has its answer."""
+        return self._answered
 
     def remaining_s(self) -> float:
         """Seconds until nobody waits for the answer any more; 0 if that is now (expired or cancelled)."""
         if not self._answerer.wants(self._id):
             return 0.0
-        return max(0.0, self._expires_at - self._clock())
+        return max(0.0, self._expires_at - self._desk.now())
 
-    def reply(self, payload: bytes = b"", arrays: Sequence[Array] = ()) -> None:
-        """Answer yes.
+    def reply(self, payload: bytes = b"", arrays: Sequence[Array] = (), *, copy: bool = True) -> None:
+        """Answer yes; of a stream, end it.
+
+        Args:
+            payload: opaque bytes.
+            arrays: what travels as arrays.
+            copy: False sends the arrays as they lie; they are read-only until they are sent.
 
         Raises:
             MessageTooLarge: the peer does not accept that much; the request can still be refused.
-            AlreadyAnswered: this is the second answer.
+            AlreadyAnswered: this is the second answer, or it is one-way and has been taken.
             TypeError: an array that does not travel.
         """
-        specs, frames = pack_arrays(arrays)
-        self._send(Message(Reply(self._id, specs), (bytes(payload), *frames)), specs)
+        specs, frames = pack_content(payload, arrays, copy)
+        self._send(Message(Reply(self._id, specs), frames), specs)
 
     def refuse(self, code: str, detail: str, info: bytes = b"") -> None:
         """Answer no; the caller gets Refused(code, detail, info).
@@ -83,6 +99,67 @@ class Request:
             AlreadyAnswered: this is the second answer.
         """
         self._send(refusal(self._id, code, detail, bytes(info)), ())
+
+    def push(
+        self,
+        payload: bytes = b"",
+        arrays: Sequence[Array] = (),
+        timeout_s: float | None = None,
+        *,
+        copy: bool = True,
+    ) -> int:
+        """Send the next part of a stream; waits for room in the caller's window.
+
+        Args:
+            payload: opaque bytes.
+            arrays: what travels as arrays.
+            timeout_s: seconds to wait for room; None waits as long as somebody wants the stream.
+            copy: as for reply.
+
+        Returns:
+            Position of the part.
+
+        Raises:
+            StreamEnded: cancelled, expired, answered, or the caller is gone.
+            DeadlineExceeded: no room within timeout_s; nothing was sent.
+            MessageTooLarge, TypeError: as for reply.
+        """
+        specs, frames = pack_content(payload, arrays, copy)
+        until = self._expires_at if timeout_s is None else min(self._expires_at, self._desk.now() + timeout_s)
+        while True:
+            pos = self._push(specs, frames)
+            if not isinstance(pos, bool):
+                return pos
+            room = threading.Semaphore(0)
+            self._desk.when_room(self._answerer, self._id, room.release)
+            came = [False]
+
+            def has_come(room: threading.Semaphore = room, came: list[bool] = came) -> bool:
+                came[0] = came[0] or room.acquire(blocking=False)
+                return came[0]
+
+            def follow(wait_s: float, room: threading.Semaphore = room, came: list[bool] = came) -> None:
+                came[0] = room.acquire(timeout=wait_s)
+
+            if not self._desk.wait(has_come, until, follow):
+                if self._desk.now() >= self._expires_at or not self._answerer.wants(self._id):
+                    raise StreamEnded(f"{self.service}: nobody wants the stream any more")
+                raise DeadlineExceeded(f"{self.service}: no room for a part in {timeout_s} s, the caller does not read")
+
+    def try_push(self, payload: bytes = b"", arrays: Sequence[Array] = (), *, copy: bool = True) -> bool:
+        """Like push, but False at once if there is no room; `when_room` tells when to try again."""
+        specs, frames = pack_content(payload, arrays, copy)
+        return not isinstance(self._push(specs, frames), bool)
+
+    def when_room(self, callback: Callable[[], object]) -> None:
+        """Have something called once, as soon as push has room or the stream has ended. On whichever thread drives."""
+        self._desk.when_room(self._answerer, self._id, callback)
+
+    def acknowledge(self) -> None:
+        """A one-way request has been taken by the application, which is all its sender wants to know."""
+        if self.is_one_way and not self._answered:
+            self._answered = True
+            self._desk.answer(self._attached, self._answerer, self._id, Message(Reply(self._id), (b"",)))
 
     def close(self) -> None:
         """Refuse with code "dropped" unless answered."""
@@ -95,22 +172,42 @@ class Request:
         return self._answerer, self._id
 
     def forget(self) -> None:
-        """Nobody waits for it any more: let it go without an answer (runner thread)."""
+        """Nobody waits for it any more: let it go without an answer."""
         self._answered = True
 
     def __del__(self) -> None:
-        if not getattr(self, "_answered", True):
-            self.close()
+        if getattr(self, "_answered", True):
+            return
+        self._answered = True
+        message = refusal(self._id, "dropped", f"the handler of {self.service} gave no answer")
+        self._desk.answer_later(self._attached, self._answerer, self._id, message)
 
-    def _send(self, message: Message, specs: Sequence[ArraySpec]) -> None:
+    def _push(self, specs: Specs, frames: Frames) -> int | bool:
+        self._check(specs, frames)
+        if not self.is_stream:
+            raise TypeError(
+                f"request {self._id} for {self.service} is no stream: the caller has to ask with link.stream"
+            )
+        pos = self._desk.push(self._attached, self._answerer, self._id, specs, frames)
+        if pos is None or self._desk.now() >= self._expires_at:
+            raise StreamEnded(f"{self.service}: nobody wants the stream any more")
+        return pos
+
+    def _check(self, specs: Sequence[ArraySpec], frames: Frames) -> None:
         limits = self._attached.link.peer_limits
         assert limits is not None, "requests come over links that were greeted"
-        check_outgoing(message.frames, specs, limits)
+        check_outgoing(frames, specs, limits)
+
+    def _send(self, message: Message, specs: Sequence[ArraySpec]) -> None:
+        self._check(specs, message.frames)
         with self._lock:
             if self._answered:
                 raise AlreadyAnswered(f"request {self._id} for {self.service} has its answer: answer once")
             self._answered = True
-        self._answer(self._attached, self._answerer, self._id, message)
+        self._desk.answer(self._attached, self._answerer, self._id, message)
+
+
+Wait = Callable[[Callable[[], bool], float, Callable[[float], object]], bool]
 
 
 class Inbox:
@@ -120,10 +217,14 @@ class Inbox:
     so that it cannot shut the others out.
     """
 
-    def __init__(self, services: Sequence[str], depth: int, unregister: Callable[[Inbox], None]) -> None:
+    def __init__(
+        self, services: Sequence[str], depth: int, unregister: Callable[[Inbox], None], wait: Wait | None = None
+    ) -> None:
         self.services = tuple(services)
         self._depth = depth
         self._unregister = unregister
+        self._wait = wait
+        self._looked_at = 0.0
         self._share = (depth + 1) // 2
         self._waiting: OrderedDict[tuple[Answerer, int], Request] = OrderedDict()
         self._held: Counter[str] = Counter()  # requests waiting by peer
@@ -149,17 +250,16 @@ class Inbox:
             NodeClosed: this is a forked child, where nothing ever arrives.
         """
         self._check_process()
-        until = None if timeout_s is None else time.monotonic() + timeout_s
+        until = math.inf if timeout_s is None else time.monotonic() + timeout_s
         while True:
+            self._look(until)
             with self._filled:
-                while not self._waiting and not self._closed:
-                    left_s = None if until is None else until - time.monotonic()
-                    if (left_s is not None and left_s <= 0) or not self._filled.wait(left_s):
-                        return None
+                self._looked_at = time.monotonic()
                 if not self._waiting:
                     return None
                 request = self._take(next(iter(self._waiting)))
             if request.remaining_s() > 0:
+                request.acknowledge()
                 return request
             _expire(request)
 
@@ -170,9 +270,12 @@ class Inbox:
             NodeClosed: this is a forked child, where nothing ever arrives.
         """
         self._check_process()
+        self._look(0.0)
+        self._looked_at = time.monotonic()
         live = []
         for request in self._take_all():
             if request.remaining_s() > 0:
+                request.acknowledge()
                 live.append(request)
             else:
                 _expire(request)
@@ -194,22 +297,46 @@ class Inbox:
         for request in requests:
             request.refuse("closing", "the service is closing")
 
+    def stalled_s(self, now: float) -> float:
+        """How long the oldest request has been lying here without the application looking, seconds."""
+        with self._filled:
+            oldest = next(iter(self._waiting.values()), None)
+        return 0.0 if oldest is None else max(0.0, now - max(oldest.arrived_at, self._looked_at))
+
     def put(self, request: Request) -> bool:
-        """Offer a request (runner thread); False if the inbox, or the peer's half of it, is full, or it is closed."""
+        """Offer a request; False if the inbox, or the peer's half of it, is full, or it is closed."""
         owner = request.peer.key or request.peer.id
         with self._filled:
             if self._closed or len(self._waiting) >= self._depth or self._held[owner] >= self._share:
                 return False
+            request.arrived_at = time.monotonic()
             self._waiting[request.token] = request
             self._held[owner] += 1
             self._filled.notify()
             return True
 
-    def withdraw(self, answerer: Answerer, request_id: int) -> None:
-        """Let go of a request that nobody waits for any more (runner thread)."""
+    def withdraw(self, answerer: Answerer, request_id: int) -> bool:
+        """Let go of a request that nobody waits for any more; False if the application has it already."""
         with self._filled:
-            if (answerer, request_id) in self._waiting:
-                self._take((answerer, request_id)).forget()
+            if (answerer, request_id) not in self._waiting:
+                return False
+            self._take((answerer, request_id)).forget()
+            return True
+
+    def _look(self, until: float) -> None:
+        """Wait until there is something or time is up; sockets are looked at once in any case."""
+        if self._wait is not None:
+            self._wait(self._has_any, until, self._follow)
+        elif not self._has_any():
+            self._follow(until - time.monotonic())
+
+    def _has_any(self) -> bool:
+        return bool(self._waiting) or self._closed
+
+    def _follow(self, wait_s: float) -> None:
+        with self._filled:
+            if not self._waiting and not self._closed and wait_s > 0:
+                self._filled.wait(None if wait_s == math.inf else wait_s)
 
     def _take(self, token: tuple[Answerer, int]) -> Request:
         request = self._waiting.pop(token)

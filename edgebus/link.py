@@ -1,4 +1,4 @@
-"""One end of a link: greeting, liveness and goodbye around a caller and an answerer. Pure.
+"""One end of a link: greeting, lanes, liveness and goodbye around a caller and an answerer. Pure.
 
 States and transitions stand in DIALLER and LISTENER; docs/spec/bus-wire.md has the same tables for people.
 """
@@ -6,14 +6,19 @@ States and transitions stand in DIALLER and LISTENER; docs/spec/bus-wire.md has 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
+from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import NamedTuple
 
 from edgebus import messages as m
 from edgebus.answerer import Answerer
+from edgebus.bulk import BulkReceiver, BulkSender, Pace
 from edgebus.config import Limits
+from edgebus.keyed import KeyedAnswers
 from edgebus.requests import Caller
 from edgebus.requests import Event as RequestEvent
+from edgebus.streams import content_bytes
 
 
 class State(StrEnum):
@@ -81,6 +86,8 @@ LISTENER: dict[tuple[State, Input], State] = {
 """What is not in a table changes nothing: the message is ignored and counted."""
 
 HELLO_RETRY_S = 1.0
+BULK_PATIENCE_S = 1.0
+"""Contents wait so long for their own lane before they go by the control lane."""
 
 
 class Up(NamedTuple):
@@ -106,7 +113,45 @@ class Gone(NamedTuple):
     """Event: the peer said goodbye, or has been silent so long that it may be forgotten."""
 
 
-Event = Up | Down | Failed | Gone | RequestEvent
+class WantBulk(NamedTuple):
+    """Event of a dialler: something large waits, or the peer has something large: open the bulk lane."""
+
+
+Event = Up | Down | Failed | Gone | WantBulk | RequestEvent
+
+
+class Health(StrEnum):
+    """What can be said of a peer: only DOWN means that it cannot be reached."""
+
+    UP = "up"
+    BUSY = "busy"  # by its own word: it holds a lease on our patience
+    WEDGED = "wedged"  # its node answers, its application has left requests lying
+    DOWN = "down"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Surroundings:
+    """What all links of a node share.
+
+    Args:
+        name: of the node.
+        limits: its bounds.
+        keyed: answers by idempotency key.
+        jitter: gives factors around 1.
+        stalled_ms: how long the application has left a request lying, milliseconds, 0 if none.
+        lease_until: until when the application said it would be busy.
+        share: where its shared memory can be seen.
+        versions: lowest and highest protocol version spoken.
+    """
+
+    name: str
+    limits: Limits
+    keyed: KeyedAnswers = field(default_factory=KeyedAnswers)
+    jitter: Callable[[], float] = lambda: 1.0
+    stalled_ms: Callable[[float], int] = lambda now: 0
+    lease_until: Callable[[], float] = lambda: -math.inf
+    share: m.Share | None = None
+    versions: tuple[int, int] = (m.VERSION_MIN, m.VERSION_MAX)
 
 
 class LinkMachine:
@@ -114,31 +159,47 @@ class LinkMachine:
 
     Args:
         dialled: True on the side that greets first.
-        name: this node's name, told to the peer.
         incarnation: 16 bytes that are new for every link object, so that ids never mean two requests.
-        limits: this node's bounds.
+        around: what is told to the peer and shared with the node's other links.
         now: any monotonic time, seconds.
+        owner: the peer's public key.
     """
 
-    def __init__(self, *, dialled: bool, name: str, incarnation: bytes, limits: Limits, now: float) -> None:
-        self.caller = Caller(limits)
-        self.answerer = Answerer(limits)
+    def __init__(
+        self, *, dialled: bool, incarnation: bytes, around: Surroundings, now: float, owner: str | None = None
+    ) -> None:
+        limits = around.limits
+        self.caller = Caller(limits, around.jitter)
+        self.answerer = Answerer(limits, around.keyed, owner)
+        self.sender = BulkSender(limits.max_outstanding_bytes, limits.resend_s)
+        self.receiver = BulkReceiver(limits.max_pending_bytes, limits.bulk_bytes)
+        self.pace = Pace(limits.max_frame_bytes, limits.bulk_bytes)
         self.state = State.DIALLING if dialled else State.QUIET
+        self.version = around.versions[0]
         self.peer_name = ""
         self.peer_limits: m.WireLimits | None = None
         self.peer_incarnation = b""
+        self.peer_share: m.Share | None = None
         self.num_ups = 0
         self.unexpected = 0
+        self.round_trip_s = math.nan
+        self._around = around
         self._dialled = dialled
         self._table = DIALLER if dialled else LISTENER
-        self._name = name
         self._incarnation = incarnation
         self._limits = limits
         self._greeting = 0
         self._hello_at = math.inf
         self._heard_at = now
         self._pinged_at = now
+        self._ping_unanswered = False
+        self._stalled_s = 0.0
+        self._leased_until = -math.inf
+        self._bulk_up = False
+        self._bulk_wanted_at = math.inf
+        self._small_answers = 0
         self._messages: list[m.Message] = []
+        self._lane_messages: list[tuple[int, m.Message]] = []
         self._events: list[Event] = []
 
     # -- the transport ------------------------------------------------------------------------------
@@ -151,6 +212,24 @@ class LinkMachine:
     def disconnected(self, *, now: float) -> None:
         """The transport is gone; it may come back."""
         self._step(Input.DISCONNECTED, now=now, reason="disconnected")
+
+    def lane_connected(self) -> None:
+        """Dialler: the transport of the bulk lane is there (again): say whose it is."""
+        if self.state is State.UP:
+            self._lane_messages.append((1, m.Message(self._hello(lane=1))))
+
+    def lane_opened(self) -> None:
+        """Both ends know the bulk lane now."""
+        self._bulk_up = True
+        self._bulk_wanted_at = math.inf
+        if not self._dialled:
+            self._lane_messages.append((1, m.Message(self._welcome(self._greeting, lane=1))))
+
+    def lane_lost(self) -> None:
+        """The bulk lane is gone: what went by it is announced again."""
+        if self._bulk_up:
+            self._bulk_up = False
+            self.sender.lane_lost(1)
 
     def fail(self, code: str, detail: str, *, now: float) -> None:
         """The transport will never come: every request ends now."""
@@ -168,7 +247,8 @@ class LinkMachine:
             return
         parting = [*self.caller.headers_to_send(), *self.answerer.headers_to_send()]
         if was_up:
-            self._messages += [*parting, m.Message(m.Goodbye("closing", ""))]
+            small = [message for message in parting if not self._is_large(message)]
+            self._messages += [*small, m.Message(m.Goodbye("closing", ""))]
 
     # -- the five verbs -----------------------------------------------------------------------------
 
@@ -176,6 +256,15 @@ class LinkMachine:
         """Take any decoded message of the peer."""
         header = message.header
         match header:
+            case m.Reply() | m.Refusal() | m.Part():
+                # Also while the link is down: the news that a connection ended may overtake its last messages.
+                if self._step(Input.ANSWER, now=now):
+                    if isinstance(header, m.Refusal) or header.transfer is None:
+                        self._answered(message, now)
+                    elif self.caller.wants(header):
+                        self._announced(header, now)
+                    else:
+                        self.receiver.refuse(header)
             case m.Hello():
                 self._receive_hello(header, now)
             case m.Welcome():
@@ -185,12 +274,125 @@ class LinkMachine:
                     self._greet(now)
             case m.Goodbye():
                 self._receive_goodbye(header, now)
-            case m.Reply() | m.Refusal():
-                # Also while the link is down: the news that a connection ended may overtake its last messages.
-                if self._step(Input.ANSWER, now=now):
-                    self.caller.receive(message)
-            case _ if self._step(Input.TRAFFIC, now=now):
-                self._receive_traffic(message, now)
+            case _:
+                if self._step(Input.TRAFFIC, now=now):
+                    self._receive_traffic(message, now)
+
+    def next_timer(self) -> float:
+        """Earliest time handle_timer has something to do, inf if never."""
+        at = self.caller.next_timer()
+        match self.state:
+            case State.UP:
+                at = min(at, self._ping_at(), self._silent_at(), self.sender.next_timer())
+                if self.sender and not self._bulk_up:
+                    at = min(at, self._bulk_wanted_at + BULK_PATIENCE_S)
+                return at
+            case State.GREETING:
+                return min(at, self._hello_at)
+            case State.QUIET | State.CLOSED if not self._dialled:
+                return min(at, self._forget_at())
+        return at
+
+    def handle_timer(self, *, now: float) -> None:
+        """Do what is due: resend, expire, ping, greet again, notice silence, forget."""
+        self.caller.handle_timer(now=now)
+        if self.state is State.UP:
+            self.sender.handle_timer(now=now)
+            if now >= self._silent_at():
+                reason = f"silent for {now - self._heard_at:.1f} s"
+                self._step(Input.SILENCE, now=now, reason=reason)
+                if self._dialled:
+                    self._greet(now)
+            elif now >= self._ping_at():
+                self._pinged_at = now
+                self._ping_unanswered = True
+                self._messages.append(m.Message(m.Ping()))
+        elif self.state is State.GREETING:
+            if now >= self._hello_at:
+                self._greet(now)
+        elif not self._dialled and now >= self._forget_at():
+            self.caller.fail("link_lost", "the peer was silent too long")
+            self.answerer.withdraw_all()
+            self._events.append(Gone())
+
+    def headers_to_send(self) -> list[m.Message]:
+        """Messages of the control lane since the last call."""
+        outgoing = self.caller.headers_to_send()
+        answers = self.answerer.headers_to_send()
+        if answers:
+            outgoing += answers
+        if self.state is not State.UP:
+            # Not up: the caller resends on the next welcome, duplicates get the cached answer.
+            outgoing = []
+        for request_id in self.caller.take_ended():
+            if drop := self.sender.withdraw((m.Request, request_id, 0)):
+                self._messages.append(drop)
+        messages, self._messages = self._messages, []
+        for message in outgoing:
+            if self._is_large(message):
+                self.sender.offer(message)  # if its queue is full the resend offers it again
+            else:
+                messages.append(message)
+        if self.receiver.waiting:
+            self.receiver.admit(self.answerer.pending_bytes)
+        messages += self.receiver.headers_to_send()
+        return messages
+
+    @property
+    def has_bulk(self) -> bool:
+        """True if bulk_to_send may have something."""
+        return bool(self.sender) or bool(self._lane_messages)
+
+    def bulk_to_send(self, *, now: float) -> list[tuple[int, m.Message]]:
+        """Announcements and chunks that may go now, each with its lane: 1 bulk, 0 control."""
+        out, self._lane_messages = self._lane_messages, []
+        if not self.sender or self.state is not State.UP:
+            return out
+        if not self._bulk_up:
+            if self._bulk_wanted_at == math.inf:
+                self._bulk_wanted_at = now
+                if self._dialled:
+                    self._events.append(WantBulk())
+                else:
+                    out.append((0, m.Message(m.OpenBulk())))
+            if now < self._bulk_wanted_at + BULK_PATIENCE_S:
+                return out
+        if self.answerer.small_answers != self._small_answers:
+            self._small_answers = self.answerer.small_answers
+            self.pace.small(now=now)
+        chunk_bytes, window_bytes = self.pace.chunk_and_window(now=now)
+        if self.peer_limits is not None and self.peer_limits.bulk_bytes:
+            window_bytes = min(window_bytes, self.peer_limits.bulk_bytes)
+            chunk_bytes = min(chunk_bytes, self.peer_limits.max_frame_bytes)
+        lane = int(self._bulk_up)
+        out += self.sender.pump(lane, chunk_bytes=chunk_bytes, window_bytes=window_bytes, now=now)
+        return out
+
+    def events(self) -> list[Event]:
+        """Events since the last call."""
+        events: list[Event] = [*self._events, *self.caller.events(), *self.answerer.events()]
+        self._events = []
+        return events
+
+    # -- liveness -----------------------------------------------------------------------------------
+
+    def health(self, now: float) -> Health:
+        """What can be said of the peer now."""
+        if self.state is not State.UP:
+            return Health.DOWN
+        if now < self._leased_until:
+            return Health.BUSY
+        return Health.WEDGED if self._stalled_s >= self._limits.heartbeat_s else Health.UP
+
+    def tell_lease(self, *, now: float) -> None:
+        """The application said how long it will be busy: tell the peer without being asked."""
+        if self.state is State.UP and self.version >= 2:
+            self._messages.append(m.Message(self._pong(now)))
+
+    @property
+    def heard_at(self) -> float:
+        """When the peer was last heard of."""
+        return self._heard_at
 
     def spare_from(self) -> float:
         """From when on this link may make room for another: inf while it is up.
@@ -202,115 +404,77 @@ class LinkMachine:
             return math.inf
         return min(self.answerer.busy_until(), self._heard_at + self._limits.forget_s)
 
-    @property
-    def heard_at(self) -> float:
-        """When the peer was last heard of."""
-        return self._heard_at
-
-    def next_timer(self) -> float:
-        """Earliest time handle_timer has something to do, inf if never."""
-        at = self.caller.next_timer()
-        match self.state:
-            case State.UP:
-                quiet_from = max(self._heard_at, self._pinged_at)
-                return min(at, quiet_from + self._limits.heartbeat_s, self._heard_at + self._limits.silence_s)
-            case State.GREETING:
-                return min(at, self._hello_at)
-            case State.QUIET | State.CLOSED if not self._dialled:
-                return min(at, self._forget_at())
-        return at
-
-    def handle_timer(self, *, now: float) -> None:
-        """Do what is due: resend, expire, ping, greet again, notice silence, forget."""
-        self.caller.handle_timer(now=now)
-        if self.state is State.UP:
-            if now >= self._heard_at + self._limits.silence_s:
-                reason = f"silent for {now - self._heard_at:.1f} s"
-                self._step(Input.SILENCE, now=now, reason=reason)
-                if self._dialled:
-                    self._greet(now)
-            elif now >= max(self._heard_at, self._pinged_at) + self._limits.heartbeat_s:
-                self._pinged_at = now
-                self._messages.append(m.Message(m.Ping()))
-        elif self.state is State.GREETING:
-            if now >= self._hello_at:
-                self._greet(now)
-        elif not self._dialled and now >= self._forget_at():
-            self.caller.fail("link_lost", "the peer was silent too long")
-            self.answerer.withdraw_all()
-            self._events.append(Gone())
-
-    def headers_to_send(self) -> list[m.Message]:
-        """Messages since the last call."""
-        if self.state is State.UP:
-            self._messages += self.caller.headers_to_send()
-            self._messages += self.answerer.headers_to_send()
-        else:
-            # Not up: the caller resends on the next welcome, duplicates get the cached answer.
-            self.caller.headers_to_send()
-            self.answerer.headers_to_send()
-        messages, self._messages = self._messages, []
-        return messages
-
-    def events(self) -> list[Event]:
-        """Events since the last call."""
-        events = [*self._events, *self.caller.events(), *self.answerer.events()]
-        self._events = []
-        return events
-
     # -- inside -------------------------------------------------------------------------------------
+
+    def _is_large(self, message: m.Message) -> bool:
+        header, frames = message
+        if self.version < 2 or not isinstance(header, m.Content):
+            return False
+        return content_bytes(frames) >= self._limits.bulk_from_bytes
 
     def _step(self, what: Input, *, now: float, reason: str = "") -> bool:
         """Look the transition up and take it; False if the table has none."""
-        after = self._table.get((self.state, what))
+        before = self.state
+        after = self._table.get((before, what))
         if after is None:
             self.unexpected += 1
             return False
-        before, self.state = self.state, after
         self._heard_at = now
         if after is before:
             return True
+        self.state = after
         if after is State.UP:
             self._events.append(Up(again=self.num_ups > 0))
             self.num_ups += 1
             self._pinged_at = now
+            self._ping_unanswered = False
+            self._stalled_s, self._leased_until = 0.0, -math.inf
+            self._bulk_wanted_at = math.inf
+            self.sender.lane_lost()
             self.caller.set_up(True, now=now)
         elif before is State.UP:
             self._events.append(Down(reason))
             self.caller.set_up(False, now=now)
         return True
 
+    def _hello(self, lane: int) -> m.Hello:
+        low, high = self._around.versions
+        limits, share = wire_limits(self._limits), self._around.share
+        return m.Hello(low, high, self._around.name, self._incarnation, self._greeting, limits, lane, share)
+
+    def _welcome(self, greeting: int, lane: int) -> m.Welcome:
+        limits, share = wire_limits(self._limits), self._around.share
+        return m.Welcome(self.version, self._around.name, self._incarnation, greeting, limits, lane, share)
+
     def _greet(self, now: float) -> None:
         self._greeting += 1
-        self._hello_at = now + HELLO_RETRY_S
-        hello = m.Hello(
-            m.VERSION_MIN,
-            m.VERSION_MAX,
-            self._name,
-            self._incarnation,
-            self._greeting,
-            wire_limits(self._limits),
-        )
-        self._messages.append(m.Message(hello))
+        self._hello_at = now + HELLO_RETRY_S * self._around.jitter()
+        self._messages.append(m.Message(self._hello(lane=0)))
 
     def _receive_hello(self, hello: m.Hello, now: float) -> None:
         if not self._step(Input.HELLO, now=now):
             return
-        self.peer_name, self.peer_limits = hello.name, hello.limits
+        self.peer_name, self.peer_limits, self.peer_share = hello.name, hello.limits, hello.share
         self.peer_incarnation = hello.incarnation
-        version = min(m.VERSION_MAX, hello.version_max)
-        welcome = m.Welcome(version, self._name, self._incarnation, hello.greeting, wire_limits(self._limits))
+        self.version = min(self._around.versions[1], hello.version_max)
+        self._greeting = hello.greeting
         # Ahead of anything the caller just resent: the dialler ignores traffic until it is welcome.
-        self._messages.insert(0, m.Message(welcome))
+        self._messages.insert(0, m.Message(self._welcome(hello.greeting, lane=0)))
 
     def _receive_welcome(self, welcome: m.Welcome, now: float) -> None:
+        if welcome.lane == 1:
+            if self.state is State.UP and welcome.incarnation == self.peer_incarnation:
+                self._step(Input.TRAFFIC, now=now)
+                self.lane_opened()
+            return
         if welcome.greeting != self._greeting:
             self.unexpected += 1  # an answer to an earlier hello: a newer one is on its way
             return
         if self.state is not State.GREETING:
             self.unexpected += 1
             return
-        if not m.VERSION_MIN <= welcome.version <= m.VERSION_MAX:
+        low, high = self._around.versions
+        if not low <= welcome.version <= high:
             self.fail("version", f"the peer chose version {welcome.version}", now=now)
             return
         if welcome.incarnation != self.peer_incarnation:
@@ -318,8 +482,11 @@ class LinkMachine:
             self.answerer.withdraw_all()
             self._events += self.answerer.events()
             self.answerer = self.answerer.successor()
+            self.receiver.clear()
+            self.sender.forget_answers()
             self.peer_incarnation = welcome.incarnation
-        self.peer_name, self.peer_limits = welcome.name, welcome.limits
+        self.version = welcome.version
+        self.peer_name, self.peer_limits, self.peer_share = welcome.name, welcome.limits, welcome.share
         self._step(Input.WELCOME, now=now)
 
     def _receive_goodbye(self, goodbye: m.Goodbye, now: float) -> None:
@@ -329,17 +496,89 @@ class LinkMachine:
         # A dialler waits for the node to come back: its hello is retried later, not at once.
         if not self._step(Input.GOODBYE, now=now, reason=f"goodbye ({goodbye.code!r})"):
             return
-        self._hello_at = now + HELLO_RETRY_S
+        self._hello_at = now + HELLO_RETRY_S * self._around.jitter()
         if self.state is State.CLOSED:
             self.caller.fail("link_lost", "the peer said goodbye")
             self.answerer.withdraw_all()
 
+    def _answered(self, message: m.Message, now: float) -> None:
+        if self.sender and self.caller.is_small(message.header.id):  # type: ignore[union-attr]
+            self.pace.small(now=now)
+        self.caller.receive(message)
+
+    def _announced(self, header: m.Content, now: float) -> None:
+        message = self.receiver.announce(header)
+        self.receiver.admit(self.answerer.pending_bytes)
+        if message is not None:
+            self._complete(message, now)
+
+    def _complete(self, message: m.Message, now: float) -> None:
+        if isinstance(message.header, m.Request):
+            self.answerer.receive(message, now=now)
+        else:
+            self.caller.receive(message)
+
     def _receive_traffic(self, message: m.Message, now: float) -> None:
-        match message.header:
-            case m.Request() | m.Cancel():
+        header = message.header
+        match header:
+            case m.Request() if header.transfer is not None:
+                if self.answerer.wants_content(header):
+                    self._announced(header, now)
+                else:
+                    self.receiver.refuse(header)
+                    self.answerer.receive(m.Message(header, ()), now=now)
+            case m.Request():
                 self.answerer.receive(message, now=now)
+            case m.More():
+                self.answerer.receive(message, now=now)
+            case m.Cancel():
+                self.answerer.receive(message, now=now)
+                self._messages += self.sender.withdraw_answers(header.id)
+            case m.Chunk():
+                whole = self.receiver.receive(header, message.frames[0])
+                if whole is not None:
+                    self._complete(whole, now)
+            case m.Credit():
+                self._credited(header, now)
+            case m.Drop():
+                self.receiver.drop(header.transfer)
+            case m.OpenBulk() if self._dialled and not self._bulk_up:
+                self._events.append(WantBulk())
             case m.Ping():
-                self._messages.append(m.Message(m.Pong()))
+                self._messages.append(m.Message(self._pong(now)))
+            case m.Pong():
+                self._receive_pong(header, now)
+
+    def _credited(self, credit: m.Credit, now: float) -> None:
+        self.sender.receive(credit, now=now)
+        self.pace.credited(self.sender.credited_bytes, now=now, in_flight=self.sender.in_flight_bytes > 0)
+
+    def _receive_pong(self, pong: m.Pong, now: float) -> None:
+        if self._ping_unanswered:
+            self._ping_unanswered = False
+            self.round_trip_s = now - self._pinged_at
+        self._stalled_s = pong.stalled_ms / 1000
+        self._leased_until = now + pong.lease_ms / 1000
+        self.caller.be_patient(self._leased_until)
+        self.caller.note = ""
+        if pong.lease_ms:
+            self.caller.note = f"; it is busy by its own word, for {pong.lease_ms / 1000:.1f} s more"
+        elif self._stalled_s >= self._limits.heartbeat_s:
+            self.caller.note = f"; its application has left requests lying for {self._stalled_s:.1f} s, it may be stuck"
+
+    def _pong(self, now: float) -> m.Pong:
+        if self.version < 2:
+            return m.Pong()
+        lease_ms = int(1000 * max(0.0, self._around.lease_until() - now))
+        return m.Pong(min(86_400_000, self._around.stalled_ms(now)), min(86_400_000, lease_ms))
+
+    def _ping_at(self) -> float:
+        # With requests on their way it is asked in any case: the node may talk while its application does not.
+        quiet_from = self._pinged_at if self.caller.num_outstanding else max(self._heard_at, self._pinged_at)
+        return quiet_from + self._limits.heartbeat_s
+
+    def _silent_at(self) -> float:
+        return max(self._heard_at + self._limits.silence_s, self._leased_until)
 
     def _forget_at(self) -> float:
         return max(self._heard_at + self._limits.forget_s, self.answerer.busy_until())
@@ -347,4 +586,4 @@ class LinkMachine:
 
 def wire_limits(limits: Limits) -> m.WireLimits:
     """The part of our limits that the peer has to keep to."""
-    return m.WireLimits(limits.max_header_bytes, limits.max_frame_bytes, limits.max_frames)
+    return m.WireLimits(limits.max_header_bytes, limits.max_frame_bytes, limits.max_frames, limits.bulk_bytes)

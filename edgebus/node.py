@@ -4,43 +4,73 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from types import TracebackType
 
-from edgebus.arrays import Array, pack_arrays
+from edgebus.arrays import Array, pack_content
 from edgebus.calls import FATAL, Pending, Reply
 from edgebus.config import Limits
-from edgebus.engine import Dialled, Engine
-from edgebus.errors import ConfigError, InsecureError, NodeClosed, PeerUnreachable
+from edgebus.engine import Dialled, Engine, Handle
+from edgebus.errors import ConfigError, InsecureError, NodeClosed, PeerUnreachable, QueueFull
+from edgebus.hub import TapEvent
 from edgebus.inbox import Inbox
 from edgebus.keys import AllowList, Keys, is_key
-from edgebus.messages import MAX_TIMEOUT_S
-from edgebus.requests import Outcome, Settled
+from edgebus.link import Health
+from edgebus.messages import MAX_TIMEOUT_S, ONE_WAY, PLAIN, STREAM, Terms
 from edgebus.stats import LinkStats, NodeStats, link_stats
+from edgebus.stream import Stream
+from edgebus.streams import Frames, Specs, content_bytes
 from edgebus.wire import check_name, check_outgoing
 
 
 class Link:
     """A link this node dialled; made by Node.connect."""
 
-    def __init__(self, engine: Engine, dialled: Dialled, endpoint: str) -> None:
+    def __init__(self, engine: Engine, dialled: Dialled) -> None:
         self._engine = engine
         self._dialled = dialled
-        self.endpoint = endpoint
+        self._link = dialled.attached.link
+
+    @property
+    def endpoint(self) -> str:
+        """Where the other node is."""
+        return self._dialled.endpoint
 
     @property
     def peer_name(self) -> str:
         """What the other node calls itself."""
-        return self._dialled.attached.link.peer_name
+        return self._link.peer_name
+
+    @property
+    def health(self) -> Health:
+        """Whether the peer can be reached, and if its application looks at its requests."""
+        return self._link.health(time.monotonic())
 
     def request(
-        self, service: str, payload: bytes = b"", arrays: Sequence[Array] = (), timeout_s: float = 10.0
+        self,
+        service: str,
+        payload: bytes = b"",
+        arrays: Sequence[Array] = (),
+        timeout_s: float = 10.0,
+        *,
+        key: bytes = b"",
+        sequence: tuple[int, int] | None = None,
+        copy: bool = True,
     ) -> Reply:
         """Send a request and wait for its reply; see send_request and Pending.result for what it raises."""
-        return self.send_request(service, payload, arrays, timeout_s).result()
+        terms = None if not key and sequence is None else _terms(PLAIN, key, sequence)
+        return self._start(service, payload, arrays, timeout_s, terms, copy).result()
 
     def send_request(
-        self, service: str, payload: bytes = b"", arrays: Sequence[Array] = (), timeout_s: float = 10.0
+        self,
+        service: str,
+        payload: bytes = b"",
+        arrays: Sequence[Array] = (),
+        timeout_s: float = 10.0,
+        *,
+        key: bytes = b"",
+        sequence: tuple[int, int] | None = None,
+        copy: bool = True,
     ) -> Pending:
         """Send a request; its outcome is known after timeout_s seconds at the latest.
 
@@ -49,40 +79,93 @@ class Link:
         Args:
             service: what is asked for, at most 64 characters.
             payload: opaque bytes.
-            arrays: copied here, the caller may overwrite them at once.
+            arrays: tensors; from 64 KiB on they travel beside the small messages, not in front of them.
             timeout_s: deadline, 0 < timeout_s <= 86400.
+            key: idempotency key, at most 64 bytes: the peer executes one request with it and gives its answer to every
+                other one, also if this process has restarted meanwhile.
+            sequence: (stream, position): of a stream only the highest position counts, a request at a lower one that
+                still waits over there is refused "stale", unlooked at.
+            copy: False sends arrays as they lie in memory; they are read-only until nothing of them is needed.
 
         Raises:
             MessageTooLarge: the peer does not accept that much; nothing was sent.
+            QueueFull: too much waits for an outcome already, and Limits.on_full says refuse.
             NodeClosed: the node is closed, or this is a forked child.
             ValueError, TypeError: an argument that cannot travel.
         """
-        if not 0 < timeout_s <= MAX_TIMEOUT_S:
-            raise ValueError(f"timeout_s must be in (0, {MAX_TIMEOUT_S:.0f}], got {timeout_s!r}")
-        check_name("service", service)
-        specs, array_frames = pack_arrays(arrays)
-        frames = (bytes(payload), *array_frames)
-        if (limits := self._dialled.attached.link.peer_limits) is not None:
-            check_outgoing(frames, specs, limits)
-        pending = Pending(f"{service} at {self.endpoint}", timeout_s, time.monotonic() + timeout_s, self._cancel)
-        self._engine.runner.submit(
-            self._engine.request,
-            self._dialled,
-            service,
-            specs,
-            frames,
-            pending,
-            if_closed=lambda: pending.settle(Settled(pending, Outcome.CANCELLED)),
-        )
-        return pending
+        terms = None if not key and sequence is None else _terms(PLAIN, key, sequence)
+        return self._start(service, payload, arrays, timeout_s, terms, copy)
+
+    def send(
+        self,
+        service: str,
+        payload: bytes = b"",
+        arrays: Sequence[Array] = (),
+        timeout_s: float = 10.0,
+        *,
+        key: bytes = b"",
+        sequence: tuple[int, int] | None = None,
+        copy: bool = True,
+    ) -> Pending:
+        """Send a message that needs no answer; its outcome is "answered" once the application over there has taken it.
+
+        Args and raises: as send_request. A peer of protocol version 1 has to answer it.
+        """
+        return self._start(service, payload, arrays, timeout_s, _terms(ONE_WAY, key, sequence), copy)
+
+    def stream(
+        self,
+        service: str,
+        payload: bytes = b"",
+        arrays: Sequence[Array] = (),
+        timeout_s: float = MAX_TIMEOUT_S,
+        *,
+        from_pos: int = 0,
+        window_bytes: int = 1 << 20,
+        copy: bool = True,
+    ) -> Stream:
+        """Ask for a stream of parts; iterate over what is returned.
+
+        Args:
+            service, payload, arrays, copy: as send_request.
+            timeout_s: deadline of the whole stream.
+            from_pos: first part wanted; the handler over there is told.
+            window_bytes: how far the server may be ahead of what has been taken here.
+
+        Raises:
+            As send_request; ConfigError if the peer speaks protocol version 1, which has no streams.
+        """
+        if from_pos < 0 or window_bytes < 1:
+            raise ValueError(f"from_pos must be >= 0 and window_bytes >= 1, got {from_pos} and {window_bytes}")
+        if self._link.version < 2 and self._link.num_ups:
+            raise ConfigError(f"{self.endpoint} speaks protocol version 1, streams need 2: upgrade it")
+        terms = Terms(STREAM, from_pos=from_pos, window_bytes=window_bytes)
+        pending = self._start(service, payload, arrays, timeout_s, terms, copy)
+        return Stream(pending, from_pos, self._consume, self._engine.runner.wait)
 
     def stats(self) -> LinkStats:
         """Counters of this link."""
-        return link_stats(self._dialled.attached)
+        return link_stats(self._dialled.attached, self.endpoint, time.monotonic())
+
+    def move(self, endpoint: str, server_key: str | None = None) -> None:
+        """Go on at another address: the peer has moved, or another one takes over. Outstanding requests go there.
+
+        Args:
+            endpoint: the new address.
+            server_key: the public key over there; None is the same as before.
+
+        Raises:
+            ConfigError: the address cannot be dialled, or a key was given to a plaintext link.
+            NodeClosed: the node or link is closed.
+        """
+        _check_transport(endpoint)
+        if (server_key is not None) and (self._dialled.server_key is None or not is_key(server_key)):
+            raise ConfigError(f"server_key for {endpoint} must be 40 characters of Z85, on a link that is secure")
+        self._engine.runner.call(self._engine.move, self._dialled, endpoint, server_key or self._dialled.server_key)
 
     def close(self, linger_s: float = 1.0) -> None:
         """Say goodbye and close; outstanding requests end as NodeClosed. Closing twice is fine."""
-        self._engine.runner.submit_unless_closed(self._engine.hang_up, self._dialled, linger_s)
+        self._engine.runner.do_unless_closed(self._engine.hang_up, self._dialled, linger_s)
 
     def __enter__(self) -> Link:
         return self
@@ -92,8 +175,66 @@ class Link:
     ) -> None:
         self.close()
 
+    def _start(
+        self,
+        service: str,
+        payload: bytes,
+        arrays: Sequence[Array],
+        timeout_s: float,
+        terms: Terms | None,
+        copy: bool,
+    ) -> Pending:
+        if not 0 < timeout_s <= MAX_TIMEOUT_S:
+            raise ValueError(f"timeout_s must be in (0, {MAX_TIMEOUT_S:.0f}], got {timeout_s!r}")
+        check_name("service", service)
+        specs, frames = pack_content(payload, arrays, copy)
+        if (limits := self._link.peer_limits) is not None:
+            check_outgoing(frames, specs, limits)
+        engine = self._engine
+        runner = engine.runner
+        deadline_at = time.monotonic() + timeout_s
+        pending = Pending(service, timeout_s, deadline_at, self._cancel, self.endpoint, runner.wait)
+        try:
+            runner.do(engine.request, self._dialled, service, specs, frames, pending, terms)
+        except QueueFull:
+            if engine.limits.on_full != "wait":
+                raise
+            self._start_when_room(service, specs, frames, pending, terms)
+        return pending
+
+    def _start_when_room(
+        self, service: str, specs: Specs, frames: Frames, pending: Pending, terms: Terms | None
+    ) -> None:
+        size_bytes, runner = content_bytes(frames), self._engine.runner
+        while True:
+            if not runner.wait(
+                lambda: self._link.caller.room_fault(size_bytes) is None,
+                pending.deadline_at,
+                lambda s: time.sleep(0.01),
+            ):
+                raise QueueFull(
+                    f"{pending.what}: no room for {size_bytes} B until its deadline (max_outstanding_bytes)"
+                )
+            try:
+                runner.do(self._engine.request, self._dialled, service, specs, frames, pending, terms)
+            except QueueFull:
+                continue  # another thread was quicker
+            return
+
+    def _consume(self, pending: Pending, pos: int) -> None:
+        self._engine.runner.do_unless_closed(self._engine.consume, self._dialled, pending, pos)
+
     def _cancel(self, pending: Pending) -> None:
-        self._engine.runner.submit_unless_closed(self._engine.cancel, self._dialled, pending)
+        self._engine.runner.do_unless_closed(self._engine.cancel, self._dialled, pending)
+
+
+def _terms(kind: int, key: bytes, sequence: tuple[int, int] | None) -> Terms:
+    if len(key) > 64:
+        raise ValueError(f"an idempotency key has at most 64 bytes, got {len(key)}")
+    stream, pos = (-1, 0) if sequence is None else sequence
+    if sequence is not None and not (0 <= stream < 2**63 and 0 <= pos < 2**63):
+        raise ValueError(f"sequence is (stream, position), both in [0, 2**63), got {sequence!r}")
+    return Terms(kind, bytes(key), stream, pos)
 
 
 class Node:
@@ -174,8 +315,8 @@ class Node:
             raise ConfigError(f"serve needs service names of 1..64 characters and depth >= 1, got {services}, {depth}")
         for service in services:
             check_name("service", service)
-        inbox = Inbox(services, depth, self._unserve)
-        taken = self._engine.runner.call(self._engine.serve, inbox)
+        inbox = Inbox(services, depth, self._unserve, self._engine.runner.wait)
+        taken = self._engine.runner.do(self._engine.serve, inbox)
         if taken is not None:
             raise ConfigError(f"service {taken!r} is served already on this node: close its inbox first")
         with self._lock:
@@ -184,6 +325,42 @@ class Node:
                 return inbox
         inbox.shut()  # close() ran in between and has not seen it
         raise NodeClosed("the node was closed meanwhile: make a new Node")
+
+    def handle(self, service: str, function: Handle) -> None:
+        """Have a function called with each request for a service: for small services that answer at once or later.
+
+        It is called on whichever thread drives the node, one call at a time, so it must be quick; requests that take
+        their time belong into an inbox (serve). A request it raises on is refused "internal".
+
+        Raises:
+            ConfigError: the service is served already.
+            ValueError: a name that cannot travel.
+            NodeClosed: the node is closed.
+        """
+        check_name("service", service)
+        if not self._engine.runner.do(self._engine.handle, service, function):
+            raise ConfigError(f"service {service!r} is served already on this node")
+
+    def services(self) -> list[str]:
+        """What is served here, sorted."""
+        return self._engine.runner.do(self._engine.services)
+
+    def busy(self, seconds: float) -> None:
+        """Say that the application will not look at its requests for so long; 0 ends it.
+
+        Peers see Health.BUSY instead of WEDGED, wait with resends, and do not take silence for the end.
+        """
+        if not 0 <= seconds <= MAX_TIMEOUT_S:
+            raise ValueError(f"seconds must be in [0, {MAX_TIMEOUT_S:.0f}], got {seconds!r}")
+        self._engine.runner.do(self._engine.busy, seconds)
+
+    def tap(self, callback: Callable[[TapEvent], None]) -> Callable[[], None]:
+        """Have a function called with every message in and out; returns what ends that.
+
+        It is called in the middle of the node's work: it must be quick and must not call the node.
+        """
+        self._engine.runner.do(self._engine.tap, callback)
+        return lambda: self._engine.runner.do_unless_closed(self._engine.untap, callback)
 
     def connect(self, endpoint: str, server_key: str | None = None, timeout_s: float = 5.0) -> Link:
         """Dial a node and wait until both have greeted.
@@ -202,12 +379,13 @@ class Node:
         """
         _check_transport(endpoint)
         self._check_server_key(endpoint, server_key)
-        dialled = self._engine.runner.call(self._engine.dial, endpoint, server_key)
-        dialled.settled.wait(timeout_s)
+        runner = self._engine.runner
+        dialled = runner.call(self._engine.dial, endpoint, server_key)
+        runner.wait(dialled.settled.is_set, time.monotonic() + timeout_s, dialled.settled.wait)
         if dialled.failure is None and dialled.settled.is_set() and not self._closed:
-            return Link(self._engine, dialled, endpoint)
+            return Link(self._engine, dialled)
         why = dialled.watch.describe()
-        self._engine.runner.submit_unless_closed(self._engine.hang_up, dialled, 0.0)
+        runner.do_unless_closed(self._engine.hang_up, dialled, 0.0)
         if self._closed:
             raise NodeClosed(f"the node was closed while it connected to {endpoint}")
         if dialled.failure is not None:
@@ -216,7 +394,7 @@ class Node:
 
     def stats(self) -> NodeStats:
         """Totals, per peer, and what was turned away."""
-        return self._engine.runner.call(self._engine.stats)
+        return self._engine.runner.do(self._engine.stats)
 
     def close(self, linger_s: float = 1.0) -> None:
         """Refuse what waits, cancel what is outstanding, say goodbye. Takes linger_s + 2 s at most."""
@@ -229,8 +407,13 @@ class Node:
             inboxes = list(self._inboxes)
         for inbox in inboxes:
             inbox.shut()
-        self._engine.runner.submit_unless_closed(self._engine.shut_down, linger_s)
-        self._engine.runner.join(linger_s + 2.0)
+        runner = self._engine.runner
+        if runner.is_mine:  # a signal handler that came in the middle of something
+            runner.defer(self._engine.shut_down, linger_s)
+            return
+        runner.look()  # answers that are here count, and who is gone is not waited for
+        runner.do_unless_closed(self._engine.shut_down, linger_s)
+        runner.join(linger_s + 2.0)
 
     def __enter__(self) -> Node:
         return self
@@ -243,7 +426,7 @@ class Node:
     def _unserve(self, inbox: Inbox) -> None:
         with self._lock:
             self._inboxes = [each for each in self._inboxes if each is not inbox]
-        self._engine.runner.submit_unless_closed(self._engine.unserve, inbox)
+        self._engine.runner.do_unless_closed(self._engine.unserve, inbox)
 
     def _check_server_key(self, endpoint: str, server_key: str | None) -> None:
         if self._insecure:

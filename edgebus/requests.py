@@ -8,18 +8,33 @@ from __future__ import annotations
 import heapq
 import math
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import TYPE_CHECKING, NamedTuple
 
+import msgspec
+
 from edgebus.config import Limits
-from edgebus.messages import ArraySpec, Cancel, Message, Refusal, Reply, Request
+from edgebus.messages import (
+    STREAM,
+    Block,
+    Cancel,
+    Content,
+    Message,
+    More,
+    Part,
+    Refusal,
+    Reply,
+    Request,
+    Terms,
+)
+from edgebus.streams import Arrival, Frames, InStream, Specs, content_bytes
 
 if TYPE_CHECKING:
     from edgebus.answerer import Answerer
 
-Specs = tuple[ArraySpec, ...]
-Frames = tuple[bytes, ...]
+_MAX_TTL_MS = 86_400_000
 
 
 class Outcome(StrEnum):
@@ -55,6 +70,29 @@ class Arrived(NamedTuple):
     specs: Specs
     frames: Frames
     answerer: Answerer
+    terms: Terms | None = None
+
+
+class PartArrived(NamedTuple):
+    """Event of the caller: the next part, in order, of the stream known as `ref`."""
+
+    ref: object
+    arrival: Arrival
+
+
+class Superseded(NamedTuple):
+    """Event of the answerer: a request of the same stream at a higher position is here; drop this if it still waits."""
+
+    id: int
+    service: str
+    answerer: Answerer
+
+
+class Room(NamedTuple):
+    """Event of the answerer: the stream of this request can take more parts, or has ended."""
+
+    id: int
+    answerer: Answerer
 
 
 class Withdrawn(NamedTuple):
@@ -65,33 +103,45 @@ class Withdrawn(NamedTuple):
     answerer: Answerer
 
 
-Event = Settled | Arrived | Withdrawn
+Event = Settled | Arrived | Withdrawn | PartArrived | Superseded | Room
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
 class _Outstanding:
     id: int
-    service: str
-    specs: Specs
+    header: Request
     frames: Frames
+    size_bytes: int
     deadline_at: float
     ref: object
+    stream: InStream | None = None
+    final: Settled | None = None  # the answer of a stream, while parts before it are missing
     attempts: int = 0
     backoff: int = 1  # factor of the next resend interval; starts anew when the link comes up
-    resend_at: float = math.inf
+    due_at: float = math.inf  # next resend or the deadline
 
 
 class Caller:
-    """Keeps requests until each has its outcome; resends with back-off while the link is up."""
+    """Keeps requests until each has its outcome; resends with back-off and jitter while the link is up.
 
-    def __init__(self, limits: Limits) -> None:
+    Args:
+        limits: bounds; requests without an outcome take at most `max_outstanding_bytes`.
+        jitter: gives factors around 1 for resend intervals.
+    """
+
+    def __init__(self, limits: Limits, jitter: Callable[[], float] = lambda: 1.0) -> None:
         self._limits = limits
+        self._jitter = jitter
         self._outstanding: dict[int, _Outstanding] = {}  # ids grow, so the first key is the oldest
         self._timers: list[tuple[float, int]] = []
         self._next_id = 0
         self._up = False
+        self._patient_until = -math.inf
         self._messages: list[Message] = []
         self._events: list[Event] = []
+        self._ended: list[int] = []
+        self.note = ""  # what is known of the peer, for whoever waits in vain
+        self.outstanding_bytes = 0
         self.outcomes: Counter[str] = Counter()
         self.started = 0
         self.retries = 0
@@ -102,18 +152,50 @@ class Caller:
         """Requests without an outcome yet."""
         return len(self._outstanding)
 
-    def start(self, service: str, specs: Specs, frames: Frames, *, deadline_at: float, ref: object, now: float) -> int:
+    def room_fault(self, size_bytes: int) -> str | None:
+        """Say why a request of this size cannot be accepted now, or None; with `drop_oldest` it makes room."""
+        limit = self._limits.max_outstanding_bytes
+        if self.outstanding_bytes + size_bytes <= limit:
+            return None
+        if self._limits.on_full == "drop_oldest" and size_bytes <= limit:
+            for entry in list(self._outstanding.values()):
+                if not entry.attempts:
+                    detail = f"dropped for a newer one: {self.outstanding_bytes} B were waiting, max {limit}"
+                    self._settle(entry, Outcome.REFUSED, code="queue_full", detail=detail)
+                if self.outstanding_bytes + size_bytes <= limit:
+                    return None
+        return f"{self.outstanding_bytes} B are waiting for an outcome, {size_bytes} B more are over {limit}"
+
+    def start(
+        self,
+        service: str,
+        specs: Specs,
+        frames: Frames,
+        *,
+        deadline_at: float,
+        ref: object,
+        now: float,
+        terms: Terms | None = None,
+        blocks: tuple[Block, ...] | None = None,
+    ) -> int:
         """Accept a request; its outcome comes as Settled(ref, ...) by deadline_at. Returns its id."""
-        entry = _Outstanding(self._next_id, service, specs, frames, deadline_at, ref)
+        request_id = self._next_id
         self._next_id += 1
         self.started += 1
-        self._outstanding[entry.id] = entry
-        self._schedule(deadline_at, entry.id)
+        header = Request(request_id, service, 0, 0, specs, None, terms, None, blocks)
+        size_bytes = content_bytes(frames)
+        entry = _Outstanding(request_id, header, frames, size_bytes, deadline_at, ref)
+        if terms is not None and terms.kind == STREAM:
+            entry.stream = InStream(terms.window_bytes, terms.from_pos)
+        self._outstanding[request_id] = entry
+        self.outstanding_bytes += size_bytes
         if deadline_at <= now:
-            self.handle_timer(now=now)
+            self._expire(entry)
         elif self._up:
             self._send(entry, now)
-        return entry.id
+        else:
+            self._schedule(entry, deadline_at)
+        return request_id
 
     def cancel(self, request_id: int) -> None:
         """Give a request up; nothing happens if it has its outcome already."""
@@ -124,28 +206,60 @@ class Caller:
             self._messages.append(Message(Cancel(request_id)))
         self._settle(entry, Outcome.CANCELLED)
 
+    def is_small(self, request_id: int) -> bool:
+        """True for a request that went by the control lane: its answer should not wait behind large contents."""
+        entry = self._outstanding.get(request_id)
+        return entry is not None and entry.size_bytes < self._limits.bulk_from_bytes
+
+    def wants(self, header: Content) -> bool:
+        """True if the content of this Reply or Part is needed here."""
+        entry = self._outstanding.get(header.id)
+        if entry is None or isinstance(header, Reply):
+            return entry is not None and entry.final is None
+        return entry.stream is not None and isinstance(header, Part) and header.pos >= entry.stream.next_pos
+
     def receive(self, message: Message) -> None:
-        """Take a Reply or Refusal."""
+        """Take a Reply, a Refusal or a Part."""
         header = message.header
-        assert isinstance(header, (Reply, Refusal))
+        assert isinstance(header, Reply | Refusal | Part)
         entry = self._outstanding.get(header.id)
         if entry is None:
             self.late_answers += 1
         elif isinstance(header, Reply):
-            self._settle(entry, Outcome.ANSWERED, specs=header.arrays, frames=message.frames)
+            settled = Settled(entry.ref, Outcome.ANSWERED, "", "", header.arrays, message.frames)
+            if entry.stream is None:
+                self._finish(entry, settled)
+            else:
+                entry.stream.end_pos, entry.final = header.num_parts, settled
+                self._finish_stream(entry)
+        elif isinstance(header, Part):
+            self._receive_part(entry, header, message.frames)
         else:
             outcome = Outcome.EXPIRED if header.code == "expired" else Outcome.REFUSED
             self._settle(entry, outcome, code=header.code, detail=header.detail, frames=message.frames)
+
+    def consume(self, request_id: int, pos: int) -> None:
+        """The application took all parts of a stream below pos."""
+        entry = self._outstanding.get(request_id)
+        if entry is not None and entry.stream is not None:
+            acknowledged = entry.stream.consume(pos)
+            if acknowledged is not None and self._up:
+                self._messages.append(Message(More(request_id, acknowledged)))
 
     def set_up(self, up: bool, *, now: float) -> None:
         """Follow the link: when it comes up everything outstanding is sent (again)."""
         if up and not self._up:
             self.handle_timer(now=now)  # while still down: what is due is sent once, below
         self._up = up
+        self._patient_until = -math.inf
         if up:
             for entry in list(self._outstanding.values()):
                 entry.backoff = 1
                 self._send(entry, now)
+
+    def be_patient(self, until: float) -> None:
+        """The peer said that it is busy until then: do not send anything again before."""
+        self._patient_until = until
 
     def fail(self, code: str, detail: str) -> None:
         """End all requests: the link will not come back."""
@@ -160,9 +274,10 @@ class Caller:
 
     def next_timer(self) -> float:
         """Earliest time handle_timer has something to do, inf if never."""
-        while self._timers and not self._is_live(*self._timers[0]):
-            heapq.heappop(self._timers)
-        return self._timers[0][0] if self._timers else math.inf
+        timers = self._timers
+        while timers and not self._is_live(*timers[0]):
+            heapq.heappop(timers)
+        return timers[0][0] if timers else math.inf
 
     def handle_timer(self, *, now: float) -> None:
         """Expire what is over its deadline, resend what is due."""
@@ -171,7 +286,11 @@ class Caller:
             entry = self._outstanding[request_id]
             if entry.deadline_at <= now:
                 self._expire(entry)
-            elif self._up:
+            elif not self._up:
+                self._schedule(entry, entry.deadline_at)
+            elif self._patient_until > now:
+                self._schedule(entry, min(self._patient_until, entry.deadline_at))
+            else:
                 self._send(entry, now)
 
     def headers_to_send(self) -> list[Message]:
@@ -179,56 +298,78 @@ class Caller:
         messages, self._messages = self._messages, []
         return messages
 
+    def take_ended(self) -> list[int]:
+        """Large requests that have their outcome, since the last call: their content need not go any further."""
+        ended, self._ended = self._ended, []
+        return ended
+
     def events(self) -> list[Event]:
         """Outcomes since the last call."""
         events, self._events = self._events, []
         return events
 
-    def _schedule(self, at: float, request_id: int) -> None:
+    def _schedule(self, entry: _Outstanding, at: float) -> None:
+        entry.due_at = at
         if len(self._timers) > 64 + 4 * len(self._outstanding):
             # Requests mostly settle long before their timers: do not let the dead ones pile up.
             self._timers = [timer for timer in self._timers if self._is_live(*timer)]
             heapq.heapify(self._timers)
-        heapq.heappush(self._timers, (at, request_id))
+        heapq.heappush(self._timers, (at, entry.id))
 
     def _is_live(self, at: float, request_id: int) -> bool:
         entry = self._outstanding.get(request_id)
-        return entry is not None and at in (entry.deadline_at, entry.resend_at)
+        return entry is not None and at == entry.due_at
 
     def _send(self, entry: _Outstanding, now: float) -> None:
+        header = entry.header
         # Rounded up: a request that has any time left must not look expired.
-        ttl_ms = math.ceil((entry.deadline_at - now) * 1000)
-        header = Request(entry.id, entry.service, ttl_ms, next(iter(self._outstanding)), entry.specs)
+        header.ttl_ms = min(_MAX_TTL_MS, math.ceil((entry.deadline_at - now) * 1000))
+        header.settled_below = next(iter(self._outstanding))
+        if entry.stream is not None and header.terms is not None:
+            header.terms = msgspec.structs.replace(header.terms, from_pos=entry.stream.next_pos)
         self._messages.append(Message(header, entry.frames))
         self.retries += entry.attempts > 0
-        entry.resend_at = now + self._limits.resend_s * entry.backoff
+        resend_at = now + self._limits.resend_s * entry.backoff * self._jitter()
         entry.backoff = min(8, 2 * entry.backoff)
         entry.attempts += 1
-        self._schedule(entry.resend_at, entry.id)
+        self._schedule(entry, min(resend_at, entry.deadline_at))
+
+    def _receive_part(self, entry: _Outstanding, part: Part, frames: Frames) -> None:
+        if entry.stream is None:
+            self.late_answers += 1
+            return
+        entry.backoff = 1  # it is being worked on
+        ready = entry.stream.receive(part.pos, part.arrays, frames)
+        self._events += [PartArrived(entry.ref, arrival) for arrival in ready]
+        self._finish_stream(entry)
+
+    def _finish_stream(self, entry: _Outstanding) -> None:
+        assert entry.stream is not None
+        if entry.final is not None and entry.stream.complete:
+            self._finish(entry, entry.final)
 
     def _expire(self, entry: _Outstanding) -> None:
         if entry.attempts == 0:
             detail = "the peer was not there all that time, so it was never sent"
             self._settle(entry, Outcome.EXPIRED, detail=detail)
         elif self._up:
-            self._settle(entry, Outcome.EXPIRED, detail=f"sent {entry.attempts} times, no answer")
+            self._settle(entry, Outcome.EXPIRED, detail=f"sent {entry.attempts} times, no answer{self.note}")
         else:
             detail = f"sent {entry.attempts} times, then the link went down"
             self._settle(entry, Outcome.UNKNOWN, code="link_lost", detail=detail)
 
     def _settle(
-        self,
-        entry: _Outstanding,
-        outcome: Outcome,
-        *,
-        code: str = "",
-        detail: str = "",
-        specs: Specs = (),
-        frames: Frames = (),
+        self, entry: _Outstanding, outcome: Outcome, *, code: str = "", detail: str = "", frames: Frames = ()
     ) -> None:
+        self._finish(entry, Settled(entry.ref, outcome, code, detail, (), frames))
+
+    def _finish(self, entry: _Outstanding, settled: Settled) -> None:
         del self._outstanding[entry.id]
-        self.outcomes[outcome] += 1
-        self._events.append(Settled(entry.ref, outcome, code, detail, specs, frames))
+        self.outstanding_bytes -= entry.size_bytes
+        if entry.size_bytes >= self._limits.bulk_from_bytes:
+            self._ended.append(entry.id)
+        self.outcomes[settled.outcome] += 1
+        self._events.append(settled)
 
 
 def refusal(request_id: int, code: str, detail: str, info: bytes = b"") -> Message:

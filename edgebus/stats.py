@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field, fields
 from typing import TYPE_CHECKING
 
@@ -11,7 +12,7 @@ if TYPE_CHECKING:
 
 @dataclass(slots=True)
 class Traffic:
-    """What went over one link, in bytes of frames and in messages; content is all frames but the header."""
+    """What went over one link, in bytes of frames and in messages; content is payloads and arrays without headers."""
 
     bytes_sent: int = 0
     bytes_received: int = 0
@@ -20,15 +21,28 @@ class Traffic:
     malformed: int = 0
     content_bytes_sent: int = 0
     content_bytes_received: int = 0
+    copied_bytes_sent: int = 0
 
 
 @dataclass(frozen=True, slots=True)
 class LinkStats:
-    """One link (or the sum of several): traffic of frames in both directions, and the requests we sent.
+    """One link (or the sum of several): traffic of frames in both directions, the requests we sent and those we got.
 
     `content_bytes_*` are payloads and arrays alone, what the application gave; `bytes_*` have the bus's headers too.
 
-    started = answered + refused + expired + unknown + cancelled + outstanding, always.
+    What we sent: started = answered + refused + expired + unknown + cancelled + outstanding, always.
+    What we got: received = executed + duplicates + turned_away + repeated, and executed = served + withdrawn + pending.
+
+    Attributes:
+        retries: requests sent again.
+        reconnects: times the link came up again.
+        turned_away: requests refused before they were executed: busy, expired, forgotten, stale or not permitted.
+        repeated: requests answered from an idempotency key.
+        bytes_in_flight: of large contents, sent and not yet credited by the peer.
+        bytes_outstanding: in our requests without an outcome.
+        bytes_pending: in the peer's requests without an answer, and of large contents that are not whole yet.
+        copied_bytes_sent, copied_bytes_received: of arrays, copied by us on their way out and in.
+        name, endpoint, health, round_trip_s: of one link; empty and nan in a sum.
     """
 
     bytes_sent: int = 0
@@ -47,9 +61,29 @@ class LinkStats:
     malformed: int = 0
     content_bytes_sent: int = 0
     content_bytes_received: int = 0
+    received: int = 0
+    executed: int = 0
+    duplicates: int = 0
+    turned_away: int = 0
+    repeated: int = 0
+    served: int = 0
+    withdrawn: int = 0
+    pending: int = 0
+    bytes_in_flight: int = 0
+    bytes_outstanding: int = 0
+    bytes_pending: int = 0
+    copied_bytes_sent: int = 0
+    copied_bytes_received: int = 0
+    name: str = ""
+    endpoint: str = ""
+    health: str = ""
+    round_trip_s: float = math.nan
 
     def __add__(self, other: LinkStats) -> LinkStats:
-        return LinkStats(*(getattr(self, item.name) + getattr(other, item.name) for item in fields(LinkStats)))
+        return LinkStats(*(getattr(self, name) + getattr(other, name) for name in _COUNTERS))
+
+
+_COUNTERS = [item.name for item in fields(LinkStats) if item.default == 0]
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,25 +104,43 @@ class NodeStats:
     unroutable: int = 0
 
 
-def link_stats(attached: Attached) -> LinkStats:
+def link_stats(attached: Attached, endpoint: str = "", now: float = math.nan) -> LinkStats:
     """Snapshot of one link; counters are read one by one, so they may be a message apart."""
-    caller, traffic = attached.link.caller, attached.traffic
+    link, traffic = attached.link, attached.traffic
+    caller, answerer, counts = link.caller, link.answerer, link.answerer.counts
     outcomes = caller.outcomes
     return LinkStats(
-        traffic.bytes_sent,
-        traffic.bytes_received,
-        traffic.messages_sent,
-        traffic.messages_received,
-        caller.started,
-        outcomes["answered"],
-        outcomes["refused"],
-        outcomes["expired"],
-        outcomes["unknown"],
-        outcomes["cancelled"],
-        caller.num_outstanding,
-        caller.retries,
-        max(0, attached.link.num_ups - 1),
-        traffic.malformed,
-        traffic.content_bytes_sent,
-        traffic.content_bytes_received,
+        bytes_sent=traffic.bytes_sent,
+        bytes_received=traffic.bytes_received,
+        messages_sent=traffic.messages_sent,
+        messages_received=traffic.messages_received,
+        started=caller.started,
+        answered=outcomes["answered"],
+        refused=outcomes["refused"],
+        expired=outcomes["expired"],
+        unknown=outcomes["unknown"],
+        cancelled=outcomes["cancelled"],
+        outstanding=caller.num_outstanding,
+        retries=caller.retries,
+        reconnects=max(0, link.num_ups - 1),
+        malformed=traffic.malformed,
+        content_bytes_sent=traffic.content_bytes_sent,
+        content_bytes_received=traffic.content_bytes_received,
+        received=counts.received,
+        executed=counts.executed,
+        duplicates=counts.duplicates,
+        turned_away=counts.busy + counts.expired + counts.forgotten + counts.stale + counts.denied,
+        repeated=counts.repeated,
+        served=counts.answered,
+        withdrawn=counts.withdrawn,
+        pending=answerer.num_pending,
+        bytes_in_flight=link.sender.in_flight_bytes,
+        bytes_outstanding=caller.outstanding_bytes,
+        bytes_pending=answerer.pending_bytes + link.receiver.held_bytes,
+        copied_bytes_sent=traffic.copied_bytes_sent,
+        copied_bytes_received=link.receiver.copied_bytes,
+        name=link.peer_name,
+        endpoint=endpoint,
+        health=link.health(now).value if not math.isnan(now) else "",
+        round_trip_s=link.round_trip_s,
     )

@@ -10,12 +10,18 @@ import msgspec
 from edgebus.config import HEADER_CAP_BYTES, Limits
 from edgebus.errors import MessageTooLarge, WireError
 from edgebus.messages import (
+    INLINE_BYTES,
+    VERSION_MAX,
     ArraySpec,
+    Chunk,
+    Content,
     Header,
     Message,
+    Part,
     Refusal,
     Reply,
     Request,
+    Transfer,
     WireLimits,
     decode_header,
     encode_header,
@@ -27,15 +33,29 @@ ITEM_BYTES = {
 """Dtype codes that may travel and the size of one item. Closed list: no objects, no strings."""
 
 _MAX_DIM = 2**40
+_INLINE_FRAMES = 16  # with more arrays the payload has a frame of its own: headers may be capped at 8 KiB
+_CONTENT = frozenset((Request, Reply, Part))
 
 
-def encode(message: Message) -> list[bytes]:
-    """Turn a message into frames, header first."""
-    return [encode_header(message.header), *message.frames]
+def encode(message: Message, version: int = VERSION_MAX) -> list[bytes]:
+    """Turn a message into frames for a peer of this version, header first."""
+    header, frames = message
+    if type(header) in _CONTENT:
+        assert isinstance(header, Content)
+        if header.transfer is not None:
+            return [encode_header(header)]
+        if version >= 2 and len(frames[0]) <= INLINE_BYTES and len(frames) <= _INLINE_FRAMES:
+            header.inline = frames[0]
+            return [encode_header(header), *frames[1:]]
+        header.inline = None  # it may have gone to an incarnation of another version before
+    return [encode_header(header), *frames]
 
 
 def decode(frames: Sequence[bytes], limits: Limits) -> Message:
     """Turn frames into a message, refusing anything that does not add up.
+
+    A message whose content follows (a transfer) or lies in shared memory comes without it: `arrays_fault` is for
+    whoever completes it.
 
     Args:
         frames: header frame first.
@@ -53,30 +73,59 @@ def decode(frames: Sequence[bytes], limits: Limits) -> Message:
     except (msgspec.MsgspecError, RecursionError, ValueError, OverflowError) as error:
         # The text of a decode error may quote the peer; repr keeps it to one printable line.
         raise WireError(f"header does not decode: {str(error)[:200]!r}") from None
-    _check_frames(header, frames, limits)
+    kind = type(header)
+    if kind in _CONTENT:
+        return Message(header, _content(header, frames, limits))  # type: ignore[arg-type]
+    expected = 2 if kind is Refusal or kind is Chunk else 1
+    if len(frames) != expected:
+        fault = f"{kind.__name__} in {len(frames)} frames, expected {expected}"
+        raise WireError(fault, request_id=getattr(header, "id", None), is_answer=kind is Refusal)
+    if expected == 2 and len(frames[1]) > limits.max_frame_bytes:
+        fault = f"frame of {len(frames[1])} B, accepted are {limits.max_frame_bytes} B"
+        raise WireError(fault, request_id=getattr(header, "id", None), is_answer=kind is Refusal)
     return Message(header, tuple(frames[1:]))
 
 
-def _check_frames(header: Header, frames: Sequence[bytes], limits: Limits) -> None:
-    if isinstance(header, (Request, Reply)):
-        specs: Sequence[ArraySpec] = header.arrays
-        expected = 2 + len(specs)
-    elif isinstance(header, Refusal):
-        specs, expected = (), 2
-    else:
-        if len(frames) != 1:
-            raise WireError(f"{type(header).__name__} in {len(frames)} frames, expected 1")
-        return
+def _content(header: Content, frames: Sequence[bytes], limits: Limits) -> tuple[bytes, ...]:
+    """The content frames of a message as far as they are there, payload first."""
+    inline, specs = header.inline, header.arrays
+    if inline is not None and len(frames) == 1 and not specs and header.transfer is None and header.blocks is None:
+        return (inline,)  # most messages
     fault = None
-    if len(frames) != expected:
-        fault = f"{type(header).__name__} in {len(frames)} frames, its header announces {expected}"
-    elif max(map(len, frames)) > limits.max_frame_bytes:
-        fault = f"frame of {max(map(len, frames))} B, accepted are {limits.max_frame_bytes} B"
+    content = (*(() if inline is None else (inline,)), *frames[1:])
+    if header.transfer is not None:
+        fault = _transfer_fault(header, header.transfer, content, limits)
+    elif header.blocks is not None:
+        if len(content) != 1 or len(header.blocks) != len(specs):
+            fault = f"{len(content)} frames and {len(header.blocks)} blocks for {len(specs)} arrays"
+    elif len(content) != 1 + len(specs):
+        fault = f"{type(header).__name__} in {len(frames)} frames, its header announces {len(specs)} arrays"
+    elif max(map(len, content)) > limits.max_frame_bytes:
+        fault = f"frame of {max(map(len, content))} B, accepted are {limits.max_frame_bytes} B"
     else:
-        for spec, frame in zip(specs, frames[2:], strict=True):
-            fault = fault or spec_fault(spec, len(frame))
+        fault = arrays_fault(specs, content[1:])
     if fault:
         raise WireError(fault, request_id=header.id, is_answer=not isinstance(header, Request))
+    return content
+
+
+def _transfer_fault(header: Content, transfer: Transfer, content: Sequence[bytes], limits: Limits) -> str | None:
+    sizes = transfer.sizes
+    if content:
+        return f"{len(content)} frames beside a transfer, expected none"
+    if len(sizes) != 1 + len(header.arrays) or len(sizes) >= limits.max_frames:
+        return f"a transfer of {len(sizes)} frames for {len(header.arrays)} arrays, accepted are {limits.max_frames}"
+    if max(sizes) > limits.max_frame_bytes:
+        return f"frame of {max(sizes)} B, accepted are {limits.max_frame_bytes} B"
+    return next((fault for pair in zip(header.arrays, sizes[1:], strict=True) if (fault := spec_fault(*pair))), None)
+
+
+def arrays_fault(specs: Sequence[ArraySpec], frames: Sequence[bytes]) -> str | None:
+    """Say which array does not fit its frame, or None."""
+    for spec, frame in zip(specs, frames, strict=True):
+        if fault := spec_fault(spec, len(frame)):
+            return fault
+    return None
 
 
 def spec_fault(spec: ArraySpec, frame_bytes: int) -> str | None:

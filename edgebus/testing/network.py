@@ -65,7 +65,7 @@ class SimNetwork:
         self._links: list[SimLink] = []
         self._wires = Wires(self, self._cables, keeps_order=not reorder)
         self._frozen_until: dict[str, float] = {}
-        self._agenda: list[tuple[float, int, Callable[[], None]]] = []
+        self._agenda: list[tuple[float, int, Callable[[], object]]] = []
         self._order = itertools.count()
         self._routes = itertools.count(1)
         self._last: deque[tuple[float, str, str, bytes]] = deque(maxlen=_NUM_LAST)
@@ -124,7 +124,7 @@ class SimNetwork:
 
     def connect(self, dialler: SimNode, listener: SimNode) -> SimLink:
         """Dial; requests may be sent at once, they wait for the link."""
-        link = SimLink(dialler, listener, (next(self._routes), b""))
+        link = SimLink(self, dialler, listener, (next(self._routes), b""))
         self._links.append(link)
         self._wires.dial(link)
         return link
@@ -201,11 +201,11 @@ class SimNetwork:
 
     # -- time ---------------------------------------------------------------------------------------
 
-    def call_later(self, delay_s: float, function: Callable[[], None]) -> None:
+    def call_later(self, delay_s: float, function: Callable[[], object]) -> None:
         """Run a function after some virtual seconds, whatever nodes are up."""
         self.call_at(self.clock.now + delay_s, function)
 
-    def call_at(self, at: float, function: Callable[[], None]) -> None:
+    def call_at(self, at: float, function: Callable[[], object]) -> None:
         """Run a function at a virtual time."""
         heapq.heappush(self._agenda, (at, next(self._order), function))
 

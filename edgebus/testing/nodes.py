@@ -7,20 +7,24 @@ from typing import TYPE_CHECKING
 
 from edgebus.answerer import Answerer
 from edgebus.arrays import Array, pack_arrays
-from edgebus.calls import Pending
+from edgebus.calls import Pending, Reply
 from edgebus.config import Limits
 from edgebus.errors import NodeClosed
 from edgebus.hub import Attached, Hub, Route
 from edgebus.inbox import Request
-from edgebus.messages import Message
-from edgebus.requests import Arrived, Outcome, Settled, refusal
+from edgebus.link import Surroundings
+from edgebus.messages import STREAM, VERSION_MAX, VERSION_MIN, Message, Terms
+from edgebus.requests import Arrived, Outcome, PartArrived, Room, Settled, refusal
 from edgebus.stats import LinkStats, link_stats
+from edgebus.stream import Stream
+from edgebus.streams import Frames, Specs, content_bytes
 from edgebus.testing.clocks import NodeClock
 
 if TYPE_CHECKING:
     from edgebus.testing.network import SimNetwork
 
 Handler = Callable[[Request], None]
+_PATIENCE_S = 2 * 86_400.0
 
 
 class SimNode:
@@ -43,6 +47,7 @@ class SimNode:
         on_restart: Callable[[], None] | None = None,
     ) -> None:
         self.name = name
+        self.versions = (VERSION_MIN, VERSION_MAX)  # of the protocol; another pair counts from the next life on
         self.handler = handler
         self.clock = NodeClock(net.clock)
         self.is_up = True
@@ -52,6 +57,7 @@ class SimNode:
         self._limits = limits
         self._on_restart = on_restart
         self._waiting: list[tuple[Callable[[], None], Callable[[], None]]] = []  # what happened while it was frozen
+        self.rooms: dict[tuple[Answerer, int], Callable[[], object]] = {}
         self.hub = self._new_hub()
 
     @property
@@ -129,42 +135,90 @@ class SimNode:
 
     def turn(self) -> tuple[bool, list[tuple[Route, list[bytes]]]]:
         """Handle all events; returns whether there were any, and what is to be sent."""
-        events, sending = self.hub.events(), self.hub.frames_to_send()
+        events, sending = self.hub.events(), self.hub.frames_to_send(now=self.now)
         for attached, event in events:
             if isinstance(event, Arrived):
                 self.deliver(attached, event)
             elif isinstance(event, Settled):
                 self._settle(event)
+            elif isinstance(event, PartArrived):
+                assert isinstance(event.ref, Pending)
+                event.ref.add_part(event.arrival)
+            elif isinstance(event, Room) and (callback := self.rooms.pop((event.answerer, event.id), None)):
+                self._net.call_later(0.0, callback)
         return bool(events or sending), sending
 
     def deliver(self, attached: Attached, arrived: Arrived) -> None:
         """Hand a request to the handler."""
-        hub = self.hub
-
-        def answer(attached: Attached, answerer: Answerer, request_id: int, message: Message) -> None:
-            self.do(lambda: self._answer(hub, attached, answerer, request_id, message))
-
+        desk = SimDesk(self)
         if self.handler is None:
             refused = refusal(arrived.id, "unknown_service", "nothing is served here")
-            answer(attached, arrived.answerer, arrived.id, refused)
+            desk.answer(attached, arrived.answerer, arrived.id, refused)
         else:
-            self.handler(Request(attached, arrived, answer, self.clock))
+            request = Request(attached, arrived, desk)
+            request.acknowledge()
+            self.handler(request)
+
+    def wait(self, done: Callable[[], bool], until: float, follow: Callable[[float], object]) -> bool:
+        """Let virtual time pass until something is done."""
+        return self._net.run_until(done, max(0.0, until - self.now))
+
+    def turn_soon(self) -> None:
+        """Something is to be sent."""
+        self._net.call_later(0.0, lambda: None)
 
     # -- inside -------------------------------------------------------------------------------------
 
     def _new_hub(self) -> Hub:
-        return Hub(name=self.name, limits=self._limits, new_incarnation=self._net.new_incarnation)
-
-    def _answer(self, hub: Hub, attached: Attached, answerer: Answerer, request_id: int, message: Message) -> None:
-        if hub is not self.hub:
-            return  # the answer of a life that is over
-        answerer.answer(request_id, message)
-        hub.touch(attached, now=self.now)
-        self._net.call_later(0.0, lambda: None)  # a turn, so that it is sent
+        around = Surroundings(name=self.name, limits=self._limits, versions=self.versions)
+        return Hub(around=around, new_incarnation=self._net.new_incarnation)
 
     def _settle(self, event: Settled) -> None:
         assert isinstance(event.ref, Pending)
         event.ref.settle(event)
+
+
+class SimDesk:
+    """Where the answers of one life of a node go."""
+
+    def __init__(self, node: SimNode) -> None:
+        self._node, self._hub = node, node.hub
+
+    def now(self) -> float:
+        return self._node.now
+
+    def answer(self, attached: Attached, answerer: Answerer, request_id: int, message: Message) -> None:
+        def give() -> None:
+            if self._hub is self._node.hub:  # else it is the answer of a life that is over
+                answerer.answer(request_id, message)
+                self._touch(attached)
+
+        self._node.do(give)
+
+    answer_later = answer
+
+    def push(
+        self, attached: Attached, answerer: Answerer, request_id: int, specs: Specs, frames: Frames
+    ) -> int | bool | None:
+        room = answerer.has_room(request_id, content_bytes(frames))
+        if self._hub is not self._node.hub or not self._node.runs or not room:
+            return room
+        pos = answerer.push(request_id, specs, frames)
+        self._touch(attached)
+        return pos
+
+    def when_room(self, answerer: Answerer, request_id: int, callback: Callable[[], object]) -> None:
+        if answerer.has_room(request_id, 1) is False:
+            self._node.rooms[answerer, request_id] = callback
+        else:
+            callback()
+
+    def wait(self, done: Callable[[], bool], until: float, follow: Callable[[float], object]) -> bool:
+        return self._node.wait(done, until, follow)
+
+    def _touch(self, attached: Attached) -> None:
+        self._hub.touch(attached, now=self._node.now)
+        self._node.turn_soon()
 
 
 class SimLink:
@@ -174,13 +228,34 @@ class SimLink:
         past: counters of its earlier lives; a dialling node that restarts begins another.
     """
 
-    def __init__(self, dialler: SimNode, listener: SimNode, route: Route) -> None:
+    def __init__(self, net: SimNetwork, dialler: SimNode, listener: SimNode, route: Route) -> None:
+        self._net = net
         self.dialler, self.listener, self.route = dialler, listener, route
         self.past: list[LinkStats] = []
         self.attached = dialler.hub.dial(route, now=dialler.now)
 
-    def send_request(
+    def request(
         self, service: str, payload: bytes = b"", arrays: Sequence[Array] = (), timeout_s: float = 10.0
+    ) -> Reply:
+        """As edgebus.Link.request, so that code that waits can be tested as it is; the network runs meanwhile.
+
+        Raises:
+            EdgebusError: as edgebus.Link.request.
+        """
+        pending = self.send_request(service, payload, arrays, timeout_s)
+        # Its outcome comes by its deadline, unless the node is frozen or its clock set back.
+        if not self._net.run_until(pending.done, _PATIENCE_S):
+            raise RuntimeError(f"{service}: no outcome within {_PATIENCE_S} virtual seconds, {timeout_s} were allowed")
+        return pending.result()
+
+    def send_request(
+        self,
+        service: str,
+        payload: bytes = b"",
+        arrays: Sequence[Array] = (),
+        timeout_s: float = 10.0,
+        *,
+        terms: Terms | None = None,
     ) -> Pending:
         """As edgebus.Link.send_request; run the network until `pending.done()`, then take its result().
 
@@ -196,12 +271,26 @@ class SimLink:
         def start() -> None:
             now = self.dialler.now
             pending.request_id = self.attached.link.caller.start(
-                service, specs, frames, deadline_at=pending.deadline_at, ref=pending, now=now
+                service, specs, frames, deadline_at=pending.deadline_at, ref=pending, now=now, terms=terms
             )
             self.dialler.hub.touch(self.attached, now=now)
 
         self.dialler.do(start, lambda: pending.settle(Settled(pending, Outcome.CANCELLED)))
         return pending
+
+    def stream(
+        self,
+        service: str,
+        payload: bytes = b"",
+        timeout_s: float = 3600.0,
+        *,
+        from_pos: int = 0,
+        window_bytes: int = 1 << 20,
+    ) -> Stream:
+        """As edgebus.Link.stream: get() lets virtual time pass."""
+        terms = Terms(STREAM, from_pos=from_pos, window_bytes=window_bytes)
+        pending = self.send_request(service, payload, (), timeout_s, terms=terms)
+        return Stream(pending, from_pos, self._consume, self.dialler.wait)
 
     def stats(self) -> LinkStats:
         """Counters of this link, in this life of its node."""
@@ -211,6 +300,14 @@ class SimLink:
         """Begin anew after a crash of the dialling node."""
         self.past.append(self.stats())
         self.attached = self.dialler.hub.dial(self.route, now=self.dialler.now)
+
+    def _consume(self, pending: Pending, pos: int) -> None:
+        def consume() -> None:
+            if pending.request_id is not None:
+                self.attached.link.caller.consume(pending.request_id, pos)
+                self.dialler.hub.touch(self.attached, now=self.dialler.now)
+
+        self.dialler.do(consume)
 
     def _cancel(self, pending: Pending) -> None:
         def cancel() -> None:

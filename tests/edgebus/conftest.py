@@ -10,6 +10,7 @@ import threading
 from pathlib import Path
 
 import pytest
+from zmq.utils.garbage import gc as zmq_garbage
 
 import edgebus
 
@@ -22,6 +23,12 @@ def _open_files():
 
 def _is_open(fd):
     return os.path.lexists(f"/proc/self/fd/{fd}")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def lent_memory():
+    """pyzmq's own thread for lent memory, which lives from its first use to the end of the process, lives already."""
+    zmq_garbage.start()
 
 
 @pytest.fixture(autouse=True)

@@ -30,7 +30,7 @@ def test_error_of_libzmq_leaves_as_one_of_ours(monkeypatch):
         def socket(*_):
             raise full
 
-        monkeypatch.setattr(node._engine.runner._context, "socket", socket, raising=False)
+        monkeypatch.setattr(node._engine.runner.sockets._context, "socket", socket, raising=False)
         with pytest.raises(edgebus.ConfigError, match="max_peers"):
             node.connect("tcp://127.0.0.1:1")
         with pytest.raises(edgebus.ConfigError, match="ulimit"):

@@ -148,63 +148,45 @@ def test_requests_that_race_a_close_end_at_once(switchy):
             assert ended == [edgebus.NodeClosed] * 4
 
 
-def stopped_in_the_middle(node):
-    """Keep the node's thread in one command until the event is set; what is submitted meanwhile waits."""
-    busy, go = threading.Event(), threading.Event()
-
-    def hold():
-        busy.set()
-        go.wait(5)
-
-    node._engine.runner.submit(hold)
-    assert busy.wait(5)
-    return go
-
-
-def test_command_behind_the_close_is_given_up_and_its_request_cancelled():
+def test_what_comes_after_the_close_is_refused_and_what_was_deferred_is_told():
     with edgebus.Node("s", insecure=True) as server:
         device = edgebus.Node("c", insecure=True)
         link = device.connect(server.bind("tcp://127.0.0.1:0"))
-        go = stopped_in_the_middle(device)
-        device._engine.runner.submit(device._engine.shut_down, 0.0)
+        runner, told = device._engine.runner, []
         pending = link.send_request("edgebus.ping", timeout_s=30)
-        raised = []
+        pending.result()
+        waiting = link.send_request("nowhere", timeout_s=30, sequence=(1, 1))
 
-        def ask():
-            try:
-                device.stats()
-            except edgebus.NodeClosed as error:
-                raised.append(error)
+        def close_in_the_middle():
+            runner.defer(told.append, "executed", if_closed=lambda: told.append("given up"))
+            device._engine.shut_down(0.0)
 
-        thread = threading.Thread(target=ask)
-        thread.start()
-        while len(device._engine.runner._commands) < 3:
-            thread.join(0.001)
-        began = time.monotonic()
-        go.set()
-        with pytest.raises(edgebus.NodeClosed):
-            pending.result()
-        thread.join(5)
-        assert time.monotonic() - began < 2
-        assert pending.outcome == Outcome.CANCELLED
-        assert len(raised) == 1
-        with pytest.raises(edgebus.NodeClosed):
-            link.send_request("edgebus.ping")
+        runner.do(close_in_the_middle)
+        with pytest.raises((edgebus.NodeClosed, edgebus.Refused)):
+            waiting.result()
+        for late in (device.stats, lambda: link.send_request("edgebus.ping")):
+            with pytest.raises(edgebus.NodeClosed):
+                late()
         device.close()
+        assert runner.join(2)
+        assert told == ["given up"]
+        runner.defer(told.append, "executed", if_closed=lambda: told.append("late"))
+        assert told == ["given up", "late"]
 
 
 def test_inbox_registered_while_the_node_closes_is_shut(monkeypatch):
     node = edgebus.Node("a", insecure=True)
     seen = []
-    original = node._engine.runner.call
+    original = node._engine.runner.do
 
-    def call(function, *arguments):
+    def do(function, *arguments):
         result = original(function, *arguments)
-        seen.extend(arguments)
-        node.close()
+        if not seen:
+            seen.extend(arguments)
+            node.close()
         return result
 
-    monkeypatch.setattr(node._engine.runner, "call", call)
+    monkeypatch.setattr(node._engine.runner, "do", do)
     with pytest.raises(edgebus.NodeClosed):
         node.serve("x")
     [inbox] = seen

@@ -266,9 +266,9 @@ def test_request_without_a_greeting_is_reset():
 
 def test_peer_of_another_version_is_told(ring):
     with edgebus.Node("a", insecure=True) as server, raw_peer(server.bind("tcp://127.0.0.1:0")) as peer:
-        goodbye = greet(peer, version_min=2, version_max=3)
+        goodbye = greet(peer, version_min=3, version_max=4)
         assert goodbye.code == "version"
-        assert "speaks 1..1, the peer 2..3" in goodbye.detail
+        assert "speaks 1..2, the peer 3..4" in goodbye.detail
 
 
 def test_server_of_another_version_is_a_version_mismatch():

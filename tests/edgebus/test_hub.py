@@ -10,7 +10,7 @@ import pytest
 import edgebus
 from edgebus import messages as m
 from edgebus.hub import Hub
-from edgebus.link import wire_limits
+from edgebus.link import Surroundings, wire_limits
 from edgebus.requests import Arrived
 from edgebus.wire import decode, encode
 
@@ -23,7 +23,9 @@ class Bench:
     def __init__(self, **limits):
         self.limits = edgebus.Limits(**limits)
         numbers = itertools.count()
-        self.hub = Hub(name="s", limits=self.limits, new_incarnation=lambda: next(numbers).to_bytes(16, "big"))
+        self.hub = Hub(
+            around=Surroundings(name="s", limits=self.limits), new_incarnation=lambda: next(numbers).to_bytes(16, "big")
+        )
         self.executed = []
         self.settled = []
 
@@ -36,7 +38,7 @@ class Bench:
         for attached, event in self.hub.events():
             if isinstance(event, Arrived):
                 self.executed.append((attached.key, event.id))
-        return [(route[1], decode(frames, LIMITS).header) for route, frames in self.hub.frames_to_send()]
+        return [(route[1], decode(frames, LIMITS).header) for route, frames in self.hub.frames_to_send(now=0.0)]
 
     def greet(self, route, key, incarnation, now=0.0, greeting=1):
         hello = m.Hello(1, 1, "x", incarnation, greeting, wire_limits(LIMITS))

@@ -11,7 +11,7 @@ from edgebus import messages as m
 from edgebus.answerer import Answerer
 from edgebus.hub import Attached
 from edgebus.inbox import Inbox, Request
-from edgebus.link import LinkMachine, wire_limits
+from edgebus.link import LinkMachine, Surroundings, wire_limits
 from edgebus.requests import Arrived, Withdrawn
 from edgebus.stats import Traffic
 
@@ -23,7 +23,7 @@ class Peer:
 
     def __init__(self, inbox, key=None, peer_id="p"):
         self.inbox = inbox
-        link = LinkMachine(dialled=True, name="me", incarnation=b"i" * 16, limits=LIMITS, now=0.0)
+        link = LinkMachine(dialled=True, incarnation=b"i" * 16, around=Surroundings(name="me", limits=LIMITS), now=0.0)
         self.attached = Attached(link, (1, b""), key, peer_id, None, Traffic())
         self.greeted(b"1" * 16, 1)
 
@@ -47,14 +47,18 @@ class Peer:
         taken = []
         for event in self.attached.link.events():
             if isinstance(event, Arrived):
-                taken.append(self.inbox.put(Request(self.attached, event, self.answer)))
+                taken.append(self.inbox.put(Request(self.attached, event, self)))
             elif isinstance(event, Withdrawn):
                 self.inbox.withdraw(event.answerer, event.id)
         return taken
 
+    now = staticmethod(time.monotonic)
+
     @staticmethod
     def answer(_, answerer, request_id, message):
         answerer.answer(request_id, message)
+
+    answer_later = answer
 
     def answers(self):
         return [message for message in self.attached.link.headers_to_send() if message.frames]

@@ -158,14 +158,17 @@ def test_cache_is_bounded_in_count_and_bytes_and_the_floor_holds():
         assert len(answers) == 10
 
 
-def test_answer_larger_than_the_cache_is_sent_once():
+def test_answer_larger_than_the_cache_is_kept_until_the_next_one():
     answerer = Answerer(edgebus.Limits(cache_bytes=10))
     answerer.receive(request(0), now=0.0)
     answerer.answer(0, reply(0, bytes(11)))
     answerer.receive(request(0), now=0.1)
-    first, second = answerer.headers_to_send()
-    assert first.frames == (bytes(11),)
-    assert second.header.code == "forgotten"
+    first, again = answerer.headers_to_send()
+    assert first.frames == again.frames == (bytes(11),)
+    answerer.receive(request(1), now=0.2)
+    answerer.answer(1, reply(1))
+    answerer.receive(request(0), now=0.3)
+    assert answerer.headers_to_send()[-1].header.code == "forgotten"
 
 
 def test_too_many_pending_are_refused_busy():

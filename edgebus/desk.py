@@ -1,0 +1,67 @@
+"""What a request that is being served needs of its node: to answer, to push parts, to wait."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Protocol
+
+from edgebus.messages import Message
+from edgebus.streams import Frames, Specs
+
+if TYPE_CHECKING:
+    from edgebus.answerer import Answerer
+    from edgebus.engine import Engine
+    from edgebus.hub import Attached
+
+
+class Desk(Protocol):
+    """Where answers go; a virtual network has one of its own."""
+
+    def now(self) -> float:
+        """Monotonic seconds."""
+
+    def answer(self, attached: Attached, answerer: Answerer, request_id: int, message: Message) -> None:
+        """Give an answer."""
+
+    def answer_later(self, attached: Attached, answerer: Answerer, request_id: int, message: Message) -> None:
+        """Give an answer from the garbage collector, which may come in the middle of anything."""
+
+    def push(
+        self, attached: Attached, answerer: Answerer, request_id: int, specs: Specs, frames: Frames
+    ) -> int | bool | None:
+        """Send a part: its position, False if there is no room now, None if the stream has ended."""
+
+    def when_room(self, answerer: Answerer, request_id: int, callback: Callable[[], object]) -> None:
+        """Call back as soon as there is room or the stream has ended."""
+
+    def wait(self, done: Callable[[], bool], until: float, follow: Callable[[float], object]) -> bool:
+        """Wait, and work the node's sockets meanwhile."""
+
+
+class NodeDesk:
+    """The desk of a real node."""
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+
+    def now(self) -> float:
+        return time.monotonic()
+
+    def answer(self, attached: Attached, answerer: Answerer, request_id: int, message: Message) -> None:
+        # After the node is closed the peer has been told already.
+        self._engine.runner.do_unless_closed(self._engine.answer, attached, answerer, request_id, message)
+
+    def answer_later(self, attached: Attached, answerer: Answerer, request_id: int, message: Message) -> None:
+        self._engine.runner.defer(self._engine.answer, attached, answerer, request_id, message)
+
+    def push(
+        self, attached: Attached, answerer: Answerer, request_id: int, specs: Specs, frames: Frames
+    ) -> int | bool | None:
+        return self._engine.runner.do(self._engine.push, attached, answerer, request_id, specs, frames)
+
+    def when_room(self, answerer: Answerer, request_id: int, callback: Callable[[], object]) -> None:
+        self._engine.runner.do(self._engine.when_room, answerer, request_id, callback)
+
+    def wait(self, done: Callable[[], bool], until: float, follow: Callable[[float], object]) -> bool:
+        return self._engine.runner.wait(done, until, follow)

@@ -1,0 +1,93 @@
+"""Answers by idempotency key, pure: what was executed for a key is not executed again, whoever asks how often.
+
+A key belongs to the peer's public key, so it outlives links and incarnations: a device that restarted and asks
+again gets the first answer. Bounded in number, bytes and age.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from edgebus.messages import Message
+from edgebus.streams import content_bytes
+
+if TYPE_CHECKING:
+    from edgebus.answerer import Answerer
+
+Asker = tuple["Answerer", int]
+
+
+@dataclass(slots=True, eq=False)
+class _Known:
+    asked_at: float
+    waiting: list[Asker] = field(default_factory=list)
+    answer: Message | None = None
+    size_bytes: int = 0
+
+
+class KeyedAnswers:
+    """Keys in execution and answers already given.
+
+    Args:
+        max_count: keys remembered.
+        max_bytes: bytes of answers remembered.
+        keep_s: how long an answer is remembered.
+    """
+
+    def __init__(self, max_count: int = 4096, max_bytes: int = 16 << 20, keep_s: float = 600.0) -> None:
+        self._max_count, self._max_bytes, self._keep_s = max_count, max_bytes, keep_s
+        self._known: OrderedDict[tuple[str | None, bytes], _Known] = OrderedDict()
+        self._bytes = 0
+
+    def __len__(self) -> int:
+        return len(self._known)
+
+    def ask(self, owner: str | None, key: bytes, asker: Asker, *, now: float) -> Message | bool | None:
+        """What is known of a key: its answer, True if it is being executed (the asker will be told), None if new."""
+        known = self._known.get((owner, key))
+        if known is not None and known.answer is not None and now - known.asked_at > self._keep_s:
+            self._drop((owner, key))
+            known = None
+        if known is None:
+            self._known[owner, key] = _Known(now, [asker])
+            self._bound()
+            return None
+        if known.answer is not None:
+            return known.answer
+        known.waiting.append(asker)
+        return True
+
+    def answered(self, owner: str | None, key: bytes, message: Message, *, keep: bool = True) -> list[Asker]:
+        """The answer of a key, remembered unless it only says that nothing was done; returns who waits for it."""
+        known = self._known.get((owner, key))
+        if known is None or known.answer is not None:
+            return []
+        if not keep:
+            self._drop((owner, key))
+            return known.waiting
+        known.answer, known.size_bytes = message, content_bytes(message.frames)
+        waiting, known.waiting = known.waiting, []
+        self._bytes += known.size_bytes
+        self._known.move_to_end((owner, key))
+        self._bound()
+        return waiting
+
+    def forget(self, owner: str | None, key: bytes, asker: Asker) -> None:
+        """The caller cancelled: whoever asks next has it executed anew, unless others still wait."""
+        known = self._known.get((owner, key))
+        if known is None or known.answer is not None:
+            return
+        known.waiting = [each for each in known.waiting if each != asker]
+        if not known.waiting:
+            self._drop((owner, key))
+
+    def _drop(self, name: tuple[str | None, bytes]) -> None:
+        self._bytes -= self._known.pop(name).size_bytes
+
+    def _bound(self) -> None:
+        while len(self._known) > self._max_count or self._bytes > self._max_bytes:
+            # Answers first, oldest first; keys in execution only if there is nothing else.
+            name = next((name for name, known in self._known.items() if known.answer is not None), None)
+            self._drop(name if name is not None else next(iter(self._known)))
