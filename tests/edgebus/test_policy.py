@@ -94,7 +94,8 @@ def test_a_third_per_second_gives_its_whole_burst():
 
 def test_a_clock_that_steps_back_refills_nothing():
     bucket = TokenBucket(1.0, 2, now=100.0)
-    assert bucket.take(2, now=100.0)
+    assert bucket.take(1, now=0.0)  # and takes nothing away
+    assert bucket.take(1, now=100.0)
     for now in (0.0, 99.0, 100.0, 50.0, 100.9):
         assert not bucket.take(1, now=now)
     assert bucket.take(1, now=101.0)

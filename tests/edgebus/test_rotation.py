@@ -201,6 +201,12 @@ def test_key_is_written_over_a_link_and_not_through_it(folder, tmp_path):
     secret.symlink_to(outside)
     with pytest.raises(edgebus.KeyFileError, match="force"):
         edgebus.generate_keys(folder)
+    secret.unlink()
+    secret.symlink_to(tmp_path / "not there yet")
+    with pytest.raises(edgebus.KeyFileError, match="force"):
+        edgebus.generate_keys(folder)
+    secret.unlink()
+    secret.symlink_to(outside)
     made = edgebus.generate_keys(folder, force=True)
     assert (outside.read_text(), secret.is_symlink(), edgebus.load_keys(folder)) == ("precious", False, made)
 
