@@ -10,7 +10,7 @@ import threading
 from pathlib import Path
 
 import pytest
-from zmq.utils.garbage import gc as zmq_garbage
+import zmq
 
 import edgebus
 
@@ -28,7 +28,13 @@ def _is_open(fd):
 @pytest.fixture(scope="session", autouse=True)
 def lent_memory():
     """pyzmq's own thread for lent memory, which lives from its first use to the end of the process, lives already."""
-    zmq_garbage.start()
+    context = zmq.Context()
+    ends = context.socket(zmq.PAIR), context.socket(zmq.PAIR)
+    ends[0].bind("inproc://lent")
+    ends[1].connect("inproc://lent")
+    ends[0].send(bytes(1 << 20), copy=False)
+    ends[1].recv()
+    context.destroy(linger=0)
 
 
 @pytest.fixture(autouse=True)
