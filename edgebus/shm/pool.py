@@ -1,0 +1,332 @@
+"""The sending side: a bounded amount of shared memory, lent to peers block by block."""
+
+from __future__ import annotations
+
+import threading
+import weakref
+from collections import deque
+from collections.abc import Collection, Hashable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from edgebus.shm.arena import Arena, Budget
+from edgebus.shm.forks import leave_when_forked
+from edgebus.shm.segments import COMMIT_BYTES, HEADER_BYTES, Segment, SegmentInfo, available
+
+ALIGN_BYTES = 64
+MAX_LEASES = 4096
+"""Of one owner at once; bounds the search for free memory and what a peer has to report."""
+
+Bytes = npt.NDArray[np.uint8]
+
+
+class Block(NamedTuple):
+    """Bytes lent to a peer: where they are, and the number under which they come back (it only grows)."""
+
+    segment: SegmentInfo
+    offset: int
+    size: int
+    lease_id: int
+
+
+@dataclass(frozen=True, slots=True)
+class PoolStats:
+    """What a pool has.
+
+    Attributes:
+        in_use_bytes: lent now, rounded up to whole blocks.
+        committed_bytes: memory taken from the system, orphans included; never over the bound.
+        orphan_bytes: of it, memory of retired owners that somebody still maps.
+        copied_bytes: copied by `put`; a loan copies nothing.
+        refused: put or loan that found no room.
+        stray_releases: leases given back that the owner did not have.
+    """
+
+    in_use_bytes: int = 0
+    committed_bytes: int = 0
+    segments: int = 0
+    leases: int = 0
+    orphan_segments: int = 0
+    orphan_bytes: int = 0
+    copied_bytes: int = 0
+    refused: int = 0
+    stray_releases: int = 0
+
+
+@dataclass(slots=True)
+class _Lease:
+    """A block and who still needs it: the peer, we ourselves for a resend, the application that writes in it."""
+
+    segment: Segment
+    offset: int
+    span: int
+    kept: bool
+    written: bool
+    with_peer: bool = True
+
+
+class _Account:
+    """An owner's memory and leases, the oldest first."""
+
+    def __init__(self, arena: Arena) -> None:
+        self.arena = arena
+        self.leases: dict[int, _Lease] = {}
+
+
+class Pool:
+    """Shared memory for what we send (thread-safe).
+
+    An owner is whatever one peer's leases are known by, such as its link. A block is free again when the peer gave it
+    back, nobody keeps it and no loan's view is alive. What an owner that was retired still had is never written
+    again: its memory counts until the kernel says that nobody else maps it, or the caller that the peer is dead.
+
+    Args:
+        max_bytes: memory taken from the system, at most.
+        segment_bytes: size of a segment (address space; memory follows use). A larger message gets one of its own.
+        max_owner_bytes: for one owner; None for no other bound.
+    """
+
+    def __init__(
+        self, max_bytes: int = 256 << 20, segment_bytes: int = 64 << 20, max_owner_bytes: int | None = None
+    ) -> None:
+        owner_bytes = max_bytes if max_owner_bytes is None else max_owner_bytes
+        if min(max_bytes, segment_bytes, owner_bytes) < COMMIT_BYTES:
+            bounds = f"{max_bytes}, {segment_bytes} and {max_owner_bytes}"
+            raise ValueError(f"bounds must be at least {COMMIT_BYTES} bytes, got {bounds}")
+        self._budget = Budget(max_bytes)
+        self._max_owner_bytes = owner_bytes
+        self._segment_bytes = _round_up(segment_bytes, HEADER_BYTES)
+        self._lock = threading.Lock()
+        self._open = available()
+        self._accounts: dict[Hashable, _Account] = {}
+        self._orphans: list[tuple[Hashable, Segment]] = []
+        self._in_use = self._copied = self._refused = self._strays = self._next_lease = 0
+        self._written: deque[tuple[Hashable, int]] = deque()  # the garbage collector only appends
+        leave_when_forked(self)
+
+    def put(self, buffers: Sequence[Any], owner: Hashable, *, keep: bool = False) -> list[Block] | None:
+        """Copy buffers into one segment of the owner.
+
+        Args:
+            buffers: C-contiguous arrays or other buffers.
+            keep: keep the blocks for a resend, until `done`, also where the peer gives them back.
+
+        Returns: a block for each; None if there is no room now.
+
+        Raises:
+            ValueError: not contiguous.
+        """
+        sources = [_flat(buffer) for buffer in buffers]
+        reserved = self._reserve([source.size for source in sources], owner, keep=keep)
+        if reserved is None:
+            return None
+        memory, blocks = reserved
+        try:
+            for source, block in zip(sources, blocks, strict=True):
+                memory[block.offset : block.offset + block.size] = source  # numpy lets other threads run meanwhile
+        except BaseException:  # interrupted: nobody will ever hear of these blocks
+            self.done([block.lease_id for block in blocks], owner)
+            self.release([block.lease_id for block in blocks], owner)
+            raise
+        return blocks
+
+    def loan(self, size: int, owner: Hashable, *, keep: bool = False) -> tuple[memoryview, Block] | None:
+        """Memory of the owner to be written in place and then sent: no copy at all.
+
+        The block is not used again while the view, or an array over it, is alive. A loan that is not sent is given
+        back with `release`.
+
+        Returns: a writable view and its block; None if there is no room now.
+        """
+        if size < 0:
+            raise ValueError(f"size must not be negative, got {size}")
+        reserved = self._reserve([size], owner, keep=keep, written=True)
+        if reserved is None:
+            return None
+        memory, [block] = reserved
+        base = np.frombuffer(memory, np.uint8, size, block.offset)  # dies with the last view or array over it
+        weakref.finalize(base, self._written.append, (owner, block.lease_id)).atexit = False
+        return base.data, block
+
+    def release(self, lease_ids: Iterable[int], owner: Hashable) -> None:
+        """The peer needs these leases no longer; those it does not have are counted and nothing else."""
+        with self._lock:
+            leases = self._leases(owner)
+            for lease_id in lease_ids:
+                lease = leases.get(lease_id)
+                if lease is None or not lease.with_peer:
+                    self._strays += 1
+                else:
+                    lease.with_peer = False
+                    self._free_if_unused(owner, lease_id, lease)
+
+    def settle(self, owner: Hashable, upto: int, held: Collection[int]) -> None:
+        """The peer needs none of its leases up to `upto` (included) but those held: a report of its `Ledger`."""
+        held = frozenset(held)
+        with self._lock:
+            for lease_id, lease in list(self._leases(owner).items()):
+                if lease_id > upto:
+                    break
+                if lease.with_peer and lease_id not in held:
+                    lease.with_peer = False
+                    self._free_if_unused(owner, lease_id, lease)
+
+    def done(self, lease_ids: Iterable[int], owner: Hashable) -> None:
+        """We shall not resend what these leases hold: the end of `keep`."""
+        with self._lock:
+            leases = self._leases(owner)
+            for lease_id in lease_ids:
+                lease = leases.get(lease_id)
+                if lease is not None and lease.kept:
+                    lease.kept = False
+                    self._free_if_unused(owner, lease_id, lease)
+
+    def retire(self, owner: Hashable, *, dead: bool = False) -> None:
+        """The peer is gone without giving back: write to nothing it had, ever.
+
+        Args:
+            dead: its process is known to be dead (`process_alive`). May follow in a later call.
+        """
+        with self._lock:
+            account = self._accounts.pop(owner, None)
+            if account is not None:
+                self._in_use -= sum(lease.span for lease in account.leases.values())
+                self._orphans += [(owner, segment) for segment in account.arena.abandon()]
+            if dead:
+                self._close_orphans([item for item in self._orphans if item[0] == owner])
+            self._sweep()
+
+    def sweep(self) -> None:
+        """Let go of orphans that nobody maps any more; also done where memory runs short."""
+        with self._lock:
+            self._sweep()
+
+    def trim(self) -> None:
+        """Sweep, and give memory behind the last blocks back to the system; also done where it runs short."""
+        with self._lock:
+            self._trim()
+
+    def close(self) -> None:
+        """Retire everybody, let go of everything, lend no more; views that peers have stay as they are."""
+        with self._lock:
+            self._open = False
+            for owner, account in self._accounts.items():
+                self._orphans += [(owner, segment) for segment in account.arena.abandon()]
+            self._accounts.clear()
+            self._in_use = 0
+            self._close_orphans(self._orphans)
+
+    def stats(self) -> PoolStats:
+        """Snapshot."""
+        with self._lock:
+            self._drain()
+            accounts = self._accounts.values()
+            return PoolStats(
+                self._in_use,
+                self._budget.used_bytes,
+                sum(account.arena.num_segments for account in accounts),
+                sum(len(account.leases) for account in accounts),
+                len(self._orphans),
+                sum(segment.committed for _, segment in self._orphans),
+                self._copied,
+                self._refused,
+                self._strays,
+            )
+
+    def leave_to_parent(self) -> None:
+        """In a forked child: the segments are closed by themselves, and nothing is lent."""
+        self._lock = threading.Lock()
+        self._open = False
+        self._accounts, self._orphans, self._in_use = {}, [], 0
+        self._budget = Budget(0)
+
+    def _reserve(
+        self, sizes: list[int], owner: Hashable, *, keep: bool, written: bool = False
+    ) -> tuple[Bytes, list[Block]] | None:
+        """Blocks side by side in one segment, and its memory."""
+        spans = [_round_up(max(size, 1), ALIGN_BYTES) for size in sizes]
+        with self._lock:
+            placed = self._place(owner, sum(spans), len(spans))
+            if placed is None:
+                self._refused += 1
+                return None
+            segment, offset = placed
+            leases = self._accounts[owner].leases
+            blocks = []
+            for size, span in zip(sizes, spans, strict=True):
+                leases[self._next_lease] = _Lease(segment, offset, span, keep, written)
+                blocks.append(Block(segment.info, offset, size, self._next_lease))
+                self._next_lease += 1
+                offset += span
+            self._in_use += sum(spans)
+            self._copied += 0 if written else sum(sizes)
+            assert segment.memory is not None
+            return segment.memory, blocks
+
+    def _place(self, owner: Hashable, size: int, count: int) -> tuple[Segment, int] | None:
+        """Room for so many blocks of so many bytes together."""
+        self._drain()
+        if not self._open or size > self._budget.max_bytes:
+            return None
+        account = self._accounts.get(owner)
+        if account is None:
+            account = _Account(Arena(self._budget, self._segment_bytes, self._max_owner_bytes))
+            self._accounts[owner] = account
+        if len(account.leases) + count > MAX_LEASES:
+            return None
+        placed = account.arena.take(size)
+        if placed is None:
+            self._trim()
+            placed = account.arena.take(size)
+        return placed
+
+    def _leases(self, owner: Hashable) -> dict[int, _Lease]:
+        self._drain()
+        account = self._accounts.get(owner)
+        return account.leases if account is not None else {}
+
+    def _drain(self) -> None:
+        """Take account of loans whose views are gone."""
+        while self._written:
+            owner, lease_id = self._written.popleft()
+            account = self._accounts.get(owner)
+            lease = account.leases.get(lease_id) if account is not None else None
+            if lease is not None:
+                lease.written = False
+                self._free_if_unused(owner, lease_id, lease)
+
+    def _free_if_unused(self, owner: Hashable, lease_id: int, lease: _Lease) -> None:
+        if not (lease.with_peer or lease.kept or lease.written):
+            account = self._accounts[owner]
+            del account.leases[lease_id]
+            account.arena.give(lease.segment, lease.offset, lease.span)
+            self._in_use -= lease.span
+
+    def _trim(self) -> None:
+        self._sweep()
+        for account in self._accounts.values():
+            account.arena.trim()
+
+    def _sweep(self) -> None:
+        self._close_orphans([item for item in self._orphans if item[1].is_alone()])
+
+    def _close_orphans(self, items: list[tuple[Hashable, Segment]]) -> None:
+        for _, segment in items:
+            self._budget.used_bytes -= segment.committed
+            segment.close()
+        self._orphans = [item for item in self._orphans if item not in items]
+
+
+def _round_up(size: int, step: int) -> int:
+    return -(-size // step) * step
+
+
+def _flat(buffer: Any) -> Bytes:
+    """All bytes of a buffer in a row."""
+    view = memoryview(buffer)
+    if not view.c_contiguous:
+        raise ValueError(f"a buffer of shape {view.shape}, strides {view.strides} is not C-contiguous; copy it first")
+    return np.frombuffer(buffer, np.uint8) if view.nbytes else np.empty(0, np.uint8)
