@@ -10,11 +10,26 @@ from collections.abc import Collection, Sequence
 from enum import StrEnum
 from typing import NamedTuple
 
-from edgebus.errors import DeadlineExceeded, EdgebusError, LinkLost, NodeClosed, PeerUnreachable, Refused
+from edgebus.errors import (
+    DeadlineExceeded,
+    EdgebusError,
+    KeyNotAllowed,
+    LinkLost,
+    NodeClosed,
+    PeerUnreachable,
+    QueueFull,
+    Refused,
+    VersionMismatch,
+    WrongServerKey,
+)
 
-NOT_EXECUTED = frozenset({"busy", "closing", "unknown_service"})
+NOT_EXECUTED = frozenset({"busy", "unknown_service", "rate_limited", "queue_full"})
 """Refusals of the bus itself that say the application never saw the request."""
-MAYBE_EXECUTED = frozenset({"dropped", "forgotten"})
+MAYBE_EXECUTED = frozenset({"closing", "dropped", "forgotten"})
+"""Refusals that leave it open: a node that closes says "closing" also of what its application has in hand."""
+_OF_THE_LINK = (
+    DeadlineExceeded, LinkLost, NodeClosed, PeerUnreachable, QueueFull, KeyNotAllowed, WrongServerKey, VersionMismatch,
+)  # fmt: skip
 _USABLE = ("up", "busy")  # Health values, in the order we like them; wedged and down get nothing
 
 
@@ -87,7 +102,7 @@ def after_failure(error: EdgebusError, *, sent: bool, may_repeat: bool) -> Next:
         if error.code in NOT_EXECUTED or (may_repeat and error.code in MAYBE_EXECUTED):
             return Next.ELSEWHERE
         return Next.FAIL  # the application's own no
-    if isinstance(error, DeadlineExceeded | LinkLost | NodeClosed | PeerUnreachable):
+    if isinstance(error, _OF_THE_LINK):
         return Next.ELSEWHERE if may_repeat or not sent else Next.FAIL
     return Next.FAIL
 

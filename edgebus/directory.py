@@ -57,6 +57,15 @@ def identity(key: str | None, name: str) -> str:
     return key or f"name:{name}"
 
 
+def fingerprint(who: str) -> str:
+    """16 characters that name an identity where anybody may read: enough to find a key we have, not to learn one.
+
+    >>> fingerprint("name:server")
+    '748a40c2fef5a6be'
+    """
+    return hashlib.blake2b(who.encode(), digest_size=8).hexdigest()
+
+
 def next_epoch(last: int, now_ms: int) -> int:
     """The epoch of a new life: the clock in ms, but more than the last one however the clock was set.
 

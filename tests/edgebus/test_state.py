@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import random
+import re
 from collections import Counter
+from pathlib import Path
 
 import msgpack
 import msgspec
@@ -264,10 +266,16 @@ def test_hostile_part_does_not_decode(fields):
         payloads.decode(Part, msgpack.packb(fields))
 
 
+def bytes_shown(page):
+    """The bytes in the first example of a specification, as hex."""
+    example = (Path(__file__).parents[2] / "docs/spec" / page).read_text().partition("```text\n")[2].partition("```")[0]
+    return "".join(re.match(r" *((?:[0-9a-f]{2}(?: |$))*)", line)[1] for line in example.splitlines()).replace(" ", "")
+
+
 def test_wire_layout_is_the_one_of_the_specification():
-    """Bytes as in docs/spec/bus-state.md."""
     part = payloads.encode(Part(A, 3, None, 2, 6, 6, [Entry("a", 5, b"5"), Entry("b", 6, None)]))
     assert part.hex(" ") == "97 c4 08 41 41 41 41 41 41 41 41 03 c0 02 06 06 92 93 a1 61 05 c4 01 35 93 a1 62 06 c0"
+    assert part.hex() == bytes_shown("bus-state.md")
     assert msgpack.unpackb(part) == [A, 3, None, 2, 6, 6, [["a", 5, b"5"], ["b", 6, None]]]
     assert payloads.encode(Subscribe(A, 2, 3)).hex(" ") == "94 c4 08 41 41 41 41 41 41 41 41 02 03 ce 00 02 00 00"
     assert payloads.decode(Subscribe, msgpack.packb([A, 2])) == Subscribe(A, 2)
