@@ -61,6 +61,8 @@ class NodeSettings(Struct, frozen=True, kw_only=True):
         metrics: "auto" (127.0.0.1:9464 unless that is taken), "off", or HOST:PORT.
         tap: the most that `edgebus tap` may see here: nothing, headers and sizes, or contents too. The allow-list says
             who may.
+        announce: endpoints that the directory of services tells peers; by default those of `bind` that can be dialled.
+        state: directory for what has to survive a restart.
         stop_within_s: the end takes this long at most.
     """
 
@@ -72,6 +74,8 @@ class NodeSettings(Struct, frozen=True, kw_only=True):
     plaintext_services: Annotated[tuple[_Name, ...], Meta(max_length=64)] = ("edgebus.stats",)
     metrics: _Text = "auto"
     tap: Literal["off", "headers", "content"] = "content"
+    announce: Annotated[tuple[_Text, ...], Meta(max_length=8)] = ()
+    state: str | None = None
     stop_within_s: Annotated[float, Meta(ge=0.1, le=300)] = 5.0
     log: LogSettings = LogSettings()
     limits: Limits = Limits()
@@ -211,7 +215,7 @@ def _read(file: Path) -> dict[str, Any]:
 
 def _anchor(values: dict[str, Any], folder: Path) -> None:
     """Make paths absolute that are relative to the file they stand in."""
-    for key in ("keys", "allow"):
+    for key in ("keys", "allow", "state"):
         if isinstance(values.get(key), str) and values[key] != "any":
             values[key] = str(folder / values[key])
     peers = values.get("peers")

@@ -56,7 +56,7 @@ def _report(endpoint: str, peer: str, times_s: list[float], as_json: bool) -> No
         print_json(result | {"round_trips_us": micros})
         return
     # The peer chose its name: escape what could drive the terminal.
-    table = Table(title=Text(f"{endpoint} ({safe(peer)!a})"), title_justify="left")
+    table = Table(title=Text(f"{endpoint} ('{safe(peer)}')"), title_justify="left")
     for column in ("round trips", "min us", "median us", "max us"):
         table.add_column(column, justify="right")
     table.add_row(*(str(result[key]) for key in ("count", "min_us", "median_us", "max_us")))

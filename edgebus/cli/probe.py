@@ -1,0 +1,224 @@
+"""Gathers facts for the doctor: one attempt at each layer, each within a bound. What they mean stands in doctor.py."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import socket
+import stat
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import edgebus
+from edgebus import messages
+from edgebus.config import Limits
+from edgebus.daemon.reports import StatsReport, ask_stats
+from edgebus.doctor_facts import GREETING_BYTES, Facts, Greeting, KeyFacts, Reach, Session, parse_greeting
+from edgebus.errors import ConfigError, EdgebusError, KeyFileError, Refused
+from edgebus.keys import PUBLIC_FILE, SECRET_FILE
+
+_PINGS = 10
+_BURST = 64
+_BURST_PAYLOAD = 1000
+_REACHED = {
+    errno.ECONNREFUSED: Reach.REFUSED,
+    errno.ETIMEDOUT: Reach.TIMEOUT,
+    errno.EHOSTUNREACH: Reach.UNREACHABLE,
+    errno.ENETUNREACH: Reach.UNREACHABLE,
+    errno.EADDRNOTAVAIL: Reach.UNREACHABLE,
+    errno.ECONNRESET: Reach.RESET,
+    errno.ENOENT: Reach.MISSING,
+    errno.EACCES: Reach.DENIED,
+    errno.EPERM: Reach.DENIED,
+}
+
+
+def probe(endpoint: str, *, keys: Path | None, server_key: str | None, insecure: bool, timeout_s: float = 3.0) -> Facts:
+    """Everything that can be found out about an endpoint from here, in a few times timeout_s.
+
+    Raises:
+        ConfigError: not an endpoint.
+    """
+    facts = Facts(
+        endpoint=endpoint,
+        insecure=insecure,
+        server_key=server_key or "",
+        keys=None if keys is None else key_facts(keys),
+        our_protocol=(messages.VERSION_MIN, messages.VERSION_MAX),
+        our_max_frame_bytes=Limits().max_frame_bytes,
+        **_parts(endpoint),  # type: ignore[arg-type]
+    )
+    facts = _reach(_resolve(facts), timeout_s)
+    if facts.reach is not Reach.CONNECTED:
+        return facts
+    greeting = _greet(facts, timeout_s)
+    facts = replace(facts, greeting=greeting)
+    if greeting.mechanism != ("NULL" if insecure else "CURVE") or (facts.keys is not None and facts.keys.error):
+        return facts
+    return replace(facts, session=_session(facts, keys, timeout_s))
+
+
+def key_facts(directory: Path) -> KeyFacts:
+    """What a key directory looks like."""
+    where = str(directory)
+    try:
+        own = edgebus.load_keys(directory)
+        info, secret = directory.stat(), (directory / SECRET_FILE).stat()
+    except (KeyFileError, OSError) as error:
+        return KeyFacts(directory=where, error=str(error))
+    public_file = None
+    with contextlib.suppress(KeyFileError):
+        public_file = edgebus.read_public_key(directory / PUBLIC_FILE)
+    return KeyFacts(
+        directory=where,
+        public=own.public,
+        public_file=public_file,
+        directory_mode=stat.S_IMODE(info.st_mode),
+        owner_uid=secret.st_uid,
+        our_uid=os.getuid(),
+    )
+
+
+def _parts(endpoint: str) -> dict[str, object]:
+    kind, mark, rest = endpoint.partition("://")
+    if kind == "ipc" and rest:
+        return {"path": rest}
+    host, colon, port = rest.rpartition(":")
+    if kind != "tcp" or not mark or not colon or not host or not port.isdecimal() or not 0 < int(port) < 65536:
+        raise ConfigError(f"endpoint {endpoint!a} is not tcp://HOST:PORT or ipc://PATH")
+    return {"host": host.removeprefix("[").removesuffix("]"), "port": int(port)}
+
+
+def _resolve(facts: Facts) -> Facts:
+    if facts.path:
+        return facts
+    try:
+        found = socket.getaddrinfo(facts.host, facts.port, type=socket.SOCK_STREAM)
+    except (OSError, UnicodeError) as error:
+        return replace(facts, resolve_error=getattr(error, "strerror", None) or str(error))
+    return replace(facts, addresses=tuple(dict.fromkeys(str(item[4][0]) for item in found)))
+
+
+def _connect(facts: Facts, timeout_s: float) -> socket.socket:
+    if facts.path:
+        sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        sock.settimeout(timeout_s)
+        try:
+            sock.connect(facts.path)
+        except BaseException:
+            sock.close()
+            raise
+        return sock
+    return socket.create_connection((facts.host, facts.port), timeout_s)
+
+
+def _reach(facts: Facts, timeout_s: float) -> Facts:
+    if facts.resolve_error:
+        return facts
+    start = time.perf_counter()
+    try:
+        with _connect(facts, timeout_s) as sock:
+            took_s = time.perf_counter() - start
+            mss = None if facts.path else int(sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_MAXSEG))
+            return replace(facts, reach=Reach.CONNECTED, connect_s=took_s, mss_bytes=mss)
+    except TimeoutError as error:
+        return replace(facts, reach=Reach.TIMEOUT, reach_error=str(error))
+    except OSError as error:
+        reach = _REACHED.get(error.errno or 0, Reach.FAILED)
+        return replace(facts, reach=reach, reach_error=error.strerror or str(error))
+
+
+def _greet(facts: Facts, timeout_s: float) -> Greeting:
+    """Say how a ZMTP 3.1 greeting begins and look at what comes back; ask a silent listener as a browser would."""
+    # Signature and version only: to a mechanism that is not its own, libzmq closes before it says which it has.
+    seen = parse_greeting(*_exchange(facts, b"\xff" + bytes(8) + b"\x7f" + bytes((3, 1)), timeout_s))
+    if seen.kind in ("silent", "closed"):
+        other = parse_greeting(*_exchange(facts, b"GET / HTTP/1.0\r\n\r\n", timeout_s))
+        if other.kind == "http":
+            return other
+    return seen
+
+
+def _exchange(facts: Facts, content: bytes, timeout_s: float) -> tuple[bytes, bool]:
+    """What a listener answers, up to a greeting's size, and whether it ended the connection itself."""
+    answer, until = b"", time.monotonic() + timeout_s
+    try:
+        with _connect(facts, timeout_s) as sock:
+            sock.sendall(content)
+            while len(answer) < GREETING_BYTES:
+                sock.settimeout(max(0.001, until - time.monotonic()))
+                piece = sock.recv(GREETING_BYTES - len(answer))
+                if not piece:
+                    return answer, True
+                answer += piece
+    except TimeoutError:
+        return answer, False
+    except OSError:
+        return answer, True
+    return answer, False
+
+
+def _session(facts: Facts, keys: Path | None, timeout_s: float) -> Session:
+    own = None if facts.insecure or keys is None else edgebus.load_keys(keys)
+    try:
+        with edgebus.Node("edgebus-doctor", keys=own, insecure=facts.insecure) as node:
+            # Three handshakes cut in a row are what shows a wrong server key.
+            link = node.connect(facts.endpoint, facts.server_key or None, max(timeout_s, 3.0))
+            return _measure(link, timeout_s)
+    except EdgebusError as error:
+        return Session(outcome=type(error).__name__, detail=str(error))
+
+
+def _measure(link: edgebus.Link, timeout_s: float) -> Session:
+    session = Session(outcome="ok", peer_name=link.peer_name)
+    times_s: list[float] = []
+    with contextlib.suppress(EdgebusError):
+        for _ in range(_PINGS):
+            start = time.perf_counter()
+            link.request("edgebus.ping", b"", timeout_s=timeout_s)
+            times_s.append(time.perf_counter() - start)
+    if not times_s:
+        return session
+    session = replace(
+        session,
+        round_trips_s=tuple(times_s),
+        burst_bytes=_BURST * _BURST_PAYLOAD,
+        burst_s=_burst_s(link, timeout_s),
+    )
+    start = time.time()
+    try:
+        report = ask_stats(link, timeout_s)
+    except Refused as error:
+        return replace(session, stats_refused=error.code)
+    except EdgebusError as error:
+        return replace(session, stats_refused=type(error).__name__)
+    return _compared(session, report, start, time.time())
+
+
+def _burst_s(link: edgebus.Link, timeout_s: float) -> float | None:
+    """How long many full packets at once take, None if not all of them were answered."""
+    start = time.perf_counter()
+    pending = [
+        link.send_request("edgebus.ping", bytes(_BURST_PAYLOAD), timeout_s=max(timeout_s, 5.0)) for _ in range(_BURST)
+    ]
+    try:
+        for each in pending:
+            each.result()
+    except Refused:  # a limit on requests per second, say: nothing to learn about the path
+        return 0.0
+    except EdgebusError:
+        return None
+    return time.perf_counter() - start
+
+
+def _compared(session: Session, report: StatsReport, asked_at: float, answered_at: float) -> Session:
+    return replace(
+        session,
+        version=report.version[:64],
+        protocol=(report.protocol_min, report.protocol_max),
+        clock_skew_s=report.wall_time - (asked_at + answered_at) / 2,
+        clock_error_s=(answered_at - asked_at) / 2,
+        max_frame_bytes=report.max_frame_bytes,
+    )
