@@ -160,7 +160,7 @@ def _link(facts: Facts) -> Seen:
         case "KeyNotAllowed":
             return _fail("it does not allow our key", f"on the server: edgebus allow KEYDIR {ours}")
         case "WrongServerKey":
-            text = f"it holds another key than the server key given, {facts.server_key}"
+            text = f"it holds another key than the server key given, {' and '.join(facts.server_keys)}"
             return _fail(text, "copy node.key from the server's key directory anew, by a way you trust")
         case "VersionMismatch":
             return _fail(session.detail, "pip install -U edgebus, on the older side")
@@ -183,7 +183,11 @@ def _versions(facts: Facts) -> Seen:
 
 
 def _round_trip(facts: Facts) -> Seen:
-    times_s = _session(facts).round_trips_s
+    session = _session(facts)
+    times_s = session.round_trips_s
+    if session.ping_refused:
+        cure = "on the server: edgebus keys KEYDIR shows what our key may do, edgebus allow changes it"
+        return _hint(f"the link is up, but edgebus.ping is refused: {session.ping_refused}", cure)
     if not times_s:
         text = "the link is up, but edgebus.ping is not answered: the node is stuck, or packets get lost"
         return _fail(text, "see the node's log, and restart it if it is stuck: systemctl restart edgebus-node")
@@ -221,6 +225,8 @@ def _path(facts: Facts) -> Seen:
     if facts.mss_bytes is not None and facts.mss_bytes < SMALL_MSS_BYTES:
         text = f"a packet carries {facts.mss_bytes} B only: a tunnel or VPN with a small MTU is on the way"
         return _hint(text, "ip link show; raise the tunnel's MTU if the path allows it")
+    if not session.round_trips_s:
+        return _skip("not tried, because edgebus.ping is refused")
     idle_s = median(session.round_trips_s)
     if session.burst_s is not None and session.burst_s > max(10 * idle_s, QUEUE_HINT_S):
         rate = session.burst_bytes / session.burst_s / 1e6

@@ -51,6 +51,7 @@ class Session:
     outcome: str
     detail: str = ""
     peer_name: str = ""
+    ping_refused: str = ""  # why, where edgebus.ping is not granted
     round_trips_s: tuple[float, ...] = ()
     burst_bytes: int = 0
     burst_s: float | None = None  # None: the burst was not answered whole
@@ -71,7 +72,7 @@ class Facts:
     host: str = ""
     port: int = 0
     path: str = ""
-    server_key: str = ""
+    server_keys: tuple[str, ...] = ()
     keys: KeyFacts | None = None
     addresses: tuple[str, ...] = ()
     resolve_error: str = ""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import socket
+import time
 from pathlib import Path
 from typing import Annotated, NamedTuple
 
@@ -11,11 +12,12 @@ import typer
 from rich.console import Console
 from rich.text import Text
 
-import edgebus
+from edgebus.allowedit import list_file, read_list
 from edgebus.cli.options import Insecure, Json, OwnKeys, ServerKey, print_json, safe
 from edgebus.cli.probe import key_facts, probe
 from edgebus.doctor import Finding, Verdict, check_keys, diagnose
 from edgebus.errors import ConfigError, EdgebusError
+from edgebus.keyfiles import read_public_keys
 from edgebus.settings import NodeSettings, load_settings
 
 _COLOURS = {Verdict.OK: "green", Verdict.HINT: "yellow", Verdict.FAIL: "red", Verdict.SKIP: "bright_black"}
@@ -66,10 +68,9 @@ def _endpoint(endpoint: str, server_key: str | None, keys: Path | None, insecure
         raise typer.BadParameter("--insecure looks in plaintext: drop --server-key and --keys")
     if not insecure and not (server_key and keys):
         raise typer.BadParameter("give --server-key and --keys, or --insecure")
-    public = edgebus.read_public_key(server_key) if server_key else None
-    return Patient(
-        endpoint, diagnose(probe(endpoint, keys=keys, server_key=public, insecure=insecure, timeout_s=timeout_s))
-    )
+    public = read_public_keys(server_key) if server_key else ()
+    facts = probe(endpoint, keys=keys, server_keys=public, insecure=insecure, timeout_s=timeout_s)
+    return Patient(endpoint, diagnose(facts))
 
 
 def _settings(file: Path, timeout_s: float) -> list[Patient]:
@@ -82,9 +83,9 @@ def _settings(file: Path, timeout_s: float) -> list[Patient]:
     patients = [Patient(str(file), findings)]
     for peer in settings.peers:
         try:
-            public = edgebus.read_public_key(peer.server_key) if peer.server_key else None
+            public = read_public_keys(peer.server_key) if peer.server_key else ()
             keys = Path(settings.keys) if settings.keys else None
-            facts = probe(peer.endpoint, keys=keys, server_key=public, insecure=settings.insecure, timeout_s=timeout_s)
+            facts = probe(peer.endpoint, keys=keys, server_keys=public, insecure=settings.insecure, timeout_s=timeout_s)
             patients.append(Patient(peer.endpoint, diagnose(facts)))
         except EdgebusError as error:
             remedy = str(error).rpartition(": ")[2]
@@ -98,18 +99,24 @@ def _own(settings: NodeSettings) -> list[Finding]:
     found = [Finding("our keys", *check_keys(key_facts(Path(settings.keys))))]
     if settings.allow == "any" or not settings.bind:
         return found
-    path = Path(settings.allow or Path(settings.keys) / "allowed_keys")
-    cure = f"edgebus allow {settings.keys} NODE_KEY"
+    return [*found, _allow_list(Path(settings.allow or settings.keys))]
+
+
+def _allow_list(path: Path) -> Finding:
+    """Whom the list lets in, and which of its lines say nothing."""
+    step, file, cure = "allow-list", list_file(path), f"edgebus allow {path} NODE_KEY"
     try:
-        lines = [line for line in path.read_text().splitlines() if line.strip() and not line.lstrip().startswith("# ")]
-    except (OSError, UnicodeDecodeError) as error:
-        return [
-            *found,
-            Finding("allow-list", Verdict.FAIL, f"{path} cannot be read ({error}): nobody may connect", cure),
-        ]
-    if not lines:
-        return [*found, Finding("allow-list", Verdict.FAIL, f"{path} is empty: nobody may connect", cure)]
-    return [*found, Finding("allow-list", Verdict.OK, f"{path}: {len(lines)} lines")]
+        _, parsed = read_list(path)
+    except EdgebusError as error:
+        return Finding(step, Verdict.FAIL, str(error), cure)
+    valid = [grant for grant in parsed.grants.values() if time.time() < grant.until]
+    if not valid:
+        return Finding(step, Verdict.FAIL, f"{file} lets nobody in ({len(parsed.grants)} keys have expired)", cure)
+    if parsed.problems:
+        number, why = next(iter(parsed.problems.items()))
+        text = f"{file}: {len(valid)} keys; line {number} allows nobody: {why}"
+        return Finding(step, Verdict.HINT, text, f"edgebus keys {path}")
+    return Finding(step, Verdict.OK, f"{file}: {len(valid)} of {len(parsed.grants)} keys may connect")
 
 
 def _bindable(endpoint: str) -> Finding:

@@ -11,6 +11,7 @@ from typing import Annotated, Any
 import typer
 
 import edgebus
+from edgebus.daemon.dialler import connect_any
 
 Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of text.")]
 Insecure = Annotated[bool, typer.Option("--insecure", help="Plaintext, no authentication; no keys then.")]
@@ -39,7 +40,7 @@ def linked(
     """A link to a node, for as long as the block runs."""
     check_access(server_key, keys, insecure)
     with edgebus.Node(name, keys=edgebus.load_keys(keys) if keys else None, insecure=insecure) as node:
-        yield node.connect(endpoint, edgebus.read_public_key(server_key) if server_key else None, timeout_s)
+        yield connect_any(node, endpoint, server_key, timeout_s)
 
 
 def safe(text: str, most: int = 200) -> str:

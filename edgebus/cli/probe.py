@@ -16,7 +16,7 @@ from edgebus import messages
 from edgebus.config import Limits
 from edgebus.daemon.reports import StatsReport, ask_stats
 from edgebus.doctor_facts import GREETING_BYTES, Facts, Greeting, KeyFacts, Reach, Session, parse_greeting
-from edgebus.errors import ConfigError, EdgebusError, KeyFileError, Refused
+from edgebus.errors import ConfigError, EdgebusError, KeyFileError, Refused, WrongServerKey
 from edgebus.keys import PUBLIC_FILE, SECRET_FILE
 
 _PINGS = 10
@@ -35,7 +35,9 @@ _REACHED = {
 }
 
 
-def probe(endpoint: str, *, keys: Path | None, server_key: str | None, insecure: bool, timeout_s: float = 3.0) -> Facts:
+def probe(
+    endpoint: str, *, keys: Path | None, server_keys: tuple[str, ...], insecure: bool, timeout_s: float = 3.0
+) -> Facts:
     """Everything that can be found out about an endpoint from here, in a few times timeout_s.
 
     Raises:
@@ -44,7 +46,7 @@ def probe(endpoint: str, *, keys: Path | None, server_key: str | None, insecure:
     facts = Facts(
         endpoint=endpoint,
         insecure=insecure,
-        server_key=server_key or "",
+        server_keys=server_keys,
         keys=None if keys is None else key_facts(keys),
         our_protocol=(messages.VERSION_MIN, messages.VERSION_MAX),
         our_max_frame_bytes=Limits().max_frame_bytes,
@@ -162,31 +164,40 @@ def _exchange(facts: Facts, content: bytes, timeout_s: float) -> tuple[bytes, bo
 
 def _session(facts: Facts, keys: Path | None, timeout_s: float) -> Session:
     own = None if facts.insecure or keys is None else edgebus.load_keys(keys)
-    try:
-        with edgebus.Node("edgebus-doctor", keys=own, insecure=facts.insecure) as node:
-            # Three handshakes cut in a row are what shows a wrong server key.
-            link = node.connect(facts.endpoint, facts.server_key or None, max(timeout_s, 3.0))
-            return _measure(link, timeout_s)
-    except EdgebusError as error:
-        return Session(outcome=type(error).__name__, detail=str(error))
+    session = Session(outcome="ConfigError", detail="no server key: give --server-key FILE")
+    for key in (None,) if facts.insecure else facts.server_keys:
+        try:
+            with edgebus.Node("edgebus-doctor", keys=own, insecure=facts.insecure) as node:
+                # Three handshakes cut in a row are what shows a wrong server key.
+                return _measure(node.connect(facts.endpoint, key, max(timeout_s, 3.0)), timeout_s)
+        except EdgebusError as error:
+            session = Session(outcome=type(error).__name__, detail=str(error))
+            if not isinstance(error, WrongServerKey):
+                break
+    return session
 
 
 def _measure(link: edgebus.Link, timeout_s: float) -> Session:
     session = Session(outcome="ok", peer_name=link.peer_name)
     times_s: list[float] = []
-    with contextlib.suppress(EdgebusError):
+    try:
         for _ in range(_PINGS):
             start = time.perf_counter()
             link.request("edgebus.ping", b"", timeout_s=timeout_s)
             times_s.append(time.perf_counter() - start)
-    if not times_s:
+    except Refused as error:
+        session = replace(session, ping_refused=f"{error.code}, {error.detail}")
+    except EdgebusError:
+        pass  # fewer measurements, or none, which says it
+    if times_s:
+        session = replace(
+            session,
+            round_trips_s=tuple(times_s),
+            burst_bytes=_BURST * _BURST_PAYLOAD,
+            burst_s=_burst_s(link, timeout_s),
+        )
+    elif not session.ping_refused:
         return session
-    session = replace(
-        session,
-        round_trips_s=tuple(times_s),
-        burst_bytes=_BURST * _BURST_PAYLOAD,
-        burst_s=_burst_s(link, timeout_s),
-    )
     start = time.time()
     try:
         report = ask_stats(link, timeout_s)

@@ -18,6 +18,7 @@ from rich.text import Text
 
 import edgebus
 from edgebus.cli.options import Insecure, Json, OwnKeys, Timeout, check_access, print_json, safe
+from edgebus.daemon.dialler import connect_any
 from edgebus.daemon.reports import PeerReport, StatsReport, ask_stats
 from edgebus.errors import ConfigError, EdgebusError
 
@@ -57,12 +58,12 @@ def top(
 
     Example: edgebus top tcp://server:7000 --server-key server.key --keys ./device
     """
-    public = _keys_of(endpoints, server_key, insecure)
     check_access(server_key[0] if server_key else None, keys, insecure)
+    public = _keys_of(endpoints, server_key)
     with ExitStack() as stack:
         own = edgebus.load_keys(keys) if keys else None
         node = stack.enter_context(edgebus.Node("edgebus-top", keys=own, insecure=insecure))
-        links = [node.connect(each, key, timeout_s) for each, key in zip(endpoints, public, strict=True)]
+        links = [connect_any(node, each, key, timeout_s) for each, key in zip(endpoints, public, strict=True)]
         before = _look(links, timeout_s)
         if once:
             _show_once(before, as_json)
@@ -72,10 +73,9 @@ def top(
             _watch(links, before, every_s, timeout_s)
 
 
-def _keys_of(endpoints: list[str], server_key: list[str] | None, insecure: bool) -> list[str | None]:
-    if insecure and not server_key:
+def _keys_of(endpoints: list[str], given: list[str] | None) -> list[str | None]:
+    if not given:
         return [None] * len(endpoints)
-    given = [edgebus.read_public_key(each) for each in server_key or ()]
     if len(given) not in (1, len(endpoints)):
         raise typer.BadParameter(f"{len(given)} --server-key for {len(endpoints)} nodes: give one, or one for each")
     return list(given * len(endpoints) if len(given) == 1 else given)

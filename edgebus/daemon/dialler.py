@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 import edgebus
 from edgebus.errors import EdgebusError, NodeClosed
+from edgebus.keyfiles import read_public_keys
 from edgebus.settings import PeerSettings
 
 if TYPE_CHECKING:
@@ -22,6 +23,27 @@ LONGEST_PAUSE_S = 30.0
 LOOK_EVERY_S = 30.0
 _FOR_GOOD = (edgebus.KeyNotAllowed, edgebus.WrongServerKey, edgebus.VersionMismatch, edgebus.NodeClosed)
 _log = logging.getLogger("edgebus.node")
+
+
+def connect_any(node: Node, endpoint: str, server_key: str | None, timeout_s: float) -> Link:
+    """Dial a node whose key is one of several: while it changes its key, clients hold the old and the new one.
+
+    Args:
+        node: ours.
+        endpoint: of the other.
+        server_key: a key, or a file with one or several; None in plaintext.
+        timeout_s: for each attempt.
+
+    Raises:
+        As Node.connect; WrongServerKey if none of the keys fits.
+    """
+    keys: Sequence[str | None] = (None,) if server_key is None else read_public_keys(server_key)
+    for key in keys[:-1]:
+        try:
+            return node.connect(endpoint, key, timeout_s)
+        except edgebus.WrongServerKey:
+            continue
+    return node.connect(endpoint, keys[-1], timeout_s)
 
 
 class Dialler:
@@ -51,8 +73,7 @@ class Dialler:
         pause_s, told = FIRST_PAUSE_S, ""
         while not self._stopping.is_set():
             try:
-                key = edgebus.read_public_key(peer.server_key) if peer.server_key else None
-                with self._node.connect(peer.endpoint, key, CONNECT_WITHIN_S) as link:
+                with connect_any(self._node, peer.endpoint, peer.server_key, CONNECT_WITHIN_S) as link:
                     _log.info("peer is up", extra={"endpoint": peer.endpoint, "peer": link.peer_name})
                     pause_s, told = FIRST_PAUSE_S, ""
                     self._watch(link)

@@ -293,7 +293,13 @@ def test_doctor_looks_at_settings(home, tmp_path):
     text = (home / "node.toml").read_text().replace('keys = "server"', f'keys = "{home}/stranger"')
     broken = tmp_path / "node.toml"
     broken.write_text(text)
-    assert "nobody may connect" in run("doctor", broken, status=1).stdout
+    assert "allowed_keys" in run("doctor", broken, status=1).stdout
+    allowed = home / "stranger" / "allowed_keys"
+    allowed.write_text("# nobody yet\n")
+    assert "lets nobody in" in run("doctor", broken, status=1).stdout
+    key = edgebus.load_keys(home / "device").public
+    allowed.write_text(f"{key} device\nnonsense\n")
+    assert "line 2 allows nobody" in run("doctor", broken).stdout
 
 
 @pytest.mark.net

@@ -24,7 +24,7 @@ WELL = Facts(
     endpoint="tcp://server:7000",
     host="server",
     port=7000,
-    server_key=OTHER,
+    server_keys=(OTHER,),
     keys=KeyFacts(directory="/keys", public=KEY, public_file=KEY, owner_uid=1000, our_uid=1000),
     addresses=("10.0.0.1",),
     reach=Reach.CONNECTED,
@@ -108,6 +108,7 @@ def test_every_failure_names_its_cure(case):
 
 HINT = {
     "owner": (keys(our_uid=1001), "our keys", "chown 1001"),
+    "ping not granted": (session(ping_refused="forbidden, ask", round_trips_s=()), "round trip", "edgebus allow"),
     "older here": (session(protocol=(1, 3)), "versions", "edgebus, here"),
     "older there": (session(protocol=(1, 1)), "versions", "edgebus, there"),
     "clock": (session(clock_skew_s=-90.0), "clock", "timedatectl"),
@@ -182,7 +183,7 @@ def failing(endpoint, ring=None, device="device", server="server", insecure=Fals
     facts = probe(
         endpoint,
         keys=None if insecure else ring.directory / device,
-        server_key=None if insecure else ring.public(server),
+        server_keys=() if insecure else (ring.public(server),),
         insecure=insecure,
         timeout_s=timeout_s,
     )
@@ -293,6 +294,15 @@ def test_wrong_server_key_and_key_not_allowed(ring):
 
 
 @pytest.mark.net
+def test_any_of_several_server_keys_will_do(ring):
+    with ring.server() as server:
+        endpoint = server.bind("tcp://127.0.0.1:0")
+        keys = (ring.public("stranger"), ring.public("server"))
+        facts = probe(endpoint, keys=ring.directory / "device", server_keys=keys, insecure=False, timeout_s=1.0)
+    assert of(facts, "keys and link").verdict is Verdict.OK
+
+
+@pytest.mark.net
 def test_a_node_of_another_version():
     """A ROUTER that answers every hello as a node of protocol 9 does."""
     import zmq
@@ -357,4 +367,4 @@ def test_keys_on_disk(tmp_path):
 @pytest.mark.parametrize("endpoint", ["tcp://h", "tcp://:1", "tcp://h:0", "tcp://h:99999", "http://h:1", "ipc://"])
 def test_what_is_no_endpoint_is_a_usage_error(endpoint):
     with pytest.raises(ConfigError, match="is not tcp://HOST:PORT"):
-        probe(endpoint, keys=None, server_key=None, insecure=True)
+        probe(endpoint, keys=None, server_keys=(), insecure=True)
