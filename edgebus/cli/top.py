@@ -50,8 +50,8 @@ def top(
 ) -> None:
     """Show what nodes do: their links, health, messages and bytes per second, requests and how they ended.
 
-    flight: bytes sent without credit yet. asked: our requests without an outcome; ref, exp, unk: refused, expired,
-    unknown. todo: requests of the peer without an answer.
+    flight: bytes sent without credit yet. asked: the node's requests without an outcome; ref, exp, unk: those refused,
+    expired, unknown. todo: requests of the peer without an answer. Narrow terminals get fewer columns.
 
     The node has to grant us its counters: services=*,edgebus.stats beside our key in its allow-list.
     With --json one object per look and line.
@@ -152,8 +152,8 @@ def _node(shot: Shot, before: Shot | None, width: int) -> Group | Text:
     )
     services = Text(f"services {safe(', '.join(report.services), 300)}", style="bright_black")
     columns = [column for column in _COLUMNS if column.is_vital or width >= _WIDE]
-    table = Table(box=None, pad_edge=False, padding=(0, 1))
-    table.add_column("peer", max_width=28 if width >= _WIDE else 14, no_wrap=True)
+    table = Table(box=None, pad_edge=False, padding=(0, 1), collapse_padding=True)
+    table.add_column("peer", max_width=28 if width >= _WIDE else 11, no_wrap=True)
     table.add_column("health")
     for column in columns:
         table.add_column(column.title, justify="right", no_wrap=True)
@@ -194,12 +194,12 @@ class Column(NamedTuple):
 
 _WIDE = 110
 _COLUMNS = (
-    Column("msg/s in", "messages_received", "rate"),
-    Column("out", "messages_sent", "rate"),
-    Column("B/s in", "bytes_received", "rate"),
-    Column("out", "bytes_sent", "rate"),
+    Column("in/s", "messages_received", "rate"),
+    Column("out/s", "messages_sent", "rate"),
+    Column("B in/s", "bytes_received", "rate"),
+    Column("B out/s", "bytes_sent", "rate"),
     Column("flight", "bytes_in_flight"),
-    Column("asked", "outstanding"),
+    Column("asked", "outstanding", is_vital=False),
     Column("todo", "pending"),
     Column("rtt ms", "round_trip_s", "millis"),
     Column("served", "served", is_vital=False),
