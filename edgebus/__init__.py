@@ -40,15 +40,27 @@ from edgebus.keys import (
 
 if TYPE_CHECKING:
     from edgebus.calls import Pending, Reply
+    from edgebus.members import Patience
     from edgebus.inbox import Inbox, Peer, Request
     from edgebus.node import Link, Node
+    from edgebus.pool import Pool
+    from edgebus.replica import Changed, Removed
+    from edgebus.services import announce
+    from edgebus.subscribing import Subscription, subscribe
     from edgebus.stats import LinkStats, NodeStats
 
 _LAZY = {
     "Inbox": "inbox",
     "Link": "node",
     "LinkStats": "stats",
+    "Changed": "replica",
     "Node": "node",
+    "Patience": "members",
+    "Pool": "pool",
+    "Removed": "replica",
+    "Subscription": "subscribing",
+    "announce": "services",
+    "subscribe": "subscribing",
     "NodeStats": "stats",
     "Peer": "inbox",
     "Pending": "calls",

@@ -112,6 +112,42 @@ class Answerer:
         self.counts.denied += 1
         self._refuse(header.id, code, detail)
 
+    def knows(self, request_id: int) -> bool:
+        """True for a request that was let in before."""
+        return request_id in self._entries or request_id < self._floor
+
+    def receive_small(self, header: Request, payload: bytes, now: float) -> Arrived | None:
+        """Like receive, for a plain small request that is not known; None if the usual way has to be taken."""
+        request_id, limits = header.id, self.limits
+        if (
+            request_id in self._entries
+            or request_id < self._floor
+            or header.ttl_ms <= 0
+            or len(self._entries) - len(self._answered) >= limits.max_pending
+            or self.pending_bytes + len(payload) > limits.max_pending_bytes
+        ):
+            return None
+        if header.settled_below > self._floor:
+            self._settle_below(header.settled_below)
+        counts = self.counts
+        counts.received += 1
+        counts.executed += 1
+        expires_at = now + header.ttl_ms / 1000
+        self._entries[request_id] = _Entry(expires_at, header.service, len(payload))
+        self.pending_bytes += len(payload)
+        return Arrived(request_id, header.service, expires_at, (), (payload,), self)
+
+    def answer_small(self, request_id: int, payload: bytes) -> Reply | None:
+        """Like answer, for a plain small reply: the header, to be sent at once; None if the usual way has to be taken."""
+        entry = self._entries.get(request_id)
+        if entry is None or entry.answer is not None or entry.key or entry.parts is not None:
+            return None
+        self.counts.answered += 1
+        self.small_answers += 1
+        header = Reply(request_id, (), payload)
+        self._keep(request_id, entry, Message(header, (payload,)))
+        return header
+
     def answer(self, request_id: int, message: Message) -> bool:
         """Give the answer of a request that Arrived; False if nobody waits for it any more."""
         entry = self._entries.get(request_id)
@@ -144,8 +180,16 @@ class Answerer:
         if entry is None or entry.answer is not None or entry.parts is None:
             return None
         room = entry.parts.has_room(num_bytes)
-        entry.parts.wants_room = entry.parts.wants_room or not room
+        if not room:
+            entry.parts.wants_room, entry.parts.refused_bytes = True, num_bytes
         return room
+
+    def is_full(self, request_id: int) -> bool:
+        """True while a stream has no room for the part that it had no room for last."""
+        entry = self._entries.get(request_id)
+        if entry is None or entry.parts is None:
+            return False
+        return self.has_room(request_id, entry.parts.refused_bytes) is False
 
     def push(self, request_id: int, specs: Specs, frames: Frames) -> int:
         """Send the next part of a stream that has_room; returns its position."""

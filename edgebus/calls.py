@@ -6,7 +6,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 from edgebus.arrays import Array, view_arrays
 from edgebus.errors import (
@@ -38,6 +38,9 @@ class Reply(NamedTuple):
     arrays: tuple[Array, ...]
 
 
+_ANSWERED = Settled(None, Outcome.ANSWERED)  # a reply that is a payload and nothing else
+
+
 class Part(NamedTuple):
     """One part of a stream: its position, opaque bytes and read-only arrays."""
 
@@ -46,7 +49,16 @@ class Part(NamedTuple):
     arrays: tuple[Array, ...]
 
 
-Wait = Callable[[Callable[[], bool], float, Callable[[float], object]], bool]
+class Item(Protocol):
+    """What a thread can wait for; see runner.Item."""
+
+    @property
+    def ready(self) -> bool: ...
+
+    def follow(self, wait_s: float) -> object: ...
+
+
+Wait = Callable[[Item, float], bool]
 
 
 class Pending:
@@ -67,6 +79,7 @@ class Pending:
         "_endpoint",
         "_given_up",
         "_open",
+        "_payload",
         "_service",
         "_settled",
         "_timeout_s",
@@ -75,6 +88,7 @@ class Pending:
         "on_done",
         "on_part",
         "parts",
+        "ready",
         "request_id",
     )
 
@@ -94,6 +108,7 @@ class Pending:
         self._cancel = cancel
         self._wait = wait
         self._settled: Settled | None = None
+        self._payload = b""
         self._open = threading.Lock()  # held until settled: cheaper than an Event on the hot path
         self._open.acquire()
         self.request_id: int | None = None
@@ -101,6 +116,7 @@ class Pending:
         self.on_part: Callable[[], object] | None = None
         self.parts: deque[Arrival] = deque()
         self._given_up = False
+        self.ready = False  # what `wait` looks at
 
     @property
     def what(self) -> str:
@@ -122,6 +138,16 @@ class Pending:
         self._given_up = True
         self._cancel(self)
 
+    def wait(self, timeout_s: float) -> bool:
+        """Wait at most so long for the outcome; True if there is one."""
+        if self._settled is None:
+            until = min(self.deadline_at + 1.0, time.monotonic() + timeout_s)
+            if self._wait is not None:
+                self._wait(self, until)
+            else:
+                self.follow(max(0.0, until - time.monotonic()))
+        return self._settled is not None
+
     def result(self) -> Reply:
         """The reply; waits for it at most until the deadline.
 
@@ -137,12 +163,14 @@ class Pending:
             # It is settled at the deadline; the extra second is for a machine that is very busy.
             until = self.deadline_at + 1.0
             if self._wait is not None:
-                self._wait(self.done, until, self.follow)
+                self._wait(self, until)
             else:
                 self.follow(max(0.0, until - time.monotonic()))
         settled = self._settled
         if settled is None:
             raise DeadlineExceeded(f"{self.what}: no outcome after {self._timeout_s:.3g} s, the node's thread is stuck")
+        if settled is _ANSWERED:
+            return Reply(self._payload, ())
         if settled.outcome is Outcome.ANSWERED:
             specs, frames = settled.specs, settled.frames
             return Reply(frames[0], view_arrays(specs, frames[1:]) if specs else ())
@@ -157,6 +185,14 @@ class Pending:
         """Give the outcome, once."""
         assert self._settled is None
         self._settled = settled
+        self.ready = True
+        self._open.release()
+
+    def settle_small(self, payload: bytes) -> None:
+        """Give the outcome, once: a reply without arrays."""
+        self._settled = _ANSWERED
+        self._payload = payload
+        self.ready = True
         self._open.release()
 
     def add_part(self, arrival: Arrival) -> None:

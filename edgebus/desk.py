@@ -6,6 +6,8 @@ import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Protocol
 
+from edgebus.calls import Item
+from edgebus.errors import NodeClosed
 from edgebus.messages import Message
 from edgebus.streams import Frames, Specs
 
@@ -35,7 +37,10 @@ class Desk(Protocol):
     def when_room(self, answerer: Answerer, request_id: int, callback: Callable[[], object]) -> None:
         """Call back as soon as there is room or the stream has ended."""
 
-    def wait(self, done: Callable[[], bool], until: float, follow: Callable[[float], object]) -> bool:
+    def answer_small(self, attached: Attached, answerer: Answerer, request_id: int, payload: bytes) -> bool:
+        """Give a plain small answer the quick way; False if it has to go the usual one."""
+
+    def wait(self, item: Item, until: float) -> bool:
         """Wait, and work the node's sockets meanwhile."""
 
 
@@ -63,5 +68,11 @@ class NodeDesk:
     def when_room(self, answerer: Answerer, request_id: int, callback: Callable[[], object]) -> None:
         self._engine.runner.do(self._engine.when_room, answerer, request_id, callback)
 
-    def wait(self, done: Callable[[], bool], until: float, follow: Callable[[float], object]) -> bool:
-        return self._engine.runner.wait(done, until, follow)
+    def answer_small(self, attached: Attached, answerer: Answerer, request_id: int, payload: bytes) -> bool:
+        try:
+            return self._engine.runner.do_small(self._engine.express.answer, attached, answerer, request_id, payload)
+        except NodeClosed:
+            return True
+
+    def wait(self, item: Item, until: float) -> bool:
+        return self._engine.runner.wait(item, until)

@@ -17,6 +17,7 @@ from edgebus.calls import Pending
 from edgebus.config import Limits
 from edgebus.desk import NodeDesk
 from edgebus.errors import QueueFull
+from edgebus.express import Express
 from edgebus.handshake import HandshakeWatch
 from edgebus.hub import Attached, Hub, Judge, Route
 from edgebus.inbox import Inbox, Request
@@ -26,7 +27,7 @@ from edgebus.link import Failed, Surroundings, Up, WantBulk
 from edgebus.messages import Block, Message, Reply, Terms
 from edgebus.requests import Arrived, PartArrived, Room, Settled, Superseded, Withdrawn, refusal
 from edgebus.runner import Runner
-from edgebus.sockets import Sent
+from edgebus.sockets import Opened, Sent
 from edgebus.stats import NodeStats, link_stats
 from edgebus.streams import Frames, Specs, content_bytes
 from edgebus.zap import zap_answer
@@ -69,7 +70,7 @@ class Engine:
         self._allow = allow
         self.limits = limits
         self._lease_until = -math.inf
-        jitter = random.SystemRandom()
+        jitter = random.Random(os.urandom(16))  # noqa: S311 - spreads resends, decides nothing
         around = Surroundings(
             name=name,
             limits=limits,
@@ -84,15 +85,24 @@ class Engine:
         self._handlers: dict[str, Handle] = {}
         self._rooms: dict[tuple[Answerer, int], Callable[[], object]] = {}
         self._rejected = 0
-        self._unroutable = 0
         self._desk = NodeDesk(self)
         self.runner = Runner(name, limits, self)
+        self.express = Express(self._hub, self.runner.sockets, self._deliver, self._on_frames, self.runner.soon)
 
     # -- driven by the runner -----------------------------------------------------------------------
 
-    def on_frames(self, route: Route, frames: list[Any], key: str | None) -> None:
-        """A message came in."""
+    @property
+    def is_idle(self) -> bool:
+        """True if on_turn would find nothing but timers."""
+        return self._hub.is_idle
+
+    def _on_frames(self, route: Route, frames: list[Any], key: str | None) -> None:
+        """A message came in that is not plain and small."""
         self._hub.receive(route, frames, key, now=time.monotonic())
+
+    def take(self, opened: Opened, event: int) -> bool:
+        """Read messages from a socket."""
+        return self.express.take(opened, event)
 
     def on_zap(self, frames: list[bytes]) -> list[bytes]:
         """A peer wants in."""
@@ -123,6 +133,11 @@ class Engine:
             case "failed":
                 self._hub.fail(route, verdict.code, verdict.detail, now=now)
 
+    @property
+    def first_timer_at(self) -> float:
+        """A time at or before the next timer."""
+        return self._hub.first_timer_at
+
     def on_turn(self, now: float) -> float:
         """Timers, then everything the machines want done, until they want nothing more."""
         hub, runner = self._hub, self.runner
@@ -137,7 +152,7 @@ class Engine:
             for route, frames in sending:
                 sent = runner.sockets.send(route, frames)
                 if sent is not Sent.OK:
-                    self._unroutable += 1
+                    self._hub.unroutable += 1
                     if sent is Sent.GONE:
                         hub.disconnected(route, now=now)
 
@@ -290,7 +305,7 @@ class Engine:
 
     def when_room(self, answerer: Answerer, request_id: int, callback: Callable[[], object]) -> None:
         """Call back once, as soon as a stream takes more parts or has ended."""
-        if answerer.has_room(request_id, 1) is False:
+        if answerer.is_full(request_id):
             self._rooms[answerer, request_id] = callback
         else:
             self.runner.soon(callback)
@@ -308,7 +323,7 @@ class Engine:
             for attached in self._hub.links
         }
         total = sum(peers.values(), self._hub.gone)
-        return NodeStats(total, peers, self._rejected, self._hub.malformed, self._unroutable)
+        return NodeStats(total, peers, self._rejected, self._hub.malformed, self._hub.unroutable)
 
     def shut_down(self, linger_s: float) -> None:
         """Refuse, cancel, say goodbye everywhere, and end the runner."""
@@ -358,10 +373,7 @@ class Engine:
     def _handle_event(self, attached: Attached, event: object) -> None:
         match event:
             case Settled():
-                assert isinstance(event.ref, Pending)
-                event.ref.settle(event)
-                if event.ref.on_done is not None:
-                    self.runner.soon(event.ref.on_done)
+                self._settle(event)
             case Arrived():
                 self._deliver(attached, event)
             case PartArrived():
@@ -393,6 +405,13 @@ class Engine:
                 dialled.settled.set()
                 # libzmq would go on trying a wrong key for ever.
                 self.runner.sockets.close(dialled.socket_id, 0.0)
+
+    def _settle(self, settled: Settled) -> None:
+        pending = settled.ref
+        assert isinstance(pending, Pending)
+        pending.settle(settled)
+        if pending.on_done is not None:
+            self.runner.soon(pending.on_done)
 
     def _deliver(self, attached: Attached, arrived: Arrived) -> None:
         service = arrived.service

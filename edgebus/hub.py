@@ -67,6 +67,10 @@ class Attached:
     bulk_route: Route | None = None
     scheduled_at: float = math.inf
 
+    def is_new(self, request: m.Request) -> bool:
+        """True for a request of an accepted peer that is not known yet: a resend is not judged again."""
+        return self.hello_id is not None and not self.link.answerer.knows(request.id)
+
 
 class Hub:
     """Owns the links of a node and finds the right one for every message.
@@ -83,9 +87,9 @@ class Hub:
         self._around = around
         self._limits = around.limits
         self._new_incarnation = new_incarnation
-        self._judge = judge
+        self.judge = judge
         self.taps: list[Callable[[TapEvent], None]] = []
-        self._by_route: dict[Route, Attached] = {}
+        self.by_route: dict[Route, Attached] = {}
         self._accepted: dict[tuple[str | None, bytes], Attached] = {}
         self._timers: list[tuple[float, int, Attached]] = []
         self._order = itertools.count()  # ties in the heap
@@ -93,13 +97,15 @@ class Hub:
         self._events: list[tuple[Attached, Event]] = []
         self._warned: set[Route] = set()
         self._warned_from = -math.inf
+        self.first_timer_at = math.inf  # at or before the next timer
         self.malformed = 0
+        self.unroutable = 0
         self.gone = LinkStats()  # of links that were dropped
 
     @property
     def links(self) -> list[Attached]:
         """Every link known, in no order."""
-        return list({id(item): item for item in (*self._by_route.values(), *self._accepted.values())}.values())
+        return list({id(item): item for item in (*self.by_route.values(), *self._accepted.values())}.values())
 
     # -- dialled links ------------------------------------------------------------------------------
 
@@ -121,19 +127,19 @@ class Hub:
 
     def connected(self, route: Route, *, now: float) -> None:
         """The transport of a dialled link is there (again)."""
-        if attached := self._by_route.get(route):
+        if attached := self.by_route.get(route):
             attached.link.connected(now=now)
             self.touch(attached, now=now)
 
     def disconnected(self, route: Route, *, now: float) -> None:
         """The transport at this route is gone."""
-        attached = self._by_route.get(route)
+        attached = self.by_route.get(route)
         if attached is None:
             return
         if route == attached.bulk_route:
             attached.link.lane_lost()
             if attached.hello_id is not None:  # a listener's routes end with their connection
-                del self._by_route[route]
+                del self.by_route[route]
                 attached.bulk_route = None
         else:
             attached.link.disconnected(now=now)
@@ -142,7 +148,7 @@ class Hub:
     def add_lane(self, attached: Attached, route: Route) -> None:
         """A dialled link has a second transport, for bulk; `lane_connected` follows when it is there."""
         attached.bulk_route = route
-        self._by_route[route] = attached
+        self.by_route[route] = attached
 
     def lane_connected(self, attached: Attached, *, now: float) -> None:
         """The bulk transport of a dialled link is there (again)."""
@@ -153,11 +159,11 @@ class Hub:
         """A dialled link goes on over another transport; `connected` follows when it is there."""
         self._leave_routes(attached)
         attached.route, attached.bulk_route = route, None
-        self._by_route[route] = attached
+        self.by_route[route] = attached
 
     def fail(self, route: Route, code: str, detail: str, *, now: float) -> None:
         """The transport of a dialled link will never come."""
-        if attached := self._by_route.get(route):
+        if attached := self.by_route.get(route):
             attached.link.fail(code, detail, now=now)
             self.touch(attached, now=now)
 
@@ -181,7 +187,7 @@ class Hub:
 
     def receive(self, route: Route, frames: Sequence[bytes], key: str | None, *, now: float) -> None:
         """Take what came in at a route, from the peer with this authenticated key."""
-        attached = self._by_route.get(route)
+        attached = self.by_route.get(route)
         if attached is not None and attached.key != key and attached.key is not None:
             attached = None
         try:
@@ -206,20 +212,33 @@ class Hub:
             traffic.content_bytes_received += sum(map(len, message.frames))
         if self.taps:
             self._tap("in", attached, route, message, now)
-        if self._judge is not None and type(header) is m.Request and attached.hello_id is not None:
+        if self.judge is not None and type(header) is m.Request and attached.is_new(header):
             size = content_bytes(message.frames) if header.transfer is None else sum(header.transfer.sizes)
-            if denial := self._judge(attached.key, header.service, size, now):
+            if denial := self.judge(attached.key, header.service, size, now):
                 attached.link.answerer.deny(header, *denial)
                 self.touch(attached, now=now)
                 return
         attached.link.receive(message, now=now)
         self.touch(attached, now=now)
 
+    def schedule(self, attached: Attached, at: float) -> None:
+        """Have a link's timers looked at by then."""
+        if at < self.first_timer_at:
+            self.first_timer_at = at
+        attached.scheduled_at = at
+        heapq.heappush(self._timers, (at, next(self._order), attached))
+
+    @property
+    def is_idle(self) -> bool:
+        """True if there is nothing to send and nothing to tell."""
+        return not self._outbox and not self._events
+
     def next_timer(self) -> float:
         """Earliest time handle_timer has something to do, inf if never."""
         while self._timers and self._timers[0][0] != self._timers[0][2].scheduled_at:
             heapq.heappop(self._timers)
-        return self._timers[0][0] if self._timers else math.inf
+        self.first_timer_at = self._timers[0][0] if self._timers else math.inf
+        return self.first_timer_at
 
     def handle_timer(self, *, now: float) -> None:
         """Let every link whose time has come do what is due."""
@@ -272,8 +291,7 @@ class Hub:
                 return
         at = link.next_timer()
         if at < attached.scheduled_at:
-            attached.scheduled_at = at
-            heapq.heappush(self._timers, (at, next(self._order), attached))
+            self.schedule(attached, at)
 
     # -- inside -------------------------------------------------------------------------------------
 
@@ -281,7 +299,7 @@ class Hub:
         incarnation = self._new_incarnation()
         link = LinkMachine(dialled=hello_id is None, incarnation=incarnation, around=self._around, now=now, owner=key)
         attached = Attached(link, route, key, peer_id(key, hello_id or incarnation), hello_id, Traffic())
-        self._by_route[route] = attached
+        self.by_route[route] = attached
         return attached
 
     def _greeted(self, route: Route, key: str | None, hello: m.Hello, now: float) -> Attached | None:
@@ -295,7 +313,7 @@ class Hub:
             self._outbox.append((route, None, m.Message(m.Goodbye("version", detail))))
             return None
         attached = self._accepted.get((key, hello.incarnation))
-        previous = self._by_route.get(route)
+        previous = self.by_route.get(route)
         if attached is None:
             if not self._make_room(key, now):
                 limits = self._limits
@@ -305,31 +323,31 @@ class Hub:
             attached = self._new_link(route, key, hello.incarnation, now=now)
             self._accepted[key, hello.incarnation] = attached
         elif attached.route != route:
-            if self._by_route.get(attached.route) is attached:  # another link may have taken it over
-                del self._by_route[attached.route]
+            if self.by_route.get(attached.route) is attached:  # another link may have taken it over
+                del self.by_route[attached.route]
             attached.route = route
         if previous is not None and previous is not attached:
             previous.link.disconnected(now=now)
             self.touch(previous, now=now)
-        self._by_route[route] = attached
+        self.by_route[route] = attached
         return attached
 
     def _greeted_lane(self, route: Route, key: str | None, hello: m.Hello, now: float) -> None:
         """The second connection of a peer that has greeted: it is tried again until its link is known."""
         attached = self._accepted.get((key, hello.incarnation))
-        if attached is None or self._by_route.get(route, attached) is not attached or route == attached.route:
+        if attached is None or self.by_route.get(route, attached) is not attached or route == attached.route:
             return
         if attached.bulk_route is not None:
-            self._by_route.pop(attached.bulk_route, None)
+            self.by_route.pop(attached.bulk_route, None)
         attached.bulk_route = route
-        self._by_route[route] = attached
+        self.by_route[route] = attached
         attached.link.lane_opened()
         self.touch(attached, now=now)
 
     def _leave_routes(self, attached: Attached) -> None:
         for route in (attached.route, attached.bulk_route):
-            if route is not None and self._by_route.get(route) is attached:  # another link may have taken it over
-                del self._by_route[route]
+            if route is not None and self.by_route.get(route) is attached:  # another link may have taken it over
+                del self.by_route[route]
 
     def _tap(
         self, direction: Literal["in", "out"], attached: Attached, route: Route, message: m.Message, now: float

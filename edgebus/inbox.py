@@ -11,9 +11,10 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 from edgebus.arrays import Array, pack_content, view_arrays
+from edgebus.calls import Wait
 from edgebus.desk import Desk
 from edgebus.errors import AlreadyAnswered, DeadlineExceeded, NodeClosed, StreamEnded
-from edgebus.messages import ONE_WAY, STREAM, ArraySpec, Message, Reply
+from edgebus.messages import INLINE_BYTES, ONE_WAY, STREAM, ArraySpec, Message, Reply
 from edgebus.requests import Arrived, refusal
 from edgebus.streams import Frames, Specs
 from edgebus.wire import check_outgoing
@@ -88,6 +89,11 @@ class Request:
             AlreadyAnswered: this is the second answer, or it is one-way and has been taken.
             TypeError: an array that does not travel.
         """
+        if not arrays and type(payload) is bytes and len(payload) <= INLINE_BYTES:
+            self._claim()
+            if self._desk.answer_small(self._attached, self._answerer, self._id, payload):
+                return
+            self._answered = False
         specs, frames = pack_content(payload, arrays, copy)
         self._send(Message(Reply(self._id, specs), frames), specs)
 
@@ -130,18 +136,9 @@ class Request:
             pos = self._push(specs, frames)
             if not isinstance(pos, bool):
                 return pos
-            room = threading.Semaphore(0)
-            self._desk.when_room(self._answerer, self._id, room.release)
-            came = [False]
-
-            def has_come(room: threading.Semaphore = room, came: list[bool] = came) -> bool:
-                came[0] = came[0] or room.acquire(blocking=False)
-                return came[0]
-
-            def follow(wait_s: float, room: threading.Semaphore = room, came: list[bool] = came) -> None:
-                came[0] = room.acquire(timeout=wait_s)
-
-            if not self._desk.wait(has_come, until, follow):
+            room = _Signal()
+            self._desk.when_room(self._answerer, self._id, room.set)
+            if not self._desk.wait(room, until):
                 if self._desk.now() >= self._expires_at or not self._answerer.wants(self._id):
                     raise StreamEnded(f"{self.service}: nobody wants the stream any more")
                 raise DeadlineExceeded(f"{self.service}: no room for a part in {timeout_s} s, the caller does not read")
@@ -193,6 +190,12 @@ class Request:
             raise StreamEnded(f"{self.service}: nobody wants the stream any more")
         return pos
 
+    def _claim(self) -> None:
+        with self._lock:
+            if self._answered:
+                raise AlreadyAnswered(f"request {self._id} for {self.service} has its answer: answer once")
+            self._answered = True
+
     def _check(self, specs: Sequence[ArraySpec], frames: Frames) -> None:
         limits = self._attached.link.peer_limits
         assert limits is not None, "requests come over links that were greeted"
@@ -200,14 +203,19 @@ class Request:
 
     def _send(self, message: Message, specs: Sequence[ArraySpec]) -> None:
         self._check(specs, message.frames)
-        with self._lock:
-            if self._answered:
-                raise AlreadyAnswered(f"request {self._id} for {self.service} has its answer: answer once")
-            self._answered = True
+        self._claim()
         self._desk.answer(self._attached, self._answerer, self._id, message)
 
 
-Wait = Callable[[Callable[[], bool], float, Callable[[float], object]], bool]
+class _Signal(threading.Event):
+    """An event that a thread can wait for while it drives."""
+
+    @property
+    def ready(self) -> bool:
+        return self.is_set()
+
+    def follow(self, wait_s: float) -> None:
+        self.wait(wait_s)
 
 
 class Inbox:
@@ -323,20 +331,23 @@ class Inbox:
             self._take((answerer, request_id)).forget()
             return True
 
-    def _look(self, until: float) -> None:
-        """Wait until there is something or time is up; sockets are looked at once in any case."""
-        if self._wait is not None:
-            self._wait(self._has_any, until, self._follow)
-        elif not self._has_any():
-            self._follow(until - time.monotonic())
-
-    def _has_any(self) -> bool:
+    @property
+    def ready(self) -> bool:
+        """True if get returns at once."""
         return bool(self._waiting) or self._closed
 
-    def _follow(self, wait_s: float) -> None:
+    def follow(self, wait_s: float) -> None:
+        """Sleep until something may have come, at most so long."""
         with self._filled:
             if not self._waiting and not self._closed and wait_s > 0:
                 self._filled.wait(None if wait_s == math.inf else wait_s)
+
+    def _look(self, until: float) -> None:
+        """Wait until there is something or time is up; sockets are looked at once in any case."""
+        if self._wait is not None:
+            self._wait(self, until)
+        elif not self.ready:
+            self.follow(until - time.monotonic())
 
     def _take(self, token: tuple[Answerer, int]) -> Request:
         request = self._waiting.pop(token)

@@ -183,6 +183,7 @@ class LinkMachine:
         self.num_ups = 0
         self.unexpected = 0
         self.round_trip_s = math.nan
+        self.heard_at = now
         self._around = around
         self._dialled = dialled
         self._table = DIALLER if dialled else LISTENER
@@ -190,7 +191,6 @@ class LinkMachine:
         self._limits = limits
         self._greeting = 0
         self._hello_at = math.inf
-        self._heard_at = now
         self._pinged_at = now
         self._ping_unanswered = False
         self._stalled_s = 0.0
@@ -299,7 +299,7 @@ class LinkMachine:
         if self.state is State.UP:
             self.sender.handle_timer(now=now)
             if now >= self._silent_at():
-                reason = f"silent for {now - self._heard_at:.1f} s"
+                reason = f"silent for {now - self.heard_at:.1f} s"
                 self._step(Input.SILENCE, now=now, reason=reason)
                 if self._dialled:
                     self._greet(now)
@@ -389,11 +389,6 @@ class LinkMachine:
         if self.state is State.UP and self.version >= 2:
             self._messages.append(m.Message(self._pong(now)))
 
-    @property
-    def heard_at(self) -> float:
-        """When the peer was last heard of."""
-        return self._heard_at
-
     def spare_from(self) -> float:
         """From when on this link may make room for another: inf while it is up.
 
@@ -402,7 +397,7 @@ class LinkMachine:
         """
         if self.state not in (State.QUIET, State.CLOSED) or self._dialled:
             return math.inf
-        return min(self.answerer.busy_until(), self._heard_at + self._limits.forget_s)
+        return min(self.answerer.busy_until(), self.heard_at + self._limits.forget_s)
 
     # -- inside -------------------------------------------------------------------------------------
 
@@ -419,7 +414,7 @@ class LinkMachine:
         if after is None:
             self.unexpected += 1
             return False
-        self._heard_at = now
+        self.heard_at = now
         if after is before:
             return True
         self.state = after
@@ -574,14 +569,14 @@ class LinkMachine:
 
     def _ping_at(self) -> float:
         # With requests on their way it is asked in any case: the node may talk while its application does not.
-        quiet_from = self._pinged_at if self.caller.num_outstanding else max(self._heard_at, self._pinged_at)
+        quiet_from = self._pinged_at if self.caller.num_outstanding else max(self.heard_at, self._pinged_at)
         return quiet_from + self._limits.heartbeat_s
 
     def _silent_at(self) -> float:
-        return max(self._heard_at + self._limits.silence_s, self._leased_until)
+        return max(self.heard_at + self._limits.silence_s, self._leased_until)
 
     def _forget_at(self) -> float:
-        return max(self._heard_at + self._limits.forget_s, self.answerer.busy_until())
+        return max(self.heard_at + self._limits.forget_s, self.answerer.busy_until())
 
 
 def wire_limits(limits: Limits) -> m.WireLimits:

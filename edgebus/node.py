@@ -6,6 +6,7 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from types import TracebackType
+from typing import TYPE_CHECKING, NamedTuple
 
 from edgebus.arrays import Array, pack_content
 from edgebus.calls import FATAL, Pending, Reply
@@ -16,11 +17,15 @@ from edgebus.hub import TapEvent
 from edgebus.inbox import Inbox
 from edgebus.keys import AllowList, Keys, is_key
 from edgebus.link import Health
-from edgebus.messages import MAX_TIMEOUT_S, ONE_WAY, PLAIN, STREAM, Terms
+from edgebus.messages import INLINE_BYTES, MAX_TIMEOUT_S, ONE_WAY, PLAIN, STREAM, Terms
+from edgebus.requests import Caller
 from edgebus.stats import LinkStats, NodeStats, link_stats
 from edgebus.stream import Stream
 from edgebus.streams import Frames, Specs, content_bytes
 from edgebus.wire import check_name, check_outgoing
+
+if TYPE_CHECKING:
+    from edgebus.topics import Publisher
 
 
 class Link:
@@ -30,6 +35,7 @@ class Link:
         self._engine = engine
         self._dialled = dialled
         self._link = dialled.attached.link
+        self._checked: set[str] = set()  # service names that travel
 
     @property
     def endpoint(self) -> str:
@@ -58,6 +64,8 @@ class Link:
         copy: bool = True,
     ) -> Reply:
         """Send a request and wait for its reply; see send_request and Pending.result for what it raises."""
+        if not arrays and not key and sequence is None and type(payload) is bytes and len(payload) <= INLINE_BYTES:
+            return self._start_small(service, payload, timeout_s).result()
         terms = None if not key and sequence is None else _terms(PLAIN, key, sequence)
         return self._start(service, payload, arrays, timeout_s, terms, copy).result()
 
@@ -175,6 +183,18 @@ class Link:
     ) -> None:
         self.close()
 
+    def _start_small(self, service: str, payload: bytes, timeout_s: float) -> Pending:
+        if service not in self._checked:
+            check_name("service", service)
+            self._checked.add(service)
+        if 0 < timeout_s <= MAX_TIMEOUT_S:
+            runner = self._engine.runner
+            now = time.monotonic()
+            pending = Pending(service, timeout_s, now + timeout_s, self._cancel, self.endpoint, runner.wait)
+            if runner.do_small(self._engine.express.request, self._dialled.attached, service, payload, pending, now):
+                return pending
+        return self._start(service, payload, (), timeout_s, None, True)
+
     def _start(
         self,
         service: str,
@@ -206,15 +226,10 @@ class Link:
         self, service: str, specs: Specs, frames: Frames, pending: Pending, terms: Terms | None
     ) -> None:
         size_bytes, runner = content_bytes(frames), self._engine.runner
+        room = _Room(self._link.caller, size_bytes)
         while True:
-            if not runner.wait(
-                lambda: self._link.caller.room_fault(size_bytes) is None,
-                pending.deadline_at,
-                lambda s: time.sleep(0.01),
-            ):
-                raise QueueFull(
-                    f"{pending.what}: no room for {size_bytes} B until its deadline (max_outstanding_bytes)"
-                )
+            if not runner.wait(room, pending.deadline_at):
+                raise QueueFull(f"{pending.what}: no room for {size_bytes} B until its deadline, see Limits.on_full")
             try:
                 runner.do(self._engine.request, self._dialled, service, specs, frames, pending, terms)
             except QueueFull:
@@ -226,6 +241,33 @@ class Link:
 
     def _cancel(self, pending: Pending) -> None:
         self._engine.runner.do_unless_closed(self._engine.cancel, self._dialled, pending)
+
+
+class _Room(NamedTuple):
+    """Room for a request, to wait for."""
+
+    caller: Caller
+    size_bytes: int
+
+    @property
+    def ready(self) -> bool:
+        return self.caller.room_fault(self.size_bytes) is None
+
+    def follow(self, wait_s: float) -> None:
+        time.sleep(min(wait_s, 0.01))  # another thread drives, and does not know of us
+
+
+class _Settled(NamedTuple):
+    """A link that is being dialled, to wait for."""
+
+    event: threading.Event
+
+    @property
+    def ready(self) -> bool:
+        return self.event.is_set()
+
+    def follow(self, wait_s: float) -> None:
+        self.event.wait(wait_s)
 
 
 def _terms(kind: int, key: bytes, sequence: tuple[int, int] | None) -> Terms:
@@ -280,6 +322,7 @@ class Node:
         self._inboxes: list[Inbox] = []
         self._lock = threading.Lock()
         self._closed = False
+        self._publisher: Publisher | None = None
         self._engine = Engine(name, self._limits, keys, allow)
 
     def bind(self, endpoint: str) -> str:
@@ -341,6 +384,37 @@ class Node:
         if not self._engine.runner.do(self._engine.handle, service, function):
             raise ConfigError(f"service {service!r} is served already on this node")
 
+    @property
+    def name(self) -> str:
+        """What it calls itself."""
+        return self._name
+
+    @property
+    def key(self) -> str | None:
+        """Its public key, None if it is insecure."""
+        return None if self._keys is None else self._keys.public
+
+    @property
+    def publisher(self) -> Publisher:
+        """The topics of this node."""
+        with self._lock:
+            if self._publisher is None:
+                from edgebus.topics import Publisher
+
+                self._publisher = Publisher(self)
+            return self._publisher
+
+    def publish(self, topic: str, key: str, value: bytes) -> None:
+        """Give a key of a topic of small state a value; peers follow it with edgebus.subscribe.
+
+        Args and raises: as edgebus.topics.Publisher.publish.
+        """
+        self.publisher.publish(topic, key, value)
+
+    def unpublish(self, topic: str, key: str) -> None:
+        """Remove a key of a topic; nothing happens if it is not there."""
+        self.publisher.unpublish(topic, key)
+
     def services(self) -> list[str]:
         """What is served here, sorted."""
         return self._engine.runner.do(self._engine.services)
@@ -381,7 +455,7 @@ class Node:
         self._check_server_key(endpoint, server_key)
         runner = self._engine.runner
         dialled = runner.call(self._engine.dial, endpoint, server_key)
-        runner.wait(dialled.settled.is_set, time.monotonic() + timeout_s, dialled.settled.wait)
+        runner.wait(_Settled(dialled.settled), time.monotonic() + timeout_s)
         if dialled.failure is None and dialled.settled.is_set() and not self._closed:
             return Link(self._engine, dialled)
         why = dialled.watch.describe()

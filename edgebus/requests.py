@@ -131,8 +131,9 @@ class Caller:
 
     def __init__(self, limits: Limits, jitter: Callable[[], float] = lambda: 1.0) -> None:
         self._limits = limits
+        self.max_bytes = limits.max_outstanding_bytes
         self._jitter = jitter
-        self._outstanding: dict[int, _Outstanding] = {}  # ids grow, so the first key is the oldest
+        self.outstanding: dict[int, _Outstanding] = {}  # ids grow, so the first key is the oldest
         self._timers: list[tuple[float, int]] = []
         self._next_id = 0
         self._up = False
@@ -150,7 +151,7 @@ class Caller:
     @property
     def num_outstanding(self) -> int:
         """Requests without an outcome yet."""
-        return len(self._outstanding)
+        return len(self.outstanding)
 
     def room_fault(self, size_bytes: int) -> str | None:
         """Say why a request of this size cannot be accepted now, or None; with `drop_oldest` it makes room."""
@@ -158,7 +159,7 @@ class Caller:
         if self.outstanding_bytes + size_bytes <= limit:
             return None
         if self._limits.on_full == "drop_oldest" and size_bytes <= limit:
-            for entry in list(self._outstanding.values()):
+            for entry in list(self.outstanding.values()):
                 if not entry.attempts:
                     detail = f"dropped for a newer one: {self.outstanding_bytes} B were waiting, max {limit}"
                     self._settle(entry, Outcome.REFUSED, code="queue_full", detail=detail)
@@ -187,7 +188,7 @@ class Caller:
         entry = _Outstanding(request_id, header, frames, size_bytes, deadline_at, ref)
         if terms is not None and terms.kind == STREAM:
             entry.stream = InStream(terms.window_bytes, terms.from_pos)
-        self._outstanding[request_id] = entry
+        self.outstanding[request_id] = entry
         self.outstanding_bytes += size_bytes
         if deadline_at <= now:
             self._expire(entry)
@@ -197,9 +198,45 @@ class Caller:
             self._schedule(entry, deadline_at)
         return request_id
 
+    def start_small(self, service: str, payload: bytes, deadline_at: float, ref: object, now: float) -> Request:
+        """Like start, for a plain small request on a link that is up; the header is to be sent at once."""
+        outstanding, timers = self.outstanding, self._timers
+        request_id = self._next_id
+        self._next_id = request_id + 1
+        self.started += 1
+        size_bytes = len(payload)
+        self.outstanding_bytes += size_bytes
+        oldest = next(iter(outstanding)) if outstanding else request_id
+        ttl_ms = min(_MAX_TTL_MS, int((deadline_at - now) * 1000) + 1)
+        header = Request(request_id, service, ttl_ms, oldest, (), payload)
+        due_at = min(now + self._limits.resend_s, deadline_at)
+        outstanding[request_id] = _Outstanding(
+            request_id, header, (payload,), size_bytes, deadline_at, ref, None, None, 1, 2, due_at
+        )
+        if len(timers) > 64 + 4 * len(outstanding):
+            self._schedule(outstanding[request_id], due_at)
+        else:
+            heapq.heappush(timers, (due_at, request_id))
+        return header
+
+    def answered_small(self, reply: Reply) -> object | None:
+        """Like receive, for a plain small reply: whose request it answers, None if it has to go the usual way."""
+        entry = self.outstanding.get(reply.id)
+        if entry is None or entry.stream is not None or entry.size_bytes >= self._limits.bulk_from_bytes:
+            return None
+        del self.outstanding[reply.id]
+        self.outstanding_bytes -= entry.size_bytes
+        self.outcomes["answered"] += 1
+        return entry.ref
+
+    @property
+    def first_due_at(self) -> float:
+        """A time at or before the first timer."""
+        return self._timers[0][0] if self._timers else math.inf
+
     def cancel(self, request_id: int) -> None:
         """Give a request up; nothing happens if it has its outcome already."""
-        entry = self._outstanding.get(request_id)
+        entry = self.outstanding.get(request_id)
         if entry is None:
             return
         if entry.attempts and self._up:
@@ -208,12 +245,12 @@ class Caller:
 
     def is_small(self, request_id: int) -> bool:
         """True for a request that went by the control lane: its answer should not wait behind large contents."""
-        entry = self._outstanding.get(request_id)
+        entry = self.outstanding.get(request_id)
         return entry is not None and entry.size_bytes < self._limits.bulk_from_bytes
 
     def wants(self, header: Content) -> bool:
         """True if the content of this Reply or Part is needed here."""
-        entry = self._outstanding.get(header.id)
+        entry = self.outstanding.get(header.id)
         if entry is None or isinstance(header, Reply):
             return entry is not None and entry.final is None
         return entry.stream is not None and isinstance(header, Part) and header.pos >= entry.stream.next_pos
@@ -222,7 +259,7 @@ class Caller:
         """Take a Reply, a Refusal or a Part."""
         header = message.header
         assert isinstance(header, Reply | Refusal | Part)
-        entry = self._outstanding.get(header.id)
+        entry = self.outstanding.get(header.id)
         if entry is None:
             self.late_answers += 1
         elif isinstance(header, Reply):
@@ -240,7 +277,7 @@ class Caller:
 
     def consume(self, request_id: int, pos: int) -> None:
         """The application took all parts of a stream below pos."""
-        entry = self._outstanding.get(request_id)
+        entry = self.outstanding.get(request_id)
         if entry is not None and entry.stream is not None:
             acknowledged = entry.stream.consume(pos)
             if acknowledged is not None and self._up:
@@ -253,7 +290,7 @@ class Caller:
         self._up = up
         self._patient_until = -math.inf
         if up:
-            for entry in list(self._outstanding.values()):
+            for entry in list(self.outstanding.values()):
                 entry.backoff = 1
                 self._send(entry, now)
 
@@ -263,13 +300,13 @@ class Caller:
 
     def fail(self, code: str, detail: str) -> None:
         """End all requests: the link will not come back."""
-        for entry in list(self._outstanding.values()):
+        for entry in list(self.outstanding.values()):
             outcome = Outcome.UNKNOWN if entry.attempts else Outcome.REFUSED
             self._settle(entry, outcome, code=code, detail=detail)
 
     def close(self) -> None:
         """End all requests: this side closes."""
-        for request_id in list(self._outstanding):
+        for request_id in list(self.outstanding):
             self.cancel(request_id)
 
     def next_timer(self) -> float:
@@ -283,7 +320,7 @@ class Caller:
         """Expire what is over its deadline, resend what is due."""
         while self.next_timer() <= now:
             _, request_id = heapq.heappop(self._timers)
-            entry = self._outstanding[request_id]
+            entry = self.outstanding[request_id]
             if entry.deadline_at <= now:
                 self._expire(entry)
             elif not self._up:
@@ -310,21 +347,21 @@ class Caller:
 
     def _schedule(self, entry: _Outstanding, at: float) -> None:
         entry.due_at = at
-        if len(self._timers) > 64 + 4 * len(self._outstanding):
+        if len(self._timers) > 64 + 4 * len(self.outstanding):
             # Requests mostly settle long before their timers: do not let the dead ones pile up.
             self._timers = [timer for timer in self._timers if self._is_live(*timer)]
             heapq.heapify(self._timers)
         heapq.heappush(self._timers, (at, entry.id))
 
     def _is_live(self, at: float, request_id: int) -> bool:
-        entry = self._outstanding.get(request_id)
+        entry = self.outstanding.get(request_id)
         return entry is not None and at == entry.due_at
 
     def _send(self, entry: _Outstanding, now: float) -> None:
         header = entry.header
         # Rounded up: a request that has any time left must not look expired.
         header.ttl_ms = min(_MAX_TTL_MS, math.ceil((entry.deadline_at - now) * 1000))
-        header.settled_below = next(iter(self._outstanding))
+        header.settled_below = next(iter(self.outstanding))
         if entry.stream is not None and header.terms is not None:
             header.terms = msgspec.structs.replace(header.terms, from_pos=entry.stream.next_pos)
         self._messages.append(Message(header, entry.frames))
@@ -364,7 +401,7 @@ class Caller:
         self._finish(entry, Settled(entry.ref, outcome, code, detail, (), frames))
 
     def _finish(self, entry: _Outstanding, settled: Settled) -> None:
-        del self._outstanding[entry.id]
+        del self.outstanding[entry.id]
         self.outstanding_bytes -= entry.size_bytes
         if entry.size_bytes >= self._limits.bulk_from_bytes:
             self._ended.append(entry.id)

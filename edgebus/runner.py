@@ -23,8 +23,7 @@ import zmq
 
 from edgebus.config import Limits
 from edgebus.errors import ConfigError, NodeClosed
-from edgebus.hub import Route
-from edgebus.sockets import Sockets
+from edgebus.sockets import Opened, Sockets
 
 T = TypeVar("T")
 _log = logging.getLogger("edgebus")
@@ -33,11 +32,36 @@ GRACE_S = 0.005
 _NOBODY, _OWN = 0, -1  # who drives: else the identity of an application's thread
 
 
+_forks = [0]  # of this process from its ancestors: cheaper to look at than to ask the kernel who we are
+
+
+def _count_fork() -> None:
+    _forks[0] += 1
+
+
+os.register_at_fork(after_in_child=_count_fork)
+
+
+class Item(Protocol):
+    """What a thread can wait for."""
+
+    @property
+    def ready(self) -> bool:
+        """True once it has come; looked at after every turn."""
+
+    def follow(self, wait_s: float) -> object:
+        """Sleep for at most so many seconds, or until it may be ready; used while another thread drives."""
+
+
 class Handler(Protocol):
     """What the runner drives; every method is called with its lock held."""
 
-    def on_frames(self, route: Route, frames: list[Any], key: str | None) -> None:
-        """A message came in."""
+    @property
+    def is_idle(self) -> bool:
+        """True if on_turn would find nothing but timers."""
+
+    def take(self, opened: Opened, event: int) -> bool:
+        """Read messages from a socket; True if there may be more."""
 
     def on_monitor(self, socket_id: int, event: str, value: int) -> None:
         """The transport of a socket changed."""
@@ -45,8 +69,26 @@ class Handler(Protocol):
     def on_zap(self, frames: list[bytes]) -> list[bytes]:
         """A peer wants in."""
 
+    @property
+    def first_timer_at(self) -> float:
+        """A time at or before the next timer."""
+
     def on_turn(self, now: float) -> float:
         """All that was ready has been handed over; returns the time of the next timer."""
+
+
+class _Displaced:
+    """What the node's own thread waits for while it drives: that somebody else does."""
+
+    def __init__(self, runner: Runner) -> None:
+        self._runner = runner
+
+    @property
+    def ready(self) -> bool:
+        return self._runner._driver != _OWN
+
+    def follow(self, wait_s: float) -> None:
+        raise AssertionError("the node's own thread leads or is parked")
 
 
 class Runner:
@@ -60,7 +102,7 @@ class Runner:
 
     def __init__(self, name: str, limits: Limits, handler: Handler) -> None:
         self._handler = handler
-        self._pid = os.getpid()
+        self._pid, self._forks = os.getpid(), _forks[0]
         self._lock = threading.RLock()
         self._owner = 0
         self._depth = 0  # how often its owner has it: only the outermost section ends with a turn
@@ -111,6 +153,31 @@ class Runner:
             self.run_callbacks()
         return result
 
+    def do_small(self, function: Callable[..., bool], *args: Any) -> bool:
+        """Like do, for what sends by itself and leaves the machines nothing to do; False if it could not.
+
+        Nothing is read here: whoever waits next does that, or the node's own thread after a moment.
+        """
+        if self._forks != _forks[0]:
+            self.check()
+        with self._lock:
+            if self._closed:
+                raise NodeClosed("the node is closed: make a new Node")
+            if self._depth:
+                return False
+            self._depth, self._owner = 1, threading.get_ident()
+            try:
+                done = function(*args)
+                if self._handler.first_timer_at < self._next_at:
+                    self._next_at = self._handler.first_timer_at
+                if self._sleeps_until != -math.inf:
+                    self._turn()  # a driver sleeps, and sending may have eaten what would have woken it
+            finally:
+                self._depth = self._owner = 0
+        if self._callbacks:
+            self.run_callbacks()
+        return done
+
     def call(self, function: Callable[..., T], *args: Any) -> T:
         """Like do, for what may fail in libzmq."""
         try:
@@ -139,26 +206,28 @@ class Runner:
         """Call something of the application's, without the lock, on the thread that drives; lock held here."""
         self._callbacks.append(callback)
 
-    def wait(self, done: Callable[[], bool], until: float, follow: Callable[[float], object]) -> bool:
-        """Wait until something is done, and drive meanwhile if nobody else of the application does.
+    def wait(self, item: Item, until: float) -> bool:
+        """Wait until something is ready, and drive meanwhile if no other thread of the application does.
 
         Args:
-            done: asked after every turn.
-            until: monotonic time to give up.
-            follow: sleeps for at most so many seconds, or until it may be done; used while another thread drives.
+            item: what is waited for.
+            until: monotonic time to give up; the sockets are looked at once even if that is over.
 
         Returns:
-            done() at the end.
+            Whether it is ready.
         """
-        self.check()
+        if self._forks != _forks[0]:
+            self.check()
         me = threading.get_ident()
-        while not done():
+        looked = False
+        while not item.ready:
             left_s = until - time.monotonic()
-            if left_s <= 0 or self._closed:
-                return done()
+            if (left_s <= 0 and looked) or self._closed:
+                return item.ready
+            looked = True
             with self._who:
                 before = self._driver
-                lead = before in (_NOBODY, _OWN, me)
+                lead = before == _NOBODY or before == _OWN or before == me  # noqa: PLR1714 - the hot path
                 if lead:
                     self._driver = me
                     self._leads += 1
@@ -168,13 +237,14 @@ class Runner:
                 if before == _OWN:
                     self._wake()  # it sleeps in poll, and parks when it sees that it is not the driver any more
                 try:
-                    self._drive(lambda: done() or self._closed, until)
+                    self._drive(item, until)
                 finally:
                     if before != me:
                         self._leave()
             else:
                 try:
-                    follow(min(left_s, 60.0))
+                    if left_s > 0:
+                        item.follow(min(left_s, 60.0))
                 finally:
                     with self._who:
                         self._followers -= 1
@@ -187,6 +257,7 @@ class Runner:
                 self._enter()
                 try:
                     self.sockets.take(self.sockets.poll(0.0))
+                    self.sockets.take_touched()
                     if self._depth == 1:
                         self._turn()
                 finally:
@@ -248,17 +319,18 @@ class Runner:
     def stop(self, linger_s: float) -> None:
         """End: unsent bytes get linger_s seconds."""
         self._stop_linger_ms = max(0, int(linger_s * 1000))
-        self._closed = True
+        self._closed = True  # whoever drives sees it before it touches a socket again
         self._wake()
         self._own_needed = True
         self._parked.release()
 
-    def on_frames(self, route: Route, frames: list[Any], key: str | None) -> None:
+    def take(self, opened: Opened, event: int) -> bool:
         """From the sockets."""
         try:
-            self._handler.on_frames(route, frames, key)
+            return self._handler.take(opened, event)
         except Exception:
             _log.exception("edgebus: internal error while a message was taken in")
+            return True
 
     def on_monitor(self, socket_id: int, event: str, value: int) -> None:
         """From the sockets."""
@@ -276,7 +348,7 @@ class Runner:
             with contextlib.suppress(OSError):  # full of wake-ups already, or closed
                 self._wake_write.send(b"\0")
 
-    def _on_wake(self) -> bool:
+    def _on_wake(self, event: int) -> bool:
         # First read, then clear, then take what was deferred. Cleared first, a byte written in between would be
         # read away and leave the flag set, and nobody would wake a driver any more.
         with contextlib.suppress(OSError):
@@ -295,42 +367,61 @@ class Runner:
 
     def _turn(self) -> None:
         """Deferred functions, timers, events, sends, and what came in meanwhile, until there is nothing more."""
-        sockets = self.sockets
+        sockets, handler = self.sockets, self._handler
         for _ in range(16):
             while self._deferred and not self._closed:
                 function, args, _ = self._deferred.popleft()
                 self.guard(function, *args)
-            at = self.guard(self._handler.on_turn, time.monotonic())
+            at = self.guard(handler.on_turn, time.monotonic())
             self._next_at = time.monotonic() + 0.1 if at is None else at
-            if not sockets.unfinished or self._closed:
+            if not sockets.touched or self._closed:
                 break
-            sockets.take_unfinished()
-        if self._next_at < self._sleeps_until or sockets.unfinished:
+            sockets.take_touched()
+            if handler.is_idle and not self._deferred:
+                break
+        if self._next_at < self._sleeps_until or sockets.touched:
             self._wake()  # a driver sleeps for longer than that
 
-    def _drive(self, done: Callable[[], bool], until: float) -> None:
-        while not done():
+    def _drive(self, item: Item, until: float) -> None:
+        sockets, handler = self.sockets, self._handler
+        while True:
+            with self._lock:
+                if self._closed:
+                    return
+                if sockets.touched:
+                    self._enter()
+                    try:
+                        sockets.take_touched()
+                        if self._depth == 1 and (self._deferred or not handler.is_idle):
+                            self._turn()
+                    finally:
+                        self._exit()
+            if self._callbacks:
+                self.run_callbacks()
+            if item.ready:
+                return
             now = time.monotonic()
-            sleeps_until = min(self._next_at, until)
-            self._sleeps_until = sleeps_until
-            timeout_s = 0.0 if sleeps_until <= now else None if sleeps_until == math.inf else sleeps_until - now
-            if self._deferred or self.sockets.unfinished:
-                timeout_s = 0.0
-            ready = self.sockets.poll(timeout_s)
+            # First said, then looked: whoever touches a socket after the look sees that it has to wake us.
+            self._sleeps_until = sleeps_until = min(self._next_at, until)
+            timeout_s: float | None = 0.0
+            if sleeps_until > now and not self._deferred and not sockets.touched:
+                timeout_s = None if sleeps_until == math.inf else sleeps_until - now
+            ready = sockets.poll(timeout_s)
             self._sleeps_until = -math.inf
             with self._lock:
-                if self._stop_linger_ms is not None:
+                if self._closed:
                     return
                 self._enter()
                 try:
-                    self.sockets.take(ready)
-                    if self._depth == 1:
+                    sockets.take(ready)
+                    # What is waited for goes first; the rest is done by whoever comes next, this thread mostly.
+                    if self._depth == 1 and (self._deferred or not handler.is_idle or time.monotonic() >= self._next_at):
                         self._turn()
                 finally:
                     self._exit()
             if self._callbacks:
                 self.run_callbacks()
-            if until <= now:
+            if item.ready or until <= now:
                 return
 
     def _leave(self) -> None:
@@ -357,7 +448,7 @@ class Runner:
                     self._own_asleep = not idle and self._leads == seen
                     seen, asleep = self._leads, self._own_asleep
                 if lead:
-                    self.guard(self._drive, lambda: self._driver != _OWN, math.inf)
+                    self.guard(self._drive, _Displaced(self), math.inf)
                     with self._who:
                         if self._driver == _OWN:  # it failed, or the node ends
                             self._driver, self._own_needed = _NOBODY, True

@@ -10,22 +10,21 @@ import enum
 import logging
 import select
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 import zmq
-import zmq.backend
 from zmq.utils.monitor import parse_monitor_message
 
 from edgebus.config import Limits
 from edgebus.errors import BindError, ConfigError
 from edgebus.hub import Route
 from edgebus.keys import Keys
+from edgebus.rawzmq import BURST, EVENTS, MORE, NOBLOCK, POLLIN, ZERO_COPY_BYTES, ZmqSocket, get, send
 from edgebus.zap import ZAP_DOMAIN, ZAP_ENDPOINT, zap_denied
 
 _log = logging.getLogger("edgebus")
-_BURST = 64  # messages taken from one socket before the others get their turn
 _HANDSHAKE_MS = 2000  # libzmq's own 30 s lets idle raw connections pile up
-ZERO_COPY_BYTES = 128 * 1024  # below, copying is cheaper than telling libzmq whom to ask for the memory
 _MONITORED = (
     zmq.EVENT_CONNECT_DELAYED
     | zmq.EVENT_CONNECTED
@@ -35,16 +34,6 @@ _MONITORED = (
     | zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL
     | zmq.EVENT_HANDSHAKE_FAILED_AUTH
 )
-# The plain functions: the methods of pyzmq's Socket check and wrap at every call what does not change here.
-_send: Callable[..., Any] = zmq.backend.Socket.send
-_recv: Callable[..., Any] = zmq.backend.Socket.recv
-_get: Callable[..., Any] = zmq.backend.Socket.get
-_NOBLOCK = int(zmq.NOBLOCK)
-_NOBLOCK_MORE = int(zmq.NOBLOCK) | int(zmq.SNDMORE)
-_EVENTS, _RCVMORE, _POLLIN = int(zmq.EVENTS), int(zmq.RCVMORE), int(zmq.POLLIN)
-ZmqSocket = zmq.Socket[bytes]
-
-
 class Sent(enum.Enum):
     """What became of a send: full queues and missing routes are left to the protocol's resends."""
 
@@ -53,11 +42,26 @@ class Sent(enum.Enum):
     GONE = enum.auto()
 
 
+@dataclass(slots=True, eq=False)
+class Opened:
+    """An open socket of ours."""
+
+    sock: ZmqSocket
+    socket_id: int
+    fd: int
+    is_router: bool = False
+    is_secure: bool = False
+
+
+Taker = Callable[[int], bool]
+"""Reads what is there; its argument is 0 if that is a guess. True: there may be more."""
+
+
 class Receiver(Protocol):
     """Who is told what comes in."""
 
-    def on_frames(self, route: Route, frames: list[Any], key: str | None) -> None:
-        """A message came in."""
+    def take(self, opened: Opened, event: int) -> bool:
+        """Read messages from a socket; True if there may be more."""
 
     def on_monitor(self, socket_id: int, event: str, value: int) -> None:
         """The transport of a socket changed."""
@@ -82,45 +86,42 @@ class Sockets:
         most = int(self._context.get(zmq.SOCKET_LIMIT))
         self._context.set(zmq.MAX_SOCKETS, min(64 + 8 * limits.max_peers, most))
         self._epoll = select.epoll()
-        self._sockets: dict[int, ZmqSocket] = {}
-        self._secure: set[int] = set()
+        self.by_id: dict[int, Opened] = {}
+        self._zap: ZmqSocket | None = None
         self._monitors: dict[int, ZmqSocket] = {}
-        self._takers: dict[int, Callable[[], bool]] = {}  # by file descriptor; True: there is more
+        self._takers: dict[int, Taker] = {}  # by file descriptor
         self._fds: dict[ZmqSocket, int] = {}
-        self._touched: set[int] = set()  # descriptors whose sockets may be readable without saying so
+        self.touched: set[int] = set()  # descriptors whose sockets may be readable without saying so
         self._next_socket_id = 1
 
     # -- readiness ----------------------------------------------------------------------------------
 
-    def watch_fd(self, fd: int, take: Callable[[], bool]) -> None:
+    def watch_fd(self, fd: int, take: Taker) -> None:
         """Have `take` called when a descriptor is readable; it returns True if there may be more."""
         self._takers[fd] = take
         self._epoll.register(fd, select.EPOLLIN)
 
-    def poll(self, timeout_s: float | None) -> list[int]:
+    def poll(self, timeout_s: float | None) -> list[tuple[int, int]]:
         """Wait until something is readable; the only method that may be called without the lock."""
         try:
-            return [fd for fd, _ in self._epoll.poll(timeout_s)]
+            return self._epoll.poll(timeout_s)
         except (ValueError, OSError):  # it was closed meanwhile
             return []
 
-    def take(self, fds: list[int]) -> None:
-        """Read what is there, some messages of each."""
-        for fd in fds:
+    def take(self, ready: list[tuple[int, int]]) -> None:
+        """Read what is there, some messages of each; an event of 0 is a guess."""
+        takers = self._takers
+        for fd, event in ready:
             # A descriptor may have been closed by what another one brought in this turn.
-            taker = self._takers.get(fd)
-            if taker is not None and taker():
-                self._touched.add(fd)
+            taker = takers.get(fd)
+            if taker is not None and taker(event):
+                self.touched.add(fd)
 
-    @property
-    def unfinished(self) -> bool:
-        """True if a socket may be readable that no descriptor will tell of."""
-        return bool(self._touched)
-
-    def take_unfinished(self) -> None:
-        """Read from sockets that were touched or not read empty."""
-        touched, self._touched = self._touched, set()
-        self.take(list(touched))
+    def take_touched(self) -> None:
+        """Read from sockets that may be readable although no descriptor tells: touched, or not read empty."""
+        touched = [(fd, 0) for fd in self.touched]
+        self.touched.clear()
+        self.take(touched)
 
     # -- sockets ------------------------------------------------------------------------------------
 
@@ -134,16 +135,15 @@ class Sockets:
                 sock.setsockopt(zmq.ZAP_DOMAIN, ZAP_DOMAIN)
                 sock.curve_server = True
                 sock.curve_secretkey = keys.secret.encode()
-            socket_id = self._watch(sock)
+            opened = self._watch(sock)
             sock.bind(endpoint)
         except zmq.ZMQError as error:
             self._discard(sock)
             raise BindError(
                 f"cannot bind {endpoint}: {error.strerror}; choose another port, or stop who has it"
             ) from None
-        if keys is not None:
-            self._secure.add(socket_id)
-        self._add(sock, lambda: self._take_router(socket_id, sock))
+        opened.is_router, opened.is_secure = True, keys is not None
+        self._add(sock, lambda event: self._receiver.take(opened, event))
         return sock.getsockopt_string(zmq.LAST_ENDPOINT).rstrip("\0")
 
     def dial(self, endpoint: str, keys: Keys | None, server_key: str | None) -> int:
@@ -160,36 +160,37 @@ class Sockets:
                 sock.curve_publickey = keys.public.encode()
                 sock.curve_secretkey = keys.secret.encode()
                 sock.curve_serverkey = server_key.encode()
-            socket_id = self._watch(sock)
+            opened = self._watch(sock)
             sock.connect(endpoint)
         except zmq.ZMQError as error:
             self._discard(sock)
             raise ConfigError(f"cannot dial {endpoint}: {error.strerror}; expected tcp://HOST:PORT") from None
-        self._add(sock, lambda: self._take_dealer(socket_id, sock))
-        return socket_id
+        self._add(sock, lambda event: self._receiver.take(opened, event))
+        return opened.socket_id
 
     def close(self, socket_id: int, linger_s: float) -> None:
         """Close a socket; what it still has to send gets linger_s seconds in the background."""
-        sock = self._sockets.get(socket_id)
-        if sock is not None:
-            sock.setsockopt(zmq.LINGER, int(linger_s * 1000))
-            self._discard(sock)
+        opened = self.by_id.get(socket_id)
+        if opened is not None:
+            opened.sock.setsockopt(zmq.LINGER, int(linger_s * 1000))
+            self._discard(opened.sock)
 
     def send(self, route: Route, frames: Sequence[Any]) -> Sent:
         """Hand a message to libzmq without waiting."""
         socket_id, routing_id = route
-        sock = self._sockets.get(socket_id)
-        if sock is None:
+        opened = self.by_id.get(socket_id)
+        if opened is None:
             return Sent.GONE
+        sock = opened.sock
         # Sending handles commands of the io thread, and so may eat the news that something has come in.
-        self._touched.add(self._fds[sock])
+        self.touched.add(opened.fd)
         try:
             if routing_id:
-                _send(sock, routing_id, _NOBLOCK_MORE, True, False)
+                send(sock, routing_id, MORE, True, False)
             last = len(frames) - 1
             for index, frame in enumerate(frames):
-                flags = _NOBLOCK if index == last else _NOBLOCK_MORE
-                _send(sock, frame, flags, len(frame) < ZERO_COPY_BYTES, False)
+                flags = NOBLOCK if index == last else MORE
+                send(sock, frame, flags, len(frame) < ZERO_COPY_BYTES, False)
         except zmq.Again:
             return Sent.FULL
         except zmq.ZMQError:
@@ -198,46 +199,19 @@ class Sockets:
 
     def shut(self, linger_ms: int) -> None:
         """Close everything; waits for lingering bytes, linger_ms at most."""
-        for socket_id, sock in list(self._sockets.items()):
-            if socket_id:
-                sock.setsockopt(zmq.LINGER, linger_ms)
-            self._discard(sock)
+        for opened in list(self.by_id.values()):
+            opened.sock.setsockopt(zmq.LINGER, linger_ms)
+            self._discard(opened.sock)
+        if self._zap is not None:
+            self._discard(self._zap)
         self._context.term()
         self._epoll.close()
 
     # -- inside -------------------------------------------------------------------------------------
 
-    def _take_router(self, socket_id: int, sock: ZmqSocket) -> bool:
-        secure = socket_id in self._secure
-        for _ in range(_BURST):
-            if not _get(sock, _EVENTS) & _POLLIN:
-                return False
-            routing_id = _recv(sock, _NOBLOCK)
-            if secure:
-                first = _recv(sock, _NOBLOCK, False)
-                frames: list[Any] = [first.bytes]
-                # Asked for every message: a route alone proves nothing about who sent it.
-                key = str(first.get("User-Id"))
-            else:
-                frames, key = [_recv(sock, _NOBLOCK)], None
-            if _get(sock, _RCVMORE):
-                _take_rest(sock, frames)
-            self._receiver.on_frames((socket_id, routing_id), frames, key)
-        return True
-
-    def _take_dealer(self, socket_id: int, sock: ZmqSocket) -> bool:
-        for _ in range(_BURST):
-            if sock.closed or not _get(sock, _EVENTS) & _POLLIN:
-                return False
-            frames = [_recv(sock, _NOBLOCK)]
-            if _get(sock, _RCVMORE):
-                _take_rest(sock, frames)
-            self._receiver.on_frames((socket_id, b""), frames, None)
-        return True
-
     def _take_monitor(self, socket_id: int, monitor: ZmqSocket) -> bool:
-        for _ in range(_BURST):
-            if monitor.closed or not _get(monitor, _EVENTS) & _POLLIN:
+        for _ in range(BURST):
+            if monitor.closed or not get(monitor, EVENTS) & POLLIN:
                 return False
             event = parse_monitor_message(monitor.recv_multipart(zmq.NOBLOCK))
             name = zmq.Event(event["event"]).name or ""
@@ -245,7 +219,7 @@ class Sockets:
         return True
 
     def _take_zap(self, sock: ZmqSocket) -> bool:
-        while _get(sock, _EVENTS) & _POLLIN:
+        while get(sock, EVENTS) & POLLIN:
             frames = sock.recv_multipart(zmq.NOBLOCK)
             # Whatever happens, there is an answer: without one the socket could not receive again.
             try:
@@ -278,49 +252,39 @@ class Sockets:
         return sock
 
     def _open_zap(self) -> None:
-        if 0 in self._sockets:
+        if self._zap is not None:
             return
         sock: ZmqSocket = self._context.socket(zmq.REP)
         sock.setsockopt(zmq.LINGER, 0)
         sock.bind(ZAP_ENDPOINT)
-        self._sockets[0] = sock
-        self._add(sock, lambda: self._take_zap(sock))
+        self._zap = sock
+        self._add(sock, lambda event: self._take_zap(sock))
 
-    def _watch(self, sock: ZmqSocket) -> int:
+    def _watch(self, sock: ZmqSocket) -> Opened:
         socket_id = self._next_socket_id
         self._next_socket_id += 1
-        self._sockets[socket_id] = sock
+        opened = self.by_id[socket_id] = Opened(sock, socket_id, int(sock.getsockopt(zmq.FD)))
         monitor: ZmqSocket = sock.get_monitor_socket(_MONITORED)
         self._monitors[socket_id] = monitor
-        self._add(monitor, lambda: self._take_monitor(socket_id, monitor))
-        return socket_id
+        self._add(monitor, lambda event: self._take_monitor(socket_id, monitor))
+        return opened
 
-    def _add(self, sock: ZmqSocket, take: Callable[[], bool]) -> None:
+    def _add(self, sock: ZmqSocket, take: Taker) -> None:
         fd = int(sock.getsockopt(zmq.FD))
         self._fds[sock] = fd
-        self._touched.add(fd)
+        self.touched.add(fd)
         self.watch_fd(fd, take)
 
     def _discard(self, sock: ZmqSocket) -> None:
-        socket_id = next((key for key, value in self._sockets.items() if value is sock), -1)
+        socket_id = next((key for key, opened in self.by_id.items() if opened.sock is sock), -1)
         monitor = self._monitors.pop(socket_id, None)
         for each in (sock, monitor):
             if each is not None and (fd := self._fds.pop(each, None)) is not None:
                 del self._takers[fd]
-                self._touched.discard(fd)
+                self.touched.discard(fd)
                 self._epoll.unregister(fd)
-        self._sockets.pop(socket_id, None)
-        self._secure.discard(socket_id)
+        self.by_id.pop(socket_id, None)
         if monitor is not None:
             sock.disable_monitor()
             monitor.close(linger=0)
         sock.close()
-
-
-def _take_rest(sock: ZmqSocket, frames: list[Any]) -> None:
-    """The frames after the first: large ones stay in the memory libzmq received them into."""
-    more = True
-    while more:
-        frame = _recv(sock, _NOBLOCK, False)
-        more = frame.more
-        frames.append(frame.buffer if len(frame) >= ZERO_COPY_BYTES else frame.bytes)

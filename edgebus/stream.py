@@ -48,7 +48,7 @@ class Stream:
         until = self._pending.deadline_at + 1.0
         if timeout_s is not None:
             until = min(until, time.monotonic() + timeout_s)
-        self._wait(self._has_any, until, self._follow)
+        self._wait(self, until)
         if not self._pending.parts:
             return None
         arrival = self._pending.parts.popleft()
@@ -82,8 +82,11 @@ class Stream:
     ) -> None:
         self.cancel()
 
-    def _has_any(self) -> bool:
-        return bool(self._pending.parts) or self._pending.done()
+    @property
+    def ready(self) -> bool:
+        """True if get returns at once."""
+        return bool(self._pending.parts) or self._pending.ready
 
-    def _follow(self, wait_s: float) -> None:
+    def follow(self, wait_s: float) -> None:
+        """Sleep until something may have come, at most so long."""
         self._came.acquire(timeout=wait_s)

@@ -44,6 +44,7 @@ class OutStream:
     unacked: dict[int, Message] = field(default_factory=dict)
     unacked_bytes: int = 0
     wants_room: bool = False
+    refused_bytes: int = 1  # size of the part that had no room
 
     def has_room(self, num_bytes: int) -> bool:
         """True if a part of this size may be pushed now."""

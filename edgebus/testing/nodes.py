@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from edgebus.answerer import Answerer
 from edgebus.arrays import Array, pack_arrays
-from edgebus.calls import Pending, Reply
+from edgebus.calls import Item, Pending, Reply
 from edgebus.config import Limits
 from edgebus.errors import NodeClosed
 from edgebus.hub import Attached, Hub, Route
@@ -159,9 +159,9 @@ class SimNode:
             request.acknowledge()
             self.handler(request)
 
-    def wait(self, done: Callable[[], bool], until: float, follow: Callable[[float], object]) -> bool:
-        """Let virtual time pass until something is done."""
-        return self._net.run_until(done, max(0.0, until - self.now))
+    def wait(self, item: Item, until: float) -> bool:
+        """Let virtual time pass until something is ready."""
+        return self._net.run_until(lambda: item.ready, max(0.0, until - self.now))
 
     def turn_soon(self) -> None:
         """Something is to be sent."""
@@ -208,13 +208,16 @@ class SimDesk:
         return pos
 
     def when_room(self, answerer: Answerer, request_id: int, callback: Callable[[], object]) -> None:
-        if answerer.has_room(request_id, 1) is False:
+        if answerer.is_full(request_id):
             self._node.rooms[answerer, request_id] = callback
         else:
             callback()
 
-    def wait(self, done: Callable[[], bool], until: float, follow: Callable[[float], object]) -> bool:
-        return self._node.wait(done, until, follow)
+    def answer_small(self, attached: Attached, answerer: Answerer, request_id: int, payload: bytes) -> bool:
+        return False
+
+    def wait(self, item: Item, until: float) -> bool:
+        return self._node.wait(item, until)
 
     def _touch(self, attached: Attached) -> None:
         self._hub.touch(attached, now=self._node.now)

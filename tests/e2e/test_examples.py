@@ -22,6 +22,17 @@ def test_echo_with_curve():
     assert run_example("echo_with_curve.py") == "HELLO [0.0, 2.0, 4.0, 6.0]\n"
 
 
+def test_subscribe_to_state():
+    out = run_example("subscribe_to_state.py").splitlines()
+    assert out[:3] == ["wind = strong", "rain = none", "wind = weak"]
+    assert out[3] == "the server restarts; the last known wind is weak"
+    assert sorted(out[4:]) == ["rain is gone", "sun = some"]
+
+
+def test_fail_over():
+    assert run_example("fail_over.py") == "one greets you\ntwo greets you\nnobody is left\n"
+
+
 @pytest.mark.model
 def test_own_drafter(server, keys):
     pytest.importorskip("torch")

@@ -70,7 +70,7 @@ def test_event_that_fails_leaves_the_others_alone(pair, monkeypatch, caplog):
             raise RuntimeError("on purpose")
         original(attached, arrived)
 
-    monkeypatch.setattr(server._engine, "_deliver", deliver)
+    monkeypatch.setattr(server._engine.express, "_deliver", deliver)
     pendings = [link.send_request("echo", payload, timeout_s=5) for payload in (b"1", b"2", b"3")]
     bad = link.send_request("echo", b"bad", timeout_s=0.5)
     pendings += [link.send_request("echo", b"4", timeout_s=5)]

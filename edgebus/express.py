@@ -1,0 +1,201 @@
+"""The short way for plain small messages: a request or reply of one frame, on a link that is up, nothing special about it.
+
+It does to the machines what the usual way through Hub and LinkMachine does, without their lists of messages and events;
+whatever is special goes the usual way. A draft and its verdict are such messages, and their time is mostly ours: this
+module is compiled where a compiler is (setup.py), and is ordinary Python else. tests/edgebus/test_express.py holds the
+two ways against each other.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+import zmq
+
+from edgebus.answerer import Answerer
+from edgebus.calls import Pending
+from edgebus.hub import Attached, Hub, Route
+from edgebus.link import State
+from edgebus.messages import INLINE_BYTES, Reply, Request, decode_header, encode_header
+from edgebus.rawzmq import BURST, EVENTS, MORE, NOBLOCK, POLLIN, get, recv, send, take_rest
+from edgebus.requests import Arrived
+
+if TYPE_CHECKING:
+    from edgebus.sockets import Opened, Sockets
+
+_FRAME_BYTES = INLINE_BYTES + 2048
+_UP = State.UP
+_now = time.monotonic
+
+
+class Express:
+    """The short way of one node; every method is called with the runner's lock held.
+
+    Args:
+        hub: its links.
+        sockets: where messages go and come from.
+        deliver: takes a request that is to be executed.
+        on_frames: takes everything that is not plain and small.
+    """
+
+    def __init__(
+        self,
+        hub: Hub,
+        sockets: Sockets,
+        deliver: Callable[[Attached, Arrived], None],
+        on_frames: Callable[[Route, list[Any], str | None], None],
+        on_done: Callable[[Callable[[], object]], None],
+    ) -> None:
+        self._hub = hub
+        self._sockets = sockets
+        self._deliver = deliver
+        self._on_frames = on_frames
+        self._on_done = on_done
+        self._by_route = hub.by_route
+
+    def request(self, attached: Attached, service: str, payload: bytes, pending: Pending, now: float) -> bool:
+        """Start and send a request; False if it has to go the usual way."""
+        link = attached.link
+        hub, caller = self._hub, link.caller
+        limits = link.peer_limits
+        if (
+            link.state is not _UP
+            or link.version < 2
+            or limits is None
+            or len(payload) > limits.max_frame_bytes
+            or hub.taps
+            or caller.outstanding_bytes + len(payload) > caller.max_bytes
+        ):
+            return False
+        socket_id, routing_id = attached.route
+        opened = self._sockets.by_id.get(socket_id)
+        if opened is None:
+            return False
+        header = caller.start_small(service, payload, pending.deadline_at, pending, now)
+        pending.request_id = header.id
+        frame = encode_header(header)
+        try:
+            if routing_id:
+                send(opened.sock, routing_id, MORE)
+            send(opened.sock, frame, NOBLOCK)
+        except zmq.ZMQError as error:
+            self._not_sent(attached, error, now)
+        self._sockets.touched.add(opened.fd)
+        traffic = attached.traffic
+        traffic.messages_sent += 1
+        traffic.bytes_sent += len(frame)
+        traffic.content_bytes_sent += len(payload)
+        at = caller.first_due_at
+        if at < attached.scheduled_at:
+            hub.schedule(attached, at)
+        return True
+
+    def answer(self, attached: Attached, answerer: Answerer, request_id: int, payload: bytes) -> bool:
+        """Give and send an answer; False if it has to go the usual way."""
+        link = attached.link
+        limits = link.peer_limits
+        if link.state is not _UP or link.version < 2 or link.answerer is not answerer or self._hub.taps:
+            return False
+        if limits is None or len(payload) > limits.max_frame_bytes:
+            return False
+        socket_id, routing_id = attached.route
+        opened = self._sockets.by_id.get(socket_id)
+        if opened is None:
+            return False
+        header = answerer.answer_small(request_id, payload)
+        if header is None:
+            return False
+        frame = encode_header(header)
+        try:
+            if routing_id:
+                send(opened.sock, routing_id, MORE)
+            send(opened.sock, frame, NOBLOCK)
+        except zmq.ZMQError as error:
+            self._not_sent(attached, error, _now())
+        self._sockets.touched.add(opened.fd)
+        traffic = attached.traffic
+        traffic.messages_sent += 1
+        traffic.bytes_sent += len(frame)
+        traffic.content_bytes_sent += len(payload)
+        return True
+
+    def take(self, opened: Opened, event: int) -> bool:
+        """Read from a socket; True if there may be more. `event` is 0 if that is a guess."""
+        sock, socket_id, is_router, is_secure = opened.sock, opened.socket_id, opened.is_router, opened.is_secure
+        if not event and not get(sock, EVENTS) & POLLIN:
+            return False
+        for _ in range(BURST):
+            try:
+                routing_id = recv(sock, NOBLOCK) if is_router else b""
+                first = recv(sock, NOBLOCK, False)
+            except zmq.ZMQError:  # nothing there, or closed meanwhile
+                return False
+            # Asked for every message: a route alone proves nothing about who sent it.
+            key = str(first.get("User-Id")) if is_secure else None
+            frame = first.bytes
+            if first.more:
+                frames = [frame]
+                take_rest(sock, frames)
+                self._on_frames((socket_id, routing_id), frames, key)
+            elif self._receive((socket_id, routing_id), frame, key):
+                # Mostly it was the only one, and asking costs more than another look before the next sleep.
+                return True
+            else:
+                self._on_frames((socket_id, routing_id), [frame], key)
+            if sock.closed or not get(sock, EVENTS) & POLLIN:
+                return False
+        return True
+
+    def _receive(self, route: Route, frame: bytes, key: str | None) -> bool:
+        attached = self._by_route.get(route)
+        if attached is None or len(frame) > _FRAME_BYTES or (attached.key != key and attached.key is not None):
+            return False
+        link, hub = attached.link, self._hub
+        if link.state is not _UP or hub.taps:
+            return False
+        try:
+            header = decode_header(frame)
+        except (msgspec.MsgspecError, RecursionError, ValueError, OverflowError):
+            return False
+        kind = type(header)
+        if kind is not Reply and kind is not Request:
+            return False
+        assert isinstance(header, Reply | Request)
+        payload = header.inline
+        if payload is None or header.arrays or header.transfer is not None or header.blocks is not None:
+            return False
+        now = _now()
+        if isinstance(header, Reply):
+            pending = link.caller.answered_small(header)
+            if pending is None:
+                return False
+            assert isinstance(pending, Pending)
+            pending.settle_small(payload)
+            if pending.on_done is not None:
+                self._on_done(pending.on_done)
+            if link.sender:
+                link.pace.small(now=now)
+        else:
+            if header.terms is not None or link.answerer.knows(header.id):
+                return False
+            if hub.judge is not None and attached.hello_id is not None:
+                if hub.judge(attached.key, header.service, len(payload), now) is not None:
+                    return False  # asked again on the usual way, which refuses it; what is denied costs nothing
+            arrived = link.answerer.receive_small(header, payload, now)
+            if arrived is None:
+                return False
+            self._deliver(attached, arrived)
+        link.heard_at = now
+        traffic = attached.traffic
+        traffic.messages_received += 1
+        traffic.bytes_received += len(frame)
+        traffic.content_bytes_received += len(payload)
+        return True
+
+    def _not_sent(self, attached: Attached, error: zmq.ZMQError, now: float) -> None:
+        self._hub.unroutable += 1
+        if not isinstance(error, zmq.Again):
+            self._hub.disconnected(attached.route, now=now)

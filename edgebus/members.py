@@ -1,0 +1,293 @@
+"""The servers of a pool: addresses, links, and the thread that dials, follows the directory and moves links.
+
+Rules: docs/spec/bus-directory.md, section 4.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import random
+import threading
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from edgebus.balance import Candidate, next_delay
+from edgebus.directory import Joined, Record, fingerprint, identity
+from edgebus.errors import EdgebusError, NodeClosed
+from edgebus.services import Follower
+
+if TYPE_CHECKING:
+    from edgebus.node import Link, Node
+
+_TURN_S = 0.1
+_MAX_DIALS = 4
+_MOST_ADDRESSES = 16
+_RETIRED_S = 60.0
+_FULL_LOAD = 1.0  # what a server that refuses "busy" is taken to have at least
+_log = logging.getLogger("edgebus")
+
+
+@dataclass(eq=False)
+class Member:
+    """One server of a pool.
+
+    Attributes:
+        key: its public key, None in plaintext.
+        addresses: where it may be, the likeliest first.
+        fixed: it was given, so it stays whatever the directory says.
+    """
+
+    id: str
+    key: str | None
+    addresses: list[str]
+    fixed: bool
+    link: Link | None = None
+    record: Record | None = None
+    outstanding: int = 0
+    requests: int = 0
+    failures: int = 0
+    dials: int = 0
+    moves: int = 0
+    dialling: bool = False
+    next_address: int = 0
+    delay_s: float = 0.0
+    dial_at: float = 0.0
+    down_since: float = math.inf
+    full_until: float = 0.0
+    last_error: str = ""
+
+    @property
+    def health(self) -> str:
+        """Of its link; down if there is none."""
+        return "down" if self.link is None else str(self.link.health)
+
+    @property
+    def identity(self) -> str:
+        """What the directory knows it by."""
+        return identity(self.key, self.link.peer_name if self.link else "")
+
+    def offer(self, endpoint: str) -> bool:
+        """An address to try first; True if it is new."""
+        if endpoint in self.addresses:
+            return False
+        self.addresses.insert(0, endpoint)
+        del self.addresses[_MOST_ADDRESSES:]
+        self.next_address = 0
+        self.dial_at = 0.0
+        return True
+
+    def candidate(self, now: float) -> Candidate:
+        """As balance.choose wants it."""
+        load, capacity = (self.record.load, self.record.capacity) if self.record else (0.0, 1.0)
+        if now < self.full_until:
+            load = max(load, _FULL_LOAD)
+        return Candidate(self.id, self.health, load, capacity, self.outstanding)
+
+
+@dataclass
+class Patience:
+    """How long a pool waits for what.
+
+    Args:
+        dial_s: for one connection.
+        least_delay_s, most_delay_s: between two of them to one server, with jitter.
+        move_s: a server that is down so long is looked for at all its addresses.
+    """
+
+    dial_s: float = 2.0
+    least_delay_s: float = 0.05
+    most_delay_s: float = 5.0
+    move_s: float = 1.0
+
+
+@dataclass
+class Members:
+    """Keeps links to all servers that it can reach. `changed` is notified whenever one may have come or gone."""
+
+    node: Node
+    service: str | None
+    follower: Follower | None
+    patience: Patience
+    chance: random.Random
+    hints: Callable[[], Sequence[tuple[str, str]]] = lambda: ()
+    by_id: dict[str, Member] = field(default_factory=dict)
+    num_strange_hints: int = 0  # addresses of nodes whose key we do not know
+
+    def __post_init__(self) -> None:
+        self._announcing: frozenset[str] = frozenset()  # identities that tell what they offer
+        self.changed = threading.Condition()
+        self._retired: list[tuple[float, Link]] = []
+        self._dials: list[threading.Thread] = []
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="edgebus-pool", daemon=True)
+
+    def start(self) -> None:
+        """Begin to dial."""
+        self._thread.start()
+
+    def add(self, endpoint: str, key: str | None, *, fixed: bool) -> Member:
+        """A server, or another address of one whose key is known."""
+        with self.changed:
+            for member in self.by_id.values():
+                if (key is not None and member.key == key) or (key is None and endpoint in member.addresses):
+                    if endpoint not in member.addresses:
+                        member.addresses.append(endpoint)
+                    return member
+            member = Member(key or f"at {endpoint}", key, [endpoint], fixed)
+            self.by_id[member.id] = member
+            return member
+
+    def candidates(self, now: float) -> list[Candidate]:
+        """All servers that offer the service, as far as we know."""
+        with self.changed:
+            return [
+                member.candidate(now)
+                for member in self.by_id.values()
+                if member.record is not None or self.service is None or member.identity not in self._announcing
+            ]
+
+    def close(self) -> None:
+        """Stop dialling and close all links."""
+        self._stop.set()
+        with self.changed:
+            self.changed.notify_all()
+        if self._thread.ident is not None:
+            self._thread.join(10.0)
+        for thread in self._dials:
+            thread.join(self.patience.dial_s + 1.0)
+        if self.follower is not None:
+            self.follower.close()
+        with self.changed:
+            links = [link for _, link in self._retired]
+            links += [member.link for member in self.by_id.values() if member.link is not None]
+            self._retired.clear()
+        for link in links:
+            link.close()
+
+    # -- the pool's thread --------------------------------------------------------------------------
+
+    def _run(self) -> None:
+        while not self._stop.is_set():
+            try:
+                self._turn(time.monotonic())
+            except NodeClosed:
+                return
+            except Exception:
+                _log.exception("edgebus: internal error in a pool")
+            self._stop.wait(_TURN_S)
+
+    def _turn(self, now: float) -> None:
+        self._follow(now)
+        with self.changed:
+            members = list(self.by_id.values())
+            self.changed.notify_all()  # healths change without notice
+        for member in members:
+            self._look_after(member, now)
+        self._dials = [thread for thread in self._dials if thread.is_alive()]
+        for at, link in self._retired[:]:
+            if now >= at:
+                self._retired.remove((at, link))
+                link.close()
+
+    def _handle(self, record: Record, *, joined: bool) -> None:
+        with self.changed:
+            member = self._find(record)
+            if joined:
+                if member is None:
+                    if not record.endpoints:
+                        return
+                    member = Member(record.identity, record.key or None, list(record.endpoints), fixed=False)
+                    self.by_id[member.id] = member
+                for endpoint in reversed(record.endpoints):
+                    member.offer(endpoint)
+                member.record = record
+            elif member is not None:
+                member.record = None
+                if not member.fixed:
+                    del self.by_id[member.id]
+                    self._retire(member.link)
+
+    def _find(self, record: Record) -> Member | None:
+        """The member a record is about. Plaintext nodes may share a name: the address decides first."""
+        if record.key:
+            return next((each for each in self.by_id.values() if each.key == record.key), None)
+        plain = [each for each in self.by_id.values() if each.key is None]
+        for member in plain:
+            if set(record.endpoints) & set(member.addresses):
+                return member
+        named = [each for each in plain if record.identity in (each.id, each.identity)]
+        return named[0] if len(named) == 1 else None
+
+    def _follow(self, now: float) -> None:
+        """Bring in what the directory and the network say."""
+        if self.follower is not None:
+            links = {member.link: member.key for member in self.by_id.values() if member.link is not None}
+            self.follower.follow_only(links)
+            for event in self.follower.turn(now):
+                if event.record.service == self.service:
+                    self._handle(event.record, joined=isinstance(event, Joined))
+            self._announcing = frozenset(record.identity for record in self.follower.directory.records(first_hand=True))
+        strange = 0
+        for key_print, endpoint in self.hints():
+            with self.changed:
+                known = [each for each in self.by_id.values() if fingerprint(each.identity) == key_print]
+                for member in known:
+                    member.offer(endpoint)
+                strange += not known
+        self.num_strange_hints = strange
+
+    def _look_after(self, member: Member, now: float) -> None:
+        if member.health != "down":
+            member.down_since = math.inf
+            return
+        member.down_since = min(member.down_since, now)
+        waits = member.link is not None and now < member.down_since + self.patience.move_s
+        if waits or member.dialling or now < member.dial_at or len(self._dials) >= _MAX_DIALS:
+            return
+        endpoint = member.addresses[member.next_address % len(member.addresses)]
+        member.next_address += 1
+        member.dialling = True
+        member.dials += 1
+        thread = threading.Thread(target=self._dial, args=(member, endpoint), name="edgebus-dial", daemon=True)
+        self._dials.append(thread)
+        thread.start()
+
+    # -- a thread that dials ------------------------------------------------------------------------
+
+    def _dial(self, member: Member, endpoint: str) -> None:
+        link, failure = None, ""
+        try:
+            link = self.node.connect(endpoint, member.key, timeout_s=self.patience.dial_s)
+        except EdgebusError as error:
+            failure = str(error)
+        with self.changed:
+            member.dialling = False
+            if link is None:
+                member.last_error = failure
+                member.delay_s = next_delay(
+                    member.delay_s,
+                    self.chance,
+                    least_s=self.patience.least_delay_s,
+                    most_s=self.patience.most_delay_s,
+                )
+                member.dial_at = time.monotonic() + member.delay_s
+                return
+            unwanted = self._stop.is_set() or self.by_id.get(member.id) is not member or member.health != "down"
+            if not unwanted:
+                old, member.link = member.link, link
+                member.moves += old is not None
+                member.delay_s, member.dial_at, member.last_error = 0.0, 0.0, ""
+                member.addresses = [endpoint, *(each for each in member.addresses if each != endpoint)]
+                member.next_address = 0
+                self._retire(old)
+                self.changed.notify_all()
+        if unwanted:
+            link.close()
+
+    def _retire(self, link: Link | None) -> None:
+        """Close a link after the requests on it have had their time."""
+        if link is not None:
+            self._retired.append((time.monotonic() + _RETIRED_S, link))
