@@ -151,6 +151,16 @@ def test_slow_and_endless_requests_are_cut(served, monkeypatch):
 
 
 @pytest.mark.net
+def test_an_endless_request_is_cut_by_its_size(served, monkeypatch):
+    monkeypatch.setattr("edgebus.daemon.http.REQUEST_WITHIN_S", 60.0)
+    with socket.create_connection(split_address(served.address), 5) as endless:
+        endless.settimeout(5)
+        with contextlib.suppress(ConnectionResetError, BrokenPipeError):
+            endless.sendall(b"GET /" + b"a" * 100_000)
+            assert endless.recv(100) == b""
+
+
+@pytest.mark.net
 def test_an_address_that_is_taken_is_named(served):
     with pytest.raises(BindError, match=r'metrics = "off"'):
         MetricsServer(served.address, lambda: "")
@@ -173,6 +183,7 @@ def test_a_report_travels_and_is_cut_to_size_by_leaving_out_peers():
     whole = decode(StatsReport, answer_stats(report(100), 1 << 20))
     assert (len(whole.peers), whole.total["bytes_sent"], whole.node["rejected_handshakes"]) == (100, 25, 4)
     assert whole.peers[0].counters["bytes_sent"] == 10
+    assert "round_trip_s" not in whole.peers[0].counters  # not measured: NaN is no JSON
     content = answer_stats(report(100), 10_000)
     assert len(content) <= 10_000
     assert 0 < len(decode(StatsReport, content).peers) < 100
@@ -501,9 +512,10 @@ def test_answers_of_a_function_are_sent_and_its_faults_are_refused(caplog):
 def test_functions_are_found_beside_the_settings_last(tmp_path, monkeypatch):
     monkeypatch.setattr(sys, "path", list(sys.path))
     (tmp_path / "hall_services.py").write_text("def greet(request):\n    return b'hi'\n")
-    (tmp_path / "json.py").write_text("raise RuntimeError('taken for the library')")
+    (tmp_path / "colorsys.py").write_text("raise RuntimeError('taken for the library')")
+    monkeypatch.delitem(sys.modules, "colorsys", raising=False)
     assert find_function("hall_services:greet", tmp_path)(None) == b"hi"
-    assert find_function("json:dumps", tmp_path) is json.dumps
+    assert find_function("colorsys:rgb_to_hsv", tmp_path)(0.0, 0.0, 1.0)[2] == 1.0
     (tmp_path / "broken_services.py").write_text("raise RuntimeError('two\\nlines')")
     for module, said in (
         ("no_such_module:x", "ModuleNotFoundError"),

@@ -29,7 +29,7 @@ from edgebus.recorder import (
     encode_records,
     pack,
 )
-from edgebus.replay import Replay
+from edgebus.replay import MAX_OUTSTANDING, Replay
 
 START = Start("hall", 1000.5, "edgebus 1")
 
@@ -312,9 +312,10 @@ def test_content_that_came_in_chunks_is_put_together():
 
 def test_content_that_never_came_whole_is_not_sent():
     records = [transfer(0, (6,)), chunk(0, b"abc"), traffic(m.Drop(7)), transfer(1, (6,)), chunk(0, b"abc")]
+    records += [transfer(2, (6,)), chunk(0, b"ab"), chunk(3, b"def"), chunk(5, b"f")]  # byte 2 never came
     link, tally = replay(records, {"echo": m_reply(b"")})
     assert link.sent == []
-    assert tally.skipped == {"without contents": 2}
+    assert tally.skipped == {"without contents": 3}
 
 
 def test_an_assembler_holds_a_bounded_amount():
@@ -331,5 +332,19 @@ def test_an_assembler_holds_a_bounded_amount():
 
 
 def test_waiting_requests_are_bounded():
-    _, tally = replay([request(number) for number in range(1000)], {"echo": m_reply(b"")})
+    waiting, most = [0], [0]
+
+    class Counted(Answer):
+        def result(self):
+            waiting[0] -= 1
+            return super().result()
+
+    class Counting(FakeLink):
+        def send_request(self, *arguments):
+            waiting[0] += 1
+            most[0] = max(most[0], waiting[0])
+            return Counted(m_reply(b""))
+
+    tally = Replay(Counting({}), speed=float("inf")).run(request(number) for number in range(1000))
     assert (tally.sent, tally.uncompared) == (1000, 1000)
+    assert (waiting[0], most[0]) == (0, MAX_OUTSTANDING)
