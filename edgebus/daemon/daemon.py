@@ -11,6 +11,7 @@ from types import TracebackType
 from typing import Any
 
 import edgebus
+from edgebus import serving
 from edgebus.daemon.announcing import Announcer, reachable
 from edgebus.daemon.dialler import Dialler
 from edgebus.daemon.http import MetricsServer
@@ -65,6 +66,7 @@ class NodeDaemon:
         self.version = version()
         functions = [find_function(service.module, beside) for service in settings.services]
         own, allow = read_keys(settings)
+        self._allow = allow
         self.public_key = own.public if own else None
         options: dict[str, Any] = {}
         if settings.insecure and "plaintext_services" in inspect.signature(edgebus.Node).parameters:
@@ -142,8 +144,8 @@ class NodeDaemon:
         for service, function in ((own, self._stats), *zip(settings.services, functions, strict=True)):
             self._workers.append(Workers(self.node.serve(service.name, depth=service.depth), service, function))
             self.services.append(service.name)
-        if settings.tap != "off" and (not settings.insecure or TAP_SERVICE in settings.plaintext_services):
-            self.node.handle(TAP_SERVICE, self._taps.handle)
+        if settings.tap != "off":
+            self.node.handle(TAP_SERVICE, self._tap)
             self.services.append(TAP_SERVICE)
         self._metrics = self._serve_metrics()
         self.endpoints = [self.node.bind(endpoint) for endpoint in settings.bind]
@@ -165,7 +167,7 @@ class NodeDaemon:
     def _announce(self) -> Announcer | None:
         own = dict(zip((service.name for service in self._settings.services), self._workers[1:], strict=True))
         where = reachable(self._settings.announce, self.endpoints)
-        if not own or not hasattr(self.node, "publish"):
+        if not own:
             return None
         if not where:
             _log.warning('services are not announced: no address that peers could dial; give announce = ["tcp://..."]')
@@ -184,7 +186,29 @@ class NodeDaemon:
             _log.warning(str(error))
             return None
 
-    def _stats(self, request: Request) -> bytes:
+    def _tap(self, request: Request) -> None:
+        if self._is_granted(request):
+            self._taps.handle(request)
+
+    def _is_granted(self, request: Request) -> bool:
+        """Whether a peer may see what others do; if not, it is refused.
+
+        Asked here besides by the node's policy: what shows the traffic of others is to fail closed on its own.
+        """
+        if self._settings.insecure:
+            granted = request.service in self._settings.plaintext_services
+            cure = f"add {request.service} to plaintext_services in its settings"
+        else:
+            grant = self._allow.grant(request.peer.key or "") if self._allow is not None else None
+            granted = grant is not None and grant.covers(request.service) and time.time() < grant.until
+            cure = f"on the node: edgebus allow KEYDIR NODE_KEY --services '*,{request.service}'"
+        if not granted:
+            serving.refuse(request, "forbidden", f"{request.service} is not granted to this peer: {cure}")
+        return granted
+
+    def _stats(self, request: Request) -> bytes | None:
+        if not self._is_granted(request):
+            return None
         report = make_report(
             self.node.stats(),
             name=self._settings.name,

@@ -7,6 +7,7 @@ import io
 import json
 import logging
 import os
+import re
 import shutil
 import socket
 import subprocess
@@ -14,6 +15,7 @@ import sys
 import threading
 import urllib.error
 import urllib.request
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -451,6 +453,14 @@ def test_taps_that_cannot_be_are_refused(asked, is_stream, contents, code):
     service.handle(asking)
     service.close()
     assert asking.refused == [code]
+
+
+def test_the_specification_names_every_refusal():
+    root = Path(__file__).parents[2]
+    code = "".join((root / f"edgebus/daemon/{name}.py").read_text() for name in ("tapping", "daemon"))
+    made = set(re.findall(r'refuse\((?:request, )?"(\w+)"', code))
+    assert made >= {"forbidden", "busy", "closing"}
+    assert made <= set(re.findall(r"`(\w+)`", (root / "docs/spec/bus-recording.md").read_text()))
 
 
 def test_more_taps_than_four_are_refused():
