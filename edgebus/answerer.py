@@ -83,6 +83,7 @@ class Answerer:
     small_answers: int = 0  # to small requests: whoever asked is waiting for a quick word
     _floor: int = 0
     _newest: OrderedDict[int, tuple[int, int]] = field(default_factory=OrderedDict)  # stream -> position, request id
+    leases_done: list[int] = field(default_factory=list)  # of shared memory, in answers that are not sent again
     _messages: list[Message] = field(default_factory=list)
     _events: list[Event] = field(default_factory=list)
 
@@ -155,6 +156,8 @@ class Answerer:
             # Also if this caller no longer waits: it was executed, and another incarnation may ask again.
             self._tell_waiting(request_id, entry, message)
         if entry is None or entry.answer is not None:
+            if blocks := getattr(message.header, "blocks", None):
+                self.leases_done += [block.lease for block in blocks]
             return False
         self.counts.answered += 1
         small = self.limits.bulk_from_bytes
@@ -392,7 +395,9 @@ class Answerer:
 
     def _forget(self, request_id: int) -> None:
         self._cached_bytes -= self._answered.pop(request_id)
-        del self._entries[request_id]
+        entry = self._entries.pop(request_id)
+        if entry.answer is not None and isinstance(entry.answer.header, Reply) and entry.answer.header.blocks:
+            self.leases_done += [block.lease for block in entry.answer.header.blocks]
 
 
 def _for_id(message: Message, request_id: int) -> Message:

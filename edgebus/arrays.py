@@ -34,19 +34,36 @@ def pack_arrays(arrays: Sequence[Array], *, copy: bool = True) -> tuple[tuple[Ar
     specs = []
     frames: list[Any] = []
     for array in arrays:
-        if not isinstance(array, np.ndarray):
-            raise TypeError(f"arrays must be numpy arrays, got {type(array).__name__}")
-        code = f"{array.dtype.kind}{array.dtype.itemsize}"
-        if code not in ITEM_BYTES:
-            raise TypeError(f"dtype {array.dtype} does not travel; use one of {' '.join(ITEM_BYTES)}")
-        if array.ndim > 8:
-            raise ValueError(f"array has {array.ndim} dimensions, at most 8 travel")
-        specs.append(ArraySpec(code, array.shape))
+        specs.append(_spec(array))
         if not copy and array.nbytes and array.flags.c_contiguous and array.dtype.newbyteorder("<") == array.dtype:
             frames.append(lend(array))
         else:
             frames.append(array.astype(array.dtype.newbyteorder("<"), copy=False).tobytes())
     return tuple(specs), tuple(frames)
+
+
+def describe_arrays(arrays: Sequence[Array]) -> tuple[Specs, list[Array]]:
+    """Describe arrays, and bring them into the order in which they travel, copied only where they are not.
+
+    Raises:
+        As pack_arrays.
+    """
+    specs, ordered = [], []
+    for array in arrays:
+        specs.append(_spec(array))
+        ordered.append(np.ascontiguousarray(array, dtype=array.dtype.newbyteorder("<")))
+    return tuple(specs), ordered
+
+
+def _spec(array: Array) -> ArraySpec:
+    if not isinstance(array, np.ndarray):
+        raise TypeError(f"arrays must be numpy arrays, got {type(array).__name__}")
+    code = f"{array.dtype.kind}{array.dtype.itemsize}"
+    if code not in ITEM_BYTES:
+        raise TypeError(f"dtype {array.dtype} does not travel; use one of {' '.join(ITEM_BYTES)}")
+    if array.ndim > 8:
+        raise ValueError(f"array has {array.ndim} dimensions, at most 8 travel")
+    return ArraySpec(code, array.shape)
 
 
 def pack_content(payload: bytes, arrays: Sequence[Array], copy: bool) -> tuple[Specs, Frames]:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Protocol
 
+from edgebus.arrays import Array
 from edgebus.calls import Item
 from edgebus.errors import NodeClosed
-from edgebus.messages import Message
+from edgebus.messages import Block, Message
 from edgebus.streams import Frames, Specs
 
 if TYPE_CHECKING:
@@ -33,6 +34,9 @@ class Desk(Protocol):
         self, attached: Attached, answerer: Answerer, request_id: int, specs: Specs, frames: Frames
     ) -> int | bool | None:
         """Send a part: its position, False if there is no room now, None if the stream has ended."""
+
+    def share(self, attached: Attached, arrays: Sequence[Array]) -> tuple[Specs, tuple[Block, ...]] | None:
+        """Put arrays into memory that the peer sees; None if they have to be sent."""
 
     def when_room(self, answerer: Answerer, request_id: int, callback: Callable[[], object]) -> None:
         """Call back as soon as there is room or the stream has ended."""
@@ -64,6 +68,9 @@ class NodeDesk:
         self, attached: Attached, answerer: Answerer, request_id: int, specs: Specs, frames: Frames
     ) -> int | bool | None:
         return self._engine.runner.do(self._engine.push, attached, answerer, request_id, specs, frames)
+
+    def share(self, attached: Attached, arrays: Sequence[Array]) -> tuple[Specs, tuple[Block, ...]] | None:
+        return self._engine.put_shared(attached, arrays)
 
     def when_room(self, answerer: Answerer, request_id: int, callback: Callable[[], object]) -> None:
         self._engine.runner.do(self._engine.when_room, answerer, request_id, callback)

@@ -8,11 +8,12 @@ import os
 import random
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from edgebus.answerer import Answerer
+from edgebus.arrays import Array
 from edgebus.calls import Pending
 from edgebus.config import Limits
 from edgebus.desk import NodeDesk
@@ -23,10 +24,11 @@ from edgebus.hub import Attached, Hub, Judge, Route
 from edgebus.inbox import Inbox, Request
 from edgebus.keyed import KeyedAnswers
 from edgebus.keys import AllowList, Keys
-from edgebus.link import Failed, Surroundings, Up, WantBulk
+from edgebus.link import Failed, Gone, ShareDone, ShareNews, Surroundings, Up, WantBulk
 from edgebus.messages import Block, Message, Reply, Terms
 from edgebus.requests import Arrived, PartArrived, Room, Settled, Superseded, Withdrawn, refusal
 from edgebus.runner import Runner
+from edgebus.sharing import Sharing
 from edgebus.sockets import Opened, Sent
 from edgebus.stats import NodeStats, link_stats
 from edgebus.streams import Frames, Specs, content_bytes
@@ -34,6 +36,8 @@ from edgebus.zap import zap_answer
 
 PING_SERVICE = "edgebus.ping"
 PING_BYTES = 1024
+LIST_LOOK_S = 1.0
+"""The allow-list is looked at so often; a key that was taken off it loses its links within two looks."""
 _log = logging.getLogger("edgebus")
 Handle = Callable[[Request], None]
 
@@ -70,6 +74,7 @@ class Engine:
         self._allow = allow
         self.limits = limits
         self._lease_until = -math.inf
+        self._next_look_at = math.inf if allow is None else time.monotonic() + LIST_LOOK_S
         jitter = random.Random(os.urandom(16))  # noqa: S311 - spreads resends, decides nothing
         around = Surroundings(
             name=name,
@@ -78,8 +83,16 @@ class Engine:
             jitter=lambda: jitter.uniform(0.75, 1.25),
             stalled_ms=self._stalled_ms,
             lease_until=lambda: self._lease_until,
+            share=lambda: self.sharing.share,
         )
-        self._hub = Hub(around=around, new_incarnation=lambda: os.urandom(16), judge=judge)
+        self.sharing = Sharing(limits, self._lease_back)
+        self._hub = Hub(
+            around=around,
+            new_incarnation=lambda: os.urandom(16),
+            judge=judge,
+            resolve=self.sharing.resolve,
+            max_links=self._max_links,
+        )
         self._dialled: dict[int, Dialled] = {}
         self._inboxes: dict[str, Inbox] = {}
         self._handlers: dict[str, Handle] = {}
@@ -87,7 +100,7 @@ class Engine:
         self._rejected = 0
         self._desk = NodeDesk(self)
         self.runner = Runner(name, limits, self)
-        self.express = Express(self._hub, self.runner.sockets, self._deliver, self._on_frames, self.runner.soon)
+        self.express = Express(self._hub, self._deliver, self._on_frames, self.runner)
 
     # -- driven by the runner -----------------------------------------------------------------------
 
@@ -143,18 +156,31 @@ class Engine:
         hub, runner = self._hub, self.runner
         if hub.next_timer() <= now:
             hub.handle_timer(now=now)
+            self.sharing.sweep(now)
+        if self._allow is not None and now >= self._next_look_at:
+            self._look_at_list(self._allow, now)
         while True:
             for attached, event in hub.events():
                 runner.guard(self._handle_event, attached, event)
             sending = hub.frames_to_send(now=now)
             if not sending:
-                return hub.next_timer()
+                return min(hub.next_timer(), self._next_look_at)
             for route, frames in sending:
                 sent = runner.sockets.send(route, frames)
                 if sent is not Sent.OK:
                     self._hub.unroutable += 1
                     if sent is Sent.GONE:
                         hub.disconnected(route, now=now)
+
+    # -- any thread, without the lock ---------------------------------------------------------------
+
+    def put_shared(self, attached: Attached, arrays: Sequence[Array]) -> tuple[Specs, tuple[Block, ...]] | None:
+        """Copy arrays to where a peer on this host sees them; None if they have to be sent."""
+        if not arrays or not self.sharing.wants(attached, arrays):
+            return None
+        if attached.sharing == "unknown":
+            self.runner.do_unless_closed(self.share, attached)
+        return self.sharing.put(attached, arrays)
 
     # -- commands of the application threads --------------------------------------------------------
 
@@ -237,6 +263,7 @@ class Engine:
         self._hub.touch(dialled.attached, now=now)
         self.on_turn(now)  # goodbye has to leave before its socket goes
         self._hub.drop(dialled.attached)
+        self.sharing.gone(dialled.attached)
         self._close_sockets(dialled, linger_s)
 
     def request(
@@ -248,6 +275,7 @@ class Engine:
         pending: Pending,
         terms: Terms | None = None,
         blocks: tuple[Block, ...] | None = None,
+        copied_bytes: int = 0,
     ) -> None:
         """Start a request; `pending` gets its one outcome.
 
@@ -256,6 +284,8 @@ class Engine:
         """
         now = time.monotonic()
         caller = dialled.attached.link.caller
+        if copied_bytes:
+            dialled.attached.traffic.copied_bytes_sent += copied_bytes
         if fault := caller.room_fault(content_bytes(frames)):
             self._hub.touch(dialled.attached, now=now)
             raise QueueFull(f"{fault} (max_outstanding_bytes): wait for outcomes, or see Limits.on_full")
@@ -286,6 +316,11 @@ class Engine:
         if pending.request_id is not None:
             dialled.attached.link.caller.consume(pending.request_id, pos)
             self._hub.touch(dialled.attached, now=time.monotonic())
+
+    def share(self, attached: Attached) -> None:
+        """Find out whether a peer can see our shared memory."""
+        self.sharing.ask(attached)
+        self._hub.touch(attached, now=time.monotonic())
 
     def answer(self, attached: Attached, answerer: Answerer, request_id: int, message: Message) -> None:
         """Answer a request; nothing happens if nobody waits any more, or its link has another answerer by now."""
@@ -337,9 +372,31 @@ class Engine:
         for callback in self._rooms.values():
             self.runner.soon(callback)
         self._rooms.clear()
+        self.sharing.close()
         self.runner.stop(linger_s)
 
     # -- inside -------------------------------------------------------------------------------------
+
+    def _look_at_list(self, allow: AllowList, now: float) -> None:
+        """Cut the links of keys that may not stay."""
+        self._next_look_at = now + LIST_LOOK_S
+        if not allow.changed(now):
+            return
+        for attached in self._hub.links:
+            if attached.hello_id is not None and attached.key and (why := allow.cut_reason(attached.key)):
+                self._hub.cut(attached, why.code, why.detail, now=now)
+
+    def _max_links(self, key: str) -> int | None:
+        grant = self._allow.grant(key) if self._allow is not None else None
+        return None if grant is None else grant.max_links
+
+    def _lease_back(self, attached: Attached, lease: int) -> None:
+        """A view of a peer's memory has gone; from the garbage collector."""
+        self.runner.defer(self._take_lease, attached, lease)
+
+    def _take_lease(self, attached: Attached, lease: int) -> None:
+        self.sharing.take_back(attached, lease)
+        self._hub.touch(attached, now=time.monotonic())
 
     def _is_taken(self, service: str) -> bool:
         return service in self._inboxes or service in self._handlers or service == PING_SERVICE
@@ -379,6 +436,7 @@ class Engine:
             case PartArrived():
                 assert isinstance(event.ref, Pending)
                 event.ref.add_part(event.arrival)
+                self.runner.stirred = True
                 if event.ref.on_part is not None:
                     self.runner.soon(event.ref.on_part)
             case Withdrawn():
@@ -394,15 +452,28 @@ class Engine:
             case Room():
                 if callback := self._rooms.pop((event.answerer, event.id), None):
                     self.runner.soon(callback)
+            case ShareNews():
+                self.sharing.news(attached, event.header)
+                self._hub.touch(attached, now=time.monotonic())
+            case ShareDone():
+                self.sharing.done(attached, event.leases, event.unsent)
+            case Gone():
+                self.sharing.gone(attached)
             case WantBulk() if (dialled := self._dialled.get(attached.route[0])) is not None:
                 self._open_lane(dialled)
-            case Up() if (dialled := self._dialled.get(attached.route[0])) is not None:
-                dialled.settled.set()
-                if dialled.bulk_socket_id is not None:
-                    self._hub.lane_connected(attached, now=time.monotonic())
+            case Up():
+                self.sharing.up(attached)
+                dialled = self._dialled.get(attached.route[0])
+                if dialled is not None:
+                    dialled.settled.set()
+                    self.runner.stirred = True
+                    if dialled.bulk_socket_id is not None:
+                        self._hub.lane_connected(attached, now=time.monotonic())
+                self._hub.touch(attached, now=time.monotonic())
             case Failed() if (dialled := self._dialled.get(attached.route[0])) is not None:
                 dialled.failure = event
                 dialled.settled.set()
+                self.runner.stirred = True
                 # libzmq would go on trying a wrong key for ever.
                 self.runner.sockets.close(dialled.socket_id, 0.0)
 
@@ -410,6 +481,7 @@ class Engine:
         pending = settled.ref
         assert isinstance(pending, Pending)
         pending.settle(settled)
+        self.runner.stirred = True
         if pending.on_done is not None:
             self.runner.soon(pending.on_done)
 
@@ -418,6 +490,7 @@ class Engine:
         inbox = self._inboxes.get(service)
         if inbox is not None:
             request = Request(attached, arrived, self._desk)
+            self.runner.stirred = True
             if not inbox.put(request):
                 request.refuse("busy", "the inbox of the service is full, or this peer's half of it: ask again later")
         elif (handler := self._handlers.get(service)) is not None:

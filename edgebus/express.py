@@ -24,7 +24,8 @@ from edgebus.rawzmq import BURST, EVENTS, MORE, NOBLOCK, POLLIN, get, recv, send
 from edgebus.requests import Arrived
 
 if TYPE_CHECKING:
-    from edgebus.sockets import Opened, Sockets
+    from edgebus.runner import Runner
+    from edgebus.sockets import Opened
 
 _FRAME_BYTES = INLINE_BYTES + 2048
 _UP = State.UP
@@ -36,24 +37,23 @@ class Express:
 
     Args:
         hub: its links.
-        sockets: where messages go and come from.
         deliver: takes a request that is to be executed.
         on_frames: takes everything that is not plain and small.
+        runner: whose sockets these are.
     """
 
     def __init__(
         self,
         hub: Hub,
-        sockets: Sockets,
         deliver: Callable[[Attached, Arrived], None],
         on_frames: Callable[[Route, list[Any], str | None], None],
-        on_done: Callable[[Callable[[], object]], None],
+        runner: Runner,
     ) -> None:
         self._hub = hub
-        self._sockets = sockets
+        self._sockets = runner.sockets
+        self._runner = runner
         self._deliver = deliver
         self._on_frames = on_frames
-        self._on_done = on_done
         self._by_route = hub.by_route
 
     def request(self, attached: Attached, service: str, payload: bytes, pending: Pending, now: float) -> bool:
@@ -174,8 +174,9 @@ class Express:
                 return False
             assert isinstance(pending, Pending)
             pending.settle_small(payload)
+            self._runner.stirred = True
             if pending.on_done is not None:
-                self._on_done(pending.on_done)
+                self._runner.soon(pending.on_done)
             if link.sender:
                 link.pace.small(now=now)
         else:

@@ -24,6 +24,8 @@ from edgebus.streams import content_bytes
 from edgebus.wire import decode, encode
 
 Route = tuple[int, bytes]
+Resolve = Callable[["Attached", m.Content], tuple[Any, ...] | None]
+"""The arrays of a message that lie in shared memory; None if they cannot be seen."""
 Judge = Callable[[str | None, str, int, float], tuple[str, str] | None]
 """Says why a peer (its key) may not ask for a service with so many bytes now: code and detail, or None."""
 _log = logging.getLogger("edgebus")
@@ -65,6 +67,8 @@ class Attached:
     hello_id: bytes | None  # incarnation the peer greeted with; None on a link this node dialled
     traffic: Traffic
     bulk_route: Route | None = None
+    sharing: str = "unknown"  # whether the peer sees our shared memory: unknown, asked, yes, no
+    shared_with: bytes = b""  # incarnation of the peer that was asked
     scheduled_at: float = math.inf
 
     def is_new(self, request: m.Request) -> bool:
@@ -79,15 +83,25 @@ class Hub:
         around: what the links of this node share.
         new_incarnation: gives 16 bytes, different at every call.
         judge: who may ask for what; None lets everybody.
+        resolve: finds arrays in shared memory.
+        max_links: accepted links a key may have; None for limits.max_links_per_key.
     """
 
     def __init__(
-        self, *, around: Surroundings, new_incarnation: Callable[[], bytes], judge: Judge | None = None
+        self,
+        *,
+        around: Surroundings,
+        new_incarnation: Callable[[], bytes],
+        judge: Judge | None = None,
+        resolve: Resolve | None = None,
+        max_links: Callable[[str], int | None] = lambda key: None,
     ) -> None:
         self._around = around
         self._limits = around.limits
         self._new_incarnation = new_incarnation
         self.judge = judge
+        self._resolve = resolve
+        self._max_links = max_links
         self.taps: list[Callable[[TapEvent], None]] = []
         self.by_route: dict[Route, Attached] = {}
         self._accepted: dict[tuple[str | None, bytes], Attached] = {}
@@ -218,7 +232,12 @@ class Hub:
                 attached.link.answerer.deny(header, *denial)
                 self.touch(attached, now=now)
                 return
-        attached.link.receive(message, now=now)
+        if message.frames and getattr(header, "blocks", None) is not None:
+            shared = self._with_shared(attached, message)
+            if shared is not None:
+                attached.link.receive(shared, now=now)
+        else:
+            attached.link.receive(message, now=now)
         self.touch(attached, now=now)
 
     def schedule(self, attached: Attached, at: float) -> None:
@@ -349,6 +368,28 @@ class Hub:
             if route is not None and self.by_route.get(route) is attached:  # another link may have taken it over
                 del self.by_route[route]
 
+    def _with_shared(self, attached: Attached, message: m.Message) -> m.Message | None:
+        """A message with its arrays out of shared memory; a refusal in its place if they cannot be seen."""
+        header, link = message.header, attached.link
+        assert isinstance(header, m.Content)
+        wanted = link.answerer.wants_content(header) if isinstance(header, m.Request) else link.caller.wants(header)
+        arrays = self._resolve(attached, header) if self._resolve is not None else None
+        header.blocks = None
+        if arrays is not None:
+            return m.Message(header, (message.frames[0], *arrays))
+        detail = "its arrays lie in shared memory that cannot be seen here: ask again, sockets are used from now on"
+        if not wanted:
+            return m.Message(header, message.frames)
+        if isinstance(header, m.Request):
+            link.answerer.deny(header, "unshared", detail)
+            return None
+        return refusal(header.id, "unshared", detail)
+
+    def cut(self, attached: Attached, code: str, detail: str, *, now: float) -> None:
+        """End an accepted link: its key may not stay."""
+        attached.link.close(now=now, code=code, detail=detail)
+        self.touch(attached, now=now)
+
     def _tap(
         self, direction: Literal["in", "out"], attached: Attached, route: Route, message: m.Message, now: float
     ) -> None:
@@ -366,7 +407,8 @@ class Hub:
     def _make_room(self, key: str | None, now: float) -> bool:
         """Room for one more link of a key; its own oldest spare link goes first, then anybody's."""
         own = [attached for attached in self._accepted.values() if key is not None and attached.key == key]
-        if len(own) >= self._limits.max_links_per_key:
+        most = self._limits.max_links_per_key if key is None else self._max_links(key) or self._limits.max_links_per_key
+        if len(own) >= most:
             return self._evict(own, now)
         if len(self.links) < self._limits.max_peers:
             return True

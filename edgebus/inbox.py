@@ -94,6 +94,11 @@ class Request:
             if self._desk.answer_small(self._attached, self._answerer, self._id, payload):
                 return
             self._answered = False
+        shared = self._desk.share(self._attached, arrays) if arrays else None
+        if shared is not None:
+            specs, blocks = shared
+            self._send(Message(Reply(self._id, specs, None, 0, None, blocks), (bytes(payload),)), specs)
+            return
         specs, frames = pack_content(payload, arrays, copy)
         self._send(Message(Reply(self._id, specs), frames), specs)
 
@@ -226,12 +231,18 @@ class Inbox:
     """
 
     def __init__(
-        self, services: Sequence[str], depth: int, unregister: Callable[[Inbox], None], wait: Wait | None = None
+        self,
+        services: Sequence[str],
+        depth: int,
+        unregister: Callable[[Inbox], None],
+        wait: Wait | None = None,
+        nudge: Callable[[], object] = lambda: None,
     ) -> None:
         self.services = tuple(services)
         self._depth = depth
         self._unregister = unregister
         self._wait = wait
+        self._nudge = nudge
         self._looked_at = 0.0
         self._share = (depth + 1) // 2
         self._waiting: OrderedDict[tuple[Answerer, int], Request] = OrderedDict()
@@ -302,6 +313,7 @@ class Inbox:
             self._closed = True
             requests = self._take_all()
             self._filled.notify_all()
+        self._nudge()
         for request in requests:
             request.refuse("closing", "the service is closing")
 

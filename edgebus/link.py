@@ -86,6 +86,8 @@ LISTENER: dict[tuple[State, Input], State] = {
 """What is not in a table changes nothing: the message is ignored and counted."""
 
 HELLO_RETRY_S = 1.0
+_FINAL = {"version": "version", "forbidden": "key_not_allowed", "expired_key": "key_not_allowed"}
+"""Goodbyes after which a dialler does not try again, and what its requests end with."""
 BULK_PATIENCE_S = 1.0
 """Contents wait so long for their own lane before they go by the control lane."""
 
@@ -117,7 +119,20 @@ class WantBulk(NamedTuple):
     """Event of a dialler: something large waits, or the peer has something large: open the bulk lane."""
 
 
-Event = Up | Down | Failed | Gone | WantBulk | RequestEvent
+class ShareNews(NamedTuple):
+    """Event: a word about shared memory, for whoever owns it."""
+
+    header: m.Probe | m.Seen | m.Leases
+
+
+class ShareDone(NamedTuple):
+    """Event: messages with these leases of our shared memory are not sent again; those unsent were never."""
+
+    leases: list[int]
+    unsent: list[int]
+
+
+Event = Up | Down | Failed | Gone | WantBulk | ShareNews | ShareDone | RequestEvent
 
 
 class Health(StrEnum):
@@ -150,7 +165,7 @@ class Surroundings:
     jitter: Callable[[], float] = lambda: 1.0
     stalled_ms: Callable[[float], int] = lambda now: 0
     lease_until: Callable[[], float] = lambda: -math.inf
-    share: m.Share | None = None
+    share: Callable[[], m.Share | None] = lambda: None
     versions: tuple[int, int] = (m.VERSION_MIN, m.VERSION_MAX)
 
 
@@ -238,8 +253,8 @@ class LinkMachine:
             self.answerer.withdraw_all()
             self._events.append(Failed(code, detail))
 
-    def close(self, *, now: float) -> None:
-        """Leave politely: refuse what is pending here, cancel what is outstanding, say goodbye."""
+    def close(self, *, now: float, code: str = "closing", detail: str = "") -> None:
+        """Leave politely: refuse what is pending here, cancel what is outstanding, say goodbye and why."""
         was_up = self.state is State.UP
         self.caller.close()
         self.answerer.close()
@@ -248,7 +263,7 @@ class LinkMachine:
         parting = [*self.caller.headers_to_send(), *self.answerer.headers_to_send()]
         if was_up:
             small = [message for message in parting if not self._is_large(message)]
-            self._messages += [*small, m.Message(m.Goodbye("closing", ""))]
+            self._messages += [*small, m.Message(m.Goodbye(code, detail))]
 
     # -- the five verbs -----------------------------------------------------------------------------
 
@@ -370,8 +385,12 @@ class LinkMachine:
 
     def events(self) -> list[Event]:
         """Events since the last call."""
-        events: list[Event] = [*self._events, *self.caller.events(), *self.answerer.events()]
+        caller, answerer = self.caller, self.answerer
+        events: list[Event] = [*self._events, *caller.events(), *answerer.events()]
         self._events = []
+        if caller.leases_done or answerer.leases_done:
+            events.append(ShareDone(caller.leases_done + answerer.leases_done, caller.leases_unsent))
+            caller.leases_done, caller.leases_unsent, answerer.leases_done = [], [], []
         return events
 
     # -- liveness -----------------------------------------------------------------------------------
@@ -383,6 +402,11 @@ class LinkMachine:
         if now < self._leased_until:
             return Health.BUSY
         return Health.WEDGED if self._stalled_s >= self._limits.heartbeat_s else Health.UP
+
+    def say(self, header: m.Header) -> None:
+        """Send something that is lost with the connection, if there is one."""
+        if self.state is State.UP and self.version >= 2:
+            self._messages.append(m.Message(header))
 
     def tell_lease(self, *, now: float) -> None:
         """The application said how long it will be busy: tell the peer without being asked."""
@@ -434,11 +458,11 @@ class LinkMachine:
 
     def _hello(self, lane: int) -> m.Hello:
         low, high = self._around.versions
-        limits, share = wire_limits(self._limits), self._around.share
+        limits, share = wire_limits(self._limits), self._around.share()
         return m.Hello(low, high, self._around.name, self._incarnation, self._greeting, limits, lane, share)
 
     def _welcome(self, greeting: int, lane: int) -> m.Welcome:
-        limits, share = wire_limits(self._limits), self._around.share
+        limits, share = wire_limits(self._limits), self._around.share()
         return m.Welcome(self.version, self._around.name, self._incarnation, greeting, limits, lane, share)
 
     def _greet(self, now: float) -> None:
@@ -485,8 +509,8 @@ class LinkMachine:
         self._step(Input.WELCOME, now=now)
 
     def _receive_goodbye(self, goodbye: m.Goodbye, now: float) -> None:
-        if goodbye.code == "version" and self._dialled:
-            self.fail("version", goodbye.detail, now=now)
+        if goodbye.code in _FINAL and self._dialled:
+            self.fail(_FINAL[goodbye.code], goodbye.detail, now=now)
             return
         # A dialler waits for the node to come back: its hello is retried later, not at once.
         if not self._step(Input.GOODBYE, now=now, reason=f"goodbye ({goodbye.code!r})"):
@@ -539,6 +563,8 @@ class LinkMachine:
                 self.receiver.drop(header.transfer)
             case m.OpenBulk() if self._dialled and not self._bulk_up:
                 self._events.append(WantBulk())
+            case m.Probe() | m.Seen() | m.Leases():
+                self._events.append(ShareNews(header))
             case m.Ping():
                 self._messages.append(m.Message(self._pong(now)))
             case m.Pong():

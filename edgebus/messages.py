@@ -238,6 +238,18 @@ class Drop(Struct, array_like=True, frozen=True, gc=False, tag=17):
     transfer: Id
 
 
+class Probe(Struct, array_like=True, frozen=True, gc=False, tag=18):
+    """Can you see this block of my shared memory?"""
+
+    block: Block
+
+
+class Seen(Struct, array_like=True, frozen=True, gc=False, tag=19):
+    """Whether the probe's block could be seen: only then arrays may lie in shared memory."""
+
+    ok: bool
+
+
 Header = (
     Hello
     | Welcome
@@ -256,6 +268,8 @@ Header = (
     | OpenBulk
     | Leases
     | Drop
+    | Probe
+    | Seen
 )
 Content = Request | Reply | Part
 """Headers that carry a payload and arrays."""

@@ -13,11 +13,12 @@ from edgebus.calls import FATAL, Pending, Reply
 from edgebus.config import Limits
 from edgebus.engine import Dialled, Engine, Handle
 from edgebus.errors import ConfigError, InsecureError, NodeClosed, PeerUnreachable, QueueFull
-from edgebus.hub import TapEvent
+from edgebus.hub import Judge, TapEvent
 from edgebus.inbox import Inbox
 from edgebus.keys import AllowList, Keys, is_key
 from edgebus.link import Health
-from edgebus.messages import INLINE_BYTES, MAX_TIMEOUT_S, ONE_WAY, PLAIN, STREAM, Terms
+from edgebus.messages import INLINE_BYTES, MAX_TIMEOUT_S, ONE_WAY, PLAIN, STREAM, Block, Terms
+from edgebus.policy import Policy
 from edgebus.requests import Caller
 from edgebus.stats import LinkStats, NodeStats, link_stats
 from edgebus.stream import Stream
@@ -207,23 +208,38 @@ class Link:
         if not 0 < timeout_s <= MAX_TIMEOUT_S:
             raise ValueError(f"timeout_s must be in (0, {MAX_TIMEOUT_S:.0f}], got {timeout_s!r}")
         check_name("service", service)
-        specs, frames = pack_content(payload, arrays, copy)
-        if (limits := self._link.peer_limits) is not None:
-            check_outgoing(frames, specs, limits)
         engine = self._engine
         runner = engine.runner
+        blocks: tuple[Block, ...] | None = None
+        copied_bytes = 0
+        shared = engine.put_shared(self._dialled.attached, arrays) if arrays else None
+        if shared is not None:
+            specs, blocks = shared
+            frames: Frames = (bytes(payload),)
+            copied_bytes = sum(block.size for block in blocks)
+        else:
+            specs, frames = pack_content(payload, arrays, copy)
+            copied_bytes = sum(len(frame) for frame in frames[1:] if type(frame) is bytes)
+        if (limits := self._link.peer_limits) is not None:
+            check_outgoing(frames, specs, limits)
         deadline_at = time.monotonic() + timeout_s
         pending = Pending(service, timeout_s, deadline_at, self._cancel, self.endpoint, runner.wait)
         try:
-            runner.do(engine.request, self._dialled, service, specs, frames, pending, terms)
+            runner.do(engine.request, self._dialled, service, specs, frames, pending, terms, blocks, copied_bytes)
         except QueueFull:
             if engine.limits.on_full != "wait":
                 raise
-            self._start_when_room(service, specs, frames, pending, terms)
+            self._start_when_room(service, specs, frames, pending, terms, blocks)
         return pending
 
     def _start_when_room(
-        self, service: str, specs: Specs, frames: Frames, pending: Pending, terms: Terms | None
+        self,
+        service: str,
+        specs: Specs,
+        frames: Frames,
+        pending: Pending,
+        terms: Terms | None,
+        blocks: tuple[Block, ...] | None,
     ) -> None:
         size_bytes, runner = content_bytes(frames), self._engine.runner
         room = _Room(self._link.caller, size_bytes)
@@ -231,7 +247,7 @@ class Link:
             if not runner.wait(room, pending.deadline_at):
                 raise QueueFull(f"{pending.what}: no room for {size_bytes} B until its deadline, see Limits.on_full")
             try:
-                runner.do(self._engine.request, self._dialled, service, specs, frames, pending, terms)
+                runner.do(self._engine.request, self._dialled, service, specs, frames, pending, terms, blocks)
             except QueueFull:
                 continue  # another thread was quicker
             return
@@ -323,7 +339,10 @@ class Node:
         self._lock = threading.Lock()
         self._closed = False
         self._publisher: Publisher | None = None
-        self._engine = Engine(name, self._limits, keys, allow)
+        # Plaintext peers are strangers all alike: whoever says insecure opens the guarded services too.
+        policy = Policy(allow) if not insecure else None
+        judge = None if policy is None else _judge(policy)
+        self._engine = Engine(name, self._limits, keys, allow, judge)
 
     def bind(self, endpoint: str) -> str:
         """Listen at an endpoint such as tcp://127.0.0.1:0; returns the real one, port filled in.
@@ -358,7 +377,7 @@ class Node:
             raise ConfigError(f"serve needs service names of 1..64 characters and depth >= 1, got {services}, {depth}")
         for service in services:
             check_name("service", service)
-        inbox = Inbox(services, depth, self._unserve, self._engine.runner.wait)
+        inbox = Inbox(services, depth, self._unserve, self._engine.runner.wait, self._engine.runner.nudge)
         taken = self._engine.runner.do(self._engine.serve, inbox)
         if taken is not None:
             raise ConfigError(f"service {taken!r} is served already on this node: close its inbox first")
@@ -513,6 +532,14 @@ class Node:
             raise InsecureError(f"no keys to prove who we are to {endpoint}: give keys=load_keys(DIR)")
         if not is_key(server_key):
             raise ConfigError(f"server_key must be 40 characters of Z85, got {len(server_key)}: see read_public_key")
+
+
+def _judge(policy: Policy) -> Judge:
+    def judge(key: str | None, service: str, num_bytes: int, now: float) -> tuple[str, str] | None:
+        denial = policy.check(key, service, num_bytes, now=now, wall=time.time())
+        return None if denial is None else (denial.code, denial.detail)
+
+    return judge
 
 
 def _check_transport(endpoint: str) -> None:

@@ -141,6 +141,8 @@ class Caller:
         self._messages: list[Message] = []
         self._events: list[Event] = []
         self._ended: list[int] = []
+        self.leases_done: list[int] = []  # of shared memory, in requests that have their outcome
+        self.leases_unsent: list[int] = []  # those that the peer has never heard of
         self.note = ""  # what is known of the peer, for whoever waits in vain
         self.outstanding_bytes = 0
         self.outcomes: Counter[str] = Counter()
@@ -405,6 +407,11 @@ class Caller:
         self.outstanding_bytes -= entry.size_bytes
         if entry.size_bytes >= self._limits.bulk_from_bytes:
             self._ended.append(entry.id)
+        if entry.header.blocks:
+            leases = [block.lease for block in entry.header.blocks]
+            self.leases_done += leases
+            if not entry.attempts:
+                self.leases_unsent += leases
         self.outcomes[settled.outcome] += 1
         self._events.append(settled)
 

@@ -119,6 +119,7 @@ class Runner:
         self._deferred: deque[tuple[Callable[..., object], tuple[Any, ...], Callable[[], object]]] = deque()
         self._callbacks: deque[Callable[[], object]] = deque()
         self._calling = threading.RLock()
+        self.stirred = False  # something may have become ready that a thread waits for
         self._closed = False
         self._stop_linger_ms: int | None = None
         self.sockets = Sockets(limits, self)
@@ -174,6 +175,8 @@ class Runner:
                     self._turn()  # a driver sleeps, and sending may have eaten what would have woken it
             finally:
                 self._depth = self._owner = 0
+                if self.stirred:
+                    self.nudge()
         if self._callbacks:
             self.run_callbacks()
         return done
@@ -249,6 +252,12 @@ class Runner:
                     with self._who:
                         self._followers -= 1
         return True
+
+    def nudge(self) -> None:
+        """Have a thread of the application that sleeps in poll look whether what it waits for is there."""
+        self.stirred = False
+        if self._driver not in (_NOBODY, _OWN, threading.get_ident()):
+            self._wake()
 
     def look(self) -> None:
         """Take in what is there, without waiting."""
@@ -364,6 +373,8 @@ class Runner:
         self._depth -= 1
         if not self._depth:
             self._owner = 0
+            if self.stirred:
+                self.nudge()
 
     def _turn(self) -> None:
         """Deferred functions, timers, events, sends, and what came in meanwhile, until there is nothing more."""
@@ -457,11 +468,21 @@ class Runner:
         finally:
             self._end()
 
+    def _see_driver_off(self) -> None:
+        """Wait for whoever sleeps in poll: once its descriptors are closed, nothing would wake it any more."""
+        until = time.monotonic() + 1.0
+        while self._driver not in (_NOBODY, _OWN) and time.monotonic() < until:
+            self._woken = False
+            self._wake()
+            time.sleep(0.001)
+
     def _end(self) -> None:
         with self._lock:
             self._closed = True
             deferred = list(self._deferred)
             self._deferred.clear()
+        self._see_driver_off()
+        with self._lock:
             self.sockets.shut(self._stop_linger_ms or 0)
         for _, _, if_closed in deferred:
             self.guard(if_closed)

@@ -13,7 +13,7 @@ from edgebus.errors import NodeClosed
 from edgebus.hub import Attached, Hub, Route
 from edgebus.inbox import Request
 from edgebus.link import Surroundings
-from edgebus.messages import STREAM, VERSION_MAX, VERSION_MIN, Message, Terms
+from edgebus.messages import STREAM, VERSION_MAX, VERSION_MIN, Block, Message, Terms
 from edgebus.requests import Arrived, Outcome, PartArrived, Room, Settled, refusal
 from edgebus.stats import LinkStats, link_stats
 from edgebus.stream import Stream
@@ -206,6 +206,9 @@ class SimDesk:
         pos = answerer.push(request_id, specs, frames)
         self._touch(attached)
         return pos
+
+    def share(self, attached: Attached, arrays: Sequence[Array]) -> tuple[Specs, tuple[Block, ...]] | None:
+        return None
 
     def when_room(self, answerer: Answerer, request_id: int, callback: Callable[[], object]) -> None:
         if answerer.is_full(request_id):

@@ -64,6 +64,10 @@ class Peer:
     def answer_small(*_):
         return False
 
+    @staticmethod
+    def share(*_):
+        return None
+
     def answers(self):
         return [message for message in self.attached.link.headers_to_send() if message.frames]
 
