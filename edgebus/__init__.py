@@ -23,9 +23,11 @@ from edgebus.errors import (
     MessageTooLarge,
     NodeClosed,
     PeerUnreachable,
+    QueueFull,
     Refused,
     RemoteError,
     RequestCancelled,
+    StreamEnded,
     VersionMismatch,
     WrongServerKey,
 )
@@ -33,48 +35,67 @@ from edgebus.keys import (
     AllowList,
     Keys,
     add_to_allow_list,
+    allow_keys,
+    deny_keys,
     generate_keys,
     load_keys,
     read_public_key,
+    read_public_keys,
 )
 
 if TYPE_CHECKING:
-    from edgebus.calls import Pending, Reply
-    from edgebus.members import Patience
+    from edgebus.blobs import Blob, BlobId, BlobStore, fetch_blob, serve_blobs
+    from edgebus.calls import Part, Pending, Reply
     from edgebus.inbox import Inbox, Peer, Request
+    from edgebus.link import Health
+    from edgebus.members import Patience
     from edgebus.node import Link, Node
     from edgebus.pool import Pool
     from edgebus.replica import Changed, Removed
     from edgebus.services import announce
-    from edgebus.subscribing import Subscription, subscribe
     from edgebus.stats import LinkStats, NodeStats
+    from edgebus.stream import Stream
+    from edgebus.subscribing import Subscription, subscribe
 
 _LAZY = {
+    "Blob": "blobs",
+    "BlobId": "blobs",
+    "BlobStore": "blobs",
+    "Changed": "replica",
+    "Health": "link",
     "Inbox": "inbox",
     "Link": "node",
     "LinkStats": "stats",
-    "Changed": "replica",
     "Node": "node",
-    "Patience": "members",
-    "Pool": "pool",
-    "Removed": "replica",
-    "Subscription": "subscribing",
-    "announce": "services",
-    "subscribe": "subscribing",
     "NodeStats": "stats",
+    "Part": "calls",
+    "Patience": "members",
     "Peer": "inbox",
     "Pending": "calls",
+    "Pool": "pool",
+    "Removed": "replica",
     "Reply": "calls",
     "Request": "inbox",
+    "Stream": "stream",
+    "Subscription": "subscribing",
+    "announce": "services",
+    "fetch_blob": "blobs",
+    "serve_blobs": "blobs",
+    "subscribe": "subscribing",
 }
 
 __all__ = [
     "AllowList",
     "AlreadyAnswered",
     "BindError",
+    "Blob",
+    "BlobId",
+    "BlobStore",
+    "Changed",
     "ConfigError",
     "DeadlineExceeded",
     "EdgebusError",
+    "Health",
     "Inbox",
     "InsecureError",
     "KeyFileError",
@@ -89,20 +110,35 @@ __all__ = [
     "Node",
     "NodeClosed",
     "NodeStats",
+    "Part",
+    "Patience",
     "Peer",
     "PeerUnreachable",
     "Pending",
+    "Pool",
+    "QueueFull",
     "Refused",
     "RemoteError",
+    "Removed",
     "Reply",
     "Request",
     "RequestCancelled",
+    "Stream",
+    "StreamEnded",
+    "Subscription",
     "VersionMismatch",
     "WrongServerKey",
     "add_to_allow_list",
+    "allow_keys",
+    "announce",
+    "deny_keys",
+    "fetch_blob",
     "generate_keys",
     "load_keys",
     "read_public_key",
+    "read_public_keys",
+    "serve_blobs",
+    "subscribe",
 ]
 
 

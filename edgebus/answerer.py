@@ -139,7 +139,7 @@ class Answerer:
         return Arrived(request_id, header.service, expires_at, (), (payload,), self)
 
     def answer_small(self, request_id: int, payload: bytes) -> Reply | None:
-        """Like answer, for a plain small reply: the header, to be sent at once; None if the usual way has to be taken."""
+        """Like answer, for a plain small reply: the header to send at once; None if it has to go the usual way."""
         entry = self._entries.get(request_id)
         if entry is None or entry.answer is not None or entry.key or entry.parts is not None:
             return None
@@ -275,7 +275,9 @@ class Answerer:
         self.pending_bytes += size_bytes
         self._events.append(Arrived(request_id, header.service, expires_at, header.arrays, frames, self, terms))
 
-    def _fault(self, header: Request, terms: Terms | None, size_bytes: int) -> tuple[str, str] | None:
+    def _fault(  # noqa: PLR0911 - one for each fault
+        self, header: Request, terms: Terms | None, size_bytes: int
+    ) -> tuple[str, str] | None:
         """Why a new request is not executed: code and detail. Counts it."""
         counts, limits = self.counts, self.limits
         if header.id < self._floor:

@@ -90,7 +90,7 @@ def lend(array: Array) -> memoryview:
     if array.flags.writeable:
         array.flags.writeable = False
         weakref.finalize(lent, _give_back, array).atexit = False
-    return memoryview(lent)
+    return lent.data
 
 
 def _give_back(array: Array) -> None:

@@ -1,7 +1,7 @@
 """Large contents as chunks under byte credit, pure: the sending and the receiving end of one link.
 
 Contents go one after the other, each announced by its own header; the receiver credits what it has room for, so that
-memory is bounded at both ends and a slow reader slows its sender instead of losing anything. Rules: docs/spec/bus-bulk.md.
+memory is bounded at both ends and a slow reader slows its sender instead of losing anything. docs/spec/bus-bulk.md.
 """
 
 from __future__ import annotations
@@ -65,7 +65,7 @@ class BulkSender:
         return bool(self._queue)
 
     def offer(self, message: Message) -> bool:
-        """Take a message whose content goes as chunks; False if the queue is full. Known ones are on their way already."""
+        """Take a message whose content goes as chunks; False if the queue is full. A known one is on its way."""
         header = message.header
         assert isinstance(header, Content)
         name = name_of(header)
@@ -328,7 +328,7 @@ class BulkReceiver:
         self.copied_bytes += size
         incoming.filled += size
         if incoming.filled == frame_bytes:
-            incoming.frames.append(memoryview(incoming.filling))
+            incoming.frames.append(incoming.filling.data)
             incoming.filling, incoming.filled = None, 0
 
     def _complete(self, number: int, incoming: _Incoming) -> Message | None:

@@ -22,7 +22,7 @@ class Limits:
         max_pending: most requests of one link waiting for an answer.
         max_pending_bytes: most bytes in the requests of one link waiting for an answer. A key may thus hold
             max_links_per_key times this much; a node with little memory lowers both.
-        max_outstanding_bytes: most bytes in our own requests of one link without an outcome, sent or waiting for the link.
+        max_outstanding_bytes: most bytes in our own requests of one link without an outcome, sent or waiting.
         on_full: what a request over that does: "refuse" raises QueueFull, "drop_oldest" ends the oldest that were never
             sent as refused "queue_full", "wait" holds the caller until there is room or its deadline is over.
         bulk_from_bytes: contents of this size and more go in chunks on the bulk lane.

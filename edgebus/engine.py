@@ -1,4 +1,4 @@
-"""Joins the pure hub to sockets, inboxes, handlers and pending requests. Every method runs with the runner's lock held."""
+"""Joins the pure hub to sockets, inboxes, handlers and pending requests, with the runner's lock held."""
 
 from __future__ import annotations
 
@@ -427,7 +427,7 @@ class Engine:
             self.runner.sockets.close(dialled.bulk_socket_id, 0.0)
             dialled.bulk_socket_id = None
 
-    def _handle_event(self, attached: Attached, event: object) -> None:
+    def _handle_event(self, attached: Attached, event: object) -> None:  # noqa: PLR0912 - one case each
         match event:
             case Settled():
                 self._settle(event)

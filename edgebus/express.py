@@ -1,4 +1,4 @@
-"""The short way for plain small messages: a request or reply of one frame, on a link that is up, nothing special about it.
+"""The short way for plain small messages: a request or reply of one frame on a link that is up, nothing special.
 
 It does to the machines what the usual way through Hub and LinkMachine does, without their lists of messages and events;
 whatever is special goes the usual way. A draft and its verdict are such messages, and their time is mostly ours: this
@@ -149,7 +149,7 @@ class Express:
                 return False
         return True
 
-    def _receive(self, route: Route, frame: bytes, key: str | None) -> bool:
+    def _receive(self, route: Route, frame: bytes, key: str | None) -> bool:  # noqa: PLR0911, PLR0912 - the hot path
         attached = self._by_route.get(route)
         if attached is None or len(frame) > _FRAME_BYTES or (attached.key != key and attached.key is not None):
             return False
@@ -182,9 +182,9 @@ class Express:
         else:
             if header.terms is not None or link.answerer.knows(header.id):
                 return False
-            if hub.judge is not None and attached.hello_id is not None:
-                if hub.judge(attached.key, header.service, len(payload), now) is not None:
-                    return False  # asked again on the usual way, which refuses it; what is denied costs nothing
+            judge = hub.judge if attached.hello_id is not None else None
+            if judge is not None and judge(attached.key, header.service, len(payload), now) is not None:
+                return False  # asked again on the usual way, which refuses it; what is denied costs nothing
             arrived = link.answerer.receive_small(header, payload, now)
             if arrived is None:
                 return False

@@ -199,7 +199,9 @@ class Hub:
 
     # -- the five verbs -----------------------------------------------------------------------------
 
-    def receive(self, route: Route, frames: Sequence[bytes], key: str | None, *, now: float) -> None:
+    def receive(  # noqa: PLR0912 - one check after the other
+        self, route: Route, frames: Sequence[bytes], key: str | None, *, now: float
+    ) -> None:
         """Take what came in at a route, from the peer with this authenticated key."""
         attached = self.by_route.get(route)
         if attached is not None and attached.key != key and attached.key is not None:
@@ -242,8 +244,7 @@ class Hub:
 
     def schedule(self, attached: Attached, at: float) -> None:
         """Have a link's timers looked at by then."""
-        if at < self.first_timer_at:
-            self.first_timer_at = at
+        self.first_timer_at = min(self.first_timer_at, at)
         attached.scheduled_at = at
         heapq.heappush(self._timers, (at, next(self._order), attached))
 

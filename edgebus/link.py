@@ -537,7 +537,7 @@ class LinkMachine:
         else:
             self.caller.receive(message)
 
-    def _receive_traffic(self, message: m.Message, now: float) -> None:
+    def _receive_traffic(self, message: m.Message, now: float) -> None:  # noqa: PLR0912 - one case each
         header = message.header
         match header:
             case m.Request() if header.transfer is not None:

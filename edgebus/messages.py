@@ -214,7 +214,7 @@ class Chunk(Struct, array_like=True, frozen=True, gc=False, tag=13):
 
 
 class Credit(Struct, array_like=True, frozen=True, gc=False, tag=14):
-    """So much of a transfer has been taken and may be replaced by more; `rewind`: go on from there, the rest was lost."""
+    """So much of a transfer has been taken and may be followed by more; `rewind`: the rest was lost, go on there."""
 
     transfer: Id
     received: Size

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -12,7 +13,7 @@ from edgebus.arrays import Array, pack_content
 from edgebus.calls import FATAL, Pending, Reply
 from edgebus.config import Limits
 from edgebus.engine import Dialled, Engine, Handle
-from edgebus.errors import ConfigError, InsecureError, NodeClosed, PeerUnreachable, QueueFull
+from edgebus.errors import ConfigError, InsecureError, NodeClosed, PeerUnreachable, QueueFull, WrongServerKey
 from edgebus.hub import Judge, TapEvent
 from edgebus.inbox import Inbox
 from edgebus.keys import AllowList, Keys, is_key
@@ -27,6 +28,9 @@ from edgebus.wire import check_name, check_outgoing
 
 if TYPE_CHECKING:
     from edgebus.topics import Publisher
+
+
+_log = logging.getLogger("edgebus")
 
 
 class Link:
@@ -438,13 +442,19 @@ class Node:
         """What is served here, sorted."""
         return self._engine.runner.do(self._engine.services)
 
-    def busy(self, seconds: float) -> None:
+    def busy(self, seconds: float, why: str = "") -> None:
         """Say that the application will not look at its requests for so long; 0 ends it.
 
         Peers see Health.BUSY instead of WEDGED, wait with resends, and do not take silence for the end.
+
+        Args:
+            seconds: 0..86400 from now.
+            why: for this node's log.
         """
         if not 0 <= seconds <= MAX_TIMEOUT_S:
             raise ValueError(f"seconds must be in [0, {MAX_TIMEOUT_S:.0f}], got {seconds!r}")
+        if why:
+            _log.info("busy for %.1f s: %s", seconds, why)
         self._engine.runner.do(self._engine.busy, seconds)
 
     def tap(self, callback: Callable[[TapEvent], None]) -> Callable[[], None]:
@@ -455,12 +465,13 @@ class Node:
         self._engine.runner.do(self._engine.tap, callback)
         return lambda: self._engine.runner.do_unless_closed(self._engine.untap, callback)
 
-    def connect(self, endpoint: str, server_key: str | None = None, timeout_s: float = 5.0) -> Link:
+    def connect(self, endpoint: str, server_key: str | Sequence[str] | None = None, timeout_s: float = 5.0) -> Link:
         """Dial a node and wait until both have greeted.
 
         Args:
             endpoint: tcp://HOST:PORT or ipc://PATH.
-            server_key: its public key, 40 characters; None only if this node is insecure.
+            server_key: its public key, 40 characters, or several that are tried in order (while it changes its key);
+                None only if this node is insecure.
             timeout_s: seconds to wait; a wrong key is reported as soon as it shows.
 
         Raises:
@@ -471,10 +482,23 @@ class Node:
             InsecureError, ConfigError: the arguments do not fit the node, or max_peers links are open.
         """
         _check_transport(endpoint)
-        self._check_server_key(endpoint, server_key)
+        server_keys = [server_key] if server_key is None or isinstance(server_key, str) else list(server_key)
+        for each in server_keys:
+            self._check_server_key(endpoint, each)
+        if not server_keys:
+            raise ConfigError(f"no server_key for {endpoint}: the list is empty, see read_public_keys")
+        until = time.monotonic() + timeout_s
+        for each in server_keys[:-1]:
+            try:
+                return self._connect(endpoint, each, max(0.0, until - time.monotonic()), timeout_s)
+            except WrongServerKey:
+                continue
+        return self._connect(endpoint, server_keys[-1], max(0.0, until - time.monotonic()), timeout_s)
+
+    def _connect(self, endpoint: str, server_key: str | None, wait_s: float, timeout_s: float) -> Link:
         runner = self._engine.runner
         dialled = runner.call(self._engine.dial, endpoint, server_key)
-        runner.wait(_Settled(dialled.settled), time.monotonic() + timeout_s)
+        runner.wait(_Settled(dialled.settled), time.monotonic() + wait_s)
         if dialled.failure is None and dialled.settled.is_set() and not self._closed:
             return Link(self._engine, dialled)
         why = dialled.watch.describe()

@@ -1,4 +1,4 @@
-"""pyzmq's functions without their wrappers, which check and convert at every call what does not change on a hot path."""
+"""pyzmq's functions without their wrappers, which check and convert at every call what never changes here."""
 
 from __future__ import annotations
 

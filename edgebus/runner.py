@@ -169,8 +169,7 @@ class Runner:
             self._depth, self._owner = 1, threading.get_ident()
             try:
                 done = function(*args)
-                if self._handler.first_timer_at < self._next_at:
-                    self._next_at = self._handler.first_timer_at
+                self._next_at = min(self._next_at, self._handler.first_timer_at)
                 if self._sleeps_until != -math.inf:
                     self._turn()  # a driver sleeps, and sending may have eaten what would have woken it
             finally:
@@ -426,7 +425,9 @@ class Runner:
                 try:
                     sockets.take(ready)
                     # What is waited for goes first; the rest is done by whoever comes next, this thread mostly.
-                    if self._depth == 1 and (self._deferred or not handler.is_idle or time.monotonic() >= self._next_at):
+                    if self._depth == 1 and (
+                        self._deferred or not handler.is_idle or time.monotonic() >= self._next_at
+                    ):
                         self._turn()
                 finally:
                     self._exit()

@@ -34,6 +34,8 @@ _MONITORED = (
     | zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL
     | zmq.EVENT_HANDSHAKE_FAILED_AUTH
 )
+
+
 class Sent(enum.Enum):
     """What became of a send: full queues and missing routes are left to the protocol's resends."""
 

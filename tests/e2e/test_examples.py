@@ -33,6 +33,16 @@ def test_fail_over():
     assert run_example("fail_over.py") == "one greets you\ntwo greets you\nnobody is left\n"
 
 
+def test_device_under_faults():
+    out = run_example("device_under_faults.py")
+    assert out.startswith("50 seeds: every reading is counted once\ncareless server: the total is ")
+
+
+def test_blob_fetch():
+    first, second = "first time: 5000000 bytes, 5 chunks fetched", "second time: 5000000 bytes, 0 chunks fetched"
+    assert run_example("blob_fetch.py") == f"{first}\n{second}\n"
+
+
 @pytest.mark.model
 def test_own_drafter(server, keys):
     pytest.importorskip("torch")
