@@ -59,7 +59,7 @@ class Browser:
         self._found: OrderedDict[str, list[tuple[str, str]]] = OrderedDict()
         self._lock = threading.Lock()
         self.num_ignored = 0
-        self._zeroconf.add_service_listener(SERVICE_TYPE, _Listener(self))  # type: ignore[arg-type]
+        self._zeroconf.add_service_listener(SERVICE_TYPE, _Listener(self))
 
     def hints(self) -> list[tuple[str, str]]:
         """(fingerprint, endpoint) pairs as of now, at most 1024: what a Pool takes as `hints`."""

@@ -226,6 +226,8 @@ class Caller:
         entry = self.outstanding.get(reply.id)
         if entry is None or entry.stream is not None or entry.size_bytes >= self._limits.bulk_from_bytes:
             return None
+        if entry.header.blocks is not None:
+            return None
         del self.outstanding[reply.id]
         self.outstanding_bytes -= entry.size_bytes
         self.outcomes["answered"] += 1

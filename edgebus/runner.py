@@ -392,7 +392,7 @@ class Runner:
         if self._next_at < self._sleeps_until or sockets.touched:
             self._wake()  # a driver sleeps for longer than that
 
-    def _drive(self, item: Item, until: float) -> None:
+    def _drive(self, item: Item, until: float) -> None:  # noqa: PLR0912 - the hot path
         sockets, handler = self.sockets, self._handler
         while True:
             with self._lock:

@@ -1,7 +1,7 @@
 """Arrays through shared memory between nodes of one host: what the engine knows of pool, mappings and leases.
 
-A peer on the same host (its greeting says so) is asked once whether it can really see our memory; until it says yes, and
-whenever there is no room, arrays go by the bulk lane. Rules: docs/spec/bus-shm.md.
+A peer on the same host (its greeting says so) is asked once whether it can really see our memory; until it says yes,
+and whenever there is no room, arrays go by the bulk lane. Rules: docs/spec/bus-shm.md.
 """
 
 from __future__ import annotations

@@ -11,7 +11,6 @@ import time
 import pytest
 
 import edgebus
-from edgebus.requests import Outcome
 
 pytestmark = pytest.mark.net
 
