@@ -138,16 +138,16 @@ class Answerer:
         self.pending_bytes += len(payload)
         return Arrived(request_id, header.service, expires_at, (), (payload,), self)
 
-    def answer_small(self, request_id: int, payload: bytes) -> Reply | None:
-        """Like answer, for a plain small reply: the header to send at once; None if it has to go the usual way."""
+    def is_plain(self, request_id: int) -> bool:
+        """True for a request that waits for its answer, without an idempotency key and no stream."""
         entry = self._entries.get(request_id)
-        if entry is None or entry.answer is not None or entry.key or entry.parts is not None:
-            return None
+        return entry is not None and entry.answer is None and not entry.key and entry.parts is None
+
+    def answer_small(self, header: Reply, payload: bytes) -> None:
+        """Like answer, for a plain small reply to a plain request, which has just been sent."""
         self.counts.answered += 1
         self.small_answers += 1
-        header = Reply(request_id, (), payload)
-        self._keep(request_id, entry, Message(header, (payload,)))
-        return header
+        self._keep(header.id, self._entries[header.id], Message(header, (payload,)))
 
     def answer(self, request_id: int, message: Message) -> bool:
         """Give the answer of a request that Arrived; False if nobody waits for it any more."""

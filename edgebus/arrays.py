@@ -99,8 +99,11 @@ def _give_back(array: Array) -> None:
 
 def view_arrays(specs: Sequence[ArraySpec], frames: Sequence[bytes]) -> tuple[Array, ...]:
     """Read-only arrays over received frames, whose sizes wire.decode has checked."""
+    # Over a memoryview numpy would keep what lies under it, not the view: memory lent within this process would be
+    # writeable again while somebody still reads it here.
     views = tuple(
-        np.ndarray(spec.shape, dtype=f"<{spec.dtype}", buffer=frame) for spec, frame in zip(specs, frames, strict=True)
+        np.ndarray(spec.shape, f"<{spec.dtype}", frame if type(frame) is bytes else np.frombuffer(frame, np.uint8))
+        for spec, frame in zip(specs, frames, strict=True)
     )
     for view in views:
         view.flags.writeable = False

@@ -29,7 +29,7 @@ from edgebus.messages import Block, Message, Reply, Terms
 from edgebus.requests import Arrived, PartArrived, Room, Settled, Superseded, Withdrawn, refusal
 from edgebus.runner import Runner
 from edgebus.sharing import Sharing
-from edgebus.sockets import Opened, Sent
+from edgebus.sockets import Sent
 from edgebus.stats import NodeStats, link_stats
 from edgebus.streams import Frames, Specs, content_bytes
 from edgebus.zap import zap_answer
@@ -86,7 +86,7 @@ class Engine:
             share=lambda: self.sharing.share,
         )
         self.sharing = Sharing(limits, self._lease_back)
-        self._hub = Hub(
+        self.hub = Hub(
             around=around,
             new_incarnation=lambda: os.urandom(16),
             judge=judge,
@@ -100,22 +100,14 @@ class Engine:
         self._rejected = 0
         self._desk = NodeDesk(self)
         self.runner = Runner(name, limits, self)
-        self.express = Express(self._hub, self._deliver, self._on_frames, self.runner)
+        self.express = Express(self.hub, self._deliver, self.on_frames, self.runner)
+        self.runner.sockets.take_messages = self.express.take
 
     # -- driven by the runner -----------------------------------------------------------------------
 
-    @property
-    def is_idle(self) -> bool:
-        """True if on_turn would find nothing but timers."""
-        return self._hub.is_idle
-
-    def _on_frames(self, route: Route, frames: list[Any], key: str | None) -> None:
-        """A message came in that is not plain and small."""
-        self._hub.receive(route, frames, key, now=time.monotonic())
-
-    def take(self, opened: Opened, event: int) -> bool:
-        """Read messages from a socket."""
-        return self.express.take(opened, event)
+    def on_frames(self, route: Route, frames: list[Any], key: str | None) -> None:
+        """A message came in that is not plain and small, or from a node of this process."""
+        self.hub.receive(route, frames, key, now=time.monotonic())
 
     def on_zap(self, frames: list[bytes]) -> list[bytes]:
         """A peer wants in."""
@@ -130,9 +122,9 @@ class Engine:
         now = time.monotonic()
         if socket_id == dialled.bulk_socket_id:
             if event == "HANDSHAKE_SUCCEEDED":
-                self._hub.lane_connected(dialled.attached, now=now)
+                self.hub.lane_connected(dialled.attached, now=now)
             elif event == "DISCONNECTED":
-                self._hub.disconnected((socket_id, b""), now=now)
+                self.hub.disconnected((socket_id, b""), now=now)
             return
         route = dialled.attached.route
         verdict = dialled.watch.handle(event, value)
@@ -140,20 +132,20 @@ class Engine:
             return
         match verdict.what:
             case "connected":
-                self._hub.connected(route, now=now)
+                self.hub.connected(route, now=now)
             case "disconnected":
-                self._hub.disconnected(route, now=now)
+                self.hub.disconnected(route, now=now)
             case "failed":
-                self._hub.fail(route, verdict.code, verdict.detail, now=now)
+                self.hub.fail(route, verdict.code, verdict.detail, now=now)
 
     @property
     def first_timer_at(self) -> float:
         """A time at or before the next timer."""
-        return self._hub.first_timer_at
+        return self.hub.first_timer_at
 
     def on_turn(self, now: float) -> float:
         """Timers, then everything the machines want done, until they want nothing more."""
-        hub, runner = self._hub, self.runner
+        hub, runner = self.hub, self.runner
         if hub.next_timer() <= now:
             hub.handle_timer(now=now)
             self.sharing.sweep(now)
@@ -168,7 +160,7 @@ class Engine:
             for route, frames in sending:
                 sent = runner.sockets.send(route, frames)
                 if sent is not Sent.OK:
-                    self._hub.unroutable += 1
+                    self.hub.unroutable += 1
                     if sent is Sent.GONE:
                         hub.disconnected(route, now=now)
 
@@ -176,7 +168,7 @@ class Engine:
 
     def put_shared(self, attached: Attached, arrays: Sequence[Array]) -> tuple[Specs, tuple[Block, ...]] | None:
         """Copy arrays to where a peer on this host sees them; None if they have to be sent."""
-        if not arrays or not self.sharing.wants(attached, arrays):
+        if not arrays or attached.link.is_local or not self.sharing.wants(attached, arrays):
             return None
         if attached.sharing == "unknown":
             self.runner.do_unless_closed(self.share, attached)
@@ -215,27 +207,27 @@ class Engine:
 
     def tap(self, callback: Callable[..., None]) -> None:
         """Show every message to a function."""
-        self._hub.taps.append(callback)
+        self.hub.taps.append(callback)
 
     def untap(self, callback: Callable[..., None]) -> None:
         """Show it no more."""
-        if callback in self._hub.taps:
-            self._hub.taps.remove(callback)
+        if callback in self.hub.taps:
+            self.hub.taps.remove(callback)
 
     def busy(self, seconds: float) -> None:
         """The application will not look at its requests for so long."""
         now = time.monotonic()
         self._lease_until = now + seconds
-        for attached in self._hub.links:
+        for attached in self.hub.links:
             attached.link.tell_lease(now=now)
-            self._hub.touch(attached, now=now)
+            self.hub.touch(attached, now=now)
 
     def dial(self, endpoint: str, server_key: str | None) -> Dialled:
         """Open a link; its `settled` is set when it is up or has failed."""
         now = time.monotonic()
-        self._hub.make_room_to_dial(now=now)
+        self.hub.make_room_to_dial(now=now)
         socket_id = self._dial_socket(endpoint, server_key)
-        attached = self._hub.dial((socket_id, b""), now=now)
+        attached = self.hub.dial((socket_id, b""), now=now)
         watch = HandshakeWatch(endpoint, secure=server_key is not None)
         dialled = self._dialled[socket_id] = Dialled(socket_id, attached, watch, endpoint, server_key)
         return dialled
@@ -251,8 +243,8 @@ class Engine:
         dialled.watch = HandshakeWatch(endpoint, secure=server_key is not None)
         dialled.socket_id = self._dial_socket(endpoint, server_key)
         self._dialled[dialled.socket_id] = dialled
-        self._hub.move(dialled.attached, (dialled.socket_id, b""))
-        self._hub.touch(dialled.attached, now=now)
+        self.hub.move(dialled.attached, (dialled.socket_id, b""))
+        self.hub.touch(dialled.attached, now=now)
 
     def hang_up(self, dialled: Dialled, linger_s: float) -> None:
         """Close a dialled link; its requests end as NodeClosed."""
@@ -260,9 +252,9 @@ class Engine:
             return
         now = time.monotonic()
         dialled.attached.link.close(now=now)
-        self._hub.touch(dialled.attached, now=now)
+        self.hub.touch(dialled.attached, now=now)
         self.on_turn(now)  # goodbye has to leave before its socket goes
-        self._hub.drop(dialled.attached)
+        self.hub.drop(dialled.attached)
         self.sharing.gone(dialled.attached)
         self._close_sockets(dialled, linger_s)
 
@@ -275,7 +267,6 @@ class Engine:
         pending: Pending,
         terms: Terms | None = None,
         blocks: tuple[Block, ...] | None = None,
-        copied_bytes: int = 0,
     ) -> None:
         """Start a request; `pending` gets its one outcome.
 
@@ -284,11 +275,10 @@ class Engine:
         """
         now = time.monotonic()
         caller = dialled.attached.link.caller
-        if copied_bytes:
-            dialled.attached.traffic.copied_bytes_sent += copied_bytes
         if fault := caller.room_fault(content_bytes(frames)):
-            self._hub.touch(dialled.attached, now=now)
+            self.hub.touch(dialled.attached, now=now)
             raise QueueFull(f"{fault} (max_outstanding_bytes): wait for outcomes, or see Limits.on_full")
+        _count_copies(dialled.attached, frames, blocks)
         pending.request_id = caller.start(
             service,
             specs,
@@ -303,29 +293,30 @@ class Engine:
             caller.fail(*dialled.failure)
         elif dialled.socket_id not in self._dialled:
             caller.close()
-        self._hub.touch(dialled.attached, now=now)
+        self.hub.touch(dialled.attached, now=now)
 
     def cancel(self, dialled: Dialled, pending: Pending) -> None:
         """Give a request up."""
         if pending.request_id is not None:
             dialled.attached.link.caller.cancel(pending.request_id)
-            self._hub.touch(dialled.attached, now=time.monotonic())
+            self.hub.touch(dialled.attached, now=time.monotonic())
 
     def consume(self, dialled: Dialled, pending: Pending, pos: int) -> None:
         """The application took the parts of a stream below pos."""
         if pending.request_id is not None:
             dialled.attached.link.caller.consume(pending.request_id, pos)
-            self._hub.touch(dialled.attached, now=time.monotonic())
+            self.hub.touch(dialled.attached, now=time.monotonic())
 
     def share(self, attached: Attached) -> None:
         """Find out whether a peer can see our shared memory."""
         self.sharing.ask(attached)
-        self._hub.touch(attached, now=time.monotonic())
+        self.hub.touch(attached, now=time.monotonic())
 
     def answer(self, attached: Attached, answerer: Answerer, request_id: int, message: Message) -> None:
         """Answer a request; nothing happens if nobody waits any more, or its link has another answerer by now."""
-        answerer.answer(request_id, message)
-        self._hub.touch(attached, now=time.monotonic())
+        if answerer.answer(request_id, message) and message.frames:
+            _count_copies(attached, message.frames, getattr(message.header, "blocks", None))
+        self.hub.touch(attached, now=time.monotonic())
 
     def push(
         self, attached: Attached, answerer: Answerer, request_id: int, specs: Specs, frames: Frames
@@ -335,7 +326,8 @@ class Engine:
         if not room:
             return room
         pos = answerer.push(request_id, specs, frames)
-        self._hub.touch(attached, now=time.monotonic())
+        _count_copies(attached, frames, None)
+        self.hub.touch(attached, now=time.monotonic())
         return pos
 
     def when_room(self, answerer: Answerer, request_id: int, callback: Callable[[], object]) -> None:
@@ -355,17 +347,17 @@ class Engine:
         endpoints = {dialled.attached.peer_id: dialled.endpoint for dialled in self._dialled.values()}
         peers = {
             attached.peer_id: link_stats(attached, endpoints.get(attached.peer_id, ""), now)
-            for attached in self._hub.links
+            for attached in self.hub.links
         }
-        total = sum(peers.values(), self._hub.gone)
-        return NodeStats(total, peers, self._rejected, self._hub.malformed, self._hub.unroutable)
+        total = sum(peers.values(), self.hub.gone)
+        return NodeStats(total, peers, self._rejected, self.hub.malformed, self.hub.unroutable)
 
     def shut_down(self, linger_s: float) -> None:
         """Refuse, cancel, say goodbye everywhere, and end the runner."""
         now = time.monotonic()
         for dialled in self._dialled.values():
             dialled.settled.set()
-        self._hub.close(now=now)
+        self.hub.close(now=now)
         self.on_turn(now)
         for dialled in {id(each): each for each in self._dialled.values()}.values():
             self._close_sockets(dialled, linger_s)
@@ -382,9 +374,9 @@ class Engine:
         self._next_look_at = now + LIST_LOOK_S
         if not allow.changed(now):
             return
-        for attached in self._hub.links:
+        for attached in self.hub.links:
             if attached.hello_id is not None and attached.key and (why := allow.cut_reason(attached.key)):
-                self._hub.cut(attached, why.code, why.detail, now=now)
+                self.hub.cut(attached, why.code, why.detail, now=now)
 
     def _max_links(self, key: str) -> int | None:
         grant = self._allow.grant(key) if self._allow is not None else None
@@ -396,7 +388,7 @@ class Engine:
 
     def _take_lease(self, attached: Attached, lease: int) -> None:
         self.sharing.take_back(attached, lease)
-        self._hub.touch(attached, now=time.monotonic())
+        self.hub.touch(attached, now=time.monotonic())
 
     def _is_taken(self, service: str) -> bool:
         return service in self._inboxes or service in self._handlers or service == PING_SERVICE
@@ -416,7 +408,7 @@ class Engine:
         socket_id = self._dial_socket(dialled.endpoint, dialled.server_key)
         dialled.bulk_socket_id = socket_id
         self._dialled[socket_id] = dialled
-        self._hub.add_lane(dialled.attached, (socket_id, b""))
+        self.hub.add_lane(dialled.attached, (socket_id, b""))
 
     def _close_sockets(self, dialled: Dialled, linger_s: float) -> None:
         # Without a connection there is nobody to wait for, whatever libzmq has queued.
@@ -443,18 +435,18 @@ class Engine:
                 inbox = self._inboxes.get(event.service)
                 if inbox is not None and inbox.withdraw(event.answerer, event.id):
                     event.answerer.never_executed(event.id)
-                    self._hub.touch(attached, now=time.monotonic())
+                    self.hub.touch(attached, now=time.monotonic())
             case Superseded():
                 inbox = self._inboxes.get(event.service)
                 if inbox is not None and inbox.withdraw(event.answerer, event.id):
                     event.answerer.supersede(event.id)
-                    self._hub.touch(attached, now=time.monotonic())
+                    self.hub.touch(attached, now=time.monotonic())
             case Room():
                 if callback := self._rooms.pop((event.answerer, event.id), None):
                     self.runner.soon(callback)
             case ShareNews():
                 self.sharing.news(attached, event.header)
-                self._hub.touch(attached, now=time.monotonic())
+                self.hub.touch(attached, now=time.monotonic())
             case ShareDone():
                 self.sharing.done(attached, event.leases, event.unsent)
             case Gone():
@@ -468,8 +460,8 @@ class Engine:
                     dialled.settled.set()
                     self.runner.stirred = True
                     if dialled.bulk_socket_id is not None:
-                        self._hub.lane_connected(attached, now=time.monotonic())
-                self._hub.touch(attached, now=time.monotonic())
+                        self.hub.lane_connected(attached, now=time.monotonic())
+                self.hub.touch(attached, now=time.monotonic())
             case Failed() if (dialled := self._dialled.get(attached.route[0])) is not None:
                 dialled.failure = event
                 dialled.settled.set()
@@ -502,6 +494,12 @@ class Engine:
             served = ", ".join(sorted({*self._inboxes, *self._handlers})) or "nothing"
             refused = refusal(arrived.id, "unknown_service", f"{service!r} is not served here; served: {served}")
             self.answer(attached, arrived.answerer, arrived.id, refused)
+
+
+def _count_copies(attached: Attached, frames: Frames, blocks: tuple[Block, ...] | None) -> None:
+    """Count the bytes of arrays that were copied for a message: what was lent is no bytes object."""
+    copied_bytes = sum(block.size for block in blocks or ())
+    attached.traffic.copied_bytes_sent += copied_bytes + sum(len(each) for each in frames[1:] if type(each) is bytes)
 
 
 def _serve(handler: Handle, request: Request) -> None:

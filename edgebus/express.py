@@ -8,6 +8,7 @@ two ways against each other.
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
 _FRAME_BYTES = INLINE_BYTES + 2048
 _UP = State.UP
 _now = time.monotonic
+_log = logging.getLogger("edgebus")
 
 
 class Express:
@@ -74,8 +76,7 @@ class Express:
         opened = self._sockets.by_id.get(socket_id)
         if opened is None:
             return False
-        header = caller.start_small(service, payload, pending.deadline_at, pending, now)
-        pending.request_id = header.id
+        header = caller.small_header(service, payload, pending.deadline_at, now)
         frame = encode_header(header)
         try:
             if routing_id:
@@ -83,7 +84,10 @@ class Express:
             send(opened.sock, frame, NOBLOCK)
         except zmq.ZMQError as error:
             self._not_sent(attached, error, now)
+        # Sent first: what follows is done while the peer is at work.
         self._sockets.touched.add(opened.fd)
+        pending.request_id = header.id
+        caller.start_small(header, payload, pending.deadline_at, pending, now)
         traffic = attached.traffic
         traffic.messages_sent += 1
         traffic.bytes_sent += len(frame)
@@ -105,9 +109,9 @@ class Express:
         opened = self._sockets.by_id.get(socket_id)
         if opened is None:
             return False
-        header = answerer.answer_small(request_id, payload)
-        if header is None:
+        if not answerer.is_plain(request_id):
             return False
+        header = Reply(request_id, (), payload)
         frame = encode_header(header)
         try:
             if routing_id:
@@ -116,6 +120,7 @@ class Express:
         except zmq.ZMQError as error:
             self._not_sent(attached, error, _now())
         self._sockets.touched.add(opened.fd)
+        answerer.answer_small(header, payload)
         traffic = attached.traffic
         traffic.messages_sent += 1
         traffic.bytes_sent += len(frame)
@@ -124,6 +129,13 @@ class Express:
 
     def take(self, opened: Opened, event: int) -> bool:
         """Read from a socket; True if there may be more. `event` is 0 if that is a guess."""
+        try:
+            return self._take(opened, event)
+        except Exception:
+            _log.exception("edgebus: internal error while a message was taken in")
+            return True
+
+    def _take(self, opened: Opened, event: int) -> bool:
         sock, socket_id, is_router, is_secure = opened.sock, opened.socket_id, opened.is_router, opened.is_secure
         if not event and not get(sock, EVENTS) & POLLIN:
             return False

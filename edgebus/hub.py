@@ -1,6 +1,7 @@
 """All links of a node behind one pure machine: frames and routes in, frames and routes out.
 
-A route is where frames come from and go to: a socket and, on a listening one, the connection's routing id.
+A route is where frames come from and go to: a socket (negative within this process) and, on a listening one, the
+connection's routing id.
 Links outlive routes: a dialler that reconnects is recognised by (its key, its incarnation).
 """
 
@@ -173,6 +174,7 @@ class Hub:
         """A dialled link goes on over another transport; `connected` follows when it is there."""
         self._leave_routes(attached)
         attached.route, attached.bulk_route = route, None
+        attached.link.is_local = route[0] < 0
         self.by_route[route] = attached
 
     def fail(self, route: Route, code: str, detail: str, *, now: float) -> None:
@@ -249,9 +251,9 @@ class Hub:
         heapq.heappush(self._timers, (at, next(self._order), attached))
 
     @property
-    def is_idle(self) -> bool:
-        """True if there is nothing to send and nothing to tell."""
-        return not self._outbox and not self._events
+    def busy(self) -> bool:
+        """True if there is something to send or to tell."""
+        return bool(self._outbox or self._events)
 
     def next_timer(self) -> float:
         """Earliest time handle_timer has something to do, inf if never."""
@@ -320,6 +322,7 @@ class Hub:
         link = LinkMachine(dialled=hello_id is None, incarnation=incarnation, around=self._around, now=now, owner=key)
         attached = Attached(link, route, key, peer_id(key, hello_id or incarnation), hello_id, Traffic())
         self.by_route[route] = attached
+        link.is_local = route[0] < 0
         return attached
 
     def _greeted(self, route: Route, key: str | None, hello: m.Hello, now: float) -> Attached | None:
@@ -346,6 +349,7 @@ class Hub:
             if self.by_route.get(attached.route) is attached:  # another link may have taken it over
                 del self.by_route[attached.route]
             attached.route = route
+            attached.link.is_local = route[0] < 0
         if previous is not None and previous is not attached:
             previous.link.disconnected(now=now)
             self.touch(previous, now=now)

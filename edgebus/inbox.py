@@ -42,7 +42,6 @@ class Request:
         service: which service was asked for.
         payload: opaque bytes.
         arrays: read-only numpy views of the received frames.
-        peer: who asks.
         is_one_way: nobody waits for an answer.
         is_stream: parts are wanted, from position `from_pos` on.
     """
@@ -62,8 +61,18 @@ class Request:
         self._desk = desk
         self.payload = arrived.frames[0]
         self.arrays: tuple[Array, ...] = view_arrays(arrived.specs, arrived.frames[1:]) if arrived.specs else ()
-        self.peer = Peer(attached.peer_id, attached.key, attached.link.peer_name)
         self.arrived_at = 0.0  # set by the inbox
+
+    @property
+    def peer(self) -> Peer:
+        """Who asks."""
+        attached = self._attached
+        return Peer(attached.peer_id, attached.key, attached.link.peer_name)
+
+    @property
+    def owner(self) -> str:
+        """Whom its place in the inbox counts for: the peer's key, or its link in plaintext."""
+        return self._attached.key or self._attached.peer_id
 
     @property
     def answered(self) -> bool:
@@ -325,7 +334,7 @@ class Inbox:
 
     def put(self, request: Request) -> bool:
         """Offer a request; False if the inbox, or the peer's half of it, is full, or it is closed."""
-        owner = request.peer.key or request.peer.id
+        owner = request.owner
         with self._filled:
             if self._closed or len(self._waiting) >= self._depth or self._held[owner] >= self._share:
                 return False
@@ -363,7 +372,7 @@ class Inbox:
 
     def _take(self, token: tuple[Answerer, int]) -> Request:
         request = self._waiting.pop(token)
-        owner = request.peer.key or request.peer.id
+        owner = request.owner
         self._held[owner] -= 1
         if not self._held[owner]:
             del self._held[owner]

@@ -198,6 +198,7 @@ class LinkMachine:
         self.num_ups = 0
         self.unexpected = 0
         self.round_trip_s = math.nan
+        self.is_local = False  # frames change hands inside this process: nothing is gained by chunks
         self.heard_at = now
         self._around = around
         self._dialled = dialled
@@ -428,6 +429,8 @@ class LinkMachine:
     def _is_large(self, message: m.Message) -> bool:
         header, frames = message
         if self.version < 2 or not isinstance(header, m.Content):
+            return False
+        if self.is_local and getattr(header, "transfer", None) is None:  # what began elsewhere goes on in chunks
             return False
         return content_bytes(frames) >= self._limits.bulk_from_bytes
 

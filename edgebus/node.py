@@ -215,21 +215,18 @@ class Link:
         engine = self._engine
         runner = engine.runner
         blocks: tuple[Block, ...] | None = None
-        copied_bytes = 0
         shared = engine.put_shared(self._dialled.attached, arrays) if arrays else None
         if shared is not None:
             specs, blocks = shared
             frames: Frames = (bytes(payload),)
-            copied_bytes = sum(block.size for block in blocks)
         else:
             specs, frames = pack_content(payload, arrays, copy)
-            copied_bytes = sum(len(frame) for frame in frames[1:] if type(frame) is bytes)
         if (limits := self._link.peer_limits) is not None:
             check_outgoing(frames, specs, limits)
         deadline_at = time.monotonic() + timeout_s
         pending = Pending(service, timeout_s, deadline_at, self._cancel, self.endpoint, runner.wait)
         try:
-            runner.do(engine.request, self._dialled, service, specs, frames, pending, terms, blocks, copied_bytes)
+            runner.do(engine.request, self._dialled, service, specs, frames, pending, terms, blocks)
         except QueueFull:
             if engine.limits.on_full != "wait":
                 raise
@@ -469,7 +466,7 @@ class Node:
         """Dial a node and wait until both have greeted.
 
         Args:
-            endpoint: tcp://HOST:PORT or ipc://PATH.
+            endpoint: tcp://HOST:PORT, ipc://PATH, or inproc://NAME for a node of this process.
             server_key: its public key, 40 characters, or several that are tried in order (while it changes its key);
                 None only if this node is insecure.
             timeout_s: seconds to wait; a wrong key is reported as soon as it shows.
@@ -567,5 +564,5 @@ def _judge(policy: Policy) -> Judge:
 
 
 def _check_transport(endpoint: str) -> None:
-    if not endpoint.startswith(("tcp://", "ipc://")):
-        raise ConfigError(f"endpoint {endpoint!r} is not tcp://HOST:PORT or ipc://PATH")
+    if not endpoint.startswith(("tcp://", "ipc://", "inproc://")):
+        raise ConfigError(f"endpoint {endpoint!r} is not tcp://HOST:PORT, ipc://PATH or inproc://NAME")

@@ -200,17 +200,21 @@ class Caller:
             self._schedule(entry, deadline_at)
         return request_id
 
-    def start_small(self, service: str, payload: bytes, deadline_at: float, ref: object, now: float) -> Request:
-        """Like start, for a plain small request on a link that is up; the header is to be sent at once."""
+    def small_header(self, service: str, payload: bytes, deadline_at: float, now: float) -> Request:
+        """The header of a plain small request, to be sent at once and then started."""
+        outstanding, request_id = self.outstanding, self._next_id
+        oldest = next(iter(outstanding)) if outstanding else request_id
+        ttl_ms = min(_MAX_TTL_MS, int((deadline_at - now) * 1000) + 1)
+        return Request(request_id, service, ttl_ms, oldest, (), payload)
+
+    def start_small(self, header: Request, payload: bytes, deadline_at: float, ref: object, now: float) -> None:
+        """Like start, for a plain small request on a link that is up, which has just been sent."""
         outstanding, timers = self.outstanding, self._timers
-        request_id = self._next_id
+        request_id = header.id
         self._next_id = request_id + 1
         self.started += 1
         size_bytes = len(payload)
         self.outstanding_bytes += size_bytes
-        oldest = next(iter(outstanding)) if outstanding else request_id
-        ttl_ms = min(_MAX_TTL_MS, int((deadline_at - now) * 1000) + 1)
-        header = Request(request_id, service, ttl_ms, oldest, (), payload)
         due_at = min(now + self._limits.resend_s, deadline_at)
         outstanding[request_id] = _Outstanding(
             request_id, header, (payload,), size_bytes, deadline_at, ref, None, None, 1, 2, due_at
@@ -219,7 +223,6 @@ class Caller:
             self._schedule(outstanding[request_id], due_at)
         else:
             heapq.heappush(timers, (due_at, request_id))
-        return header
 
     def answered_small(self, reply: Reply) -> object | None:
         """Like receive, for a plain small reply: whose request it answers, None if it has to go the usual way."""

@@ -23,7 +23,9 @@ import zmq
 
 from edgebus.config import Limits
 from edgebus.errors import ConfigError, NodeClosed
-from edgebus.sockets import Opened, Sockets
+from edgebus.hub import Hub, Route
+from edgebus.rawzmq import BURST
+from edgebus.sockets import Sockets
 
 T = TypeVar("T")
 _log = logging.getLogger("edgebus")
@@ -56,18 +58,17 @@ class Item(Protocol):
 class Handler(Protocol):
     """What the runner drives; every method is called with its lock held."""
 
-    @property
-    def is_idle(self) -> bool:
-        """True if on_turn would find nothing but timers."""
-
-    def take(self, opened: Opened, event: int) -> bool:
-        """Read messages from a socket; True if there may be more."""
+    hub: Hub
+    """Whose links are worked."""
 
     def on_monitor(self, socket_id: int, event: str, value: int) -> None:
         """The transport of a socket changed."""
 
     def on_zap(self, frames: list[bytes]) -> list[bytes]:
         """A peer wants in."""
+
+    def on_frames(self, route: Route, frames: list[Any], key: str | None) -> None:
+        """A message came in from a node of this process."""
 
     @property
     def first_timer_at(self) -> float:
@@ -196,8 +197,13 @@ class Runner:
         if self._closed or os.getpid() != self._pid:
             if_closed()
             return
-        self._deferred.append((function, args, if_closed))
+        item = (function, args, if_closed)
+        self._deferred.append(item)
         self._wake()
+        if self._closed:  # since a moment ago: whoever gets it out tells that it will not be run
+            with contextlib.suppress(ValueError):
+                self._deferred.remove(item)
+                if_closed()
 
     def do_unless_closed(self, function: Callable[..., object], *args: Any) -> None:
         """Like do, for what a closed node has done already."""
@@ -332,14 +338,6 @@ class Runner:
         self._own_needed = True
         self._parked.release()
 
-    def take(self, opened: Opened, event: int) -> bool:
-        """From the sockets."""
-        try:
-            return self._handler.take(opened, event)
-        except Exception:
-            _log.exception("edgebus: internal error while a message was taken in")
-            return True
-
     def on_monitor(self, socket_id: int, event: str, value: int) -> None:
         """From the sockets."""
         self.guard(self._handler.on_monitor, socket_id, event, value)
@@ -347,6 +345,10 @@ class Runner:
     def on_zap(self, frames: list[bytes]) -> list[bytes]:
         """From the sockets."""
         return self._handler.on_zap(frames)
+
+    def on_frames(self, route: Route, frames: list[Any], key: str | None) -> None:
+        """From the sockets."""
+        self._handler.on_frames(route, frames, key)
 
     # -- inside -------------------------------------------------------------------------------------
 
@@ -379,21 +381,24 @@ class Runner:
         """Deferred functions, timers, events, sends, and what came in meanwhile, until there is nothing more."""
         sockets, handler = self.sockets, self._handler
         for _ in range(16):
-            while self._deferred and not self._closed:
+            # Some at a time: another node of this process may bring more as fast as they are taken.
+            for _ in range(min(len(self._deferred), BURST)):
+                if self._closed:
+                    break
                 function, args, _ = self._deferred.popleft()
                 self.guard(function, *args)
             at = self.guard(handler.on_turn, time.monotonic())
             self._next_at = time.monotonic() + 0.1 if at is None else at
-            if not sockets.touched or self._closed:
+            if not (sockets.touched or self._deferred) or self._closed:
                 break
             sockets.take_touched()
-            if handler.is_idle and not self._deferred:
+            if not handler.hub.busy and not self._deferred:
                 break
-        if self._next_at < self._sleeps_until or sockets.touched:
+        if self._next_at < self._sleeps_until or sockets.touched or self._deferred:
             self._wake()  # a driver sleeps for longer than that
 
     def _drive(self, item: Item, until: float) -> None:  # noqa: PLR0912 - the hot path
-        sockets, handler = self.sockets, self._handler
+        sockets, handler, me = self.sockets, self._handler, threading.get_ident()
         while True:
             with self._lock:
                 if self._closed:
@@ -402,7 +407,7 @@ class Runner:
                     self._enter()
                     try:
                         sockets.take_touched()
-                        if self._depth == 1 and (self._deferred or not handler.is_idle):
+                        if self._depth == 1 and (self._deferred or handler.hub.busy):
                             self._turn()
                     finally:
                         self._exit()
@@ -421,13 +426,12 @@ class Runner:
             with self._lock:
                 if self._closed:
                     return
-                self._enter()
+                self._depth += 1
+                self._owner = me
                 try:
                     sockets.take(ready)
                     # What is waited for goes first; the rest is done by whoever comes next, this thread mostly.
-                    if self._depth == 1 and (
-                        self._deferred or not handler.is_idle or time.monotonic() >= self._next_at
-                    ):
+                    if self._depth == 1 and (self._deferred or handler.hub.busy or time.monotonic() >= self._next_at):
                         self._turn()
                 finally:
                     self._exit()

@@ -11,6 +11,7 @@ import logging
 import select
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Protocol
 
 import zmq
@@ -20,6 +21,7 @@ from edgebus.config import Limits
 from edgebus.errors import BindError, ConfigError
 from edgebus.hub import Route
 from edgebus.keys import Keys
+from edgebus.local import SCHEME, Local
 from edgebus.rawzmq import BURST, EVENTS, MORE, NOBLOCK, POLLIN, ZERO_COPY_BYTES, ZmqSocket, get, send
 from edgebus.zap import ZAP_DOMAIN, ZAP_ENDPOINT, zap_denied
 
@@ -62,14 +64,19 @@ Taker = Callable[[int], bool]
 class Receiver(Protocol):
     """Who is told what comes in."""
 
-    def take(self, opened: Opened, event: int) -> bool:
-        """Read messages from a socket; True if there may be more."""
-
     def on_monitor(self, socket_id: int, event: str, value: int) -> None:
         """The transport of a socket changed."""
 
     def on_zap(self, frames: list[bytes]) -> list[bytes]:
         """A peer wants in."""
+
+    def on_frames(self, route: Route, frames: list[Any], key: str | None) -> None:
+        """A message came in from a node of this process."""
+
+    def defer(
+        self, function: Callable[..., object], *args: Any, if_closed: Callable[[], object] = lambda: None
+    ) -> None:
+        """Run a function with the lock held soon."""
 
 
 class Sockets:
@@ -78,11 +85,17 @@ class Sockets:
     Args:
         limits: bounds the sockets are given.
         receiver: who is told.
+
+    Attributes:
+        take_messages: reads messages from a socket; set by whoever handles them, before the first socket is opened.
     """
+
+    take_messages: Callable[[Opened, int], bool]
 
     def __init__(self, limits: Limits, receiver: Receiver) -> None:
         self._limits = limits
         self._receiver = receiver
+        self._local = Local(limits, receiver)
         self._context = zmq.Context()
         # Up to four sockets per dialled link (two lanes and their monitors) and a few of the node's own.
         most = int(self._context.get(zmq.SOCKET_LIMIT))
@@ -129,6 +142,8 @@ class Sockets:
 
     def bind(self, endpoint: str, keys: Keys | None) -> str:
         """Open a listening socket; with keys it speaks CURVE and asks on_zap, without it is plaintext."""
+        if endpoint.startswith(SCHEME):
+            return self._local.bind(endpoint, keys)
         sock = self._open(zmq.ROUTER, endpoint)
         sock.setsockopt(zmq.ROUTER_MANDATORY, 1)
         try:
@@ -145,11 +160,13 @@ class Sockets:
                 f"cannot bind {endpoint}: {error.strerror}; choose another port, or stop who has it"
             ) from None
         opened.is_router, opened.is_secure = True, keys is not None
-        self._add(sock, lambda event: self._receiver.take(opened, event))
+        self._add(sock, partial(self.take_messages, opened))
         return sock.getsockopt_string(zmq.LAST_ENDPOINT).rstrip("\0")
 
     def dial(self, endpoint: str, keys: Keys | None, server_key: str | None) -> int:
         """Open a dialling socket; on_monitor tells how it goes. Returns its socket id."""
+        if endpoint.startswith(SCHEME):
+            return self._local.dial(endpoint, keys, server_key)
         sock = self._open(zmq.DEALER, endpoint)
         # Not IMMEDIATE: with it libzmq 4.3.5 throws away what was received and not yet read when a connection
         # ends (40 of 40 tails lost). What it is for, no stale requests at a new server, the greeting does:
@@ -167,7 +184,7 @@ class Sockets:
         except zmq.ZMQError as error:
             self._discard(sock)
             raise ConfigError(f"cannot dial {endpoint}: {error.strerror}; expected tcp://HOST:PORT") from None
-        self._add(sock, lambda event: self._receiver.take(opened, event))
+        self._add(sock, partial(self.take_messages, opened))
         return opened.socket_id
 
     def close(self, socket_id: int, linger_s: float) -> None:
@@ -176,13 +193,15 @@ class Sockets:
         if opened is not None:
             opened.sock.setsockopt(zmq.LINGER, int(linger_s * 1000))
             self._discard(opened.sock)
+        else:
+            self._local.close(socket_id)
 
     def send(self, route: Route, frames: Sequence[Any]) -> Sent:
         """Hand a message to libzmq without waiting."""
         socket_id, routing_id = route
         opened = self.by_id.get(socket_id)
         if opened is None:
-            return Sent.GONE
+            return self._send_local(route, frames)
         sock = opened.sock
         # Sending handles commands of the io thread, and so may eat the news that something has come in.
         self.touched.add(opened.fd)
@@ -201,6 +220,7 @@ class Sockets:
 
     def shut(self, linger_ms: int) -> None:
         """Close everything; waits for lingering bytes, linger_ms at most."""
+        self._local.shut()
         for opened in list(self.by_id.values()):
             opened.sock.setsockopt(zmq.LINGER, linger_ms)
             self._discard(opened.sock)
@@ -210,6 +230,12 @@ class Sockets:
         self._epoll.close()
 
     # -- inside -------------------------------------------------------------------------------------
+
+    def _send_local(self, route: Route, frames: Sequence[Any]) -> Sent:
+        handed_over = self._local.send(route, frames)
+        if handed_over is None:
+            return Sent.GONE
+        return Sent.OK if handed_over else Sent.FULL
 
     def _take_monitor(self, socket_id: int, monitor: ZmqSocket) -> bool:
         for _ in range(BURST):

@@ -105,6 +105,7 @@ class SimNetwork:
         handler: Handler | None = None,
         limits: Limits | None = None,
         on_restart: Callable[[], None] | None = None,
+        versions: tuple[int, int] | None = None,
     ) -> SimNode:
         """Add a node.
 
@@ -113,10 +114,11 @@ class SimNetwork:
             handler: gets every request and may answer later (`SimNode.call_later`).
             limits: its bounds.
             on_restart: called when it is back after a crash: the application forgets what it had in memory.
+            versions: lowest and highest version of the protocol that it speaks; all there are by default.
         """
         if name in self._nodes:
             raise ValueError(f"there is a node {name!r} already: faults go by names, give each its own")
-        node = self._nodes[name] = SimNode(self, name, handler, limits or Limits(), on_restart)
+        node = self._nodes[name] = SimNode(self, name, handler, limits or Limits(), on_restart, versions)
         for step in self.script.steps:
             if (clock := _first_clock(step)) and clock.node == name:
                 self.apply(clock)

@@ -9,7 +9,7 @@ from edgebus.answerer import Answerer
 from edgebus.arrays import Array, pack_arrays
 from edgebus.calls import Item, Pending, Reply
 from edgebus.config import Limits
-from edgebus.errors import NodeClosed
+from edgebus.errors import ConfigError, NodeClosed
 from edgebus.hub import Attached, Hub, Route
 from edgebus.inbox import Request
 from edgebus.link import Surroundings
@@ -45,9 +45,13 @@ class SimNode:
         handler: Handler | None,
         limits: Limits,
         on_restart: Callable[[], None] | None = None,
+        versions: tuple[int, int] | None = None,
     ) -> None:
         self.name = name
-        self.versions = (VERSION_MIN, VERSION_MAX)  # of the protocol; another pair counts from the next life on
+        self.versions = versions or (
+            VERSION_MIN,
+            VERSION_MAX,
+        )  # of the protocol; another pair counts from the next life on
         self.handler = handler
         self.clock = NodeClock(net.clock)
         self.is_up = True

@@ -103,6 +103,7 @@ class Echo:
     def join(self):
         self._thread.join(5)
         assert not self._thread.is_alive()
+        self.seen.clear()  # arrays in shared memory keep a descriptor as long as they live
 
 
 @pytest.fixture

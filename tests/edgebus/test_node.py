@@ -329,7 +329,7 @@ def test_contradictions_are_config_errors(ring):
             node.connect("tcp://127.0.0.1:1")
         with pytest.raises(edgebus.ConfigError, match="40 characters"):
             node.connect("tcp://127.0.0.1:1", "short")
-        for endpoint in ("inproc://x", "127.0.0.1:80"):
+        for endpoint in ("udp://x", "127.0.0.1:80"):
             with pytest.raises(edgebus.ConfigError, match="endpoint"):
                 node.connect(endpoint, ring.public("server"))
         with pytest.raises(edgebus.ConfigError, match="cannot dial"):
