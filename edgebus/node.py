@@ -69,10 +69,7 @@ class Link:
         copy: bool = True,
     ) -> Reply:
         """Send a request and wait for its reply; see send_request and Pending.result for what it raises."""
-        if not arrays and not key and sequence is None and type(payload) is bytes and len(payload) <= INLINE_BYTES:
-            return self._start_small(service, payload, timeout_s).result()
-        terms = None if not key and sequence is None else _terms(PLAIN, key, sequence)
-        return self._start(service, payload, arrays, timeout_s, terms, copy).result()
+        return self.send_request(service, payload, arrays, timeout_s, key=key, sequence=sequence, copy=copy).result()
 
     def send_request(
         self,
@@ -106,6 +103,8 @@ class Link:
             NodeClosed: the node is closed, or this is a forked child.
             ValueError, TypeError: an argument that cannot travel.
         """
+        if not arrays and not key and sequence is None and type(payload) is bytes and len(payload) <= INLINE_BYTES:
+            return self._start_small(service, payload, timeout_s)
         terms = None if not key and sequence is None else _terms(PLAIN, key, sequence)
         return self._start(service, payload, arrays, timeout_s, terms, copy)
 

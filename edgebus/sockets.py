@@ -55,6 +55,7 @@ class Opened:
     fd: int
     is_router: bool = False
     is_secure: bool = False
+    crowd: int = 0  # how many messages more to take at once: none while they come one by one
 
 
 Taker = Callable[[int], bool]
