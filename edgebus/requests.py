@@ -204,7 +204,7 @@ class Caller:
         """The header of a plain small request, to be sent at once and then started."""
         outstanding, request_id = self.outstanding, self._next_id
         oldest = next(iter(outstanding)) if outstanding else request_id
-        ttl_ms = min(_MAX_TTL_MS, int((deadline_at - now) * 1000) + 1)
+        ttl_ms = min(_MAX_TTL_MS, math.ceil((deadline_at - now) * 1000 - 1e-6))
         return Request(request_id, service, ttl_ms, oldest, (), payload)
 
     def start_small(self, header: Request, payload: bytes, deadline_at: float, ref: object, now: float) -> None:
