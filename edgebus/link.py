@@ -300,7 +300,7 @@ class LinkMachine:
         match self.state:
             case State.UP:
                 at = min(at, self._ping_at(), self._silent_at(), self.sender.next_timer())
-                if self.sender and not self._bulk_up:
+                if self.sender and not self._bulk_up and self._bulk_wanted_at > -math.inf:
                     at = min(at, self._bulk_wanted_at + BULK_PATIENCE_S)
                 return at
             case State.GREETING:
@@ -373,6 +373,7 @@ class LinkMachine:
                     out.append((0, m.Message(m.OpenBulk())))
             if now < self._bulk_wanted_at + BULK_PATIENCE_S:
                 return out
+            self._bulk_wanted_at = -math.inf  # no longer waited for, and welcome whenever it comes
         if self.answerer.small_answers != self._small_answers:
             self._small_answers = self.answerer.small_answers
             self.pace.small(now=now)
