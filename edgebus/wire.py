@@ -83,7 +83,7 @@ def decode(frames: Sequence[bytes], limits: Limits) -> Message:
     if expected == 2 and len(frames[1]) > limits.max_frame_bytes:
         fault = f"frame of {len(frames[1])} B, accepted are {limits.max_frame_bytes} B"
         raise WireError(fault, request_id=getattr(header, "id", None), is_answer=kind is Refusal)
-    return Message(header, tuple(frames[1:]))
+    return Message(header, (bytes(frames[1]),) if kind is Refusal else tuple(frames[1:]))
 
 
 def _content(header: Content, frames: Sequence[bytes], limits: Limits) -> tuple[bytes, ...]:
@@ -106,6 +106,8 @@ def _content(header: Content, frames: Sequence[bytes], limits: Limits) -> tuple[
         fault = arrays_fault(specs, content[1:])
     if fault:
         raise WireError(fault, request_id=header.id, is_answer=not isinstance(header, Request))
+    if content and type(content[0]) is not bytes:  # a large frame comes as a view of the memory it was received into
+        return (bytes(content[0]), *content[1:])
     return content
 
 

@@ -48,10 +48,7 @@ class SimNode:
         versions: tuple[int, int] | None = None,
     ) -> None:
         self.name = name
-        self.versions = versions or (
-            VERSION_MIN,
-            VERSION_MAX,
-        )  # of the protocol; another pair counts from the next life on
+        self.versions = versions or (VERSION_MIN, VERSION_MAX)  # another pair counts from the next life on
         self.handler = handler
         self.clock = NodeClock(net.clock)
         self.is_up = True
@@ -297,7 +294,13 @@ class SimLink:
         from_pos: int = 0,
         window_bytes: int = 1 << 20,
     ) -> Stream:
-        """As edgebus.Link.stream: get() lets virtual time pass."""
+        """As edgebus.Link.stream: get() lets virtual time pass.
+
+        Raises:
+            ConfigError: the peer speaks version 1.
+        """
+        if self.attached.link.version < 2 and self.attached.link.num_ups:
+            raise ConfigError(f"{self.listener.name} speaks protocol version 1, streams need 2: upgrade it")
         terms = Terms(STREAM, from_pos=from_pos, window_bytes=window_bytes)
         pending = self.send_request(service, payload, (), timeout_s, terms=terms)
         return Stream(pending, from_pos, self._consume, self.dialler.wait)
