@@ -2,7 +2,7 @@
 
 A process has one table of names. What crosses from one node to another goes through the other one's `defer`: no thread
 ever holds the locks of two nodes. Who may connect is asked as libzmq would ask it, so that nothing is allowed here that
-tcp would refuse. A forked child begins with an empty table. Socket ids are negative, so that they are told from libzmq's.
+tcp would refuse. A forked child begins with an empty table. Socket ids are negative, which tells them from libzmq's.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from edgebus.config import Limits
-from edgebus.errors import BindError
+from edgebus.errors import BindError, ConfigError
 from edgebus.handshake import PATIENCE
 from edgebus.hub import Route
 from edgebus.keys import Keys
@@ -129,11 +129,10 @@ class Local:
         """Take a name; with keys only diallers that expect these and are let in by on_zap may connect.
 
         Raises:
-            BindError: the name is taken in this process, or no name.
+            BindError: the name is taken in this process.
+            ConfigError: it is no name.
         """
-        name = endpoint.removeprefix(SCHEME)
-        if not 0 < len(name) <= MAX_NAME_CHARS:
-            raise BindError(f"cannot bind {endpoint!r}: a name has 1..{MAX_NAME_CHARS} characters, got {len(name)}")
+        name = _name(endpoint)
         listener = _Listener(self, next(self._ids), name, keys)
         if _listeners.setdefault(name, listener) is not listener:
             raise BindError(f"cannot bind {endpoint}: a node of this process has that name; choose another one")
@@ -146,7 +145,7 @@ class Local:
     def dial(self, endpoint: str, keys: Keys | None, server_key: str | None) -> int:
         """Look for a name, now and whenever it is bound; on_monitor tells how it goes. Returns the socket id."""
         key = keys.public if keys is not None and server_key is not None else None
-        dialler = _Dialler(self, next(self._ids), endpoint.removeprefix(SCHEME), key, server_key)
+        dialler = _Dialler(self, next(self._ids), _name(endpoint), key, server_key)
         self._diallers[dialler.socket_id] = dialler
         self._owner.defer(self._try, dialler)  # not now: nobody knows yet whose news this would be
         return dialler.socket_id
@@ -295,6 +294,13 @@ class Local:
             dialler.end = None
             self._owner.on_monitor(dialler.socket_id, "DISCONNECTED", 0)
             self._try(dialler)
+
+
+def _name(endpoint: str) -> str:
+    name = endpoint.removeprefix(SCHEME)
+    if not 0 < len(name) <= MAX_NAME_CHARS:
+        raise ConfigError(f"{SCHEME}NAME needs a name of 1..{MAX_NAME_CHARS} characters, got {len(name)}")
+    return name
 
 
 def _turn_away(dialler: _Dialler, listener: _Listener, events: Sequence[tuple[str, int]] = ()) -> None:
