@@ -17,15 +17,24 @@ import numpy.typing as npt
 from edgebus.messages import Chunk, Content, Credit, Drop, Message, Request, Transfer
 from edgebus.streams import Frames, content_bytes
 
-CREDIT_EVERY_BYTES = 64 * 1024
+CREDIT_EVERY_BYTES = 32 * 1024
+"""At the latest, or after a quarter of the window: less than a polite sender's window without its largest piece, or
+it would wait for credit while the receiver waits for more."""
 MAX_PARTIAL = 256
 """Transfers of one peer under way at once; an honest one has a single one, or two lanes' worth."""
+MAX_CHUNKS_AHEAD = 512
+"""Chunks sent and not credited: more would only be asked for by a peer that takes very small frames to keep us busy."""
 _Name = tuple[type, int, int]
 
 
 def name_of(header: Content) -> _Name:
     """What tells one content from another on a link."""
     return type(header), header.id, getattr(header, "pos", 0)
+
+
+def credit_step(window_bytes: int) -> int:
+    """After how many bytes the receiver gives credit, under this window."""
+    return max(1, min(CREDIT_EVERY_BYTES, window_bytes // 4))
 
 
 @dataclass(slots=True, eq=False)
@@ -37,7 +46,9 @@ class _Outgoing:
     lane: int = -1
     sent: int = 0
     credited: int = 0
-    announced: bool = False
+    announced: bool = False  # since the last reason to do it again
+    heard_of: bool = False  # announced at all: the receiver may hold a piece of it
+    asks: bool = False  # it may be there already: wait for a word before the first chunk
 
 
 class BulkSender:
@@ -53,6 +64,7 @@ class BulkSender:
         self._retry_s = retry_s
         self._queue: OrderedDict[int, _Outgoing] = OrderedDict()
         self._by_name: dict[_Name, _Outgoing] = {}
+        self._arrived: OrderedDict[int, None] = OrderedDict()  # requests
         self._next_number = 0
         self._retry_at = math.inf
         self._backoff = 1
@@ -64,8 +76,13 @@ class BulkSender:
     def __bool__(self) -> bool:
         return bool(self._queue)
 
-    def offer(self, message: Message) -> bool:
-        """Take a message whose content goes as chunks; False if the queue is full. A known one is on its way."""
+    def offer(self, message: Message, *, asks: bool = False) -> bool:
+        """Take a message whose content goes as chunks; False if the queue is full. A known one is on its way.
+
+        Args:
+            message: a request, reply or part.
+            asks: its content has arrived before: it is announced, and sent only if the receiver says so.
+        """
         header = message.header
         assert isinstance(header, Content)
         name = name_of(header)
@@ -76,7 +93,7 @@ class BulkSender:
             return False
         header.transfer = Transfer(self._next_number, tuple(map(len, message.frames)))
         header.inline = None
-        outgoing = _Outgoing(self._next_number, name, message, total)
+        outgoing = _Outgoing(self._next_number, name, message, total, asks=asks)
         self._next_number += 1
         self._queue[outgoing.number] = self._by_name[name] = outgoing
         self.queued_bytes += total
@@ -88,12 +105,23 @@ class BulkSender:
         if outgoing is None:
             return None
         self._finish(outgoing)
-        return Message(Drop(outgoing.number)) if outgoing.announced else None
+        return Message(Drop(outgoing.number)) if outgoing.heard_of else None
 
     def withdraw_answers(self, request_id: int) -> list[Message]:
         """Stop sending the answer and the parts for a request; returns what tells the receiver."""
         names = [name for name in self._by_name if name[0] is not Request and name[1] == request_id]
         return [drop for name in names if (drop := self.withdraw(name)) is not None]
+
+    def has_arrived(self, header: object) -> bool:
+        """True for a request whose content this peer has had, as far as is remembered."""
+        return isinstance(header, Request) and header.id in self._arrived
+
+    def forget_arrived(self) -> None:
+        """Another life of the peer: it has nothing of what was sent."""
+        self._arrived.clear()
+        for outgoing in self._queue.values():
+            outgoing.heard_of = False
+            self._start_over(outgoing)
 
     def forget_answers(self) -> None:
         """The peer that asked is gone: only our own requests are still to be sent."""
@@ -115,10 +143,11 @@ class BulkSender:
             return None
         self._backoff = 1
         self._retry_at = now + self._retry_s
+        outgoing.asks = False
         if credit.rewind:
             self.rewinds += 1
             if credit.received == 0:
-                self._announce_again(outgoing)
+                self._start_over(outgoing)  # it has nothing of it (any more)
             self._set_sent(outgoing, max(credit.received, outgoing.credited))
             return None
         gained = credit.received - outgoing.credited
@@ -129,6 +158,10 @@ class BulkSender:
             self._count()
         if outgoing.credited == outgoing.total:
             self._finish(outgoing)
+            if outgoing.name[0] is Request:
+                self._arrived[outgoing.name[1]] = None
+                if len(self._arrived) > MAX_PARTIAL:
+                    self._arrived.popitem(last=False)
             return outgoing.name
         return None
 
@@ -141,10 +174,15 @@ class BulkSender:
             window_bytes: most bytes sent and not credited.
         """
         out: list[tuple[int, Message]] = []
+        chunk_bytes = max(1, min(chunk_bytes, window_bytes - credit_step(window_bytes)))
+        window_bytes = min(window_bytes, MAX_CHUNKS_AHEAD * chunk_bytes)
         for outgoing in self._queue.values():
             if not outgoing.announced:
-                outgoing.announced, outgoing.lane = True, lane
+                outgoing.announced = outgoing.heard_of = True
+                outgoing.lane = lane
                 out.append((lane, Message(outgoing.message.header)))
+            if outgoing.asks:
+                continue
             while outgoing.sent < outgoing.total:
                 chunk = self._next_chunk(outgoing, chunk_bytes)
                 if self.in_flight_bytes and self.in_flight_bytes + len(chunk.frames[0]) > window_bytes:
@@ -182,6 +220,11 @@ class BulkSender:
         outgoing.announced = False
         self._set_sent(outgoing, outgoing.credited)
 
+    def _start_over(self, outgoing: _Outgoing) -> None:
+        self.in_flight_bytes += outgoing.credited
+        outgoing.credited = 0
+        self._announce_again(outgoing)
+
     def _set_sent(self, outgoing: _Outgoing, sent: int) -> None:
         self.in_flight_bytes += sent - outgoing.sent
         outgoing.sent = sent
@@ -207,21 +250,25 @@ class _Incoming:
     credited: int = 0
     admitted: bool = False
     rewinding: bool = False
+    stale: bool = False  # of before the last greeting: its sender announces it again, or has given it up
 
 
 class BulkReceiver:
     """Contents on their way in, put together from chunks.
 
     Args:
-        max_bytes: contents admitted at once, and what waits in the application; a larger one is not admitted.
+        max_bytes: contents admitted at once, and what waits in the application. One that is larger is for whoever owns
+            this to refuse.
         window_bytes: what the sender was told it may send without credit; more ends the transfer.
     """
 
     def __init__(self, max_bytes: int, window_bytes: int) -> None:
         self._max_bytes, self._window_bytes = max_bytes, window_bytes
+        self._credit_step = credit_step(window_bytes)
         self._partial: OrderedDict[int, _Incoming] = OrderedDict()
         self._asked: OrderedDict[int, None] = OrderedDict()  # unknown transfers we asked to announce again
         self._messages: list[Message] = []
+        self._whole: list[Message] = []
         self.copied_bytes = 0
         self.overruns = 0
 
@@ -239,9 +286,12 @@ class BulkReceiver:
         """A content begins, or its sender asks how far we are. Returns a message that has no bytes to wait for."""
         assert header.transfer is not None
         number, sizes = header.transfer.id, header.transfer.sizes
+        for earlier in [earlier for earlier, each in self._partial.items() if each.stale and earlier < number]:
+            del self._partial[earlier]  # announced in order, so it was given up while there was no connection
         known = self._partial.get(number)
         if known is not None:
             if name_of(known.header) == name_of(header) and known.sizes == sizes:
+                known.stale = False
                 self._messages.append(Message(Credit(number, known.received, True)))
                 if known.credited:
                     self._messages.append(Message(Credit(number, known.credited)))
@@ -252,6 +302,7 @@ class BulkReceiver:
             self._partial.popitem(last=False)
             self.overruns += 1
         incoming = self._partial[number] = _Incoming(header, sizes, sum(sizes))
+        self._messages.append(Message(Credit(number, 0)))  # it is wanted
         return self._complete(number, incoming)
 
     def refuse(self, header: Content) -> None:
@@ -284,7 +335,7 @@ class BulkReceiver:
         incoming.rewinding = False
         self._fill(incoming, incoming.sizes[index], frame, size)
         incoming.received += size
-        if incoming.received - incoming.credited > self._window_bytes + size and not incoming.admitted:
+        if not incoming.admitted and self._uncredited() > self._window_bytes + size:
             self._overrun(chunk.transfer)
             return None
         return self._complete(chunk.transfer, incoming)
@@ -297,6 +348,11 @@ class BulkReceiver:
         """Forget everything: the sender is gone."""
         self._partial.clear()
 
+    def greeted(self) -> None:
+        """The sender has greeted (again): what it still wants to send it announces again, in order."""
+        for each in self._partial.values():
+            each.stale = True
+
     def admit(self, waiting_bytes: int) -> None:
         """Give credit for what there is room for, oldest first.
 
@@ -304,14 +360,20 @@ class BulkReceiver:
             waiting_bytes: contents delivered and not yet worked off by the application.
         """
         used = waiting_bytes + sum(each.total for each in self._partial.values() if each.admitted)
-        for number, incoming in self._partial.items():
+        for number, incoming in list(self._partial.items()):
             if not incoming.admitted:
-                # One that is alone is let in whatever waits: the answerer refuses it if that is too much.
                 if used and used + incoming.total > self._max_bytes:
                     return
                 incoming.admitted = True
                 used += incoming.total
-            self._give_credit(number, incoming)
+            whole = self._complete(number, incoming)
+            if whole is not None:
+                self._whole.append(whole)
+
+    def take_admitted(self) -> list[Message]:
+        """Messages that were whole and have been admitted, since the last call."""
+        whole, self._whole = self._whole, []
+        return whole
 
     def headers_to_send(self) -> list[Message]:
         """Credit since the last call."""
@@ -334,7 +396,7 @@ class BulkReceiver:
     def _complete(self, number: int, incoming: _Incoming) -> Message | None:
         while len(incoming.frames) < len(incoming.sizes) and not incoming.sizes[len(incoming.frames)]:
             incoming.frames.append(b"")
-        if incoming.received < incoming.total:
+        if incoming.received < incoming.total or not incoming.admitted:
             if incoming.admitted:
                 self._give_credit(number, incoming)
             return None
@@ -345,9 +407,12 @@ class BulkReceiver:
         return Message(incoming.header, (bytes(frames[0]), *frames[1:]))
 
     def _give_credit(self, number: int, incoming: _Incoming) -> None:
-        if incoming.received - incoming.credited >= CREDIT_EVERY_BYTES:
+        if incoming.received - incoming.credited >= self._credit_step:
             incoming.credited = incoming.received
             self._messages.append(Message(Credit(number, incoming.received)))
+
+    def _uncredited(self) -> int:
+        return sum(each.received - each.credited for each in self._partial.values() if not each.admitted)
 
     def _overrun(self, number: int) -> None:
         self.overruns += 1

@@ -18,6 +18,7 @@ from edgebus.config import Limits
 from edgebus.keyed import KeyedAnswers
 from edgebus.requests import Caller
 from edgebus.requests import Event as RequestEvent
+from edgebus.requests import refusal
 from edgebus.streams import content_bytes
 
 
@@ -333,6 +334,8 @@ class LinkMachine:
 
     def headers_to_send(self) -> list[m.Message]:
         """Messages of the control lane since the last call."""
+        if self.receiver.waiting:
+            self._admit(self.heard_at)
         outgoing = self.caller.headers_to_send()
         answers = self.answerer.headers_to_send()
         if answers:
@@ -346,11 +349,10 @@ class LinkMachine:
         messages, self._messages = self._messages, []
         for message in outgoing:
             if self._is_large(message):
-                self.sender.offer(message)  # if its queue is full the resend offers it again
+                # If its queue is full the resend offers it again.
+                self.sender.offer(message, asks=self.sender.has_arrived(message.header))
             else:
                 messages.append(message)
-        if self.receiver.waiting:
-            self.receiver.admit(self.answerer.pending_bytes)
         messages += self.receiver.headers_to_send()
         return messages
 
@@ -481,6 +483,7 @@ class LinkMachine:
         self.peer_incarnation = hello.incarnation
         self.version = min(self._around.versions[1], hello.version_max)
         self._greeting = hello.greeting
+        self.receiver.greeted()
         # Ahead of anything the caller just resent: the dialler ignores traffic until it is welcome.
         self._messages.insert(0, m.Message(self._welcome(hello.greeting, lane=0)))
 
@@ -507,7 +510,9 @@ class LinkMachine:
             self.answerer = self.answerer.successor()
             self.receiver.clear()
             self.sender.forget_answers()
+            self.sender.forget_arrived()
             self.peer_incarnation = welcome.incarnation
+        self.receiver.greeted()
         self.version = welcome.version
         self.peer_name, self.peer_limits, self.peer_share = welcome.name, welcome.limits, welcome.share
         self._step(Input.WELCOME, now=now)
@@ -530,10 +535,33 @@ class LinkMachine:
         self.caller.receive(message)
 
     def _announced(self, header: m.Content, now: float) -> None:
+        assert header.transfer is not None
+        total_bytes = sum(header.transfer.sizes)
+        if total_bytes > self._limits.max_pending_bytes:
+            self._refuse_content(header, total_bytes)
+            return
         message = self.receiver.announce(header)
-        self.receiver.admit(self.answerer.pending_bytes)
         if message is not None:
             self._complete(message, now)
+        self._admit(now)
+
+    def _refuse_content(self, header: m.Content, total_bytes: int) -> None:
+        """A content is over all bounds: say so before it comes."""
+        detail = f"{total_bytes} B in one message, max_pending_bytes is {self._limits.max_pending_bytes}"
+        self.receiver.refuse(header)
+        if isinstance(header, m.Request):
+            self.answerer.deny(header, "too_large", detail)
+            return
+        if isinstance(header, m.Part):
+            self._messages.append(m.Message(m.Cancel(header.id)))
+        self.caller.receive(refusal(header.id, "too_large", detail))
+
+    def _admit(self, now: float) -> None:
+        self.receiver.admit(self.answerer.pending_bytes)
+        while whole := self.receiver.take_admitted():
+            for message in whole:
+                self._complete(message, now)
+            self.receiver.admit(self.answerer.pending_bytes)
 
     def _complete(self, message: m.Message, now: float) -> None:
         if isinstance(message.header, m.Request):
