@@ -572,11 +572,11 @@ def test_pieces_shrink_beside_small_messages_and_grow_again():
 
     def pieces_while(small):
         duo.carried.clear()
-        duo.ask(*content(1, 0, MIB, MIB), timeout_s=3600.0)
+        duo.ask(*content(1, 0, MIB, MIB, MIB, MIB // 2), timeout_s=3600.0)
         while not duo.arrived or duo.arrived[-1].frames[0] != b"":
             if small:
                 duo.ask(b"quick", timeout_s=3600.0)
-            duo.run(most=6)
+            duo.run(most=4)
             for arrived in [each for each in duo.arrived if each.frames[0] == b"quick"]:
                 duo.answer(arrived)
                 duo.arrived.remove(arrived)
