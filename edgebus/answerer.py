@@ -334,8 +334,8 @@ class Answerer:
 
     def _send_again(self, request_id: int, entry: _Entry, terms: Terms | None) -> None:
         if entry.parts is not None and terms is not None:
-            self._acknowledge(request_id, terms.from_pos)
-            self._messages += entry.parts.unacked.values()
+            # What has arrived is not sent again, but is not acknowledged either: it may lie there unread.
+            self._messages += [part for pos, part in entry.parts.unacked.items() if pos >= terms.from_pos]
         if entry.answer is not None:
             self._messages.append(entry.answer)
 

@@ -511,6 +511,7 @@ class LinkMachine:
             self.receiver.clear()
             self.sender.forget_answers()
             self.sender.forget_arrived()
+            self.caller.peer_restarted()
             self.peer_incarnation = welcome.incarnation
         self.receiver.greeted()
         self.version = welcome.version

@@ -301,6 +301,13 @@ class Caller:
                 entry.backoff = 1
                 self._send(entry, now)
 
+    def peer_restarted(self) -> None:
+        """The peer has lost its memory: streams go on with what it pushes in this life."""
+        for entry in self.outstanding.values():
+            if entry.stream is not None:
+                entry.stream.start_over()
+                entry.final = None
+
     def be_patient(self, until: float) -> None:
         """The peer said that it is busy until then: do not send anything again before."""
         self._patient_until = until
@@ -372,6 +379,8 @@ class Caller:
         if entry.stream is not None and header.terms is not None:
             header.terms = msgspec.structs.replace(header.terms, from_pos=entry.stream.next_pos)
         self._messages.append(Message(header, entry.frames))
+        if entry.stream is not None and entry.attempts:
+            self._messages.append(Message(More(entry.id, entry.stream.acknowledge())))  # the last one may be lost
         self.retries += entry.attempts > 0
         resend_at = now + self._limits.resend_s * entry.backoff * self._jitter()
         entry.backoff = min(8, 2 * entry.backoff)

@@ -5,6 +5,7 @@ Rules: docs/spec/bus-wire.md, section 5.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -44,13 +45,15 @@ class OutStream:
     unacked: dict[int, Message] = field(default_factory=dict)
     unacked_bytes: int = 0
     wants_room: bool = False
+    resent_at: float = -math.inf
     refused_bytes: int = 1  # size of the part that had no room
 
     def has_room(self, num_bytes: int) -> bool:
         """True if a part of this size may be pushed now."""
         if not self.unacked:
             return True
-        return self.unacked_bytes + num_bytes <= self.window_bytes and len(self.unacked) < MAX_PARTS_AHEAD
+        # The part that crosses the window goes: held back, it could wait for an acknowledgement that is not due yet.
+        return self.unacked_bytes < self.window_bytes and len(self.unacked) < MAX_PARTS_AHEAD
 
     def push(self, request_id: int, specs: Specs, frames: Frames) -> Message:
         """Take the next part; the caller of this made sure that there is room."""
@@ -125,6 +128,18 @@ class InStream:
             self._acked_pos = self.consumed_pos
             return self.consumed_pos
         return None
+
+    def acknowledge(self) -> int:
+        """The position to acknowledge now, whatever has been told before."""
+        self._since_ack_bytes = 0
+        self._acked_pos = self.consumed_pos
+        return self.consumed_pos
+
+    def start_over(self) -> None:
+        """Another life of the server goes on from next_pos: nothing of the earlier one that is out of order counts."""
+        self._held_bytes -= sum(content_bytes(early.frames) for early in self._early.values())
+        self._early.clear()
+        self.end_pos = None
 
     @property
     def complete(self) -> bool:
