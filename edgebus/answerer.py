@@ -7,6 +7,7 @@ from collections import OrderedDict
 from dataclasses import dataclass, field
 
 from edgebus.config import Limits
+from edgebus.ids import IdRanges
 from edgebus.keyed import KeyedAnswers
 from edgebus.messages import STREAM, Cancel, Message, More, Refusal, Reply, Request, Terms
 from edgebus.requests import Arrived, Event, Room, Superseded, Withdrawn, refusal
@@ -63,8 +64,8 @@ class Answerer:
     """Hands each request out once, and gives duplicates the first answer again.
 
     Memory is bounded: requests wait within max_pending and max_pending_bytes, answers are kept until the
-    caller says it has them (settled_below) or the cache is full. Ids at or below what was dropped are never
-    executed again, which is what the floor is for.
+    caller says it has them (settled_below) or the cache is full. Ids of what was dropped are never executed again:
+    those are remembered as ranges.
 
     Args:
         limits: bounds.
@@ -81,7 +82,9 @@ class Answerer:
     _cached_bytes: int = 0
     pending_bytes: int = 0
     small_answers: int = 0  # to small requests: whoever asked is waiting for a quick word
-    _floor: int = 0
+    gone: IdRanges = field(default_factory=IdRanges)  # ids that were answered and are not remembered
+    sending: set[int] = field(default_factory=set)  # answers on their way in pieces, which are not forgotten
+    _executing: dict[int, bytes] = field(default_factory=dict)  # idempotency keys of what the application has
     _newest: OrderedDict[int, tuple[int, int]] = field(default_factory=OrderedDict)  # stream -> position, request id
     leases_done: list[int] = field(default_factory=list)  # of shared memory, in answers that are not sent again
     _messages: list[Message] = field(default_factory=list)
@@ -96,7 +99,7 @@ class Answerer:
         """Take a Request, a Cancel or a More."""
         header = message.header
         if isinstance(header, Cancel):
-            self._withdraw(header.id, cancelled=True)
+            self._withdraw(header.id)
         elif isinstance(header, More):
             self._acknowledge(header.id, header.pos)
         else:
@@ -105,7 +108,7 @@ class Answerer:
 
     def wants_content(self, header: Request) -> bool:
         """True if a request whose content is still to come would be executed, as far as can be told now."""
-        return header.id not in self._entries and header.id >= self._floor and header.ttl_ms > 0
+        return not self.knows(header.id) and header.ttl_ms > 0
 
     def deny(self, header: Request, code: str, detail: str) -> None:
         """Refuse a request before anything else is looked at: its sender may not ask."""
@@ -115,20 +118,20 @@ class Answerer:
 
     def knows(self, request_id: int) -> bool:
         """True for a request that was let in before."""
-        return request_id in self._entries or request_id < self._floor
+        return request_id in self._entries or request_id in self.gone
 
     def receive_small(self, header: Request, payload: bytes, now: float) -> Arrived | None:
         """Like receive, for a plain small request that is not known; None if the usual way has to be taken."""
         request_id, limits = header.id, self.limits
         if (
             request_id in self._entries
-            or request_id < self._floor
+            or request_id in self.gone
             or header.ttl_ms <= 0
             or len(self._entries) - len(self._answered) >= limits.max_pending
             or self.pending_bytes + len(payload) > limits.max_pending_bytes
         ):
             return None
-        if header.settled_below > self._floor:
+        if header.settled_below > self.gone.floor:
             self._settle_below(header.settled_below)
         counts = self.counts
         counts.received += 1
@@ -152,9 +155,9 @@ class Answerer:
     def answer(self, request_id: int, message: Message) -> bool:
         """Give the answer of a request that Arrived; False if nobody waits for it any more."""
         entry = self._entries.get(request_id)
-        if entry is not None and entry.key:
+        if key := self._executing.pop(request_id, b""):
             # Also if this caller no longer waits: it was executed, and another incarnation may ask again.
-            self._tell_waiting(request_id, entry, message)
+            self._tell_waiting(request_id, key, message)
         if entry is None or entry.answer is not None:
             if blocks := getattr(message.header, "blocks", None):
                 self.leases_done += [block.lease for block in blocks]
@@ -209,10 +212,20 @@ class Answerer:
 
     def never_executed(self, request_id: int) -> None:
         """A withdrawn request had not been looked at: whoever asked again with its key is told to ask once more."""
-        entry = self._entries.get(request_id)
-        if entry is not None and entry.key:
+        if key := self._executing.pop(request_id, b""):
             message = refusal(request_id, "busy", "the first request with this key was given up unexecuted: ask again")
-            self._tell_waiting(request_id, entry, message)
+            self._tell_waiting(request_id, key, message)
+
+    def replace(self, request_id: int, message: Message) -> None:
+        """An answer cannot be sent: another one takes its place, small."""
+        entry = self._entries.get(request_id)
+        if entry is not None and entry.answer is not None:
+            before = self._answered.pop(request_id)
+            self._cached_bytes -= before
+            entry.answer = message
+            self._answered[request_id] = size = entry.kept_bytes()
+            self._cached_bytes += size
+            self._messages.append(message)
 
     def supersede(self, request_id: int) -> None:
         """A waiting request was taken out of the inbox for a newer one of its sequence."""
@@ -229,7 +242,7 @@ class Answerer:
     def withdraw_all(self) -> None:
         """The peer is gone for good."""
         for request_id in list(self._entries):
-            self._withdraw(request_id, cancelled=False)
+            self._withdraw(request_id)
 
     def successor(self) -> Answerer:
         """An empty answerer for a new incarnation of the peer; the counts go on."""
@@ -254,13 +267,13 @@ class Answerer:
     def _receive_request(self, header: Request, frames: Frames, now: float) -> None:
         counts = self.counts
         counts.received += 1
-        if header.settled_below > self._floor:
+        if header.settled_below > self.gone.floor:
             self._settle_below(header.settled_below)
         request_id, terms = header.id, header.terms
         entry = self._entries.get(request_id)
         if entry is not None:
             counts.duplicates += 1
-            self._send_again(request_id, entry, terms)
+            self._send_again(request_id, entry, terms, now)
             return
         size_bytes = content_bytes(frames)
         if fault := self._fault(header, terms, size_bytes):
@@ -280,11 +293,9 @@ class Answerer:
     ) -> tuple[str, str] | None:
         """Why a new request is not executed: code and detail. Counts it."""
         counts, limits = self.counts, self.limits
-        if header.id < self._floor:
+        if header.id in self.gone:
             counts.forgotten += 1
-            return "forgotten", (
-                f"ids below {self._floor} are no longer remembered: answered before, or too late to tell"
-            )
+            return "forgotten", f"request {header.id} is no longer remembered: answered before, or too late to tell"
         if header.ttl_ms <= 0:
             counts.expired += 1
             return "expired", "arrived after its deadline"
@@ -308,7 +319,7 @@ class Answerer:
         """Prepare what is special about a request; False if it is not to be executed."""
         if terms.key:
             entry.key = terms.key
-            known = self.keyed.ask(self.owner, terms.key, (self, request_id), now=now)
+            known = self.keyed.ask(self.owner, terms.key, (self, request_id), now=now, expires_at=entry.expires_at)
             if known is not None:
                 self.counts.repeated += 1
                 self._entries[request_id] = entry
@@ -320,6 +331,7 @@ class Answerer:
                 else:
                     entry.waits_for_key = True
                 return False
+            self._executing[request_id] = terms.key
         if terms.stream >= 0:
             before = self._newest.pop(terms.stream, None)
             self._newest[terms.stream] = (terms.pos, request_id)
@@ -332,10 +344,13 @@ class Answerer:
             entry.parts = OutStream(window_bytes, terms.from_pos)
         return True
 
-    def _send_again(self, request_id: int, entry: _Entry, terms: Terms | None) -> None:
-        if entry.parts is not None and terms is not None:
+    def _send_again(self, request_id: int, entry: _Entry, terms: Terms | None, now: float) -> None:
+        parts = entry.parts
+        # An honest caller asks again after a resend interval; one that asks in a row gets its parts once.
+        if parts is not None and terms is not None and now >= parts.resent_at + self.limits.resend_s / 4:
+            parts.resent_at = now
             # What has arrived is not sent again, but is not acknowledged either: it may lie there unread.
-            self._messages += [part for pos, part in entry.parts.unacked.items() if pos >= terms.from_pos]
+            self._messages += [part for pos, part in parts.unacked.items() if pos >= terms.from_pos]
         if entry.answer is not None:
             self._messages.append(entry.answer)
 
@@ -352,24 +367,22 @@ class Answerer:
         elif room:
             self._events.append(Room(request_id, self))
 
-    def _tell_waiting(self, request_id: int, entry: _Entry, message: Message) -> None:
+    def _tell_waiting(self, request_id: int, key: bytes, message: Message) -> None:
         header = message.header
         keep = not (isinstance(header, Refusal) and header.code in NOT_EXECUTED)
-        for other, other_id in self.keyed.answered(self.owner, entry.key, message, keep=keep):
+        for other, other_id in self.keyed.answered(self.owner, key, message, keep=keep):
             if other is not self or other_id != request_id:
                 other.answer_again(other_id, message)
 
     def _refuse(self, request_id: int, code: str, detail: str) -> None:
         self._messages.append(refusal(request_id, code, detail))
 
-    def _withdraw(self, request_id: int, *, cancelled: bool) -> None:
+    def _withdraw(self, request_id: int) -> None:
         entry = self._entries.get(request_id)
         if entry is None or entry.answer is not None:
             return
         if not entry.waits_for_key:
             self.counts.withdrawn += 1
-        if entry.key and cancelled:
-            self.keyed.forget(self.owner, entry.key, (self, request_id))
         parts = entry.parts
         self._keep(request_id, entry, refusal(request_id, "cancelled", "cancelled by the caller"))
         self._events.append(Withdrawn(request_id, entry.service, self))
@@ -382,17 +395,28 @@ class Answerer:
         size = entry.kept_bytes()
         self._answered[request_id] = size
         self._cached_bytes += size
-        while len(self._answered) > self.limits.cache_count or self._cached_bytes > self.limits.cache_bytes:
-            oldest = next(iter(self._answered))
-            if oldest == request_id and len(self._answered) == 1:
-                break  # the newest answer stays: it is still on its way
-            self._floor = max(self._floor, oldest + 1)
-            self._forget(oldest)
+        self.trim()
+
+    def trim(self) -> None:
+        """Forget the oldest answers that are over the bounds of the cache, but none that is still being sent."""
+        limits = self.limits
+        if len(self._answered) <= limits.cache_count and self._cached_bytes <= limits.cache_bytes:
+            return
+        newest = next(reversed(self._answered))
+        for request_id in list(self._answered):
+            if len(self._answered) <= limits.cache_count and self._cached_bytes <= limits.cache_bytes:
+                return
+            if request_id != newest and request_id not in self.sending:
+                self.gone.add(request_id)
+                self._forget(request_id)
 
     def _settle_below(self, settled_below: int) -> None:
-        self._floor = settled_below
-        # Answers come about in the order of ids, so the oldest few are looked at, not all.
+        self.gone.raise_floor(settled_below)
+        # Requests and answers come about in the order of ids, so the oldest few are looked at, not all.
         while self._answered and (oldest := next(iter(self._answered))) < settled_below:
+            self._forget(oldest)
+        while self._entries and (oldest := next(iter(self._entries))) < settled_below:
+            self._withdraw(oldest)  # its caller has an outcome, and the word of it was lost
             self._forget(oldest)
 
     def _forget(self, request_id: int) -> None:

@@ -173,6 +173,7 @@ class Hub:
     def move(self, attached: Attached, route: Route) -> None:
         """A dialled link goes on over another transport; `connected` follows when it is there."""
         self._leave_routes(attached)
+        attached.link.lane_lost()
         attached.route, attached.bulk_route = route, None
         attached.link.is_local = route[0] < 0
         self.by_route[route] = attached

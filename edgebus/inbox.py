@@ -52,6 +52,7 @@ class Request:
         terms = arrived.terms
         self.is_one_way = terms is not None and terms.kind == ONE_WAY
         self.is_stream = terms is not None and terms.kind == STREAM
+        self._has_key = terms is not None and bool(terms.key)
         self.from_pos = 0 if terms is None else terms.from_pos
         self._lock = threading.Lock()
         self._attached = attached
@@ -103,7 +104,8 @@ class Request:
             if self._desk.answer_small(self._attached, self._answerer, self._id, payload):
                 return
             self._answered = False
-        shared = self._desk.share(self._attached, arrays) if arrays else None
+        # An answer that is kept for an idempotency key has to be whole: it may go to another link.
+        shared = self._desk.share(self._attached, arrays) if arrays and not self._has_key else None
         if shared is not None:
             specs, blocks = shared
             self._send(Message(Reply(self._id, specs, None, 0, None, blocks), (bytes(payload),)), specs)
@@ -284,7 +286,9 @@ class Inbox:
             with self._filled:
                 self._looked_at = time.monotonic()
                 if not self._waiting:
-                    return None
+                    if self._closed or time.monotonic() >= until:
+                        return None
+                    continue  # another worker was quicker, or it was withdrawn
                 request = self._take(next(iter(self._waiting)))
             if request.remaining_s() > 0:
                 request.acknowledge()

@@ -16,12 +16,13 @@ from edgebus.streams import content_bytes
 if TYPE_CHECKING:
     from edgebus.answerer import Answerer
 
+_MANY_WAITING = 1024
 Asker = tuple["Answerer", int]
 
 
 @dataclass(slots=True, eq=False)
 class _Known:
-    asked_at: float
+    known_until: float
     waiting: list[Asker] = field(default_factory=list)
     answer: Message | None = None
     size_bytes: int = 0
@@ -33,7 +34,7 @@ class KeyedAnswers:
     Args:
         max_count: keys remembered.
         max_bytes: bytes of answers remembered.
-        keep_s: how long an answer is remembered.
+        keep_s: how long an answer is remembered after the deadline of the request that it was given to.
     """
 
     def __init__(self, max_count: int = 4096, max_bytes: int = 16 << 20, keep_s: float = 600.0) -> None:
@@ -44,18 +45,22 @@ class KeyedAnswers:
     def __len__(self) -> int:
         return len(self._known)
 
-    def ask(self, owner: str | None, key: bytes, asker: Asker, *, now: float) -> Message | bool | None:
+    def ask(
+        self, owner: str | None, key: bytes, asker: Asker, *, now: float, expires_at: float
+    ) -> Message | bool | None:
         """What is known of a key: its answer, True if it is being executed (the asker will be told), None if new."""
         known = self._known.get((owner, key))
-        if known is not None and known.answer is not None and now - known.asked_at > self._keep_s:
+        if known is not None and known.answer is not None and now > known.known_until:
             self._drop((owner, key))
             known = None
         if known is None:
-            self._known[owner, key] = _Known(now, [asker])
+            self._known[owner, key] = _Known(max(now, expires_at) + self._keep_s, [asker])
             self._bound()
             return None
         if known.answer is not None:
             return known.answer
+        if len(known.waiting) >= _MANY_WAITING:
+            known.waiting = [each for each in known.waiting if each[0].wants(each[1])]  # others gave up
         known.waiting.append(asker)
         return True
 
@@ -73,15 +78,6 @@ class KeyedAnswers:
         self._known.move_to_end((owner, key))
         self._bound()
         return waiting
-
-    def forget(self, owner: str | None, key: bytes, asker: Asker) -> None:
-        """The caller cancelled: whoever asks next has it executed anew, unless others still wait."""
-        known = self._known.get((owner, key))
-        if known is None or known.answer is not None:
-            return
-        known.waiting = [each for each in known.waiting if each != asker]
-        if not known.waiting:
-            self._drop((owner, key))
 
     def _drop(self, name: tuple[str | None, bytes]) -> None:
         self._bytes -= self._known.pop(name).size_bytes

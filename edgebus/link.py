@@ -16,9 +16,8 @@ from edgebus.answerer import Answerer
 from edgebus.bulk import BulkReceiver, BulkSender, Pace
 from edgebus.config import Limits
 from edgebus.keyed import KeyedAnswers
-from edgebus.requests import Caller
+from edgebus.requests import Caller, refusal
 from edgebus.requests import Event as RequestEvent
-from edgebus.requests import refusal
 from edgebus.streams import content_bytes
 
 
@@ -349,8 +348,7 @@ class LinkMachine:
         messages, self._messages = self._messages, []
         for message in outgoing:
             if self._is_large(message):
-                # If its queue is full the resend offers it again.
-                self.sender.offer(message, asks=self.sender.has_arrived(message.header))
+                self._offer(message)
             else:
                 messages.append(message)
         messages += self.receiver.headers_to_send()
@@ -436,6 +434,17 @@ class LinkMachine:
         if self.is_local and getattr(header, "transfer", None) is None:  # what began elsewhere goes on in chunks
             return False
         return content_bytes(frames) >= self._limits.bulk_from_bytes
+
+    def _offer(self, message: m.Message) -> None:
+        """Have a content sent in pieces. If its queue is full the resend of a request or part offers it again."""
+        header = message.header
+        taken = self.sender.offer(message, asks=self.sender.has_arrived(header))
+        if isinstance(header, m.Reply):
+            if taken:
+                self.answerer.sending.add(header.id)
+            else:
+                detail = f"{self.sender.queued_bytes} B of answers wait for this peer to take them: ask again later"
+                self.answerer.replace(header.id, refusal(header.id, "busy", detail))
 
     def _step(self, what: Input, *, now: float, reason: str = "") -> bool:
         """Look the transition up and take it; False if the table has none."""
@@ -586,6 +595,7 @@ class LinkMachine:
             case m.Cancel():
                 self.answerer.receive(message, now=now)
                 self._messages += self.sender.withdraw_answers(header.id)
+                self.answerer.sending.discard(header.id)
             case m.Chunk():
                 whole = self.receiver.receive(header, message.frames[0])
                 if whole is not None:
@@ -604,7 +614,10 @@ class LinkMachine:
                 self._receive_pong(header, now)
 
     def _credited(self, credit: m.Credit, now: float) -> None:
-        self.sender.receive(credit, now=now)
+        name = self.sender.receive(credit, now=now)
+        if name is not None and name[0] is m.Reply:
+            self.answerer.sending.discard(name[1])
+            self.answerer.trim()
         self.pace.credited(self.sender.credited_bytes, now=now, in_flight=self.sender.in_flight_bytes > 0)
 
     def _receive_pong(self, pong: m.Pong, now: float) -> None:

@@ -7,7 +7,7 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from types import TracebackType
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
 from edgebus.arrays import Array, pack_content
 from edgebus.calls import FATAL, Pending, Reply
@@ -31,6 +31,10 @@ if TYPE_CHECKING:
 
 
 _log = logging.getLogger("edgebus")
+
+
+AnyInbox = TypeVar("AnyInbox", bound=Inbox)
+MakeInbox = Callable[[Sequence[str], int, Callable[[Inbox], None]], AnyInbox]
 
 
 class Link:
@@ -154,6 +158,10 @@ class Link:
         terms = Terms(STREAM, from_pos=from_pos, window_bytes=window_bytes)
         pending = self._start(service, payload, arrays, timeout_s, terms, copy)
         return Stream(pending, from_pos, self._consume, self._engine.runner.wait)
+
+    def has_room(self, num_bytes: int) -> bool:
+        """True if a request of this size would be accepted now, see Limits.max_outstanding_bytes and on_full."""
+        return self._link.caller.outstanding_bytes + num_bytes <= self._engine.limits.max_outstanding_bytes
 
     def stats(self) -> LinkStats:
         """Counters of this link."""
@@ -373,11 +381,24 @@ class Node:
             ValueError: a name that is not UTF-8.
             NodeClosed: the node is closed.
         """
+        runner = self._engine.runner
+
+        def make(services: Sequence[str], depth: int, unregister: Callable[[Inbox], None]) -> Inbox:
+            return Inbox(services, depth, unregister, runner.wait, runner.nudge)
+
+        return self.open_inbox(make, services, depth)
+
+    def open_inbox(self, make: MakeInbox[AnyInbox], services: Sequence[str], depth: int) -> AnyInbox:
+        """Like serve, for another kind of inbox.
+
+        Args:
+            make: called with services, depth and what unregisters the inbox that it returns.
+        """
         if not services or depth < 1 or not all(0 < len(service) <= 64 for service in services):
             raise ConfigError(f"serve needs service names of 1..64 characters and depth >= 1, got {services}, {depth}")
         for service in services:
             check_name("service", service)
-        inbox = Inbox(services, depth, self._unserve, self._engine.runner.wait, self._engine.runner.nudge)
+        inbox = make(services, depth, self._unserve)
         taken = self._engine.runner.do(self._engine.serve, inbox)
         if taken is not None:
             raise ConfigError(f"service {taken!r} is served already on this node: close its inbox first")
@@ -407,6 +428,11 @@ class Node:
     def name(self) -> str:
         """What it calls itself."""
         return self._name
+
+    @property
+    def limits(self) -> Limits:
+        """Its bounds."""
+        return self._limits
 
     @property
     def key(self) -> str | None:

@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from edgebus.answerer import Answerer
 
 _MAX_TTL_MS = 86_400_000
+_MAX_LATE_CANCELS = 1024
 
 
 class Outcome(StrEnum):
@@ -141,6 +142,7 @@ class Caller:
         self._messages: list[Message] = []
         self._events: list[Event] = []
         self._ended: list[int] = []
+        self._late_cancels: list[int] = []  # given up while the link was down
         self.leases_done: list[int] = []  # of shared memory, in requests that have their outcome
         self.leases_unsent: list[int] = []  # those that the peer has never heard of
         self.note = ""  # what is known of the peer, for whoever waits in vain
@@ -248,6 +250,8 @@ class Caller:
             return
         if entry.attempts and self._up:
             self._messages.append(Message(Cancel(request_id)))
+        elif entry.attempts and len(self._late_cancels) < _MAX_LATE_CANCELS:
+            self._late_cancels.append(request_id)
         self._settle(entry, Outcome.CANCELLED)
 
     def is_small(self, request_id: int) -> bool:
@@ -297,6 +301,8 @@ class Caller:
         self._up = up
         self._patient_until = -math.inf
         if up:
+            self._messages += [Message(Cancel(request_id)) for request_id in self._late_cancels]
+            self._late_cancels.clear()
             for entry in list(self.outstanding.values()):
                 entry.backoff = 1
                 self._send(entry, now)

@@ -113,6 +113,7 @@ class Runner:
         self._followers = 0
         self._left_at = -math.inf
         self._own_asleep = False
+        self._own_polls = False
         self._own_needed = True
         self._parked = threading.Semaphore(0)
         self._sleeps_until = -math.inf
@@ -245,7 +246,7 @@ class Runner:
                 if before == _OWN:
                     self._wake()  # it sleeps in poll, and parks when it sees that it is not the driver any more
                 try:
-                    self._drive(item, until)
+                    self._drive(item, until, me)
                 finally:
                     if before != me:
                         self._leave()
@@ -302,6 +303,8 @@ class Runner:
 
     def join(self, timeout_s: float) -> bool:
         """Wait for the thread to end; True if it has."""
+        if threading.current_thread() is self._thread:  # a handler that closes its own node
+            return False
         self._thread.join(timeout_s)
         return not self._thread.is_alive()
 
@@ -397,7 +400,7 @@ class Runner:
         if self._next_at < self._sleeps_until or sockets.touched or self._deferred:
             self._wake()  # a driver sleeps for longer than that
 
-    def _drive(self, item: Item, until: float) -> None:  # noqa: PLR0912 - the hot path
+    def _drive(self, item: Item, until: float, who: int) -> None:  # noqa: PLR0912 - the hot path
         sockets, handler, me = self.sockets, self._handler, threading.get_ident()
         while True:
             with self._lock:
@@ -422,7 +425,8 @@ class Runner:
             if sleeps_until > now and not self._deferred and not sockets.touched:
                 timeout_s = None if sleeps_until == math.inf else sleeps_until - now
             ready = sockets.poll(timeout_s)
-            self._sleeps_until = -math.inf
+            if self._driver == who:  # else it was displaced meanwhile, and another one sleeps
+                self._sleeps_until = -math.inf
             with self._lock:
                 if self._closed:
                     return
@@ -441,6 +445,8 @@ class Runner:
                 return
 
     def _leave(self) -> None:
+        if self._own_polls:
+            self._wake()  # it was displaced and has not noticed: it shall look at the time again, and park
         with self._who:
             self._driver = _NOBODY
             self._left_at = time.monotonic()
@@ -464,10 +470,15 @@ class Runner:
                     self._own_asleep = not idle and self._leads == seen
                     seen, asleep = self._leads, self._own_asleep
                 if lead:
-                    self.guard(self._drive, _Displaced(self), math.inf)
+                    self._own_polls = True
+                    self.guard(self._drive, _Displaced(self), math.inf, _OWN)
+                    self._own_polls = False
                     with self._who:
-                        if self._driver == _OWN:  # it failed, or the node ends
+                        displaced = self._driver != _OWN
+                        if not displaced:  # it failed, or the node ends
                             self._driver, self._own_needed = _NOBODY, True
+                    if displaced:
+                        self._wake()  # what woke this thread may have been meant for the one that drives now
                 else:
                     self._parked.acquire(timeout=60.0 if asleep else GRACE_S)
         finally:

@@ -36,6 +36,17 @@ class Stream:
         """True once there will be no more parts."""
         return self._pending.done() and not self._pending.parts
 
+    def done(self) -> bool:
+        """True once result() returns or raises at once; parts may still wait."""
+        return self._pending.done()
+
+    def on_news(self, callback: Callable[[], object]) -> None:
+        """Have something called after each part that came and at the end, for who then only gets what is ready.
+
+        It is called on whichever thread drives the node, and must be quick.
+        """
+        self._pending.on_part = self._pending.on_done = callback
+
     def get(self, timeout_s: float | None = None) -> Part | None:
         """The next part.
 

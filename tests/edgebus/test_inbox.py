@@ -167,13 +167,15 @@ def test_waiting_bytes_are_bounded_and_given_back():
         edgebus.Limits(max_pending_bytes=1000)
 
 
-def test_request_first_seen_below_the_floor_is_told_what_is_known():
+def test_request_that_was_overtaken_is_executed_and_a_forgotten_one_is_not():
     answerer = Answerer(edgebus.Limits(cache_count=1))
     for number in (1, 2):
         answerer.receive(m.Message(m.Request(number, "x", 9000, 0), (b"",)), now=0.0)
         answerer.answer(number, m.Message(m.Reply(number), (b"",)))
     answerer.headers_to_send()
-    answerer.receive(m.Message(m.Request(0, "x", 9000, 0), (b"",)), now=0.0)
+    answerer.events()
+    answerer.receive(m.Message(m.Request(1, "x", 9000, 0), (b"",)), now=0.0)
     [refused] = answerer.headers_to_send()
-    assert refused.header.code == "forgotten"
-    assert refused.header.detail == "ids below 2 are no longer remembered: answered before, or too late to tell"
+    assert (refused.header.id, refused.header.code) == (1, "forgotten")
+    answerer.receive(m.Message(m.Request(0, "x", 9000, 0), (b"",)), now=0.0)
+    assert [event.id for event in answerer.events()] == [0]
