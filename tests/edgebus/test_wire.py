@@ -105,7 +105,8 @@ def test_every_missing_field_is_a_default_or_a_wire_error(name):
     ("frames", "reason"),
     [
         ([], "0 frames"),
-        ([b"\x91\x07"] * 65, "65 frames"),
+        ([b"\x91\x07"] * 65, "65 frames, accepted are"),
+        ([msgpack.packb([5, 1, [["u1", [1]]] * 63]), b"", *[b"1"] * 63], "65 frames, accepted are"),
         ([b"\x91\x07" + bytes(65_536)], "header of 65538 B"),
         ([b"\x91\x63"], "does not decode"),  # tag 99
         ([b"\x91\xa1x"], "does not decode"),  # a text for a tag

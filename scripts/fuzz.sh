@@ -1,0 +1,69 @@
+#!/bin/sh
+# Fuzzes every decoder, first as installed, then with the native code behind them built with address and undefined
+# behaviour sanitizers in a throw-away environment outside the repository. Results: bench/results/fuzz.json.
+#   sh scripts/fuzz.sh [SECONDS per target and run, default 60] [DIRECTORY to build in, kept; default a new one, removed]
+# FUZZ_PLAIN=no leaves the first run out.
+set -eu
+cd "$(dirname "$0")/.."
+root=$(pwd)
+seconds=${1:-60}
+python=$root/.venv/bin/python
+pip="-m pip --disable-pip-version-check -q"
+"$python" -c 'import atheris' 2>/dev/null || "$python" $pip install 'atheris>=3.0'
+
+status=0
+[ "${FUZZ_PLAIN:-yes}" = no ] || "$python" -m tests.fuzz.run --seconds "$seconds" --record --label plain || status=1
+
+if [ $# -ge 2 ]; then
+    work=$2
+    mkdir -p "$work"
+else
+    work=$(mktemp -d)
+    trap 'rm -rf "$work"' EXIT
+fi
+flags="-fsanitize=address,undefined -fno-sanitize-recover=undefined -fno-omit-frame-pointer -g"
+log=$work/build.log
+[ -x "$work/venv/bin/python" ] || {
+    echo "fuzz: building msgspec and the kernels with $flags in $work"
+    "$python" -m venv "$work/venv"
+    pin() { "$python" -c "from importlib.metadata import version; print('$1==' + version('$1'))"; }
+    CC=gcc CFLAGS="$flags -O1" LDFLAGS="$flags" "$work/venv/bin/python" $pip install --no-binary msgspec "$(pin msgspec)" >"$log" 2>&1
+    # As wheels, so not instrumented: pyzmq carries libzmq as a binary. The sanitizer sees their allocations and copies.
+    "$work/venv/bin/python" $pip install "$(pin numpy)" "$(pin pyzmq)" "$(pin msgpack)" "$(pin atheris)" "$(pin hypothesis)" \
+        "$(pin pytest)" "$(pin pytest-timeout)" "$(pin cython)" setuptools >>"$log" 2>&1
+    mkdir -p "$work/source"
+    cp -r setup.py kernels "$work/source/"
+    (
+        cd "$work/source"
+        rm -f kernels/edgekernels/_*.c kernels/edgekernels/*.so
+        printf '[build-system]\nrequires = []\n' >pyproject.toml
+        CC=gcc CFLAGS="$flags" LDFLAGS="$flags" "$work/venv/bin/python" setup.py -q build_ext --build-lib "$work/lib" --build-temp "$work/temp"
+        cp "$work"/lib/edgekernels/_*.so kernels/edgekernels/
+    ) >>"$log" 2>&1
+}
+
+# What calls the sanitizer by itself, and so was built with it.
+objects=$(find "$work/venv/lib" "$work/source/kernels" -name '*.so' ! -path '*/atheris/*' ! -name 'asan_*' \
+    -exec sh -c 'nm -D "$1" 2>/dev/null | grep -q "U __asan_report" && basename "$1"' _ {} \; | sort | tr '\n' ' ')
+
+# Every object its own allocation: within an arena of Python's a read past the end would not be seen.
+export PYTHONMALLOC=malloc
+export LD_PRELOAD="$(gcc -print-file-name=libasan.so):$(gcc -print-file-name=libubsan.so)"
+export ASAN_OPTIONS=detect_leaks=0:allocator_may_return_null=1
+export UBSAN_OPTIONS=print_stacktrace=1:halt_on_error=1
+export EDGEBUS_FUZZ_SANITIZER="address, undefined behaviour (gcc)"
+export PYTHONPATH="$work/source/kernels:$root"
+asan="$work/venv/bin/python"
+
+if "$asan" -c 'import ctypes; ctypes.string_at(ctypes.create_string_buffer(16), 256)' >"$work/control.log" 2>&1 \
+    || ! grep -q 'AddressSanitizer: heap-buffer-overflow' "$work/control.log"; then
+    echo "fuzz: the sanitizer does not see a read past the end: see $work/control.log" >&2
+    exit 1
+fi
+echo "fuzz: instrumented: $objects"
+"$asan" -m tests.fuzz.run --seconds "$seconds" --record --label sanitized --built "$flags: $objects" || status=1
+"$asan" -m pytest -q -p no:cacheprovider -W ignore -m "not slow" --timeout 600 tests/edgekernels tests/fuzz >"$work/tests.log" 2>&1 \
+    && tests=passed || { tests=failed; status=1; }
+tail -1 "$work/tests.log"
+"$asan" -m tests.fuzz.run --note "sanitized:tests/edgekernels and tests/fuzz under the sanitizers=$tests, $(tail -1 "$work/tests.log")"
+exit $status

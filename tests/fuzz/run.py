@@ -1,0 +1,153 @@
+"""Coverage-guided fuzzing with atheris: python -m tests.fuzz.run --seconds 60 [--label NAME] [--record] TARGET...
+
+Each target runs in a process of its own, from the committed seeds in tests/fuzz/corpus. What it found lies in
+build/fuzz; such a file is tried again by `python -m tests.fuzz.run --once FILE TARGET`. With --record the run goes into
+bench/results/fuzz.json. Ends 0 only if there was no finding.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import re
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).parents[2]
+CORPUS = Path(__file__).parent / "corpus"
+OUT = ROOT / "build" / "fuzz"
+RECORD = ROOT / "bench" / "results" / "fuzz.json"
+MAX_INPUT_BYTES = 4096
+
+
+def main() -> int:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("targets", nargs="*", metavar="TARGET", help="default: all")
+    parser.add_argument("--seconds", type=int, default=60, help="for each target")
+    parser.add_argument("--label", default="plain", help="what this run is called in the record")
+    parser.add_argument("--built", default="", help="what was built how, for the record")
+    parser.add_argument("--record", action="store_true", help=f"write {RECORD.relative_to(ROOT)}")
+    parser.add_argument("--once", type=Path, help="only try this input")
+    parser.add_argument("--child", action="store_true", help=argparse.SUPPRESS)
+    parser.add_argument("--write-corpus", action="store_true", help="write the seeds anew and end")
+    parser.add_argument("--note", help="LABEL:WHAT=RESULT to add to the record of a run")
+    options = parser.parse_args()
+    if options.note:
+        _note(options.note)
+        return 0
+    if options.child:
+        _fuzz(options.targets[0], options.seconds)
+        return 0
+    from tests.fuzz.targets import TARGETS, seeds
+
+    targets = options.targets or list(TARGETS)
+    if unknown := set(targets) - set(TARGETS):
+        parser.error(f"no target {', '.join(sorted(unknown))}: there are {', '.join(TARGETS)}")
+    if options.write_corpus:
+        for target in targets:
+            _write_corpus(CORPUS / target, list(seeds(target)))
+        return 0
+    if options.once is not None:
+        for target in targets:
+            TARGETS[target](options.once.read_bytes())
+        return 0
+    runs = {target: _run(target, options.seconds) for target in targets}
+    if options.record:
+        _record(options.label, options.built, runs)
+    return int(any(run["findings"] for run in runs.values()))
+
+
+def _write_corpus(folder: Path, inputs: list[bytes]) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    for old in folder.iterdir():
+        old.unlink()
+    for number, data in enumerate(inputs):
+        (folder / f"seed{number:02}").write_bytes(data)
+
+
+def _run(target: str, seconds: int) -> dict[str, Any]:
+    """Fuzz one target; returns what the record says of it."""
+    OUT.mkdir(parents=True, exist_ok=True)
+    before = set(OUT.iterdir())
+    command = [sys.executable, "-m", "tests.fuzz.run", "--child", "--seconds", str(seconds), target]
+    started = time.monotonic()
+    ended = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, errors="replace", check=False)
+    elapsed_s = time.monotonic() - started
+    said = ended.stdout + ended.stderr
+    executed = re.search(r"stat::number_of_executed_units:\s+(\d+)", said)
+    covered = re.findall(r"cov: (\d+)", said)
+    findings = sorted(path.name for path in set(OUT.iterdir()) - before)
+    if ended.returncode and not findings:
+        findings = [f"exit status {ended.returncode}: {said.strip().splitlines()[-1] if said.strip() else ''}"]
+    if findings:
+        (OUT / f"{target}.log").write_text(said)
+    run = {
+        "executed": int(executed[1]) if executed else None,
+        "seconds": round(elapsed_s, 1),
+        "covered_edges": int(covered[-1]) if covered else None,
+        "findings": findings,
+    }
+    print(f"{target}: {run['executed']} inputs in {run['seconds']} s, {len(findings)} findings", flush=True)
+    return run
+
+
+def _fuzz(target: str, seconds: int) -> None:
+    """In a process of its own: atheris ends it."""
+    import atheris
+
+    with atheris.instrument_imports(include=["edgebus"]):
+        from tests.fuzz.targets import TARGETS
+
+    with tempfile.TemporaryDirectory(prefix="edgebus-fuzz-") as grown:
+        arguments = [
+            sys.argv[0],
+            f"-max_total_time={seconds}",
+            f"-max_len={MAX_INPUT_BYTES}",
+            f"-artifact_prefix={OUT}/{target}-",
+            "-print_final_stats=1",
+            "-timeout=20",
+            "-rss_limit_mb=4096",
+            grown,
+            str(CORPUS / target),
+        ]
+        atheris.Setup(arguments, TARGETS[target])
+        atheris.Fuzz()
+
+
+def _note(text: str) -> None:
+    label, _, rest = text.partition(":")
+    what, _, result = rest.partition("=")
+    kept = json.loads(RECORD.read_text())
+    kept[label][what] = result
+    RECORD.write_text(json.dumps(kept, indent=1) + "\n")
+
+
+def _record(label: str, built: str, runs: dict[str, dict[str, Any]]) -> None:
+    from bench.record import stamp
+
+    kept = json.loads(RECORD.read_text()) if RECORD.exists() else {}
+    command = f"python -m tests.fuzz.run --record --label {label}"
+    entry: dict[str, Any] = {
+        "stamp": stamp(),
+        "command": command,
+        "sanitizer": os.environ.get("EDGEBUS_FUZZ_SANITIZER"),
+    }
+    if built:
+        entry["built"] = built
+    entry["executed"] = sum(run["executed"] or 0 for run in runs.values())
+    entry["seconds"] = round(sum(run["seconds"] for run in runs.values()), 1)
+    entry["findings"] = sum(len(run["findings"]) for run in runs.values())
+    entry["targets"] = runs
+    kept[label] = entry
+    RECORD.parent.mkdir(parents=True, exist_ok=True)
+    RECORD.write_text(json.dumps(kept, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

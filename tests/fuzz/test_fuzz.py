@@ -1,0 +1,94 @@
+"""Everything that reads what others wrote, fed with nonsense: random, mutated, and well-formed but senseless."""
+
+from __future__ import annotations
+
+import random
+
+import msgpack
+import pytest
+from hypothesis import HealthCheck, example, given, settings
+from hypothesis import strategies as st
+
+from tests.fuzz.hub_world import attack
+from tests.fuzz.targets import TARGETS, check_frames, seeds
+from tests.vectors.golden import GOLDEN, VECTORS, frames_of
+
+QUICK = settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+SEEDS = [(name, seed) for name in TARGETS for seed in seeds(name)]
+
+
+@pytest.mark.parametrize("name", TARGETS)
+def test_seeds_are_taken(name):
+    assert list(seeds(name))
+    for seed in seeds(name):
+        TARGETS[name](seed)
+
+
+@pytest.mark.parametrize("name", TARGETS)
+@QUICK
+@given(data=st.binary(max_size=400))
+def test_random_bytes_break_nothing(name, data):
+    TARGETS[name](data)
+
+
+@settings(max_examples=400, deadline=None)
+@given(st.sampled_from(SEEDS), st.data())
+def test_mutated_seeds_break_nothing(seed, data):
+    name, raw = seed
+    TARGETS[name](mutated(raw, data))
+
+
+@pytest.mark.timeout(60, func_only=True)
+@pytest.mark.parametrize("first", range(0, 1000, 250))
+def test_hub_under_attack_keeps_its_bounds_and_the_honest_peer(first):
+    """Scripts with much in them: hypothesis likes few bytes. A failing seed is `attack(random.Random(seed)...)`."""
+    for seed in range(first, first + 250):
+        chance = random.Random(seed)
+        attack(chance.randbytes(chance.randrange(100, 900)))
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.lists(st.binary(max_size=300), max_size=5))
+@example([b"\x95\x04\x00\xa1\xff\x01\x00", b""])
+def test_random_frames_raise_only_wire_errors(frames):
+    check_frames(frames)
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.sampled_from(sorted(GOLDEN)), st.data())
+def test_mutated_good_messages_raise_only_wire_errors(name, data):
+    vector = next(vector for vector in VECTORS if vector["name"] == name)
+    check_frames([mutated(bytes.fromhex(vector["hex"]), data), *frames_of(vector["frames"])])
+
+
+JSONISH = st.recursive(
+    st.none()
+    | st.booleans()
+    | st.integers(-(2**63), 2**64 - 1)
+    | st.floats()
+    | st.text(max_size=8)
+    | st.binary(max_size=8),
+    lambda inner: st.lists(inner, max_size=6) | st.dictionaries(st.text(max_size=4), inner, max_size=3),
+    max_leaves=20,
+)
+
+
+@settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@given(st.integers(0, 20), st.lists(JSONISH, max_size=9), st.lists(st.binary(max_size=64), max_size=3))
+def test_well_formed_nonsense_raises_only_wire_errors(tag, elements, body):
+    check_frames([msgpack.packb([tag, *elements]), *body])
+
+
+def mutated(raw, data):
+    """One to four bytes changed, cut off or put in."""
+    mutant = bytearray(raw)
+    for _ in range(data.draw(st.integers(1, 4))):
+        position = data.draw(st.integers(0, max(0, len(mutant) - 1)))
+        match data.draw(st.sampled_from(["flip", "cut", "insert"])):
+            case "flip" if mutant:
+                mutant[position] = data.draw(st.integers(0, 255))
+            case "cut":
+                del mutant[max(1, position) :]
+            case _:
+                mutant[position:position] = data.draw(st.binary(max_size=5))
+    return bytes(mutant)
