@@ -108,7 +108,7 @@ class Answerer:
 
     def wants_content(self, header: Request) -> bool:
         """True if a request whose content is still to come would be executed, as far as can be told now."""
-        return not self.knows(header.id) and header.ttl_ms > 0
+        return not self.knows(header.id) and header.ttl_ms > 0 and not self._is_stale(header.terms)
 
     def deny(self, header: Request, code: str, detail: str) -> None:
         """Refuse a request before anything else is looked at: its sender may not ask."""
@@ -299,11 +299,10 @@ class Answerer:
         if header.ttl_ms <= 0:
             counts.expired += 1
             return "expired", "arrived after its deadline"
-        if terms is not None and terms.stream >= 0:
-            newest = self._newest.get(terms.stream, (-1, -1))[0]
-            if terms.pos < newest:
-                counts.stale += 1
-                return "stale", f"position {terms.pos} of stream {terms.stream}, {newest} was here already"
+        if terms is not None and self._is_stale(terms):
+            counts.stale += 1
+            newest = self._newest[terms.stream][0]
+            return "stale", f"position {terms.pos} of stream {terms.stream}, {newest} was here already"
         if size_bytes > limits.max_pending_bytes:
             counts.busy += 1
             return "too_large", f"{size_bytes} B in one request, max_pending_bytes is {limits.max_pending_bytes}"
@@ -314,6 +313,9 @@ class Answerer:
             counts.busy += 1
             return "busy", f"{self.pending_bytes} B of this peer are waiting, max {limits.max_pending_bytes}"
         return None
+
+    def _is_stale(self, terms: Terms | None) -> bool:
+        return terms is not None and terms.stream in self._newest and terms.pos < self._newest[terms.stream][0]
 
     def _accept_terms(self, request_id: int, entry: _Entry, terms: Terms, now: float) -> bool:
         """Prepare what is special about a request; False if it is not to be executed."""

@@ -193,8 +193,8 @@ class Express:
             if link.sender:
                 link.pace.small(now=now)
         else:
-            if header.terms is not None or link.answerer.knows(header.id):
-                return False
+            if header.terms is not None or hub.busy or link.answerer.knows(header.id):
+                return False  # busy: what came before it has not been handed out yet
             judge = hub.judge if attached.hello_id is not None else None
             if judge is not None and judge(attached.key, header.service, len(payload), now) is not None:
                 return False  # asked again on the usual way, which refuses it; what is denied costs nothing
