@@ -1,4 +1,4 @@
-"""Sequences: only the highest position of a stream of requests counts; stale ones are refused unlooked at and counted."""
+"""Sequences: only the highest position of a stream of requests counts; stale ones are refused unlooked at."""
 
 from __future__ import annotations
 
