@@ -11,7 +11,7 @@ from edgebus.ids import IdRanges
 from edgebus.keyed import KeyedAnswers
 from edgebus.messages import STREAM, Cancel, Message, More, Refusal, Reply, Request, Terms
 from edgebus.requests import Arrived, Event, Room, Superseded, Withdrawn, refusal
-from edgebus.streams import Frames, OutStream, Specs, content_bytes
+from edgebus.streams import MIN_WINDOW_BYTES, Frames, OutStream, Specs, content_bytes
 
 NOT_EXECUTED = frozenset({"busy", "closing", "expired", "stale", "unknown_service", "dropped"})
 """Refusals of the bus that are no answer to an idempotency key: the request may be executed another time."""
@@ -166,8 +166,10 @@ class Answerer:
         small = self.limits.bulk_from_bytes
         if entry.size_bytes < small and content_bytes(message.frames) < small:
             self.small_answers += 1
-        if entry.parts is not None and isinstance(message.header, Reply):
-            message.header.num_parts = entry.parts.next_pos
+        if entry.parts is not None:
+            if isinstance(message.header, Reply):
+                message.header.num_parts = entry.parts.next_pos
+            self._events.append(Room(request_id, self))  # whoever waits to push learns that it has ended
         self._messages.append(message)
         self._keep(request_id, entry, message)
         return True
@@ -342,8 +344,10 @@ class Answerer:
             if len(self._newest) > MAX_SEQUENCES:
                 self._newest.popitem(last=False)
         if terms.kind == STREAM:
-            window_bytes = min(max(1, terms.window_bytes), self.limits.max_pending_bytes)
-            entry.parts = OutStream(window_bytes, terms.from_pos)
+            # All streams of a link together keep about max_pending_bytes, however many and whatever they ask for.
+            used = sum(each.parts.window_bytes for each in self._entries.values() if each.parts is not None)
+            most = max(MIN_WINDOW_BYTES, (self.limits.max_pending_bytes - used) // 2)
+            entry.parts = OutStream(min(max(1, terms.window_bytes), most), terms.from_pos)
         return True
 
     def _send_again(self, request_id: int, entry: _Entry, terms: Terms | None, now: float) -> None:
@@ -375,6 +379,8 @@ class Answerer:
         for other, other_id in self.keyed.answered(self.owner, key, message, keep=keep):
             if other is not self or other_id != request_id:
                 other.answer_again(other_id, message)
+                if other is not self:
+                    self.keyed.told.append(other)
 
     def _refuse(self, request_id: int, code: str, detail: str) -> None:
         self._messages.append(refusal(request_id, code, detail))

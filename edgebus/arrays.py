@@ -14,6 +14,8 @@ from edgebus.streams import Frames, Specs
 from edgebus.wire import ITEM_BYTES
 
 Array = npt.NDArray[Any]
+_DTYPES = {code: np.dtype(f"<{code}") for code in ITEM_BYTES}
+"""No other way leads from a peer's word to a dtype: an array of objects over its bytes would be its pointers."""
 
 
 def pack_arrays(arrays: Sequence[Array], *, copy: bool = True) -> tuple[tuple[ArraySpec, ...], tuple[bytes, ...]]:
@@ -102,7 +104,7 @@ def view_arrays(specs: Sequence[ArraySpec], frames: Sequence[bytes]) -> tuple[Ar
     # Over a memoryview numpy would keep what lies under it, not the view: memory lent within this process would be
     # writeable again while somebody still reads it here.
     views = tuple(
-        np.ndarray(spec.shape, f"<{spec.dtype}", frame if type(frame) is bytes else np.frombuffer(frame, np.uint8))
+        np.ndarray(spec.shape, _DTYPES[spec.dtype], frame if type(frame) is bytes else np.frombuffer(frame, np.uint8))
         for spec, frame in zip(specs, frames, strict=True)
     )
     for view in views:

@@ -96,7 +96,7 @@ class Engine:
         self._dialled: dict[int, Dialled] = {}
         self._inboxes: dict[str, Inbox] = {}
         self._handlers: dict[str, Handle] = {}
-        self._rooms: dict[tuple[Answerer, int], Callable[[], object]] = {}
+        self._rooms: dict[tuple[Answerer, int], list[Callable[[], object]]] = {}
         self._rejected = 0
         self._desk = NodeDesk(self)
         self.runner = Runner(name, limits, self)
@@ -333,7 +333,7 @@ class Engine:
     def when_room(self, answerer: Answerer, request_id: int, callback: Callable[[], object]) -> None:
         """Call back once, as soon as a stream takes more parts or has ended."""
         if answerer.is_full(request_id):
-            self._rooms[answerer, request_id] = callback
+            self._rooms.setdefault((answerer, request_id), []).append(callback)
         else:
             self.runner.soon(callback)
 
@@ -361,8 +361,9 @@ class Engine:
         self.on_turn(now)
         for dialled in {id(each): each for each in self._dialled.values()}.values():
             self._close_sockets(dialled, linger_s)
-        for callback in self._rooms.values():
-            self.runner.soon(callback)
+        for callbacks in self._rooms.values():
+            for callback in callbacks:
+                self.runner.soon(callback)
         self._rooms.clear()
         self.sharing.close()
         self.runner.stop(linger_s)
@@ -442,7 +443,7 @@ class Engine:
                     event.answerer.supersede(event.id)
                     self.hub.touch(attached, now=time.monotonic())
             case Room():
-                if callback := self._rooms.pop((event.answerer, event.id), None):
+                for callback in self._rooms.pop((event.answerer, event.id), ()):
                     self.runner.soon(callback)
             case ShareNews():
                 self.sharing.news(attached, event.header)

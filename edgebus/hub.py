@@ -249,6 +249,10 @@ class Hub:
         """Have a link's timers looked at by then."""
         self.first_timer_at = min(self.first_timer_at, at)
         attached.scheduled_at = at
+        if len(self._timers) > 64 + 4 * (len(self.by_route) + len(self._accepted)):
+            # Stale ones keep links that were dropped: greetings in a row would pile them up for forget_s.
+            self._timers = [item for item in self._timers if item[0] == item[2].scheduled_at]
+            heapq.heapify(self._timers)
         heapq.heappush(self._timers, (at, next(self._order), attached))
 
     @property
@@ -306,6 +310,11 @@ class Hub:
         if link.has_bulk:
             for lane, message in link.bulk_to_send(now=now):
                 self._outbox.append(((attached.bulk_route or route) if lane else route, attached, message))
+        if self._around.keyed.told:
+            told, self._around.keyed.told = set(self._around.keyed.told), []
+            for other in self.links:
+                if other.link.answerer in told:
+                    self.touch(other, now=now)
         events = link.events()
         if events:
             self._events += [(attached, event) for event in events]
@@ -428,6 +437,7 @@ class Hub:
         oldest.link.close(now=now)
         self.touch(oldest, now=now)
         self.drop(oldest)
+        self._events.append((oldest, Gone()))  # shared memory and whoever else keeps something of it
         return True
 
     def _refuse_malformed(self, route: Route, attached: Attached | None, error: WireError, now: float) -> None:

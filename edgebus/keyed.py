@@ -6,7 +6,8 @@ again gets the first answer. Bounded in number, bytes and age.
 
 from __future__ import annotations
 
-from collections import OrderedDict
+import itertools
+from collections import Counter, OrderedDict
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
     from edgebus.answerer import Answerer
 
 _MANY_WAITING = 1024
+_LOOK = 64  # keys in execution that are passed over in search of an answer to forget
 Asker = tuple["Answerer", int]
 
 
@@ -28,8 +30,11 @@ class _Known:
     size_bytes: int = 0
 
 
+_NOTHING: OrderedDict[bytes, _Known] = OrderedDict()
+
+
 class KeyedAnswers:
-    """Keys in execution and answers already given.
+    """Keys in execution and answers already given. Who fills it pays: the owner that remembers most forgets first.
 
     Args:
         max_count: keys remembered.
@@ -39,22 +44,23 @@ class KeyedAnswers:
 
     def __init__(self, max_count: int = 4096, max_bytes: int = 16 << 20, keep_s: float = 600.0) -> None:
         self._max_count, self._max_bytes, self._keep_s = max_count, max_bytes, keep_s
-        self._known: OrderedDict[tuple[str | None, bytes], _Known] = OrderedDict()
-        self._bytes = 0
+        self._known: dict[str | None, OrderedDict[bytes, _Known]] = {}
+        self._bytes: Counter[str | None] = Counter()
+        self.told: list[Answerer] = []  # those of other links that have something to send now
 
     def __len__(self) -> int:
-        return len(self._known)
+        return sum(map(len, self._known.values()))
 
     def ask(
         self, owner: str | None, key: bytes, asker: Asker, *, now: float, expires_at: float
     ) -> Message | bool | None:
         """What is known of a key: its answer, True if it is being executed (the asker will be told), None if new."""
-        known = self._known.get((owner, key))
+        known = self._known.get(owner, _NOTHING).get(key)
         if known is not None and known.answer is not None and now > known.known_until:
-            self._drop((owner, key))
+            self._drop(owner, key)
             known = None
         if known is None:
-            self._known[owner, key] = _Known(max(now, expires_at) + self._keep_s, [asker])
+            self._known.setdefault(owner, OrderedDict())[key] = _Known(max(now, expires_at) + self._keep_s, [asker])
             self._bound()
             return None
         if known.answer is not None:
@@ -66,24 +72,29 @@ class KeyedAnswers:
 
     def answered(self, owner: str | None, key: bytes, message: Message, *, keep: bool = True) -> list[Asker]:
         """The answer of a key, remembered unless it only says that nothing was done; returns who waits for it."""
-        known = self._known.get((owner, key))
+        known = self._known.get(owner, _NOTHING).get(key)
         if known is None or known.answer is not None:
             return []
         if not keep:
-            self._drop((owner, key))
+            self._drop(owner, key)
             return known.waiting
         known.answer, known.size_bytes = message, content_bytes(message.frames)
         waiting, known.waiting = known.waiting, []
-        self._bytes += known.size_bytes
-        self._known.move_to_end((owner, key))
+        self._bytes[owner] += known.size_bytes
+        self._known[owner].move_to_end(key)
         self._bound()
         return waiting
 
-    def _drop(self, name: tuple[str | None, bytes]) -> None:
-        self._bytes -= self._known.pop(name).size_bytes
+    def _drop(self, owner: str | None, key: bytes) -> None:
+        keys = self._known[owner]
+        self._bytes[owner] -= keys.pop(key).size_bytes
+        if not keys:
+            del self._known[owner], self._bytes[owner]
 
     def _bound(self) -> None:
-        while len(self._known) > self._max_count or self._bytes > self._max_bytes:
-            # Answers first, oldest first; keys in execution only if there is nothing else.
-            name = next((name for name, known in self._known.items() if known.answer is not None), None)
-            self._drop(name if name is not None else next(iter(self._known)))
+        while (too_many := len(self) > self._max_count) or sum(self._bytes.values()) > self._max_bytes:
+            owner = max(self._known, key=(lambda each: len(self._known[each])) if too_many else self._bytes.__getitem__)
+            keys = self._known[owner]
+            # Answers first, oldest first; keys in execution only if there is nothing else within reach.
+            done = next((key for key, known in itertools.islice(keys.items(), _LOOK) if known.answer is not None), None)
+            self._drop(owner, done if done is not None else next(iter(keys)))

@@ -444,7 +444,8 @@ class LinkMachine:
                 self.answerer.sending.add(header.id)
             else:
                 detail = f"{self.sender.queued_bytes} B of answers wait for this peer to take them: ask again later"
-                self.answerer.replace(header.id, refusal(header.id, "busy", detail))
+                # Not "busy", which would say that it was not executed.
+                self.answerer.replace(header.id, refusal(header.id, "answer_lost", detail))
 
     def _step(self, what: Input, *, now: float, reason: str = "") -> bool:
         """Look the transition up and take it; False if the table has none."""

@@ -120,6 +120,7 @@ class _Outstanding:
     attempts: int = 0
     backoff: int = 1  # factor of the next resend interval; starts anew when the link comes up
     due_at: float = math.inf  # next resend or the deadline
+    progressed: bool = False  # parts of the stream came since the last look
 
 
 class Caller:
@@ -347,6 +348,9 @@ class Caller:
                 self._schedule(entry, entry.deadline_at)
             elif self._patient_until > now:
                 self._schedule(entry, min(self._patient_until, entry.deadline_at))
+            elif entry.progressed:
+                entry.progressed = False  # it is being worked on
+                self._schedule(entry, min(now + self._limits.resend_s * self._jitter(), entry.deadline_at))
             else:
                 self._send(entry, now)
 
@@ -397,8 +401,9 @@ class Caller:
         if entry.stream is None:
             self.late_answers += 1
             return
-        entry.backoff = 1  # it is being worked on
         ready = entry.stream.receive(part.pos, part.arrays, frames)
+        if ready:
+            entry.backoff, entry.progressed = 1, True
         self._events += [PartArrived(entry.ref, arrival) for arrival in ready]
         self._finish_stream(entry)
 

@@ -107,7 +107,7 @@ class Runner:
         self._lock = threading.RLock()
         self._owner = 0
         self._depth = 0  # how often its owner has it: only the outermost section ends with a turn
-        self._who = threading.Lock()
+        self._who = threading.RLock()  # a signal handler may wait for something in the middle of it
         self._driver = _NOBODY
         self._leads = 0  # counts changes of the driver
         self._followers = 0
@@ -145,12 +145,14 @@ class Runner:
         with self._lock:
             if self._closed:
                 raise NodeClosed("the node is closed: make a new Node")
-            self._enter()
+            depth = self._depth
             try:
+                self._enter()
                 result = function(*args)
-                if self._depth == 1:
+                if not depth:
                     self._turn()
             finally:
+                self._depth = depth  # first of all: an exception of a signal handler may come at the next call
                 self._exit()
         if self._callbacks:
             self.run_callbacks()
@@ -234,23 +236,26 @@ class Runner:
             if (left_s <= 0 and looked) or self._closed:
                 return item.ready
             looked = True
-            with self._who:
-                before = self._driver
-                lead = before == _NOBODY or before == _OWN or before == me  # noqa: PLR1714 - the hot path
+            before = me
+            # Ctrl-C may come between any two steps: whoever has become the driver leaves, whatever happens.
+            try:
+                with self._who:
+                    before = self._driver
+                    lead = before == _NOBODY or before == _OWN or before == me  # noqa: PLR1714 - the hot path
+                    if lead:
+                        self._driver = me
+                        self._leads += 1
+                    else:
+                        self._followers += 1
                 if lead:
-                    self._driver = me
-                    self._leads += 1
-                else:
-                    self._followers += 1
-            if lead:
-                if before == _OWN:
-                    self._wake()  # it sleeps in poll, and parks when it sees that it is not the driver any more
-                try:
+                    if before == _OWN:
+                        self._wake()  # it sleeps in poll, and parks when it sees that it is not the driver any more
                     self._drive(item, until, me)
-                finally:
-                    if before != me:
-                        self._leave()
-            else:
+            finally:
+                if before != me and self._driver == me:
+                    self._driver = _NOBODY  # first of all, likewise
+                    self._leave()
+            if not lead:
                 try:
                     if left_s > 0:
                         item.follow(min(left_s, 60.0))
@@ -269,13 +274,15 @@ class Runner:
         """Take in what is there, without waiting."""
         with self._lock:
             if not self._closed:
-                self._enter()
+                depth = self._depth
                 try:
+                    self._enter()
                     self.sockets.take(self.sockets.poll(0.0))
                     self.sockets.take_touched()
-                    if self._depth == 1:
+                    if not depth:
                         self._turn()
                 finally:
+                    self._depth = depth
                     self._exit()
         self.run_callbacks()
 
@@ -322,6 +329,8 @@ class Runner:
                     self.guard(callback)
             finally:
                 self._calling.release()
+            if self._driver not in (_NOBODY, _OWN, threading.get_ident()):
+                self._wake()  # what the driver waits for may have been told by a callback
 
     def guard(self, function: Callable[..., T], *args: Any) -> T | None:
         """A fault in one message or command must not take the whole node down."""
@@ -374,7 +383,6 @@ class Runner:
         self._owner = threading.get_ident()
 
     def _exit(self) -> None:
-        self._depth -= 1
         if not self._depth:
             self._owner = 0
             if self.stirred:
@@ -406,13 +414,15 @@ class Runner:
             with self._lock:
                 if self._closed:
                     return
+                depth = self._depth
                 if sockets.touched:
-                    self._enter()
                     try:
+                        self._enter()
                         sockets.take_touched()
-                        if self._depth == 1 and (self._deferred or handler.hub.busy):
+                        if not depth and (self._deferred or handler.hub.busy):
                             self._turn()
                     finally:
+                        self._depth = depth
                         self._exit()
             if self._callbacks:
                 self.run_callbacks()
@@ -430,6 +440,7 @@ class Runner:
             with self._lock:
                 if self._closed:
                     return
+                depth = self._depth
                 self._depth += 1
                 self._owner = me
                 try:
@@ -438,6 +449,7 @@ class Runner:
                     if self._depth == 1 and (self._deferred or handler.hub.busy or time.monotonic() >= self._next_at):
                         self._turn()
                 finally:
+                    self._depth = depth
                     self._exit()
             if self._callbacks:
                 self.run_callbacks()
@@ -448,7 +460,6 @@ class Runner:
         if self._own_polls:
             self._wake()  # it was displaced and has not noticed: it shall look at the time again, and park
         with self._who:
-            self._driver = _NOBODY
             self._left_at = time.monotonic()
             self._own_needed = self._own_needed or self._followers > 0
             wake = self._own_asleep or self._own_needed
@@ -480,7 +491,7 @@ class Runner:
                     if displaced:
                         self._wake()  # what woke this thread may have been meant for the one that drives now
                 else:
-                    self._parked.acquire(timeout=60.0 if asleep else GRACE_S)
+                    self._parked.acquire(timeout=1.0 if asleep else GRACE_S)
         finally:
             self._end()
 

@@ -14,6 +14,8 @@ from edgebus.messages import ArraySpec, Message, Part
 Specs = tuple[ArraySpec, ...]
 Frames = tuple[bytes, ...]
 
+MIN_WINDOW_BYTES = 64 * 1024
+"""No server keeps less than this on its way if its caller allows it, so a caller acknowledges that often."""
 MAX_PARTS_AHEAD = 4096
 """Parts on their way at once, however small: what bounds the memory for their headers."""
 
@@ -123,7 +125,8 @@ class InStream:
             self._since_ack_bytes += size
             self.consumed_pos += 1
         ahead = self.consumed_pos - self._acked_pos
-        if 2 * self._since_ack_bytes >= self.window_bytes or 2 * ahead >= MAX_PARTS_AHEAD:
+        # The server's window may be smaller than what it was told.
+        if 2 * self._since_ack_bytes >= min(self.window_bytes, MIN_WINDOW_BYTES) or 2 * ahead >= MAX_PARTS_AHEAD:
             self._since_ack_bytes = 0
             self._acked_pos = self.consumed_pos
             return self.consumed_pos

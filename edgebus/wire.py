@@ -42,6 +42,8 @@ def encode(message: Message, version: int = VERSION_MAX) -> list[bytes]:
     header, frames = message
     if type(header) in _CONTENT:
         assert isinstance(header, Content)
+        if version < 2:
+            header.transfer = None  # it may have begun to go to an incarnation of version 2 in pieces
         if header.transfer is not None:
             return [encode_header(header)]
         if version >= 2 and len(frames[0]) <= INLINE_BYTES and len(frames) <= _INLINE_FRAMES:
@@ -98,6 +100,11 @@ def _content(header: Content, frames: Sequence[bytes], limits: Limits) -> tuple[
     elif header.blocks is not None:
         if len(content) != 1 or len(header.blocks) != len(specs):
             fault = f"{len(content)} frames and {len(header.blocks)} blocks for {len(specs)} arrays"
+        elif len(content[0]) > limits.max_frame_bytes:
+            fault = f"frame of {len(content[0])} B, accepted are {limits.max_frame_bytes} B"
+        else:
+            pairs = zip(specs, header.blocks, strict=True)
+            fault = next((fault for spec, block in pairs if (fault := spec_fault(spec, block.size))), None)
     elif len(content) != 1 + len(specs):
         fault = f"{type(header).__name__} in {len(frames)} frames, its header announces {len(specs)} arrays"
     elif max(map(len, content)) > limits.max_frame_bytes:

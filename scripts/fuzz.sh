@@ -2,7 +2,8 @@
 # Fuzzes every decoder, first as installed, then with the native code behind them built with address and undefined
 # behaviour sanitizers in a throw-away environment outside the repository. Results: bench/results/fuzz.json.
 #   sh scripts/fuzz.sh [SECONDS per target and run, default 60] [DIRECTORY to build in, kept; default a new one, removed]
-# FUZZ_PLAIN=no leaves the first run out.
+# FUZZ_PLAIN=no leaves the first run out. LIBZMQ_SOURCE=DIRECTORY with the sources of libzmq 4.3.5 has libzmq and pyzmq
+# built with the sanitizers too (without CURVE, which would need libsodium's).
 set -eu
 cd "$(dirname "$0")/.."
 root=$(pwd)
@@ -27,8 +28,16 @@ log=$work/build.log
     echo "fuzz: building msgspec and the kernels with $flags in $work"
     "$python" -m venv "$work/venv"
     pin() { "$python" -c "from importlib.metadata import version; print('$1==' + version('$1'))"; }
-    CC=gcc CFLAGS="$flags -O1" LDFLAGS="$flags" "$work/venv/bin/python" $pip install --no-binary msgspec "$(pin msgspec)" >"$log" 2>&1
-    # As wheels, so not instrumented: pyzmq carries libzmq as a binary. The sanitizer sees their allocations and copies.
+    CC=gcc CFLAGS="$flags -O1" LDFLAGS="$flags" "$work/venv/bin/python" $pip install --no-cache-dir --no-binary msgspec "$(pin msgspec)" >"$log" 2>&1
+    if [ -n "${LIBZMQ_SOURCE:-}" ]; then
+        cmake -S "$LIBZMQ_SOURCE" -B "$work/zmq-build" -DCMAKE_INSTALL_PREFIX="$work/zmq" -DCMAKE_BUILD_TYPE=None \
+            -DCMAKE_C_COMPILER=gcc -DCMAKE_CXX_COMPILER=g++ "-DCMAKE_CXX_FLAGS=$flags -O1" -DENABLE_CURVE=OFF \
+            -DBUILD_TESTS=OFF -DWITH_PERF_TOOL=OFF -DWITH_DOCS=OFF -DBUILD_STATIC=OFF >>"$log" 2>&1
+        make -C "$work/zmq-build" -j2 install >>"$log" 2>&1
+        ZMQ_PREFIX=$work/zmq CC=gcc CXX=g++ CFLAGS="$flags -O1" CXXFLAGS="$flags -O1" LDFLAGS="$flags" \
+            "$work/venv/bin/python" $pip install --no-cache-dir --no-binary pyzmq "$(pin pyzmq)" >>"$log" 2>&1
+    fi
+    # Wheels are not instrumented, and pyzmq's carries libzmq: of them the sanitizer sees allocations and copies only.
     "$work/venv/bin/python" $pip install "$(pin numpy)" "$(pin pyzmq)" "$(pin msgpack)" "$(pin atheris)" "$(pin hypothesis)" \
         "$(pin pytest)" "$(pin pytest-timeout)" "$(pin cython)" setuptools >>"$log" 2>&1
     mkdir -p "$work/source"
@@ -43,7 +52,8 @@ log=$work/build.log
 }
 
 # What calls the sanitizer by itself, and so was built with it.
-objects=$(find "$work/venv/lib" "$work/source/kernels" -name '*.so' ! -path '*/atheris/*' ! -name 'asan_*' \
+zmq=$(ls -d "$work"/zmq/lib 2>/dev/null || true)
+objects=$(find "$work/venv/lib" "$work/source/kernels" $zmq -name '*.so*' -type f ! -path '*/atheris/*' ! -name 'asan_*' \
     -exec sh -c 'nm -D "$1" 2>/dev/null | grep -q "U __asan_report" && basename "$1"' _ {} \; | sort | tr '\n' ' ')
 
 # Every object its own allocation: within an arena of Python's a read past the end would not be seen.

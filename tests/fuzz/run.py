@@ -44,8 +44,9 @@ def main() -> int:
     if options.child:
         _fuzz(options.targets[0], options.seconds)
         return 0
-    from tests.fuzz.targets import TARGETS, seeds
+    from tests.fuzz.targets import SOCKET_TARGETS, TARGETS, seeds
 
+    TARGETS.update(SOCKET_TARGETS)
     targets = options.targets or list(TARGETS)
     if unknown := set(targets) - set(TARGETS):
         parser.error(f"no target {', '.join(sorted(unknown))}: there are {', '.join(TARGETS)}")
@@ -74,7 +75,7 @@ def _write_corpus(folder: Path, inputs: list[bytes]) -> None:
 def _run(target: str, seconds: int) -> dict[str, Any]:
     """Fuzz one target; returns what the record says of it."""
     OUT.mkdir(parents=True, exist_ok=True)
-    before = set(OUT.iterdir())
+    before = set(OUT.glob(f"{target}-*"))
     command = [sys.executable, "-m", "tests.fuzz.run", "--child", "--seconds", str(seconds), target]
     started = time.monotonic()
     ended = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, errors="replace", check=False)
@@ -82,7 +83,7 @@ def _run(target: str, seconds: int) -> dict[str, Any]:
     said = ended.stdout + ended.stderr
     executed = re.search(r"stat::number_of_executed_units:\s+(\d+)", said)
     covered = re.findall(r"cov: (\d+)", said)
-    findings = sorted(path.name for path in set(OUT.iterdir()) - before)
+    findings = sorted(path.name for path in set(OUT.glob(f"{target}-*")) - before)
     if ended.returncode and not findings:
         findings = [f"exit status {ended.returncode}: {said.strip().splitlines()[-1] if said.strip() else ''}"]
     if findings:
@@ -102,7 +103,7 @@ def _fuzz(target: str, seconds: int) -> None:
     import atheris
 
     with atheris.instrument_imports(include=["edgebus"]):
-        from tests.fuzz.targets import TARGETS
+        from tests.fuzz.targets import SOCKET_TARGETS, TARGETS
 
     with tempfile.TemporaryDirectory(prefix="edgebus-fuzz-") as grown:
         arguments = [
@@ -116,7 +117,7 @@ def _fuzz(target: str, seconds: int) -> None:
             grown,
             str(CORPUS / target),
         ]
-        atheris.Setup(arguments, TARGETS[target])
+        atheris.Setup(arguments, (TARGETS | SOCKET_TARGETS)[target])
         atheris.Fuzz()
 
 

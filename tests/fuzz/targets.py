@@ -31,6 +31,7 @@ from edgebus.state import Entry, Part, Publication, Subscribe
 from edgebus.wire import decode as decode_frames
 from edgebus.wire import encode as encode_message
 from edgebus.zap import zap_answer
+from tests.fuzz import socket_world
 from tests.fuzz.hub_world import attack
 from tests.fuzz.source import Source, join_frames, split_frames
 from tests.vectors.golden import OLD_VECTORS, VECTORS, frames_of
@@ -225,6 +226,8 @@ TARGETS: dict[str, Callable[[bytes], None]] = {
     "keys": keys,
     "zap": zap,
 }
+SOCKET_TARGETS: dict[str, Callable[[bytes], None]] = {"sockets": socket_world.say}
+"""What needs sockets, and so is fuzzed by tests.fuzz.run alone."""
 
 
 def seeds(target: str) -> Iterator[bytes]:
@@ -235,6 +238,9 @@ def seeds(target: str) -> Iterator[bytes]:
             yield from map(join_frames, said)
         case "hub":
             yield from (bytes([7, *range(n, 250, 3), *range(n)]) for n in range(0, 48, 3))
+        case "sockets":
+            yield socket_world.zmtp()
+            yield from (socket_world.zmtp(socket_world.hello(), frames) for frames in said[:12])
         case "recorder":
             file = io.BytesIO()
             writer = Writer(file, Start("node", 1.5, "edgebus"))

@@ -10,6 +10,7 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from tests.fuzz.hub_world import attack
+from tests.fuzz.socket_world import SocketWorld
 from tests.fuzz.targets import TARGETS, check_frames, seeds
 from tests.vectors.golden import GOLDEN, VECTORS, frames_of
 
@@ -22,6 +23,21 @@ def test_seeds_are_taken(name):
     assert list(seeds(name))
     for seed in seeds(name):
         TARGETS[name](seed)
+
+
+@pytest.mark.net
+def test_nonsense_on_a_socket_does_not_disturb_an_honest_peer():
+    world = SocketWorld()
+    with world.node, world.device:
+        chance = random.Random(5)
+        for number, seed in enumerate(seeds("sockets")):
+            world.say(seed)
+            mutant = bytearray(seed)
+            mutant[chance.randrange(len(mutant))] ^= 1 << number % 8
+            world.say(bytes(mutant))
+            world.say(seed[: chance.randrange(len(seed))])
+        assert world.link.request("echo", b"still there").payload == b"still there"
+        assert world.link.health == "up"
 
 
 @pytest.mark.parametrize("name", TARGETS)
