@@ -22,6 +22,11 @@ def test_echo_with_curve():
     assert run_example("echo_with_curve.py") == "HELLO [0.0, 2.0, 4.0, 6.0]\n"
 
 
+def test_echo_asyncio():
+    out = run_example("echo_asyncio.py").splitlines()
+    assert out == ["ALL AT ONCE", "3 part 3", "4 part 4", "cancelled, here and over there"]
+
+
 def test_subscribe_to_state():
     out = run_example("subscribe_to_state.py").splitlines()
     assert out[:3] == ["wind = strong", "rain = none", "wind = weak"]
