@@ -342,6 +342,20 @@ def test_the_runner_is_not_held_by_what_comes_as_fast_as_it_is_taken():
         turns.extend([1] * 1_000_000)
 
 
+def test_a_wake_up_reaches_the_thread_it_is_meant_for():
+    """The node's own thread, on its way out of the poll, must not eat what would wake the one that drives now."""
+    with node("server") as server, node("device") as device:
+        link = device.connect(server.bind(HERE))
+        for _ in range(100):
+            inbox = server.serve("x")
+            thread = threading.Thread(target=lambda inbox=inbox: [each.reply() for each in iter(inbox.get, None)])
+            thread.start()
+            link.request("x")
+            inbox.close()
+            thread.join(1)
+            assert not thread.is_alive(), "it sleeps until the next timer"
+
+
 # -- the transport alone --------------------------------------------------------------------------------
 
 
