@@ -2,7 +2,7 @@
 # Fuzzes every decoder, first as installed, then with the native code behind them built with address and undefined
 # behaviour sanitizers in a throw-away environment outside the repository. Results: bench/results/fuzz.json.
 #   sh scripts/fuzz.sh [SECONDS per target and run, default 60] [DIRECTORY to build in, kept; default a new one, removed]
-# FUZZ_PLAIN=no leaves the first run out. LIBZMQ_SOURCE=DIRECTORY with the sources of libzmq 4.3.5 has libzmq and pyzmq
+# FUZZ_PLAIN=no leaves the first run out, TARGETS="wire hub" all but these. LIBZMQ_SOURCE=DIRECTORY with the sources of libzmq 4.3.5 has libzmq and pyzmq
 # built with the sanitizers too (without CURVE, which would need libsodium's).
 set -eu
 cd "$(dirname "$0")/.."
@@ -13,7 +13,7 @@ pip="-m pip --disable-pip-version-check -q"
 "$python" -c 'import atheris' 2>/dev/null || "$python" $pip install 'atheris>=3.0'
 
 status=0
-[ "${FUZZ_PLAIN:-yes}" = no ] || "$python" -m tests.fuzz.run --seconds "$seconds" --record --label plain || status=1
+[ "${FUZZ_PLAIN:-yes}" = no ] || "$python" -m tests.fuzz.run --seconds "$seconds" --record --label plain ${TARGETS:-} || status=1
 
 if [ $# -ge 2 ]; then
     work=$2
@@ -71,7 +71,7 @@ if "$asan" -c 'import ctypes; ctypes.string_at(ctypes.create_string_buffer(16), 
     exit 1
 fi
 echo "fuzz: instrumented: $objects"
-"$asan" -m tests.fuzz.run --seconds "$seconds" --record --label sanitized --built "$flags: $objects" || status=1
+"$asan" -m tests.fuzz.run --seconds "$seconds" --record --label sanitized --built "$flags: $objects" ${TARGETS:-} || status=1
 "$asan" -m pytest -q -p no:cacheprovider -W ignore -m "not slow" --timeout 600 tests/edgekernels tests/fuzz >"$work/tests.log" 2>&1 \
     && tests=passed || { tests=failed; status=1; }
 tail -1 "$work/tests.log"

@@ -14,8 +14,8 @@ from edgebus import messages as m
 from edgebus.errors import AlreadyAnswered, MessageTooLarge, StreamEnded
 from edgebus.hub import Attached, Hub
 from edgebus.inbox import Request
-from edgebus.link import Surroundings, wire_limits
-from edgebus.requests import Arrived, PartArrived, Room, Settled
+from edgebus.link_states import Surroundings, wire_limits
+from edgebus.outcomes import Arrived, PartArrived, Room, Settled
 from edgebus.streams import content_bytes
 from edgebus.wire import decode, encode
 from tests.fuzz.source import Source

@@ -1,8 +1,8 @@
 """Coverage-guided fuzzing with atheris: python -m tests.fuzz.run --seconds 60 [--label NAME] [--record] TARGET...
 
-Each target runs in a process of its own, from the committed seeds in tests/fuzz/corpus. What it found lies in
-build/fuzz; such a file is tried again by `python -m tests.fuzz.run --once FILE TARGET`. With --record the run goes into
-bench/results/fuzz.json. Ends 0 only if there was no finding.
+Each target runs in a process of its own, from the committed seeds in tests/fuzz/corpus and what earlier runs have added
+in build/fuzz/corpus. What it found lies in build/fuzz; `python -m tests.fuzz.run --once FILE TARGET` tries such a file
+again. With --record the run goes into bench/results/fuzz.json. Ends 0 only if there was no finding.
 """
 
 from __future__ import annotations
@@ -13,7 +13,6 @@ import os
 import re
 import subprocess
 import sys
-import tempfile
 import time
 from pathlib import Path
 from typing import Any
@@ -83,6 +82,7 @@ def _run(target: str, seconds: int) -> dict[str, Any]:
     said = ended.stdout + ended.stderr
     executed = re.search(r"stat::number_of_executed_units:\s+(\d+)", said)
     covered = re.findall(r"cov: (\d+)", said)
+    num_inputs = len(list((OUT / "corpus" / target).glob("*")))
     findings = sorted(path.name for path in set(OUT.glob(f"{target}-*")) - before)
     if ended.returncode and not findings:
         findings = [f"exit status {ended.returncode}: {said.strip().splitlines()[-1] if said.strip() else ''}"]
@@ -92,6 +92,7 @@ def _run(target: str, seconds: int) -> dict[str, Any]:
         "executed": int(executed[1]) if executed else None,
         "seconds": round(elapsed_s, 1),
         "covered_edges": int(covered[-1]) if covered else None,
+        "corpus": num_inputs,
         "findings": findings,
     }
     print(f"{target}: {run['executed']} inputs in {run['seconds']} s, {len(findings)} findings", flush=True)
@@ -105,20 +106,22 @@ def _fuzz(target: str, seconds: int) -> None:
     with atheris.instrument_imports(include=["edgebus"]):
         from tests.fuzz.targets import SOCKET_TARGETS, TARGETS
 
-    with tempfile.TemporaryDirectory(prefix="edgebus-fuzz-") as grown:
-        arguments = [
-            sys.argv[0],
-            f"-max_total_time={seconds}",
-            f"-max_len={MAX_INPUT_BYTES}",
-            f"-artifact_prefix={OUT}/{target}-",
-            "-print_final_stats=1",
-            "-timeout=20",
-            "-rss_limit_mb=4096",
-            grown,
-            str(CORPUS / target),
-        ]
-        atheris.Setup(arguments, (TARGETS | SOCKET_TARGETS)[target])
-        atheris.Fuzz()
+    # What reached something new is kept for the next run: under a sanitizer of gcc libFuzzer sees no coverage itself.
+    grown = OUT / "corpus" / target
+    grown.mkdir(parents=True, exist_ok=True)
+    arguments = [
+        sys.argv[0],
+        f"-max_total_time={seconds}",
+        f"-max_len={MAX_INPUT_BYTES}",
+        f"-artifact_prefix={OUT}/{target}-",
+        "-print_final_stats=1",
+        "-timeout=20",
+        "-rss_limit_mb=4096",
+        str(grown),
+        str(CORPUS / target),
+    ]
+    atheris.Setup(arguments, (TARGETS | SOCKET_TARGETS)[target])
+    atheris.Fuzz()
 
 
 def _note(text: str) -> None:
@@ -134,17 +137,19 @@ def _record(label: str, built: str, runs: dict[str, dict[str, Any]]) -> None:
 
     kept = json.loads(RECORD.read_text()) if RECORD.exists() else {}
     command = f"python -m tests.fuzz.run --record --label {label}"
+    stamped = stamp()
+    targets = kept.get(label, {}).get("targets", {})  # of an earlier run, if this one had only some
+    targets |= {target: run | {"commit": stamped["commit"]} for target, run in runs.items()}
     entry: dict[str, Any] = {
-        "stamp": stamp(),
+        "stamp": stamped,
         "command": command,
         "sanitizer": os.environ.get("EDGEBUS_FUZZ_SANITIZER"),
+        "built": built or None,
+        "executed": sum(run["executed"] or 0 for run in targets.values()),
+        "seconds": round(sum(run["seconds"] for run in targets.values()), 1),
+        "findings": sum(len(run["findings"]) for run in targets.values()),
+        "targets": targets,
     }
-    if built:
-        entry["built"] = built
-    entry["executed"] = sum(run["executed"] or 0 for run in runs.values())
-    entry["seconds"] = round(sum(run["seconds"] for run in runs.values()), 1)
-    entry["findings"] = sum(len(run["findings"]) for run in runs.values())
-    entry["targets"] = runs
     kept[label] = entry
     RECORD.parent.mkdir(parents=True, exist_ok=True)
     RECORD.write_text(json.dumps(kept, indent=1) + "\n")
