@@ -607,7 +607,8 @@ def test_changes_of_a_topic_come_as_they_happen(run):
 # -- the plumbing ---------------------------------------------------------------------------------------
 
 
-def test_a_ring_wakes_one_and_is_passed_on():
+@pytest.mark.parametrize("woken", [False, True])
+def test_a_ring_wakes_one_and_is_passed_on(woken):
     async def main():
         bell, items = Bell(), []
 
@@ -619,7 +620,10 @@ def test_a_ring_wakes_one_and_is_passed_on():
         await asyncio.sleep(0)
         items.append(1)
         bell.ring()
-        tasks[0].cancel()  # after it was rung for, before it woke
+        if woken:
+            asyncio.get_running_loop().call_soon(tasks[0].cancel)  # after its future was set, before it goes on
+        else:
+            tasks[0].cancel()
         await asyncio.wait(tasks, timeout=5, return_when=asyncio.FIRST_COMPLETED)
         for _ in range(5):
             await asyncio.sleep(0)
