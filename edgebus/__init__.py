@@ -47,9 +47,10 @@ if TYPE_CHECKING:
     from edgebus.blobs import Blob, BlobId, BlobStore, fetch_blob, serve_blobs
     from edgebus.calls import Part, Pending, Reply
     from edgebus.inbox import Inbox, Peer, Request
-    from edgebus.link import Health
+    from edgebus.link_states import Health
+    from edgebus.links import Link
     from edgebus.members import Patience
-    from edgebus.node import Link, Node
+    from edgebus.node import Node
     from edgebus.pool import Pool
     from edgebus.replica import Changed, Removed
     from edgebus.services import announce
@@ -64,7 +65,7 @@ _LAZY = {
     "Changed": "replica",
     "Health": "link",
     "Inbox": "inbox",
-    "Link": "node",
+    "Link": "links",
     "LinkStats": "stats",
     "Node": "node",
     "NodeStats": "stats",

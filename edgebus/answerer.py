@@ -10,7 +10,8 @@ from edgebus.config import Limits
 from edgebus.ids import IdRanges
 from edgebus.keyed import KeyedAnswers
 from edgebus.messages import STREAM, Cancel, Message, More, Refusal, Reply, Request, Terms
-from edgebus.requests import Arrived, Event, Room, Superseded, Withdrawn, refusal
+from edgebus.outcomes import Arrived, Event, Room, Superseded, Withdrawn
+from edgebus.requests import refusal
 from edgebus.streams import MIN_WINDOW_BYTES, Frames, OutStream, Specs, content_bytes
 
 NOT_EXECUTED = frozenset({"busy", "closing", "expired", "stale", "unknown_service", "dropped"})

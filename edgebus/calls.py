@@ -20,7 +20,7 @@ from edgebus.errors import (
     VersionMismatch,
     WrongServerKey,
 )
-from edgebus.requests import Outcome, Settled
+from edgebus.outcomes import Outcome, Settled
 from edgebus.streams import Arrival
 
 FATAL: dict[str, type[EdgebusError]] = {

@@ -38,6 +38,9 @@ class Desk(Protocol):
     def share(self, attached: Attached, arrays: Sequence[Array]) -> tuple[Specs, tuple[Block, ...]] | None:
         """Put arrays into memory that the peer sees; None if they have to be sent."""
 
+    def unshare(self, attached: Attached, blocks: Sequence[Block]) -> None:
+        """What was put there will not be sent."""
+
     def when_room(self, answerer: Answerer, request_id: int, callback: Callable[[], object]) -> None:
         """Call back as soon as there is room or the stream has ended."""
 
@@ -71,6 +74,9 @@ class NodeDesk:
 
     def share(self, attached: Attached, arrays: Sequence[Array]) -> tuple[Specs, tuple[Block, ...]] | None:
         return self._engine.put_shared(attached, arrays)
+
+    def unshare(self, attached: Attached, blocks: Sequence[Block]) -> None:
+        self._engine.drop_shared(attached, blocks)
 
     def when_room(self, answerer: Answerer, request_id: int, callback: Callable[[], object]) -> None:
         self._engine.runner.do(self._engine.when_room, answerer, request_id, callback)

@@ -24,9 +24,10 @@ from edgebus.hub import Attached, Hub, Judge, Route
 from edgebus.inbox import Inbox, Request
 from edgebus.keyed import KeyedAnswers
 from edgebus.keys import AllowList, Keys
-from edgebus.link import Failed, Gone, ShareDone, ShareNews, Surroundings, Up, WantBulk
+from edgebus.link_states import Failed, Gone, ShareDone, ShareNews, Surroundings, Up, WantBulk
 from edgebus.messages import Block, Message, Reply, Terms
-from edgebus.requests import Arrived, PartArrived, Room, Settled, Superseded, Withdrawn, refusal
+from edgebus.outcomes import Arrived, Outcome, PartArrived, Room, Settled, Superseded, Withdrawn
+from edgebus.requests import refusal
 from edgebus.runner import Runner
 from edgebus.sharing import Sharing
 from edgebus.sockets import Sent
@@ -76,6 +77,7 @@ class Engine:
         self._lease_until = -math.inf
         self._next_look_at = math.inf if allow is None else time.monotonic() + LIST_LOOK_S
         jitter = random.Random(os.urandom(16))  # noqa: S311 - spreads resends, decides nothing
+        self.sharing = Sharing(limits, self._lease_back)
         around = Surroundings(
             name=name,
             limits=limits,
@@ -84,13 +86,14 @@ class Engine:
             stalled_ms=self._stalled_ms,
             lease_until=lambda: self._lease_until,
             share=lambda: self.sharing.share,
+            recover=self.sharing.recover,
         )
-        self.sharing = Sharing(limits, self._lease_back)
         self.hub = Hub(
             around=around,
             new_incarnation=lambda: os.urandom(16),
             judge=judge,
             resolve=self.sharing.resolve,
+            number=self.sharing.number,
             max_links=self._max_links,
         )
         self._dialled: dict[int, Dialled] = {}
@@ -173,6 +176,10 @@ class Engine:
         if attached.sharing == "unknown":
             self.runner.do_unless_closed(self.share, attached)
         return self.sharing.put(attached, arrays)
+
+    def drop_shared(self, attached: Attached, blocks: Sequence[Block]) -> None:
+        """What was put there for a message that will not be sent."""
+        self.runner.do_unless_closed(self.sharing.done, attached, [block.lease for block in blocks])
 
     # -- commands of the application threads --------------------------------------------------------
 
@@ -294,6 +301,15 @@ class Engine:
         elif dialled.socket_id not in self._dialled:
             caller.close()
         self.hub.touch(dialled.attached, now=now)
+
+    def request_late(
+        self, dialled: Dialled, service: str, specs: Specs, frames: Frames, pending: Pending, terms: Terms | None
+    ) -> None:
+        """Start a request of a signal handler, which is not there any more to be told that there is no room."""
+        try:
+            self.request(dialled, service, specs, frames, pending, terms)
+        except QueueFull as error:
+            pending.settle(Settled(pending, Outcome.REFUSED, "queue_full", str(error)))
 
     def cancel(self, dialled: Dialled, pending: Pending) -> None:
         """Give a request up."""
@@ -449,7 +465,7 @@ class Engine:
                 self.sharing.news(attached, event.header)
                 self.hub.touch(attached, now=time.monotonic())
             case ShareDone():
-                self.sharing.done(attached, event.leases, event.unsent)
+                self.sharing.done(attached, event.leases)
             case Gone():
                 self.sharing.gone(attached)
             case WantBulk() if (dialled := self._dialled.get(attached.route[0])) is not None:

@@ -19,10 +19,10 @@ import zmq
 from edgebus.answerer import Answerer
 from edgebus.calls import Pending
 from edgebus.hub import Attached, Hub, Route
-from edgebus.link import State
+from edgebus.link_states import State
 from edgebus.messages import INLINE_BYTES, Reply, Request, decode_header, encode_header
+from edgebus.outcomes import Arrived
 from edgebus.rawzmq import BURST, EVENTS, MORE, NOBLOCK, POLLIN, get, recv, send, take_rest
-from edgebus.requests import Arrived
 
 if TYPE_CHECKING:
     from edgebus.runner import Runner

@@ -18,7 +18,8 @@ from typing import Any, Literal, NamedTuple
 
 from edgebus import messages as m
 from edgebus.errors import ConfigError, WireError
-from edgebus.link import Event, Gone, LinkMachine, Surroundings
+from edgebus.link import LinkMachine
+from edgebus.link_states import Event, Gone, Surroundings
 from edgebus.requests import refusal
 from edgebus.stats import LinkStats, Traffic, link_stats
 from edgebus.streams import content_bytes
@@ -27,6 +28,8 @@ from edgebus.wire import decode, encode
 Route = tuple[int, bytes]
 Resolve = Callable[["Attached", m.Content], tuple[Any, ...] | None]
 """The arrays of a message that lie in shared memory; None if they cannot be seen."""
+Number = Callable[["Attached", m.Content], m.Content]
+"""The header of a message that leaves, with the leases of its shared memory as the link calls them."""
 Judge = Callable[[str | None, str, int, float], tuple[str, str] | None]
 """Says why a peer (its key) may not ask for a service with so many bytes now: code and detail, or None."""
 _log = logging.getLogger("edgebus")
@@ -85,6 +88,7 @@ class Hub:
         new_incarnation: gives 16 bytes, different at every call.
         judge: who may ask for what; None lets everybody.
         resolve: finds arrays in shared memory.
+        number: gives leases of shared memory the numbers they are sent with.
         max_links: accepted links a key may have; None for limits.max_links_per_key.
     """
 
@@ -95,6 +99,7 @@ class Hub:
         new_incarnation: Callable[[], bytes],
         judge: Judge | None = None,
         resolve: Resolve | None = None,
+        number: Number | None = None,
         max_links: Callable[[str], int | None] = lambda key: None,
     ) -> None:
         self._around = around
@@ -102,6 +107,7 @@ class Hub:
         self._new_incarnation = new_incarnation
         self.judge = judge
         self._resolve = resolve
+        self._number = number
         self._max_links = max_links
         self.taps: list[Callable[[TapEvent], None]] = []
         self.by_route: dict[Route, Attached] = {}
@@ -281,6 +287,9 @@ class Hub:
         sending = []
         for route, attached, message in outbox:
             try:
+                if attached is not None and self._number is not None and getattr(message.header, "blocks", None):
+                    header = self._number(attached, message.header)  # type: ignore[arg-type]
+                    message = m.Message(header, message.frames)  # noqa: PLW2901
                 frames = encode(message, attached.link.version if attached is not None else 1)
             except Exception:  # one that does not encode must not take the others with it
                 _log.exception("edgebus: internal error, a %s does not encode", type(message.header).__name__)

@@ -13,9 +13,10 @@ from typing import TYPE_CHECKING, NamedTuple
 from edgebus.arrays import Array, pack_content, view_arrays
 from edgebus.calls import Wait
 from edgebus.desk import Desk
-from edgebus.errors import AlreadyAnswered, DeadlineExceeded, NodeClosed, StreamEnded
+from edgebus.errors import AlreadyAnswered, DeadlineExceeded, EdgebusError, NodeClosed, StreamEnded
 from edgebus.messages import INLINE_BYTES, ONE_WAY, STREAM, ArraySpec, Message, Reply
-from edgebus.requests import Arrived, refusal
+from edgebus.outcomes import Arrived
+from edgebus.requests import refusal
 from edgebus.streams import Frames, Specs
 from edgebus.wire import check_outgoing
 
@@ -108,7 +109,11 @@ class Request:
         shared = self._desk.share(self._attached, arrays) if arrays and not self._has_key else None
         if shared is not None:
             specs, blocks = shared
-            self._send(Message(Reply(self._id, specs, None, 0, None, blocks), (bytes(payload),)), specs)
+            try:
+                self._send(Message(Reply(self._id, specs, None, 0, None, blocks), (bytes(payload),)), specs)
+            except EdgebusError:
+                self._desk.unshare(self._attached, blocks)
+                raise
             return
         specs, frames = pack_content(payload, arrays, copy)
         self._send(Message(Reply(self._id, specs), frames), specs)

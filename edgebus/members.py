@@ -20,7 +20,8 @@ from edgebus.errors import EdgebusError, NodeClosed
 from edgebus.services import Follower
 
 if TYPE_CHECKING:
-    from edgebus.node import Link, Node
+    from edgebus.links import Link
+    from edgebus.node import Node
 
 _TURN_S = 0.1
 _MAX_DIALS = 4

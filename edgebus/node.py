@@ -9,22 +9,18 @@ from collections.abc import Callable, Sequence
 from types import TracebackType
 from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
-from edgebus.arrays import Array, pack_content
-from edgebus.calls import FATAL, Pending, Reply
+from edgebus.calls import FATAL
 from edgebus.config import Limits
-from edgebus.engine import Dialled, Engine, Handle
-from edgebus.errors import ConfigError, InsecureError, NodeClosed, PeerUnreachable, QueueFull, WrongServerKey
+from edgebus.engine import Engine, Handle
+from edgebus.errors import ConfigError, InsecureError, NodeClosed, PeerUnreachable, WrongServerKey
 from edgebus.hub import Judge, TapEvent
 from edgebus.inbox import Inbox
 from edgebus.keys import AllowList, Keys, is_key
-from edgebus.link import Health
-from edgebus.messages import INLINE_BYTES, MAX_TIMEOUT_S, ONE_WAY, PLAIN, STREAM, Block, Terms
+from edgebus.links import Link, check_transport
+from edgebus.messages import MAX_TIMEOUT_S
 from edgebus.policy import Policy
-from edgebus.requests import Caller
-from edgebus.stats import LinkStats, NodeStats, link_stats
-from edgebus.stream import Stream
-from edgebus.streams import Frames, Specs, content_bytes
-from edgebus.wire import check_name, check_outgoing
+from edgebus.stats import NodeStats
+from edgebus.wire import check_name
 
 if TYPE_CHECKING:
     from edgebus.topics import Publisher
@@ -35,250 +31,6 @@ _log = logging.getLogger("edgebus")
 
 AnyInbox = TypeVar("AnyInbox", bound=Inbox)
 MakeInbox = Callable[[Sequence[str], int, Callable[[Inbox], None]], AnyInbox]
-
-
-class Link:
-    """A link this node dialled; made by Node.connect."""
-
-    def __init__(self, engine: Engine, dialled: Dialled) -> None:
-        self._engine = engine
-        self._dialled = dialled
-        self._link = dialled.attached.link
-        self._checked: set[str] = set()  # service names that travel
-
-    @property
-    def endpoint(self) -> str:
-        """Where the other node is."""
-        return self._dialled.endpoint
-
-    @property
-    def peer_name(self) -> str:
-        """What the other node calls itself."""
-        return self._link.peer_name
-
-    @property
-    def health(self) -> Health:
-        """Whether the peer can be reached, and if its application looks at its requests."""
-        return self._link.health(time.monotonic())
-
-    def request(
-        self,
-        service: str,
-        payload: bytes = b"",
-        arrays: Sequence[Array] = (),
-        timeout_s: float = 10.0,
-        *,
-        key: bytes = b"",
-        sequence: tuple[int, int] | None = None,
-        copy: bool = True,
-    ) -> Reply:
-        """Send a request and wait for its reply; see send_request and Pending.result for what it raises."""
-        return self.send_request(service, payload, arrays, timeout_s, key=key, sequence=sequence, copy=copy).result()
-
-    def send_request(
-        self,
-        service: str,
-        payload: bytes = b"",
-        arrays: Sequence[Array] = (),
-        timeout_s: float = 10.0,
-        *,
-        key: bytes = b"",
-        sequence: tuple[int, int] | None = None,
-        copy: bool = True,
-    ) -> Pending:
-        """Send a request; its outcome is known after timeout_s seconds at the latest.
-
-        While the link is down the request waits; it is resent until answered, and executed once.
-
-        Args:
-            service: what is asked for, at most 64 characters.
-            payload: opaque bytes.
-            arrays: tensors; from 64 KiB on they travel beside the small messages, not in front of them.
-            timeout_s: deadline, 0 < timeout_s <= 86400.
-            key: idempotency key, at most 64 bytes: the peer executes one request with it and gives its answer to every
-                other one, also if this process has restarted meanwhile.
-            sequence: (stream, position): of a stream only the highest position counts, a request at a lower one that
-                still waits over there is refused "stale", unlooked at.
-            copy: False sends arrays as they lie in memory; they are read-only until nothing of them is needed.
-
-        Raises:
-            MessageTooLarge: the peer does not accept that much; nothing was sent.
-            QueueFull: too much waits for an outcome already, and Limits.on_full says refuse.
-            NodeClosed: the node is closed, or this is a forked child.
-            ValueError, TypeError: an argument that cannot travel.
-        """
-        if not arrays and not key and sequence is None and type(payload) is bytes and len(payload) <= INLINE_BYTES:
-            return self._start_small(service, payload, timeout_s)
-        terms = None if not key and sequence is None else _terms(PLAIN, key, sequence)
-        return self._start(service, payload, arrays, timeout_s, terms, copy)
-
-    def send(
-        self,
-        service: str,
-        payload: bytes = b"",
-        arrays: Sequence[Array] = (),
-        timeout_s: float = 10.0,
-        *,
-        key: bytes = b"",
-        sequence: tuple[int, int] | None = None,
-        copy: bool = True,
-    ) -> Pending:
-        """Send a message that needs no answer; its outcome is "answered" once the application over there has taken it.
-
-        Args and raises: as send_request. A peer of protocol version 1 has to answer it.
-        """
-        return self._start(service, payload, arrays, timeout_s, _terms(ONE_WAY, key, sequence), copy)
-
-    def stream(
-        self,
-        service: str,
-        payload: bytes = b"",
-        arrays: Sequence[Array] = (),
-        timeout_s: float = MAX_TIMEOUT_S,
-        *,
-        from_pos: int = 0,
-        window_bytes: int = 1 << 20,
-        copy: bool = True,
-    ) -> Stream:
-        """Ask for a stream of parts; iterate over what is returned.
-
-        Args:
-            service, payload, arrays, copy: as send_request.
-            timeout_s: deadline of the whole stream.
-            from_pos: first part wanted; the handler over there is told.
-            window_bytes: how far the server may be ahead of what has been taken here.
-
-        Raises:
-            As send_request; ConfigError if the peer speaks protocol version 1, which has no streams.
-        """
-        if from_pos < 0 or window_bytes < 1:
-            raise ValueError(f"from_pos must be >= 0 and window_bytes >= 1, got {from_pos} and {window_bytes}")
-        if self._link.version < 2 and self._link.num_ups:
-            raise ConfigError(f"{self.endpoint} speaks protocol version 1, streams need 2: upgrade it")
-        terms = Terms(STREAM, from_pos=from_pos, window_bytes=window_bytes)
-        pending = self._start(service, payload, arrays, timeout_s, terms, copy)
-        return Stream(pending, from_pos, self._consume, self._engine.runner.wait)
-
-    def has_room(self, num_bytes: int) -> bool:
-        """True if a request of this size would be accepted now, see Limits.max_outstanding_bytes and on_full."""
-        return self._link.caller.outstanding_bytes + num_bytes <= self._engine.limits.max_outstanding_bytes
-
-    def stats(self) -> LinkStats:
-        """Counters of this link."""
-        return link_stats(self._dialled.attached, self.endpoint, time.monotonic())
-
-    def move(self, endpoint: str, server_key: str | None = None) -> None:
-        """Go on at another address: the peer has moved, or another one takes over. Outstanding requests go there.
-
-        Args:
-            endpoint: the new address.
-            server_key: the public key over there; None is the same as before.
-
-        Raises:
-            ConfigError: the address cannot be dialled, or a key was given to a plaintext link.
-            NodeClosed: the node or link is closed.
-        """
-        _check_transport(endpoint)
-        if (server_key is not None) and (self._dialled.server_key is None or not is_key(server_key)):
-            raise ConfigError(f"server_key for {endpoint} must be 40 characters of Z85, on a link that is secure")
-        self._engine.runner.call(self._engine.move, self._dialled, endpoint, server_key or self._dialled.server_key)
-
-    def close(self, linger_s: float = 1.0) -> None:
-        """Say goodbye and close; outstanding requests end as NodeClosed. Closing twice is fine."""
-        self._engine.runner.do_unless_closed(self._engine.hang_up, self._dialled, linger_s)
-
-    def __enter__(self) -> Link:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
-
-    def _start_small(self, service: str, payload: bytes, timeout_s: float) -> Pending:
-        if service not in self._checked:
-            check_name("service", service)
-            self._checked.add(service)
-        if 0 < timeout_s <= MAX_TIMEOUT_S:
-            runner = self._engine.runner
-            now = time.monotonic()
-            pending = Pending(service, timeout_s, now + timeout_s, self._cancel, self.endpoint, runner.wait)
-            if runner.do_small(self._engine.express.request, self._dialled.attached, service, payload, pending, now):
-                return pending
-        return self._start(service, payload, (), timeout_s, None, True)
-
-    def _start(
-        self,
-        service: str,
-        payload: bytes,
-        arrays: Sequence[Array],
-        timeout_s: float,
-        terms: Terms | None,
-        copy: bool,
-    ) -> Pending:
-        if not 0 < timeout_s <= MAX_TIMEOUT_S:
-            raise ValueError(f"timeout_s must be in (0, {MAX_TIMEOUT_S:.0f}], got {timeout_s!r}")
-        check_name("service", service)
-        engine = self._engine
-        runner = engine.runner
-        blocks: tuple[Block, ...] | None = None
-        shared = engine.put_shared(self._dialled.attached, arrays) if arrays else None
-        if shared is not None:
-            specs, blocks = shared
-            frames: Frames = (bytes(payload),)
-        else:
-            specs, frames = pack_content(payload, arrays, copy)
-        if (limits := self._link.peer_limits) is not None:
-            check_outgoing(frames, specs, limits)
-        deadline_at = time.monotonic() + timeout_s
-        pending = Pending(service, timeout_s, deadline_at, self._cancel, self.endpoint, runner.wait)
-        try:
-            runner.do(engine.request, self._dialled, service, specs, frames, pending, terms, blocks)
-        except QueueFull:
-            if engine.limits.on_full != "wait":
-                raise
-            self._start_when_room(service, specs, frames, pending, terms, blocks)
-        return pending
-
-    def _start_when_room(
-        self,
-        service: str,
-        specs: Specs,
-        frames: Frames,
-        pending: Pending,
-        terms: Terms | None,
-        blocks: tuple[Block, ...] | None,
-    ) -> None:
-        size_bytes, runner = content_bytes(frames), self._engine.runner
-        room = _Room(self._link.caller, size_bytes)
-        while True:
-            if not runner.wait(room, pending.deadline_at):
-                raise QueueFull(f"{pending.what}: no room for {size_bytes} B until its deadline, see Limits.on_full")
-            try:
-                runner.do(self._engine.request, self._dialled, service, specs, frames, pending, terms, blocks)
-            except QueueFull:
-                continue  # another thread was quicker
-            return
-
-    def _consume(self, pending: Pending, pos: int) -> None:
-        self._engine.runner.do_unless_closed(self._engine.consume, self._dialled, pending, pos)
-
-    def _cancel(self, pending: Pending) -> None:
-        self._engine.runner.do_unless_closed(self._engine.cancel, self._dialled, pending)
-
-
-class _Room(NamedTuple):
-    """Room for a request, to wait for."""
-
-    caller: Caller
-    size_bytes: int
-
-    @property
-    def ready(self) -> bool:
-        return self.caller.room_fault(self.size_bytes) is None
-
-    def follow(self, wait_s: float) -> None:
-        time.sleep(min(wait_s, 0.01))  # another thread drives, and does not know of us
 
 
 class _Settled(NamedTuple):
@@ -292,15 +44,6 @@ class _Settled(NamedTuple):
 
     def follow(self, wait_s: float) -> None:
         self.event.wait(wait_s)
-
-
-def _terms(kind: int, key: bytes, sequence: tuple[int, int] | None) -> Terms:
-    if len(key) > 64:
-        raise ValueError(f"an idempotency key has at most 64 bytes, got {len(key)}")
-    stream, pos = (-1, 0) if sequence is None else sequence
-    if sequence is not None and not (0 <= stream < 2**63 and 0 <= pos < 2**63):
-        raise ValueError(f"sequence is (stream, position), both in [0, 2**63), got {sequence!r}")
-    return Terms(kind, bytes(key), stream, pos)
 
 
 class Node:
@@ -344,7 +87,7 @@ class Node:
         self._insecure = insecure
         self._limits = limits or Limits()
         self._inboxes: list[Inbox] = []
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()  # a signal handler may close in the middle of it
         self._closed = False
         self._publisher: Publisher | None = None
         # Plaintext peers are strangers all alike: whoever says insecure opens the guarded services too.
@@ -360,7 +103,7 @@ class Node:
             ConfigError: keys but no allow-list, so nobody could connect; or an unknown transport.
             BindError: the endpoint is taken.
         """
-        _check_transport(endpoint)
+        check_transport(endpoint)
         if not self._insecure and self._keys is None:
             raise InsecureError(
                 f"{endpoint} would be plaintext: give keys=load_keys(DIR) and "
@@ -503,7 +246,7 @@ class Node:
             VersionMismatch: no common protocol version.
             InsecureError, ConfigError: the arguments do not fit the node, or max_peers links are open.
         """
-        _check_transport(endpoint)
+        check_transport(endpoint)
         server_keys = [server_key] if server_key is None or isinstance(server_key, str) else list(server_key)
         for each in server_keys:
             self._check_server_key(endpoint, each)
@@ -586,8 +329,3 @@ def _judge(policy: Policy) -> Judge:
         return None if denial is None else (denial.code, denial.detail)
 
     return judge
-
-
-def _check_transport(endpoint: str) -> None:
-    if not endpoint.startswith(("tcp://", "ipc://", "inproc://")):
-        raise ConfigError(f"endpoint {endpoint!r} is not tcp://HOST:PORT, ipc://PATH or inproc://NAME")

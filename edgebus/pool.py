@@ -29,7 +29,8 @@ from edgebus.services import Follower
 if TYPE_CHECKING:
     from edgebus.arrays import Array
     from edgebus.calls import Pending, Reply
-    from edgebus.node import Link, Node
+    from edgebus.links import Link
+    from edgebus.node import Node
 
 _LOOK_S = 0.1  # how often a waiting request looks at the health of its server
 _FULL_S = 0.5  # a server that refused "busy" is thought full for so long

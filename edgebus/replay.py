@@ -19,7 +19,7 @@ from edgebus.wire import arrays_fault
 
 if TYPE_CHECKING:
     from edgebus.calls import Pending
-    from edgebus.node import Link
+    from edgebus.links import Link
 
 MAX_OUTSTANDING = 256
 _KEPT_DIFFERENCES = 100

@@ -8,10 +8,9 @@ from __future__ import annotations
 import heapq
 import math
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from enum import StrEnum
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 import msgspec
 
@@ -29,82 +28,14 @@ from edgebus.messages import (
     Request,
     Terms,
 )
-from edgebus.streams import Arrival, Frames, InStream, Specs, content_bytes
+from edgebus.outcomes import Event, Outcome, PartArrived, Settled
+from edgebus.streams import Frames, InStream, Specs, content_bytes
 
 if TYPE_CHECKING:
-    from edgebus.answerer import Answerer
+    pass
 
 _MAX_TTL_MS = 86_400_000
 _MAX_LATE_CANCELS = 1024
-
-
-class Outcome(StrEnum):
-    """How a request ended, seen from the caller."""
-
-    ANSWERED = "answered"
-    REFUSED = "refused"
-    EXPIRED = "expired"
-    UNKNOWN = "unknown"
-    CANCELLED = "cancelled"
-
-
-class Settled(NamedTuple):
-    """Event of the caller: the one outcome of the request known as `ref`."""
-
-    ref: object
-    outcome: Outcome
-    code: str = ""
-    detail: str = ""
-    specs: Specs = ()
-    frames: Frames = ()
-
-
-class Arrived(NamedTuple):
-    """Event of the answerer: execute this, once. The answer goes to that very answerer.
-
-    A link that was greeted by another incarnation has another answerer, whose ids start anew.
-    """
-
-    id: int
-    service: str
-    expires_at: float
-    specs: Specs
-    frames: Frames
-    answerer: Answerer
-    terms: Terms | None = None
-
-
-class PartArrived(NamedTuple):
-    """Event of the caller: the next part, in order, of the stream known as `ref`."""
-
-    ref: object
-    arrival: Arrival
-
-
-class Superseded(NamedTuple):
-    """Event of the answerer: a request of the same stream at a higher position is here; drop this if it still waits."""
-
-    id: int
-    service: str
-    answerer: Answerer
-
-
-class Room(NamedTuple):
-    """Event of the answerer: the stream of this request can take more parts, or has ended."""
-
-    id: int
-    answerer: Answerer
-
-
-class Withdrawn(NamedTuple):
-    """Event of the answerer: nobody waits for this answer any more, or it was given for the handler."""
-
-    id: int
-    service: str
-    answerer: Answerer
-
-
-Event = Settled | Arrived | Withdrawn | PartArrived | Superseded | Room
 
 
 @dataclass(slots=True, eq=False)
@@ -206,6 +137,7 @@ class Caller:
     def small_header(self, service: str, payload: bytes, deadline_at: float, now: float) -> Request:
         """The header of a plain small request, to be sent at once and then started."""
         outstanding, request_id = self.outstanding, self._next_id
+        self._next_id = request_id + 1  # before all else: what an interrupt leaves unstarted is never asked again
         oldest = next(iter(outstanding)) if outstanding else request_id
         ttl_ms = min(_MAX_TTL_MS, math.ceil((deadline_at - now) * 1000 - 1e-6))
         return Request(request_id, service, ttl_ms, oldest, (), payload)
@@ -214,7 +146,6 @@ class Caller:
         """Like start, for a plain small request on a link that is up, which has just been sent."""
         outstanding, timers = self.outstanding, self._timers
         request_id = header.id
-        self._next_id = request_id + 1
         self.started += 1
         size_bytes = len(payload)
         self.outstanding_bytes += size_bytes
@@ -308,9 +239,27 @@ class Caller:
                 entry.backoff = 1
                 self._send(entry, now)
 
-    def peer_restarted(self) -> None:
-        """The peer has lost its memory: streams go on with what it pushes in this life."""
+    def unshare(self, request_id: int, recover: Callable[[Sequence[Block]], Frames | None]) -> bool:
+        """Have a request go by sockets whose arrays lie in shared memory; False if it has none, or they are gone."""
+        entry = self.outstanding.get(request_id)
+        if entry is None or not entry.header.blocks or (frames := recover(entry.header.blocks)) is None:
+            return False
+        self.leases_done += [block.lease for block in entry.header.blocks]
+        entry.header.blocks = None
+        entry.frames += frames
+        entry.size_bytes += content_bytes(frames)
+        self.outstanding_bytes += content_bytes(frames)
+        return True
+
+    def send_again(self, request_id: int, *, now: float) -> None:
+        """Send a request now, whenever it was due."""
+        if self._up and (entry := self.outstanding.get(request_id)) is not None:
+            self._send(entry, now)
+
+    def peer_restarted(self, recover: Callable[[Sequence[Block]], Frames | None] = lambda blocks: None) -> None:
+        """The peer has lost its memory: streams go on with what it pushes in this life, shared memory is not seen."""
         for entry in self.outstanding.values():
+            self.unshare(entry.id, recover)
             if entry.stream is not None:
                 entry.stream.start_over()
                 entry.final = None

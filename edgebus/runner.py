@@ -22,7 +22,7 @@ from typing import Any, Protocol, TypeVar
 import zmq
 
 from edgebus.config import Limits
-from edgebus.errors import ConfigError, NodeClosed
+from edgebus.errors import ConfigError, LocalError, NodeClosed
 from edgebus.hub import Hub, Route
 from edgebus.rawzmq import BURST
 from edgebus.sockets import Sockets
@@ -213,11 +213,18 @@ class Runner:
         with contextlib.suppress(NodeClosed):
             self.do(function, *args)
 
+    def do_or_defer(self, function: Callable[..., object], *args: Any) -> None:
+        """Like do_unless_closed, but later for a signal handler that came in the middle of something."""
+        if self.is_mine:
+            self.defer(function, *args)
+        else:
+            self.do_unless_closed(function, *args)
+
     def soon(self, callback: Callable[[], object]) -> None:
         """Call something of the application's, without the lock, on the thread that drives; lock held here."""
         self._callbacks.append(callback)
 
-    def wait(self, item: Item, until: float) -> bool:
+    def wait(self, item: Item, until: float) -> bool:  # noqa: PLR0912 - the hot path
         """Wait until something is ready, and drive meanwhile if no other thread of the application does.
 
         Args:
@@ -226,10 +233,19 @@ class Runner:
 
         Returns:
             Whether it is ready.
+
+        Raises:
+            LocalError: this is a signal handler that came while its thread was at the sockets.
+            NodeClosed: this is a forked child.
         """
         if self._forks != _forks[0]:
             self.check()
         me = threading.get_ident()
+        if self._owner == me and not item.ready:
+            raise LocalError(
+                "a signal handler came in the middle of the node's work and cannot wait for anything in there: "
+                "let it send_request, and take the result after it has returned"
+            )
         looked = False
         while not item.ready:
             left_s = until - time.monotonic()

@@ -21,7 +21,8 @@ from edgebus.replica import Changed
 from edgebus.subscribing import Subscription
 
 if TYPE_CHECKING:
-    from edgebus.node import Link, Node
+    from edgebus.links import Link
+    from edgebus.node import Node
 
 _BURST = 256  # changes taken from one peer at a time
 _NOWHERE = ("tcp://0.0.0.0:", "tcp://*:", "tcp://[::]:")

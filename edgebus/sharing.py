@@ -7,20 +7,24 @@ and whenever there is no room, arrays go by the bulk lane. Rules: docs/spec/bus-
 from __future__ import annotations
 
 import os
+import threading
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
+
+import msgspec
 
 from edgebus import messages as m
 from edgebus import shm
 from edgebus.arrays import Array, describe_arrays
 from edgebus.config import Limits
-from edgebus.streams import Specs
+from edgebus.streams import Frames, Specs
 
 if TYPE_CHECKING:
     from edgebus.hub import Attached
 
 _PROBE = b"edgebus"
 _SWEEP_S = 5.0
+_SEGMENT_BYTES = 64 << 20
 _MAX_ARRAYS = 32  # in one message: their blocks have to fit into the smallest header
 
 
@@ -36,13 +40,16 @@ class Sharing:
         self._give_back = give_back
         self._from_bytes = limits.share_from_bytes
         self._ledgers: dict[int, tuple[Attached, shm.Ledger]] = {}
+        self._numbers: dict[int, tuple[Attached, shm.Numbers]] = {}
+        self._putting: set[int] = set()  # threads
         self._pool: shm.Pool | None = None
         self._swept_at = 0.0
         self.share: m.Share | None = None
-        if limits.share_bytes and shm.available():
+        if limits.share_bytes >= shm.COMMIT_BYTES and shm.available():
             started = shm.process_start_time(os.getpid()) or 0
             self.share = m.Share(shm.host_id(), os.getpid(), started)
-            self._pool = shm.Pool(limits.share_bytes)
+            # A segment is mapped as a whole: one larger than all we may have would be over the bounds of the peer.
+            self._pool = shm.Pool(limits.share_bytes, min(_SEGMENT_BYTES, limits.share_bytes))
             self._mapper = shm.Mapper(4 * limits.share_bytes, limits.share_bytes * 2)
 
     # -- sending ------------------------------------------------------------------------------------
@@ -61,8 +68,15 @@ class Sharing:
         """
         if attached.sharing != "yes" or self._pool is None or len(arrays) > _MAX_ARRAYS:
             return None
+        me = threading.get_ident()
+        if me in self._putting:
+            return None  # a signal handler, in the middle of another put
         specs, contiguous = describe_arrays(arrays)
-        blocks = self._pool.put(contiguous, attached.peer_id, keep=True)
+        self._putting.add(me)
+        try:
+            blocks = self._pool.put(contiguous, attached.peer_id, keep=True)
+        finally:
+            self._putting.discard(me)
         if blocks is None:
             return None
         return specs, tuple(_to_wire(block) for block in blocks)
@@ -77,13 +91,30 @@ class Sharing:
             probe = self._pool.put([_PROBE], attached.peer_id)
             if probe is not None:
                 attached.sharing = "asked"
-                attached.link.say(m.Probe(_to_wire(probe[0])))
+                block = _to_wire(probe[0])
+                number = self._names(attached).number(block.lease)
+                self._names(attached).done([block.lease])
+                attached.link.say(m.Probe(msgspec.structs.replace(block, lease=number)))
 
-    def done(self, attached: Attached, leases: Sequence[int], unsent: Sequence[int]) -> None:
-        """Messages with these leases will not be sent again; those unsent the peer has never heard of."""
+    def done(self, attached: Attached, leases: Sequence[int]) -> None:
+        """Messages with these leases will not be sent again."""
         if self._pool is not None:
-            self._pool.release(unsent, attached.peer_id)
+            self._pool.release(self._names(attached).done(leases), attached.peer_id)
             self._pool.done(leases, attached.peer_id)
+
+    def number(self, attached: Attached, header: m.Content) -> m.Content:
+        """A message is about to leave: its header with the leases as this link calls them from now on."""
+        assert header.blocks is not None
+        names = self._names(attached)
+        blocks = tuple(msgspec.structs.replace(block, lease=names.number(block.lease)) for block in header.blocks)
+        return msgspec.structs.replace(header, blocks=blocks)
+
+    def recover(self, blocks: Sequence[m.Block]) -> Frames | None:
+        """Arrays out of our own shared memory, for a message that has to go by sockets after all."""
+        if self._pool is None:
+            return None
+        frames = [self._pool.read(block.lease, block.size) for block in blocks]
+        return None if None in frames else tuple(frame for frame in frames if frame is not None)
 
     # -- receiving ----------------------------------------------------------------------------------
 
@@ -92,6 +123,7 @@ class Sharing:
         assert header.blocks is not None
         blocks = header.blocks
         if self._pool is None or not self._ledger(attached).admit([block.lease for block in blocks]):
+            attached.link.say(m.Seen(False))  # it shall use sockets
             return None
         views: list[Any] = []
         for number, block in enumerate(blocks):
@@ -99,6 +131,7 @@ class Sharing:
             if view is None:
                 for left in blocks[number:]:
                     self._give_back(attached, left.lease)
+                attached.link.say(m.Seen(False))
                 return None
             views.append(view)
         return tuple(views)
@@ -122,7 +155,7 @@ class Sharing:
             case m.Seen():
                 attached.sharing = "yes" if header.ok and attached.sharing in ("asked", "yes") else "no"
             case m.Leases() if self._pool is not None:
-                self._pool.settle(attached.peer_id, header.upto, header.held)
+                self._pool.release(self._names(attached).settle(header.upto, header.held), attached.peer_id)
 
     # -- links that come and go ---------------------------------------------------------------------
 
@@ -146,6 +179,7 @@ class Sharing:
         self._pool.retire(attached.peer_id, dead=dead)
         self._mapper.forget(attached.peer_id)
         self._ledgers.pop(id(attached), None)
+        self._numbers.pop(id(attached), None)
 
     def sweep(self, now: float) -> None:
         """Look from time to time which memory of links that have ended is free."""
@@ -163,6 +197,12 @@ class Sharing:
         known = self._ledgers.get(id(attached))
         if known is None:
             known = self._ledgers[id(attached)] = (attached, shm.Ledger())
+        return known[1]
+
+    def _names(self, attached: Attached) -> shm.Numbers:
+        known = self._numbers.get(id(attached))
+        if known is None:
+            known = self._numbers[id(attached)] = (attached, shm.Numbers())
         return known[1]
 
     def _view(self, attached: Attached, block: m.Block, *, is_lease: bool = True) -> memoryview | None:

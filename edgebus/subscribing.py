@@ -16,7 +16,7 @@ from edgebus.state import MAX_KEYS, MAX_TOPIC_BYTES, PART_BYTES, Part
 from edgebus.topics import topic_service
 
 if TYPE_CHECKING:
-    from edgebus.node import Link
+    from edgebus.links import Link
     from edgebus.stream import Stream
 
 _TRANSIENT = frozenset({"busy", "closing", "unknown_service", "dropped", "forgotten"})

@@ -10,7 +10,7 @@ root=$(pwd)
 seconds=${1:-60}
 python=$root/.venv/bin/python
 pip="-m pip --disable-pip-version-check -q"
-"$python" -c 'import atheris' 2>/dev/null || "$python" $pip install 'atheris>=3.0'
+"$python" -c 'import atheris' 2>/dev/null || "$python" $pip install -c constraints.txt 'atheris>=3.0'
 
 status=0
 [ "${FUZZ_PLAIN:-yes}" = no ] || "$python" -m tests.fuzz.run --seconds "$seconds" --record --label plain ${TARGETS:-} || status=1

@@ -14,8 +14,8 @@ from edgebus.errors import QueueFull
 from edgebus.messages import MAX_TIMEOUT_S
 
 if TYPE_CHECKING:
-    from edgebus import calls, node, stream
-    from edgebus.link import Health
+    from edgebus import calls, links, stream
+    from edgebus.link_states import Health
     from edgebus.stats import LinkStats
 
 _ROOM_LOOK_S = 0.005
@@ -123,7 +123,7 @@ class Stream:
 class Link:
     """A link to another node; made by Node.connect. Arguments and errors are those of edgebus.Link."""
 
-    def __init__(self, sync: node.Link, waits: bool) -> None:
+    def __init__(self, sync: links.Link, waits: bool) -> None:
         self.sync = sync
         self._waits = waits  # for room, where a sync link would hold the thread
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from edgebus import node
+from edgebus import links, node
 from edgebus.aio.calling import Link
 from edgebus.aio.loops import in_thread
 from edgebus.aio.serving import Inbox, RingingInbox
@@ -75,7 +75,7 @@ class Node:
     ) -> Link:
         """Dial a node and wait until both have greeted. As edgebus.Node.connect."""
 
-        def connect() -> node.Link:
+        def connect() -> links.Link:
             return self.sync.connect(endpoint, server_key, timeout_s)
 
         return Link(await in_thread(connect, unwanted=lambda link: link.close()), self._waits)

@@ -15,7 +15,8 @@ from edgebus.keyfiles import read_public_keys
 from edgebus.settings import PeerSettings
 
 if TYPE_CHECKING:
-    from edgebus.node import Link, Node
+    from edgebus.links import Link
+    from edgebus.node import Node
 
 CONNECT_WITHIN_S = 5.0
 FIRST_PAUSE_S = 0.5

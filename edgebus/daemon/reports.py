@@ -18,7 +18,7 @@ from edgebus.payloads import Payload, decode, encode
 from edgebus.stats import LinkStats, NodeStats
 
 if TYPE_CHECKING:
-    from edgebus.node import Link
+    from edgebus.links import Link
 
 STATS_SERVICE = "edgebus.stats"
 _Name = Annotated[str, Meta(max_length=64)]

@@ -6,15 +6,18 @@ the memory. Nothing here has a name in a file system: what is mapped by nobody i
 
 from edgebus.shm.ledger import Ledger
 from edgebus.shm.mapper import Mapper, MapperStats
+from edgebus.shm.numbers import Numbers
 from edgebus.shm.pool import Block, Pool, PoolStats
 from edgebus.shm.processes import process_alive, process_start_time
-from edgebus.shm.segments import SegmentInfo, SegmentUnavailable, available, host_id
+from edgebus.shm.segments import COMMIT_BYTES, SegmentInfo, SegmentUnavailable, available, host_id
 
 __all__ = [
+    "COMMIT_BYTES",
     "Block",
     "Ledger",
     "Mapper",
     "MapperStats",
+    "Numbers",
     "Pool",
     "PoolStats",
     "SegmentInfo",

@@ -184,6 +184,14 @@ class Pool:
                     lease.kept = False
                     self._free_if_unused(owner, lease_id, lease)
 
+    def read(self, lease_id: int, size: int) -> bytes | None:
+        """The content of a block, to go by another way; None if it is not in use."""
+        with self._lock:
+            for account in self._accounts.values():
+                if (lease := account.leases.get(lease_id)) is not None and lease.segment.memory is not None:
+                    return lease.segment.memory[lease.offset : lease.offset + size].tobytes()
+        return None
+
     def retire(self, owner: Hashable, *, dead: bool = False) -> None:
         """The peer is gone without giving back: write to nothing it had, ever.
 

@@ -12,9 +12,10 @@ from edgebus.config import Limits
 from edgebus.errors import ConfigError, NodeClosed
 from edgebus.hub import Attached, Hub, Route
 from edgebus.inbox import Request
-from edgebus.link import Surroundings
+from edgebus.link_states import Surroundings
 from edgebus.messages import STREAM, VERSION_MAX, VERSION_MIN, Block, Message, Terms
-from edgebus.requests import Arrived, Outcome, PartArrived, Room, Settled, refusal
+from edgebus.outcomes import Arrived, Outcome, PartArrived, Room, Settled
+from edgebus.requests import refusal
 from edgebus.stats import LinkStats, link_stats
 from edgebus.stream import Stream
 from edgebus.streams import Frames, Specs, content_bytes
@@ -210,6 +211,9 @@ class SimDesk:
 
     def share(self, attached: Attached, arrays: Sequence[Array]) -> tuple[Specs, tuple[Block, ...]] | None:
         return None
+
+    def unshare(self, attached: Attached, blocks: Sequence[Block]) -> None:
+        pass
 
     def when_room(self, answerer: Answerer, request_id: int, callback: Callable[[], object]) -> None:
         if answerer.is_full(request_id):

@@ -8,8 +8,8 @@ from collections import deque
 from edgebus import messages as m
 from edgebus.config import Limits
 from edgebus.hub import Hub
-from edgebus.link import Surroundings, WantBulk
-from edgebus.requests import Arrived, PartArrived, Room, Settled, Superseded, Withdrawn
+from edgebus.link_states import Surroundings, WantBulk
+from edgebus.outcomes import Arrived, PartArrived, Room, Settled, Superseded, Withdrawn
 from edgebus.streams import content_bytes
 from edgebus.wire import decode, encode
 

@@ -10,8 +10,9 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from edgebus import messages as m
-from edgebus.bulk import CREDIT_EVERY_BYTES, MAX_PARTIAL, BulkReceiver, BulkSender, Pace
+from edgebus.bulk import CREDIT_EVERY_BYTES, MAX_PARTIAL, BulkReceiver, BulkSender
 from edgebus.config import Limits
+from edgebus.pace import Pace
 from tests.edgebus.duo import BULK, CONTROL, Duo, through_the_wire
 
 KIB, MIB = 1 << 10, 1 << 20

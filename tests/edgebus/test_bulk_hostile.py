@@ -9,8 +9,8 @@ import pytest
 import edgebus
 from edgebus import messages as m
 from edgebus.hub import Hub
-from edgebus.link import Surroundings, wire_limits
-from edgebus.requests import Arrived
+from edgebus.link_states import Surroundings, wire_limits
+from edgebus.outcomes import Arrived
 from edgebus.wire import decode, encode
 
 LIMITS = edgebus.Limits(

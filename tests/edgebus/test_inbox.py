@@ -11,8 +11,9 @@ from edgebus import messages as m
 from edgebus.answerer import Answerer
 from edgebus.hub import Attached
 from edgebus.inbox import Inbox, Request
-from edgebus.link import LinkMachine, Surroundings, wire_limits
-from edgebus.requests import Arrived, Withdrawn
+from edgebus.link import LinkMachine
+from edgebus.link_states import Surroundings, wire_limits
+from edgebus.outcomes import Arrived, Withdrawn
 from edgebus.stats import Traffic
 
 LIMITS = edgebus.Limits()

@@ -6,8 +6,9 @@ import pytest
 
 import edgebus
 from edgebus import messages as m
-from edgebus.link import Down, Failed, Gone, LinkMachine, State, Surroundings, Up
-from edgebus.requests import Settled, Withdrawn
+from edgebus.link import LinkMachine
+from edgebus.link_states import Down, Failed, Gone, State, Surroundings, Up
+from edgebus.outcomes import Settled, Withdrawn
 
 LIMITS = edgebus.Limits()
 WIRE = m.WireLimits(65536, 1000, 10)

@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 import edgebus
 from edgebus import messages as m
 from edgebus.answerer import Answerer
-from edgebus.requests import Arrived, Caller, Settled, Withdrawn, refusal
+from edgebus.outcomes import Arrived, Settled, Withdrawn
+from edgebus.requests import Caller, refusal
 
 
 def up_caller(**limits):

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 import edgebus
 from edgebus import messages as m
 from edgebus.answerer import MAX_SEQUENCES, Answerer
-from edgebus.requests import Arrived, Superseded
+from edgebus.outcomes import Arrived, Superseded
 from tests.edgebus.duo import Duo
 
 

@@ -16,8 +16,8 @@ from edgebus import messages as m
 from edgebus.config import Limits
 from edgebus.errors import ConfigError, Refused, RequestCancelled, VersionMismatch
 from edgebus.hub import Hub
-from edgebus.link import Surroundings, wire_limits
-from edgebus.requests import Arrived, Settled
+from edgebus.link_states import Surroundings, wire_limits
+from edgebus.outcomes import Arrived, Settled
 from edgebus.testing import SimNetwork
 from edgebus.wire import decode
 from tests.edgebus import old_peer as old
@@ -162,6 +162,39 @@ def test_server_that_comes_back_with_another_version_goes_on_with_that():
         pair.net.run(3.0)
         with pytest.raises(VersionMismatch, match=r"speaks 3\.\.3, the peer 1\.\.2"):
             pending.result()
+
+
+@pytest.mark.parametrize("after_s", [0.02, 0.1, 0.3, 1.0])
+def test_large_content_under_way_goes_on_whole_when_the_peer_comes_back_older(after_s):
+    pair = Pair((1, 2), (1, 2), seed=5, delay_s=(0.05, 0.1))
+    with pair.net:
+        pending = pair.link.send_request("late", b"p" * BIG, timeout_s=60.0)  # answered after 5 s
+        pair.net.run(after_s)
+        pair.server.versions = (1, 1)
+        pair.net.restart(pair.server)
+        pair.net.run(0.01)
+        pair.seen.clear()
+        assert pair.net.run_until(pending.done, 60.0)
+        assert pending.result().payload == b"late"
+        pair.net.run(10.0)
+        assert pair.num_malformed() == 0
+        assert not pair.kinds() & {m.Chunk, m.Credit, m.Drop, m.OpenBulk}
+
+
+@pytest.mark.parametrize("when", ["asked before it was known", "came back older"])
+def test_stream_that_meets_version_1_ends_and_says_so(when):
+    before = (1, 1) if when == "asked before it was known" else (1, 2)
+    pair = Pair((1, 2), before, seed=4)
+    with pair.net:
+        stream = pair.link.stream("late")
+        if before == (1, 2):
+            pair.net.run(1.0)
+            pair.server.versions = (1, 1)
+            pair.net.restart(pair.server)
+        pair.net.run(30.0)
+        assert stream.ended
+        with pytest.raises(VersionMismatch, match="speaks protocol version 1, streams need 2: upgrade it"):
+            stream.result()
 
 
 # -- a version that is not written yet ------------------------------------------------------------------

@@ -10,7 +10,7 @@ from edgebus.answerer import Answerer, _Entry
 from edgebus.config import Limits
 from edgebus.errors import DeadlineExceeded, LinkLost, Refused
 from edgebus.messages import Request as RequestHeader
-from edgebus.requests import Arrived
+from edgebus.outcomes import Arrived
 from edgebus.testing import SimNetwork
 
 SEEDS = range(200)

@@ -1,0 +1,345 @@
+"""Shared memory under the bus: nothing is lost, leaked or changed, whoever dies, lies, hurries or cannot see it."""
+
+from __future__ import annotations
+
+import gc
+import os
+import random
+import subprocess
+import sys
+import threading
+import time
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+import edgebus
+from edgebus import shm
+from edgebus.config import Limits
+from edgebus.shm import Ledger, Numbers
+from edgebus.testing import Proxy
+from tests.edgebus.child_shm import memory_files
+
+pytestmark = [pytest.mark.net, pytest.mark.skipif(not shm.available(), reason="no shared memory here")]
+MIB = 1 << 20
+CHILD = Path(__file__).with_name("child_sharing.py")
+QUICK = Limits(heartbeat_s=0.2, silence_s=0.4, forget_s=0.5)
+
+
+def array(seed, size=MIB):
+    return np.random.default_rng(seed).integers(0, 256, size, np.uint8)
+
+
+def eventually(condition, seconds=5.0, what=""):
+    until = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < until, f"never happened {what}"
+        gc.collect()
+        time.sleep(0.01)
+
+
+def pool_of(node):
+    return node._engine.sharing._pool
+
+
+def warm(link):
+    """Until both ends know that they see each other's memory."""
+    eventually(lambda: link.request("echo", b"", [array(0, 100_000)]) and link._dialled.attached.sharing == "yes")
+
+
+@contextmanager
+def two_nodes(**limits):
+    made = Limits(**limits)
+    with (
+        edgebus.Node("s", insecure=True, limits=made) as server,
+        edgebus.Node("d", insecure=True, limits=made) as device,
+    ):
+        server.handle("echo", lambda request: request.reply(request.payload, request.arrays))
+        yield server, device, device.connect(server.bind("tcp://127.0.0.1:0"))
+
+
+@contextmanager
+def child(endpoint="tcp://127.0.0.1:0", *, unseen=False):
+    """A server process, and where it listens."""
+    options = ["--unseen"] if unseen else []
+    process = subprocess.Popen(
+        [sys.executable, str(CHILD), endpoint, *options], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
+    try:
+        yield process, process.stdout.readline().strip()
+    finally:
+        process.kill()
+        process.wait(5)
+        process.stdin.close()
+        process.stdout.close()
+
+
+# -- numbers of leases, pure ---------------------------------------------------------------------------
+
+
+def test_numbers_grow_in_the_order_of_sending():
+    numbers = Numbers()
+    assert [numbers.number(lease) for lease in (5, 3, 5)] == [0, 1, 2]
+    assert numbers.done([5, 3]) == []
+    assert numbers.settle(1, [0]) == [3]
+    assert numbers.settle(2, []) == [5]
+    assert len(numbers) == 0
+
+
+def test_lease_that_never_left_is_free_at_once_and_one_that_may_be_sent_again_is_not():
+    numbers = Numbers()
+    assert numbers.done([7]) == [7]
+    numbers.number(8)
+    assert numbers.settle(0, []) == [], "it may be sent again"
+    numbers.number(8)
+    assert numbers.done([8]) == []
+    assert numbers.settle(1, []) == [8]
+
+
+@given(st.lists(st.tuples(st.integers(0, 4), st.booleans()), max_size=60), st.randoms(use_true_random=False))
+def test_numbers_against_a_ledger_that_loses_and_repeats(sends, source):
+    """Whatever is lost, nothing that comes in order is refused, and memory is free exactly when nobody uses it."""
+    numbers, ledger = Numbers(), Ledger()
+    held, free, done = [], set(), set()
+    for lease, arrives in sends:
+        if lease in done:
+            continue
+        number = numbers.number(lease)
+        if arrives:
+            assert ledger.admit([number])
+            held.append((number, lease))
+        if held and source.random() < 0.5:
+            number, _ = held.pop(source.randrange(len(held)))
+            ledger.give_back(number)
+        if source.random() < 0.2:
+            done.add(lease)
+            free |= set(numbers.done([lease]))
+        if source.random() < 0.4 and (report := ledger.report()) is not None:
+            free |= set(numbers.settle(*report))
+        assert free <= done
+        assert not free & {lease for _, lease in held}
+    for number, _ in held:
+        ledger.give_back(number)
+    last = numbers.number(99)
+    ledger.admit([last])
+    ledger.give_back(last)
+    free |= set(numbers.settle(*ledger.report()))
+    assert free == done
+
+
+# -- two nodes ------------------------------------------------------------------------------------------
+
+
+def test_arrays_go_through_shared_memory_and_their_leases_come_back():
+    with two_nodes() as (server, device, link):
+        warm(link)
+        kept = [link.request("echo", b"%d" % n, [array(n)]) for n in range(5)]
+        for n, reply in enumerate(kept):
+            assert (reply.arrays[0] == array(n)).all()
+        assert pool_of(server).stats().in_use_bytes >= 5 * MIB, "what is kept here stays theirs"
+        del kept, reply
+        eventually(lambda: link.request("echo", b"", [array(9, 100_000)]) and True)
+        for node in (server, device):
+            eventually(lambda node=node: pool_of(node).stats().in_use_bytes <= 2 * MIB, what=node.name)
+        assert link.stats().bytes_sent < 3 * MIB
+
+
+def test_threads_that_share_a_link_are_never_refused():
+    """They fill their memory at once and send in another order than they began."""
+    wrong = []
+    with two_nodes() as (server, device, link):
+        warm(link)
+
+        def work(number):
+            for step in range(60):
+                sent = np.full(70_000 + 40_000 * number, (7 * number + step) % 251, np.uint8)
+                try:
+                    if not (link.request("echo", b"", [sent]).arrays[0] == sent).all():
+                        wrong.append("other bytes")
+                except edgebus.EdgebusError as error:
+                    wrong.append(error)
+
+        threads = [threading.Thread(target=work, args=(number,)) for number in range(6)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join(30)
+        assert wrong == []
+        assert link._dialled.attached.sharing == "yes"
+        assert link.stats().retries == 0
+
+
+def test_full_memory_goes_by_sockets_instead():
+    with two_nodes(share_bytes=4 * MIB) as (server, _, link):
+        warm(link)
+        kept = [link.request("echo", b"", [array(n)]) for n in range(12)]
+        assert all((reply.arrays[0] == array(n)).all() for n, reply in enumerate(kept))
+        assert pool_of(server).stats().committed_bytes <= 4 * MIB
+        assert link.stats().content_bytes_received > 5 * MIB
+
+
+def test_reconnected_link_goes_on_with_shared_memory_and_nothing_is_lost():
+    with edgebus.Node("s", insecure=True) as server, edgebus.Node("d", insecure=True) as device:
+        server.handle("echo", lambda request: request.reply(request.payload, request.arrays))
+        with Proxy(server.bind("tcp://127.0.0.1:0")) as proxy:
+            link = device.connect(proxy.endpoint)
+            warm(link)
+            for round_number in range(2):
+                pendings = [link.send_request("echo", b"", [array(n)], timeout_s=20.0) for n in range(4)]
+                proxy.cut()
+                for n, pending in enumerate(pendings):
+                    assert (pending.result().arrays[0] == array(n)).all(), round_number
+            warm(link)
+
+
+def test_host_that_cannot_be_seen_falls_back_to_sockets():
+    with child(unseen=True) as (_, endpoint), edgebus.Node("d", insecure=True) as device:
+        link = device.connect(endpoint)
+        for n in range(3):
+            assert (link.request("echo", b"", [array(n)]).arrays[0] == array(n)).all()
+        eventually(lambda: link._dialled.attached.sharing == "no")
+        assert link.stats().content_bytes_sent >= 3 * MIB
+
+
+def test_memory_that_turns_out_unseen_goes_by_sockets_without_the_application_knowing():
+    """The probe was seen, the message is not: the receiver says so, and the request is sent again by socket."""
+    with two_nodes() as (server, device, link):
+        warm(link)
+        sharing = server._engine.sharing
+        resolve, sharing._view = sharing._view, lambda *args, **options: None
+        try:
+            for n in range(3):
+                assert (link.request("echo", b"", [array(n)]).arrays[0] == array(n)).all()
+            assert link._dialled.attached.sharing == "no"
+        finally:
+            sharing._view = resolve
+        eventually(lambda: pool_of(device).stats().in_use_bytes == 0)
+
+
+def test_queue_that_is_full_leaves_no_memory_behind():
+    with two_nodes(max_outstanding_bytes=200_000) as (_, device, link):
+        warm(link)
+        pendings = [link.send_request("nothing", bytes(190_000))]
+        for _ in range(20):
+            try:
+                pendings.append(link.send_request("echo", bytes(190_000), [array(1)]))
+            except edgebus.QueueFull:
+                continue
+        for pending in pendings:
+            pending.wait(5)
+        link.request("echo", b"", [array(1, 100_000)])
+        eventually(lambda: pool_of(device).stats().in_use_bytes <= MIB, what="leases of refused requests")
+
+
+# -- processes that die -----------------------------------------------------------------------------------
+
+
+def test_killed_receiver_frees_the_senders_memory():
+    with edgebus.Node("d", insecure=True, limits=QUICK) as device, child() as (process, endpoint):
+        link = device.connect(endpoint)
+        warm(link)
+        for n in range(8):
+            link.request("keep", b"", [array(n)])  # it holds them all
+        assert pool_of(device).stats().in_use_bytes >= 8 * MIB
+        process.kill()
+        process.wait(5)
+        with child(endpoint):
+            assert (link.request("echo", b"", [array(1)], timeout_s=10.0).arrays[0] == array(1)).all()
+            warm(link)
+            eventually(lambda: pool_of(device).stats().in_use_bytes <= 2 * MIB)
+            eventually(lambda: pool_of(device).sweep() or pool_of(device).stats().orphan_bytes == 0)
+
+
+def test_killed_sender_leaves_what_was_received_readable():
+    with edgebus.Node("d", insecure=True, limits=QUICK) as device, child() as (process, endpoint):
+        link = device.connect(endpoint)
+        warm(link)
+        kept = [link.request("echo", b"", [array(n)]).arrays[0] for n in range(4)]
+        process.kill()
+        process.wait(5)
+        eventually(lambda: link.health == "down")
+        for n, received in enumerate(kept):
+            assert (received == array(n)).all()
+            assert not received.flags.writeable
+
+
+def test_nothing_is_left_in_dev_shm_and_no_descriptor_after_kills():
+    before = set(os.listdir("/dev/shm")) if os.path.isdir("/dev/shm") else set()
+    with edgebus.Node("d", insecure=True, limits=QUICK) as device:
+        for number in range(2):
+            with child() as (process, endpoint):
+                link = device.connect(endpoint)
+                warm(link)
+                link.request("keep", b"", [array(number)])
+                process.kill()
+                process.wait(5)
+                link.close()
+    gc.collect()
+    after = set(os.listdir("/dev/shm")) if os.path.isdir("/dev/shm") else set()
+    assert {name for name in after - before if "edgebus" in name.lower()} == set()
+    files = [
+        os.readlink(f"/proc/self/fd/{fd}")
+        for fd in os.listdir("/proc/self/fd")
+        if os.path.lexists(f"/proc/self/fd/{fd}")
+    ]
+    assert not [name for name in files if "memfd:edgebus" in name]
+
+
+def test_request_outstanding_at_a_killed_server_is_executed_by_the_next():
+    with edgebus.Node("d", insecure=True, limits=QUICK) as device, child() as (process, endpoint):
+        link = device.connect(endpoint)
+        warm(link)
+        pending = link.send_request("hold", b"", [array(3)], timeout_s=20.0)
+        eventually(lambda: pool_of(device).stats().in_use_bytes >= MIB)
+        time.sleep(0.1)
+        process.kill()
+        process.wait(5)
+        with child(endpoint):
+            assert (pending.result().arrays[0] == array(3)).all()
+
+
+def test_random_sizes_and_holders_end_with_nothing_in_use():
+    source = random.Random(5)
+    with two_nodes() as (server, device, link):
+        warm(link)
+        kept = {}
+        for number in range(150):
+            sent = array(number, source.randrange(1000, 400_000))
+            kept[source.randrange(10)] = (sent, link.request("echo", b"", [sent]).arrays[0])
+            for expected, received in kept.values():
+                assert expected[0] == received[0]
+                assert expected[-1] == received[-1]
+        assert all((expected == received).all() for expected, received in kept.values())
+        kept.clear()
+        del expected, received
+        gc.collect()
+        link.request("echo", b"", [array(1, 100_000)])
+        for node in (server, device):
+            eventually(lambda node=node: pool_of(node).stats().in_use_bytes <= MIB, what=node.name)
+
+
+def test_answers_that_are_not_sent_leave_no_memory_behind():
+    with edgebus.Node("s", insecure=True) as server, edgebus.Node("d", insecure=True) as device:
+        inbox = server.serve("work")
+        server.handle("echo", lambda request: request.reply(request.payload, request.arrays))
+        link = device.connect(server.bind("tcp://127.0.0.1:0"))
+        warm(link)
+        link.request("echo", b"", [array(0, 100_000)])
+        eventually(lambda: pool_of(server).stats().in_use_bytes <= 200_000)
+        pending = link.send_request("work")
+        request = inbox.get(5)
+        request.reply(b"first")
+        for _ in range(5):
+            with pytest.raises(edgebus.AlreadyAnswered):
+                request.reply(b"second", [array(1)])
+        assert pending.result().payload == b"first"
+        pending = link.send_request("work")
+        request = inbox.get(5)
+        pending.cancel()
+        eventually(lambda: request.remaining_s() == 0)
+        request.reply(b"too late", [array(1)])
+        eventually(lambda: pool_of(server).stats().in_use_bytes <= 200_000)
