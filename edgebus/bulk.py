@@ -123,6 +123,11 @@ class BulkSender:
             outgoing.heard_of = False
             self._start_over(outgoing)
 
+    def clear(self) -> None:
+        """Send nothing in pieces any more: the peer does not know how to take them."""
+        for outgoing in list(self._queue.values()):
+            self._finish(outgoing)
+
     def forget_answers(self) -> None:
         """The peer that asked is gone: only our own requests are still to be sent."""
         for name in [name for name in self._by_name if name[0] is not Request]:

@@ -182,18 +182,19 @@ class Pending:
             self._open.release()
 
     def settle(self, settled: Settled) -> None:
-        """Give the outcome, once."""
-        assert self._settled is None
-        self._settled = settled
-        self.ready = True
-        self._open.release()
+        """Give the outcome; the first one counts."""
+        if self._settled is None:
+            self._settled = settled
+            self.ready = True
+            self._open.release()
 
     def settle_small(self, payload: bytes) -> None:
-        """Give the outcome, once: a reply without arrays."""
-        self._settled = _ANSWERED
-        self._payload = payload
-        self.ready = True
-        self._open.release()
+        """Give the outcome: a reply without arrays; the first one counts."""
+        if self._settled is None:
+            self._payload = payload
+            self._settled = _ANSWERED
+            self.ready = True
+            self._open.release()
 
     def add_part(self, arrival: Arrival) -> None:
         """The next part of a stream."""

@@ -8,6 +8,7 @@ import os
 import random
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -155,8 +156,12 @@ class Engine:
         if self._allow is not None and now >= self._next_look_at:
             self._look_at_list(self._allow, now)
         while True:
-            for attached, event in hub.events():
-                runner.guard(self._handle_event, attached, event)
+            events = deque(hub.events())
+            try:
+                while events:
+                    runner.guard(self._handle_event, *events.popleft())
+            finally:
+                hub.put_back(events)  # a signal handler has raised: none of them may be lost
             sending = hub.frames_to_send(now=now)
             if not sending:
                 return min(hub.next_timer(), self._next_look_at)

@@ -22,7 +22,7 @@ from edgebus.hub import Attached, Hub, Route
 from edgebus.link_states import State
 from edgebus.messages import INLINE_BYTES, Reply, Request, decode_header, encode_header
 from edgebus.outcomes import Arrived
-from edgebus.rawzmq import BURST, EVENTS, MORE, NOBLOCK, POLLIN, get, recv, send, take_rest
+from edgebus.rawzmq import BURST, EVENTS, MORE, NOBLOCK, POLLIN, end_message, get, recv, send, take_rest
 
 if TYPE_CHECKING:
     from edgebus.runner import Runner
@@ -84,6 +84,9 @@ class Express:
             send(opened.sock, frame, NOBLOCK)
         except zmq.ZMQError as error:
             self._not_sent(attached, error, now)
+        except BaseException:
+            end_message(opened.sock)
+            raise
         # Sent first: what follows is done while the peer is at work.
         self._sockets.touched.add(opened.fd)
         pending.request_id = header.id
@@ -119,6 +122,9 @@ class Express:
             send(opened.sock, frame, NOBLOCK)
         except zmq.ZMQError as error:
             self._not_sent(attached, error, _now())
+        except BaseException:
+            end_message(opened.sock)
+            raise
         self._sockets.touched.add(opened.fd)
         answerer.answer_small(header, payload)
         traffic = attached.traffic
@@ -182,11 +188,13 @@ class Express:
             return False
         now = _now()
         if isinstance(header, Reply):
-            pending = link.caller.answered_small(header)
+            pending = link.caller.awaits_small(header)
             if pending is None:
                 return False
             assert isinstance(pending, Pending)
+            # In this order: if a signal handler raises in between, the answer comes again and finds it settled.
             pending.settle_small(payload)
+            link.caller.answered_small(header.id)
             self._runner.stirred = True
             if pending.on_done is not None:
                 self._runner.soon(pending.on_done)

@@ -12,7 +12,7 @@ import heapq
 import itertools
 import logging
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 
@@ -309,6 +309,10 @@ class Hub:
         """Events of all links since the last call."""
         events, self._events = self._events, []
         return events
+
+    def put_back(self, events: Iterable[tuple[Attached, Event]]) -> None:
+        """Events that could not be handled come first next time."""
+        self._events[:0] = events
 
     def touch(self, attached: Attached, *, now: float) -> None:
         """Collect what a link has to say; to be called after every direct use of one."""

@@ -105,6 +105,8 @@ class Request:
             if self._desk.answer_small(self._attached, self._answerer, self._id, payload):
                 return
             self._answered = False
+        if self._answered:
+            self._claim()  # says so, before anything lies in memory that nobody would ever give back
         # An answer that is kept for an idempotency key has to be whole: it may go to another link.
         shared = self._desk.share(self._attached, arrays) if arrays and not self._has_key else None
         if shared is not None:

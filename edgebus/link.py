@@ -355,12 +355,20 @@ class LinkMachine:
         self._hello_at = now + HELLO_RETRY_S * self._around.jitter()
         self._messages.append(m.Message(self._hello(lane=0)))
 
+    def _agree(self, version: int) -> None:
+        """Speak this version from now on; what an older peer cannot take goes whole, or ends."""
+        self.version = version
+        if version < 2:
+            self.sender.clear()
+            detail = f"the peer speaks protocol version {version}, streams need 2: upgrade it"
+            self.caller.fail_streams("version", detail)
+
     def _receive_hello(self, hello: m.Hello, now: float) -> None:
         if not self._step(Input.HELLO, now=now):
             return
         self.peer_name, self.peer_limits, self.peer_share = hello.name, hello.limits, hello.share
         self.peer_incarnation = hello.incarnation
-        self.version = min(self._around.versions[1], hello.version_max)
+        self._agree(min(self._around.versions[1], hello.version_max))
         self._greeting = hello.greeting
         self.receiver.greeted()
         # Ahead of anything the caller just resent: the dialler ignores traffic until it is welcome.
@@ -393,7 +401,7 @@ class LinkMachine:
             self.caller.peer_restarted(self._around.recover)
             self.peer_incarnation = welcome.incarnation
         self.receiver.greeted()
-        self.version = welcome.version
+        self._agree(welcome.version)
         self.peer_name, self.peer_limits, self.peer_share = welcome.name, welcome.limits, welcome.share
         self._step(Input.WELCOME, now=now)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable
 from typing import Any
 
@@ -19,6 +20,15 @@ ZERO_COPY_BYTES = 128 * 1024
 """Below, copying is cheaper than telling libzmq whom to ask for the memory."""
 BURST = 64
 """Messages taken from one socket before the others get their turn."""
+
+
+def end_message(sock: Any) -> None:
+    """After an exception of a signal handler: what has begun to go out is ended, or the next message would go on in it.
+
+    That one may be for another peer. If nothing has begun this is a message to nobody, or one that is none.
+    """
+    with contextlib.suppress(zmq.ZMQError):
+        send(sock, b"", NOBLOCK)
 
 
 def take_rest(sock: Any, frames: list[Any]) -> None:

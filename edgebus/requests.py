@@ -158,17 +158,19 @@ class Caller:
         else:
             heapq.heappush(timers, (due_at, request_id))
 
-    def answered_small(self, reply: Reply) -> object | None:
-        """Like receive, for a plain small reply: whose request it answers, None if it has to go the usual way."""
+    def awaits_small(self, reply: Reply) -> object | None:
+        """Whose request a plain small reply answers, None if it has to go the usual way."""
         entry = self.outstanding.get(reply.id)
         if entry is None or entry.stream is not None or entry.size_bytes >= self._limits.bulk_from_bytes:
             return None
         if entry.header.blocks is not None:
             return None
-        del self.outstanding[reply.id]
-        self.outstanding_bytes -= entry.size_bytes
-        self.outcomes["answered"] += 1
         return entry.ref
+
+    def answered_small(self, request_id: int) -> None:
+        """Like receive, for a plain small reply that awaits_small told whose it is."""
+        self.outstanding_bytes -= self.outstanding.pop(request_id).size_bytes
+        self.outcomes["answered"] += 1
 
     @property
     def first_due_at(self) -> float:
@@ -267,6 +269,12 @@ class Caller:
     def be_patient(self, until: float) -> None:
         """The peer said that it is busy until then: do not send anything again before."""
         self._patient_until = until
+
+    def fail_streams(self, code: str, detail: str) -> None:
+        """End all streams: the peer has none."""
+        for entry in list(self.outstanding.values()):
+            if entry.stream is not None:
+                self._settle(entry, Outcome.REFUSED, code=code, detail=detail)
 
     def fail(self, code: str, detail: str) -> None:
         """End all requests: the link will not come back."""

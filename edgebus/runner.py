@@ -120,7 +120,8 @@ class Runner:
         self._next_at = math.inf
         self._deferred: deque[tuple[Callable[..., object], tuple[Any, ...], Callable[[], object]]] = deque()
         self._callbacks: deque[Callable[[], object]] = deque()
-        self._calling = threading.RLock()
+        self._calling = threading.Lock()
+        self._calls = _NOBODY  # the thread that has it
         self.stirred = False  # something may have become ready that a thread waits for
         self._closed = False
         self._stop_linger_ms: int | None = None
@@ -272,12 +273,21 @@ class Runner:
                     self._driver = _NOBODY  # first of all, likewise
                     self._leave()
             if not lead:
+                # A callback that waits while another thread drives: the others, which may be what it waits for, go on.
+                calls = self._calls == me
+                if calls:
+                    self._calls = _NOBODY
+                    self._calling.release()
+                    self.run_callbacks()
                 try:
                     if left_s > 0:
                         item.follow(min(left_s, 60.0))
                 finally:
                     with self._who:
                         self._followers -= 1
+                    if calls:
+                        self._calling.acquire()
+                        self._calls = me
         return True
 
     def nudge(self) -> None:
@@ -333,10 +343,13 @@ class Runner:
 
     def run_callbacks(self) -> None:
         """Call what the application asked to be called, one at a time, on whichever thread comes first."""
+        me = threading.get_ident()
+        nested = self._calls == me  # one of them waits for something, and drives meanwhile
         while self._callbacks:
-            if not self._calling.acquire(blocking=False):
+            if not nested and not self._calling.acquire(blocking=False):
                 return  # another thread is at it, and looks again when it has finished
             try:
+                self._calls = me
                 while self._callbacks:
                     try:
                         callback = self._callbacks.popleft()
@@ -344,8 +357,10 @@ class Runner:
                         break
                     self.guard(callback)
             finally:
-                self._calling.release()
-            if self._driver not in (_NOBODY, _OWN, threading.get_ident()):
+                if not nested:
+                    self._calls = _NOBODY
+                    self._calling.release()
+            if self._driver not in (_NOBODY, _OWN, me):
                 self._wake()  # what the driver waits for may have been told by a callback
 
     def guard(self, function: Callable[..., T], *args: Any) -> T | None:

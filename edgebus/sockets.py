@@ -22,7 +22,7 @@ from edgebus.errors import BindError, ConfigError
 from edgebus.hub import Route
 from edgebus.keys import Keys
 from edgebus.local import SCHEME, Local
-from edgebus.rawzmq import BURST, EVENTS, MORE, NOBLOCK, POLLIN, ZERO_COPY_BYTES, ZmqSocket, get, send
+from edgebus.rawzmq import BURST, EVENTS, MORE, NOBLOCK, POLLIN, ZERO_COPY_BYTES, ZmqSocket, end_message, get, send
 from edgebus.zap import ZAP_DOMAIN, ZAP_ENDPOINT, zap_denied
 
 _log = logging.getLogger("edgebus")
@@ -217,6 +217,9 @@ class Sockets:
             return Sent.FULL
         except zmq.ZMQError:
             return Sent.GONE
+        except BaseException:
+            end_message(sock)
+            raise
         return Sent.OK
 
     def shut(self, linger_ms: int) -> None:
