@@ -4,7 +4,7 @@ STAMP := .venv/.installed
 SOURCES := pyproject.toml setup.py constraints.txt scripts/setup.sh \
            $(wildcard kernels/csrc/* kernels/edgekernels/*.pyx kernels/edgekernels/*.pxd)
 
-.PHONY: demo test check lint types bench peers proof install clean help
+.PHONY: demo test check lint types bench peers fuzz proof install clean help
 
 help:  ## this list
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 12
@@ -32,6 +32,9 @@ bench: $(STAMP)  ## micro benchmarks beside their peers; writes bench/results/
 peers: $(STAMP)  ## the bus beside its peers (about 10 minutes, alone on the machine); writes bench/results/
 	@sh scripts/peers.sh
 	$(PY) -m bench.peers.run
+
+fuzz: $(STAMP)  ## every decoder under atheris and, rebuilt, under address sanitizers (about 20 minutes); writes bench/results/
+	@sh scripts/fuzz.sh
 
 proof: $(STAMP)  ## the whole exactness grid and every plan's promise (about 40 minutes); writes bench/results/
 	$(PY) -m bench.macro.exactness
