@@ -1,4 +1,4 @@
-"""A server process for shared memory: `echo` gives back, `keep` holds what it got, `hold` answers in its second life only."""
+"""A server process for shared memory: `echo` gives back, `keep` holds on, `hold` answers in its second life only."""
 
 import os
 import sys

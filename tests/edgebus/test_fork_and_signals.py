@@ -205,6 +205,7 @@ def test_close_from_a_signal_handler_in_the_middle_of_a_loop(attempt):
         began = time.monotonic()
         with alarms(handler, every_s=0.05 + 0.0007 * attempt), pytest.raises(edgebus.NodeClosed):
             loop()
+        assert device._engine.runner.join(3.0), "it closes as soon as the handler has returned"
         assert time.monotonic() - began < 3
         assert server.stats().malformed == 0
 

@@ -22,7 +22,6 @@ from edgebus import shm
 from edgebus.config import Limits
 from edgebus.shm import Ledger, Numbers
 from edgebus.testing import Proxy
-from tests.edgebus.child_shm import memory_files
 
 pytestmark = [pytest.mark.net, pytest.mark.skipif(not shm.available(), reason="no shared memory here")]
 MIB = 1 << 20
@@ -151,7 +150,7 @@ def test_arrays_go_through_shared_memory_and_their_leases_come_back():
 def test_threads_that_share_a_link_are_never_refused():
     """They fill their memory at once and send in another order than they began."""
     wrong = []
-    with two_nodes() as (server, device, link):
+    with two_nodes() as (_server, _device, link):
         warm(link)
 
         def work(number):
