@@ -106,6 +106,8 @@ class Express:
         limits = link.peer_limits
         if link.state is not _UP or link.version < 2 or link.answerer is not answerer or self._hub.taps:
             return False
+        if link.receiver.waiting:
+            return False  # the room this answer makes is for a content that waits
         if limits is None or len(payload) > limits.max_frame_bytes:
             return False
         socket_id, routing_id = attached.route
