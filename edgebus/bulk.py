@@ -99,6 +99,10 @@ class BulkSender:
         self.queued_bytes += total
         return True
 
+    def knows(self, number: int) -> bool:
+        """True for a content that is still being sent."""
+        return number in self._queue
+
     def withdraw(self, name: _Name) -> Message | None:
         """Stop sending a content; returns what tells the receiver, if it has heard of it."""
         outgoing = self._by_name.get(name)
@@ -246,6 +250,7 @@ class BulkSender:
 @dataclass(slots=True, eq=False)
 class _Incoming:
     header: Content
+    name: _Name
     sizes: tuple[int, ...]
     total: int
     frames: list[Any] = field(default_factory=list)  # whole ones
@@ -295,7 +300,7 @@ class BulkReceiver:
             del self._partial[earlier]  # announced in order, so it was given up while there was no connection
         known = self._partial.get(number)
         if known is not None:
-            if name_of(known.header) == name_of(header) and known.sizes == sizes:
+            if known.name == name_of(header) and known.sizes == sizes:
                 known.stale = False
                 self._messages.append(Message(Credit(number, known.received, True)))
                 if known.credited:
@@ -303,10 +308,13 @@ class BulkReceiver:
                 return None
             del self._partial[number]  # numbers start anew after a restart of the sender
         self._asked.pop(number, None)
+        name = name_of(header)
+        for earlier in [earlier for earlier, each in self._partial.items() if each.name == name]:
+            del self._partial[earlier]  # one content is under way once
         if len(self._partial) >= MAX_PARTIAL:
             self._partial.popitem(last=False)
             self.overruns += 1
-        incoming = self._partial[number] = _Incoming(header, sizes, sum(sizes))
+        incoming = self._partial[number] = _Incoming(header, name, sizes, sum(sizes))
         self._messages.append(Message(Credit(number, 0)))  # it is wanted
         return self._complete(number, incoming)
 
@@ -348,6 +356,7 @@ class BulkReceiver:
     def drop(self, number: int) -> None:
         """The rest of a content will not come."""
         self._partial.pop(number, None)
+        self._asked.pop(number, None)
 
     def clear(self) -> None:
         """Forget everything: the sender is gone."""

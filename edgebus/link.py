@@ -497,6 +497,8 @@ class LinkMachine:
                 self._receive_pong(header, now)
 
     def _credited(self, credit: m.Credit, now: float) -> None:
+        if credit.received == 0 and not self.sender.knows(credit.transfer):
+            self._messages.append(m.Message(m.Drop(credit.transfer)))  # it waits for what does not come
         name = self.sender.receive(credit, now=now)
         if name is not None and name[0] is m.Reply:
             self.answerer.sending.discard(name[1])

@@ -18,8 +18,16 @@ class Stream:
     for the rest; what it pushes then is its own matter (it is told `from_pos`).
     """
 
-    def __init__(self, pending: Pending, from_pos: int, consume: Callable[[Pending, int], None], wait: Wait) -> None:
+    def __init__(
+        self,
+        pending: Pending,
+        from_pos: int,
+        consume: Callable[[Pending, int], None],
+        wait: Wait,
+        now: Callable[[], float] = time.monotonic,
+    ) -> None:
         self._pending = pending
+        self._now = now
         self._position = from_pos
         self._consume = consume
         self._wait = wait
@@ -58,7 +66,7 @@ class Stream:
         """
         until = self._pending.deadline_at + 1.0
         if timeout_s is not None:
-            until = min(until, time.monotonic() + timeout_s)
+            until = min(until, self._now() + timeout_s)
         self._wait(self, until)
         if not self._pending.parts:
             return None

@@ -91,7 +91,8 @@ class InStream:
     end_pos: int | None = None
     consumed_pos: int = 0
     _early: dict[int, Arrival] = field(default_factory=dict)
-    _held_bytes: int = 0  # early or unread
+    _early_bytes: int = 0
+    _held_bytes: int = 0  # in order and unread
     _unread_bytes: dict[int, int] = field(default_factory=dict)
     _since_ack_bytes: int = 0
     _acked_pos: int = 0
@@ -105,14 +106,20 @@ class InStream:
         if pos < self.next_pos or pos in self._early:
             self.duplicates += 1
             return []
-        num_held = len(self._early) + len(self._unread_bytes)
-        if self._held_bytes > 2 * self.window_bytes or num_held >= 2 * MAX_PARTS_AHEAD:
+        # Apart, or a large part that came early would keep out those that are missing before it.
+        is_next = pos == self.next_pos
+        held_bytes, num_held = (
+            (self._held_bytes, len(self._unread_bytes)) if is_next else (self._early_bytes, len(self._early))
+        )
+        if held_bytes > 2 * self.window_bytes or num_held >= 2 * MAX_PARTS_AHEAD:
             return []  # far more than we allowed: it is sent again when its turn comes
         self._early[pos] = Arrival(pos, specs, frames)
-        self._held_bytes += content_bytes(frames)
+        self._early_bytes += content_bytes(frames)
         ready = []
         while (arrival := self._early.pop(self.next_pos, None)) is not None:
-            self._unread_bytes[self.next_pos] = content_bytes(arrival.frames)
+            self._unread_bytes[self.next_pos] = size = content_bytes(arrival.frames)
+            self._early_bytes -= size
+            self._held_bytes += size
             self.next_pos += 1
             ready.append(arrival)
         return ready
@@ -140,7 +147,7 @@ class InStream:
 
     def start_over(self) -> None:
         """Another life of the server goes on from next_pos: nothing of the earlier one that is out of order counts."""
-        self._held_bytes -= sum(content_bytes(early.frames) for early in self._early.values())
+        self._early_bytes = 0
         self._early.clear()
         self.end_pos = None
 

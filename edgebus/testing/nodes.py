@@ -307,7 +307,7 @@ class SimLink:
             raise ConfigError(f"{self.listener.name} speaks protocol version 1, streams need 2: upgrade it")
         terms = Terms(STREAM, from_pos=from_pos, window_bytes=window_bytes)
         pending = self.send_request(service, payload, (), timeout_s, terms=terms)
-        return Stream(pending, from_pos, self._consume, self.dialler.wait)
+        return Stream(pending, from_pos, self._consume, self.dialler.wait, lambda: self.dialler.now)
 
     def stats(self) -> LinkStats:
         """Counters of this link, in this life of its node."""
