@@ -68,6 +68,26 @@ def _spec(array: Array) -> ArraySpec:
     return ArraySpec(code, array.shape)
 
 
+def checked_content(payload: bytes, arrays: Sequence[Array]) -> tuple[bytes, Sequence[Array]]:
+    """Payload as bytes and arrays as a sequence, whatever else it looked like.
+
+    Raises:
+        TypeError: a payload that is not bytes-like, or an array in place of a sequence of them.
+
+    >>> checked_content(bytearray(b"abc"), iter([]))
+    (b'abc', ())
+    """
+    if type(payload) is not bytes:
+        if not isinstance(payload, bytes | bytearray | memoryview):
+            raise TypeError(f"payload must be bytes, got {type(payload).__name__}: encode it, or send it as an array")
+        payload = bytes(payload)
+    if type(arrays) is not tuple and type(arrays) is not list:
+        if isinstance(arrays, np.ndarray):
+            raise TypeError("arrays must be a sequence of arrays, got one array: put it into a list")
+        arrays = tuple(arrays)
+    return payload, arrays
+
+
 def pack_content(payload: bytes, arrays: Sequence[Array], copy: bool) -> tuple[Specs, Frames]:
     """Payload and arrays as the frames of a message; see pack_arrays."""
     if not arrays:

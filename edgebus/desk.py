@@ -18,6 +18,10 @@ if TYPE_CHECKING:
     from edgebus.hub import Attached
 
 
+Shared = tuple[Specs, tuple[Block, ...]]
+"""Arrays in shared memory: their specs, and where they lie."""
+
+
 class Desk(Protocol):
     """Where answers go; a virtual network has one of its own."""
 
@@ -35,7 +39,7 @@ class Desk(Protocol):
     ) -> int | bool | None:
         """Send a part: its position, False if there is no room now, None if the stream has ended."""
 
-    def share(self, attached: Attached, arrays: Sequence[Array]) -> tuple[Specs, tuple[Block, ...]] | None:
+    def share(self, attached: Attached, payload: bytes, arrays: Sequence[Array]) -> Shared | None:
         """Put arrays into memory that the peer sees; None if they have to be sent."""
 
     def unshare(self, attached: Attached, blocks: Sequence[Block]) -> None:
@@ -72,8 +76,8 @@ class NodeDesk:
     ) -> int | bool | None:
         return self._engine.runner.do(self._engine.push, attached, answerer, request_id, specs, frames)
 
-    def share(self, attached: Attached, arrays: Sequence[Array]) -> tuple[Specs, tuple[Block, ...]] | None:
-        return self._engine.put_shared(attached, arrays)
+    def share(self, attached: Attached, payload: bytes, arrays: Sequence[Array]) -> Shared | None:
+        return self._engine.put_shared(attached, payload, arrays)
 
     def unshare(self, attached: Attached, blocks: Sequence[Block]) -> None:
         self._engine.drop_shared(attached, blocks)

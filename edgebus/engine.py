@@ -25,7 +25,7 @@ from edgebus.hub import Attached, Hub, Judge, Route
 from edgebus.inbox import Inbox, Request
 from edgebus.keyed import KeyedAnswers
 from edgebus.keys import AllowList, Keys
-from edgebus.link_states import Failed, Gone, ShareDone, ShareNews, Surroundings, Up, WantBulk
+from edgebus.link_states import Failed, Gone, ShareDone, ShareNews, State, Surroundings, Up, WantBulk
 from edgebus.messages import Block, Message, Reply, Terms
 from edgebus.outcomes import Arrived, Outcome, PartArrived, Room, Settled, Superseded, Withdrawn
 from edgebus.requests import refusal
@@ -174,10 +174,14 @@ class Engine:
 
     # -- any thread, without the lock ---------------------------------------------------------------
 
-    def put_shared(self, attached: Attached, arrays: Sequence[Array]) -> tuple[Specs, tuple[Block, ...]] | None:
+    def put_shared(
+        self, attached: Attached, payload: bytes, arrays: Sequence[Array]
+    ) -> tuple[Specs, tuple[Block, ...]] | None:
         """Copy arrays to where a peer on this host sees them; None if they have to be sent."""
         if not arrays or attached.link.is_local or not self.sharing.wants(attached, arrays):
             return None
+        if len(payload) >= self.limits.bulk_from_bytes:
+            return None  # it goes in pieces, and a content goes one way as a whole
         if attached.sharing == "unknown":
             self.runner.do_unless_closed(self.share, attached)
         return self.sharing.put(attached, arrays)
@@ -212,6 +216,12 @@ class Engine:
             return False
         self._handlers[service] = function
         return True
+
+    def has_undelivered(self) -> bool:
+        """True while one-way messages of ours are on their way over links that are up."""
+        return any(
+            attached.link.state is State.UP and attached.link.caller.num_one_way for attached in list(self.hub.links)
+        )
 
     def services(self) -> list[str]:
         """What is served here, sorted."""
@@ -529,7 +539,7 @@ def _serve(handler: Handle, request: Request) -> None:
     request.acknowledge()
     try:
         handler(request)
-    except Exception:
+    except (Exception, SystemExit):  # a handler that ends its thread would end the node's
         _log.exception("edgebus: the handler of %s failed", request.service)
         if not request.answered:
             request.refuse("internal", "the handler failed on this request; the server's log has the reason")

@@ -10,7 +10,7 @@ from collections import Counter, OrderedDict
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
-from edgebus.arrays import Array, pack_content, view_arrays
+from edgebus.arrays import Array, checked_content, pack_content, view_arrays
 from edgebus.calls import Wait
 from edgebus.desk import Desk
 from edgebus.errors import AlreadyAnswered, DeadlineExceeded, EdgebusError, NodeClosed, StreamEnded
@@ -97,10 +97,13 @@ class Request:
 
         Raises:
             MessageTooLarge: the peer does not accept that much; the request can still be refused.
-            AlreadyAnswered: this is the second answer, or it is one-way and has been taken.
+            AlreadyAnswered: this is the second answer. To a one-way request every answer is nothing, and no error.
             TypeError: an array that does not travel.
         """
-        if not arrays and type(payload) is bytes and len(payload) <= INLINE_BYTES:
+        if self.is_one_way:
+            return
+        payload, arrays = checked_content(payload, arrays)
+        if not arrays and len(payload) <= INLINE_BYTES:
             self._claim()
             if self._desk.answer_small(self._attached, self._answerer, self._id, payload):
                 return
@@ -108,7 +111,7 @@ class Request:
         if self._answered:
             self._claim()  # says so, before anything lies in memory that nobody would ever give back
         # An answer that is kept for an idempotency key has to be whole: it may go to another link.
-        shared = self._desk.share(self._attached, arrays) if arrays and not self._has_key else None
+        shared = self._desk.share(self._attached, payload, arrays) if arrays and not self._has_key else None
         if shared is not None:
             specs, blocks = shared
             try:
@@ -127,7 +130,8 @@ class Request:
             MessageTooLarge: info is more than the peer accepts.
             AlreadyAnswered: this is the second answer.
         """
-        self._send(refusal(self._id, code, detail, bytes(info)), ())
+        if not self.is_one_way or not self._answered:
+            self._send(refusal(self._id, code, detail, bytes(info)), ())
 
     def push(
         self,
@@ -153,7 +157,7 @@ class Request:
             DeadlineExceeded: no room within timeout_s; nothing was sent.
             MessageTooLarge, TypeError: as for reply.
         """
-        specs, frames = pack_content(payload, arrays, copy)
+        specs, frames = pack_content(*checked_content(payload, arrays), copy)
         until = self._expires_at if timeout_s is None else min(self._expires_at, self._desk.now() + timeout_s)
         while True:
             pos = self._push(specs, frames)
@@ -168,7 +172,7 @@ class Request:
 
     def try_push(self, payload: bytes = b"", arrays: Sequence[Array] = (), *, copy: bool = True) -> bool:
         """Like push, but False at once if there is no room; `when_room` tells when to try again."""
-        specs, frames = pack_content(payload, arrays, copy)
+        specs, frames = pack_content(*checked_content(payload, arrays), copy)
         return not isinstance(self._push(specs, frames), bool)
 
     def when_room(self, callback: Callable[[], object]) -> None:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from types import TracebackType
 from typing import NamedTuple
 
-from edgebus.arrays import Array, pack_content
+from edgebus.arrays import Array, checked_content, pack_content
 from edgebus.calls import Pending, Reply
 from edgebus.engine import Dialled, Engine
 from edgebus.errors import ConfigError, MessageTooLarge, QueueFull
@@ -92,7 +92,8 @@ class Link:
             NodeClosed: the node is closed, or this is a forked child.
             ValueError, TypeError: an argument that cannot travel.
         """
-        if not arrays and not key and sequence is None and type(payload) is bytes and len(payload) <= INLINE_BYTES:
+        payload, arrays = checked_content(payload, arrays)
+        if not arrays and not key and sequence is None and len(payload) <= INLINE_BYTES:
             return self._start_small(service, payload, timeout_s)
         terms = None if not key and sequence is None else _terms(PLAIN, key, sequence)
         return self._start(service, payload, arrays, timeout_s, terms, copy)
@@ -142,7 +143,7 @@ class Link:
             raise ConfigError(f"{self.endpoint} speaks protocol version 1, streams need 2: upgrade it")
         terms = Terms(STREAM, from_pos=from_pos, window_bytes=window_bytes)
         pending = self._start(service, payload, arrays, timeout_s, terms, copy)
-        return Stream(pending, from_pos, self._consume, self._engine.runner.wait)
+        return Stream(pending, from_pos, self._consume, self._engine.runner.wait, abandon=self._abandon)
 
     def has_room(self, num_bytes: int) -> bool:
         """True if a request of this size would be accepted now, see Limits.max_outstanding_bytes and on_full."""
@@ -201,6 +202,7 @@ class Link:
         terms: Terms | None,
         copy: bool,
     ) -> Pending:
+        payload, arrays = checked_content(payload, arrays)
         if not 0 < timeout_s <= MAX_TIMEOUT_S:
             raise ValueError(f"timeout_s must be in (0, {MAX_TIMEOUT_S:.0f}], got {timeout_s!r}")
         check_name("service", service)
@@ -208,7 +210,7 @@ class Link:
         runner = engine.runner
         blocks: tuple[Block, ...] | None = None
         # Not for a signal handler that came in the middle of the node's work.
-        shared = engine.put_shared(self._dialled.attached, arrays) if arrays and not runner.is_mine else None
+        shared = engine.put_shared(self._dialled.attached, payload, arrays) if arrays and not runner.is_mine else None
         if shared is not None:
             specs, blocks = shared
             frames: Frames = (bytes(payload),)
@@ -271,6 +273,10 @@ class Link:
                 continue  # another thread was quicker
             return
 
+    def _abandon(self, pending: Pending) -> None:
+        """Give up a request from the garbage collector."""
+        self._engine.runner.defer(self._engine.cancel, self._dialled, pending)
+
     def _consume(self, pending: Pending, pos: int) -> None:
         self._engine.runner.do_or_defer(self._engine.consume, self._dialled, pending, pos)
 
@@ -305,3 +311,8 @@ def check_transport(endpoint: str) -> None:
     """Raise ConfigError for an endpoint of no transport we have."""
     if not endpoint.startswith(("tcp://", "ipc://", "inproc://")):
         raise ConfigError(f"endpoint {endpoint!r} is not tcp://HOST:PORT, ipc://PATH or inproc://NAME")
+    port = endpoint.rpartition(":")[2]
+    if endpoint.startswith("tcp://") and port != "*" and not (port.isdecimal() and int(port) < 65_536):
+        raise ConfigError(f"endpoint {endpoint!r} has no port of 0..65535, or * for any")
+    if "\0" in endpoint:
+        raise ConfigError(f"endpoint {endpoint!r} has a NUL in it")

@@ -33,6 +33,19 @@ AnyInbox = TypeVar("AnyInbox", bound=Inbox)
 MakeInbox = Callable[[Sequence[str], int, Callable[[Inbox], None]], AnyInbox]
 
 
+class _Delivered(NamedTuple):
+    """One-way messages that somebody can still take, to wait for."""
+
+    engine: Engine
+
+    @property
+    def ready(self) -> bool:
+        return not self.engine.has_undelivered()
+
+    def follow(self, wait_s: float) -> None:
+        time.sleep(min(wait_s, 0.01))  # another thread drives, and does not know of us
+
+
 class _Settled(NamedTuple):
     """A link that is being dialled, to wait for."""
 
@@ -247,6 +260,8 @@ class Node:
             InsecureError, ConfigError: the arguments do not fit the node, or max_peers links are open.
         """
         check_transport(endpoint)
+        if not 0 <= timeout_s <= MAX_TIMEOUT_S:
+            raise ValueError(f"timeout_s must be in [0, {MAX_TIMEOUT_S:.0f}], got {timeout_s!r}")
         server_keys = [server_key] if server_key is None or isinstance(server_key, str) else list(server_key)
         for each in server_keys:
             self._check_server_key(endpoint, each)
@@ -279,7 +294,11 @@ class Node:
         return self._engine.runner.do(self._engine.stats)
 
     def close(self, linger_s: float = 1.0) -> None:
-        """Refuse what waits, cancel what is outstanding, say goodbye. Takes linger_s + 2 s at most."""
+        """Let one-way messages arrive, refuse what waits, cancel what is outstanding, say goodbye.
+
+        Args:
+            linger_s: for one-way messages, and again for what is on its way; all in all 2 linger_s + 2 s at most.
+        """
         if not self._engine.runner.is_own_process:
             return  # before the lock: another thread may have held it at the fork
         with self._lock:
@@ -294,6 +313,8 @@ class Node:
             runner.defer(self._engine.shut_down, linger_s)
             return
         runner.look()  # answers that are here count, and who is gone is not waited for
+        if linger_s > 0 and not runner.closed:
+            runner.wait(_Delivered(self._engine), time.monotonic() + linger_s)
         runner.do_unless_closed(self._engine.shut_down, linger_s)
         runner.join(linger_s + 2.0)
 

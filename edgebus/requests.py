@@ -16,6 +16,7 @@ import msgspec
 
 from edgebus.config import Limits
 from edgebus.messages import (
+    ONE_WAY,
     STREAM,
     Block,
     Cancel,
@@ -88,6 +89,12 @@ class Caller:
     def num_outstanding(self) -> int:
         """Requests without an outcome yet."""
         return len(self.outstanding)
+
+    @property
+    def num_one_way(self) -> int:
+        """One-way messages without an outcome yet."""
+        entries = list(self.outstanding.values())
+        return sum(entry.header.terms is not None and entry.header.terms.kind == ONE_WAY for entry in entries)
 
     def room_fault(self, size_bytes: int) -> str | None:
         """Say why a request of this size cannot be accepted now, or None; with `drop_oldest` it makes room."""
@@ -216,6 +223,8 @@ class Caller:
                 self._finish_stream(entry)
         elif isinstance(header, Part):
             self._receive_part(entry, header, message.frames)
+        elif header.code == "unshared" and entry.header.blocks is None:
+            self.late_answers += 1  # its content is on its way by now
         else:
             outcome = Outcome.EXPIRED if header.code == "expired" else Outcome.REFUSED
             self._settle(entry, outcome, code=header.code, detail=header.detail, frames=message.frames)
@@ -269,6 +278,26 @@ class Caller:
     def be_patient(self, until: float) -> None:
         """The peer said that it is busy until then: do not send anything again before."""
         self._patient_until = until
+
+    def bring_home(self, content: Callable[[Block], bytes | None]) -> None:
+        """Send what lies in shared memory as contents: another life of the peer cannot see it.
+
+        The request as it was has gone out, or is about to: its refusal "unshared" is then no news.
+        """
+        for entry in list(self.outstanding.values()):
+            old = entry.header
+            frames = [content(block) for block in old.blocks or ()]
+            if not frames or None in frames:
+                continue
+            entry.header = Request(
+                old.id, old.service, old.ttl_ms, old.settled_below, old.arrays, None, old.terms, None, None
+            )
+            entry.frames = (*entry.frames, *(frame for frame in frames if frame is not None))
+            self.outstanding_bytes -= entry.size_bytes
+            entry.size_bytes = content_bytes(entry.frames)
+            self.outstanding_bytes += entry.size_bytes
+            if self._up:
+                self._messages.append(Message(entry.header, entry.frames))
 
     def fail_streams(self, code: str, detail: str) -> None:
         """End all streams: the peer has none."""

@@ -367,7 +367,7 @@ class Runner:
         """A fault in one message or command must not take the whole node down."""
         try:
             return function(*args)
-        except Exception:
+        except (Exception, SystemExit):  # one that ends a thread would end the node's own
             _log.exception("edgebus: internal error in %r", function)
             return None
 

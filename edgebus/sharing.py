@@ -58,7 +58,7 @@ class Sharing:
         """True if these arrays should go through shared memory, or it should be found out whether they can."""
         if self._pool is None or attached.link.peer_share is None or attached.sharing == "no":
             return False
-        return sum(array.nbytes for array in arrays) >= self._from_bytes
+        return sum(getattr(array, "nbytes", 0) for array in arrays) >= self._from_bytes
 
     def put(self, attached: Attached, arrays: Sequence[Array]) -> tuple[Specs, tuple[m.Block, ...]] | None:
         """Copy arrays to where the peer can see them; None if that cannot be done now.
@@ -164,11 +164,17 @@ class Sharing:
         attached.sharing = "unknown"
         incarnation = attached.link.peer_incarnation
         if attached.shared_with not in (b"", incarnation):
-            self.gone(attached)  # another life of the peer: what the last one had in use it cannot give back
+            # Another life of the peer: what the last one had in use it cannot give back, and what it was sent and has
+            # not answered goes to this one through sockets.
+            attached.link.caller.bring_home(lambda block: self._content(attached, block))
+            self.gone(attached)
         attached.shared_with = incarnation
         known = self._ledgers.get(id(attached))
         if known is not None and (report := known[1].report()) is not None:
             attached.link.say(m.Leases(*report))
+
+    def _content(self, attached: Attached, block: m.Block) -> bytes | None:
+        return None if self._pool is None else self._pool.content(block.lease, block.size, attached.peer_id)
 
     def gone(self, attached: Attached) -> None:
         """A link has ended: its memory is not used again before the peer is known to have let go."""

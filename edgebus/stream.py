@@ -25,7 +25,9 @@ class Stream:
         consume: Callable[[Pending, int], None],
         wait: Wait,
         now: Callable[[], float] = time.monotonic,
+        abandon: Callable[[Pending], None] | None = None,
     ) -> None:
+        self._abandon = abandon
         self._pending = pending
         self._now = now
         self._position = from_pos
@@ -33,6 +35,11 @@ class Stream:
         self._wait = wait
         self._came = threading.Semaphore(0)
         pending.on_part = pending.on_done = self._came.release
+
+    def __del__(self) -> None:
+        # Nobody reads it any more, so nobody should go on pushing.
+        if getattr(self, "_abandon", None) is not None and not self._pending.done():
+            self._abandon(self._pending)  # type: ignore[misc]
 
     @property
     def position(self) -> int:

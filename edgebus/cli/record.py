@@ -49,6 +49,7 @@ def record(
             with contextlib.suppress(KeyboardInterrupt):  # how a recording ends
                 for each in tapped(link, service, MAX_CONTENT_BYTES, lambda: say_open("recording", link)):
                     writer.write(each)
+                    stream.flush()  # whoever ends us with a signal keeps what was recorded
                     if count and writer.num_messages >= count:
                         break
     if as_json:

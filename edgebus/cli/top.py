@@ -102,7 +102,7 @@ def _show_once(shots: list[Shot], as_json: bool) -> None:
         for shot in shots:
             print_json(_plain(shot))
     else:
-        console = Console(width=None if sys.stdout.isatty() else 130)
+        console = Console(width=None if sys.stdout is not None and sys.stdout.isatty() else 130)
         console.print(render(shots, None, console.width))
     if any(shot.report is None for shot in shots):
         raise typer.Exit(1)

@@ -209,7 +209,9 @@ class SimDesk:
         self._touch(attached)
         return pos
 
-    def share(self, attached: Attached, arrays: Sequence[Array]) -> tuple[Specs, tuple[Block, ...]] | None:
+    def share(
+        self, attached: Attached, payload: bytes, arrays: Sequence[Array]
+    ) -> tuple[Specs, tuple[Block, ...]] | None:
         return None
 
     def unshare(self, attached: Attached, blocks: Sequence[Block]) -> None:

@@ -301,7 +301,9 @@ def test_duplicate_is_answered_from_memory_and_executed_once():
         message = [encode_header(m.Request(0, "x", 5000, 0)), b""]
         peer.send_multipart(message)
         peer.send_multipart(message)
-        inbox.get(5).reply(b"once")
+        request = inbox.get(5)
+        assert inbox.get(0.1) is None  # the second has come too
+        request.reply(b"once")
         assert peer.recv_multipart()[1] == b"once"
         peer.send_multipart(message)
         assert peer.recv_multipart()[1] == b"once"
