@@ -49,8 +49,24 @@ ROWS = (
     ("... float32 weights over the all-device plan at 1 %, ResNet", "qpart.bytes.resnet_float32_over_1pct", "x{:.1f}"),
     ("dequantising 4-bit codes in L3, one thread, against numpy", "kernels.bits.dequantise_b4.x_numpy", "x{:.1f}"),
     ("... against torch", "kernels.bits.dequantise_b4.x_torch", "x{:.1f}"),
-    ("200 B round trip, our time over that of pyzmq + msgspec", "bus.round_trip.edgebus_over_pyzmq", "{:.2f}"),
-    ("... both with CURVE", "bus.round_trip.edgebus_curve_over_pyzmq_curve", "{:.2f}"),
+    (
+        "200 B round trip, our time over that of pyzmq + msgspec, the worse of plaintext and CURVE",
+        "bus.roundtrip_ratio_pyzmq",
+        "{:.2f}",
+    ),
+    ("64 devices to one server, our messages per second over pyzmq's", "bus.fanin64_ratio_pyzmq", "{:.2f}"),
+    (
+        "tensors over tcp, our throughput over pyzmq's without copies, worse of 1 and 16 MiB",
+        "bus.bulk_ratio_pyzmq",
+        "{:.2f}",
+    ),
+    (
+        "round trip beside saturating tensors on the same link, over its idle time",
+        "bus.draft_beside_bulk_ratio",
+        "{:.1f}",
+    ),
+    ("tensors on one host, our time over iceoryx2's, worse of 1 and 16 MiB", "bus.shm_ratio_iceoryx2", "{:.2f}"),
+    ("importing edgebus, milliseconds above an empty Python", "bus.import_ms", "{:.0f}"),
 )
 
 

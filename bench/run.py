@@ -84,20 +84,10 @@ def bits_figures(results: list[dict[str, Any]]) -> dict[str, float]:
     return figures
 
 
-def bus_figures(results: list[dict[str, Any]]) -> dict[str, float]:
-    """Ratio of our round trip to the peer's: above 1 is what the bus costs."""
-    trip = {row["name"].split("[")[1].rstrip("]"): row["median_s"] for row in results if "round_trip" in row["name"]}
-    return {
-        "bus.round_trip.edgebus_over_pyzmq": round(trip["edgebus_plain"] / trip["pyzmq"], 2),
-        "bus.round_trip.edgebus_curve_over_pyzmq_curve": round(trip["edgebus_curve"] / trip["pyzmq_curve"], 2),
-        "bus.round_trip.edgebus_over_raw_tcp": round(trip["edgebus_plain"] / trip["raw_tcp"], 2),
-    }
-
-
 def main() -> None:
     """Measure, record, render."""
     results = run_micro()
-    figures = {**acceptance_figures(results), **bits_figures(results), **bus_figures(results)}
+    figures = {**acceptance_figures(results), **bits_figures(results)}
     record.write("micro", {"benchmarks": results}, figures)
     report.render()
 

@@ -79,7 +79,7 @@ class HandshakeWatch:
     def _not_allowed(self, value: int) -> Verdict:
         detail = (
             f"{self._endpoint} refused our public key (status {value}): "
-            "run `edgebus allow DIR node.key` on the server with our node.key"
+            "run `edgebus allow DIR node.key` on the server with our node.key (with `--until none` if it has expired)"
         )
         return Verdict("failed", "key_not_allowed", detail)
 
