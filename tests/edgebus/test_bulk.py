@@ -39,9 +39,11 @@ def request(request_id, frames):
 class Ends:
     """A sender and a receiver; what goes between them is kept apart, to be lost or late."""
 
-    def __init__(self, *, max_bytes=64 * MIB, window_bytes=MIB, chunk_bytes=100_000, queue_bytes=64 * MIB):
+    def __init__(
+        self, *, max_bytes=64 * MIB, window_bytes=MIB, chunk_bytes=100_000, queue_bytes=64 * MIB, allowed_bytes=None
+    ):
         self.sender = BulkSender(queue_bytes, retry_s=1.0)
-        self.receiver = BulkReceiver(max_bytes, window_bytes)
+        self.receiver = BulkReceiver(max_bytes, allowed_bytes or window_bytes)
         self.window_bytes, self.chunk_bytes = window_bytes, chunk_bytes
         self.now = 0.0
         self.waiting_bytes = 0
@@ -168,6 +170,20 @@ def test_loss_duplication_and_reordering_change_nothing_and_credit_is_never_exce
     for whole in ends.whole:
         first.setdefault(whole.header.id, tuple(map(bytes, whole.frames)))
     assert first == dict(enumerate(offered))
+
+
+@pytest.mark.parametrize("rate", [1e5, 2e8, 1e9, 1e11])
+def test_polite_sender_is_never_without_credit_that_the_receiver_owes(rate):
+    """Its window is four pieces, the receiver allows far more, and frames do not end where pieces do."""
+    pace = Pace(max_chunk_bytes=16 * MIB, window_bytes=32 * MIB)
+    for step in range(200):
+        pace.credited(int(rate * 0.005 * step), now=0.005 * step, in_flight=True)
+    pace.small(now=1.0)
+    chunk_bytes, window_bytes = pace.chunk_and_window(now=1.0)
+    ends = Ends(chunk_bytes=chunk_bytes, window_bytes=window_bytes, allowed_bytes=32 * MIB)
+    ends.sender.offer(request(0, content(1, 100, 333_333, 17, 900_000)))
+    ends.run()
+    assert len(ends.whole) == 1, "it waits for the retry"
 
 
 def test_contents_go_one_after_the_other():
