@@ -279,26 +279,6 @@ class Caller:
         """The peer said that it is busy until then: do not send anything again before."""
         self._patient_until = until
 
-    def bring_home(self, content: Callable[[Block], bytes | None]) -> None:
-        """Send what lies in shared memory as contents: another life of the peer cannot see it.
-
-        The request as it was has gone out, or is about to: its refusal "unshared" is then no news.
-        """
-        for entry in list(self.outstanding.values()):
-            old = entry.header
-            frames = [content(block) for block in old.blocks or ()]
-            if not frames or None in frames:
-                continue
-            entry.header = Request(
-                old.id, old.service, old.ttl_ms, old.settled_below, old.arrays, None, old.terms, None, None
-            )
-            entry.frames = (*entry.frames, *(frame for frame in frames if frame is not None))
-            self.outstanding_bytes -= entry.size_bytes
-            entry.size_bytes = content_bytes(entry.frames)
-            self.outstanding_bytes += entry.size_bytes
-            if self._up:
-                self._messages.append(Message(entry.header, entry.frames))
-
     def fail_streams(self, code: str, detail: str) -> None:
         """End all streams: the peer has none."""
         for entry in list(self.outstanding.values()):

@@ -164,17 +164,12 @@ class Sharing:
         attached.sharing = "unknown"
         incarnation = attached.link.peer_incarnation
         if attached.shared_with not in (b"", incarnation):
-            # Another life of the peer: what the last one had in use it cannot give back, and what it was sent and has
-            # not answered goes to this one through sockets.
-            attached.link.caller.bring_home(lambda block: self._content(attached, block))
+            # Another life of the peer: what the last one had in use it cannot give back.
             self.gone(attached)
         attached.shared_with = incarnation
         known = self._ledgers.get(id(attached))
         if known is not None and (report := known[1].report()) is not None:
             attached.link.say(m.Leases(*report))
-
-    def _content(self, attached: Attached, block: m.Block) -> bytes | None:
-        return None if self._pool is None else self._pool.content(block.lease, block.size, attached.peer_id)
 
     def gone(self, attached: Attached) -> None:
         """A link has ended: its memory is not used again before the peer is known to have let go."""

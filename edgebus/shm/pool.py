@@ -192,15 +192,6 @@ class Pool:
                     return lease.segment.memory[lease.offset : lease.offset + size].tobytes()
         return None
 
-    def content(self, lease_id: int, size: int, owner: Hashable) -> bytes | None:
-        """A copy of what a lease of ours holds; None if it is gone."""
-        with self._lock:
-            account = self._accounts.get(owner)
-            lease = account.leases.get(lease_id) if account is not None else None
-            if lease is None or lease.segment.memory is None:
-                return None
-            return bytes(lease.segment.memory[lease.offset : lease.offset + size])
-
     def retire(self, owner: Hashable, *, dead: bool = False) -> None:
         """The peer is gone without giving back: write to nothing it had, ever.
 
