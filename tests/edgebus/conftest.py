@@ -35,6 +35,9 @@ def lent_memory():
     ends[0].send(bytes(1 << 20), copy=False)
     ends[1].recv()
     context.destroy(linger=0)
+    # What other tests have loaded before (torch, say) is not looked through again at each collection below.
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(autouse=True)
