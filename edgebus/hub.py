@@ -234,7 +234,7 @@ class Hub:
         traffic.messages_received += 1
         traffic.bytes_received += sum(map(len, frames))
         if message.frames:
-            traffic.content_bytes_received += sum(map(len, message.frames))
+            traffic.content_bytes_received += _content_bytes(message)
         if self.taps:
             self._tap("in", attached, route, message, now)
         if self.judge is not None and type(header) is m.Request and attached.is_new(header):
@@ -299,7 +299,7 @@ class Hub:
                 traffic.messages_sent += 1
                 traffic.bytes_sent += sum(map(len, frames))
                 if message.frames:
-                    traffic.content_bytes_sent += sum(map(len, message.frames))
+                    traffic.content_bytes_sent += _content_bytes(message)
                 if self.taps:
                     self._tap("out", attached, route, message, now)
             sending.append((route, frames))
@@ -478,3 +478,9 @@ class Hub:
 def peer_id(key: str | None, incarnation: bytes) -> str:
     """A name for a link that nobody without the key can take: 32 hex digits."""
     return hashlib.blake2b(f"{key}|".encode() + incarnation, digest_size=16).hexdigest()
+
+
+def _content_bytes(message: m.Message) -> int:
+    """Bytes of payload and arrays, whether they travel or lie in shared memory."""
+    blocks = getattr(message.header, "blocks", None) or ()
+    return content_bytes(message.frames) + sum(block.size for block in blocks)

@@ -342,3 +342,14 @@ def test_answers_that_are_not_sent_leave_no_memory_behind():
         eventually(lambda: request.remaining_s() == 0)
         request.reply(b"too late", [array(1)])
         eventually(lambda: pool_of(server).stats().in_use_bytes <= 200_000)
+
+
+def test_contents_in_shared_memory_are_counted_as_contents():
+    with two_nodes() as (_, _, link):
+        warm(link)
+        before = link.stats()
+        link.request("echo", b"abc", [array(1)])
+        after = link.stats()
+        assert after.content_bytes_sent - before.content_bytes_sent == MIB + 3
+        assert after.content_bytes_received - before.content_bytes_received == MIB + 3
+        assert after.bytes_sent - before.bytes_sent < 1000
