@@ -482,5 +482,5 @@ def peer_id(key: str | None, incarnation: bytes) -> str:
 
 def _content_bytes(message: m.Message) -> int:
     """Bytes of payload and arrays, whether they travel or lie in shared memory."""
-    blocks = getattr(message.header, "blocks", None) or ()
+    blocks: Sequence[m.Block] = getattr(message.header, "blocks", None) or ()
     return content_bytes(message.frames) + sum(block.size for block in blocks)
