@@ -47,6 +47,9 @@ def no_leaks():
     threads, files = set(threading.enumerate()), _open_files()
     yield
     gc.collect()
+    for thread in threading.enumerate():
+        if thread not in threads:
+            thread.join(2.0)  # one that has just done its work may not be gone yet; one that leaks stays
     left = [thread for thread in threading.enumerate() if thread not in threads]
     assert left == [], f"threads left behind: {left}"
     assert len(_open_files()) <= len(files), f"descriptors before: {files}\nafter: {_open_files()}"
