@@ -18,11 +18,12 @@ if sys.platform == "linux":
     link_args.append("-fopenmp")
 
 
-def extension(family: str, *sources: str) -> Extension:
-    """One extension module with its C variants, one for each instruction set level."""
+def extension(family: str) -> Extension:
+    """One extension module with its C variants: csrc/FAMILY_LEVEL.c for each level, and csrc/FAMILY_dispatch.c."""
+    variants = sorted(name for name in glob(f"{CSRC}/{family}_*.c") if not name.endswith(".inc.c"))
     return Extension(
         f"edgekernels._{family}",
-        sources=[f"kernels/edgekernels/_{family}.pyx", *(f"{CSRC}/{name}.c" for name in (*sources, "cpu"))],
+        sources=[f"kernels/edgekernels/_{family}.pyx", *variants, f"{CSRC}/cpu.c"],
         depends=[*glob(f"{CSRC}/*.h"), *glob(f"{CSRC}/*.inc.c")],
         include_dirs=[CSRC],
         extra_compile_args=compile_args,
@@ -30,12 +31,7 @@ def extension(family: str, *sources: str) -> Extension:
     )
 
 
-extensions = [
-    extension("accept", "accept_base", "accept_avx2", "accept_avx512", "dispatch"),
-    extension("bits", "bits_base", "bits_avx2", "bits_avx512", "bits_avx512_vbmi", "bits_dispatch"),
-]
-
-modules = cythonize(extensions)
+modules = cythonize([extension(family) for family in ("accept", "bits")])
 for module in modules:
     module.optional = True  # without a compiler numpy serves; set here, because cythonize drops it
 

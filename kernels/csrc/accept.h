@@ -32,8 +32,10 @@ extern const ek_level ek_level_avx512;
 
 /* Build the shared tables; call once before any kernel. */
 void ek_prepare(void);
-/* The level of that name, or NULL when it is unknown or this processor lacks it; "" = the best one. */
+/* The best kernels at or below the level of that name, as ek_pick finds them. */
 const ek_level *ek_find_level(const char *name);
+/* Whether there are kernels for a level which this processor has. */
+int ek_offers_level(int level);
 
 /* Smallest noise word whose gumbel value may reach EK_FLOOR_FROM + i * EK_FLOOR_STEP (rounded down). */
 #define EK_FLOOR_FROM (-4.0)

@@ -30,11 +30,12 @@ extern const ek_bits ek_bits_base;
 #if defined(__x86_64__)
 extern const ek_bits ek_bits_avx2;
 extern const ek_bits ek_bits_avx512;
-extern const ek_bits ek_bits_avx512_vbmi;
+extern const ek_bits ek_bits_avx512_vnni;
 #endif
 
-/* The level of that name, or NULL when it is unknown or this processor lacks it; "" = the best one. Without
-   allow_vbmi as on a processor that has no AVX-512 VBMI. */
-const ek_bits *ek_find_bits(const char *name, int allow_vbmi);
+/* The best kernels at or below the level of that name, as ek_pick finds them. */
+const ek_bits *ek_find_bits(const char *name);
+/* Whether there are kernels for a level which this processor has. */
+int ek_offers_bits(int level);
 
 #endif

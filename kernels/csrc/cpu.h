@@ -1,12 +1,26 @@
-/* What this processor can do, and which instruction set level a name asks for. */
+/* What this processor can do, and which kernels of a family a level's name asks for. */
 #ifndef EDGEKERNELS_CPU_H
 #define EDGEKERNELS_CPU_H
 
-typedef enum { EK_NO_LEVEL = -1, EK_BASE, EK_AVX2, EK_AVX512, EK_NUM_LEVELS } ek_level_id;
+/* Levels, each of which implies those before it on the same architecture: see ek_level_name for their names. */
+typedef enum {
+    EK_BASE,        /* SSE2 on x86-64, NEON on aarch64 */
+    EK_NEON_DOT,    /* aarch64: dot products of bytes (not on Cortex-A53 and A72) */
+    EK_AVX2,        /* x86-64: AVX2, FMA, F16C and BMI2 */
+    EK_AVX512,      /* AVX-512 F, BW, DQ, VL */
+    EK_AVX512_VNNI, /* VNNI and VBMI as well (Ice Lake, Zen 4) */
+    EK_AMX,         /* tiles of int8 and bf16 as well (Sapphire Rapids), if the kernel lends them to us */
+    EK_NUM_LEVELS
+} ek_level_id;
 
-/* The level of that name, or EK_NO_LEVEL when it is unknown or this processor lacks it; "" = the best one. */
-ek_level_id ek_level_named(const char *name);
-/* Whether bytes can be permuted in 512 bits (AVX-512 VBMI), which the level avx512 does not imply. */
-int ek_has_vbmi(void);
+/* Whether this processor has that level; a level of another architecture is not had. */
+int ek_has_level(int level);
+/* The name of a level, or NULL behind the last one. */
+const char *ek_level_name(int level);
+/* The best of a family's kernels at or below the level of that name ("" = the best level there is), from a table
+   with NULL where the family has none of its own; NULL if the name is unknown or this processor lacks the level. */
+const void *ek_pick(const void *const table[EK_NUM_LEVELS], const char *name);
+/* Whether a family has kernels of its own for a level which this processor has. */
+int ek_offers(const void *const table[EK_NUM_LEVELS], int level);
 
 #endif

@@ -23,6 +23,11 @@ cdef extern from "accept.h" nogil:
 
     void ek_prepare() noexcept
     const ek_level* ek_find_level(const char* name) noexcept
+    bint ek_offers_level(int level) noexcept
+
+
+cdef extern from "cpu.h" nogil:
+    const char* ek_level_name(int level) noexcept
 
 
 cdef const ek_level* LEVEL = NULL
@@ -30,12 +35,18 @@ NAME = "cython"
 
 
 def levels():
-    """Names of the levels which this build and this processor have, best first."""
-    return tuple(name for name in ("avx512", "avx2", "base") if ek_find_level(name.encode()) != NULL)
+    """Names of the levels for which there are kernels and which this processor has, best first."""
+    cdef int number = 0
+    found = []
+    while ek_level_name(number) != NULL:
+        if ek_offers_level(number):
+            found.insert(0, ek_level_name(number).decode())
+        number += 1
+    return tuple(found)
 
 
 def set_level(str name):
-    """Use this level from now on; "" is the best one."""
+    """Use the kernels of this level from now on, or the best below it; "" is the best level there is."""
     global LEVEL
     cdef const ek_level* found = ek_find_level(name.encode())
     if found == NULL:
@@ -44,7 +55,7 @@ def set_level(str name):
 
 
 def level():
-    """Name of the level in use."""
+    """Name of the level whose kernels are in use."""
     return LEVEL.name.decode()
 
 

@@ -20,7 +20,12 @@ cdef extern from "bits.h" nogil:
         void (*quantise)(const float*, const ek_matrix*, const float*, const float*, uint8_t*) noexcept nogil
         void (*dequantise)(const uint8_t*, const ek_matrix*, const float*, const float*, float*) noexcept nogil
 
-    const ek_bits* ek_find_bits(const char* name, int allow_vbmi) noexcept
+    const ek_bits* ek_find_bits(const char* name) noexcept
+    bint ek_offers_bits(int level) noexcept
+
+
+cdef extern from "cpu.h" nogil:
+    const char* ek_level_name(int level) noexcept
 
 
 cdef const ek_bits* LEVEL = NULL
@@ -28,21 +33,27 @@ NAME = "cython"
 
 
 def levels():
-    """Names of the levels which this build and this processor have, best first."""
-    return tuple(name for name in ("avx512", "avx2", "base") if ek_find_bits(name.encode(), True) != NULL)
+    """Names of the levels for which there are kernels and which this processor has, best first."""
+    cdef int number = 0
+    found = []
+    while ek_level_name(number) != NULL:
+        if ek_offers_bits(number):
+            found.insert(0, ek_level_name(number).decode())
+        number += 1
+    return tuple(found)
 
 
-def set_level(str name, bint vbmi=True):
-    """Use this level from now on; "" is the best one. Without vbmi as on a processor that has no AVX-512 VBMI."""
+def set_level(str name):
+    """Use the kernels of this level from now on, or the best below it; "" is the best level there is."""
     global LEVEL
-    cdef const ek_bits* found = ek_find_bits(name.encode(), vbmi)
+    cdef const ek_bits* found = ek_find_bits(name.encode())
     if found == NULL:
         raise ValueError(f"level {name!r} is not available here; use one of {', '.join(levels())}")
     LEVEL = found
 
 
 def level():
-    """Name of the level in use; "avx512_vbmi" is avx512 on a processor which has VBMI."""
+    """Name of the level whose kernels are in use."""
     return LEVEL.name.decode()
 
 

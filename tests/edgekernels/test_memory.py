@@ -32,9 +32,8 @@ def guarded(values, hidden=0):
     assert libc.mprotect(first, (hidden + 1) * PAGE, 0) == 0
     return copy
 
-level = sys.argv[1].removesuffix("_plain")
-_accept.set_level(level)
-_bits.set_level(level, vbmi=level == sys.argv[1])
+_accept.set_level(sys.argv[1])
+_bits.set_level(sys.argv[1])
 _select.use(_accept)
 """
 ENDS = """

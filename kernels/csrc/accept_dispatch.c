@@ -16,15 +16,20 @@ void ek_prepare(void)
     }
 }
 
+static const void *const levels[EK_NUM_LEVELS] = {
+    [EK_BASE] = &ek_level_base,
+#if defined(__x86_64__)
+    [EK_AVX2] = &ek_level_avx2,
+    [EK_AVX512] = &ek_level_avx512,
+#endif
+};
+
 const ek_level *ek_find_level(const char *name)
 {
-    static const ek_level *const levels[EK_NUM_LEVELS] = {
-        [EK_BASE] = &ek_level_base,
-#if defined(__x86_64__)
-        [EK_AVX2] = &ek_level_avx2,
-        [EK_AVX512] = &ek_level_avx512,
-#endif
-    };
-    ek_level_id id = ek_level_named(name);
-    return id == EK_NO_LEVEL ? NULL : levels[id];
+    return ek_pick(levels, name);
+}
+
+int ek_offers_level(int level)
+{
+    return ek_offers(levels, level);
 }
