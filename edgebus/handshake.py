@@ -101,6 +101,6 @@ class HandshakeWatch:
             return None
         detail = (
             f"{self._endpoint} cut {self._cut} handshakes in a row: it holds another key than "
-            "the server_key given; compare with its node.key"
+            "the server_key given (compare with its node.key), or it is plaintext"
         )
         return Verdict("failed", "wrong_server_key", detail)
