@@ -2,7 +2,8 @@
 PY := .venv/bin/python
 STAMP := .venv/.installed
 SOURCES := pyproject.toml setup.py constraints.txt scripts/setup.sh \
-           $(wildcard kernels/csrc/* kernels/edgekernels/*.pyx kernels/edgekernels/*.pxd)
+           $(wildcard kernels/csrc/* kernels/edgekernels/*.pyx kernels/edgekernels/*.pxd) \
+           $(wildcard edgebus/*.pyx edgebus/*.pxd) $(patsubst %.pxd,%.py,$(filter-out edgebus/_port.pxd,$(wildcard edgebus/*.pxd)))
 
 .PHONY: demo test check lint types bench peers fuzz proof install clean help
 

@@ -6,7 +6,13 @@ Names are loaded on first use: `import edgebus` costs milliseconds, libzmq comes
 from __future__ import annotations
 
 import importlib
+import os
 from typing import TYPE_CHECKING, Any
+
+if os.environ.get("EDGEBUS_PURE"):
+    from edgebus.pure import use_sources
+
+    use_sources()
 
 from edgebus.config import Limits
 from edgebus.errors import (

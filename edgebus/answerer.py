@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import math
 from collections import OrderedDict
-from dataclasses import dataclass, field
+from collections.abc import Callable
+from functools import partial
+from typing import Any
 
 from edgebus.config import Limits
 from edgebus.ids import IdRanges
@@ -20,17 +22,22 @@ MAX_SEQUENCES = 256
 """Sequences of one peer whose newest position is remembered."""
 
 
-@dataclass(slots=True, eq=False)
-class _Entry:
-    """A request that was executed or is being executed; answer is None meanwhile."""
+# Named tuples without a frame of Python for each.
+_arrived: Callable[[tuple[Any, ...]], Arrived] = partial(tuple.__new__, Arrived)
+_message: Callable[[tuple[Any, ...]], Message] = partial(tuple.__new__, Message)
 
-    expires_at: float
-    service: str = ""
-    size_bytes: int = 0  # of its frames, while they are kept for the handler
-    answer: Message | None = None
-    parts: OutStream | None = None
-    key: bytes = b""
-    waits_for_key: bool = False  # another request with its key is being executed: the answer will serve both
+
+class _Entry:
+    """A request that was executed or is being executed; answer is None meanwhile. Plain: see answerer.pxd."""
+
+    def __init__(self, expires_at: float, service: str = "", size_bytes: int = 0) -> None:
+        self.expires_at = expires_at
+        self.service = service
+        self.size_bytes = size_bytes  # of its frames, while they are kept for the handler
+        self.answer: Message | None = None
+        self.parts: OutStream | None = None
+        self.key = b""
+        self.waits_for_key = False  # another request with its key is being executed: the answer will serve both
 
     def kept_bytes(self) -> int:
         """Bytes that are kept to be sent again."""
@@ -38,7 +45,6 @@ class _Entry:
         return kept + (self.parts.unacked_bytes if self.parts is not None else 0)
 
 
-@dataclass(slots=True)
 class AnswererCounts:
     """What became of arriving requests.
 
@@ -46,21 +52,21 @@ class AnswererCounts:
     executed = answered + withdrawn + pending.
     """
 
-    received: int = 0
-    executed: int = 0
-    duplicates: int = 0
-    expired: int = 0
-    forgotten: int = 0
-    busy: int = 0
-    answered: int = 0
-    withdrawn: int = 0
-    denied: int = 0
-    stale: int = 0
-    repeated: int = 0
-    superseded: int = 0
+    def __init__(self) -> None:
+        self.received = 0
+        self.executed = 0
+        self.duplicates = 0
+        self.expired = 0
+        self.forgotten = 0
+        self.busy = 0
+        self.answered = 0
+        self.withdrawn = 0
+        self.denied = 0
+        self.stale = 0
+        self.repeated = 0
+        self.superseded = 0
 
 
-@dataclass(eq=False)
 class Answerer:
     """Hands each request out once, and gives duplicates the first answer again.
 
@@ -74,22 +80,31 @@ class Answerer:
         owner: whose keys these are: the peer's public key.
     """
 
-    limits: Limits
-    keyed: KeyedAnswers = field(default_factory=KeyedAnswers)
-    owner: str | None = None
-    counts: AnswererCounts = field(default_factory=AnswererCounts)
-    _entries: dict[int, _Entry] = field(default_factory=dict)
-    _answered: dict[int, int] = field(default_factory=dict)  # id -> bytes, in order of answering
-    _cached_bytes: int = 0
-    pending_bytes: int = 0
-    small_answers: int = 0  # to small requests: whoever asked is waiting for a quick word
-    gone: IdRanges = field(default_factory=IdRanges)  # ids that were answered and are not remembered
-    sending: set[int] = field(default_factory=set)  # answers on their way in pieces, which are not forgotten
-    _executing: dict[int, bytes] = field(default_factory=dict)  # idempotency keys of what the application has
-    _newest: OrderedDict[int, tuple[int, int]] = field(default_factory=OrderedDict)  # stream -> position, request id
-    leases_done: list[int] = field(default_factory=list)  # of shared memory, in answers that are not sent again
-    _messages: list[Message] = field(default_factory=list)
-    _events: list[Event] = field(default_factory=list)
+    def __init__(
+        self,
+        limits: Limits,
+        keyed: KeyedAnswers | None = None,
+        owner: str | None = None,
+        counts: AnswererCounts | None = None,
+    ) -> None:
+        self.limits = limits
+        self._max_pending, self._max_pending_bytes = limits.max_pending, limits.max_pending_bytes
+        self._cache_count, self._cache_bytes = limits.cache_count, limits.cache_bytes
+        self.keyed = KeyedAnswers() if keyed is None else keyed
+        self.owner = owner
+        self.counts = AnswererCounts() if counts is None else counts
+        self._entries: dict[int, _Entry] = {}
+        self._answered: dict[int, int] = {}  # id -> bytes, in order of answering
+        self._cached_bytes = 0
+        self.pending_bytes = 0
+        self.small_answers = 0  # to small requests: whoever asked is waiting for a quick word
+        self.gone = IdRanges()  # ids that were answered and are not remembered
+        self.sending: set[int] = set()  # answers on their way in pieces, which are not forgotten
+        self._executing: dict[int, bytes] = {}  # idempotency keys of what the application has
+        self._newest: OrderedDict[int, tuple[int, int]] = OrderedDict()  # stream -> position, request id
+        self.leases_done: list[int] = []  # of shared memory, in answers that are not sent again
+        self._messages: list[Message] = []
+        self._events: list[Event] = []
 
     @property
     def num_pending(self) -> int:
@@ -123,16 +138,16 @@ class Answerer:
 
     def receive_small(self, header: Request, payload: bytes, now: float) -> Arrived | None:
         """Like receive, for a plain small request that is not known; None if the usual way has to be taken."""
-        request_id, limits = header.id, self.limits
+        request_id, gone = header.id, self.gone
         if (
             request_id in self._entries
-            or request_id in self.gone
+            or request_id in gone
             or header.ttl_ms <= 0
-            or len(self._entries) - len(self._answered) >= limits.max_pending
-            or self.pending_bytes + len(payload) > limits.max_pending_bytes
+            or len(self._entries) - len(self._answered) >= self._max_pending
+            or self.pending_bytes + len(payload) > self._max_pending_bytes
         ):
             return None
-        if header.settled_below > self.gone.floor:
+        if header.settled_below > gone.floor:
             self._settle_below(header.settled_below)
         counts = self.counts
         counts.received += 1
@@ -140,7 +155,7 @@ class Answerer:
         expires_at = now + header.ttl_ms / 1000
         self._entries[request_id] = _Entry(expires_at, header.service, len(payload))
         self.pending_bytes += len(payload)
-        return Arrived(request_id, header.service, expires_at, (), (payload,), self)
+        return _arrived((request_id, header.service, expires_at, (), (payload,), self, None))
 
     def is_plain(self, request_id: int) -> bool:
         """True for a request that waits for its answer, without an idempotency key and no stream."""
@@ -151,7 +166,7 @@ class Answerer:
         """Like answer, for a plain small reply to a plain request, which has just been sent."""
         self.counts.answered += 1
         self.small_answers += 1
-        self._keep(header.id, self._entries[header.id], Message(header, (payload,)))
+        self._keep(header.id, self._entries[header.id], _message((header, (payload,))))
 
     def answer(self, request_id: int, message: Message) -> bool:
         """Give the answer of a request that Arrived; False if nobody waits for it any more."""
@@ -408,12 +423,11 @@ class Answerer:
 
     def trim(self) -> None:
         """Forget the oldest answers that are over the bounds of the cache, but none that is still being sent."""
-        limits = self.limits
-        if len(self._answered) <= limits.cache_count and self._cached_bytes <= limits.cache_bytes:
+        if len(self._answered) <= self._cache_count and self._cached_bytes <= self._cache_bytes:
             return
         newest = next(reversed(self._answered))
         for request_id in list(self._answered):
-            if len(self._answered) <= limits.cache_count and self._cached_bytes <= limits.cache_bytes:
+            if len(self._answered) <= self._cache_count and self._cached_bytes <= self._cache_bytes:
                 return
             if request_id != newest and request_id not in self.sending:
                 self.gone.add(request_id)

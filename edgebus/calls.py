@@ -6,6 +6,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable
+from functools import partial
 from typing import NamedTuple, Protocol
 
 from edgebus.arrays import Array, view_arrays
@@ -38,6 +39,8 @@ class Reply(NamedTuple):
     arrays: tuple[Array, ...]
 
 
+_reply: Callable[[tuple[bytes, tuple[Array, ...]]], Reply] = partial(tuple.__new__, Reply)  # without a frame of Python
+_making = threading.Lock()
 _ANSWERED = Settled(None, Outcome.ANSWERED)  # a reply that is a payload and nothing else
 
 
@@ -78,12 +81,12 @@ class Pending:
         "_cancel",
         "_endpoint",
         "_given_up",
-        "_open",
         "_payload",
         "_service",
         "_settled",
         "_timeout_s",
         "_wait",
+        "_waiter",
         "deadline_at",
         "on_done",
         "on_part",
@@ -109,8 +112,7 @@ class Pending:
         self._wait = wait
         self._settled: Settled | None = None
         self._payload = b""
-        self._open = threading.Lock()  # held until settled: cheaper than an Event on the hot path
-        self._open.acquire()
+        self._waiter: threading.Lock | None = None  # held until settled; made by whoever has to sleep for that
         self.request_id: int | None = None
         self.on_done: Callable[[], object] | None = None  # called once it has its outcome
         self.on_part: Callable[[], object] | None = None
@@ -170,7 +172,7 @@ class Pending:
         if settled is None:
             raise DeadlineExceeded(f"{self.what}: no outcome after {self._timeout_s:.3g} s, the node's thread is stuck")
         if settled is _ANSWERED:
-            return Reply(self._payload, ())
+            return _reply((self._payload, ()))
         if settled.outcome is Outcome.ANSWERED:
             specs, frames = settled.specs, settled.frames
             return Reply(frames[0], view_arrays(specs, frames[1:]) if specs else ())
@@ -178,15 +180,22 @@ class Pending:
 
     def follow(self, wait_s: float) -> None:
         """Sleep until it is settled, at most so long."""
-        if self._open.acquire(timeout=wait_s):
-            self._open.release()
+        with _making:
+            if self._waiter is None:
+                waiter = threading.Lock()
+                waiter.acquire()
+                self._waiter = waiter
+        # Said first, then looked: whoever settles it after this look sees that we wait.
+        if self._settled is None and self._waiter.acquire(timeout=wait_s):
+            self._waiter.release()
 
     def settle(self, settled: Settled) -> None:
         """Give the outcome; the first one counts."""
         if self._settled is None:
             self._settled = settled
             self.ready = True
-            self._open.release()
+            if self._waiter is not None:
+                self._waiter.release()
 
     def settle_small(self, payload: bytes) -> None:
         """Give the outcome: a reply without arrays; the first one counts."""
@@ -194,7 +203,8 @@ class Pending:
             self._payload = payload
             self._settled = _ANSWERED
             self.ready = True
-            self._open.release()
+            if self._waiter is not None:
+                self._waiter.release()
 
     def add_part(self, arrival: Arrival) -> None:
         """The next part of a stream."""

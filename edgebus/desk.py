@@ -14,8 +14,8 @@ from edgebus.streams import Frames, Specs
 
 if TYPE_CHECKING:
     from edgebus.answerer import Answerer
+    from edgebus.attached import Attached
     from edgebus.engine import Engine
-    from edgebus.hub import Attached
 
 
 Shared = tuple[Specs, tuple[Block, ...]]
@@ -86,8 +86,9 @@ class NodeDesk:
         self._engine.runner.do(self._engine.when_room, answerer, request_id, callback)
 
     def answer_small(self, attached: Attached, answerer: Answerer, request_id: int, payload: bytes) -> bool:
+        express = self._engine.express
         try:
-            return self._engine.runner.do_small(self._engine.express.answer, attached, answerer, request_id, payload)
+            return self._engine.runner.do_small(express.answer, attached, answerer, request_id, payload)
         except NodeClosed:
             return True
 

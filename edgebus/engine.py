@@ -15,14 +15,15 @@ from typing import Any
 
 from edgebus.answerer import Answerer
 from edgebus.arrays import Array
+from edgebus.attached import Attached, Route
 from edgebus.calls import Pending
 from edgebus.config import Limits
 from edgebus.desk import NodeDesk
 from edgebus.errors import QueueFull
 from edgebus.express import Express
 from edgebus.handshake import HandshakeWatch
-from edgebus.hub import Attached, Hub, Judge, Route
-from edgebus.inbox import Inbox, Request
+from edgebus.hub import Hub, Judge
+from edgebus.inbox import Inbox, Request, offer
 from edgebus.keyed import KeyedAnswers
 from edgebus.keys import AllowList, Keys
 from edgebus.link_states import Failed, Gone, ShareDone, ShareNews, State, Surroundings, Up, WantBulk
@@ -105,6 +106,7 @@ class Engine:
         self._desk = NodeDesk(self)
         self.runner = Runner(name, limits, self)
         self.express = Express(self.hub, self._deliver, self.on_frames, self.runner)
+        self.express.inboxes, self.express.desk = self._inboxes, self._desk
         self.runner.sockets.take_messages = self.express.take
 
     # -- driven by the runner -----------------------------------------------------------------------
@@ -141,11 +143,6 @@ class Engine:
                 self.hub.disconnected(route, now=now)
             case "failed":
                 self.hub.fail(route, verdict.code, verdict.detail, now=now)
-
-    @property
-    def first_timer_at(self) -> float:
-        """A time at or before the next timer."""
-        return self.hub.first_timer_at
 
     def on_turn(self, now: float) -> float:
         """Timers, then everything the machines want done, until they want nothing more."""
@@ -513,10 +510,8 @@ class Engine:
         service = arrived.service
         inbox = self._inboxes.get(service)
         if inbox is not None:
-            request = Request(attached, arrived, self._desk)
             self.runner.stirred = True
-            if not inbox.put(request):
-                request.refuse("busy", "the inbox of the service is full, or this peer's half of it: ask again later")
+            offer(inbox, attached, arrived, self._desk)
         elif (handler := self._handlers.get(service)) is not None:
             request = Request(attached, arrived, self._desk)
             self.runner.soon(lambda: _serve(handler, request))

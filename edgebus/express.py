@@ -17,14 +17,18 @@ import msgspec
 import zmq
 
 from edgebus.answerer import Answerer
+from edgebus.attached import Attached, Route
 from edgebus.calls import Pending
-from edgebus.hub import Attached, Hub, Route
+from edgebus.inbox import offer
 from edgebus.link_states import State
 from edgebus.messages import INLINE_BYTES, Reply, Request, decode_header, encode_header
 from edgebus.outcomes import Arrived
-from edgebus.rawzmq import BURST, EVENTS, MORE, NOBLOCK, POLLIN, end_message, get, recv, send, take_rest
+from edgebus.rawzmq import BURST, end_message, take_rest
 
 if TYPE_CHECKING:
+    from edgebus.desk import Desk
+    from edgebus.hub import Hub
+    from edgebus.inbox import Inbox
     from edgebus.runner import Runner
     from edgebus.sockets import Opened
 
@@ -57,6 +61,8 @@ class Express:
         self._deliver = deliver
         self._on_frames = on_frames
         self._by_route = hub.by_route
+        self.inboxes: dict[str, Inbox] = {}  # by service
+        self.desk: Desk | None = None  # where those are answered; set by whoever fills inboxes
 
     def request(self, attached: Attached, service: str, payload: bytes, pending: Pending, now: float) -> bool:
         """Start and send a request; False if it has to go the usual way."""
@@ -79,9 +85,7 @@ class Express:
         header = caller.small_header(service, payload, pending.deadline_at, now)
         frame = encode_header(header)
         try:
-            if routing_id:
-                send(opened.sock, routing_id, MORE)
-            send(opened.sock, frame, NOBLOCK)
+            opened.port.send(routing_id, frame)
         except zmq.ZMQError as error:
             self._not_sent(attached, error, now)
         except BaseException:
@@ -119,9 +123,7 @@ class Express:
         header = Reply(request_id, (), payload)
         frame = encode_header(header)
         try:
-            if routing_id:
-                send(opened.sock, routing_id, MORE)
-            send(opened.sock, frame, NOBLOCK)
+            opened.port.send(routing_id, frame)
         except zmq.ZMQError as error:
             self._not_sent(attached, error, _now())
         except BaseException:
@@ -144,29 +146,25 @@ class Express:
             return True
 
     def _take(self, opened: Opened, event: int) -> bool:
-        sock, socket_id, is_router, is_secure = opened.sock, opened.socket_id, opened.is_router, opened.is_secure
+        port, socket_id = opened.port, opened.socket_id
         if not event:
-            if sock.closed or not get(sock, EVENTS) & POLLIN:
+            if not port.readable():
                 opened.crowd = 0
                 return False
             # There was more than was taken last time: asking costs less than another turn for each.
             opened.crowd = min(BURST, 2 * opened.crowd + 1)
         for left in range(opened.crowd, -1, -1):
-            try:
-                routing_id = recv(sock, NOBLOCK) if is_router else b""
-                first = recv(sock, NOBLOCK, False)
-            except zmq.ZMQError:  # nothing there, or closed meanwhile
+            frame = port.take()
+            if frame is None:
                 return False
-            # Asked for every message: a route alone proves nothing about who sent it.
-            key = str(first.get("User-Id")) if is_secure else None
-            frame = first.bytes
-            if first.more:
+            route, key = (socket_id, port.route), port.key
+            if port.more:
                 frames = [frame]
-                take_rest(sock, frames)
-                self._on_frames((socket_id, routing_id), frames, key)
-            elif not self._receive((socket_id, routing_id), frame, key):
-                self._on_frames((socket_id, routing_id), [frame], key)
-            if left and (sock.closed or not get(sock, EVENTS) & POLLIN):
+                take_rest(opened.sock, frames)
+                self._on_frames(route, frames, key)
+            elif not self._receive(route, frame, key):
+                self._on_frames(route, [frame], key)
+            if left and not port.readable():
                 return False
         return True
 
@@ -203,7 +201,7 @@ class Express:
             if link.sender:
                 link.pace.small(now=now)
         else:
-            if header.terms is not None or hub.busy or link.answerer.knows(header.id):
+            if header.terms is not None or hub.outbox or hub.news or link.answerer.knows(header.id):
                 return False  # busy: what came before it has not been handed out yet
             judge = hub.judge if attached.hello_id is not None else None
             if judge is not None and judge(attached.key, header.service, len(payload), now) is not None:
@@ -211,7 +209,12 @@ class Express:
             arrived = link.answerer.receive_small(header, payload, now)
             if arrived is None:
                 return False
-            self._deliver(attached, arrived)
+            inbox = self.inboxes.get(arrived.service)
+            if inbox is None or self.desk is None:
+                self._deliver(attached, arrived)
+            else:
+                self._runner.stirred = True
+                offer(inbox, attached, arrived, self.desk)
         link.heard_at = now
         traffic = attached.traffic
         traffic.messages_received += 1

@@ -13,27 +13,28 @@ import itertools
 import logging
 import math
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 
 from edgebus import messages as m
+from edgebus.attached import Attached, HubFront, Route, Traffic
 from edgebus.errors import ConfigError, WireError
 from edgebus.link import LinkMachine
 from edgebus.link_states import Event, Gone, Surroundings
 from edgebus.requests import refusal
-from edgebus.stats import LinkStats, Traffic, link_stats
+from edgebus.stats import LinkStats, link_stats
 from edgebus.streams import content_bytes
 from edgebus.wire import decode, encode
 
-Route = tuple[int, bytes]
-Resolve = Callable[["Attached", m.Content], tuple[Any, ...] | None]
+Resolve = Callable[[Attached, m.Content], tuple[Any, ...] | None]
 """The arrays of a message that lie in shared memory; None if they cannot be seen."""
-Number = Callable[["Attached", m.Content], m.Content]
+Number = Callable[[Attached, m.Content], m.Content]
 """The header of a message that leaves, with the leases of its shared memory as the link calls them."""
 Judge = Callable[[str | None, str, int, float], tuple[str, str] | None]
 """Says why a peer (its key) may not ask for a service with so many bytes now: code and detail, or None."""
 _log = logging.getLogger("edgebus")
 _WARN_EVERY_S = 60.0
+
+__all__ = ["Attached", "Hub", "Judge", "Route", "TapEvent", "Traffic"]
 
 
 class TapEvent(NamedTuple):
@@ -60,27 +61,7 @@ class TapEvent(NamedTuple):
     frames: tuple[Any, ...]
 
 
-@dataclass(slots=True, eq=False)
-class Attached:
-    """A link with its routes, the key it is bound to and its traffic."""
-
-    link: LinkMachine
-    route: Route
-    key: str | None
-    peer_id: str
-    hello_id: bytes | None  # incarnation the peer greeted with; None on a link this node dialled
-    traffic: Traffic
-    bulk_route: Route | None = None
-    sharing: str = "unknown"  # whether the peer sees our shared memory: unknown, asked, yes, no
-    shared_with: bytes = b""  # incarnation of the peer that was asked
-    scheduled_at: float = math.inf
-
-    def is_new(self, request: m.Request) -> bool:
-        """True for a request of an accepted peer that is not known yet: a resend is not judged again."""
-        return self.hello_id is not None and not self.link.answerer.knows(request.id)
-
-
-class Hub:
+class Hub(HubFront):
     """Owns the links of a node and finds the right one for every message.
 
     Args:
@@ -109,16 +90,16 @@ class Hub:
         self._resolve = resolve
         self._number = number
         self._max_links = max_links
-        self.taps: list[Callable[[TapEvent], None]] = []
-        self.by_route: dict[Route, Attached] = {}
+        self.taps = []
+        self.by_route = {}
         self._accepted: dict[tuple[str | None, bytes], Attached] = {}
         self._timers: list[tuple[float, int, Attached]] = []
         self._order = itertools.count()  # ties in the heap
-        self._outbox: list[tuple[Route, Attached | None, m.Message]] = []
-        self._events: list[tuple[Attached, Event]] = []
+        self.outbox = []
+        self.news = []
         self._warned: set[Route] = set()
         self._warned_from = -math.inf
-        self.first_timer_at = math.inf  # at or before the next timer
+        self.first_timer_at = math.inf
         self.malformed = 0
         self.unroutable = 0
         self.gone = LinkStats()  # of links that were dropped
@@ -228,7 +209,7 @@ class Hub:
             attached = self._greeted(route, key, header, now)
         if attached is None:
             if not isinstance(header, m.Hello | m.Goodbye | m.Reset):
-                self._outbox.append((route, None, m.Message(m.Reset())))
+                self.outbox.append((route, None, m.Message(m.Reset())))
             return
         traffic = attached.traffic
         traffic.messages_received += 1
@@ -264,7 +245,7 @@ class Hub:
     @property
     def busy(self) -> bool:
         """True if there is something to send or to tell."""
-        return bool(self._outbox or self._events)
+        return bool(self.outbox or self.news)
 
     def next_timer(self) -> float:
         """Earliest time handle_timer has something to do, inf if never."""
@@ -283,7 +264,7 @@ class Hub:
 
     def frames_to_send(self, *, now: float) -> list[tuple[Route, list[bytes]]]:
         """Encoded messages since the last call; sending may fail, links are made for that."""
-        outbox, self._outbox = self._outbox, []
+        outbox, self.outbox = self.outbox, []
         sending = []
         for route, attached, message in outbox:
             try:
@@ -307,22 +288,22 @@ class Hub:
 
     def events(self) -> list[tuple[Attached, Event]]:
         """Events of all links since the last call."""
-        events, self._events = self._events, []
+        events, self.news = self.news, []
         return events
 
     def put_back(self, events: Iterable[tuple[Attached, Event]]) -> None:
         """Events that could not be handled come first next time."""
-        self._events[:0] = events
+        self.news[:0] = events
 
     def touch(self, attached: Attached, *, now: float) -> None:
         """Collect what a link has to say; to be called after every direct use of one."""
         link = attached.link
         route = attached.route
         for message in link.headers_to_send():
-            self._outbox.append((route, attached, message))
+            self.outbox.append((route, attached, message))
         if link.has_bulk:
             for lane, message in link.bulk_to_send(now=now):
-                self._outbox.append(((attached.bulk_route or route) if lane else route, attached, message))
+                self.outbox.append(((attached.bulk_route or route) if lane else route, attached, message))
         if self._around.keyed.told:
             told, self._around.keyed.told = set(self._around.keyed.told), []
             for other in self.links:
@@ -330,7 +311,7 @@ class Hub:
                     self.touch(other, now=now)
         events = link.events()
         if events:
-            self._events += [(attached, event) for event in events]
+            self.news += [(attached, event) for event in events]
             if any(isinstance(event, Gone) for event in events):
                 self.drop(attached)
                 return
@@ -356,7 +337,7 @@ class Hub:
                 f"this node speaks {low}..{high}, "
                 f"the peer {hello.version_min}..{hello.version_max}: upgrade the older one"
             )
-            self._outbox.append((route, None, m.Message(m.Goodbye("version", detail))))
+            self.outbox.append((route, None, m.Message(m.Goodbye("version", detail))))
             return None
         attached = self._accepted.get((key, hello.incarnation))
         previous = self.by_route.get(route)
@@ -364,7 +345,7 @@ class Hub:
             if not self._make_room(key, now):
                 limits = self._limits
                 detail = f"all in use: max_peers is {limits.max_peers}, max_links_per_key {limits.max_links_per_key}"
-                self._outbox.append((route, None, m.Message(m.Goodbye("busy", detail))))
+                self.outbox.append((route, None, m.Message(m.Goodbye("busy", detail))))
                 return None
             attached = self._new_link(route, key, hello.incarnation, now=now)
             self._accepted[key, hello.incarnation] = attached
@@ -450,7 +431,7 @@ class Hub:
         oldest.link.close(now=now)
         self.touch(oldest, now=now)
         self.drop(oldest)
-        self._events.append((oldest, Gone()))  # shared memory and whoever else keeps something of it
+        self.news.append((oldest, Gone()))  # shared memory and whoever else keeps something of it
         return True
 
     def _refuse_malformed(self, route: Route, attached: Attached | None, error: WireError, now: float) -> None:
@@ -471,7 +452,7 @@ class Hub:
             # Our own request was answered with rubbish, and would be again: end it here.
             attached.link.receive(answer, now=now)
         else:
-            self._outbox.append((attached.route, attached, answer))
+            self.outbox.append((attached.route, attached, answer))
         self.touch(attached, now=now)
 
 

@@ -6,7 +6,7 @@ import math
 import os
 import threading
 import time
-from collections import Counter, OrderedDict
+from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -14,6 +14,7 @@ from edgebus.arrays import Array, checked_content, pack_content, view_arrays
 from edgebus.calls import Wait
 from edgebus.desk import Desk
 from edgebus.errors import AlreadyAnswered, DeadlineExceeded, EdgebusError, NodeClosed, StreamEnded
+from edgebus.forks import forks
 from edgebus.messages import INLINE_BYTES, ONE_WAY, STREAM, ArraySpec, Message, Reply
 from edgebus.outcomes import Arrived
 from edgebus.requests import refusal
@@ -22,7 +23,7 @@ from edgebus.wire import check_outgoing
 
 if TYPE_CHECKING:
     from edgebus.answerer import Answerer
-    from edgebus.hub import Attached
+    from edgebus.attached import Attached
 
 
 class Peer(NamedTuple):
@@ -31,6 +32,9 @@ class Peer(NamedTuple):
     id: str
     key: str | None
     name: str
+
+
+_claims = threading.Lock()  # one for all requests: it is held for a moment
 
 
 class Request:
@@ -55,7 +59,6 @@ class Request:
         self.is_stream = terms is not None and terms.kind == STREAM
         self._has_key = terms is not None and bool(terms.key)
         self.from_pos = 0 if terms is None else terms.from_pos
-        self._lock = threading.Lock()
         self._attached = attached
         self._answerer = arrived.answerer  # not the link's: that changes when another incarnation greets
         self._id = arrived.id
@@ -190,11 +193,6 @@ class Request:
         if not self._answered:
             self.refuse("dropped", f"the handler of {self.service} gave no answer")
 
-    @property
-    def token(self) -> tuple[Answerer, int]:
-        """What names it on this node, for the inbox."""
-        return self._answerer, self._id
-
     def forget(self) -> None:
         """Nobody waits for it any more: let it go without an answer."""
         self._answered = True
@@ -218,7 +216,7 @@ class Request:
         return pos
 
     def _claim(self) -> None:
-        with self._lock:
+        with _claims:
             if self._answered:
                 raise AlreadyAnswered(f"request {self._id} for {self.service} has its answer: answer once")
             self._answered = True
@@ -268,9 +266,10 @@ class Inbox:
         self._looked_at = 0.0
         self._share = (depth + 1) // 2
         self._waiting: OrderedDict[tuple[Answerer, int], Request] = OrderedDict()
-        self._held: Counter[str] = Counter()  # requests waiting by peer
-        self._pid = os.getpid()
+        self._held: dict[str, int] = {}  # requests waiting by peer
+        self._pid, self._forks = os.getpid(), forks[0]
         self._filled = threading.Condition()
+        self._followers = 0  # threads that sleep until it is filled
         self._closed = False
 
     @property
@@ -351,12 +350,14 @@ class Inbox:
         """Offer a request; False if the inbox, or the peer's half of it, is full, or it is closed."""
         owner = request.owner
         with self._filled:
-            if self._closed or len(self._waiting) >= self._depth or self._held[owner] >= self._share:
+            held = self._held.get(owner, 0)
+            if self._closed or len(self._waiting) >= self._depth or held >= self._share:
                 return False
             request.arrived_at = time.monotonic()
-            self._waiting[request.token] = request
-            self._held[owner] += 1
-            self._filled.notify()
+            self._waiting[request._answerer, request._id] = request
+            self._held[owner] = held + 1
+            if self._followers:
+                self._filled.notify()
             return True
 
     def withdraw(self, answerer: Answerer, request_id: int) -> bool:
@@ -376,7 +377,11 @@ class Inbox:
         """Sleep until something may have come, at most so long."""
         with self._filled:
             if not self._waiting and not self._closed and wait_s > 0:
-                self._filled.wait(None if wait_s == math.inf else wait_s)
+                self._followers += 1
+                try:
+                    self._filled.wait(None if wait_s == math.inf else wait_s)
+                finally:
+                    self._followers -= 1
 
     def _look(self, until: float) -> None:
         """Wait until there is something or time is up; sockets are looked at once in any case."""
@@ -388,8 +393,10 @@ class Inbox:
     def _take(self, token: tuple[Answerer, int]) -> Request:
         request = self._waiting.pop(token)
         owner = request.owner
-        self._held[owner] -= 1
-        if not self._held[owner]:
+        held = self._held[owner] - 1
+        if held:
+            self._held[owner] = held
+        else:
             del self._held[owner]
         return request
 
@@ -401,10 +408,17 @@ class Inbox:
         return requests
 
     def _check_process(self) -> None:
-        if os.getpid() != self._pid:
+        if self._forks != forks[0]:
             raise NodeClosed(
                 f"the inbox belongs to process {self._pid}, this is its fork {os.getpid()}: make a new Node here"
             )
+
+
+def offer(inbox: Inbox, attached: Attached, arrived: Arrived, desk: Desk) -> None:
+    """Put what arrived into an inbox, or refuse it."""
+    request = Request(attached, arrived, desk)
+    if not inbox.put(request):
+        request.refuse("busy", "the inbox of the service is full, or this peer's half of it: ask again later")
 
 
 def _expire(request: Request) -> None:

@@ -9,6 +9,7 @@ import math
 
 from edgebus import messages as m
 from edgebus.answerer import Answerer
+from edgebus.attached import LinkFront
 from edgebus.bulk import BulkReceiver, BulkSender
 from edgebus.link_states import (
     DIALLER,
@@ -38,7 +39,7 @@ BULK_PATIENCE_S = 1.0
 """Contents wait so long for their own lane before they go by the control lane."""
 
 
-class LinkMachine:
+class LinkMachine(LinkFront):
     """Our end of the relation to one peer.
 
     Args:

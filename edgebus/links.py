@@ -28,7 +28,10 @@ class Link:
     def __init__(self, engine: Engine, dialled: Dialled) -> None:
         self._engine = engine
         self._dialled = dialled
+        self._attached = dialled.attached
         self._link = dialled.attached.link
+        self._wait, self._do_small = engine.runner.wait, engine.runner.do_small
+        self._request_small = engine.express.request
         self._checked: set[str] = set()  # service names that travel
 
     @property
@@ -58,6 +61,8 @@ class Link:
         copy: bool = True,
     ) -> Reply:
         """Send a request and wait for its reply; see send_request and Pending.result for what it raises."""
+        if _is_small(payload, arrays) and not key and sequence is None:
+            return self._start_small(service, payload, timeout_s).result()
         return self.send_request(service, payload, arrays, timeout_s, key=key, sequence=sequence, copy=copy).result()
 
     def send_request(
@@ -92,8 +97,9 @@ class Link:
             NodeClosed: the node is closed, or this is a forked child.
             ValueError, TypeError: an argument that cannot travel.
         """
-        payload, arrays = checked_content(payload, arrays)
-        if not arrays and not key and sequence is None and len(payload) <= INLINE_BYTES:
+        if not _is_small(payload, arrays):
+            payload, arrays = checked_content(payload, arrays)
+        if not key and sequence is None and _is_small(payload, arrays):
             return self._start_small(service, payload, timeout_s)
         terms = None if not key and sequence is None else _terms(PLAIN, key, sequence)
         return self._start(service, payload, arrays, timeout_s, terms, copy)
@@ -186,10 +192,9 @@ class Link:
             check_name("service", service)
             self._checked.add(service)
         if 0 < timeout_s <= MAX_TIMEOUT_S:
-            runner = self._engine.runner
             now = time.monotonic()
-            pending = Pending(service, timeout_s, now + timeout_s, self._cancel, self.endpoint, runner.wait)
-            if runner.do_small(self._engine.express.request, self._dialled.attached, service, payload, pending, now):
+            pending = Pending(service, timeout_s, now + timeout_s, self._cancel, self._dialled.endpoint, self._wait)
+            if self._do_small(self._request_small, self._attached, service, payload, pending, now):
                 return pending
         return self._start(service, payload, (), timeout_s, None, True)
 
@@ -282,6 +287,10 @@ class Link:
 
     def _cancel(self, pending: Pending) -> None:
         self._engine.runner.do_or_defer(self._engine.cancel, self._dialled, pending)
+
+
+def _is_small(payload: bytes, arrays: Sequence[Array]) -> bool:
+    return type(payload) is bytes and len(payload) <= INLINE_BYTES and type(arrays) is tuple and not arrays
 
 
 class _Room(NamedTuple):

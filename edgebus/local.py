@@ -15,10 +15,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
+from edgebus.attached import Route
 from edgebus.config import Limits
 from edgebus.errors import BindError, ConfigError
 from edgebus.handshake import PATIENCE
-from edgebus.hub import Route
 from edgebus.keys import Keys
 from edgebus.zap import ZAP_DOMAIN
 

@@ -9,7 +9,6 @@ import heapq
 import math
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import msgspec
@@ -39,20 +38,24 @@ _MAX_TTL_MS = 86_400_000
 _MAX_LATE_CANCELS = 1024
 
 
-@dataclass(slots=True, eq=False)
 class _Outstanding:
-    id: int
-    header: Request
-    frames: Frames
-    size_bytes: int
-    deadline_at: float
-    ref: object
-    stream: InStream | None = None
-    final: Settled | None = None  # the answer of a stream, while parts before it are missing
-    attempts: int = 0
-    backoff: int = 1  # factor of the next resend interval; starts anew when the link comes up
-    due_at: float = math.inf  # next resend or the deadline
-    progressed: bool = False  # parts of the stream came since the last look
+    """A request without an outcome. Plain, so that it can be compiled (requests.pxd)."""
+
+    def __init__(
+        self, request_id: int, header: Request, frames: Frames, size_bytes: int, deadline_at: float, ref: object
+    ) -> None:
+        self.id = request_id
+        self.header = header
+        self.frames = frames
+        self.size_bytes = size_bytes
+        self.deadline_at = deadline_at
+        self.ref = ref
+        self.stream: InStream | None = None
+        self.final: Settled | None = None  # the answer of a stream, while parts before it are missing
+        self.attempts = 0
+        self.backoff = 1  # factor of the next resend interval; starts anew when the link comes up
+        self.due_at = math.inf  # next resend or the deadline
+        self.progressed = False  # parts of the stream came since the last look
 
 
 class Caller:
@@ -66,6 +69,7 @@ class Caller:
     def __init__(self, limits: Limits, jitter: Callable[[], float] = lambda: 1.0) -> None:
         self._limits = limits
         self.max_bytes = limits.max_outstanding_bytes
+        self._bulk_from_bytes, self._resend_s = limits.bulk_from_bytes, limits.resend_s
         self._jitter = jitter
         self.outstanding: dict[int, _Outstanding] = {}  # ids grow, so the first key is the oldest
         self._timers: list[tuple[float, int]] = []
@@ -80,10 +84,16 @@ class Caller:
         self.leases_unsent: list[int] = []  # those that the peer has never heard of
         self.note = ""  # what is known of the peer, for whoever waits in vain
         self.outstanding_bytes = 0
-        self.outcomes: Counter[str] = Counter()
+        self.num_answered = 0
+        self._not_answered: Counter[str] = Counter()
         self.started = 0
         self.retries = 0
         self.late_answers = 0
+
+    @property
+    def outcomes(self) -> Counter[str]:
+        """How many requests ended in which way."""
+        return self._not_answered + Counter({"answered": self.num_answered})
 
     @property
     def num_outstanding(self) -> int:
@@ -156,19 +166,18 @@ class Caller:
         self.started += 1
         size_bytes = len(payload)
         self.outstanding_bytes += size_bytes
-        due_at = min(now + self._limits.resend_s, deadline_at)
-        outstanding[request_id] = _Outstanding(
-            request_id, header, (payload,), size_bytes, deadline_at, ref, None, None, 1, 2, due_at
-        )
+        due_at = min(now + self._resend_s, deadline_at)
+        entry = outstanding[request_id] = _Outstanding(request_id, header, (payload,), size_bytes, deadline_at, ref)
+        entry.attempts, entry.backoff, entry.due_at = 1, 2, due_at
         if len(timers) > 64 + 4 * len(outstanding):
-            self._schedule(outstanding[request_id], due_at)
+            self._schedule(entry, due_at)
         else:
             heapq.heappush(timers, (due_at, request_id))
 
     def awaits_small(self, reply: Reply) -> object | None:
         """Whose request a plain small reply answers, None if it has to go the usual way."""
         entry = self.outstanding.get(reply.id)
-        if entry is None or entry.stream is not None or entry.size_bytes >= self._limits.bulk_from_bytes:
+        if entry is None or entry.stream is not None or entry.size_bytes >= self._bulk_from_bytes:
             return None
         if entry.header.blocks is not None:
             return None
@@ -177,7 +186,7 @@ class Caller:
     def answered_small(self, request_id: int) -> None:
         """Like receive, for a plain small reply that awaits_small told whose it is."""
         self.outstanding_bytes -= self.outstanding.pop(request_id).size_bytes
-        self.outcomes["answered"] += 1
+        self.num_answered += 1
 
     @property
     def first_due_at(self) -> float:
@@ -403,7 +412,10 @@ class Caller:
             self.leases_done += leases
             if not entry.attempts:
                 self.leases_unsent += leases
-        self.outcomes[settled.outcome] += 1
+        if settled.outcome is Outcome.ANSWERED:
+            self.num_answered += 1
+        else:
+            self._not_answered[settled.outcome] += 1
         self._events.append(settled)
 
 

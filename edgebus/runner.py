@@ -21,9 +21,11 @@ from typing import Any, Protocol, TypeVar
 
 import zmq
 
+from edgebus.attached import Route
 from edgebus.config import Limits
 from edgebus.errors import ConfigError, LocalError, NodeClosed
-from edgebus.hub import Hub, Route
+from edgebus.forks import forks
+from edgebus.hub import Hub
 from edgebus.rawzmq import BURST
 from edgebus.sockets import Sockets
 
@@ -31,17 +33,8 @@ T = TypeVar("T")
 _log = logging.getLogger("edgebus")
 GRACE_S = 0.005
 """The node's own thread takes over when nobody has driven for so long: not between two requests of a loop."""
+_ident, _now = threading.get_ident, time.monotonic
 _NOBODY, _OWN = 0, -1  # who drives: else the identity of an application's thread
-
-
-_forks = [0]  # of this process from its ancestors: cheaper to look at than to ask the kernel who we are
-
-
-def _count_fork() -> None:
-    _forks[0] += 1
-
-
-os.register_at_fork(after_in_child=_count_fork)
 
 
 class Item(Protocol):
@@ -69,10 +62,6 @@ class Handler(Protocol):
 
     def on_frames(self, route: Route, frames: list[Any], key: str | None) -> None:
         """A message came in from a node of this process."""
-
-    @property
-    def first_timer_at(self) -> float:
-        """A time at or before the next timer."""
 
     def on_turn(self, now: float) -> float:
         """All that was ready has been handed over; returns the time of the next timer."""
@@ -103,7 +92,8 @@ class Runner:
 
     def __init__(self, name: str, limits: Limits, handler: Handler) -> None:
         self._handler = handler
-        self._pid, self._forks = os.getpid(), _forks[0]
+        self._hub = handler.hub
+        self._pid, self._forks = os.getpid(), forks[0]
         self._lock = threading.RLock()
         self._owner = 0
         self._depth = 0  # how often its owner has it: only the outermost section ends with a turn
@@ -164,17 +154,18 @@ class Runner:
 
         Nothing is read here: whoever waits next does that, or the node's own thread after a moment.
         """
-        if self._forks != _forks[0]:
+        if self._forks != forks[0]:
             self.check()
         with self._lock:
             if self._closed:
                 raise NodeClosed("the node is closed: make a new Node")
             if self._depth:
                 return False
-            self._depth, self._owner = 1, threading.get_ident()
+            self._depth, self._owner = 1, _ident()
             try:
                 done = function(*args)
-                self._next_at = min(self._next_at, self._handler.first_timer_at)
+                hub = self._hub
+                self._next_at = min(self._next_at, hub.first_timer_at)
                 if self._sleeps_until != -math.inf:
                     self._turn()  # a driver sleeps, and sending may have eaten what would have woken it
             finally:
@@ -239,9 +230,9 @@ class Runner:
             LocalError: this is a signal handler that came while its thread was at the sockets.
             NodeClosed: this is a forked child.
         """
-        if self._forks != _forks[0]:
+        if self._forks != forks[0]:
             self.check()
-        me = threading.get_ident()
+        me = _ident()
         if self._owner == me and not item.ready:
             raise LocalError(
                 "a signal handler came in the middle of the node's work and cannot wait for anything in there: "
@@ -249,7 +240,7 @@ class Runner:
             )
         looked = False
         while not item.ready:
-            left_s = until - time.monotonic()
+            left_s = until - _now()
             if (left_s <= 0 and looked) or self._closed:
                 return item.ready
             looked = True
@@ -293,7 +284,8 @@ class Runner:
     def nudge(self) -> None:
         """Have a thread of the application that sleeps in poll look whether what it waits for is there."""
         self.stirred = False
-        if self._driver not in (_NOBODY, _OWN, threading.get_ident()):
+        driver = self._driver
+        if driver != _NOBODY and driver != _OWN and driver != _ident():  # noqa: PLR1714 - the hot path
             self._wake()
 
     def look(self) -> None:
@@ -411,7 +403,7 @@ class Runner:
 
     def _enter(self) -> None:
         self._depth += 1
-        self._owner = threading.get_ident()
+        self._owner = _ident()
 
     def _exit(self) -> None:
         if not self._depth:
@@ -434,13 +426,13 @@ class Runner:
             if not (sockets.touched or self._deferred) or self._closed:
                 break
             sockets.take_touched()
-            if not handler.hub.busy and not self._deferred:
+            if not (self._hub.outbox or self._hub.news or self._deferred):
                 break
         if self._next_at < self._sleeps_until or sockets.touched or self._deferred:
             self._wake()  # a driver sleeps for longer than that
 
     def _drive(self, item: Item, until: float, who: int) -> None:  # noqa: PLR0912 - the hot path
-        sockets, handler, me = self.sockets, self._handler, threading.get_ident()
+        sockets, hub, me = self.sockets, self._hub, _ident()
         while True:
             with self._lock:
                 if self._closed:
@@ -450,7 +442,7 @@ class Runner:
                     try:
                         self._enter()
                         sockets.take_touched()
-                        if not depth and (self._deferred or handler.hub.busy):
+                        if not depth and (self._deferred or hub.outbox or hub.news):
                             self._turn()
                     finally:
                         self._depth = depth
@@ -459,7 +451,7 @@ class Runner:
                 self.run_callbacks()
             if item.ready:
                 return
-            now = time.monotonic()
+            now = _now()
             # First said, then looked: whoever touches a socket after the look sees that it has to wake us.
             self._sleeps_until = sleeps_until = min(self._next_at, until)
             timeout_s: float | None = 0.0
@@ -477,7 +469,7 @@ class Runner:
                 try:
                     sockets.take(ready)
                     # What is waited for goes first; the rest is done by whoever comes next, this thread mostly.
-                    if self._depth == 1 and (self._deferred or handler.hub.busy or time.monotonic() >= self._next_at):
+                    if self._depth == 1 and (self._deferred or hub.outbox or hub.news or _now() >= self._next_at):
                         self._turn()
                 finally:
                     self._depth = depth
@@ -490,8 +482,11 @@ class Runner:
     def _leave(self) -> None:
         if self._own_polls:
             self._wake()  # it was displaced and has not noticed: it shall look at the time again, and park
+        if not (self._own_asleep or self._own_needed or self._followers):
+            self._left_at = _now()
+            return
         with self._who:
-            self._left_at = time.monotonic()
+            self._left_at = _now()
             self._own_needed = self._own_needed or self._followers > 0
             wake = self._own_asleep or self._own_needed
             self._own_asleep = False
@@ -510,6 +505,9 @@ class Runner:
                         self._leads += 1
                     # The same thread has been driving for a whole grace: it will say when it leaves.
                     self._own_asleep = not idle and self._leads == seen
+                    # Whoever leaves says first that nobody drives, and then looks whether we are asleep.
+                    if self._own_asleep and self._driver == _NOBODY:
+                        self._own_asleep = False
                     seen, asleep = self._leads, self._own_asleep
                 if lead:
                     self._own_polls = True

@@ -20,7 +20,7 @@ from edgebus.config import Limits
 from edgebus.streams import Frames, Specs
 
 if TYPE_CHECKING:
-    from edgebus.hub import Attached
+    from edgebus.attached import Attached
 
 _PROBE = b"edgebus"
 _SWEEP_S = 5.0

@@ -10,18 +10,18 @@ import enum
 import logging
 import select
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from functools import partial
 from typing import Any, Protocol
 
 import zmq
 from zmq.utils.monitor import parse_monitor_message
 
+from edgebus.attached import Route
 from edgebus.config import Limits
 from edgebus.errors import BindError, ConfigError
-from edgebus.hub import Route
 from edgebus.keys import Keys
 from edgebus.local import SCHEME, Local
+from edgebus.port import PortLike, open_port
 from edgebus.rawzmq import BURST, EVENTS, MORE, NOBLOCK, POLLIN, ZERO_COPY_BYTES, ZmqSocket, end_message, get, send
 from edgebus.zap import ZAP_DOMAIN, ZAP_ENDPOINT, zap_denied
 
@@ -46,16 +46,15 @@ class Sent(enum.Enum):
     GONE = enum.auto()
 
 
-@dataclass(slots=True, eq=False)
 class Opened:
     """An open socket of ours."""
 
-    sock: ZmqSocket
-    socket_id: int
-    fd: int
-    is_router: bool = False
-    is_secure: bool = False
-    crowd: int = 0  # how many messages more to take at once: none while they come one by one
+    def __init__(self, sock: ZmqSocket, socket_id: int, fd: int, port: PortLike) -> None:
+        self.sock = sock
+        self.socket_id = socket_id
+        self.fd = fd
+        self.port = port
+        self.crowd = 0  # how many messages more to take at once: none while they come one by one
 
 
 Taker = Callable[[int], bool]
@@ -153,14 +152,13 @@ class Sockets:
                 sock.setsockopt(zmq.ZAP_DOMAIN, ZAP_DOMAIN)
                 sock.curve_server = True
                 sock.curve_secretkey = keys.secret.encode()
-            opened = self._watch(sock)
+            opened = self._watch(sock, is_router=True, is_secure=keys is not None)
             sock.bind(endpoint)
         except zmq.ZMQError as error:
             self._discard(sock)
             raise BindError(
                 f"cannot bind {endpoint}: {error.strerror}; choose another port, or stop who has it"
             ) from None
-        opened.is_router, opened.is_secure = True, keys is not None
         self._add(sock, partial(self.take_messages, opened))
         return sock.getsockopt_string(zmq.LAST_ENDPOINT).rstrip("\0")
 
@@ -292,10 +290,11 @@ class Sockets:
         self._zap = sock
         self._add(sock, lambda event: self._take_zap(sock))
 
-    def _watch(self, sock: ZmqSocket) -> Opened:
+    def _watch(self, sock: ZmqSocket, is_router: bool = False, is_secure: bool = False) -> Opened:
         socket_id = self._next_socket_id
         self._next_socket_id += 1
-        opened = self.by_id[socket_id] = Opened(sock, socket_id, int(sock.getsockopt(zmq.FD)))
+        port = open_port(sock, is_router, is_secure)
+        opened = self.by_id[socket_id] = Opened(sock, socket_id, int(sock.getsockopt(zmq.FD)), port)
         monitor: ZmqSocket = sock.get_monitor_socket(_MONITORED)
         self._monitors[socket_id] = monitor
         self._add(monitor, lambda event: self._take_monitor(socket_id, monitor))
@@ -315,7 +314,8 @@ class Sockets:
                 del self._takers[fd]
                 self.touched.discard(fd)
                 self._epoll.unregister(fd)
-        self.by_id.pop(socket_id, None)
+        if opened := self.by_id.pop(socket_id, None):
+            opened.port.close()
         if monitor is not None:
             sock.disable_monitor()
             monitor.close(linger=0)

@@ -7,21 +7,7 @@ from dataclasses import dataclass, field, fields
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from edgebus.hub import Attached
-
-
-@dataclass(slots=True)
-class Traffic:
-    """What went over one link, in bytes of frames and in messages; content is payloads and arrays without headers."""
-
-    bytes_sent: int = 0
-    bytes_received: int = 0
-    messages_sent: int = 0
-    messages_received: int = 0
-    malformed: int = 0
-    content_bytes_sent: int = 0
-    content_bytes_received: int = 0
-    copied_bytes_sent: int = 0
+    from edgebus.attached import Attached
 
 
 @dataclass(frozen=True, slots=True)

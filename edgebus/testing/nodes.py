@@ -7,10 +7,11 @@ from typing import TYPE_CHECKING
 
 from edgebus.answerer import Answerer
 from edgebus.arrays import Array, pack_arrays
+from edgebus.attached import Attached, Route
 from edgebus.calls import Item, Pending, Reply
 from edgebus.config import Limits
 from edgebus.errors import ConfigError, NodeClosed
-from edgebus.hub import Attached, Hub, Route
+from edgebus.hub import Hub
 from edgebus.inbox import Request
 from edgebus.link_states import Surroundings
 from edgebus.messages import STREAM, VERSION_MAX, VERSION_MIN, Block, Message, Terms

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from edgebus.hub import Route
+from edgebus.attached import Route
 from edgebus.testing.cables import Cables, Flight
 from edgebus.testing.nodes import SimLink, SimNode
 

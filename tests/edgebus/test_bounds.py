@@ -62,15 +62,15 @@ def test_names_that_do_not_encode_are_value_errors_and_details_are_mended(pair):
 
 
 def test_event_that_fails_leaves_the_others_alone(pair, monkeypatch, caplog):
-    server, _, link, _ = pair
-    original = server._engine._deliver
+    _, _, link, _ = pair
+    original = edgebus.express.offer
 
-    def deliver(attached, arrived):
+    def offer(inbox, attached, arrived, desk):
         if arrived.frames[0] == b"bad":
             raise RuntimeError("on purpose")
-        original(attached, arrived)
+        original(inbox, attached, arrived, desk)
 
-    monkeypatch.setattr(server._engine.express, "_deliver", deliver)
+    monkeypatch.setattr(edgebus.express, "offer", offer)
     pendings = [link.send_request("echo", payload, timeout_s=5) for payload in (b"1", b"2", b"3")]
     bad = link.send_request("echo", b"bad", timeout_s=0.5)
     pendings += [link.send_request("echo", b"4", timeout_s=5)]

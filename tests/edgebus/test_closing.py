@@ -176,16 +176,20 @@ def test_what_comes_after_the_close_is_refused_and_what_was_deferred_is_told():
 def test_inbox_registered_while_the_node_closes_is_shut(monkeypatch):
     node = edgebus.Node("a", insecure=True)
     seen = []
-    original = node._engine.runner.do
+    runner = node._engine.runner
 
-    def do(function, *arguments):
-        result = original(function, *arguments)
-        if not seen:
-            seen.extend(arguments)
-            node.close()
-        return result
+    class ThatCloses:
+        def __getattr__(self, name):
+            return getattr(runner, name)
 
-    monkeypatch.setattr(node._engine.runner, "do", do)
+        def do(self, function, *arguments):
+            result = runner.do(function, *arguments)
+            if not seen:
+                seen.extend(arguments)
+                node.close()
+            return result
+
+    monkeypatch.setattr(node._engine, "runner", ThatCloses())
     with pytest.raises(edgebus.NodeClosed):
         node.serve("x")
     [inbox] = seen

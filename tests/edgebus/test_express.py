@@ -29,50 +29,33 @@ LIMITS = edgebus.Limits(
 
 
 class Stub:
-    """A socket as far as the short way knows one."""
+    """A socket's port as far as the short way knows one."""
 
-    closed = False
+    def __init__(self, is_router):
+        self.incoming, self.sent = deque(), []
+        self.is_router, self.route, self.key, self.more, self.rest = is_router, b"", None, False, []
 
-    def __init__(self):
-        self.incoming, self.sent, self._begun = deque(), [], []
+    def send(self, route, frame):
+        self.sent.append([route, bytes(frame)] if route else [bytes(frame)])
 
-    def send(self, frame, flags):
-        self._begun.append(bytes(frame))
-        if not flags & zmq.SNDMORE:
-            self.sent.append(self._begun)
-            self._begun = []
-
-    def recv(self, as_bytes):
+    def take(self):
         if not self.incoming:
-            raise zmq.Again
-        frames = self.incoming[0]
-        frame = frames.pop(0)
-        if not frames:
-            self.incoming.popleft()
-        if as_bytes:
-            return frame
-        return Frame(bytes=frame, more=bool(frames), get=lambda name: "DEVICE", buffer=frame)
+            return None
+        frames = list(self.incoming.popleft())
+        if self.is_router:
+            self.route, self.key = frames.pop(0), "DEVICE"
+        frame, *self.rest = frames
+        self.more = bool(self.rest)
+        return frame
 
-    def take_rest(self, frames):
-        while True:
-            frame = self.recv(False)
-            frames.append(frame.bytes)
-            if not frame.more:
-                return
-
-
-class Frame(SimpleNamespace):
-    def __len__(self):
-        return len(self.bytes)
+    def readable(self):
+        return bool(self.incoming)
 
 
 @pytest.fixture(autouse=True)
 def stub_sockets(monkeypatch):
     clock = SimpleNamespace(now=0.0)
-    monkeypatch.setattr(express_module, "send", lambda sock, frame, flags=0, *rest: sock.send(frame, flags))
-    monkeypatch.setattr(express_module, "recv", lambda sock, flags=0, copy=True: sock.recv(copy))
-    monkeypatch.setattr(express_module, "get", lambda sock, what: zmq.POLLIN if sock.incoming else 0)
-    monkeypatch.setattr(express_module, "take_rest", lambda sock, frames: sock.take_rest(frames))
+    monkeypatch.setattr(express_module, "take_rest", lambda sock, frames: frames.extend(sock.rest))
     monkeypatch.setattr(express_module, "_now", lambda: clock.now)
     return clock
 
@@ -86,10 +69,8 @@ class Side:
         incarnation = name[:1].encode() * 15
         self.hub = Hub(around=around, new_incarnation=lambda: incarnation + next(numbers).to_bytes(1, "big"))
         self.clock, self.route = clock, route
-        self.stub = Stub()
-        self.opened = SimpleNamespace(
-            sock=self.stub, socket_id=route[0], fd=3, is_router=bool(route[1]), is_secure=bool(route[1]), crowd=0
-        )
+        self.stub = Stub(is_router=bool(route[1]))
+        self.opened = SimpleNamespace(sock=self.stub, port=self.stub, socket_id=route[0], fd=3, crowd=0)
         sockets = SimpleNamespace(by_id={route[0]: self.opened}, touched=set())
         runner = SimpleNamespace(sockets=sockets, stirred=False, soon=lambda callback: callback())
         self.express = Express(self.hub, self.deliver, self.on_frames, runner) if short else None

@@ -208,12 +208,14 @@ def test_publisher_that_sends_nonsense_is_an_error_not_a_crash(payload):
 
 def test_lost_part_is_asked_for_again():
     """A publisher that skips a part: the gap shows, another attempt repairs it."""
+    lost = threading.Event()
 
     class Lossy(Publisher):
         def _feed(self, topic, subscriber):
             if topic.publication.head == 2 and subscriber.cursor.attempt == 1:
                 with topic.lock:
                     _, subscriber.cursor = topic.publication.next_part(subscriber.cursor)
+                lost.set()
             else:
                 super()._feed(topic, subscriber)
 
@@ -222,6 +224,7 @@ def test_lost_part_is_asked_for_again():
         publisher.publish("t", "a", b"1")
         with subscribe(device.connect(server.bind("tcp://127.0.0.1:0")), "t", timeout_s=5) as subscription:
             publisher.publish("t", "b", b"2")
+            assert lost.wait(5)
             publisher.publish("t", "c", b"3")
             assert [subscription.next(5).key for _ in range(3)] == ["a", "b", "c"]
             assert (subscription.counts.gaps, subscription.synced) == (1, True)

@@ -11,8 +11,9 @@ import logging
 
 import edgebus
 from edgebus import messages as m
+from edgebus.attached import Attached
 from edgebus.errors import AlreadyAnswered, MessageTooLarge, StreamEnded
-from edgebus.hub import Attached, Hub
+from edgebus.hub import Hub
 from edgebus.inbox import Request
 from edgebus.link_states import Surroundings, wire_limits
 from edgebus.outcomes import Arrived, PartArrived, Room, Settled

@@ -15,6 +15,8 @@ from edgebus.testing import SimNetwork
 
 SEEDS = range(200)
 
+COUNTS = ("received", "executed", "duplicates", "expired", "forgotten", "busy", "answered", "withdrawn")
+
 
 class World:
     """Two devices, one server that answers after a while, refuses some and forgets some."""
@@ -71,7 +73,7 @@ class World:
         served = Counter()
         for attached in self.server.hub.links:
             counts = attached.link.answerer.counts
-            served += Counter({name: getattr(counts, name) for name in counts.__slots__})
+            served += Counter({name: getattr(counts, name) for name in COUNTS})
             assert attached.link.answerer.num_pending == 0
         assert served["executed"] == sum(self.executed.values())
         turned_away = served["duplicates"] + served["expired"] + served["forgotten"] + served["busy"]

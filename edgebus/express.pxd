@@ -1,0 +1,22 @@
+# Types for the compiled form of express.py.
+cimport cython
+
+from edgebus.answerer cimport Answerer
+from edgebus.attached cimport Attached, HubFront, LinkFront, Traffic
+from edgebus.calls cimport Pending
+from edgebus.requests cimport Caller
+
+
+cdef class Express:
+    cdef public HubFront _hub
+    cdef public object _sockets, _runner, _deliver, _on_frames, desk
+    cdef public dict _by_route, inboxes
+
+    @cython.locals(caller=Caller, link=LinkFront, traffic=Traffic, hub=HubFront)
+    cpdef request(self, Attached attached, service, payload, Pending pending, double now)
+    @cython.locals(link=LinkFront, traffic=Traffic)
+    cpdef answer(self, Attached attached, Answerer answerer, request_id, payload)
+    cpdef take(self, opened, event)
+    cpdef _take(self, opened, event)
+    @cython.locals(attached=Attached, link=LinkFront, hub=HubFront, traffic=Traffic, pending=Pending, now=double)
+    cpdef _receive(self, route, frame, key)

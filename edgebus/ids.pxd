@@ -1,0 +1,4 @@
+# Types for the compiled form of ids.py.
+cdef class IdRanges:
+    cdef public list _starts, _ends
+    cdef public object floor

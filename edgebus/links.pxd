@@ -1,0 +1,15 @@
+# Types for the compiled form of links.py.
+from edgebus.attached cimport Attached, LinkFront
+
+
+cdef class Link:
+    cdef object __weakref__
+    cdef public object _engine, _dialled, _wait, _do_small, _request_small
+    cdef public Attached _attached
+    cdef public LinkFront _link
+    cdef public set _checked
+
+    cpdef _start_small(self, service, payload, timeout_s)
+
+
+cdef bint _is_small(payload, arrays)
