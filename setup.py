@@ -47,7 +47,7 @@ BUS = (
     "sockets",
 )
 
-modules = cythonize([extension(family) for family in ("accept", "bits")])
+modules = cythonize([extension(family) for family in ("accept", "bits", "gemm", "decode")])
 modules += cythonize(
     [
         Extension("edgebus._port", ["edgebus/_port.pyx"]),

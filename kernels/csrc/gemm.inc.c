@@ -1,0 +1,390 @@
+/* Products with packed matrices, compiled once per instruction set level with EK_LEVEL as the suffix.
+
+   A block of 16 rows is 16 lanes, of one or more vectors; one step multiplies 4 columns of them. docs/spec/kernels-gemm.md has the arithmetic, which must not change between levels. */
+#include "gemm.h"
+#include "gemm_layout.h"
+#include "gemm_ops.h"
+
+#define EK_JOIN(a, b) a##b
+#define EK_NAME(a, b) EK_JOIN(a, b)
+#define EK_QUOTE(a) #a
+#define EK_STRING(a) EK_QUOTE(a)
+
+/* Kernels as X(tokens, vectors of rows, ...), most tokens first, then most vectors: as many sums as there are registers
+   for, since the vectors share what is read of the activations, and the tokens share the codes. */
+#if defined(EK_VNNI)
+#define TAKE_APART(count, vectors, bits) ((count) == 1 && (bits) >= 2)
+#define WHOLE(X, ...)                                                                                                  \
+    X(4, 4, __VA_ARGS__) X(4, 1, __VA_ARGS__) X(3, 4, __VA_ARGS__) X(3, 1, __VA_ARGS__) X(2, 4, __VA_ARGS__)           \
+    X(2, 1, __VA_ARGS__) X(1, 4, __VA_ARGS__) X(1, 2, __VA_ARGS__) X(1, 1, __VA_ARGS__)
+#define PLAIN(X, ...) X(4, 4, __VA_ARGS__) X(4, 1, __VA_ARGS__) X(1, 4, __VA_ARGS__) X(1, 1, __VA_ARGS__)
+#elif defined(__AVX512F__)
+#define WHOLE(X, ...)                                                                                                  \
+    X(8, 1, __VA_ARGS__) X(4, 2, __VA_ARGS__) X(4, 1, __VA_ARGS__) X(2, 4, __VA_ARGS__) X(2, 1, __VA_ARGS__)           \
+    X(1, 4, __VA_ARGS__) X(1, 1, __VA_ARGS__)
+#define PLAIN(X, ...) X(4, 2, __VA_ARGS__) X(4, 1, __VA_ARGS__) X(1, 4, __VA_ARGS__) X(1, 1, __VA_ARGS__)
+#elif defined(__AVX2__)
+#define WHOLE(X, ...)                                                                                                  \
+    X(4, 1, __VA_ARGS__) X(2, 2, __VA_ARGS__) X(1, 4, __VA_ARGS__) X(1, 2, __VA_ARGS__)
+#define PLAIN(X, ...) X(4, 1, __VA_ARGS__) X(1, 4, __VA_ARGS__) X(1, 2, __VA_ARGS__)
+#elif defined(__aarch64__)
+#define WHOLE(X, ...)                                                                                                  \
+    X(8, 2, __VA_ARGS__) X(4, 4, __VA_ARGS__) X(2, 4, __VA_ARGS__) X(1, 8, __VA_ARGS__) X(1, 4, __VA_ARGS__)
+#define PLAIN(X, ...) X(4, 4, __VA_ARGS__) X(1, 8, __VA_ARGS__) X(1, 4, __VA_ARGS__)
+#else
+#define WHOLE(X, ...) X(4, 2, __VA_ARGS__) X(2, 4, __VA_ARGS__) X(1, 4, __VA_ARGS__)
+#define PLAIN(X, ...) X(4, 2, __VA_ARGS__) X(1, 4, __VA_ARGS__)
+#endif
+#ifndef TAKE_APART
+#define TAKE_APART(count, vectors, bits) 0
+#endif
+#define MOST_TOKENS 8
+#define MOST_VECTORS 8
+
+#define UNROLL _Pragma("GCC unroll 8")
+
+/* The codes of one step from its unit's planes, which begin at the wanted part of the rows. With `apart` whole codes
+   stay in their place within the byte, times 2^(bits * number of the code in the byte). */
+INLINE vwords codes_of(const uint8_t *planes, const int bits, const int step, const int apart)
+{
+    vwords codes = {0};
+    int done = 0;
+#pragma GCC unroll 8
+    for (int n = 0; n < 8; n++) {
+        if (done == bits)
+            continue;
+        const ek_piece p = ek_piece_of(bits, step, done);
+        vwords v = load_words(planes + p.plane * EK_PLANE);
+        IN_REGISTER(v);
+        if (apart && p.size == bits)
+            return bits == 8 ? v : v & every_byte(((1 << bits) - 1) << p.at);
+        if (p.at > done)
+            v >>= p.at - done; /* in 16 bits; the mask drops what came from the neighbour */
+        else if (p.at < done)
+            v <<= done - p.at;
+        if (p.size < 8)
+            v &= every_byte(((1 << p.size) - 1) << done);
+        codes |= v;
+        done += p.size;
+    }
+    return codes;
+}
+
+/* Where a pass over `vectors` vectors of rows, or a part of it, finds the codes and factors of its vector v. */
+typedef struct {
+    const uint8_t *planes; /* of the first vector */
+    int64_t unit_bytes, block_bytes, groups, first;
+} place;
+
+INLINE place place_of(const ek_packed *matrix, int64_t first, const int bits)
+{
+    place at;
+    at.unit_bytes = (int64_t)bits * EK_PLANE;
+    at.block_bytes = (matrix->columns + EK_UNIT - 1) / EK_UNIT * at.unit_bytes;
+    at.groups = matrix->columns / matrix->group;
+    at.first = first;
+    at.planes = matrix->data + first / PARTS * at.block_bytes + first % PARTS * VECTOR_BYTES;
+    return at;
+}
+
+INLINE const uint8_t *unit_of(const place *at, int64_t column, const int v)
+{
+    return at->planes + v / PARTS * at->block_bytes + v % PARTS * VECTOR_BYTES + column / EK_UNIT * at->unit_bytes;
+}
+
+INLINE int64_t factor_of(const place *at, int64_t group, const int v)
+{
+    return ((at->first / PARTS + v / PARTS) * at->groups + group) * EK_BLOCK +
+           (at->first % PARTS + v % PARTS) * FLOATS;
+}
+
+/* The scales or offsets of one group for each vector. */
+INLINE void load_factors(const void *factors, const place *at, int64_t group, const int vectors, int half, vfloat *to)
+{
+    if (half)
+        UNROLL for (int v = 0; v < vectors; v++)
+            to[v] = load_halves((const uint16_t *)factors + factor_of(at, group, v));
+    else
+        UNROLL for (int v = 0; v < vectors; v++)
+            to[v] = load_floats((const float *)factors + factor_of(at, group, v));
+}
+
+/* Do something for the steps of columns column .. column + 4 * steps - 1: a unit, or one half of it. */
+#define FOR_STEPS(DO)                                                                                                  \
+    if (steps == EK_STEPS || column % EK_UNIT == 0) {                                                                  \
+        DO(0, 0) DO(1, 1) DO(2, 2) DO(3, 3)                                                                            \
+        if (steps == EK_STEPS) {                                                                                       \
+            DO(4, 4) DO(5, 5) DO(6, 6) DO(7, 7)                                                                        \
+        }                                                                                                              \
+    } else {                                                                                                           \
+        DO(4, 0) DO(5, 1) DO(6, 2) DO(7, 3)                                                                            \
+    }
+
+/* What is multiplied: the tokens are int8, or floats with the sums of their groups. */
+typedef struct {
+    const ek_packed *matrix;
+    ek_tokens tokens;
+    const float *x;
+} job;
+
+/* Sums of `vectors` vectors of rows from number `first` on, for `count` tokens from `token` on: y (count, vectors,
+   FLOATS). */
+INLINE void multiply(const job *job, int64_t first, int64_t token, float *y, const int count, const int vectors,
+                     const int bits, const int steps)
+{
+    const ek_packed *matrix = job->matrix;
+    const int64_t columns = matrix->columns, group = matrix->group;
+    const int half = matrix->half_scales, apart = TAKE_APART(count, vectors, bits);
+    const float middle = (float)(1 << (bits - 1));
+    const place at = place_of(matrix, first, bits);
+    const int8_t *codes = job->tokens.codes + token * columns;
+    const float *token_scale = job->tokens.scale + token * at.groups, *sum = job->tokens.sum + token * at.groups;
+    vfloat total[MOST_TOKENS][MOST_VECTORS];
+    UNROLL for (int t = 0; t < count; t++)
+        UNROLL for (int v = 0; v < vectors; v++)
+            total[t][v] = (vfloat){0};
+    for (int64_t g = 0; g < at.groups; g++) {
+        dots d[MOST_TOKENS][MOST_VECTORS];
+        UNROLL for (int t = 0; t < count; t++)
+            UNROLL for (int v = 0; v < vectors; v++)
+                d[t][v] = start_dots(bits, sum[t * at.groups + g]);
+        for (int64_t column = g * group; column < (g + 1) * group; column += steps * 4) {
+#define ADD_STEP(step, i)                                                                                              \
+    {                                                                                                                  \
+        vwords c[MOST_VECTORS];                                                                                        \
+        UNROLL for (int v = 0; v < vectors; v++)                                                                              \
+            c[v] = codes_of(unit_of(&at, column, v), bits, step, apart);                                               \
+        UNROLL for (int t = 0; t < count; t++) {                                                                              \
+            const spread x = spread_of(codes + t * columns + column + (i)*4);                                  \
+            UNROLL for (int v = 0; v < vectors; v++)                                                                          \
+                d[t][v] = add_step(d[t][v], c[v], x, bits, apart ? step : i, apart);                                     \
+        }                                                                                                              \
+    }
+            FOR_STEPS(ADD_STEP)
+        }
+        vfloat scale[MOST_VECTORS], offset[MOST_VECTORS];
+        load_factors(matrix->scale, &at, g, vectors, half, scale);
+        if (matrix->offset != NULL) {
+            load_factors(matrix->offset, &at, g, vectors, half, offset);
+            UNROLL for (int t = 0; t < count; t++)
+                UNROLL for (int v = 0; v < vectors; v++) {
+                    const vfloat dot = __builtin_convertvector(finish_dots(d[t][v], bits, apart), vfloat);
+                    total[t][v] += (scale[v] * dot + offset[v] * sum[t * at.groups + g]) *
+                                   token_scale[t * at.groups + g];
+                }
+        } else {
+            UNROLL for (int t = 0; t < count; t++)
+                UNROLL for (int v = 0; v < vectors; v++) {
+                    const vfloat dot = __builtin_convertvector(finish_dots(d[t][v], bits, apart), vfloat);
+                    total[t][v] += scale[v] * (dot - middle * sum[t * at.groups + g]) *
+                                   token_scale[t * at.groups + g];
+                }
+        }
+    }
+    UNROLL for (int t = 0; t < count; t++)
+        UNROLL for (int v = 0; v < vectors; v++)
+            memcpy(y + (t * vectors + v) * FLOATS, &total[t][v], sizeof(vfloat));
+}
+
+/* The same for float activations. */
+INLINE void multiply_floats(const job *job, int64_t first, int64_t token, float *y, const int count, const int vectors,
+                            const int bits, const int steps)
+{
+    const ek_packed *matrix = job->matrix;
+    const int64_t columns = matrix->columns, group = matrix->group;
+    const int half = matrix->half_scales;
+    const float middle = (float)(1 << (bits - 1));
+    const place at = place_of(matrix, first, bits);
+    const float *x = job->x + token * columns, *sum = job->tokens.sum + token * at.groups;
+    vfloat total[MOST_TOKENS][MOST_VECTORS];
+    UNROLL for (int t = 0; t < count; t++)
+        UNROLL for (int v = 0; v < vectors; v++)
+            total[t][v] = (vfloat){0};
+    for (int64_t g = 0; g < at.groups; g++) {
+        vfloat d[MOST_TOKENS][MOST_VECTORS];
+        UNROLL for (int t = 0; t < count; t++)
+            UNROLL for (int v = 0; v < vectors; v++)
+                d[t][v] = (vfloat){0};
+        for (int64_t column = g * group; column < (g + 1) * group; column += steps * 4) {
+#define ADD_FLOAT_STEP(step, i)                                                                                        \
+    {                                                                                                                  \
+        vwords c[MOST_VECTORS];                                                                                        \
+        UNROLL for (int v = 0; v < vectors; v++)                                                                              \
+            c[v] = codes_of(unit_of(&at, column, v), bits, step, 0);                                                   \
+        _Pragma("GCC unroll 4") for (int j = 0; j < 4; j++)                                                            \
+        {                                                                                                              \
+            vfloat w[MOST_VECTORS];                                                                                    \
+            UNROLL for (int v = 0; v < vectors; v++)                                                                          \
+                w[v] = floats_of(c[v], bits, j);                                                                       \
+            UNROLL for (int t = 0; t < count; t++) {                                                                          \
+                const vfloat activation = spread_float(x[t * columns + column + (i)*4 + j]);                           \
+                UNROLL for (int v = 0; v < vectors; v++)                                                                      \
+                    d[t][v] = multiply_add(w[v], activation, d[t][v]);                                                 \
+            }                                                                                                          \
+        }                                                                                                              \
+    }
+            FOR_STEPS(ADD_FLOAT_STEP)
+        }
+        vfloat scale[MOST_VECTORS], offset[MOST_VECTORS];
+        load_factors(matrix->scale, &at, g, vectors, half, scale);
+        if (matrix->offset != NULL) {
+            load_factors(matrix->offset, &at, g, vectors, half, offset);
+            UNROLL for (int t = 0; t < count; t++)
+                UNROLL for (int v = 0; v < vectors; v++)
+                    total[t][v] += scale[v] * d[t][v] + offset[v] * sum[t * at.groups + g];
+        } else {
+            UNROLL for (int t = 0; t < count; t++)
+                UNROLL for (int v = 0; v < vectors; v++)
+                    total[t][v] += scale[v] * (d[t][v] - middle * sum[t * at.groups + g]);
+        }
+    }
+    UNROLL for (int t = 0; t < count; t++)
+        UNROLL for (int v = 0; v < vectors; v++)
+            memcpy(y + (t * vectors + v) * FLOATS, &total[t][v], sizeof(vfloat));
+}
+
+/* One function for each kernel, width, and number of steps between changes of the group. */
+typedef void (*pass)(const job *, int64_t first, int64_t token, float *y);
+typedef struct {
+    int count, vectors;
+    pass run;
+} kernel;
+
+#define INTS(count, vectors, bits, steps)                                                                              \
+    static void ints_##count##_##vectors##_##bits##_##steps(const job *job, int64_t first, int64_t token, float *y)    \
+    {                                                                                                                  \
+        multiply(job, first, token, y, count, vectors, bits, steps);                                                   \
+    }
+#define FLOATS_TOO(count, vectors, bits, steps)                                                                        \
+    static void floats_##count##_##vectors##_##bits##_##steps(const job *job, int64_t first, int64_t token, float *y)  \
+    {                                                                                                                  \
+        multiply_floats(job, first, token, y, count, vectors, bits, steps);                                            \
+    }
+#define FOR_BITS(X) X(1) X(2) X(3) X(4) X(5) X(6) X(7) X(8)
+#define DEFINE(bits) WHOLE(INTS, bits, 8) PLAIN(INTS, bits, 4) PLAIN(FLOATS_TOO, bits, 8) PLAIN(FLOATS_TOO, bits, 4)
+FOR_BITS(DEFINE)
+
+#define INTS_ENTRY(count, vectors, bits, steps) {count, vectors, ints_##count##_##vectors##_##bits##_##steps},
+#define FLOATS_ENTRY(count, vectors, bits, steps) {count, vectors, floats_##count##_##vectors##_##bits##_##steps},
+#define INTS_ROW(bits) {{WHOLE(INTS_ENTRY, bits, 8)}, {PLAIN(INTS_ENTRY, bits, 4)}},
+#define FLOATS_ROW(bits) {{PLAIN(FLOATS_ENTRY, bits, 8)}, {PLAIN(FLOATS_ENTRY, bits, 4)}},
+
+/* By bits - 1, and whether a unit holds two groups. */
+static const kernel int_kernels[8][2][16] = {FOR_BITS(INTS_ROW)};
+static const kernel float_kernels[8][2][16] = {FOR_BITS(FLOATS_ROW)};
+
+/* The first kernel in its order which is not too large; the smallest ones fit everything. */
+static const kernel *choose(const kernel *from, int64_t count, int64_t vectors)
+{
+    while (from->count > count || from->vectors > vectors)
+        from++;
+    return from;
+}
+
+/* Copy sums of rows first_row .. to - 1, as far as there are any, and add the bias. */
+static void store(const float *sums, int64_t count, int64_t first_row, int64_t to, const float *bias, float *y)
+{
+    if (count > to - first_row)
+        count = to - first_row;
+    for (int64_t r = 0; r < count; r++)
+        y[r] = bias == NULL ? sums[r] : sums[r] + bias[first_row + r];
+}
+
+/* All products of rows from .. to - 1, so many vectors of rows at a time that their codes stay in the cache. */
+static void run(const kernel *kernels, const job *job, int64_t count, int64_t from, int64_t to, const float *bias,
+                float *y, int64_t stride)
+{
+    const int64_t last = (to + EK_BLOCK - 1) / EK_BLOCK * PARTS;
+    float sums[MOST_TOKENS * MOST_VECTORS * FLOATS];
+    for (int64_t first = from / FLOATS, next; first < last; first = next) {
+        next = first + MOST_VECTORS < last ? first + MOST_VECTORS : last;
+        for (int64_t t = 0, tokens; t < count; t += tokens) {
+            const kernel *k = choose(kernels, count - t, MOST_VECTORS);
+            tokens = k->count;
+            for (int64_t v = first; v < next; v += k->vectors) {
+                k = choose(k, tokens, next - v);
+                k->run(job, v, t, sums);
+                for (int n = 0; n < k->count; n++)
+                    store(sums + n * k->vectors * FLOATS, k->vectors * FLOATS, v * FLOATS, to, bias,
+                          y + (t + n) * stride + v * FLOATS);
+            }
+        }
+    }
+}
+
+static void multiply_quantised(const ek_packed *matrix, const ek_tokens *tokens, int64_t count, int64_t from,
+                               int64_t to, const float *bias, float *y, int64_t stride)
+{
+    const job job = {matrix, *tokens, NULL};
+    run(int_kernels[matrix->bits - 1][matrix->group < EK_UNIT], &job, count, from, to, bias, y, stride);
+}
+
+static void multiply_floating(const ek_packed *matrix, const float *x, const float *sum, int64_t count, int64_t from,
+                              int64_t to, const float *bias, float *y, int64_t stride)
+{
+    const job job = {matrix, {NULL, NULL, (float *)sum}, x};
+    run(float_kernels[matrix->bits - 1][matrix->group < EK_UNIT], &job, count, from, to, bias, y, stride);
+}
+
+#define SMALLEST 0x1p-120f /* below it 127 / x would overflow: a group without a larger activation counts as 0 */
+
+/* The largest magnitude of a group, or NaN or infinity if there is one. */
+static float largest(const float *x, int32_t group)
+{
+    vint32 most = {0};
+    int32_t found = 0;
+    float value;
+    for (int i = 0; i < group; i += FLOATS) { /* as integers, so that NaN wins */
+        const vint32 v = (vint32)load_floats(x + i) & 0x7FFFFFFF, more = v > most;
+        most = (v & more) | (most & ~more);
+    }
+    for (int i = 0; i < FLOATS; i++)
+        found = most[i] > found ? most[i] : found;
+    memcpy(&value, &found, 4);
+    return value;
+}
+
+static void quantise(const float *x, int64_t columns, int32_t group, int8_t *codes, float *scale, float *sum)
+{
+    const float magic = 0x1.8p23f; /* adding it rounds to an integer, halves to even */
+    for (int64_t g = 0; g < columns / group; g++, x += group, codes += group) {
+        const float most = largest(x, group);
+        vint32 total = {0};
+        if (!(most >= SMALLEST && most < INFINITY)) { /* NaN and infinity make the scale NaN, and all rows with it */
+            for (int i = 0; i < group; i++)
+                codes[i] = 0;
+            scale[g] = most < SMALLEST ? 0 : NAN;
+            sum[g] = 0;
+            continue;
+        }
+        const float inverse = 127 / most;
+        for (int i = 0; i < group; i += FLOATS) {
+            const vint32 code = (vint32)(load_floats(x + i) * inverse + magic) - 0x4B400000;
+            typedef int8_t small __attribute__((vector_size(FLOATS)));
+            const small bytes = __builtin_convertvector(code, small);
+            total += code;
+            memcpy(codes + i, &bytes, sizeof bytes);
+        }
+        scale[g] = most / 127;
+        int32_t all = 0;
+        for (int i = 0; i < FLOATS; i++)
+            all += total[i];
+        sum[g] = (float)all;
+    }
+}
+
+static void sum_groups(const float *x, int64_t columns, int32_t group, float *sum)
+{
+    for (int64_t g = 0; g < columns / group; g++) {
+        vfloat total = {0};
+        float all = 0;
+        for (int i = 0; i < group; i += FLOATS)
+            total += load_floats(x + g * group + i);
+        for (int i = 0; i < FLOATS; i++)
+            all += total[i];
+        sum[g] = all;
+    }
+}
+
+const ek_gemm EK_NAME(ek_gemm_, EK_LEVEL) = {EK_STRING(EK_LEVEL), quantise, sum_groups, multiply_quantised,
+                                             multiply_floating};
