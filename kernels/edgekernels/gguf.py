@@ -87,9 +87,10 @@ class GgufFile:
         """
         info = self.tensors[name]
         raw = self._file.view(info.offset, info.num_bytes)
-        if info.type_name in _FLOATS:
-            return _FLOATS[info.type_name](raw).reshape(info.shape)
-        return _values(BY_NAME[info.type_name], raw).reshape(info.shape)
+        with np.errstate(all="ignore"):  # scales may be inf or NaN: so are the values then
+            if info.type_name in _FLOATS:
+                return _FLOATS[info.type_name](raw).reshape(info.shape)
+            return _values(BY_NAME[info.type_name], raw).reshape(info.shape)
 
     def read_codes(self, name: str) -> Codes:
         """One quantised tensor's codes, scales and offsets, exactly as the file has them.
@@ -104,7 +105,8 @@ class GgufFile:
         info = self.tensors[name]
         if info.type_name not in BY_NAME:
             raise GgufError(f"{self.path}: tensor {name!r} is {info.type_name}, which has no codes; use read()")
-        return _codes(BY_NAME[info.type_name], self._file.view(info.offset, info.num_bytes), info.shape[-1])
+        with np.errstate(all="ignore"):
+            return _codes(BY_NAME[info.type_name], self._file.view(info.offset, info.num_bytes), info.shape[-1])
 
     def read_all(self) -> Iterator[tuple[str, NDArray[np.float32]]]:
         """Every tensor in file order, one at a time, so that a caller can show progress and keep memory low."""
