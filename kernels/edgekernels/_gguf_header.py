@@ -11,7 +11,7 @@ from math import prod
 from typing import Any
 
 from edgekernels._gguf_blocks import BLOCK_TYPES
-from edgekernels._mapped import TensorInfo, overlap
+from edgekernels._mapped import TensorInfo, overlap, shown
 
 _MAGIC = b"GGUF"
 _MAX_STRING_BYTES = 1 << 24
@@ -128,7 +128,7 @@ def parse(data: mmap.mmap) -> tuple[dict[str, Any], dict[str, TensorInfo]]:
     for _ in range(num_values):
         key = cursor.text()
         if key in metadata:
-            raise GgufError(f"key {key!r} is there twice (byte {cursor.at})")
+            raise GgufError(f"key {shown(key)} is there twice (byte {cursor.at})")
         metadata[key] = cursor.value(cursor.scalar("I"))
     heads = [_tensor_head(cursor) for _ in range(num_tensors)]
     return metadata, _place(heads, metadata, cursor.at, len(data))
@@ -140,7 +140,7 @@ _Head = tuple[str, tuple[int, ...], int, int]
 def _tensor_head(cursor: _Cursor) -> _Head:
     name, num_dims = cursor.text(), cursor.scalar("I")
     if not 1 <= num_dims <= _MAX_DIMENSIONS:
-        raise GgufError(f"tensor {name!r} has {num_dims} dimensions, 1 to {_MAX_DIMENSIONS} are allowed")
+        raise GgufError(f"tensor {shown(name)} has {num_dims} dimensions, 1 to {_MAX_DIMENSIONS} are allowed")
     shape = tuple(cursor.scalar("Q") for _ in range(num_dims))
     return name, shape[::-1], cursor.scalar("I"), cursor.scalar("Q")
 
@@ -149,20 +149,20 @@ def _place(heads: list[_Head], metadata: dict[str, Any], header_bytes: int, file
     """Tensors by name; their offsets count from the header's end, rounded up to the alignment."""
     alignment = metadata.get("general.alignment", 32)
     if type(alignment) is not int or alignment <= 0 or alignment & (alignment - 1):
-        raise GgufError(f"general.alignment is {alignment!r}, a power of two is needed")
+        raise GgufError(f"general.alignment is {shown(alignment)}, a power of two is needed")
     start = -(-header_bytes // alignment) * alignment
     tensors: dict[str, TensorInfo] = {}
     for name, shape, kind, offset in heads:
         if name in tensors:
-            raise GgufError(f"tensor {name!r} is there twice")
+            raise GgufError(f"tensor {shown(name)} is there twice")
         if offset % alignment:
-            raise GgufError(f"tensor {name!r} at offset {offset} is not aligned to {alignment} bytes")
+            raise GgufError(f"tensor {shown(name)} at offset {offset} is not aligned to {alignment} bytes")
         tensors[name] = _tensor_info(name, shape, kind, start + offset, file_bytes)
     if shared := overlap(tensors.values()):
         before, after = shared
         raise GgufError(
-            f"tensor {before.name!r} ends at byte {before.offset + before.num_bytes}, "
-            f"tensor {after.name!r} begins at {after.offset}: they overlap"
+            f"tensor {shown(before.name)} ends at byte {before.offset + before.num_bytes}, "
+            f"tensor {shown(after.name)} begins at {after.offset}: they overlap"
         )
     return tensors
 
@@ -170,15 +170,16 @@ def _place(heads: list[_Head], metadata: dict[str, Any], header_bytes: int, file
 def _tensor_info(name: str, shape: tuple[int, ...], kind: int, offset: int, file_bytes: int) -> TensorInfo:
     if kind not in TYPES:
         known = ", ".join(entry[0] for entry in TYPES.values())
-        raise GgufError(f"tensor {name!r} has ggml type {kind}; supported are {known}")
+        raise GgufError(f"tensor {shown(name)} has ggml type {kind}; supported are {known}")
     type_name, per_block, block_bytes = TYPES[kind]
     if not all(shape):
-        raise GgufError(f"tensor {name!r} of shape {shape} is empty")
+        raise GgufError(f"tensor {shown(name)} of shape {shape} is empty")
     if shape[-1] % per_block:
-        raise GgufError(f"tensor {name!r}: rows of {shape[-1]} values are no whole number of {type_name} blocks")
+        raise GgufError(f"tensor {shown(name)}: rows of {shape[-1]} values are no whole number of {type_name} blocks")
     num_bytes = prod(shape) // per_block * block_bytes
     if offset + num_bytes > file_bytes:
         raise GgufError(
-            f"tensor {name!r} of shape {shape} ends at byte {offset + num_bytes}, the file at {file_bytes}: truncated?"
+            f"tensor {shown(name)} of shape {shape} ends at byte {offset + num_bytes}, "
+            f"the file at {file_bytes}: truncated?"
         )
     return TensorInfo(name, shape, type_name, offset, num_bytes)

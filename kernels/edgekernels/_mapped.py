@@ -5,10 +5,11 @@ from __future__ import annotations
 import mmap
 import os
 import stat
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -78,6 +79,12 @@ def overlap(tensors: Iterable[TensorInfo]) -> tuple[TensorInfo, TensorInfo] | No
     return None
 
 
+def shown(value: Any) -> str:
+    """What a file says, short enough for a message."""
+    text = repr(value)
+    return text if len(text) <= 100 else f"{text[:100]}... ({len(text)} characters)"
+
+
 def f64(raw: Bytes) -> Floats:
     """Little-endian float64, rounded."""
     return raw.view("<f8").astype(np.float32)
@@ -98,3 +105,17 @@ def bf16(raw: Bytes) -> Floats:
     wide = raw.view("<u2").astype(np.uint32)
     wide <<= 16
     return wide.view(np.float32)
+
+
+def integers(code: str) -> Callable[[Bytes], Floats]:
+    """A reader of little-endian integers of a numpy type code, rounded."""
+
+    def read(raw: Bytes) -> Floats:
+        return raw.view(f"<{code}").astype(np.float32)
+
+    return read
+
+
+def flags(raw: Bytes) -> Floats:
+    """Bools of one byte each, as 0 and 1."""
+    return raw.astype(np.bool_).astype(np.float32)
