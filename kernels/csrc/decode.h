@@ -57,6 +57,47 @@ extern const ek_decode ek_decode_avx2;
 extern const ek_decode ek_decode_avx512;
 #endif
 
+/* A linear map: packed codes, or floats (rows, columns) where `values` is set. */
+typedef struct {
+    ek_packed packed;
+    const float *values;
+    const float *bias; /* NULL: none */
+    int64_t rows;
+    int64_t columns;
+} ek_linear;
+
+typedef struct {
+    const float *attention_norm;
+    const float *query_norm; /* NULL: heads are not normed */
+    const float *key_norm;
+    const float *ffn_norm;
+    ek_linear query, key, value, output, gate, up, down;
+} ek_layer;
+
+typedef struct {
+    int64_t hidden, ffn, heads, kv_heads, head_dim, vocab, num_layers;
+    int64_t turning; /* pairs of a head which turn */
+    float epsilon;
+    int floats; /* activations stay float */
+    const float *frequencies;
+    const float *norm;
+    const ek_layer *layers;
+    ek_linear head;
+} ek_model;
+
+typedef struct {
+    const ek_decode *steps;
+    const ek_gemm *gemm;
+} ek_kernels;
+
+/* Bytes of working memory, aligned to 64, which a forward pass with so many threads needs. */
+int64_t ek_workspace_bytes(const ek_model *model, const ek_cache *cache, int threads);
+/* Take in `count` embedded tokens (count, hidden) behind the `past` ones which the cache has, and write the logits of
+   the last num_logits (num_logits, vocab). The cache has room for them. */
+void ek_forward(const ek_kernels *kernels, const ek_model *model, const ek_cache *cache, int64_t past,
+                const float *embedded, int64_t count, int64_t num_logits, float *logits, int threads,
+                void *workspace);
+
 /* The best kernels at or below the level of that name, as ek_pick finds them. */
 const ek_decode *ek_find_decode(const char *name);
 /* Whether there are kernels for a level which this processor has. */
