@@ -112,7 +112,7 @@ class SafetensorsSource:
         group: columns for each scale.
 
     Raises:
-        DecoderError: a file is missing or no JSON object.
+        DecoderError: a file is missing, or config.json states no model which the decoder can run.
         SafetensorsError: the weights are damaged.
     """
 
@@ -120,6 +120,7 @@ class SafetensorsSource:
 
     def __init__(self, directory: Path, bits: int | None, group: int) -> None:
         self.settings = read_config(directory)
+        self._config = from_json(self.settings)
         names = [directory / "model.safetensors", directory / "model.safetensors.index.json"]
         found = [path for path in names if path.is_file()]
         if not found:
@@ -128,8 +129,8 @@ class SafetensorsSource:
         self.file = SafetensorsFile(found[0])
 
     def config(self) -> DecoderConfig:
-        """See GgufSource."""
-        return from_json(self.settings)
+        """The model's shape."""
+        return self._config
 
     def has(self, name: str) -> bool:
         """See Source; a tied head counts as none even if the file repeats it."""
