@@ -1,8 +1,10 @@
-"""Native kernels: coupled noise, acceptance of drafts and sampling; packing and quantising of low-bit codes.
+"""Native kernels: coupled noise, acceptance of drafts and sampling; packing and quantising of low-bit codes;
+products with packed matrices.
 
 No version is set here on purpose: the package is a part of edgebus and is released with it.
 """
 
+from edgekernels._matrix import PackedMatrix, matmul
 from edgekernels._noise import gumbel, noise_bits
 from edgekernels._packing import dequantise, pack, packed_bytes, quantise, unpack
 from edgekernels._rules import Accepted, accept, sample
@@ -10,10 +12,12 @@ from edgekernels._select import backend
 
 __all__ = [
     "Accepted",
+    "PackedMatrix",
     "accept",
     "backend",
     "dequantise",
     "gumbel",
+    "matmul",
     "noise_bits",
     "pack",
     "packed_bytes",

@@ -4,15 +4,18 @@ import importlib
 import importlib.util
 import os
 import warnings
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
 
-from edgekernels import _bits_reference, _reference
+from edgekernels import _bits_reference, _gemm_reference, _reference
+
+if TYPE_CHECKING:
+    from edgekernels._matrix import PackedMatrix
 
 BACKENDS = ("cython", "numpy")
-ACCEPT, BITS = "edgekernels._accept", "edgekernels._bits"  # extension modules
+ACCEPT, BITS, GEMM = "edgekernels._accept", "edgekernels._bits", "edgekernels._gemm"  # extension modules
 
 
 class Backend(Protocol):
@@ -87,6 +90,31 @@ class BitsBackend(Protocol):
     ) -> None: ...
 
 
+class GemmBackend(Protocol):
+    """What a backend offers for packed matrices, with checked arguments."""
+
+    NAME: str
+
+    def pack(self, codes: npt.NDArray[np.uint8], bits: int, data: npt.NDArray[np.uint8]) -> int: ...
+
+    def row_codes(self, matrix: "PackedMatrix", rows: npt.NDArray[np.int64], codes: npt.NDArray[np.uint8]) -> None: ...
+
+    def row_values(
+        self, matrix: "PackedMatrix", rows: npt.NDArray[np.int64], values: npt.NDArray[np.float32]
+    ) -> None: ...
+
+    def multiply(
+        self,
+        matrix: "PackedMatrix",
+        x: npt.NDArray[np.float32],
+        *,
+        bias: npt.NDArray[np.float32] | None,
+        y: npt.NDArray[np.float32],
+        quantised: bool,
+        num_threads: int,
+    ) -> None: ...
+
+
 def load_compiled(module: str) -> Any:
     """Import one extension module.
 
@@ -148,6 +176,24 @@ def load_bits(name: str) -> BitsBackend:
     return compiled
 
 
+def load_gemm(name: str) -> GemmBackend:
+    """Import the part for packed matrices of one backend by name.
+
+    Args:
+        name: of a backend which `load` knows.
+
+    Returns:
+        The backend.
+
+    Raises:
+        ImportError: the extension is not built, or EDGEKERNELS_LEVEL cannot be had here.
+    """
+    if name == "numpy":
+        return _gemm_reference
+    compiled: GemmBackend = load_compiled(GEMM)
+    return compiled
+
+
 def choose() -> Backend:
     """The backend which EDGEKERNELS_BACKEND names, else the compiled one, else numpy with a warning.
 
@@ -160,7 +206,7 @@ def choose() -> Backend:
     wanted = os.environ.get("EDGEKERNELS_BACKEND", "")
     if wanted:
         return load(wanted)
-    missing = [module for module in (ACCEPT, BITS) if importlib.util.find_spec(module) is None]
+    missing = [module for module in (ACCEPT, BITS, GEMM) if importlib.util.find_spec(module) is None]
     if missing:
         warnings.warn(
             f"edgekernels: no compiled kernels {' and '.join(missing)}, numpy takes their place and is many times "
@@ -173,12 +219,13 @@ def choose() -> Backend:
 
 active: Backend = choose()
 active_bits: BitsBackend = load_bits(active.NAME)
+active_gemm: GemmBackend = load_gemm(active.NAME)
 
 
 def use(chosen: Backend) -> None:
-    """Let all later calls run on this backend, those for low-bit codes on its namesake."""
-    global active, active_bits
-    active, active_bits = chosen, load_bits(chosen.NAME)
+    """Let all later calls run on this backend, those for low-bit codes and packed matrices on its namesakes."""
+    global active, active_bits, active_gemm
+    active, active_bits, active_gemm = chosen, load_bits(chosen.NAME), load_gemm(chosen.NAME)
 
 
 def backend() -> str:

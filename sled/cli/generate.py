@@ -27,7 +27,10 @@ def generate(
     ] = None,
     keys: Annotated[Path | None, typer.Option(help="This device's key directory (`edgebus keygen DIR`).")] = None,
     drafter: Annotated[
-        str, typer.Option(help="none, ngram, smollm2-12m, a .gguf file, or a model directory.")
+        str,
+        typer.Option(
+            help="none, ngram, smollm2-12m, a .gguf file, or a model directory; torch:PATH runs a model in torch."
+        ),
     ] = "ngram",
     window: Annotated[
         str, typer.Option(help="Tokens drafted per round: 0 to 64, or auto (confidence decides).")
@@ -42,7 +45,9 @@ def generate(
     top_p: Annotated[float, typer.Option(help="Sample among the likeliest tokens of this mass; 1 is off.")] = 1.0,
     seed: Annotated[int, typer.Option(help="The same seed gives the same answer, whatever drafts.")] = 0,
     raw: Annotated[bool, typer.Option("--raw", help="Continue the text as it is, without the chat template.")] = False,
-    threads: Annotated[int, typer.Option(min=0, help="CPU threads for a model drafter; 0 lets torch decide.")] = 0,
+    threads: Annotated[
+        int, typer.Option(min=0, help="CPU threads for a model drafter; 0 is one, or what torch decides.")
+    ] = 0,
     timeout: Annotated[float, typer.Option(help="Seconds to wait for the server.")] = 30.0,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object at the end.")] = False,
     events: Annotated[
@@ -60,8 +65,6 @@ def generate(
     sampling = _sampling(temperature, top_k, top_p, seed)
     size = _window(window, confidence)
     is_model = drafter not in ("none", "ngram")
-    if threads and is_model:
-        _set_threads(threads)
     quiet = as_json or events or not is_model
     with load_bar(f"loading drafter {drafter}", quiet=quiet) as progress:
         device = Device(
@@ -69,6 +72,7 @@ def generate(
             server_key=server_key,
             keys=keys,
             drafter=drafter,
+            threads=threads,
             insecure=insecure,
             timeout_s=timeout,
             progress=progress,
@@ -126,14 +130,6 @@ def _print_figures(answer: Answer) -> None:
 
 def _print_event(kind: str, values: dict[str, Any]) -> None:
     print(json.dumps({"event": kind, **values}), flush=True)
-
-
-def _set_threads(threads: int) -> None:
-    try:
-        import torch
-    except ModuleNotFoundError:
-        return  # opening the drafter will say what is missing
-    torch.set_num_threads(threads)
 
 
 def _coloured(token: Token) -> str:

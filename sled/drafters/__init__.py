@@ -1,4 +1,4 @@
-"""Drafters: whatever small model a device has. torch is imported when a drafter that needs it is opened."""
+"""Drafters: whatever small model a device has. numpy is enough for most; torch is imported where it is needed."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from sled.types import Sampling
 from sled.window import Window
 
 PACKAGED = {"smollm2-12m": "smollm2-draft-12m"}
+TORCH = "torch:"
 
 
 class Drafter(Protocol):
@@ -42,12 +43,18 @@ class NoDrafter:
         return []
 
 
-def open_drafter(spec: str, target: Described, *, progress: Callable[[float], None] | None = None) -> Drafter:
+def open_drafter(
+    spec: str, target: Described, *, threads: int = 0, progress: Callable[[float], None] | None = None
+) -> Drafter:
     """The drafter a user names: none, ngram, smollm2-12m, a .gguf file or a model directory.
+
+    Models of the Llama family run on the native decoder, all others in torch; with `torch:` before its name or path
+    any model runs in torch.
 
     Args:
         spec: name or path.
         target: what the server said about its model; the drafter must speak its vocabulary.
+        threads: threads for a model; 0 lets it decide (the native decoder takes 1).
         progress: called with the share loaded, 0 .. 1.
 
     Raises:
@@ -60,13 +67,33 @@ def open_drafter(spec: str, target: Described, *, progress: Callable[[float], No
         from sled.drafters.ngram import NgramDrafter
 
         return NgramDrafter()
-    path = Path(__file__).parents[1] / "models" / PACKAGED[spec] if spec in PACKAGED else Path(spec).expanduser()
+    name = spec.removeprefix(TORCH)
+    path = Path(__file__).parents[1] / "models" / PACKAGED[name] if name in PACKAGED else Path(name).expanduser()
     is_gguf = path.is_file() and path.suffix == ".gguf"
     if not is_gguf and not (path / "config.json").is_file():
         names = ", ".join(["none", "ngram", *PACKAGED])
         raise UnknownModel(f"no drafter {spec!r}: give {names}, a .gguf file, or a directory with config.json")
+    if spec.startswith(TORCH):
+        return _open_in_torch(path, target, spec, threads, progress, "")
+    from edgekernels.decoder import DecoderError
+
+    from sled.drafters.native import load_native_drafter
+
     try:
+        return load_native_drafter(path, target, name=spec, threads=threads or 1, progress=progress)
+    except DecoderError as error:
+        return _open_in_torch(path, target, spec, threads, progress, f" ({error})")
+
+
+def _open_in_torch(
+    path: Path, target: Described, spec: str, threads: int, progress: Callable[[float], None] | None, why: str
+) -> Drafter:
+    try:
+        import torch
+
         from sled.drafters.causal_lm import load_drafter
     except ModuleNotFoundError as error:
-        raise UnknownModel(f"drafter {spec!r} needs {error.name}: pip install 'edgebus[torch]'") from None
+        raise UnknownModel(f"drafter {spec!r} needs {error.name}{why}: pip install 'edgebus[torch]'") from None
+    if threads:
+        torch.set_num_threads(threads)
     return load_drafter(path, target, name=spec, progress=progress)

@@ -56,7 +56,9 @@ class Device:
         server: endpoint, e.g. "tcp://10.0.0.5:5555".
         server_key: the server's public key, a file or the 40 characters; None only with `insecure`.
         keys: directory with this device's keys (`edgebus keygen`); None only with `insecure`.
-        drafter: "none", "ngram", "smollm2-12m", a .gguf file, a model directory, or a `Drafter` of your own.
+        drafter: "none", "ngram", "smollm2-12m", a .gguf file, a model directory, or a `Drafter` of your own;
+            "torch:" before a name or path has torch run the model.
+        threads: CPU threads for a model drafter; 0 lets it decide (the native decoder takes 1).
         insecure: no encryption and no authentication, said explicitly.
         timeout_s: how long to wait for the server, for the connection and for each round.
         cache_dir: where the target's vocabulary is kept; default is `~/.cache/edgebus`.
@@ -75,6 +77,7 @@ class Device:
         server_key: str | Path | None = None,
         keys: str | Path | None = None,
         drafter: str | Drafter = "ngram",
+        threads: int = 0,
         insecure: bool = False,
         timeout_s: float = 30.0,
         cache_dir: str | Path | None = None,
@@ -94,7 +97,9 @@ class Device:
             self.target = self._call(messages.DESCRIBE, b"", Described)
             self._vocabulary, self._vocabulary_bytes = self._load_vocabulary(cache_dir)
             self.drafter = (
-                open_drafter(drafter, self.target, progress=progress) if isinstance(drafter, str) else drafter
+                open_drafter(drafter, self.target, threads=threads, progress=progress)
+                if isinstance(drafter, str)
+                else drafter
             )
         except BaseException:
             self._node.close()

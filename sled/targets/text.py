@@ -12,29 +12,7 @@ from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 
 from sled.errors import UnknownModel
 from sled.messages import Vocabulary
-
-
-def _byte_of_char() -> dict[str, int]:
-    """The byte-level alphabet of GPT-2: printable bytes stand for themselves, the rest for characters from 256 on."""
-    plain = [*range(33, 127), *range(161, 173), *range(174, 256)]
-    table = {chr(byte): byte for byte in plain}
-    table.update({chr(256 + i): byte for i, byte in enumerate(b for b in range(256) if b not in set(plain))})
-    return table
-
-
-_BYTE_OF_CHAR = _byte_of_char()
-
-
-def _byte_level_piece(token: str) -> bytes:
-    if all(char in _BYTE_OF_CHAR for char in token):
-        return bytes(_BYTE_OF_CHAR[char] for char in token)
-    return token.encode()
-
-
-def _sentencepiece_piece(token: str) -> bytes:
-    if len(token) == 6 and token.startswith("<0x") and token.endswith(">"):
-        return bytes([int(token[3:5], 16)])
-    return token.replace("▁", " ").encode()
+from sled.pieces import vocabulary_of_tokenizer
 
 
 class TextCodec:
@@ -86,16 +64,7 @@ class TextCodec:
 
     def vocabulary(self) -> Vocabulary:
         """The bytes of every id, for devices that show text without a tokenizer."""
-        state = json.loads(self.tokenizer.to_str())
-        byte_level = '"ByteLevel"' in json.dumps([state.get("decoder"), state.get("pre_tokenizer")])
-        piece = _byte_level_piece if byte_level else _sentencepiece_piece
-        added = {entry["id"]: entry for entry in state.get("added_tokens", [])}
-        by_id = {index: token for token, index in self.tokenizer.get_vocab(with_added_tokens=True).items()}
-        pieces = []
-        for index in range(max(by_id) + 1):
-            token = by_id.get(index, "")
-            pieces.append(token.encode() if index in added else piece(token))
-        return Vocabulary(pieces, sorted(i for i, entry in added.items() if entry.get("special")))
+        return vocabulary_of_tokenizer(json.loads(self.tokenizer.to_str()))
 
 
 def codec_from_gguf(metadata: dict[str, Any]) -> TextCodec:

@@ -12,7 +12,8 @@ from scipy import stats
 
 LEVELS = ("base", "avx2", "avx512")
 BITS_LEVELS = (*LEVELS, "avx512_vnni")
-EXTENSIONS = ("edgekernels._accept", "edgekernels._bits")
+GEMM_LEVELS = ("base", "neon_dot", "avx2", "avx512", "avx512_vnni", "amx")
+EXTENSIONS = ("edgekernels._accept", "edgekernels._bits", "edgekernels._gemm")
 
 
 def engines(levels: tuple[str, ...]) -> list[ParameterSet]:
@@ -32,12 +33,12 @@ def switch_to(engine: str) -> None:
         return
     if any(importlib.util.find_spec(name) is None for name in EXTENSIONS):
         pytest.skip("the compiled kernels are not built")
-    from edgekernels import _accept, _bits
+    from edgekernels import _accept, _bits, _gemm
 
-    if engine not in (*_accept.levels(), *_bits.levels()):
+    if engine not in (*_accept.levels(), *_bits.levels(), *_gemm.levels()):
         pytest.skip(f"this processor lacks {engine}")
-    _accept.set_level(engine)
-    _bits.set_level(engine)
+    for family in (_accept, _bits, _gemm):
+        family.set_level(engine)
     _select.use(_accept)
 
 
@@ -70,6 +71,18 @@ def bits_engine(request: pytest.FixtureRequest) -> Iterator[str]:
 @pytest.fixture(params=natives(BITS_LEVELS))
 def bits_level(request: pytest.FixtureRequest) -> Iterator[str]:
     """Each level of the compiled kernels of low-bit codes in turn."""
+    yield from switched(request.param)
+
+
+@pytest.fixture(params=engines(GEMM_LEVELS))
+def gemm_engine(request: pytest.FixtureRequest) -> Iterator[str]:
+    """Each backend and level of the kernels of packed matrices in turn."""
+    yield from switched(request.param)
+
+
+@pytest.fixture(params=natives(GEMM_LEVELS))
+def gemm_level(request: pytest.FixtureRequest) -> Iterator[str]:
+    """Each level of the compiled kernels of packed matrices in turn."""
     yield from switched(request.param)
 
 

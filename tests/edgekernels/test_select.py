@@ -8,7 +8,7 @@ import sys
 
 import pytest
 
-EXTENSIONS = ("edgekernels._accept", "edgekernels._bits")
+EXTENSIONS = ("edgekernels._accept", "edgekernels._bits", "edgekernels._gemm")
 built = pytest.mark.skipif(
     any(importlib.util.find_spec(name) is None for name in EXTENSIONS), reason="the compiled kernels are not built"
 )
@@ -21,7 +21,7 @@ sys.modules |= dict.fromkeys({hidden})
 """
 hidings = pytest.mark.parametrize(
     "hide",
-    [HIDE.format(hidden=names) for names in (EXTENSIONS, EXTENSIONS[:1], EXTENSIONS[1:])],
+    [HIDE.format(hidden=names) for names in (EXTENSIONS, *((name,) for name in EXTENSIONS))],
     ids=("all", *EXTENSIONS),
 )
 SHOW = "import edgekernels; print(edgekernels.backend())"
@@ -50,19 +50,21 @@ def test_compiled_kernels_are_the_default():
 @pytest.mark.native
 def test_level_can_be_forced():
     result = run(
-        "from edgekernels import _accept, _bits; print(_accept.level(), _bits.level())", EDGEKERNELS_LEVEL="base"
+        "from edgekernels import _accept, _bits, _gemm; print(_accept.level(), _bits.level(), _gemm.level())",
+        EDGEKERNELS_LEVEL="base",
     )
-    assert result.stdout == "base base\n"
+    assert result.stdout == "base base base\n"
 
 
 @built
 @pytest.mark.native
-def test_both_parts_switch_together():
+def test_all_parts_switch_together():
     script = (
         "from edgekernels import _accept, _select as s; import edgekernels._reference as r; "
-        "s.use(r); print(s.active.NAME, s.active_bits.NAME); s.use(_accept); print(s.active.NAME, s.active_bits.NAME)"
+        "s.use(r); print(s.active.NAME, s.active_bits.NAME, s.active_gemm.NAME); "
+        "s.use(_accept); print(s.active.NAME, s.active_bits.NAME, s.active_gemm.NAME)"
     )
-    assert run(script).stdout == "numpy numpy\ncython cython\n"
+    assert run(script).stdout == "numpy numpy numpy\ncython cython cython\n"
 
 
 @built

@@ -1,0 +1,435 @@
+/* The forward pass of a decoder: one call for all layers and tokens, one team of threads for all of it.
+   A single token is prepared by every thread for itself, which is cheaper than to wait for one that does it; of
+   several tokens each thread prepares some. Rows of matrices and heads are divided among the threads. */
+#include <math.h>
+#include <string.h>
+
+#if defined(_OPENMP)
+#include <omp.h>
+#endif
+
+#include "decode.h"
+#include "decode_team.h"
+
+#define BATCH 16 /* tokens taken through all layers together */
+#define SLOTS 3  /* matrices with different groups that may share an input */
+
+/* What goes into matrices: floats, and for every group size among them codes or sums. */
+typedef struct {
+    float *x; /* (tokens, columns) */
+    int num_slots;
+    int32_t group[SLOTS];
+    ek_tokens tokens[SLOTS];
+} input;
+
+/* Working memory which all threads share, or one for each of them. */
+typedef struct {
+    float *x;      /* the stream through the layers */
+    float *normed; /* input of a matrix, where it is not one of the following */
+    int8_t *codes[SLOTS];
+    float *scale[SLOTS], *sum[SLOTS];
+} buffers;
+
+typedef struct {
+    const ek_kernels *kernels;
+    const ek_model *model;
+    const ek_cache *cache;
+    ek_team *team;
+    buffers common;
+    float *query, *key, *value, *mixed, *y, *gate, *up, *cosine, *sine;
+    int64_t past, tokens; /* of this batch */
+} pass;
+
+/* One thread's view of it. */
+typedef struct {
+    const pass *all;
+    buffers own;
+    float *scores, *sums;
+    int number, size;
+} member;
+
+/* Where the next piece of the working memory begins; without `start` it only counts. */
+typedef struct {
+    char *start;
+    int64_t used;
+} memory;
+
+static void *carve(memory *from, int64_t bytes)
+{
+    void *taken = from->start ? from->start + from->used : NULL;
+    from->used += (bytes + 63) / 64 * 64;
+    return taken;
+}
+
+static float *carve_floats(memory *from, int64_t count)
+{
+    return carve(from, count * (int64_t)sizeof(float));
+}
+
+static int64_t widest(const ek_model *m)
+{
+    int64_t most = m->hidden, heads = m->heads * m->head_dim;
+    most = heads > most ? heads : most;
+    return m->ffn > most ? m->ffn : most;
+}
+
+static void carve_buffers(const ek_model *m, int64_t tokens, memory *from, buffers *b)
+{
+    int64_t columns = widest(m), groups = (columns + 15) / 16;
+    b->x = carve_floats(from, tokens * m->hidden);
+    b->normed = carve_floats(from, tokens * m->hidden);
+    for (int s = 0; s < SLOTS; s++) {
+        b->codes[s] = carve(from, tokens * columns);
+        b->scale[s] = carve_floats(from, tokens * groups);
+        b->sum[s] = carve_floats(from, tokens * groups);
+    }
+}
+
+static void carve_pass(const ek_model *m, memory *from, pass *p)
+{
+    carve_buffers(m, BATCH, from, &p->common);
+    p->query = carve_floats(from, BATCH * m->heads * m->head_dim);
+    p->mixed = carve_floats(from, BATCH * m->heads * m->head_dim);
+    p->key = carve_floats(from, BATCH * m->kv_heads * m->head_dim);
+    p->value = carve_floats(from, BATCH * m->kv_heads * m->head_dim);
+    p->y = carve_floats(from, BATCH * m->hidden);
+    p->gate = carve_floats(from, BATCH * m->ffn);
+    p->up = carve_floats(from, BATCH * m->ffn);
+    p->cosine = carve_floats(from, BATCH * m->turning);
+    p->sine = carve_floats(from, BATCH * m->turning);
+}
+
+static void carve_member(const ek_model *m, const ek_cache *cache, memory *from, member *own)
+{
+    carve_buffers(m, 1, from, &own->own);
+    own->scores = carve_floats(from, EK_QUERIES * cache->capacity);
+    own->sums = carve_floats(from, EK_QUERIES * cache->padded_dim);
+}
+
+int64_t ek_workspace_bytes(const ek_model *model, const ek_cache *cache, int threads)
+{
+    memory at = {NULL, 0};
+    pass p;
+    member own;
+    carve_pass(model, &at, &p);
+    for (int i = 0; i < threads; i++)
+        carve_member(model, cache, &at, &own);
+    return at.used;
+}
+
+/* The part of `count` things which is this thread's. */
+static int64_t from_of(const member *own, int64_t count)
+{
+    return count * own->number / own->size;
+}
+
+static int64_t to_of(const member *own, int64_t count)
+{
+    return count * (own->number + 1) / own->size;
+}
+
+static int alone(const member *own)
+{
+    return own->all->tokens == 1;
+}
+
+/* Tokens which this thread prepares: the only one, or its part. */
+static int64_t first_token(const member *own)
+{
+    return alone(own) ? 0 : from_of(own, own->all->tokens);
+}
+
+static int64_t end_token(const member *own)
+{
+    return alone(own) ? 1 : to_of(own, own->all->tokens);
+}
+
+static const buffers *buffers_of(const member *own)
+{
+    return alone(own) ? &own->own : &own->all->common;
+}
+
+/* Wait for what other threads prepared, if they did. */
+static void prepared(const member *own)
+{
+    if (!alone(own))
+        ek_meet(own->all->team);
+}
+
+/* Codes or sums of tokens from .. to - 1 of an input, for each group size among the matrices. */
+static void prepare(const member *own, const ek_linear *const *matrices, int count, input *in, int64_t from, int64_t to)
+{
+    const ek_gemm *gemm = own->all->kernels->gemm;
+    const buffers *b = buffers_of(own);
+    int floats = own->all->model->floats;
+    in->num_slots = 0;
+    for (int i = 0; i < count; i++) {
+        int64_t columns = matrices[i]->columns;
+        int32_t group = matrices[i]->packed.group;
+        int s = 0;
+        while (s < in->num_slots && in->group[s] != group)
+            s++;
+        if (matrices[i]->values || s < in->num_slots)
+            continue;
+        ek_tokens *to_fill = &in->tokens[s];
+        in->group[in->num_slots++] = group;
+        *to_fill = (ek_tokens){b->codes[s], b->scale[s], b->sum[s]};
+        for (int64_t t = from; t < to; t++) {
+            const float *x = in->x + t * columns;
+            int64_t at = t * (columns / group);
+            if (floats)
+                gemm->sum_groups(x, columns, group, to_fill->sum + at);
+            else
+                gemm->quantise(x, columns, group, to_fill->codes + t * columns, to_fill->scale + at, to_fill->sum + at);
+        }
+    }
+}
+
+static void add_bias(float *y, const float *bias, int64_t from, int64_t to)
+{
+    for (int64_t r = from; bias && r < to; r++)
+        y[r] += bias[r];
+}
+
+/* This thread's rows of a matrix for all tokens of an input; `rows` gets their first and their end. */
+static void multiply(const member *own, const ek_linear *by, const input *in, int64_t tokens, float *y, int64_t rows[2])
+{
+    const ek_kernels *kernels = own->all->kernels;
+    int64_t blocks = (by->rows + EK_BLOCK - 1) / EK_BLOCK;
+    int64_t from = from_of(own, blocks) * EK_BLOCK, to = to_of(own, blocks) * EK_BLOCK;
+    to = to < by->rows ? to : by->rows;
+    rows[0] = from;
+    rows[1] = to;
+    if (from >= to)
+        return;
+    if (by->values) {
+        kernels->steps->multiply(by->values, by->columns, from, to, in->x, tokens, y, by->rows);
+        for (int64_t t = 0; t < tokens; t++)
+            add_bias(y + t * by->rows, by->bias, from, to);
+        return;
+    }
+    int s = 0;
+    while (in->group[s] != by->packed.group)
+        s++;
+    if (own->all->model->floats)
+        kernels->gemm->floats(&by->packed, in->x, in->tokens[s].sum, tokens, from, to, by->bias, y, by->rows);
+    else
+        kernels->gemm->quantised(&by->packed, &in->tokens[s], tokens, from, to, by->bias, y, by->rows);
+}
+
+/* Norm the stream, after adding what the last matrix gave (if any), into the input of the next ones. */
+static void norm_stream(const member *own, const float *y, const float *weight, const ek_linear *const *matrices,
+                        int count, input *in)
+{
+    const ek_model *m = own->all->model;
+    const ek_decode *steps = own->all->kernels->steps;
+    const buffers *b = buffers_of(own);
+    int64_t from = first_token(own), to = end_token(own);
+    in->x = b->normed;
+    for (int64_t t = from; t < to; t++) {
+        if (y)
+            steps->add(b->x + t * m->hidden, y + t * m->hidden, m->hidden);
+        steps->norm(b->x + t * m->hidden, weight, m->hidden, m->epsilon, b->normed + t * m->hidden);
+    }
+    prepare(own, matrices, count, in, from, to);
+    prepared(own);
+}
+
+static void turn(const member *own, const float *weight, float *head, int64_t token)
+{
+    const pass *p = own->all;
+    const ek_model *m = p->model;
+    if (weight)
+        p->kernels->steps->norm(head, weight, m->head_dim, m->epsilon, head);
+    p->kernels->steps->rotate(head, m->turning, p->cosine + token * m->turning, p->sine + token * m->turning);
+}
+
+static int64_t head_bytes(const ek_cache *cache, int64_t width)
+{
+    return cache->capacity * width * (cache->half ? 2 : 4);
+}
+
+static void *keys_of(const pass *p, int64_t layer, int64_t kv_head)
+{
+    return (char *)p->cache->keys + (layer * p->model->kv_heads + kv_head) * head_bytes(p->cache, p->model->head_dim);
+}
+
+static void *values_of(const pass *p, int64_t layer, int64_t kv_head)
+{
+    return (char *)p->cache->values + (layer * p->model->kv_heads + kv_head) * head_bytes(p->cache, p->cache->padded_dim);
+}
+
+/* Norm and turn queries and keys, and keep keys and values. */
+static void keep_heads(const member *own, const ek_layer *layer, int64_t number)
+{
+    const pass *p = own->all;
+    const ek_model *m = p->model;
+    int64_t queries = p->tokens * m->heads, d = m->head_dim;
+    for (int64_t i = from_of(own, queries); i < to_of(own, queries); i++)
+        turn(own, layer->query_norm, p->query + i * d, i / m->heads);
+    int64_t kept = p->tokens * m->kv_heads;
+    for (int64_t i = from_of(own, kept); i < to_of(own, kept); i++) {
+        int64_t token = i / m->kv_heads, head = i % m->kv_heads;
+        turn(own, layer->key_norm, p->key + i * d, token);
+        p->kernels->steps->store(p->cache, d, keys_of(p, number, head), values_of(p, number, head), p->past + token,
+                                 p->key + i * d, p->value + i * d);
+    }
+}
+
+/* Attention of this thread's queries; those of one head of keys and values follow each other. */
+static void attend(const member *own, int64_t number)
+{
+    const pass *p = own->all;
+    const ek_model *m = p->model;
+    int64_t group = m->heads / m->kv_heads, per_head = group * p->tokens, d = m->head_dim;
+    int64_t at = from_of(own, per_head * m->kv_heads), end = to_of(own, per_head * m->kv_heads);
+    ek_attention what = {.scale = (float)(1 / sqrt((double)d)), .scores = own->scores, .sums = own->sums};
+    while (at < end) {
+        int64_t head = at / per_head, stop = (head + 1) * per_head;
+        stop = stop < end ? stop : end;
+        what.keys = keys_of(p, number, head);
+        what.values = values_of(p, number, head);
+        for (what.count = 0; at < stop && what.count < EK_QUERIES; at++, what.count++) {
+            int64_t token = at % per_head / group;
+            int64_t place = (token * m->heads + head * group + at % group) * d;
+            what.query[what.count] = p->query + place;
+            what.mixed[what.count] = p->mixed + place;
+            what.visible[what.count] = p->past + token + 1;
+        }
+        p->kernels->steps->attend(p->cache, d, &what);
+    }
+}
+
+static void run_attention(const member *own, const ek_layer *layer, int64_t number, const float *y)
+{
+    const pass *p = own->all;
+    const ek_linear *first[] = {&layer->query, &layer->key, &layer->value}, *last[] = {&layer->output};
+    int64_t rows[2];
+    input in;
+    norm_stream(own, y, layer->attention_norm, first, 3, &in);
+    multiply(own, &layer->query, &in, p->tokens, p->query, rows);
+    multiply(own, &layer->key, &in, p->tokens, p->key, rows);
+    multiply(own, &layer->value, &in, p->tokens, p->value, rows);
+    ek_meet(p->team);
+    keep_heads(own, layer, number);
+    ek_meet(p->team);
+    attend(own, number);
+    ek_meet(p->team);
+    in.x = p->mixed;
+    prepare(own, last, 1, &in, first_token(own), end_token(own));
+    prepared(own);
+    multiply(own, &layer->output, &in, p->tokens, p->y, rows);
+    ek_meet(p->team);
+}
+
+static void run_ffn(const member *own, const ek_layer *layer)
+{
+    const pass *p = own->all;
+    const ek_linear *first[] = {&layer->gate, &layer->up}, *last[] = {&layer->down};
+    int64_t rows[2], ffn = p->model->ffn;
+    input in;
+    norm_stream(own, p->y, layer->ffn_norm, first, 2, &in);
+    multiply(own, &layer->gate, &in, p->tokens, p->gate, rows);
+    multiply(own, &layer->up, &in, p->tokens, p->up, rows); /* the same rows */
+    for (int64_t t = 0; t < p->tokens && rows[0] < rows[1]; t++)
+        p->kernels->steps->gate(p->gate + t * ffn + rows[0], p->up + t * ffn + rows[0], rows[1] - rows[0]);
+    ek_meet(p->team);
+    in.x = p->gate;
+    prepare(own, last, 1, &in, first_token(own), end_token(own));
+    prepared(own);
+    multiply(own, &layer->down, &in, p->tokens, p->y, rows);
+    ek_meet(p->team);
+}
+
+/* Cosines and sines of this batch; the angle is a float32 product. */
+static void angles(const member *own)
+{
+    const pass *p = own->all;
+    int64_t turning = p->model->turning;
+    for (int64_t i = from_of(own, p->tokens * turning); i < to_of(own, p->tokens * turning); i++) {
+        float angle = (float)(p->past + i / turning) * p->model->frequencies[i % turning];
+        p->cosine[i] = (float)cos((double)angle);
+        p->sine[i] = (float)sin((double)angle);
+    }
+}
+
+/* One batch; logits of its last num_logits tokens. */
+static void run_batch(const member *own, const float *embedded, int64_t num_logits, float *logits)
+{
+    const pass *p = own->all;
+    const ek_model *m = p->model;
+    const float *y = NULL;
+    const buffers *b = buffers_of(own);
+    for (int64_t t = first_token(own); t < end_token(own); t++)
+        memcpy(b->x + t * m->hidden, embedded + t * m->hidden, (size_t)m->hidden * sizeof(float));
+    angles(own);
+    for (int64_t l = 0; l < m->num_layers; l++) {
+        run_attention(own, &m->layers[l], l, y);
+        run_ffn(own, &m->layers[l]);
+        y = p->y;
+    }
+    if (num_logits == 0)
+        return;
+    const ek_linear *head[] = {&m->head};
+    input in;
+    int64_t rows[2], skipped = p->tokens - num_logits;
+    norm_stream(own, y, m->norm, head, 1, &in);
+    in.x += skipped * m->hidden;
+    if (in.num_slots) {
+        int64_t groups = m->hidden / in.group[0];
+        in.tokens[0].codes += skipped * m->hidden;
+        in.tokens[0].scale += skipped * groups;
+        in.tokens[0].sum += skipped * groups;
+    }
+    multiply(own, &m->head, &in, num_logits, logits, rows);
+}
+
+/* What each thread of the team does. */
+static void take_part(member *own, pass *p, const float *embedded, int64_t count, int64_t num_logits, float *logits)
+{
+    const int64_t hidden = p->model->hidden, past = p->past;
+    int64_t unwanted = count - num_logits;
+    own->all = p;
+    for (int64_t at = 0; at < count; at += BATCH) {
+        ek_meet(p->team); /* nobody needs the last batch any more */
+        if (own->number == 0) {
+            p->past = past + at;
+            p->tokens = count - at < BATCH ? count - at : BATCH;
+        }
+        ek_meet(p->team);
+        int64_t skipped = unwanted - at < 0 ? 0 : unwanted - at;
+        int64_t wanted = p->tokens > skipped ? p->tokens - skipped : 0;
+        run_batch(own, embedded + at * hidden, wanted, logits);
+        logits += wanted * p->model->vocab;
+    }
+}
+
+void ek_forward(const ek_kernels *kernels, const ek_model *model, const ek_cache *cache, int64_t past,
+                const float *embedded, int64_t count, int64_t num_logits, float *logits, int threads, void *workspace)
+{
+    memory at = {workspace, 0};
+    ek_team team = {.size = 1};
+    pass p = {.kernels = kernels, .model = model, .cache = cache, .team = &team, .past = past};
+    carve_pass(model, &at, &p);
+#if defined(_OPENMP)
+    if (threads > 1) {
+#pragma omp parallel num_threads(threads)
+        {
+            memory own_at = at;
+            member own;
+            for (int i = 0; i <= omp_get_thread_num(); i++)
+                carve_member(model, cache, &own_at, &own);
+#pragma omp single
+            team.size = (unsigned)omp_get_num_threads(); /* maybe fewer than we asked for */
+            own.number = omp_get_thread_num();
+            own.size = (int)team.size;
+            take_part(&own, &p, embedded, count, num_logits, logits);
+        }
+        return;
+    }
+#endif
+    (void)threads;
+    member own = {.number = 0, .size = 1};
+    carve_member(model, cache, &at, &own);
+    take_part(&own, &p, embedded, count, num_logits, logits);
+}

@@ -1,0 +1,8 @@
+/* Kernels of packed matrices for x86-64 with AVX2, FMA and F16C; empty elsewhere. */
+#if defined(__x86_64__)
+#pragma GCC target("avx2,fma,f16c,bmi2")
+#define EK_LEVEL avx2
+#include "gemm.inc.c"
+#else
+typedef int ek_nothing_here;
+#endif

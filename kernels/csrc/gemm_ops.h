@@ -1,0 +1,247 @@
+/* The few operations of packed products which differ between instruction sets: dot products of unsigned codes and
+   signed activations, four columns into one 32-bit lane. All sums are exact integers. */
+#include "vectors.h"
+
+#define INLINE static inline __attribute__((always_inline))
+#define PARTS (EK_PLANE / VECTOR_BYTES) /* vectors of a plane */
+
+typedef uint16_t vwords __attribute__((vector_size(VECTOR_BYTES)));
+typedef uint8_t vbytes __attribute__((vector_size(VECTOR_BYTES)));
+typedef uint32_t vuint32 __attribute__((vector_size(VECTOR_BYTES)));
+
+INLINE vwords load_words(const uint8_t *from)
+{
+    vwords v;
+    memcpy(&v, from, sizeof v);
+    return v;
+}
+
+INLINE vwords every_byte(const int byte)
+{
+    return (vwords)((vbytes){0} + (uint8_t)byte);
+}
+
+INLINE int32_t load_four(const int8_t *from)
+{
+    int32_t four;
+    memcpy(&four, from, 4);
+    return four;
+}
+
+#if defined(EK_VNNI)
+
+typedef vint32 dots; /* of one lane for each row */
+typedef __m512i spread;
+
+INLINE spread spread_of(const int8_t *four)
+{
+    return _mm512_set1_epi32(load_four(four));
+}
+
+INLINE dots start_dots(const int bits, float sum)
+{
+    (void)bits, (void)sum;
+    return (dots){0};
+}
+
+INLINE dots add_step(dots d, vwords codes, spread x, const int bits, const int step)
+{
+    (void)bits, (void)step;
+    return (dots)_mm512_dpbusd_epi32((__m512i)d, (__m512i)codes, x);
+}
+
+INLINE vint32 finish_dots(dots d)
+{
+    return d;
+}
+
+#elif defined(__AVX2__)
+
+/* Products of two neighbours are added up in 16 bits, for as many steps as cannot overflow, then widened. */
+typedef struct {
+    vint32 sum;
+    vwords partial;
+} dots;
+
+#if defined(__AVX512F__)
+typedef __m512i spread;
+#define SET1_32 _mm512_set1_epi32
+#define MADDUBS _mm512_maddubs_epi16
+#define MADD(a, b) (vint32) _mm512_madd_epi16((__m512i)(a), (__m512i)(b))
+#else
+typedef __m256i spread;
+#define SET1_32 _mm256_set1_epi32
+#define MADDUBS _mm256_maddubs_epi16
+#define MADD(a, b) (vint32) _mm256_madd_epi16((__m256i)(a), (__m256i)(b))
+#endif
+
+INLINE spread spread_of(const int8_t *four)
+{
+    return SET1_32(load_four(four));
+}
+
+INLINE dots start_dots(const int bits, float sum)
+{
+    (void)bits, (void)sum;
+    return (dots){{0}, {0}};
+}
+
+INLINE dots add_step(dots d, vwords codes, spread x, const int bits, const int step)
+{
+    const vwords ones = (vwords){0} + 1;
+    if (bits == 8) { /* 255 * 127 * 2 would saturate: the highest bit apart */
+        d.sum += MADD(MADDUBS((spread)(codes & every_byte(0x7F)), x), ones);
+        d.sum += MADD(MADDUBS((spread)(codes & every_byte(0x80)), x), ones);
+        return d;
+    }
+    const int fit = bits <= 4 ? 8 : bits == 5 ? 4 : bits == 6 ? 2 : 1; /* (2^bits - 1) * 127 * 2 * fit < 2^15 */
+    d.partial += (vwords)MADDUBS((spread)codes, x);
+    if ((step + 1) % fit == 0) {
+        d.sum += MADD(d.partial, ones);
+        d.partial = (vwords){0};
+    }
+    return d;
+}
+
+INLINE vint32 finish_dots(dots d)
+{
+    return d.sum + MADD(d.partial, (vwords){0} + 1); /* 4 steps of at most 4 bits may be left; else the sum is 0 */
+}
+
+#elif defined(__x86_64__)
+
+typedef vint32 dots;
+typedef struct {
+    __m128i even, odd; /* columns 0, 2 and 1, 3 in 16 bits */
+} spread;
+
+INLINE spread spread_of(const int8_t *four)
+{
+    const __m128i x = _mm_set1_epi32(load_four(four));
+    return (spread){_mm_srai_epi16(_mm_slli_epi16(x, 8), 8), _mm_srai_epi16(x, 8)};
+}
+
+INLINE dots start_dots(const int bits, float sum)
+{
+    (void)bits, (void)sum;
+    return (dots){0};
+}
+
+INLINE dots add_step(dots d, vwords codes, spread x, const int bits, const int step)
+{
+    (void)bits, (void)step;
+    d += (vint32)_mm_madd_epi16((__m128i)(codes & 0xFF), x.even);
+    return d + (vint32)_mm_madd_epi16((__m128i)(codes >> 8), x.odd);
+}
+
+INLINE vint32 finish_dots(dots d)
+{
+    return d;
+}
+
+#elif defined(__aarch64__)
+
+typedef vint32 dots;
+typedef int8x16_t spread;
+
+INLINE spread spread_of(const int8_t *four)
+{
+    return vreinterpretq_s8_s32(vdupq_n_s32(load_four(four)));
+}
+
+/* Codes of 8 bits are taken as signed, code - 128: what that leaves out is put in at the start. */
+INLINE dots start_dots(const int bits, float sum)
+{
+    return (dots){0} + (bits == 8 ? 128 * (int32_t)sum : 0);
+}
+
+INLINE dots add_step(dots d, vwords codes, spread x, const int bits, const int step)
+{
+    const int8x16_t c = (int8x16_t)(bits == 8 ? codes ^ every_byte(0x80) : codes);
+    (void)step;
+#if defined(EK_NEON_DOTS)
+    return (dots)vdotq_s32((int32x4_t)d, c, x);
+#else
+    const int16x8_t low = vmull_s8(vget_low_s8(c), vget_low_s8(x)), high = vmull_high_s8(c, x);
+    return (dots)vpadalq_s16((int32x4_t)d, vpaddq_s16(low, high)); /* 128 * 127 * 2 fits */
+#endif
+}
+
+INLINE vint32 finish_dots(dots d)
+{
+    return d;
+}
+
+#else
+
+typedef vint32 dots;
+typedef const int8_t *spread;
+
+INLINE spread spread_of(const int8_t *four)
+{
+    return four;
+}
+
+INLINE dots start_dots(const int bits, float sum)
+{
+    (void)bits, (void)sum;
+    return (dots){0};
+}
+
+INLINE dots add_step(dots d, vwords codes, spread x, const int bits, const int step)
+{
+    const vbytes c = (vbytes)codes;
+    (void)bits, (void)step;
+    for (int i = 0; i < VECTOR_BYTES; i++)
+        d[i / 4] += c[i] * x[i % 4];
+    return d;
+}
+
+INLINE vint32 finish_dots(dots d)
+{
+    return d;
+}
+
+#endif
+
+/* 16-bit floats, finite, as float32. */
+INLINE vfloat load_halves(const uint16_t *from)
+{
+#if defined(__AVX512F__)
+    return (vfloat)_mm512_cvtph_ps(_mm256_loadu_si256((const __m256i *)from));
+#elif defined(__AVX2__)
+    return (vfloat)_mm256_cvtph_ps(_mm_loadu_si128((const __m128i *)from));
+#elif defined(__aarch64__)
+    return (vfloat)vcvt_f32_f16(vreinterpret_f16_u16(vld1_u16(from)));
+#else
+    uint16_t halves __attribute__((vector_size(VECTOR_BYTES / 2)));
+    memcpy(&halves, from, sizeof halves);
+    const vuint32 h = __builtin_convertvector(halves, vuint32);
+    const vfloat size = (vfloat)((h & 0x7FFF) << 13) * 0x1p112f; /* exact, subnormal halves included */
+    return (vfloat)((vuint32)size | (h & 0x8000) << 16);
+#endif
+}
+
+INLINE vfloat load_factors(const void *factors, int64_t i, int half)
+{
+    return half ? load_halves((const uint16_t *)factors + i) : load_floats((const float *)factors + i);
+}
+
+/* a * b + c: in one rounding where the level has it. Only for results which may differ between levels. */
+INLINE vfloat multiply_add(vfloat a, vfloat b, vfloat c)
+{
+#if defined(__AVX512F__)
+    return (vfloat)_mm512_fmadd_ps((__m512)a, (__m512)b, (__m512)c);
+#elif defined(__AVX2__)
+    return (vfloat)_mm256_fmadd_ps((__m256)a, (__m256)b, (__m256)c);
+#elif defined(__aarch64__)
+    return (vfloat)vfmaq_f32((float32x4_t)c, (float32x4_t)a, (float32x4_t)b);
+#else
+    return a * b + c;
+#endif
+}
+
+INLINE vfloat spread_float(float x)
+{
+    return x - (vfloat){0}; /* unlike 0 + x the very same number, so nothing is subtracted */
+}

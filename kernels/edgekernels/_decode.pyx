@@ -1,0 +1,226 @@
+# cython: language_level=3, boundscheck=False, wraparound=False, cdivision=True, initializedcheck=False
+# cython: freethreading_compatible=True
+"""Thin face of the C decoder, without the GIL. Callers check the arguments."""
+import os
+
+import numpy as np
+
+from libc.stdint cimport int32_t, int64_t, uint8_t, uintptr_t
+from libc.stdlib cimport calloc, free
+
+
+cdef extern from "gemm.h" nogil:
+    ctypedef struct ek_packed:
+        int64_t rows
+        int64_t columns
+        int32_t bits
+        int32_t group
+        int32_t half_scales
+        const uint8_t* data
+        const void* scale
+        const void* offset
+
+    ctypedef struct ek_gemm:
+        const char* name
+
+    const ek_gemm* ek_find_gemm(const char* name) noexcept
+    bint ek_offers_gemm(int level) noexcept
+
+
+cdef extern from "decode.h" nogil:
+    ctypedef struct ek_cache:
+        void* keys
+        void* values
+        int64_t capacity
+        int64_t padded_dim
+        int half
+
+    ctypedef struct ek_decode:
+        const char* name
+
+    ctypedef struct ek_linear:
+        ek_packed packed
+        const float* values
+        const float* bias
+        int64_t rows
+        int64_t columns
+
+    ctypedef struct ek_layer:
+        const float* attention_norm
+        const float* query_norm
+        const float* key_norm
+        const float* ffn_norm
+        ek_linear query
+        ek_linear key
+        ek_linear value
+        ek_linear output
+        ek_linear gate
+        ek_linear up
+        ek_linear down
+
+    ctypedef struct ek_model:
+        int64_t hidden
+        int64_t ffn
+        int64_t heads
+        int64_t kv_heads
+        int64_t head_dim
+        int64_t vocab
+        int64_t num_layers
+        int64_t turning
+        float epsilon
+        int floats
+        const float* frequencies
+        const float* norm
+        const ek_layer* layers
+        ek_linear head
+
+    ctypedef struct ek_kernels:
+        const ek_decode* steps
+        const ek_gemm* gemm
+
+    int64_t ek_workspace_bytes(const ek_model*, const ek_cache*, int threads) noexcept
+    void ek_forward(const ek_kernels*, const ek_model*, const ek_cache*, int64_t past, const float* embedded,
+                    int64_t count, int64_t num_logits, float* logits, int threads, void* workspace) noexcept
+    const ek_decode* ek_find_decode(const char* name) noexcept
+    bint ek_offers_decode(int level) noexcept
+
+
+cdef extern from "cpu.h" nogil:
+    const char* ek_level_name(int level) noexcept
+
+
+cdef ek_kernels KERNELS
+NAME = "cython"
+TILE = 16
+
+
+def levels():
+    """Names of the levels for which there are kernels and which this processor has, best first."""
+    cdef int number = 0
+    found = []
+    while ek_level_name(number) != NULL:
+        if ek_offers_decode(number) or ek_offers_gemm(number):
+            found.insert(0, ek_level_name(number).decode())
+        number += 1
+    return tuple(found)
+
+
+def set_level(str name):
+    """Use the kernels of this level from now on, or the best below it; "" is the best level there is."""
+    global KERNELS
+    cdef const ek_decode* steps = ek_find_decode(name.encode())
+    cdef const ek_gemm* gemm = ek_find_gemm(name.encode())
+    if steps == NULL or gemm == NULL:
+        raise ValueError(f"level {name!r} is not available here; use one of {', '.join(levels())}")
+    KERNELS.steps, KERNELS.gemm = steps, gemm
+
+
+def level():
+    """Name of the level whose kernels between the matrices are in use."""
+    return KERNELS.steps.name.decode()
+
+
+cdef const float* floats_of(list kept, array):
+    """Address of a float32 array, which is kept alive; NULL for None."""
+    cdef const float[::1] view
+    if array is None:
+        return NULL
+    kept.append(array)
+    view = array.reshape(-1)
+    return &view[0]
+
+
+cdef const void* address_of(list kept, array):
+    """Address of a contiguous array of any type, which is kept alive; NULL for None."""
+    if array is None:
+        return NULL
+    kept.append(array)
+    return <const void*><uintptr_t>array.ctypes.data
+
+
+cdef class Model:
+    """A model's weights where C finds them."""
+    cdef ek_model model
+    cdef ek_layer* layers
+    cdef list kept
+
+    def __cinit__(self, config, weights, bint floats):
+        cdef ek_layer* at
+        self.kept = []
+        self.layers = <ek_layer*>calloc(len(weights.layers), sizeof(ek_layer))
+        if self.layers == NULL:
+            raise MemoryError(f"no memory for {len(weights.layers)} layers")
+        self.model.hidden, self.model.ffn, self.model.vocab = config.hidden_size, config.ffn_size, config.vocab_size
+        self.model.heads, self.model.kv_heads = config.num_heads, config.num_kv_heads
+        self.model.head_dim, self.model.turning = config.head_dim, len(config.frequencies)
+        self.model.num_layers, self.model.epsilon, self.model.floats = len(weights.layers), config.norm_epsilon, floats
+        self.model.frequencies = floats_of(self.kept, config.frequencies)
+        self.model.norm = floats_of(self.kept, weights.norm)
+        self.model.layers = self.layers
+        self.fill(&self.model.head, weights.head)
+        for number, layer in enumerate(weights.layers):
+            at = &self.layers[<int64_t>number]
+            at.attention_norm = floats_of(self.kept, layer.attention_norm)
+            at.query_norm = floats_of(self.kept, layer.query_norm)
+            at.key_norm = floats_of(self.kept, layer.key_norm)
+            at.ffn_norm = floats_of(self.kept, layer.ffn_norm)
+            self.fill(&at.query, layer.query)
+            self.fill(&at.key, layer.key)
+            self.fill(&at.value, layer.value)
+            self.fill(&at.output, layer.output)
+            self.fill(&at.gate, layer.gate)
+            self.fill(&at.up, layer.up)
+            self.fill(&at.down, layer.down)
+
+    def __dealloc__(self):
+        free(self.layers)
+
+    cdef int fill(self, ek_linear* to, linear) except -1:
+        """Describe a linear map to C."""
+        matrix = linear.matrix
+        to.bias = floats_of(self.kept, linear.bias)
+        if isinstance(matrix, np.ndarray):
+            to.rows, to.columns = matrix.shape
+            to.values = floats_of(self.kept, matrix)
+            return 0
+        to.rows, to.columns = matrix.rows, matrix.columns
+        to.packed.rows, to.packed.columns = matrix.rows, matrix.columns
+        to.packed.bits, to.packed.group = matrix.bits, matrix.group
+        to.packed.half_scales = matrix.scale.dtype == np.float16
+        to.packed.data = <const uint8_t*>address_of(self.kept, matrix.data)
+        to.packed.scale = address_of(self.kept, matrix.scale)
+        to.packed.offset = address_of(self.kept, matrix.offset)
+        return 0
+
+
+cdef class Cache:
+    """Keys and values of one sequence, and working memory."""
+    cdef ek_cache cache
+    cdef object keys, values, workspace
+
+    def __cinit__(self, keys, values, int64_t capacity, int64_t padded_dim):
+        self.keys, self.values, self.workspace = keys, values, None
+        self.cache.keys, self.cache.values = <void*><uintptr_t>keys.ctypes.data, <void*><uintptr_t>values.ctypes.data
+        self.cache.capacity, self.cache.padded_dim = capacity, padded_dim
+        self.cache.half = keys.dtype == np.float16
+
+    cdef void* memory(self, const ek_model* model, int threads) except NULL:
+        """Working memory for so many threads, aligned to 64 bytes."""
+        cdef int64_t wanted = ek_workspace_bytes(model, &self.cache, threads) + 64
+        if self.workspace is None or self.workspace.nbytes < wanted:
+            self.workspace = np.zeros(wanted, np.uint8)
+        return <void*>((<uintptr_t>self.workspace.ctypes.data + 63) & ~<uintptr_t>63)
+
+
+def forward(Model model, Cache cache, int64_t past, const float[:, ::1] embedded, float[:, ::1] logits, int threads):
+    """Take in embedded tokens and write the logits of the last of them."""
+    cdef void* workspace = cache.memory(&model.model, threads)
+    cdef int64_t count = embedded.shape[0], num_logits = logits.shape[0]
+    cdef ek_kernels kernels = KERNELS
+    cdef float* out = &logits[0, 0] if num_logits else NULL
+    with nogil:
+        ek_forward(&kernels, &model.model, &cache.cache, past, &embedded[0, 0], count, num_logits, out, threads,
+                   workspace)
+
+
+set_level(os.environ.get("EDGEKERNELS_LEVEL", ""))

@@ -1,0 +1,168 @@
+"""Models in GGUF files and in directories of safetensors, as sources of weights."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from edgekernels._matrix import PackedMatrix
+from edgekernels.decoder.config import DecoderConfig, DecoderError, Floats, from_gguf, from_json
+from edgekernels.decoder.weights import Matrix, Order, quantised
+from edgekernels.gguf import Codes, GgufFile
+from edgekernels.safetensors import SafetensorsFile
+
+_PAIRED = ("llama", "mistral")  # families whose query and key rows GGUF converters reorder
+_FLOATS = ("F32", "F16", "BF16")
+_MAX_CONFIG_BYTES = 1 << 24
+_PARTS = {
+    "attn_q": "self_attn.q_proj",
+    "attn_k": "self_attn.k_proj",
+    "attn_v": "self_attn.v_proj",
+    "attn_q_norm": "self_attn.q_norm",
+    "attn_k_norm": "self_attn.k_norm",
+    "attn_output": "self_attn.o_proj",
+    "ffn_gate": "mlp.gate_proj",
+    "ffn_up": "mlp.up_proj",
+    "ffn_down": "mlp.down_proj",
+    "attn_norm": "input_layernorm",
+    "ffn_norm": "post_attention_layernorm",
+}
+_TOP = {"token_embd": "model.embed_tokens", "output_norm": "model.norm", "output": "lm_head"}
+
+
+def _insist(name: str, shape: tuple[int, ...], wanted: tuple[int, int]) -> None:
+    if shape != wanted:
+        raise DecoderError(f"{name} has shape {shape}; {wanted} is needed: convert the model again")
+
+
+class GgufSource:
+    """The weights of a GGUF file: quantised ones exactly as they are, floats quantised if asked.
+
+    Args:
+        file: the open file.
+        bits: width for matrices which the file holds as floats, or None to keep them so.
+        group: columns for each scale of those.
+    """
+
+    def __init__(self, file: GgufFile, bits: int | None, group: int) -> None:
+        self._file, self._bits, self._group = file, bits, group
+        self.paired = file.metadata.get("general.architecture") in _PAIRED
+
+    def config(self) -> DecoderConfig:
+        """The model's shape.
+
+        Raises:
+            DecoderError: another family, or something the decoder does not compute.
+        """
+        embedding = self._file.tensors.get("token_embd.weight")
+        if embedding is None:
+            raise DecoderError("the GGUF file lacks token_embd.weight; convert the model again")
+        divisors = self.vector("rope_freqs.weight") if self.has("rope_freqs.weight") else None
+        return from_gguf(self._file.metadata, embedding.shape[0], divisors)
+
+    def has(self, name: str) -> bool:
+        """See Source."""
+        return name in self._file.tensors
+
+    def vector(self, name: str) -> Floats:
+        """See Source."""
+        if not self.has(name):
+            raise DecoderError(f"the GGUF file lacks {name}; convert the model again")
+        return self._file.read(name)
+
+    def matrix(self, name: str, shape: tuple[int, int], order: Order | None) -> Matrix:
+        """See Source."""
+        if not self.has(name):
+            raise DecoderError(f"the GGUF file lacks {name}; convert the model again")
+        info = self._file.tensors[name]
+        _insist(name, info.shape, shape)
+        if info.type_name in _FLOATS:
+            values = self._file.read(name)
+            return quantised(values if order is None else values[order], self._bits, self._group)
+        return _packed(self._file.read_codes(name), order)
+
+
+def _packed(codes: Codes, order: Order | None) -> PackedMatrix:
+    """Codes as the file has them, in the kernels' layout."""
+    parts = [codes.codes, codes.scale, codes.offset]
+    if order is not None:
+        parts = [None if part is None else np.ascontiguousarray(part[order]) for part in parts]
+    offset = None if codes.symmetric else parts[2]
+    return PackedMatrix.from_codes(parts[0], codes.bits, group=codes.group, scale=parts[1], offset=offset)
+
+
+class SafetensorsSource:
+    """The weights of a model directory in the layout of Hugging Face.
+
+    Args:
+        directory: has config.json, and model.safetensors or model.safetensors.index.json.
+        bits: width for all matrices, or None to keep them as float32.
+        group: columns for each scale.
+
+    Raises:
+        DecoderError: a file is missing or no JSON object.
+        SafetensorsError: the weights are damaged.
+    """
+
+    paired = False
+
+    def __init__(self, directory: Path, bits: int | None, group: int) -> None:
+        self.settings = read_config(directory)
+        names = [directory / "model.safetensors", directory / "model.safetensors.index.json"]
+        found = [path for path in names if path.is_file()]
+        if not found:
+            raise DecoderError(f"{directory} has neither {names[0].name} nor {names[1].name}")
+        self._bits, self._group = bits, group
+        self.file = SafetensorsFile(found[0])
+
+    def config(self) -> DecoderConfig:
+        """See GgufSource."""
+        return from_json(self.settings)
+
+    def has(self, name: str) -> bool:
+        """See Source; a tied head counts as none even if the file repeats it."""
+        if name == "output.weight" and self.settings.get("tie_word_embeddings", False):
+            return False
+        return _json_name(name) in self.file.tensors
+
+    def vector(self, name: str) -> Floats:
+        """See Source."""
+        if not self.has(name):
+            raise DecoderError(f"{self.file.path} lacks {_json_name(name)}; copy the model again")
+        return self.file.read(_json_name(name))
+
+    def matrix(self, name: str, shape: tuple[int, int], order: Order | None) -> Matrix:
+        """See Source."""
+        values = self.vector(name)
+        _insist(_json_name(name), values.shape, shape)
+        return quantised(values if order is None else values[order], self._bits, self._group)
+
+
+def read_config(directory: Path) -> Mapping[str, Any]:
+    """The config.json of a model directory.
+
+    Raises:
+        DecoderError: it is missing, too large, or no JSON object.
+    """
+    path = directory / "config.json"
+    try:
+        with path.open("rb") as file:
+            raw = file.read(_MAX_CONFIG_BYTES + 1)
+        settings = json.loads(raw)
+    except OSError as error:
+        raise DecoderError(f"{path} cannot be read: {error.strerror}") from None
+    except (ValueError, RecursionError) as error:
+        raise DecoderError(f"{path} is no JSON: {error}") from None
+    if not isinstance(settings, dict):
+        raise DecoderError(f"{path} holds no JSON object")
+    return settings
+
+
+def _json_name(name: str) -> str:
+    """`blk.3.attn_q.weight` to `model.layers.3.self_attn.q_proj.weight`."""
+    parts = name.split(".")
+    if parts[0] == "blk":
+        return f"model.layers.{parts[1]}.{_PARTS[parts[2]]}.{parts[3]}"
+    return f"{_TOP[parts[0]]}.{parts[1]}"
