@@ -31,7 +31,7 @@ def extension(family: str) -> Extension:
     )
 
 
-modules = cythonize([extension(family) for family in ("accept", "bits", "gemm")])
+modules = cythonize([extension(family) for family in ("accept", "bits", "gemm", "decode")])
 for module in modules:
     module.optional = True  # without a compiler numpy serves; set here, because cythonize drops it
 

@@ -5,26 +5,10 @@ import os
 
 import numpy as np
 
-from libc.stdint cimport int32_t, int64_t, uint8_t, uintptr_t
+from libc.stdint cimport int64_t, uintptr_t
 from libc.stdlib cimport calloc, free
 
-
-cdef extern from "gemm.h" nogil:
-    ctypedef struct ek_packed:
-        int64_t rows
-        int64_t columns
-        int32_t bits
-        int32_t group
-        int32_t half_scales
-        const uint8_t* data
-        const void* scale
-        const void* offset
-
-    ctypedef struct ek_gemm:
-        const char* name
-
-    const ek_gemm* ek_find_gemm(const char* name) noexcept
-    bint ek_offers_gemm(int level) noexcept
+from edgekernels._gemm cimport Native, ek_gemm, ek_packed, kernels, native
 
 
 cdef extern from "decode.h" nogil:
@@ -89,7 +73,7 @@ cdef extern from "cpu.h" nogil:
     const char* ek_level_name(int level) noexcept
 
 
-cdef ek_kernels KERNELS
+cdef const ek_decode* LEVEL = NULL
 NAME = "cython"
 TILE = 16
 
@@ -99,25 +83,27 @@ def levels():
     cdef int number = 0
     found = []
     while ek_level_name(number) != NULL:
-        if ek_offers_decode(number) or ek_offers_gemm(number):
+        if ek_offers_decode(number):
             found.insert(0, ek_level_name(number).decode())
         number += 1
     return tuple(found)
 
 
 def set_level(str name):
-    """Use the kernels of this level from now on, or the best below it; "" is the best level there is."""
-    global KERNELS
-    cdef const ek_decode* steps = ek_find_decode(name.encode())
-    cdef const ek_gemm* gemm = ek_find_gemm(name.encode())
-    if steps == NULL or gemm == NULL:
+    """Use the kernels of this level from now on, or the best below it; "" is the best level there is.
+
+    The products with packed matrices are those of edgekernels._gemm, which has a level of its own.
+    """
+    global LEVEL
+    cdef const ek_decode* found = ek_find_decode(name.encode())
+    if found == NULL:
         raise ValueError(f"level {name!r} is not available here; use one of {', '.join(levels())}")
-    KERNELS.steps, KERNELS.gemm = steps, gemm
+    LEVEL = found
 
 
 def level():
-    """Name of the level whose kernels between the matrices are in use."""
-    return KERNELS.steps.name.decode()
+    """Name of the level whose kernels are in use."""
+    return LEVEL.name.decode()
 
 
 cdef const float* floats_of(list kept, array):
@@ -128,14 +114,6 @@ cdef const float* floats_of(list kept, array):
     kept.append(array)
     view = array.reshape(-1)
     return &view[0]
-
-
-cdef const void* address_of(list kept, array):
-    """Address of a contiguous array of any type, which is kept alive; NULL for None."""
-    if array is None:
-        return NULL
-    kept.append(array)
-    return <const void*><uintptr_t>array.ctypes.data
 
 
 cdef class Model:
@@ -184,12 +162,9 @@ cdef class Model:
             to.values = floats_of(self.kept, matrix)
             return 0
         to.rows, to.columns = matrix.rows, matrix.columns
-        to.packed.rows, to.packed.columns = matrix.rows, matrix.columns
-        to.packed.bits, to.packed.group = matrix.bits, matrix.group
-        to.packed.half_scales = matrix.scale.dtype == np.float16
-        to.packed.data = <const uint8_t*>address_of(self.kept, matrix.data)
-        to.packed.scale = address_of(self.kept, matrix.scale)
-        to.packed.offset = address_of(self.kept, matrix.offset)
+        described = native(matrix)
+        self.kept.append(described)
+        to.packed = (<Native>described).matrix
         return 0
 
 
@@ -216,10 +191,11 @@ def forward(Model model, Cache cache, int64_t past, const float[:, ::1] embedded
     """Take in embedded tokens and write the logits of the last of them."""
     cdef void* workspace = cache.memory(&model.model, threads)
     cdef int64_t count = embedded.shape[0], num_logits = logits.shape[0]
-    cdef ek_kernels kernels = KERNELS
+    cdef ek_kernels both
     cdef float* out = &logits[0, 0] if num_logits else NULL
+    both.steps, both.gemm = LEVEL, kernels()
     with nogil:
-        ek_forward(&kernels, &model.model, &cache.cache, past, &embedded[0, 0], count, num_logits, out, threads,
+        ek_forward(&both, &model.model, &cache.cache, past, &embedded[0, 0], count, num_logits, out, threads,
                    workspace)
 
 

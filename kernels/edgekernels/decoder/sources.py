@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from edgekernels._matrix import PackedMatrix
 from edgekernels.decoder.config import DecoderConfig, DecoderError, Floats, from_gguf, from_json
@@ -85,12 +86,23 @@ class GgufSource:
 
 
 def _packed(codes: Codes, order: Order | None) -> PackedMatrix:
-    """Codes as the file has them, in the kernels' layout."""
-    parts = [codes.codes, codes.scale, codes.offset]
-    if order is not None:
-        parts = [None if part is None else np.ascontiguousarray(part[order]) for part in parts]
-    offset = None if codes.symmetric else parts[2]
-    return PackedMatrix.from_codes(parts[0], codes.bits, group=codes.group, scale=parts[1], offset=offset)
+    """Codes as the file has them, in the kernels' layout; factors in float16 where that loses nothing."""
+    scale, offset = codes.scale, None if codes.symmetric else codes.offset
+    halves = [_as_halves(part) for part in (scale, offset) if part is not None]
+    if all(half is not None for half in halves):
+        scale, offset = (*halves, None)[:2]
+    picked = [
+        part if part is None or order is None else np.ascontiguousarray(part[order])
+        for part in (codes.codes, scale, offset)
+    ]
+    return PackedMatrix.from_codes(picked[0], codes.bits, group=codes.group, scale=picked[1], offset=picked[2])
+
+
+def _as_halves(factors: Floats) -> NDArray[np.float16] | None:
+    """The same numbers in half precision, or None if one of them is not the same."""
+    with np.errstate(over="ignore", invalid="ignore"):
+        halves = factors.astype(np.float16)
+        return halves if np.array_equal(halves.astype(np.float32), factors, equal_nan=True) else None
 
 
 class SafetensorsSource:
