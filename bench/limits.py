@@ -62,7 +62,9 @@ def read_gb_per_s(num_bytes: int, num_threads: int) -> float:
 def cache_bytes(level: int) -> int:
     """Size of the first processor's data cache of a level; 0 if the system does not say."""
     for index in Path("/sys/devices/system/cpu/cpu0/cache").glob("index*"):
-        if (index / "level").read_text().strip() == str(level) and (index / "type").read_text().strip() != "Instruction":
+        if (index / "level").read_text().strip() == str(level) and (
+            index / "type"
+        ).read_text().strip() != "Instruction":
             return int((index / "size").read_text().strip().removesuffix("K")) << 10
     return 0
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import ctypes
 import functools
 import importlib.util
-from ctypes import POINTER, c_bool, c_char_p, c_float, c_int, c_int64, c_size_t, c_void_p
+from ctypes import CFUNCTYPE, POINTER, c_bool, c_char_p, c_int, c_int64, c_size_t, c_void_p
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,10 @@ from numpy.typing import NDArray
 TYPES = {"q4_0": 2, "q4_1": 3, "q8_0": 8, "q2_K": 10, "q3_K": 11, "q4_K": 12, "q6_K": 14}
 _F32 = 0
 _GRAPH_BYTES = 1 << 20
+
+
+_QUIET = CFUNCTYPE(None, c_int, c_char_p, c_void_p)(lambda level, text, data: None)
+"""Takes the place of ggml's log, which tells of every weight that it repacks."""
 
 
 class _InitParams(ctypes.Structure):
@@ -47,7 +51,7 @@ _BASE = {
     "ggml_backend_buffer_free": (None, [c_void_p]),
     "ggml_backend_free": (None, [c_void_p]),
     "ggml_backend_cpu_buffer_type": (c_void_p, []),
-    "ggml_get_data": (c_void_p, [c_void_p]),
+    "ggml_log_set": (None, [c_void_p, c_void_p]),
 }
 _CPU = {
     "ggml_backend_cpu_init": (c_void_p, []),
@@ -80,6 +84,7 @@ def _library() -> Any:
             function = getattr(loaded, name)
             function.restype, function.argtypes = result, arguments
             setattr(Library, name.removeprefix("ggml_"), staticmethod(function))
+    Library.log_set(_QUIET, None)  # type: ignore[attr-defined]
     return Library
 
 
@@ -101,7 +106,7 @@ def buffer_types() -> dict[str, int]:
     registry = g.backend_cpu_reg()
     address = g.backend_reg_get_proc_address(registry, b"ggml_backend_dev_get_extra_bufts")
     if address:
-        extra = ctypes.CFUNCTYPE(POINTER(c_void_p), c_void_p)(address)(g.backend_reg_dev_get(registry, 0))
+        extra = CFUNCTYPE(POINTER(c_void_p), c_void_p)(address)(g.backend_reg_dev_get(registry, 0))
         for at in range(16):
             if not extra or not extra[at]:
                 break
@@ -110,36 +115,46 @@ def buffer_types() -> dict[str, int]:
 
 
 class Product:
-    """weights (rows, columns) of one type times activations (m, columns), in a graph of one product for each copy.
+    """weights (rows, columns) of one type times activations (m, columns), as a graph of several products.
 
     Args:
         type_name: one of TYPES.
-        copies: packed weights, each (rows, bytes of a row); one product each, so that they are read in turn.
+        packed: weights (rows, bytes of a row).
         columns: of the weights.
         m: rows of activations.
         buffer_type: name of one of `buffer_types()`.
+        copies: of the weights, multiplied in turn.
+        products: in the graph.
 
     Raises:
         ValueError: ggml does not support the product there.
     """
 
     def __init__(
-        self, type_name: str, copies: list[NDArray[np.uint8]], columns: int, m: int, buffer_type: str = "CPU"
+        self,
+        type_name: str,
+        packed: NDArray[np.uint8],
+        columns: int,
+        m: int,
+        buffer_type: str = "CPU",
+        *,
+        copies: int = 1,
+        products: int = 1,
     ) -> None:
         g = self.ggml = _library()
-        self.rows, self.m = copies[0].shape[0], m
+        self.rows, self.m = packed.shape[0], m
         self.backend = g.backend_cpu_init()
         self._contexts = [g.init(_InitParams(_GRAPH_BYTES, None, True)) for _ in range(3)]
         weights_in, values_in, graph_in = self._contexts
-        weights = [g.new_tensor_2d(weights_in, TYPES[type_name], columns, self.rows) for _ in copies]
+        weights = [g.new_tensor_2d(weights_in, TYPES[type_name], columns, self.rows) for _ in range(copies)]
         self.input = g.new_tensor_2d(values_in, _F32, columns, m)
         place = buffer_types()[buffer_type]
         self._buffers = [g.backend_alloc_ctx_tensors_from_buft(weights_in, place)]
-        self.outputs = [g.mul_mat(graph_in, tensor, self.input) for tensor in weights]
+        self.outputs = [g.mul_mat(graph_in, weights[n % copies], self.input) for n in range(products)]
         if not self._buffers[0] or not g.backend_supports_op(self.backend, self.outputs[0]):
             self.close()
             raise ValueError(f"ggml has no product of {type_name} in {buffer_type}")
-        for tensor, packed in zip(weights, copies, strict=True):
+        for tensor in weights:
             g.backend_tensor_set(tensor, packed.ctypes.data, 0, packed.nbytes)
         self.graph = g.new_graph(graph_in)
         for output in self.outputs:
@@ -161,10 +176,10 @@ class Product:
         if status := self.ggml.backend_graph_compute(self.backend, self.graph):
             raise RuntimeError(f"ggml answered {status}")
 
-    def output(self, copy: int = 0) -> NDArray[np.float32]:
-        """What came out for one copy, (m, rows)."""
+    def output(self, product: int = 0) -> NDArray[np.float32]:
+        """What one product gave, (m, rows)."""
         values = np.empty((self.m, self.rows), np.float32)
-        self.ggml.backend_tensor_get(self.outputs[copy], values.ctypes.data, 0, values.nbytes)
+        self.ggml.backend_tensor_get(self.outputs[product], values.ctypes.data, 0, values.nbytes)
         return values
 
     def forget_output(self) -> None:
@@ -182,8 +197,3 @@ class Product:
             self.ggml.free(context)
         self.ggml.backend_free(self.backend)
         self._buffers, self._contexts = [], []
-
-
-def float_pointer(values: NDArray[np.float32]) -> Any:
-    """For functions that want float*."""
-    return values.ctypes.data_as(POINTER(c_float))
