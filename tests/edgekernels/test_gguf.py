@@ -106,6 +106,21 @@ def test_codes_and_scales_give_the_same_floats(written, name):
 
 
 @pytest.mark.parametrize("name", QUANTISED)
+def test_stored_factors_are_the_same_numbers(written, name):
+    """In float16 where the file has one scale for each group, and without an offset that says nothing."""
+    with GgufFile(written[0]) as file:
+        codes, stored = file.read_codes(name), file.read_codes(name, stored=True)
+    assert stored.scale.dtype == (np.float32 if name.endswith("K") else np.float16)
+    np.testing.assert_array_equal(stored.scale.astype(np.float32), codes.scale)
+    np.testing.assert_array_equal(stored.codes, codes.codes)
+    if codes.symmetric:
+        assert stored.offset is None
+    else:
+        assert stored.offset.dtype == stored.scale.dtype
+        np.testing.assert_array_equal(stored.offset.astype(np.float32), codes.offset)
+
+
+@pytest.mark.parametrize("name", QUANTISED)
 def test_tensors_of_many_chunks_are_read_whole(written, name, monkeypatch):
     monkeypatch.setattr(reader, "_CHUNK_VALUES", 512)
     path, expected = written
