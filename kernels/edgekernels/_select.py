@@ -15,7 +15,9 @@ if TYPE_CHECKING:
     from edgekernels._matrix import PackedMatrix
 
 BACKENDS = ("cython", "numpy")
-ACCEPT, BITS, GEMM = "edgekernels._accept", "edgekernels._bits", "edgekernels._gemm"  # extension modules
+ACCEPT, BITS, GEMM, DECODE = (
+    f"edgekernels._{family}" for family in ("accept", "bits", "gemm", "decode")
+)  # extension modules
 
 
 class Backend(Protocol):
@@ -194,6 +196,21 @@ def load_gemm(name: str) -> GemmBackend:
     return compiled
 
 
+def load_decode(name: str) -> Any:
+    """Import the decoder of one backend by name.
+
+    Args:
+        name: of a backend which `load` knows.
+
+    Returns:
+        The module, or None where edgekernels.decoder computes in numpy.
+
+    Raises:
+        ImportError: the extension is not built, or EDGEKERNELS_LEVEL cannot be had here.
+    """
+    return load_compiled(DECODE) if name == "cython" else None
+
+
 def choose() -> Backend:
     """The backend which EDGEKERNELS_BACKEND names, else the compiled one, else numpy with a warning.
 
@@ -206,7 +223,7 @@ def choose() -> Backend:
     wanted = os.environ.get("EDGEKERNELS_BACKEND", "")
     if wanted:
         return load(wanted)
-    missing = [module for module in (ACCEPT, BITS, GEMM) if importlib.util.find_spec(module) is None]
+    missing = [module for module in (ACCEPT, BITS, GEMM, DECODE) if importlib.util.find_spec(module) is None]
     if missing:
         warnings.warn(
             f"edgekernels: no compiled kernels {' and '.join(missing)}, numpy takes their place and is many times "
@@ -220,12 +237,14 @@ def choose() -> Backend:
 active: Backend = choose()
 active_bits: BitsBackend = load_bits(active.NAME)
 active_gemm: GemmBackend = load_gemm(active.NAME)
+active_decode: Any = load_decode(active.NAME)
 
 
 def use(chosen: Backend) -> None:
-    """Let all later calls run on this backend, those for low-bit codes and packed matrices on its namesakes."""
-    global active, active_bits, active_gemm
-    active, active_bits, active_gemm = chosen, load_bits(chosen.NAME), load_gemm(chosen.NAME)
+    """Let all later calls run on this backend, those of the other families on its namesakes."""
+    global active, active_bits, active_gemm, active_decode
+    name = chosen.NAME
+    active, active_bits, active_gemm, active_decode = chosen, load_bits(name), load_gemm(name), load_decode(name)
 
 
 def backend() -> str:

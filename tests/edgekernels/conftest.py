@@ -13,7 +13,8 @@ from scipy import stats
 LEVELS = ("base", "avx2", "avx512")
 BITS_LEVELS = (*LEVELS, "avx512_vnni")
 GEMM_LEVELS = ("base", "neon_dot", "avx2", "avx512", "avx512_vnni", "amx")
-EXTENSIONS = ("edgekernels._accept", "edgekernels._bits", "edgekernels._gemm")
+DECODE_LEVELS = (*LEVELS, "avx512_vnni", "neon_dot")
+EXTENSIONS = ("edgekernels._accept", "edgekernels._bits", "edgekernels._gemm", "edgekernels._decode")
 
 
 def engines(levels: tuple[str, ...]) -> list[ParameterSet]:
@@ -33,11 +34,11 @@ def switch_to(engine: str) -> None:
         return
     if any(importlib.util.find_spec(name) is None for name in EXTENSIONS):
         pytest.skip("the compiled kernels are not built")
-    from edgekernels import _accept, _bits, _gemm
+    from edgekernels import _accept, _bits, _decode, _gemm
 
     if engine not in (*_accept.levels(), *_bits.levels(), *_gemm.levels()):
         pytest.skip(f"this processor lacks {engine}")
-    for family in (_accept, _bits, _gemm):
+    for family in (_accept, _bits, _gemm, _decode):
         family.set_level(engine)
     _select.use(_accept)
 
@@ -83,6 +84,18 @@ def gemm_engine(request: pytest.FixtureRequest) -> Iterator[str]:
 @pytest.fixture(params=natives(GEMM_LEVELS))
 def gemm_level(request: pytest.FixtureRequest) -> Iterator[str]:
     """Each level of the compiled kernels of packed matrices in turn."""
+    yield from switched(request.param)
+
+
+@pytest.fixture(params=natives(DECODE_LEVELS))
+def decode_level(request: pytest.FixtureRequest) -> Iterator[str]:
+    """Each level of the compiled decoder in turn."""
+    yield from switched(request.param)
+
+
+@pytest.fixture(params=engines(DECODE_LEVELS))
+def decode_engine(request: pytest.FixtureRequest) -> Iterator[str]:
+    """Each backend and level of the decoder in turn."""
     yield from switched(request.param)
 
 

@@ -8,7 +8,7 @@ import sys
 
 import pytest
 
-EXTENSIONS = ("edgekernels._accept", "edgekernels._bits", "edgekernels._gemm")
+EXTENSIONS = ("edgekernels._accept", "edgekernels._bits", "edgekernels._gemm", "edgekernels._decode")
 built = pytest.mark.skipif(
     any(importlib.util.find_spec(name) is None for name in EXTENSIONS), reason="the compiled kernels are not built"
 )
@@ -50,10 +50,11 @@ def test_compiled_kernels_are_the_default():
 @pytest.mark.native
 def test_level_can_be_forced():
     result = run(
-        "from edgekernels import _accept, _bits, _gemm; print(_accept.level(), _bits.level(), _gemm.level())",
+        "from edgekernels import _accept as a, _bits as b, _gemm as g, _decode as d; "
+        "print(a.level(), b.level(), g.level(), d.level())",
         EDGEKERNELS_LEVEL="base",
     )
-    assert result.stdout == "base base base\n"
+    assert result.stdout == "base base base base\n"
 
 
 @built

@@ -15,7 +15,8 @@ def rms_norm(x: Floats, weight: Floats, epsilon: float) -> Floats:
     Source: arXiv 1910.07467.
     """
     square = np.mean(x.astype(np.float64) ** 2, axis=-1, keepdims=True)
-    return (x * (1 / np.sqrt(square + epsilon)).astype(np.float32) * weight).astype(np.float32)
+    scale: Floats = (1 / np.sqrt(square + epsilon)).astype(np.float32)
+    return np.asarray(x * scale * weight, np.float32)
 
 
 def rotate(heads: Floats, positions: npt.NDArray[np.int64], frequencies: Floats) -> Floats:

@@ -16,7 +16,6 @@ from edgekernels.decoder.weights import GROUPS, Weights, build
 from edgekernels.gguf import GgufFile
 
 ACTIVATIONS = ("int8", "float")
-DECODE = "edgekernels._decode"  # extension module
 _CHUNK = 512  # tokens for which vectors are looked up at a time
 
 
@@ -38,7 +37,7 @@ class Decoder:
         if activations not in ACTIVATIONS:
             raise ValueError(f"activations is {activations!r}; pass one of {', '.join(ACTIVATIONS)}")
         self.config, self.weights, self.activations = config, weights, activations
-        self._compiled: Any = _select.load_compiled(DECODE) if _select.backend() == "cython" else None
+        self._compiled: Any = _select.active_decode
         self._native = self._compiled.Model(config, weights, activations == "float") if self._compiled else None
 
     @property

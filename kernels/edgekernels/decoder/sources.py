@@ -6,9 +6,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
-from edgekernels._matrix import PackedMatrix
+from edgekernels._matrix import Factors, PackedMatrix
 from edgekernels.decoder.config import DecoderConfig, DecoderError, Floats, from_gguf, from_json
 from edgekernels.decoder.weights import Matrix, Order, quantised
 from edgekernels.gguf import Codes, GgufFile
@@ -87,22 +86,21 @@ class GgufSource:
 
 def _packed(codes: Codes, order: Order | None) -> PackedMatrix:
     """Codes as the file has them, in the kernels' layout; factors in float16 where that loses nothing."""
-    scale, offset = codes.scale, None if codes.symmetric else codes.offset
-    halves = [_as_halves(part) for part in (scale, offset) if part is not None]
-    if all(half is not None for half in halves):
-        scale, offset = (*halves, None)[:2]
-    picked = [
-        part if part is None or order is None else np.ascontiguousarray(part[order])
-        for part in (codes.codes, scale, offset)
-    ]
-    return PackedMatrix.from_codes(picked[0], codes.bits, group=codes.group, scale=picked[1], offset=picked[2])
+    rows = slice(None) if order is None else order
+    scale: Factors = codes.scale[rows]
+    offset: Factors | None = None if codes.symmetric or codes.offset is None else codes.offset[rows]
+    half_scale, half_offset = _halves(scale), None if offset is None else _halves(offset)
+    if half_scale is not None and (offset is None or half_offset is not None):
+        scale, offset = half_scale, half_offset
+    picked = np.ascontiguousarray(codes.codes[rows])
+    return PackedMatrix.from_codes(picked, codes.bits, group=codes.group, scale=scale, offset=offset)
 
 
-def _as_halves(factors: Floats) -> NDArray[np.float16] | None:
+def _halves(factors: Factors) -> Factors | None:
     """The same numbers in half precision, or None if one of them is not the same."""
     with np.errstate(over="ignore", invalid="ignore"):
         halves = factors.astype(np.float16)
-        return halves if np.array_equal(halves.astype(np.float32), factors, equal_nan=True) else None
+        return halves if np.array_equal(halves.astype(np.float32), factors) else None
 
 
 class SafetensorsSource:
@@ -114,7 +112,7 @@ class SafetensorsSource:
         group: columns for each scale.
 
     Raises:
-        DecoderError: a file is missing or no JSON object.
+        DecoderError: a file is missing, or config.json states no model which the decoder can run.
         SafetensorsError: the weights are damaged.
     """
 
@@ -122,6 +120,7 @@ class SafetensorsSource:
 
     def __init__(self, directory: Path, bits: int | None, group: int) -> None:
         self.settings = read_config(directory)
+        self._config = from_json(self.settings)
         names = [directory / "model.safetensors", directory / "model.safetensors.index.json"]
         found = [path for path in names if path.is_file()]
         if not found:
@@ -130,8 +129,8 @@ class SafetensorsSource:
         self.file = SafetensorsFile(found[0])
 
     def config(self) -> DecoderConfig:
-        """See GgufSource."""
-        return from_json(self.settings)
+        """The model's shape."""
+        return self._config
 
     def has(self, name: str) -> bool:
         """See Source; a tied head counts as none even if the file repeats it."""

@@ -1,0 +1,285 @@
+"""Decoders read from files: tiny models of transformers, the same as GGUF, and files that are not sound."""
+
+import json
+
+import numpy as np
+import pytest
+from edgekernels import PackedMatrix
+from edgekernels.decoder import DecoderError, load_decoder
+from edgekernels.gguf import GgufFile
+
+torch = pytest.importorskip("torch")
+gguf = pytest.importorskip("gguf")
+transformers = pytest.importorskip("transformers")
+safetensors_numpy = pytest.importorskip("safetensors.numpy")
+
+TOKENS = np.random.default_rng(3).integers(0, 96, 40)
+COMMON = {
+    "vocab_size": 96,
+    "hidden_size": 64,
+    "intermediate_size": 96,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 128,
+    "tie_word_embeddings": False,
+}
+LLAMA3 = {
+    "rope_type": "llama3",
+    "rope_theta": 10000.0,
+    "factor": 8.0,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 32,
+}
+KINDS = {
+    "llama": ("Llama", {}),
+    "tied": ("Llama", {"tie_word_embeddings": True}),
+    "biased": ("Llama", {"attention_bias": True, "head_dim": 32}),
+    "linear": ("Llama", {"rope_parameters": {"rope_type": "linear", "rope_theta": 500.0, "factor": 4.0}}),
+    "llama3": ("Llama", {"rope_parameters": LLAMA3}),
+    "mistral": ("Mistral", {"sliding_window": 64}),
+    "qwen2": ("Qwen2", {}),
+    "qwen3": ("Qwen3", {"head_dim": 16}),
+}
+PARTS = {
+    "attn_q": "self_attn.q_proj",
+    "attn_k": "self_attn.k_proj",
+    "attn_v": "self_attn.v_proj",
+    "attn_output": "self_attn.o_proj",
+    "ffn_gate": "mlp.gate_proj",
+    "ffn_up": "mlp.up_proj",
+    "ffn_down": "mlp.down_proj",
+    "attn_norm": "input_layernorm",
+    "ffn_norm": "post_attention_layernorm",
+}
+
+
+def tiny(kind, **more):
+    """A random model of transformers whose parts all matter, norms and biases included."""
+    family, settings = KINDS[kind]
+    torch.manual_seed(5)
+    config = getattr(transformers, f"{family}Config")(**(COMMON | settings | more))
+    model = getattr(transformers, f"{family}ForCausalLM")(config).eval()
+    with torch.no_grad():
+        for name, weight in model.named_parameters():
+            spread = weight.shape[-1] ** -0.5 if weight.dim() > 1 else 0.3
+            weight.normal_(1.0 if "norm" in name else 0.0, spread)
+    return model
+
+
+def logits_of(model):
+    with torch.inference_mode():
+        return model(input_ids=torch.tensor(TOKENS[None])).logits[0].numpy()
+
+
+def ours(decoder, dtype="float32"):
+    return decoder.forward(TOKENS, decoder.new_cache(dtype=dtype), num_logits=len(TOKENS))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_directories_of_transformers_are_computed_alike(tmp_path, kind):
+    model = tiny(kind)
+    model.save_pretrained(tmp_path)
+    wanted = logits_of(model)
+    np.testing.assert_allclose(ours(load_decoder(tmp_path)), wanted, atol=3e-5 * np.abs(wanted).max())
+
+
+def test_shards_and_half_precision_are_read(tmp_path):
+    model, rounded = tiny("llama").half(), tiny("llama")
+    model.save_pretrained(tmp_path, max_shard_size="60KB")
+    assert (tmp_path / "model.safetensors.index.json").is_file()
+    rounded.load_state_dict(model.state_dict())
+    wanted = logits_of(rounded)
+    np.testing.assert_allclose(ours(load_decoder(tmp_path)), wanted, atol=3e-5 * np.abs(wanted).max())
+
+
+def test_quantised_at_load_stays_close(tmp_path):
+    model = tiny("qwen2")
+    model.save_pretrained(tmp_path)
+    wanted = logits_of(model)
+    errors = []
+    for bits in (8, 6, 4):
+        decoder = load_decoder(tmp_path, bits=bits, group=16)
+        assert isinstance(decoder.weights.layers[0].query.matrix, PackedMatrix)
+        errors.append(float(np.sqrt(np.mean((ours(decoder) - wanted) ** 2)) / wanted.std()))
+    assert errors[0] < 0.04
+    assert errors[0] < errors[1] < errors[2] < 0.5
+    assert load_decoder(tmp_path, bits=4, group=128).weights.layers[0].query.matrix.group == 64  # 128 does not divide
+
+
+def neighbours(weight, heads):
+    """Rows in ggml's order, as the converter writes them."""
+    return weight.reshape(heads, 2, -1, *weight.shape[1:]).swapaxes(1, 2).reshape(weight.shape)
+
+
+def write_gguf(path, model, kind_of, *, family="llama", change=None):
+    """A GGUF file of a model, quantised by the `gguf` package; matrices are replaced by what the file holds of them."""
+    config, state = model.config, dict(model.state_dict())
+    config.head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    writer = gguf.GGUFWriter(path, family)
+    values = {
+        "embedding_length": config.hidden_size,
+        "feed_forward_length": config.intermediate_size,
+        "block_count": config.num_hidden_layers,
+        "attention.head_count": config.num_attention_heads,
+        "attention.head_count_kv": config.num_key_value_heads,
+        "context_length": config.max_position_embeddings,
+        "attention.key_length": config.head_dim,
+        "attention.value_length": config.head_dim,
+    }
+    values.update(change or {})
+    for key, value in values.items():
+        add = writer.add_string if isinstance(value, str) else writer.add_uint32
+        add(f"{family}.{key}", value)
+    writer.add_float32(f"{family}.attention.layer_norm_rms_epsilon", config.rms_norm_eps)
+    writer.add_float32(f"{family}.rope.freq_base", config.rope_parameters["rope_theta"])
+    names = {"token_embd": "model.embed_tokens", "output_norm": "model.norm", "output": "lm_head"}
+    for layer in range(config.num_hidden_layers):
+        names |= {f"blk.{layer}.{ours}": f"model.layers.{layer}.{theirs}" for ours, theirs in PARTS.items()}
+    with torch.no_grad():
+        for ours_name, theirs in names.items():
+            for ending in ("weight", "bias"):
+                if f"{theirs}.{ending}" not in state:
+                    continue
+                values = state[f"{theirs}.{ending}"].numpy()
+                kind = gguf.GGMLQuantizationType[kind_of(ours_name) if values.ndim > 1 else "F32"]
+                raw = gguf.quants.quantize(values, kind)
+                state[f"{theirs}.{ending}"].copy_(torch.from_numpy(gguf.quants.dequantize(raw, kind)))
+                heads = {"attn_q": config.num_attention_heads, "attn_k": config.num_key_value_heads}
+                count = heads.get(ours_name.split(".")[-1], 0)
+                raw = neighbours(raw, count) if count and family == "llama" else raw
+                writer.add_tensor(f"{ours_name}.{ending}", raw, raw_dtype=kind)
+    if config.rope_parameters["rope_type"] == "llama3":
+        plain = 1 / config.rope_parameters["rope_theta"] ** (np.arange(0, 16, 2) / 16)
+        scaled = model.model.rotary_emb.inv_freq.numpy()
+        writer.add_tensor("rope_freqs.weight", (plain / scaled).astype(np.float32))
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+
+
+@pytest.mark.parametrize("kind", ["F32", "F16", "BF16", "Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0", "mixed"])
+def test_gguf_files_are_computed_exactly(tmp_path, kind):
+    model, path = tiny("biased"), tmp_path / "model.gguf"
+    mixture = {"attn_q": "Q4_0", "attn_k": "F16", "attn_v": "Q8_0", "ffn_up": "Q5_1", "output": "Q8_0"}
+    write_gguf(path, model, lambda name: mixture.get(name.split(".")[-1], "Q4_1") if kind == "mixed" else kind)
+    wanted = logits_of(model)
+    decoder = load_decoder(path, activations="float")
+    assert isinstance(decoder.weights.layers[0].gate.matrix, PackedMatrix) == (kind not in ("F32", "F16", "BF16"))
+    np.testing.assert_allclose(ours(decoder), wanted, atol=3e-5 * np.abs(wanted).max())
+
+
+def test_gguf_of_another_family_keeps_its_rows(tmp_path):
+    """qwen2 has biases, and no reordered rows."""
+    model, path = tiny("qwen2"), tmp_path / "model.gguf"
+    write_gguf(path, model, lambda _: "Q8_0", family="qwen2")
+    wanted = logits_of(model)
+    np.testing.assert_allclose(ours(load_decoder(path, activations="float")), wanted, atol=3e-5 * np.abs(wanted).max())
+
+
+def test_gguf_scaled_frequencies_are_read(tmp_path):
+    model, path = tiny("llama3"), tmp_path / "model.gguf"
+    write_gguf(path, model, lambda _: "F32")
+    wanted = logits_of(model)
+    np.testing.assert_allclose(ours(load_decoder(path)), wanted, atol=3e-5 * np.abs(wanted).max())
+
+
+def test_floats_in_a_gguf_file_are_quantised_if_asked(tmp_path):
+    path = tmp_path / "model.gguf"
+    write_gguf(path, tiny("llama"), lambda name: "Q4_0" if "ffn" in name else "F16")
+    layer = load_decoder(path, bits=8).weights.layers[0]
+    assert (layer.query.matrix.bits, layer.gate.matrix.bits) == (8, 4)
+
+
+def test_factors_of_a_file_stay_half_precision(tmp_path):
+    """The file's float16 numbers take no more room in memory than in the file."""
+    path = tmp_path / "model.gguf"
+    write_gguf(path, tiny("llama"), lambda _: "Q4_1")
+    matrix = load_decoder(path).weights.layers[0].up.matrix
+    with GgufFile(path) as file:
+        np.testing.assert_array_equal(matrix.scale, file.read_codes("blk.0.ffn_up.weight").scale)
+        assert matrix.nbytes == file.tensors["blk.0.ffn_up.weight"].num_bytes
+
+
+def test_progress_comes_to_an_end(tmp_path):
+    tiny("llama").save_pretrained(tmp_path)
+    shares = []
+    load_decoder(tmp_path, progress=shares.append)
+    assert shares == sorted(shares)
+    assert shares[-1] == 1.0
+
+
+@pytest.mark.parametrize(
+    ("change", "what"),
+    [
+        ({"attention.head_count_kv": 3}, "no multiple"),
+        ({"block_count": 3}, r"lacks blk\.2\.attn_norm\.weight"),
+        ({"feed_forward_length": 64}, r"blk\.0\.ffn_gate\.weight has shape \(96, 64\); \(64, 64\) is needed"),
+        ({"embedding_length": 0}, "embedding_length is 0"),
+        ({"rope.scaling.type": "yarn"}, "scaling 'yarn' is not supported"),
+        ({"rope.dimension_count": 64}, "do not fit heads of 16"),
+        ({"attention.value_length": 8}, "keys of 16 and values of 8"),
+    ],
+)
+def test_gguf_files_which_contradict_themselves_are_refused(tmp_path, change, what):
+    path = tmp_path / "model.gguf"
+    write_gguf(path, tiny("llama"), lambda _: "F16", change=change)
+    with pytest.raises(DecoderError, match=what):
+        load_decoder(path)
+
+
+def test_other_families_are_refused(tmp_path):
+    path = tmp_path / "model.gguf"
+    write_gguf(path, tiny("llama"), lambda _: "F16", family="gemma3")
+    with pytest.raises(DecoderError, match="'gemma3' model; the native decoder runs llama, mistral, qwen2, qwen3"):
+        load_decoder(path)
+
+
+@pytest.mark.parametrize(
+    ("change", "what"),
+    [
+        ({"model_type": "gpt2"}, "model_type is 'gpt2'"),
+        ({"hidden_act": "gelu"}, "hidden_act is 'gelu'"),
+        ({"rope_parameters": {"rope_type": "yarn"}}, "'yarn' is not supported"),
+        ({"rms_norm_eps": "small"}, "rms_norm_eps is 'small'"),
+        ({"num_hidden_layers": 3}, r"lacks model\.layers\.2"),
+        ({"vocab_size": 97}, r"has shape \(96, 64\); \(97, 64\) is needed"),
+        ({"num_hidden_layers": 2**60}, "num_layers is 1152921504606846976"),
+        ({"intermediate_size": None}, "ffn_size is None"),
+        ({"num_attention_heads": "4"}, "num_attention_heads is '4'"),
+    ],
+)
+def test_directories_which_contradict_themselves_are_refused(tmp_path, change, what):
+    tiny("llama").save_pretrained(tmp_path)
+    file = tmp_path / "config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | change))
+    with pytest.raises(DecoderError, match=what):
+        load_decoder(tmp_path)
+
+
+@pytest.mark.parametrize("text", ["", "[]", "{", "[" * 100_000, "nul"])
+def test_a_config_that_is_no_object_is_refused(tmp_path, text):
+    (tmp_path / "config.json").write_text(text)
+    with pytest.raises(DecoderError, match=r"config\.json"):
+        load_decoder(tmp_path)
+
+
+def test_a_key_that_is_missing_is_named(tmp_path):
+    tiny("llama").save_pretrained(tmp_path)
+    file = tmp_path / "config.json"
+    settings = json.loads(file.read_text())
+    del settings["intermediate_size"]
+    file.write_text(json.dumps(settings))
+    with pytest.raises(DecoderError, match="lacks 'intermediate_size'"):
+        load_decoder(tmp_path)
+    (tmp_path / "model.safetensors").unlink()
+    with pytest.raises(DecoderError, match=r"neither model\.safetensors nor"):
+        load_decoder(tmp_path)
+
+
+@pytest.mark.parametrize(("arguments", "what"), [({"bits": 9}, "bits is 9"), ({"group": 48}, "group is 48")])
+def test_bad_arguments_are_refused(tmp_path, arguments, what):
+    with pytest.raises(ValueError, match=what):
+        load_decoder(tmp_path, **arguments)

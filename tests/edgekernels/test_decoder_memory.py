@@ -1,0 +1,88 @@
+"""The compiled decoder reads and writes nothing beyond its buffers: they end where unreadable memory begins."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+
+GUARDED = """
+import ctypes, mmap, sys
+import numpy as np
+from edgekernels import PackedMatrix, _accept, _decode, _gemm, _select
+from edgekernels.decoder import Decoder, DecoderConfig, Layer, Linear, Weights
+from edgekernels.decoder.config import frequencies
+
+libc = ctypes.CDLL(None, use_errno=True)
+libc.mprotect.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
+PAGE, keep = mmap.PAGESIZE, []
+
+def guarded(values):
+    '''A copy that ends where the readable memory ends.'''
+    values = np.ascontiguousarray(values)
+    pages = -(-values.nbytes // PAGE)
+    memory = mmap.mmap(-1, (pages + 1) * PAGE)
+    keep.append(memory)
+    copy = np.frombuffer(memory, values.dtype, values.size, pages * PAGE - values.nbytes).reshape(values.shape)
+    copy[...] = values
+    start = ctypes.addressof(ctypes.c_char.from_buffer(memory))
+    assert libc.mprotect(start + pages * PAGE, PAGE, 0) == 0
+    return copy
+
+zeros = np.zeros
+np.zeros = lambda shape, dtype=float: guarded(zeros(shape, dtype))  # caches and working memory
+_decode.set_level(sys.argv[1])
+_gemm.set_level(sys.argv[1])
+_select.use(_accept)
+rng = np.random.default_rng(0)
+
+def floats(*shape):
+    return guarded(rng.normal(0, 1, shape).astype(np.float32))
+
+def matrix(rows, columns, bits):
+    if bits is None:
+        return floats(rows, columns)
+    made = PackedMatrix.quantise(floats(rows, columns), bits, group=16)
+    made.data, made.scale_blocks, made.offset_blocks = map(guarded, (made.data, made.scale_blocks, made.offset_blocks))
+    return made
+
+cases = [(3, 1, 6, 37, 51, 5, None), (4, 2, 16, 48, 80, 33, 4), (5, 5, 32, 16, 16, 16, 3), (2, 1, 80, 32, 48, 1, 8),
+         (9, 3, 20, 33, 17, 49, None)]
+for heads, kv, d, hidden, ffn, vocab, bits in cases:
+    bits = None if hidden % 16 or heads * d % 16 or ffn % 16 else bits
+    config = DecoderConfig(vocab, hidden, ffn, 2, heads, kv, d, 1e-5, 70, guarded(frequencies(d, 1e4)))
+    def linear(rows, columns):
+        return Linear(matrix(rows, columns, bits), floats(rows))
+    layers = tuple(Layer(floats(hidden), linear(heads * d, hidden), linear(kv * d, hidden), linear(kv * d, hidden),
+                         floats(d), floats(d), linear(hidden, heads * d), floats(hidden), linear(ffn, hidden),
+                         linear(ffn, hidden), linear(hidden, ffn)) for _ in range(2))
+    decoder = Decoder(config, Weights(floats(vocab, hidden), layers, floats(hidden), linear(vocab, hidden)),
+                      activations="float" if heads == 4 else "int8")
+    for dtype in ("float16", "float32"):
+        cache = decoder.new_cache(dtype=dtype)
+        for count, threads in ((1, 1), (1, 2), (17, 1), (36, 2), (1, 3), (14, 1)):
+            out = guarded(zeros((count, vocab), np.float32))
+            decoder.forward(rng.integers(0, vocab, count), cache, num_logits=count, out=out, num_threads=threads)
+        assert len(cache) == 70 and np.isfinite(out).all()
+"""
+CRASH = """
+floats(1, 1).base  # the first page behind a guarded array
+ctypes.string_at(floats(1, 16).ctypes.data, 65)
+"""
+
+
+def run(script, level):
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(p for p in sys.path if p), "OMP_NUM_THREADS": "4"}
+    command = [sys.executable, "-c", script + "print('clean')\n", level]
+    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60, check=False)
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="guard pages are set with mprotect")
+def test_nothing_beyond_the_buffers_is_touched(decode_level):
+    result = run(GUARDED, decode_level)
+    assert (result.returncode, result.stdout) == (0, "clean\n"), result.stderr
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="guard pages are set with mprotect")
+def test_guard_pages_do_stop_a_read():
+    assert run(GUARDED.split("cases =", maxsplit=1)[0] + CRASH, "base").returncode < 0
