@@ -15,12 +15,14 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from bench.others import undisturbed
+
 ROOT = Path(__file__).parents[1]
 SOURCE = Path(__file__).with_suffix(".c")
 LIBRARY = ROOT / "build" / "bench" / "limits.so"
 _FLAGS = ("-O3", "-march=native", "-fopenmp", "-shared", "-fPIC")
 _READ_BYTES = 64 << 20  # of one timed reading: some milliseconds, beside which starting threads is nothing
-_READINGS = 15
+_WINDOWS, _WINDOW_S = 2, 0.1
 
 
 @functools.cache
@@ -48,14 +50,16 @@ def read(memory: NDArray[np.uint8], num_threads: int, passes: int = 1) -> None:
 
 
 def read_gb_per_s(num_bytes: int, num_threads: int) -> float:
-    """The best of some readings of `num_bytes` in all, again and again."""
+    """The best of many readings of `num_bytes` in all, again and again, some of them while no other process ran."""
     memory = buffer(num_bytes)
     passes = max(1, _READ_BYTES // num_bytes)
     best_s = float("inf")
-    for _ in range(_READINGS):
-        started = time.perf_counter()
-        read(memory, num_threads, passes)
-        best_s = min(best_s, time.perf_counter() - started)
+    for _, counts in undisturbed(_WINDOWS):
+        until = time.perf_counter() + _WINDOW_S
+        while (started := time.perf_counter()) < until:
+            read(memory, num_threads, passes)
+            best_s = min(best_s, time.perf_counter() - started)
+        counts()
     return passes * num_bytes / best_s / 1e9
 
 

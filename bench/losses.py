@@ -22,35 +22,44 @@ def _results(name: str) -> dict[str, Any]:
 
 def gemm_losses(results: dict[str, Any]) -> Iterator[tuple[str, str]]:
     """Products: each peer that is faster than ours in the same case, or has better weights for as many bits."""
-    for bits, result in sorted(results.get("widths", {}).items()):
-        cases: dict[tuple[Any, ...], list[dict[str, Any]]] = {}
-        for row in result["cases"]:
-            if "median_us" in row:
-                cases.setdefault((row["m"], row["threads"], row["place"]), []).append(row)
-        for (m, threads, place), rows in cases.items():
-            ours = next(row for row in rows if row["contender"] == OURS)
-            for row in rows:
-                if _is_peer(row) and row["median_us"] < (1 - _TOLERANCE) * ours["median_us"]:
-                    counts = f"{m} row{'s' * (m > 1)}, {threads} thread{'s' * (threads > 1)}"
-                    what = f"{bits} bits, {counts}, weights in {place}"
-                    yield what, f"{ours['median_us']:.0f} us against {row['median_us']:.0f} of {row['contender']}"
-        yield from _worse_weights(bits, next(iter(cases.values()), []))
+    for bits, places in sorted(results.get("widths", {}).items()):
+        weights: dict[str, dict[str, Any]] = {}
+        for place, result in places.items():
+            cases: dict[tuple[int, int], dict[str, dict[str, Any]]] = {}
+            for row in result["cases"]:
+                if "median_us" in row:
+                    cases.setdefault((row["m"], row["threads"]), {})[row["contender"]] = row
+            for (m, threads), rows in cases.items():
+                counts = f"{m} row{'s' * (m > 1)}, {threads} thread{'s' * (threads > 1)}"
+                for name, us in _faster(rows):
+                    found = f"{rows[OURS]['median_us']:.0f} us against {us:.0f} of {name}"
+                    yield f"{bits} bits, {counts}, weights in {place}", found
+                weights |= rows
+        yield from _worse_weights(bits, weights)
 
 
-def _is_peer(row: dict[str, Any]) -> bool:
-    return not row["contender"].startswith(OURS) and row["contender"] != "limit"
+def _faster(rows: dict[str, dict[str, Any]]) -> Iterator[tuple[str, float]]:
+    """Peers that take less than ours by more than chance."""
+    for name, row in rows.items():
+        if _is_peer(name) and row["median_us"] < (1 - _TOLERANCE) * rows[OURS]["median_us"]:
+            yield name, row["median_us"]
 
 
-def _worse_weights(bits: str, rows: list[dict[str, Any]]) -> Iterator[tuple[str, str]]:
+def _is_peer(name: str) -> bool:
+    return not name.startswith(OURS) and name != "limit"
+
+
+def _worse_weights(bits: str, rows: dict[str, dict[str, Any]]) -> Iterator[tuple[str, str]]:
     """Peers with no more bits for a weight and a smaller error of the weights (normal law) than ours."""
-    for row in rows:
-        ours = rows[0]
-        more_bits = row["bits_per_weight"] > ours["bits_per_weight"] if _is_peer(row) else True
-        if not more_bits and row["weight_error"] < (1 - _TOLERANCE) * ours["weight_error"]:
+    for name, row in rows.items():
+        ours = rows[OURS]
+        if not _is_peer(name) or row["bits_per_weight"] > ours["bits_per_weight"]:
+            continue
+        if row["weight_error"] < (1 - _TOLERANCE) * ours["weight_error"]:
             yield (
                 f"{bits} bits, error of the weights",
                 f"{ours['weight_error']:.4f} with {ours['bits_per_weight']} bits each "
-                f"against {row['weight_error']:.4f} with {row['bits_per_weight']} of {row['contender']}",
+                f"against {row['weight_error']:.4f} with {row['bits_per_weight']} of {name}",
             )
 
 

@@ -1,9 +1,10 @@
-"""Products of packed weights beside their peers: `python -m bench.micro.gemm [--bits N]... [--quick]`.
+"""Products of packed weights beside their peers: `python -m bench.micro.gemm [--bits N] [--place NAME] [--quick]`.
 
 4096 x 4096, groups of 64, 1 and 8 rows of activations, 1 and 2 threads; the weights stay in L3, or are so many copies
 that they come from DRAM. Contenders take turns, so that noise meets all alike; every answer is checked before it is
 timed; what reading the same bytes takes at best is measured as one of them. Writes bench/results/gemm.json and the
-headline figures; widths that were not asked for keep what they had. --quick shows that it works and records nothing.
+headline figures; widths and places that were not asked for keep what they had. --quick shows that it works and
+records nothing.
 """
 
 from __future__ import annotations
@@ -24,7 +25,8 @@ COMMAND = "python -m bench.micro.gemm"
 THREADS = (1, 2)
 ROWS_OF_X = (1, 8)
 PLACES = ("L3", "DRAM")
-ROUNDS, QUICK_ROUNDS = 21, 3
+ROUNDS = {"L3": 15, "DRAM": 9}
+QUICK_ROUNDS = 3
 LIMIT = "limit"
 _PAUSE_S = 0.004  # threads of another library's pool go on spinning for a while
 _SLOW_S = 0.03  # a turn that takes longer is repeated less
@@ -94,34 +96,29 @@ def _turn(contender: Any, num_threads: int) -> float:
     return (time.perf_counter() - started) / contender.products
 
 
-def measure(bits: int, rounds: int) -> dict[str, Any]:
-    """All cases of one width.
+def measure(bits: int, place: str, rounds: int) -> dict[str, Any]:
+    """All cases of one width with the weights in one place.
 
     Returns:
         `cases`, a row for each contender in each; `ratio_ggml`, the fastest ggml's time over ours, round by round.
     """
     rows: list[dict[str, Any]] = []
     ratios: dict[str, float] = {}
-    for place in PLACES:
-        for m in ROWS_OF_X:
-            case = peers.case_of(bits, m, place)
-            contenders, known = _built(case)
-            for num_threads in THREADS:
-                where = {"bits": bits, "m": m, "place": place, "threads": num_threads}
-                times = _timed(contenders, num_threads, rounds)
-                medians = {name: statistics.median(values.values()) for name, values in times.items()}
-                rows += [
-                    where | _row(name, known.get(name, {}), times.get(name, {}), medians) for name in (*known, LIMIT)
-                ]
-                theirs = [name for name in medians if name.startswith("ggml")]
-                if theirs:
-                    best = min(theirs, key=medians.__getitem__)
-                    key = f"{place} m={m} threads={num_threads}"
-                    both = sorted(times[best].keys() & times["edgekernels"].keys())
-                    ratios[key] = ratio(*([times[name][turn] for turn in both] for name in (best, "edgekernels")))
-                    print(
-                        f"  {bits} bits {key}: {1e6 * medians['edgekernels']:.0f} us, x{ratios[key]} {best}", flush=True
-                    )
+    for m in ROWS_OF_X:
+        case = peers.case_of(bits, m, place)
+        contenders, known = _built(case)
+        for num_threads in THREADS:
+            times = _timed(contenders, num_threads, rounds)
+            medians = {name: statistics.median(values.values()) for name, values in times.items()}
+            for name in (*known, LIMIT):
+                row = _row(name, known.get(name, {}), times.get(name, {}), medians)
+                rows.append({"m": m, "threads": num_threads, **row})
+            if theirs := [name for name in medians if name.startswith("ggml")]:
+                best, key = min(theirs, key=medians.__getitem__), f"m={m} threads={num_threads}"
+                both = sorted(times[best].keys() & times["edgekernels"].keys())
+                ratios[key] = ratio(*([times[name][turn] for turn in both] for name in (best, "edgekernels")))
+                ours_us = 1e6 * medians["edgekernels"]
+                print(f"  {bits} bits {place} {key}: {ours_us:.0f} us, x{ratios[key]} {best}", flush=True)
     return {"cases": rows, "ratio_ggml": ratios}
 
 
@@ -139,18 +136,17 @@ def _row(name: str, known: dict[str, Any], times: dict[int, float], medians: dic
     }
 
 
-def figures(bits: int, result: dict[str, Any], stamped: dict[str, Any]) -> dict[str, record.Figure]:
-    """The headline figures of one width: one row of activations, two threads."""
-    command = f"{COMMAND} --bits {bits}"
+def figures(bits: int, place: str, result: dict[str, Any], stamped: dict[str, Any]) -> dict[str, record.Figure]:
+    """The headline figures of one width and place: one row of activations, two threads."""
+    command = f"{COMMAND} --bits {bits} --place {place}"
     found = {}
-    if (key := "L3 m=1 threads=2") in result["ratio_ggml"]:
+    if place == "L3" and (key := "m=1 threads=2") in result["ratio_ggml"]:
         unit = "ggml's fastest time over ours, 4096 x 4096, 1 row of activations, 2 threads, weights in L3"
         found[f"kernels.gemv{bits}_ratio_ggml"] = record.figure(
             result["ratio_ggml"][key], unit, "ggml in llama-cpp-python", command, stamped
         )
     for row in result["cases"]:
         if (row["contender"], row["m"], row["threads"]) == ("edgekernels", 1, 2):
-            place = row["place"]
             unit = f"time to read our bytes from {place} over our time, 4096 x 4096, 1 row of activations, 2 threads"
             found[f"kernels.gemv{bits}_share_{place.lower()}"] = record.figure(
                 row["share_of_limit"], unit, f"reading from {place}", command, stamped
@@ -162,21 +158,24 @@ def main() -> None:
     """Measure, show, record."""
     parser = argparse.ArgumentParser(prog=COMMAND, description=__doc__)
     parser.add_argument("--bits", action="append", type=int, choices=peers.WIDTHS, help="default: all")
+    parser.add_argument("--place", action="append", choices=PLACES, help="default: all")
     parser.add_argument("--quick", action="store_true", help="a short try; records nothing")
     arguments = parser.parse_args()
     stamped = _stamp()
     reading = limits.table(THREADS)
-    results, found = {}, {}
+    path = record.RESULTS / "gemm.json"
+    results = json.loads(path.read_text())["widths"] if path.is_file() and not arguments.quick else {}
+    found = {}
     for bits in arguments.bits or peers.WIDTHS:
-        result = measure(bits, QUICK_ROUNDS if arguments.quick else ROUNDS)
-        results[str(bits)] = {"stamp": stamped, "read_gb_per_s": reading, **result}
-        found |= figures(bits, result, stamped)
+        for place in arguments.place or PLACES:
+            result = measure(bits, place, QUICK_ROUNDS if arguments.quick else ROUNDS[place])
+            result = {"stamp": stamped, "read_gb_per_s": reading, **result}
+            results.setdefault(str(bits), {})[place] = result
+            found |= figures(bits, place, result, stamped)
     if arguments.quick:
         print(json.dumps(results, indent=1))
         return
-    path = record.RESULTS / "gemm.json"
-    known = json.loads(path.read_text())["widths"] if path.is_file() else {}
-    record.write("gemm", {"widths": dict(sorted({**known, **results}.items()))}, found, stamped)
+    record.write("gemm", {"widths": dict(sorted(results.items()))}, found, stamped)
 
 
 if __name__ == "__main__":

@@ -102,13 +102,16 @@ def test_a_machine_that_is_never_quiet_ends_the_rounds(monkeypatch):
 
 
 def test_a_ratio_is_of_the_same_rounds_and_a_figure_has_its_origin():
-    row = {"bits": 4, "m": 1, "threads": 2, "contender": "edgekernels", "share_of_limit": 0.8}
-    cases = [row | {"place": "L3"}, row | {"place": "DRAM"}, row | {"place": "L3", "m": 8}]
+    row = {"m": 1, "threads": 2, "contender": "edgekernels", "share_of_limit": 0.8}
+    result = {"cases": [row, row | {"m": 8, "share_of_limit": 0.1}], "ratio_ggml": {"m=1 threads=2": 1.7}}
     stamped = {"cpu": "x", "cores": 2, "commit": "abc"}
-    found = gemm.figures(4, {"cases": cases, "ratio_ggml": {"L3 m=1 threads=2": 1.7}}, stamped)
-    assert found.keys() == {"kernels.gemv4_ratio_ggml", "kernels.gemv4_share_l3", "kernels.gemv4_share_dram"}
-    assert found["kernels.gemv4_ratio_ggml"]["value"] == 1.7
-    assert found["kernels.gemv4_ratio_ggml"]["command"] == "python -m bench.micro.gemm --bits 4"
+    found = gemm.figures(4, "L3", result, stamped)
+    assert {key: figure["value"] for key, figure in found.items()} == {
+        "kernels.gemv4_ratio_ggml": 1.7,
+        "kernels.gemv4_share_l3": 0.8,
+    }
+    assert found["kernels.gemv4_ratio_ggml"]["command"] == "python -m bench.micro.gemm --bits 4 --place L3"
+    assert gemm.figures(4, "DRAM", result, stamped).keys() == {"kernels.gemv4_share_dram"}
 
 
 def test_the_decoders_figure_is_the_worse_of_one_and_two_threads():
@@ -131,16 +134,16 @@ def test_decoders_that_do_not_agree_are_not_timed():
 
 
 def test_every_kind_of_loss_is_listed_and_draws_are_not():
-    row = {"m": 1, "threads": 2, "place": "L3", "bits_per_weight": 4.5, "weight_error": 0.09}
+    row = {"m": 1, "threads": 2, "bits_per_weight": 4.5, "weight_error": 0.09}
     cases = [
         row | {"contender": "edgekernels", "median_us": 100.0},
         row | {"contender": "edgekernels, symmetric", "median_us": 50.0},
         row | {"contender": "limit", "median_us": 40.0},
         row | {"contender": "ggml q4_0", "median_us": 99.0, "weight_error": 0.07},
         row | {"contender": "torch x", "median_us": 90.0},
-        {"contender": "ggml z", "absent": "ValueError: none"},
+        {"m": 1, "threads": 2, "contender": "ggml z", "absent": "ValueError: none"},
     ]
-    found = list(losses.gemm_losses({"widths": {"4": {"cases": cases}}}))
+    found = list(losses.gemm_losses({"widths": {"4": {"L3": {"cases": cases}}}}))
     assert found == [
         ("4 bits, 1 row, 2 threads, weights in L3", "100 us against 90 of torch x"),
         ("4 bits, error of the weights", "0.0900 with 4.5 bits each against 0.0700 with 4.5 of ggml q4_0"),
