@@ -1,7 +1,6 @@
 /* Products with packed matrices, compiled once per instruction set level with EK_LEVEL as the suffix.
 
-   A block of 16 rows is 16 lanes; one step multiplies 4 columns of them. Codes are unpacked in registers and used for
-   up to MOST_TOKENS tokens. docs/spec/kernels-gemm.md has the arithmetic, which must not change between levels. */
+   A block of 16 rows is 16 lanes, of one or more vectors; one step multiplies 4 columns of them. docs/spec/kernels-gemm.md has the arithmetic, which must not change between levels. */
 #include "gemm.h"
 #include "gemm_layout.h"
 #include "gemm_ops.h"
@@ -11,20 +10,54 @@
 #define EK_QUOTE(a) #a
 #define EK_STRING(a) EK_QUOTE(a)
 
-#if defined(__AVX512F__) || defined(__aarch64__)
-#define MOST_TOKENS 8 /* so that sums stay in 32 registers */
+/* Kernels as X(tokens, vectors of rows, ...), most tokens first, then most vectors: as many sums as there are registers
+   for, since the vectors share what is read of the activations, and the tokens share the codes. */
+#if defined(EK_VNNI)
+#define TAKE_APART(count, vectors, bits) ((count) == 1 && (bits) >= 2)
+#define WHOLE(X, ...)                                                                                                  \
+    X(4, 4, __VA_ARGS__) X(4, 1, __VA_ARGS__) X(3, 4, __VA_ARGS__) X(3, 1, __VA_ARGS__) X(2, 4, __VA_ARGS__)           \
+    X(2, 1, __VA_ARGS__) X(1, 4, __VA_ARGS__) X(1, 2, __VA_ARGS__) X(1, 1, __VA_ARGS__)
+#define PLAIN(X, ...) X(4, 4, __VA_ARGS__) X(4, 1, __VA_ARGS__) X(1, 4, __VA_ARGS__) X(1, 1, __VA_ARGS__)
+#elif defined(__AVX512F__)
+#define WHOLE(X, ...)                                                                                                  \
+    X(8, 1, __VA_ARGS__) X(4, 2, __VA_ARGS__) X(4, 1, __VA_ARGS__) X(2, 4, __VA_ARGS__) X(2, 1, __VA_ARGS__)           \
+    X(1, 4, __VA_ARGS__) X(1, 1, __VA_ARGS__)
+#define PLAIN(X, ...) X(4, 2, __VA_ARGS__) X(4, 1, __VA_ARGS__) X(1, 4, __VA_ARGS__) X(1, 1, __VA_ARGS__)
+#elif defined(__AVX2__)
+#define WHOLE(X, ...)                                                                                                  \
+    X(4, 1, __VA_ARGS__) X(2, 2, __VA_ARGS__) X(1, 4, __VA_ARGS__) X(1, 2, __VA_ARGS__)
+#define PLAIN(X, ...) X(4, 1, __VA_ARGS__) X(1, 4, __VA_ARGS__) X(1, 2, __VA_ARGS__)
+#elif defined(__aarch64__)
+#define WHOLE(X, ...)                                                                                                  \
+    X(8, 2, __VA_ARGS__) X(4, 4, __VA_ARGS__) X(2, 4, __VA_ARGS__) X(1, 8, __VA_ARGS__) X(1, 4, __VA_ARGS__)
+#define PLAIN(X, ...) X(4, 4, __VA_ARGS__) X(1, 8, __VA_ARGS__) X(1, 4, __VA_ARGS__)
 #else
-#define MOST_TOKENS 4
+#define WHOLE(X, ...) X(4, 2, __VA_ARGS__) X(2, 4, __VA_ARGS__) X(1, 4, __VA_ARGS__)
+#define PLAIN(X, ...) X(4, 2, __VA_ARGS__) X(1, 4, __VA_ARGS__)
 #endif
+#ifndef TAKE_APART
+#define TAKE_APART(count, vectors, bits) 0
+#endif
+#define MOST_TOKENS 8
+#define MOST_VECTORS 8
 
-/* The codes of one step from its unit's planes, which begin at the wanted part of the rows. */
-INLINE vwords codes_of(const uint8_t *planes, const int bits, const int step)
+#define UNROLL _Pragma("GCC unroll 8")
+
+/* The codes of one step from its unit's planes, which begin at the wanted part of the rows. With `apart` whole codes
+   stay in their place within the byte, times 2^(bits * number of the code in the byte). */
+INLINE vwords codes_of(const uint8_t *planes, const int bits, const int step, const int apart)
 {
     vwords codes = {0};
+    int done = 0;
 #pragma GCC unroll 8
-    for (int done = 0; done < bits;) {
+    for (int n = 0; n < 8; n++) {
+        if (done == bits)
+            continue;
         const ek_piece p = ek_piece_of(bits, step, done);
         vwords v = load_words(planes + p.plane * EK_PLANE);
+        IN_REGISTER(v);
+        if (apart && p.size == bits)
+            return bits == 8 ? v : v & every_byte(((1 << bits) - 1) << p.at);
         if (p.at > done)
             v >>= p.at - done; /* in 16 bits; the mask drops what came from the neighbour */
         else if (p.at < done)
@@ -37,202 +70,260 @@ INLINE vwords codes_of(const uint8_t *planes, const int bits, const int step)
     return codes;
 }
 
-/* Sums of one block for count tokens; y is (count, 16). */
-INLINE void multiply_block(const ek_packed *matrix, const ek_tokens *tokens, int64_t block, float *y, const int bits,
-                           const int count, const int steps)
+/* Where a pass over `vectors` vectors of rows, or a part of it, finds the codes and factors of its vector v. */
+typedef struct {
+    const uint8_t *planes; /* of the first vector */
+    int64_t unit_bytes, block_bytes, groups, first;
+} place;
+
+INLINE place place_of(const ek_packed *matrix, int64_t first, const int bits)
 {
-    const int64_t columns = matrix->columns, group = matrix->group, groups = columns / group;
-    const int64_t units = (columns + EK_UNIT - 1) / EK_UNIT, unit_bytes = (int64_t)bits * EK_PLANE;
-    const uint8_t *planes = matrix->data + block * units * unit_bytes;
-    const int half = matrix->half_scales;
-    const float middle = (float)(1 << (bits - 1));
-    vfloat total[MOST_TOKENS][PARTS];
-    for (int t = 0; t < count; t++)
-        for (int part = 0; part < PARTS; part++)
-            total[t][part] = (vfloat){0};
-    for (int64_t g = 0; g < groups; g++) {
-        for (int part = 0; part < PARTS; part++) {
-            dots d[MOST_TOKENS];
-            for (int t = 0; t < count; t++)
-                d[t] = start_dots(bits, tokens->sum[t * groups + g]);
-            for (int64_t column = g * group; column < (g + 1) * group; column += steps * 4) {
-                const uint8_t *unit = planes + column / EK_UNIT * unit_bytes + part * VECTOR_BYTES;
-                const int8_t *x = tokens->codes + column;
-#define STEP(step, i)                                                                                                  \
-    if ((i) < steps) {                                                                                                 \
-        const vwords c = codes_of(unit, bits, step);                                                                   \
-        for (int t = 0; t < count; t++)                                                                                \
-            d[t] = add_step(d[t], c, spread_of(x + t * columns + (i)*4), bits, i);                                     \
-    }
-                if (steps == EK_STEPS || column % EK_UNIT == 0) {
-                    STEP(0, 0) STEP(1, 1) STEP(2, 2) STEP(3, 3) STEP(4, 4) STEP(5, 5) STEP(6, 6) STEP(7, 7)
-                } else {
-                    STEP(4, 0) STEP(5, 1) STEP(6, 2) STEP(7, 3)
-                }
-            }
-            const int64_t i = (block * groups + g) * EK_BLOCK + part * FLOATS;
-            const vfloat scale = load_factors(matrix->scale, i, half);
-            if (matrix->offset != NULL) {
-                const vfloat offset = load_factors(matrix->offset, i, half);
-                for (int t = 0; t < count; t++) {
-                    const vfloat dot = __builtin_convertvector(finish_dots(d[t]), vfloat);
-                    total[t][part] +=
-                        (scale * dot + offset * tokens->sum[t * groups + g]) * tokens->scale[t * groups + g];
-                }
-            } else {
-                for (int t = 0; t < count; t++) {
-                    const vfloat dot = __builtin_convertvector(finish_dots(d[t]), vfloat);
-                    total[t][part] +=
-                        scale * (dot - middle * tokens->sum[t * groups + g]) * tokens->scale[t * groups + g];
-                }
-            }
-        }
-    }
-    for (int t = 0; t < count; t++)
-        for (int part = 0; part < PARTS; part++)
-            memcpy(y + t * EK_BLOCK + part * FLOATS, &total[t][part], sizeof(vfloat));
+    place at;
+    at.unit_bytes = (int64_t)bits * EK_PLANE;
+    at.block_bytes = (matrix->columns + EK_UNIT - 1) / EK_UNIT * at.unit_bytes;
+    at.groups = matrix->columns / matrix->group;
+    at.first = first;
+    at.planes = matrix->data + first / PARTS * at.block_bytes + first % PARTS * VECTOR_BYTES;
+    return at;
 }
 
-/* The same for float activations x (count, columns) with their sums. */
-INLINE void multiply_block_floats(const ek_packed *matrix, const float *x, const float *sum, int64_t block, float *y,
-                                  const int bits, const int count, const int steps)
+INLINE const uint8_t *unit_of(const place *at, int64_t column, const int v)
 {
-    const int64_t columns = matrix->columns, group = matrix->group, groups = columns / group;
-    const int64_t units = (columns + EK_UNIT - 1) / EK_UNIT, unit_bytes = (int64_t)bits * EK_PLANE;
-    const uint8_t *planes = matrix->data + block * units * unit_bytes;
-    const int half = matrix->half_scales;
+    return at->planes + v / PARTS * at->block_bytes + v % PARTS * VECTOR_BYTES + column / EK_UNIT * at->unit_bytes;
+}
+
+INLINE int64_t factor_of(const place *at, int64_t group, const int v)
+{
+    return ((at->first / PARTS + v / PARTS) * at->groups + group) * EK_BLOCK +
+           (at->first % PARTS + v % PARTS) * FLOATS;
+}
+
+/* The scales or offsets of one group for each vector. */
+INLINE void load_factors(const void *factors, const place *at, int64_t group, const int vectors, int half, vfloat *to)
+{
+    if (half)
+        UNROLL for (int v = 0; v < vectors; v++)
+            to[v] = load_halves((const uint16_t *)factors + factor_of(at, group, v));
+    else
+        UNROLL for (int v = 0; v < vectors; v++)
+            to[v] = load_floats((const float *)factors + factor_of(at, group, v));
+}
+
+/* Do something for the steps of columns column .. column + 4 * steps - 1: a unit, or one half of it. */
+#define FOR_STEPS(DO)                                                                                                  \
+    if (steps == EK_STEPS || column % EK_UNIT == 0) {                                                                  \
+        DO(0, 0) DO(1, 1) DO(2, 2) DO(3, 3)                                                                            \
+        if (steps == EK_STEPS) {                                                                                       \
+            DO(4, 4) DO(5, 5) DO(6, 6) DO(7, 7)                                                                        \
+        }                                                                                                              \
+    } else {                                                                                                           \
+        DO(4, 0) DO(5, 1) DO(6, 2) DO(7, 3)                                                                            \
+    }
+
+/* What is multiplied: the tokens are int8, or floats with the sums of their groups. */
+typedef struct {
+    const ek_packed *matrix;
+    ek_tokens tokens;
+    const float *x;
+} job;
+
+/* Sums of `vectors` vectors of rows from number `first` on, for `count` tokens from `token` on: y (count, vectors,
+   FLOATS). */
+INLINE void multiply(const job *job, int64_t first, int64_t token, float *y, const int count, const int vectors,
+                     const int bits, const int steps)
+{
+    const ek_packed *matrix = job->matrix;
+    const int64_t columns = matrix->columns, group = matrix->group;
+    const int half = matrix->half_scales, apart = TAKE_APART(count, vectors, bits);
     const float middle = (float)(1 << (bits - 1));
-    vfloat total[MOST_TOKENS][PARTS];
-    for (int t = 0; t < count; t++)
-        for (int part = 0; part < PARTS; part++)
-            total[t][part] = (vfloat){0};
-    for (int64_t g = 0; g < groups; g++) {
-        for (int part = 0; part < PARTS; part++) {
-            vfloat d[MOST_TOKENS];
-            for (int t = 0; t < count; t++)
-                d[t] = (vfloat){0};
-            for (int64_t column = g * group; column < (g + 1) * group; column += steps * 4) {
-                const uint8_t *unit = planes + column / EK_UNIT * unit_bytes + part * VECTOR_BYTES;
-#define FLOAT_STEP(step, i)                                                                                            \
-    if ((i) < steps) {                                                                                                 \
-        const vint32 c = (vint32)codes_of(unit, bits, step);                                                           \
-        _Pragma("GCC unroll 4") for (int j = 0; j < 4; j++)                                                            \
-        {                                                                                                              \
-            const vfloat w = __builtin_convertvector((c >> 8 * j) & 255, vfloat);                                      \
-            for (int t = 0; t < count; t++)                                                                            \
-                d[t] = multiply_add(w, spread_float(x[t * columns + column + (i)*4 + j]), d[t]);                       \
+    const place at = place_of(matrix, first, bits);
+    const int8_t *codes = job->tokens.codes + token * columns;
+    const float *token_scale = job->tokens.scale + token * at.groups, *sum = job->tokens.sum + token * at.groups;
+    vfloat total[MOST_TOKENS][MOST_VECTORS];
+    UNROLL for (int t = 0; t < count; t++)
+        UNROLL for (int v = 0; v < vectors; v++)
+            total[t][v] = (vfloat){0};
+    for (int64_t g = 0; g < at.groups; g++) {
+        dots d[MOST_TOKENS][MOST_VECTORS];
+        UNROLL for (int t = 0; t < count; t++)
+            UNROLL for (int v = 0; v < vectors; v++)
+                d[t][v] = start_dots(bits, sum[t * at.groups + g]);
+        for (int64_t column = g * group; column < (g + 1) * group; column += steps * 4) {
+#define ADD_STEP(step, i)                                                                                              \
+    {                                                                                                                  \
+        vwords c[MOST_VECTORS];                                                                                        \
+        UNROLL for (int v = 0; v < vectors; v++)                                                                              \
+            c[v] = codes_of(unit_of(&at, column, v), bits, step, apart);                                               \
+        UNROLL for (int t = 0; t < count; t++) {                                                                              \
+            const spread x = spread_of(codes + t * columns + column + (i)*4);                                  \
+            UNROLL for (int v = 0; v < vectors; v++)                                                                          \
+                d[t][v] = add_step(d[t][v], c[v], x, bits, apart ? step : i, apart);                                     \
         }                                                                                                              \
     }
-                if (steps == EK_STEPS || column % EK_UNIT == 0) {
-                    FLOAT_STEP(0, 0) FLOAT_STEP(1, 1) FLOAT_STEP(2, 2) FLOAT_STEP(3, 3)
-                    FLOAT_STEP(4, 4) FLOAT_STEP(5, 5) FLOAT_STEP(6, 6) FLOAT_STEP(7, 7)
-                } else {
-                    FLOAT_STEP(4, 0) FLOAT_STEP(5, 1) FLOAT_STEP(6, 2) FLOAT_STEP(7, 3)
+            FOR_STEPS(ADD_STEP)
+        }
+        vfloat scale[MOST_VECTORS], offset[MOST_VECTORS];
+        load_factors(matrix->scale, &at, g, vectors, half, scale);
+        if (matrix->offset != NULL) {
+            load_factors(matrix->offset, &at, g, vectors, half, offset);
+            UNROLL for (int t = 0; t < count; t++)
+                UNROLL for (int v = 0; v < vectors; v++) {
+                    const vfloat dot = __builtin_convertvector(finish_dots(d[t][v], bits, apart), vfloat);
+                    total[t][v] += (scale[v] * dot + offset[v] * sum[t * at.groups + g]) *
+                                   token_scale[t * at.groups + g];
                 }
-            }
-            const int64_t i = (block * groups + g) * EK_BLOCK + part * FLOATS;
-            const vfloat scale = load_factors(matrix->scale, i, half);
-            for (int t = 0; t < count; t++) {
-                const float s = sum[t * groups + g];
-                if (matrix->offset != NULL)
-                    total[t][part] += scale * d[t] + load_factors(matrix->offset, i, half) * s;
-                else
-                    total[t][part] += scale * (d[t] - middle * s);
+        } else {
+            UNROLL for (int t = 0; t < count; t++)
+                UNROLL for (int v = 0; v < vectors; v++) {
+                    const vfloat dot = __builtin_convertvector(finish_dots(d[t][v], bits, apart), vfloat);
+                    total[t][v] += scale[v] * (dot - middle * sum[t * at.groups + g]) *
+                                   token_scale[t * at.groups + g];
+                }
+        }
+    }
+    UNROLL for (int t = 0; t < count; t++)
+        UNROLL for (int v = 0; v < vectors; v++)
+            memcpy(y + (t * vectors + v) * FLOATS, &total[t][v], sizeof(vfloat));
+}
+
+/* The same for float activations. */
+INLINE void multiply_floats(const job *job, int64_t first, int64_t token, float *y, const int count, const int vectors,
+                            const int bits, const int steps)
+{
+    const ek_packed *matrix = job->matrix;
+    const int64_t columns = matrix->columns, group = matrix->group;
+    const int half = matrix->half_scales;
+    const float middle = (float)(1 << (bits - 1));
+    const place at = place_of(matrix, first, bits);
+    const float *x = job->x + token * columns, *sum = job->tokens.sum + token * at.groups;
+    vfloat total[MOST_TOKENS][MOST_VECTORS];
+    UNROLL for (int t = 0; t < count; t++)
+        UNROLL for (int v = 0; v < vectors; v++)
+            total[t][v] = (vfloat){0};
+    for (int64_t g = 0; g < at.groups; g++) {
+        vfloat d[MOST_TOKENS][MOST_VECTORS];
+        UNROLL for (int t = 0; t < count; t++)
+            UNROLL for (int v = 0; v < vectors; v++)
+                d[t][v] = (vfloat){0};
+        for (int64_t column = g * group; column < (g + 1) * group; column += steps * 4) {
+#define ADD_FLOAT_STEP(step, i)                                                                                        \
+    {                                                                                                                  \
+        vwords c[MOST_VECTORS];                                                                                        \
+        UNROLL for (int v = 0; v < vectors; v++)                                                                              \
+            c[v] = codes_of(unit_of(&at, column, v), bits, step, 0);                                                   \
+        _Pragma("GCC unroll 4") for (int j = 0; j < 4; j++)                                                            \
+        {                                                                                                              \
+            vfloat w[MOST_VECTORS];                                                                                    \
+            UNROLL for (int v = 0; v < vectors; v++)                                                                          \
+                w[v] = floats_of(c[v], bits, j);                                                                       \
+            UNROLL for (int t = 0; t < count; t++) {                                                                          \
+                const vfloat activation = spread_float(x[t * columns + column + (i)*4 + j]);                           \
+                UNROLL for (int v = 0; v < vectors; v++)                                                                      \
+                    d[t][v] = multiply_add(w[v], activation, d[t][v]);                                                 \
+            }                                                                                                          \
+        }                                                                                                              \
+    }
+            FOR_STEPS(ADD_FLOAT_STEP)
+        }
+        vfloat scale[MOST_VECTORS], offset[MOST_VECTORS];
+        load_factors(matrix->scale, &at, g, vectors, half, scale);
+        if (matrix->offset != NULL) {
+            load_factors(matrix->offset, &at, g, vectors, half, offset);
+            UNROLL for (int t = 0; t < count; t++)
+                UNROLL for (int v = 0; v < vectors; v++)
+                    total[t][v] += scale[v] * d[t][v] + offset[v] * sum[t * at.groups + g];
+        } else {
+            UNROLL for (int t = 0; t < count; t++)
+                UNROLL for (int v = 0; v < vectors; v++)
+                    total[t][v] += scale[v] * (d[t][v] - middle * sum[t * at.groups + g]);
+        }
+    }
+    UNROLL for (int t = 0; t < count; t++)
+        UNROLL for (int v = 0; v < vectors; v++)
+            memcpy(y + (t * vectors + v) * FLOATS, &total[t][v], sizeof(vfloat));
+}
+
+/* One function for each kernel, width, and number of steps between changes of the group. */
+typedef void (*pass)(const job *, int64_t first, int64_t token, float *y);
+typedef struct {
+    int count, vectors;
+    pass run;
+} kernel;
+
+#define INTS(count, vectors, bits, steps)                                                                              \
+    static void ints_##count##_##vectors##_##bits##_##steps(const job *job, int64_t first, int64_t token, float *y)    \
+    {                                                                                                                  \
+        multiply(job, first, token, y, count, vectors, bits, steps);                                                   \
+    }
+#define FLOATS_TOO(count, vectors, bits, steps)                                                                        \
+    static void floats_##count##_##vectors##_##bits##_##steps(const job *job, int64_t first, int64_t token, float *y)  \
+    {                                                                                                                  \
+        multiply_floats(job, first, token, y, count, vectors, bits, steps);                                            \
+    }
+#define FOR_BITS(X) X(1) X(2) X(3) X(4) X(5) X(6) X(7) X(8)
+#define DEFINE(bits) WHOLE(INTS, bits, 8) PLAIN(INTS, bits, 4) PLAIN(FLOATS_TOO, bits, 8) PLAIN(FLOATS_TOO, bits, 4)
+FOR_BITS(DEFINE)
+
+#define INTS_ENTRY(count, vectors, bits, steps) {count, vectors, ints_##count##_##vectors##_##bits##_##steps},
+#define FLOATS_ENTRY(count, vectors, bits, steps) {count, vectors, floats_##count##_##vectors##_##bits##_##steps},
+#define INTS_ROW(bits) {{WHOLE(INTS_ENTRY, bits, 8)}, {PLAIN(INTS_ENTRY, bits, 4)}},
+#define FLOATS_ROW(bits) {{PLAIN(FLOATS_ENTRY, bits, 8)}, {PLAIN(FLOATS_ENTRY, bits, 4)}},
+
+/* By bits - 1, and whether a unit holds two groups. */
+static const kernel int_kernels[8][2][16] = {FOR_BITS(INTS_ROW)};
+static const kernel float_kernels[8][2][16] = {FOR_BITS(FLOATS_ROW)};
+
+/* The first kernel in its order which is not too large; the smallest ones fit everything. */
+static const kernel *choose(const kernel *from, int64_t count, int64_t vectors)
+{
+    while (from->count > count || from->vectors > vectors)
+        from++;
+    return from;
+}
+
+/* Copy sums of rows first_row .. to - 1, as far as there are any, and add the bias. */
+static void store(const float *sums, int64_t count, int64_t first_row, int64_t to, const float *bias, float *y)
+{
+    if (count > to - first_row)
+        count = to - first_row;
+    for (int64_t r = 0; r < count; r++)
+        y[r] = bias == NULL ? sums[r] : sums[r] + bias[first_row + r];
+}
+
+/* All products of rows from .. to - 1, so many vectors of rows at a time that their codes stay in the cache. */
+static void run(const kernel *kernels, const job *job, int64_t count, int64_t from, int64_t to, const float *bias,
+                float *y, int64_t stride)
+{
+    const int64_t last = (to + EK_BLOCK - 1) / EK_BLOCK * PARTS;
+    float sums[MOST_TOKENS * MOST_VECTORS * FLOATS];
+    for (int64_t first = from / FLOATS, next; first < last; first = next) {
+        next = first + MOST_VECTORS < last ? first + MOST_VECTORS : last;
+        for (int64_t t = 0, tokens; t < count; t += tokens) {
+            const kernel *k = choose(kernels, count - t, MOST_VECTORS);
+            tokens = k->count;
+            for (int64_t v = first; v < next; v += k->vectors) {
+                k = choose(k, tokens, next - v);
+                k->run(job, v, t, sums);
+                for (int n = 0; n < k->count; n++)
+                    store(sums + n * k->vectors * FLOATS, k->vectors * FLOATS, v * FLOATS, to, bias,
+                          y + (t + n) * stride + v * FLOATS);
             }
         }
     }
-    for (int t = 0; t < count; t++)
-        for (int part = 0; part < PARTS; part++)
-            memcpy(y + t * EK_BLOCK + part * FLOATS, &total[t][part], sizeof(vfloat));
-}
-
-/* One function for each width, number of tokens, and number of steps between changes of the group. */
-typedef void (*block_function)(const ek_packed *, const ek_tokens *, int64_t, float *);
-typedef void (*float_function)(const ek_packed *, const float *, const float *, int64_t, float *);
-
-#define VARIANT(bits, count, steps)                                                                                    \
-    static void block_##bits##_##count##_##steps(const ek_packed *matrix, const ek_tokens *tokens, int64_t block,      \
-                                                 float *y)                                                             \
-    {                                                                                                                  \
-        multiply_block(matrix, tokens, block, y, bits, count, steps);                                                  \
-    }                                                                                                                  \
-    static void float_block_##bits##_##count##_##steps(const ek_packed *matrix, const float *x, const float *sum,      \
-                                                       int64_t block, float *y)                                        \
-    {                                                                                                                  \
-        multiply_block_floats(matrix, x, sum, block, y, bits, count, steps);                                           \
-    }
-#if MOST_TOKENS == 8
-#define FOR_COUNTS(X, bits)                                                                                            \
-    X(bits, 1, 8) X(bits, 2, 8) X(bits, 3, 8) X(bits, 4, 8) X(bits, 6, 8) X(bits, 8, 8) X(bits, 1, 4) X(bits, 4, 4)
-#define COUNTS(X, bits)                                                                                                \
-    {X##bits##_1_8, X##bits##_2_8, X##bits##_3_8, X##bits##_4_8, X##bits##_6_8, X##bits##_8_8},                        \
-    {X##bits##_1_4, X##bits##_4_4},
-static const int sizes[2][7] = {{1, 2, 3, 4, 6, 8, 0}, {1, 4, 0}};
-#else
-#define FOR_COUNTS(X, bits) X(bits, 1, 8) X(bits, 2, 8) X(bits, 4, 8) X(bits, 1, 4) X(bits, 4, 4)
-#define COUNTS(X, bits) {X##bits##_1_8, X##bits##_2_8, X##bits##_4_8}, {X##bits##_1_4, X##bits##_4_4},
-static const int sizes[2][7] = {{1, 2, 4, 0}, {1, 4, 0}};
-#endif
-#define FOR_BITS(X)                                                                                                    \
-    FOR_COUNTS(X, 1) FOR_COUNTS(X, 2) FOR_COUNTS(X, 3) FOR_COUNTS(X, 4)                                                \
-    FOR_COUNTS(X, 5) FOR_COUNTS(X, 6) FOR_COUNTS(X, 7) FOR_COUNTS(X, 8)
-#define ALL(X) COUNTS(X, 1) COUNTS(X, 2) COUNTS(X, 3) COUNTS(X, 4) COUNTS(X, 5) COUNTS(X, 6) COUNTS(X, 7) COUNTS(X, 8)
-
-FOR_BITS(VARIANT)
-
-/* By bits - 1, then whether a unit holds two groups; then in the order of sizes. */
-static const block_function block_functions[16][6] = {ALL(block_)};
-static const float_function float_functions[16][6] = {ALL(float_block_)};
-
-/* Index of the largest variant for at most that many tokens. */
-static int choose(const int *size, int64_t count)
-{
-    int i = 0;
-    while (size[i + 1] != 0 && size[i + 1] <= count)
-        i++;
-    return i;
-}
-
-/* Copy the sums of a block, which may be the last and short, and add the bias. */
-static void store_block(const float *sums, int64_t first_row, int64_t rows, const float *bias, float *y)
-{
-    const int64_t count = rows < EK_BLOCK ? rows : EK_BLOCK;
-    for (int64_t r = 0; r < count; r++)
-        y[r] = bias == NULL ? sums[r] : sums[r] + bias[first_row + r];
 }
 
 static void multiply_quantised(const ek_packed *matrix, const ek_tokens *tokens, int64_t count, int64_t from,
                                int64_t to, const float *bias, float *y, int64_t stride)
 {
-    const int64_t groups = matrix->columns / matrix->group;
-    const int halves = matrix->group < EK_UNIT;
-    const block_function *variants = block_functions[(matrix->bits - 1) * 2 + halves];
-    float sums[MOST_TOKENS * EK_BLOCK];
-    for (int64_t row = from; row < to; row += EK_BLOCK)
-        for (int64_t t = 0; t < count;) {
-            const int i = choose(sizes[halves], count - t);
-            const ek_tokens part = {tokens->codes + t * matrix->columns, tokens->scale + t * groups,
-                                    tokens->sum + t * groups};
-            variants[i](matrix, &part, row / EK_BLOCK, sums);
-            for (int n = 0; n < sizes[halves][i]; n++, t++)
-                store_block(sums + n * EK_BLOCK, row, to - row, bias, y + t * stride + row);
-        }
+    const job job = {matrix, *tokens, NULL};
+    run(int_kernels[matrix->bits - 1][matrix->group < EK_UNIT], &job, count, from, to, bias, y, stride);
 }
 
-static void multiply_floats(const ek_packed *matrix, const float *x, const float *sum, int64_t count, int64_t from,
-                            int64_t to, const float *bias, float *y, int64_t stride)
+static void multiply_floating(const ek_packed *matrix, const float *x, const float *sum, int64_t count, int64_t from,
+                              int64_t to, const float *bias, float *y, int64_t stride)
 {
-    const int64_t groups = matrix->columns / matrix->group;
-    const int halves = matrix->group < EK_UNIT;
-    const float_function *variants = float_functions[(matrix->bits - 1) * 2 + halves];
-    float sums[MOST_TOKENS * EK_BLOCK];
-    for (int64_t row = from; row < to; row += EK_BLOCK)
-        for (int64_t t = 0; t < count;) {
-            const int i = choose(sizes[halves], count - t);
-            variants[i](matrix, x + t * matrix->columns, sum + t * groups, row / EK_BLOCK, sums);
-            for (int n = 0; n < sizes[halves][i]; n++, t++)
-                store_block(sums + n * EK_BLOCK, row, to - row, bias, y + t * stride + row);
-        }
+    const job job = {matrix, {NULL, NULL, (float *)sum}, x};
+    run(float_kernels[matrix->bits - 1][matrix->group < EK_UNIT], &job, count, from, to, bias, y, stride);
 }
 
 #define SMALLEST 0x1p-120f /* below it 127 / x would overflow: a group without a larger activation counts as 0 */
@@ -296,4 +387,4 @@ static void sum_groups(const float *x, int64_t columns, int32_t group, float *su
 }
 
 const ek_gemm EK_NAME(ek_gemm_, EK_LEVEL) = {EK_STRING(EK_LEVEL), quantise, sum_groups, multiply_quantised,
-                                             multiply_floats};
+                                             multiply_floating};

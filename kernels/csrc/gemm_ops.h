@@ -16,6 +16,14 @@ INLINE vwords load_words(const uint8_t *from)
     return v;
 }
 
+/* Keep the compiler from reading a value again for each of several uses, and from adding up in another order: it
+   would run out of registers. */
+#if defined(__x86_64__)
+#define IN_REGISTER(v) __asm__("" : "+v"(v))
+#else
+#define IN_REGISTER(v) (void)(v)
+#endif
+
 INLINE vwords every_byte(const int byte)
 {
     return (vwords)((vbytes){0} + (uint8_t)byte);
@@ -30,7 +38,11 @@ INLINE int32_t load_four(const int8_t *from)
 
 #if defined(EK_VNNI)
 
-typedef vint32 dots; /* of one lane for each row */
+/* One lane for each row. Codes which were taken from different places of a byte are summed up apart, so that they need
+   no shift; the sums are shifted in the end. */
+typedef struct {
+    vint32 at[4];
+} dots;
 typedef __m512i spread;
 
 INLINE spread spread_of(const int8_t *four)
@@ -41,26 +53,30 @@ INLINE spread spread_of(const int8_t *four)
 INLINE dots start_dots(const int bits, float sum)
 {
     (void)bits, (void)sum;
-    return (dots){0};
+    return (dots){{{0}}};
 }
 
-INLINE dots add_step(dots d, vwords codes, spread x, const int bits, const int step)
+INLINE dots add_step(dots d, vwords codes, spread x, const int bits, const int step, const int apart)
 {
-    (void)bits, (void)step;
-    return (dots)_mm512_dpbusd_epi32((__m512i)d, (__m512i)codes, x);
-}
-
-INLINE vint32 finish_dots(dots d)
-{
+    const int whole = 8 / bits, i = apart && step < whole * bits ? step % whole : 0;
+    d.at[i] = (vint32)_mm512_dpbusd_epi32((__m512i)d.at[i], (__m512i)codes, x);
     return d;
+}
+
+INLINE vint32 finish_dots(dots d, const int bits, const int apart)
+{
+    for (int i = 1; apart && i < 8 / bits; i++)
+        d.at[0] += d.at[i] >> (i * bits);
+    return d.at[0];
 }
 
 #elif defined(__AVX2__)
 
-/* Products of two neighbours are added up in 16 bits, for as many steps as cannot overflow, then widened. */
+/* Products of two neighbours are added up in 16 bits, for as many steps as cannot overflow, then widened. Codes of 8
+   bits are two of 4 bits, the higher one apart. */
 typedef struct {
     vint32 sum;
-    vwords partial;
+    vwords partial, high;
 } dots;
 
 #if defined(__AVX512F__)
@@ -83,29 +99,43 @@ INLINE spread spread_of(const int8_t *four)
 INLINE dots start_dots(const int bits, float sum)
 {
     (void)bits, (void)sum;
-    return (dots){{0}, {0}};
+    return (dots){{0}, {0}, {0}};
 }
 
-INLINE dots add_step(dots d, vwords codes, spread x, const int bits, const int step)
+INLINE dots widen(dots d, const int bits)
 {
-    const vwords ones = (vwords){0} + 1;
-    if (bits == 8) { /* 255 * 127 * 2 would saturate: the highest bit apart */
-        d.sum += MADD(MADDUBS((spread)(codes & every_byte(0x7F)), x), ones);
-        d.sum += MADD(MADDUBS((spread)(codes & every_byte(0x80)), x), ones);
-        return d;
-    }
-    const int fit = bits <= 4 ? 8 : bits == 5 ? 4 : bits == 6 ? 2 : 1; /* (2^bits - 1) * 127 * 2 * fit < 2^15 */
-    d.partial += (vwords)MADDUBS((spread)codes, x);
-    if ((step + 1) % fit == 0) {
-        d.sum += MADD(d.partial, ones);
-        d.partial = (vwords){0};
-    }
+    d.sum += MADD(d.partial, (vwords){0} + 1);
+    if (bits == 8)
+        d.sum += MADD(d.high, (vwords){0} + 16);
+    d.partial = d.high = (vwords){0};
     return d;
 }
 
-INLINE vint32 finish_dots(dots d)
+INLINE vwords add_products(vwords partial, vwords codes, spread x)
 {
-    return d.sum + MADD(d.partial, (vwords){0} + 1); /* 4 steps of at most 4 bits may be left; else the sum is 0 */
+    partial += (vwords)MADDUBS((spread)codes, x);
+    IN_REGISTER(partial);
+    return partial;
+}
+
+INLINE dots add_step(dots d, vwords codes, spread x, const int bits, const int step, const int apart)
+{
+    const int fit = bits <= 4 || bits == 8 ? 8 : bits == 5 ? 4 : bits == 6 ? 2 : 1; /* 127 * 2 * code * fit < 2^15 */
+    (void)apart;
+    if (bits == 8) {
+        d.high = add_products(d.high, (codes >> 4) & every_byte(15), x);
+        codes &= every_byte(15);
+    }
+    d.partial = add_products(d.partial, codes, x);
+    if ((step + 1) % fit == 0)
+        d = widen(d, bits);
+    return d;
+}
+
+INLINE vint32 finish_dots(dots d, const int bits, const int apart)
+{
+    (void)apart;
+    return widen(d, bits).sum; /* 4 steps may be left; else the partial sums are 0, and the compiler knows it */
 }
 
 #elif defined(__x86_64__)
@@ -127,15 +157,19 @@ INLINE dots start_dots(const int bits, float sum)
     return (dots){0};
 }
 
-INLINE dots add_step(dots d, vwords codes, spread x, const int bits, const int step)
+INLINE dots add_step(dots d, vwords codes, spread x, const int bits, const int step, const int apart)
 {
-    (void)bits, (void)step;
+    (void)bits, (void)step, (void)apart;
     d += (vint32)_mm_madd_epi16((__m128i)(codes & 0xFF), x.even);
-    return d + (vint32)_mm_madd_epi16((__m128i)(codes >> 8), x.odd);
+    IN_REGISTER(d);
+    d += (vint32)_mm_madd_epi16((__m128i)(codes >> 8), x.odd);
+    IN_REGISTER(d);
+    return d;
 }
 
-INLINE vint32 finish_dots(dots d)
+INLINE vint32 finish_dots(dots d, const int bits, const int apart)
 {
+    (void)bits, (void)apart;
     return d;
 }
 
@@ -155,10 +189,10 @@ INLINE dots start_dots(const int bits, float sum)
     return (dots){0} + (bits == 8 ? 128 * (int32_t)sum : 0);
 }
 
-INLINE dots add_step(dots d, vwords codes, spread x, const int bits, const int step)
+INLINE dots add_step(dots d, vwords codes, spread x, const int bits, const int step, const int apart)
 {
     const int8x16_t c = (int8x16_t)(bits == 8 ? codes ^ every_byte(0x80) : codes);
-    (void)step;
+    (void)step, (void)apart;
 #if defined(EK_NEON_DOTS)
     return (dots)vdotq_s32((int32x4_t)d, c, x);
 #else
@@ -167,8 +201,9 @@ INLINE dots add_step(dots d, vwords codes, spread x, const int bits, const int s
 #endif
 }
 
-INLINE vint32 finish_dots(dots d)
+INLINE vint32 finish_dots(dots d, const int bits, const int apart)
 {
+    (void)bits, (void)apart;
     return d;
 }
 
@@ -188,17 +223,18 @@ INLINE dots start_dots(const int bits, float sum)
     return (dots){0};
 }
 
-INLINE dots add_step(dots d, vwords codes, spread x, const int bits, const int step)
+INLINE dots add_step(dots d, vwords codes, spread x, const int bits, const int step, const int apart)
 {
     const vbytes c = (vbytes)codes;
-    (void)bits, (void)step;
+    (void)bits, (void)step, (void)apart;
     for (int i = 0; i < VECTOR_BYTES; i++)
         d[i / 4] += c[i] * x[i % 4];
     return d;
 }
 
-INLINE vint32 finish_dots(dots d)
+INLINE vint32 finish_dots(dots d, const int bits, const int apart)
 {
+    (void)bits, (void)apart;
     return d;
 }
 
@@ -222,11 +258,6 @@ INLINE vfloat load_halves(const uint16_t *from)
 #endif
 }
 
-INLINE vfloat load_factors(const void *factors, int64_t i, int half)
-{
-    return half ? load_halves((const uint16_t *)factors + i) : load_floats((const float *)factors + i);
-}
-
 /* a * b + c: in one rounding where the level has it. Only for results which may differ between levels. */
 INLINE vfloat multiply_add(vfloat a, vfloat b, vfloat c)
 {
@@ -244,4 +275,18 @@ INLINE vfloat multiply_add(vfloat a, vfloat b, vfloat c)
 INLINE vfloat spread_float(float x)
 {
     return x - (vfloat){0}; /* unlike 0 + x the very same number, so nothing is subtracted */
+}
+
+/* Code j (column 0 .. 3 of a step) of each row as a float. */
+INLINE vfloat floats_of(vwords codes, const int bits, const int j)
+{
+    const vint32 c = (vint32)codes;
+#if defined(__AVX512F__)
+    if (bits <= 4) { /* the low 4 bits of a lane choose from a register */
+        const __m512 table = _mm512_setr_ps(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
+        return (vfloat)_mm512_permutexvar_ps((__m512i)(c >> 8 * j), table);
+    }
+#endif
+    (void)bits;
+    return __builtin_convertvector((c >> 8 * j) & 255, vfloat);
 }

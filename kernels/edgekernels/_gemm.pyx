@@ -13,7 +13,8 @@ cdef extern from "cpu.h" nogil:
 
 
 cdef enum:
-    BLOCK = 16  # rows
+    BLOCK = 16  # rows which lie interleaved
+    SLICE = 64  # rows: the kernels like multiples of it
     CHUNK = 64  # tokens whose quantised activations are kept at a time
 
 cdef const ek_gemm* LEVEL = NULL
@@ -102,8 +103,8 @@ def row_values(object matrix, const int64_t[::1] rows, float[:, ::1] values):
 cdef void multiply_slice(const ek_gemm* level, const ek_packed* packed, const ek_tokens* tokens, const float* x,
                          int64_t count, int64_t part, int64_t parts, const float* bias, float* y) noexcept nogil:
     """One thread's share of the rows; float activations if x is not NULL."""
-    cdef int64_t blocks = (packed.rows + BLOCK - 1) // BLOCK
-    cdef int64_t first = blocks * part // parts * BLOCK, last = blocks * (part + 1) // parts * BLOCK
+    cdef int64_t slices = (packed.rows + SLICE - 1) // SLICE
+    cdef int64_t first = slices * part // parts * SLICE, last = slices * (part + 1) // parts * SLICE
     if last > packed.rows:
         last = packed.rows
     if x != NULL:
@@ -130,8 +131,7 @@ def multiply(object matrix, const float[:, ::1] x, *, const float[::1] bias, flo
     cdef const ek_packed* packed = &native(matrix).matrix
     cdef int64_t columns = packed.columns, groups = packed.columns // packed.group
     cdef int64_t count = x.shape[0], chunk = min(count, <int64_t>CHUNK), first = 0, n, t
-    cdef int64_t blocks = (packed.rows + BLOCK - 1) // BLOCK
-    cdef int parts = <int>min(<int64_t>num_threads, blocks), part
+    cdef int parts = <int>min(<int64_t>num_threads, (packed.rows + SLICE - 1) // SLICE), part
     cdef const float* floats = NULL
     cdef const float* added = NULL
     cdef const float* each
