@@ -5,10 +5,10 @@ SOURCES := pyproject.toml setup.py constraints.txt scripts/setup.sh \
            $(wildcard kernels/csrc/* kernels/edgekernels/*.pyx kernels/edgekernels/*.pxd) \
            $(wildcard edgebus/*.pyx edgebus/*.pxd) $(patsubst %.pxd,%.py,$(filter-out edgebus/_port.pxd,$(wildcard edgebus/*.pxd)))
 
-.PHONY: demo test check lint types bench peers fuzz proof install clean help
+.PHONY: demo test check lint types bench peers kernel-peers fuzz proof install clean help
 
 help:  ## this list
-	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 12
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 16
 
 demo: $(STAMP)  ## two acts over tcp with CURVE, sled and qpart; ends 0 only if what they claim is proven
 	@$(PY) -m sled.demo
@@ -33,6 +33,12 @@ bench: $(STAMP)  ## micro benchmarks beside their peers; writes bench/results/
 peers: $(STAMP)  ## the bus beside its peers (about 10 minutes, alone on the machine); writes bench/results/
 	@sh scripts/peers.sh
 	$(PY) -m bench.peers.run
+
+kernel-peers: $(STAMP)  ## products and decoder beside ggml, torch, llama.cpp ... (10 minutes, and 10 to compile llama.cpp)
+	@sh scripts/kernel_peers.sh
+	build/kernel-peers/bin/python -m bench.micro.gemm
+	build/kernel-peers/bin/python -m bench.macro.decoder
+	$(PY) -m bench.report
 
 fuzz: $(STAMP)  ## every decoder under atheris and, rebuilt, under address sanitizers (about 20 minutes); writes bench/results/
 	@sh scripts/fuzz.sh

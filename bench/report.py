@@ -1,6 +1,6 @@
-"""Renders the figures of bench/results/figures.json into the README, between its two marks.
+"""Renders the figures of bench/results/figures.json into the README, and what we lose into bench/README.md.
 
-`python -m bench.report`; a test holds the README against the committed figures.
+`python -m bench.report`; a test holds both against the committed results.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ import json
 from collections.abc import Mapping
 from pathlib import Path
 
+from bench import losses
 from bench.record import FIGURES, Figure, value_of
 
 README = Path(__file__).parents[1] / "README.md"
@@ -66,6 +67,18 @@ ROWS = (
         "{:.1f}",
     ),
     ("tensors on one host, our time over iceoryx2's, worse of 1 and 16 MiB", "bus.shm_ratio_iceoryx2", "{:.2f}"),
+    (
+        "4096 x 4096 weights of 4 bits times one vector, 2 threads, against the fastest of ggml",
+        "kernels.gemv4_ratio_ggml",
+        "x{:.2f}",
+    ),
+    ("... of 3 bits", "kernels.gemv3_ratio_ggml", "x{:.2f}"),
+    ("... of 2 bits", "kernels.gemv2_ratio_ggml", "x{:.2f}"),
+    (
+        "native decoder, SmolLM2-135M Q4_1, tokens per second over llama.cpp's, worse of 1 and 2 threads",
+        "kernels.decoder_ratio_llamacpp",
+        "x{:.2f}",
+    ),
     ("importing edgebus, milliseconds above an empty Python", "bus.import_ms", "{:.0f}"),
 )
 
@@ -91,8 +104,9 @@ def rendered(text: str) -> str:
 
 
 def render() -> None:
-    """Write the figures into the README."""
+    """Write the figures into the README, and what is slower than a peer into bench/README.md."""
     README.write_text(rendered(README.read_text()))
+    losses.README.write_text(losses.rendered(losses.README.read_text()))
 
 
 if __name__ == "__main__":

@@ -1,8 +1,8 @@
 """Block layouts of GGUF tensors: from bytes to exact codes and scales.
 
-Every quantised type is one layout (a numpy dtype of one block) and one function, which spreads the codes of many blocks
-over an array and gives their scales. A value is (code - zero) * scale, or code * scale + offset where the type stores
-minima. Masks and shifts work on eight codes at a time, as uint64.
+Every quantised type is one layout (a numpy dtype of one block) and two functions: one spreads the codes of many blocks
+over an array, one gives their scales and offsets. A value is (code - zero) * scale, or code * scale + offset where the
+type stores minima. Masks and shifts work on eight codes at a time, as uint64.
 
 Source: ggml's block structures (ggml-common.h) as described for gguf in docs/gguf.md; the order of codes within a block
 and of operations in float32 is that of the `gguf` package's dequantisation, so the floats agree to the bit.
@@ -21,8 +21,11 @@ from edgekernels._mapped import Bytes, Floats
 
 Blocks = NDArray[np.void]
 Words = NDArray[np.uint64]
-# codes (blocks, values of a block) to fill, blocks -> scale (blocks, groups of a block), offset likewise or None
-Unpack = Callable[[Bytes, Blocks], tuple[Floats, Floats | None]]
+Factors = NDArray[Any]  # float32 or float16
+# codes (blocks, values of a block) to fill, blocks
+Spread = Callable[[Bytes, Blocks], None]
+# blocks -> scale (blocks, groups of a block), offset likewise or None; float16 where the file has just these
+Factorise = Callable[[Blocks], tuple[Factors, Factors | None]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,7 +37,8 @@ class BlockType:
     values: int
     group: int
     bits: int
-    unpack: Unpack
+    spread: Spread
+    factors: Factorise
     zero: int = 0
 
 
@@ -66,19 +70,18 @@ def _spread(words: Words, codes: Bytes, part: int, bits: int) -> None:
         out[:, :, field] = run.view(np.uint8).view(np.dtype((np.void, part)))
 
 
-def _q4_0(codes: Bytes, blocks: Blocks) -> tuple[Floats, None]:
+def _stored(blocks: Blocks) -> tuple[Factors, Factors | None]:
+    """Scale and offset of types that have one of each for a block."""
+    offset = blocks["offset"][:, None] if "offset" in (blocks.dtype.names or ()) else None
+    return blocks["scale"][:, None], offset
+
+
+def _q4(codes: Bytes, blocks: Blocks) -> None:
     _spread(_words(blocks, "codes"), codes, 16, 4)
-    return _f32(blocks, "scale"), None
 
 
-def _q4_1(codes: Bytes, blocks: Blocks) -> tuple[Floats, Floats]:
-    _spread(_words(blocks, "codes"), codes, 16, 4)
-    return _f32(blocks, "scale"), _f32(blocks, "offset")
-
-
-def _q8_0(codes: Bytes, blocks: Blocks) -> tuple[Floats, None]:
+def _q8(codes: Bytes, blocks: Blocks) -> None:
     np.bitwise_xor(_words(blocks, "codes"), np.uint64(0x8080808080808080), out=codes.view(np.uint64))
-    return _f32(blocks, "scale"), None
 
 
 def _raise_by(codes: Bytes, high: Bytes, bits: int) -> None:
@@ -87,22 +90,11 @@ def _raise_by(codes: Bytes, high: Bytes, bits: int) -> None:
     words |= high.view(np.uint64) << np.uint64(bits)
 
 
-def _raise_by_mask(codes: Bytes, blocks: Blocks) -> None:
-    """Put bit i of a block's 32-bit mask above the four bits of code i."""
+def _q5(codes: Bytes, blocks: Blocks) -> None:
+    """Bit i of a block's 32-bit mask lies above the four bits of code i."""
+    _q4(codes, blocks)
     mask = np.ascontiguousarray(blocks["high"]).view(np.uint8).reshape(-1, 4)
     _raise_by(codes, np.unpackbits(mask, axis=1, bitorder="little"), 4)
-
-
-def _q5_0(codes: Bytes, blocks: Blocks) -> tuple[Floats, None]:
-    _spread(_words(blocks, "codes"), codes, 16, 4)
-    _raise_by_mask(codes, blocks)
-    return _f32(blocks, "scale"), None
-
-
-def _q5_1(codes: Bytes, blocks: Blocks) -> tuple[Floats, Floats]:
-    _spread(_words(blocks, "codes"), codes, 16, 4)
-    _raise_by_mask(codes, blocks)
-    return _f32(blocks, "scale"), _f32(blocks, "offset")
 
 
 def _six_bits(blocks: Blocks) -> tuple[Bytes, Bytes]:
@@ -118,45 +110,52 @@ def _six_bits(blocks: Blocks) -> tuple[Bytes, Bytes]:
     return scale, minimum
 
 
-def _scales_k(blocks: Blocks) -> tuple[Floats, Floats]:
+def _factors_k(blocks: Blocks) -> tuple[Floats, Floats]:
     scale, minimum = _six_bits(blocks)
     return _f32(blocks, "scale") * scale, -(_f32(blocks, "offset") * minimum)
 
 
-def _q4_k(codes: Bytes, blocks: Blocks) -> tuple[Floats, Floats]:
+def _q4_k(codes: Bytes, blocks: Blocks) -> None:
     _spread(_words(blocks, "codes"), codes, 32, 4)
-    return _scales_k(blocks)
 
 
-def _q5_k(codes: Bytes, blocks: Blocks) -> tuple[Floats, Floats]:
-    _spread(_words(blocks, "codes"), codes, 32, 4)
+def _q5_k(codes: Bytes, blocks: Blocks) -> None:
+    _q4_k(codes, blocks)
     high = np.empty_like(codes)
     _spread(_words(blocks, "high"), high, 32, 1)
     _raise_by(codes, high, 4)
-    return _scales_k(blocks)
 
 
-def _q6_k(codes: Bytes, blocks: Blocks) -> tuple[Floats, None]:
+def _q6_k(codes: Bytes, blocks: Blocks) -> None:
     _spread(_words(blocks, "codes"), codes, 64, 4)
     high = np.empty_like(codes)
     _spread(_words(blocks, "high"), high, 32, 2)
     _raise_by(codes, high, 4)
+
+
+def _factors_q6_k(blocks: Blocks) -> tuple[Floats, None]:
     scale = np.ascontiguousarray(blocks["scales"]).view(np.int8).reshape(-1, 16)
     return _f32(blocks, "scale") * scale, None
 
 
-def _q2_k(codes: Bytes, blocks: Blocks) -> tuple[Floats, Floats]:
+def _q2_k(codes: Bytes, blocks: Blocks) -> None:
     _spread(_words(blocks, "codes"), codes, 32, 2)
+
+
+def _factors_q2_k(blocks: Blocks) -> tuple[Floats, Floats]:
     both = np.ascontiguousarray(blocks["scales"]).view(np.uint8).reshape(-1, 16)
     return _f32(blocks, "scale") * (both & 15), -(_f32(blocks, "offset") * (both >> 4))
 
 
-def _q3_k(codes: Bytes, blocks: Blocks) -> tuple[Floats, None]:
-    """16 scales of six bits, 32 too high: lower four in the nibbles of bytes 0-7, upper two in bytes 8-11."""
-    _spread(_words(blocks, "codes"), codes, 32, 2)
+def _q3_k(codes: Bytes, blocks: Blocks) -> None:
+    _q2_k(codes, blocks)
     high = np.empty_like(codes)
     _spread(_words(blocks, "high"), high, 32, 1)
     _raise_by(codes, high, 2)
+
+
+def _factors_q3_k(blocks: Blocks) -> tuple[Floats, None]:
+    """16 scales of six bits, 32 too high: lower four in the nibbles of bytes 0-7, upper two in bytes 8-11."""
     raw = np.ascontiguousarray(blocks["scales"]).view(np.uint8).reshape(-1, 12)
     low, upper = raw[:, :8], raw[:, 8:]
     scale = np.concatenate([low & 15, low >> 4], axis=1)
@@ -173,15 +172,15 @@ _SCALES12, _SCALES16 = ("scales", "V12"), ("scales", "V16")
 _CODES16, _CODES32, _CODES64, _CODES128 = (("codes", f"V{size}") for size in (16, 32, 64, 128))
 _HIGH4, _HIGH32, _HIGH64 = (("high", f"V{size}") for size in (4, 32, 64))
 BLOCK_TYPES = {
-    2: BlockType("Q4_0", _layout(_SCALE, _CODES16), 32, 32, 4, _q4_0, zero=8),
-    3: BlockType("Q4_1", _layout(_SCALE, _OFFSET, _CODES16), 32, 32, 4, _q4_1),
-    6: BlockType("Q5_0", _layout(_SCALE, _HIGH4, _CODES16), 32, 32, 5, _q5_0, zero=16),
-    7: BlockType("Q5_1", _layout(_SCALE, _OFFSET, _HIGH4, _CODES16), 32, 32, 5, _q5_1),
-    8: BlockType("Q8_0", _layout(_SCALE, _CODES32), 32, 32, 8, _q8_0, zero=128),
-    10: BlockType("Q2_K", _layout(_SCALES16, _CODES64, _SCALE, _OFFSET), 256, 16, 2, _q2_k),
-    11: BlockType("Q3_K", _layout(_HIGH32, _CODES64, _SCALES12, _SCALE), 256, 16, 3, _q3_k, zero=4),
-    12: BlockType("Q4_K", _layout(_SCALE, _OFFSET, _SCALES12, _CODES128), 256, 32, 4, _q4_k),
-    13: BlockType("Q5_K", _layout(_SCALE, _OFFSET, _SCALES12, _HIGH32, _CODES128), 256, 32, 5, _q5_k),
-    14: BlockType("Q6_K", _layout(_CODES128, _HIGH64, _SCALES16, _SCALE), 256, 16, 6, _q6_k, zero=32),
+    2: BlockType("Q4_0", _layout(_SCALE, _CODES16), 32, 32, 4, _q4, _stored, zero=8),
+    3: BlockType("Q4_1", _layout(_SCALE, _OFFSET, _CODES16), 32, 32, 4, _q4, _stored),
+    6: BlockType("Q5_0", _layout(_SCALE, _HIGH4, _CODES16), 32, 32, 5, _q5, _stored, zero=16),
+    7: BlockType("Q5_1", _layout(_SCALE, _OFFSET, _HIGH4, _CODES16), 32, 32, 5, _q5, _stored),
+    8: BlockType("Q8_0", _layout(_SCALE, _CODES32), 32, 32, 8, _q8, _stored, zero=128),
+    10: BlockType("Q2_K", _layout(_SCALES16, _CODES64, _SCALE, _OFFSET), 256, 16, 2, _q2_k, _factors_q2_k),
+    11: BlockType("Q3_K", _layout(_HIGH32, _CODES64, _SCALES12, _SCALE), 256, 16, 3, _q3_k, _factors_q3_k, zero=4),
+    12: BlockType("Q4_K", _layout(_SCALE, _OFFSET, _SCALES12, _CODES128), 256, 32, 4, _q4_k, _factors_k),
+    13: BlockType("Q5_K", _layout(_SCALE, _OFFSET, _SCALES12, _HIGH32, _CODES128), 256, 32, 5, _q5_k, _factors_k),
+    14: BlockType("Q6_K", _layout(_CODES128, _HIGH64, _SCALES16, _SCALE), 256, 16, 6, _q6_k, _factors_q6_k, zero=32),
 }
 BY_NAME = {kind.name: kind for kind in BLOCK_TYPES.values()}

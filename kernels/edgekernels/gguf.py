@@ -16,7 +16,7 @@ from types import TracebackType
 import numpy as np
 from numpy.typing import NDArray
 
-from edgekernels._gguf_blocks import BY_NAME, BlockType
+from edgekernels._gguf_blocks import BY_NAME, BlockType, Factors
 from edgekernels._gguf_header import GgufError, parse
 from edgekernels._mapped import Bytes, Floats, MappedFile, TensorInfo, bf16, f16, f32
 
@@ -30,15 +30,15 @@ _CHUNK_VALUES = 1 << 18  # worked on at a time, so that what lies between bytes 
 class Codes:
     """A quantised tensor as the file holds it: value = code * scale + offset, group by group along a row.
 
-    codes (rows, columns) uint8, each below 2**bits; scale (rows, columns / group) float32; offset likewise, or None
-    for zero. `symmetric` says that offset is -2**(bits - 1) * scale throughout.
+    codes (rows, columns) uint8, each below 2**bits; scale and offset (rows, columns / group), float32 unless asked for
+    as stored. `symmetric` says that offset is -2**(bits - 1) * scale throughout; only then it may be None.
     """
 
     codes: Bytes
     bits: int
     group: int
-    scale: Floats
-    offset: Floats | None
+    scale: Factors
+    offset: Factors | None
     symmetric: bool
 
 
@@ -92,11 +92,13 @@ class GgufFile:
                 return _FLOATS[info.type_name](raw).reshape(info.shape)
             return _values(BY_NAME[info.type_name], raw).reshape(info.shape)
 
-    def read_codes(self, name: str) -> Codes:
+    def read_codes(self, name: str, *, stored: bool = False) -> Codes:
         """One quantised tensor's codes, scales and offsets, exactly as the file has them.
 
         Args:
             name: of the tensor; all but its last dimension become rows.
+            stored: leave scales and offsets in float16 where the file has them so (all types but the K types), and
+                leave out the offset where it is symmetric.
 
         Raises:
             KeyError: no tensor of this name.
@@ -106,7 +108,8 @@ class GgufFile:
         if info.type_name not in BY_NAME:
             raise GgufError(f"{self.path}: tensor {name!r} is {info.type_name}, which has no codes; use read()")
         with np.errstate(all="ignore"):
-            return _codes(BY_NAME[info.type_name], self._file.view(info.offset, info.num_bytes), info.shape[-1])
+            raw = self._file.view(info.offset, info.num_bytes)
+            return _codes(BY_NAME[info.type_name], raw, info.shape[-1], stored)
 
     def read_all(self) -> Iterator[tuple[str, NDArray[np.float32]]]:
         """Every tensor in file order, one at a time, so that a caller can show progress and keep memory low."""
@@ -114,27 +117,27 @@ class GgufFile:
             yield name, self.read(name)
 
 
-def _codes(kind: BlockType, raw: Bytes, columns: int) -> Codes:
+def _codes(kind: BlockType, raw: Bytes, columns: int, stored: bool) -> Codes:
     """Codes of a tensor's bytes, chunk by chunk."""
     blocks = raw.view(kind.layout)
     codes = np.empty((len(blocks), kind.values), np.uint8)
-    scale = np.empty((len(blocks), kind.values // kind.group), np.float32)
-    offset = np.empty_like(scale)
     step = _CHUNK_VALUES // kind.values
     for at in range(0, len(blocks), step):
-        part = slice(at, at + step)
-        scale[part], minima = kind.unpack(codes[part], blocks[part])
-        if minima is None:
-            np.multiply(scale[part], np.float32(-kind.zero), out=offset[part])
-        else:
-            offset[part] = minima
+        kind.spread(codes[at : at + step], blocks[at : at + step])
+    scale, offset = kind.factors(blocks)
+    dtype = scale.dtype.newbyteorder("=") if stored else np.float32
+    scale = scale.astype(dtype)
+    if offset is not None:
+        offset = offset.astype(dtype)
+    elif not stored:
+        offset = scale * np.float32(-kind.zero)
     rows = codes.size // columns
     return Codes(
         codes.reshape(rows, columns),
         kind.bits,
         kind.group,
         scale.reshape(rows, -1),
-        offset.reshape(rows, -1),
+        None if offset is None else offset.reshape(rows, -1),
         symmetric=kind.zero > 0,
     )
 
@@ -147,12 +150,12 @@ def _values(kind: BlockType, raw: Bytes) -> Floats:
     codes = np.empty((min(step, len(blocks)), kind.values), np.uint8)
     for at in range(0, len(blocks), step):
         part = values[at : at + step]
-        scale, offset = kind.unpack(codes[: len(part)], blocks[at : at + step])
+        kind.spread(codes[: len(part)], blocks[at : at + step])
+        scale, offset = kind.factors(blocks[at : at + step])
         part[...] = codes[: len(part)].reshape(part.shape)
         if offset is None:
             part -= np.float32(kind.zero)
-            part *= scale[:, :, None]
-        else:
-            part *= scale[:, :, None]
-            part += offset[:, :, None]
+        part *= scale.astype(np.float32)[:, :, None]
+        if offset is not None:
+            part += offset.astype(np.float32)[:, :, None]
     return values

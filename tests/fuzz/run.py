@@ -103,7 +103,7 @@ def _fuzz(target: str, seconds: int) -> None:
     """In a process of its own: atheris ends it."""
     import atheris
 
-    with atheris.instrument_imports(include=["edgebus"]):
+    with atheris.instrument_imports(include=["edgebus", "edgekernels"]):
         from tests.fuzz.targets import SOCKET_TARGETS, TARGETS
 
     # What reached something new is kept for the next run: under a sanitizer of gcc libFuzzer sees no coverage itself.

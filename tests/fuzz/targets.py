@@ -12,6 +12,8 @@ import itertools
 from collections.abc import Callable, Iterator
 
 import msgpack
+from edgekernels.gguf import GgufError, GgufFile
+from edgekernels.safetensors import SafetensorsError, SafetensorsFile
 
 import edgebus
 from edgebus import messages as m
@@ -31,7 +33,7 @@ from edgebus.state import Entry, Part, Publication, Subscribe
 from edgebus.wire import decode as decode_frames
 from edgebus.wire import encode as encode_message
 from edgebus.zap import zap_answer
-from tests.fuzz import socket_world
+from tests.fuzz import model_files, socket_world
 from tests.fuzz.hub_world import attack
 from tests.fuzz.source import Source, join_frames, split_frames
 from tests.vectors.golden import OLD_VECTORS, VECTORS, frames_of
@@ -210,6 +212,29 @@ def zap(data: bytes) -> None:
     assert zap_answer(frames, None)[2] == b"400"
 
 
+def gguf(data: bytes) -> None:
+    """A model file in GGUF: refused, or every tensor in it can be read."""
+    with model_files.on_disk(data, ".gguf") as path, contextlib.suppress(GgufError), GgufFile(path) as file:
+        for name, info in file.tensors.items():
+            assert file.read(name).shape == info.shape
+            if info.type_name.startswith("Q"):
+                codes = file.read_codes(name)
+                assert codes.codes.max() < 2**codes.bits
+
+
+def safetensors(data: bytes) -> None:
+    """A model file in safetensors, likewise; and the same bytes as an index, whose shards are not there."""
+    with (
+        model_files.on_disk(data, ".safetensors") as path,
+        contextlib.suppress(SafetensorsError),
+        SafetensorsFile(path) as file,
+    ):
+        for name, info in file.tensors.items():
+            assert file.read(name).shape == info.shape
+    with model_files.on_disk(data, ".json") as path, contextlib.suppress(SafetensorsError, OSError):
+        SafetensorsFile(path).close()
+
+
 def _same(one: object, other: object) -> bool:
     return one == other or repr(one) == repr(other)  # not-a-numbers are not equal to themselves
 
@@ -225,6 +250,8 @@ TARGETS: dict[str, Callable[[bytes], None]] = {
     "allow_list": allow_list,
     "keys": keys,
     "zap": zap,
+    "gguf": gguf,
+    "safetensors": safetensors,
 }
 SOCKET_TARGETS: dict[str, Callable[[bytes], None]] = {"sockets": socket_world.say}
 """What needs sockets, and so is fuzzed by tests.fuzz.run alone."""
@@ -278,3 +305,5 @@ def seeds(target: str) -> Iterator[bytes]:
         case "zap":
             yield join_frames([b"1.0", b"7", b"edgebus", b"127.0.0.1", b"", b"CURVE", bytes(32)])
             yield join_frames([b"1.0", b"7", b"edgebus", b"127.0.0.1", b"", b"NULL"])
+        case "gguf" | "safetensors":
+            yield from model_files.SEEDS[target]()

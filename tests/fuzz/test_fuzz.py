@@ -6,10 +6,13 @@ import random
 
 import msgpack
 import pytest
+from edgekernels.gguf import GgufFile
+from edgekernels.safetensors import SafetensorsFile
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from tests.fuzz.hub_world import attack
+from tests.fuzz.model_files import on_disk
 from tests.fuzz.socket_world import SocketWorld
 from tests.fuzz.targets import TARGETS, check_frames, seeds
 from tests.vectors.golden import GOLDEN, VECTORS, frames_of
@@ -23,6 +26,18 @@ def test_seeds_are_taken(name):
     assert list(seeds(name))
     for seed in seeds(name):
         TARGETS[name](seed)
+
+
+def test_seeds_that_are_model_files_are_read():
+    """The targets pass over what is refused, so a seed that is refused would fuzz little."""
+    num_tensors = 0
+    for seed in seeds("gguf"):
+        with on_disk(seed, ".gguf") as path, GgufFile(path) as file:
+            num_tensors += len(list(file.read_all()))
+    for seed in list(seeds("safetensors"))[:2]:
+        with on_disk(seed, ".safetensors") as path, SafetensorsFile(path) as file:
+            num_tensors += len(list(file.read_all()))
+    assert num_tensors == 13 + 13 + 11 + 2
 
 
 @pytest.mark.net

@@ -1,0 +1,84 @@
+"""Small model files to begin with, and the way from bytes to the file that the readers want."""
+
+from __future__ import annotations
+
+import json
+import struct
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+# type id: (values of a block, bytes of a block), as ggml has them; written out again, so that a seed does not follow
+# the reader into an error
+_GGUF_TYPES = {
+    0: (1, 4), 1: (1, 2), 2: (32, 18), 3: (32, 20), 6: (32, 22), 7: (32, 24), 8: (32, 34), 10: (256, 84),
+    11: (256, 110), 12: (256, 144), 13: (256, 176), 14: (256, 210), 30: (1, 2),
+}  # fmt: skip
+
+
+@contextmanager
+def on_disk(data: bytes, suffix: str) -> Iterator[Path]:
+    """A file with these bytes, alone in its directory."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / f"model{suffix}"
+        path.write_bytes(data)
+        yield path
+
+
+def _text(text: str) -> bytes:
+    return struct.pack("<Q", len(text.encode())) + text.encode()
+
+
+def _gguf(pairs: list[bytes], kinds: list[int]) -> bytes:
+    """A file with one tensor of two blocks' columns and one row for each type."""
+    heads, data = b"", b""
+    for kind in kinds:
+        values, size = _GGUF_TYPES[kind]
+        heads += _text(f"blk.{kind}") + struct.pack("<IQQIQ", 2, 2 * values, 1, kind, len(data))
+        data += bytes(range(1, 2 * size % 250 + 1)).ljust(2 * size, b"\x3c")
+        data += bytes(-len(data) % 32)
+    head = b"GGUF" + struct.pack("<IQQ", 3, len(kinds), len(pairs)) + b"".join(pairs) + heads
+    return head + bytes(-len(head) % 32) + data
+
+
+def gguf_seeds() -> Iterator[bytes]:
+    """Metadata of every kind, and every type of tensor."""
+    scalars = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d"}
+    pairs = [_text(f"k{kind}") + struct.pack(f"<I{code}", kind, 1) for kind, code in scalars.items()]
+    yield _gguf([*pairs, _text("s") + struct.pack("<I", 8) + _text("grüße")], [])
+    arrays = [_text(f"a{kind}") + struct.pack(f"<IIQ2{code}", 9, kind, 2, 1, 0) for kind, code in scalars.items()]
+    yield _gguf([*arrays, _text("t") + struct.pack("<IIQ", 9, 8, 2) + _text("a") + _text("bb")], [])
+    yield _gguf([_text("general.alignment") + struct.pack("<II", 4, 32)], list(_GGUF_TYPES))
+    for kind in _GGUF_TYPES:
+        yield _gguf([], [kind])
+
+
+def safetensors_seeds() -> Iterator[bytes]:
+    """Every dtype in a file, and an index."""
+    sizes = {
+        "F64": 8,
+        "F32": 4,
+        "F16": 2,
+        "BF16": 2,
+        "BOOL": 1,
+        "I64": 8,
+        "I32": 4,
+        "I16": 2,
+        "I8": 1,
+        "U64": 8,
+        "U8": 1,
+    }
+    header: dict[str, object] = {"__metadata__": {"format": "pt"}}
+    at = 0
+    for dtype, size in sizes.items():
+        header[f"t.{dtype}"] = {"dtype": dtype, "shape": [3, 1], "data_offsets": [at, at + 3 * size]}
+        at += 3 * size
+    raw = json.dumps(header).encode()
+    yield struct.pack("<Q", len(raw)) + raw + bytes(range(at))
+    one = b'{"t":{"dtype":"F32","shape":[],"data_offsets":[0,4]},"e":{"dtype":"I8","shape":[0],"data_offsets":[4,4]}}'
+    yield struct.pack("<Q", len(one)) + one + bytes(4)
+    yield json.dumps({"metadata": {"total_size": 4}, "weight_map": {"t": "model-1.safetensors"}}).encode()
+
+
+SEEDS = {"gguf": gguf_seeds, "safetensors": safetensors_seeds}
