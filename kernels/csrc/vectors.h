@@ -25,6 +25,9 @@ typedef int32_t vint32 __attribute__((vector_size(VECTOR_BYTES)));
 typedef int64_t vint64 __attribute__((vector_size(VECTOR_BYTES)));
 typedef uint64_t vuint64 __attribute__((vector_size(VECTOR_BYTES)));
 typedef int32_t vint32_half __attribute__((vector_size(VECTOR_BYTES / 2)));
+typedef uint32_t vuint32 __attribute__((vector_size(VECTOR_BYTES)));
+typedef double vdouble __attribute__((vector_size(VECTOR_BYTES)));
+typedef uint16_t vuint16_half __attribute__((vector_size(VECTOR_BYTES / 2)));
 typedef uint32_t vuint32_half __attribute__((vector_size(VECTOR_BYTES / 2)));
 
 static inline vfloat load_floats(const float *from)
@@ -32,6 +35,32 @@ static inline vfloat load_floats(const float *from)
     vfloat v;
     memcpy(&v, from, sizeof v);
     return v;
+}
+
+/* FLOATS numbers of 16 bits, widened: bfloat16 is the upper half of a float32. */
+static inline vfloat load_bfloat16(const uint16_t *from)
+{
+    vuint16_half v;
+    memcpy(&v, from, sizeof v);
+    return (vfloat)(__builtin_convertvector(v, vuint32) << 16);
+}
+
+static inline vfloat load_float16(const uint16_t *from)
+{
+#if defined(__AVX512F__)
+    return (vfloat)_mm512_cvtph_ps(_mm256_loadu_si256((const __m256i *)from));
+#elif defined(__AVX2__)
+    return (vfloat)_mm256_cvtph_ps(_mm_loadu_si128((const __m128i *)from));
+#elif defined(__aarch64__)
+    return (vfloat)vcvt_f32_f16(vreinterpret_f16_u16(vld1_u16(from)));
+#else /* exponent and fraction in place, times 2^112; infinities and NaN on their own */
+    vuint16_half v;
+    memcpy(&v, from, sizeof v);
+    vuint32 wide = __builtin_convertvector(v, vuint32), size = (wide & 0x7FFF) << 13;
+    vuint32 large = (vuint32)((vint32)size >= 0x7C00 << 13);
+    vuint32 bits = (large & (size | 0x7F800000)) | (~large & (vuint32)((vfloat)size * 0x1p112f));
+    return (vfloat)(bits | (wide & 0x8000) << 16);
+#endif
 }
 
 /* Lane-wise maximum; where x is NaN the lane of `most` stays (the order of operands matters on x86). */
@@ -96,15 +125,25 @@ static inline vuint64 multiply_low(vuint64 a, uint32_t b)
 #endif
 }
 
+/* Exclusive or of three. */
+static inline vuint64 xor_three(vuint64 a, vuint64 b, vuint64 c)
+{
+#if defined(__AVX512F__)
+    return (vuint64)_mm512_ternarylogic_epi64((__m512i)a, (__m512i)b, (__m512i)c, 0x96);
+#else
+    return a ^ b ^ c;
+#endif
+}
+
 /* Whether the low 32 bits of any lane of the four vectors are `least` or more. */
 static inline int any_reaches(const vuint64 words[4], uint32_t least)
 {
 #if defined(__AVX512F__)
-    const __m512i bound = _mm512_set1_epi64((int64_t)((uint64_t)least << 32));
-    __mmask8 hits = 0;
+    const __m512i bound = _mm512_set1_epi32((int32_t)least);
+    __mmask16 hits = 0;
     for (int w = 0; w < 4; w++)
-        hits |= _mm512_cmpge_epu64_mask(_mm512_slli_epi64((__m512i)words[w], 32), bound);
-    return hits != 0;
+        hits |= _mm512_cmpge_epu32_mask((__m512i)words[w], bound);
+    return (hits & 0x5555) != 0;
 #else
     vint64 below = (vint64){0} - 1; /* the sign stays where all four words are below: no 64-bit comparison in SSE2 */
     for (int w = 0; w < 4; w++)
@@ -139,19 +178,46 @@ static inline int any_lane(vint32 mask)
 #endif
 }
 
-/* Append the lanes >= least to `to`, which has room for all lanes; returns how many there were. */
-static inline int append_from(float *to, vfloat v, float least)
+/* Each lane as the nearest integer, halves to even. */
+static inline vint32 nearest_integers(vfloat v)
 {
 #if defined(__AVX512F__)
-    __mmask16 kept = _mm512_cmp_ps_mask((__m512)v, _mm512_set1_ps(least), _CMP_GE_OQ);
+    return (vint32)_mm512_cvtps_epi32((__m512)v);
+#elif defined(__AVX2__)
+    return (vint32)_mm256_cvtps_epi32((__m256)v);
+#elif defined(__x86_64__)
+    return (vint32)_mm_cvtps_epi32((__m128)v);
+#elif defined(__aarch64__)
+    return (vint32)vcvtnq_s32_f32((float32x4_t)v);
+#else
+    vint32 n;
+    for (int i = 0; i < FLOATS; i++)
+        n[i] = (int32_t)rintf(v[i]);
+    return n;
+#endif
+}
+
+static inline int32_t sum_lanes(vint32 v)
+{
+    int32_t sum = 0;
+    for (int i = 0; i < FLOATS; i++)
+        sum += v[i];
+    return sum;
+}
+
+/* Append the lanes whose mask is set to `to`, which has room for all lanes; returns how many there were. */
+static inline int append_where(float *to, vfloat v, vint32 mask)
+{
+#if defined(__AVX512F__)
+    __mmask16 kept = _mm512_movepi32_mask((__m512i)mask);
     _mm512_storeu_ps(to, _mm512_maskz_compress_ps(kept, (__m512)v));
     return __builtin_popcount(kept);
 #else
     int n = 0;
-    if (any_lane(v >= least))
+    if (any_lane(mask))
         for (int i = 0; i < FLOATS; i++) {
             to[n] = v[i];
-            n += v[i] >= least;
+            n -= mask[i];
         }
     return n;
 #endif

@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from edgekernels import _bits_reference, _reference
+from edgekernels._task import Task
 
 BACKENDS = ("cython", "numpy")
 ACCEPT, BITS = "edgekernels._accept", "edgekernels._bits"  # extension modules
@@ -20,35 +21,7 @@ class Backend(Protocol):
 
     NAME: str
 
-    def accept(
-        self,
-        logits: npt.NDArray[np.float32],
-        drafts: npt.NDArray[np.int32],
-        row_starts: npt.NDArray[np.int64],
-        *,
-        temperature: npt.NDArray[np.float64],
-        top_k: npt.NDArray[np.int64],
-        top_p: npt.NDArray[np.float64],
-        seed: npt.NDArray[np.uint64],
-        position: npt.NDArray[np.uint64],
-        accepted: npt.NDArray[np.int32],
-        next_token: npt.NDArray[np.int32],
-        num_threads: int,
-    ) -> None: ...
-
-    def sample(
-        self,
-        logits: npt.NDArray[np.float32],
-        *,
-        temperature: npt.NDArray[np.float64],
-        top_k: npt.NDArray[np.int64],
-        top_p: npt.NDArray[np.float64],
-        seed: npt.NDArray[np.uint64],
-        position: npt.NDArray[np.uint64],
-        token_ids: npt.NDArray[np.int32] | None,
-        chosen: npt.NDArray[np.int32],
-        num_threads: int,
-    ) -> None: ...
+    def decide(self, task: Task) -> None: ...
 
     def noise_bits(
         self, seed: int, position: int, token_ids: npt.NDArray[np.int32], words: npt.NDArray[np.uint32]
