@@ -43,13 +43,12 @@ static int reserve(worker *w, const ek_batch *batch, int64_t b, int64_t num_draf
     w->row.threads = batch->vocab < 2 * WORTH_A_THREAD ? 1 : threads;
     w->filtered = rule->temperature > 0 && (rule->top_k > 0 || rule->top_p < 1);
     w->rejects = batch->kind == EK_REJECTION && rule->temperature > 0;
-    w->row.maxima = malloc(blocks * 3 * sizeof *w->row.maxima);
+    w->row.maxima = malloc(blocks * 2 * sizeof *w->row.maxima);
     w->values = w->filtered ? malloc((blocks + 1) * BLOCK * sizeof *w->values) : NULL;
     w->masses.sums = w->rejects || w->filtered ? malloc(blocks * sizeof *w->masses.sums) : NULL;
     if (!w->row.maxima || (w->filtered && !w->values) || ((w->rejects || w->filtered) && !w->masses.sums))
         return 0;
-    w->row.sums = w->row.maxima + blocks;
-    w->row.references = w->row.sums + blocks;
+    w->masses.estimates = w->row.maxima + blocks;
     if (has_changes(batch, b)) {
         w->row.changes = &w->changes;
         return prepare_changes(batch, b, num_drafts, &w->changes);
@@ -72,13 +71,13 @@ static int read_row(worker *w, const ek_rule *rule, const char *logits)
 {
     double inverse = 1 / rule->temperature, scale = inverse * 1.4426950408889634;
     int open = rule->top_k == 0 || rule->top_k >= w->row.vocab; /* the mass of the whole row matters */
-    int bounded = rule->temperature > 0 && !w->row.changes && open && (rule->top_p < 1 || w->rejects) &&
+    int bounded = rule->temperature > 0 && open && (rule->top_p < 1 || w->rejects) &&
                   scale >= LEAST_ESTIMATED_SCALE && scale <= MOST_ESTIMATED_SCALE;
     w->row.logits = logits;
     w->least = w->most = 0;
     if (w->row.changes)
         change_row(&w->row, rule, &w->changes);
-    scan(&w->row, bounded ? (float)scale : 0);
+    scan(&w->row);
     if (rule->temperature == 0 || isinf(w->row.top))
         return 0;
     w->masses.scale = scale;
@@ -132,7 +131,8 @@ static int32_t decide(const ek_batch *batch, int64_t b, int threads, int32_t *ne
             uint64_t position = rule->position + (uint64_t)accepted;
             int last = accepted == num_rows - 1, passed;
             law q = {batch, last ? -1 : start - b + accepted, last ? -1 : batch->drafts[start - b + accepted]};
-            int random = read_row(&w, rule, (const char *)batch->logits + (size_t)(start + accepted) * row_bytes);
+            const char *logits = (const char *)batch->logits + (size_t)(start + accepted) * row_bytes;
+            int random = read_row(&w, rule, logits);
             if (random && w.rejects) {
                 passed = reject_row(&w, &q, rule->seed, position, next_token);
             } else {

@@ -71,21 +71,23 @@ static void words_for(const search *s, const int32_t *ids, int64_t num_ids, uint
 static void search_block(search *s, int64_t block, uint32_t least)
 {
     enum { quads = 4 * WIDE }; /* tokens of one call of philox(): token t is in lane t / 4 of vector t % 4 */
-    vuint64 out[4], counters = lane_numbers() + (uint64_t)(block * BLOCK / 4);
+    vuint64 out[2][4], counters = lane_numbers() + (uint64_t)(block * BLOCK / 4);
     float buffer[BLOCK];
-    const float *logits = NULL;
-    for (int first = 0; first < BLOCK; first += quads, counters += WIDE) {
-        philox(s->key, counters, out);
-        if (!any_reaches(out, least))
+    for (int first = 0; first < BLOCK; first += 2 * quads, counters += 2 * WIDE) {
+        philox(s->key, counters, out[0]);
+        philox(s->key, counters + WIDE, out[1]);
+        if (!any_reaches(out[0], out[1], least))
             continue;
-        uint32_t words[4][WIDE];
-        for (int w = 0; w < 4; w++)
-            store_words(words[w], out[w]);
-        if (!logits)
-            logits = block_at(s->row, block, buffer);
-        for (int t = 0; t < quads && block * BLOCK + first + t < s->row->vocab; t++)
-            if (words[t & 3][t >> 2] >= least)
-                consider(s, logits[first + t], block * BLOCK + first + t, words[t & 3][t >> 2]);
+        const float *logits = block_at(s->row, block, buffer);
+        for (int half = 0; half < 2; half++) {
+            uint32_t words[4][WIDE];
+            int64_t begin = first + half * quads, column = block * BLOCK + begin;
+            for (int w = 0; w < 4; w++)
+                store_words(words[w], out[half][w]);
+            for (int t = 0; t < quads && column + t < s->row->vocab; t++)
+                if (words[t & 3][t >> 2] >= least)
+                    consider(s, logits[begin + t], column + t, words[t & 3][t >> 2]);
+        }
     }
 }
 

@@ -3,6 +3,7 @@
 
 #define BINS 256
 #define WAYS 4            /* histograms side by side: one for each lane of four, so that no addition waits */
+#define WORTH_BOUNDS 1.01 /* of most over least mass */
 #define FEW 24            /* so few candidates are sorted instead of binned */
 #define MASS_BITS 30      /* the most likely token has mass 2^30 */
 #define LOWEST_LOG2 -32.f /* a mass of 2^-2, truncated to 0 */
@@ -104,8 +105,10 @@ static int falling(const void *a, const void *b)
 }
 
 /* Sort and walk: for a handful of values, and for those which no bins can tell apart. */
-static float select_sorted(const weights *w, float *values, int64_t n, uint64_t above, double target)
+static float select_sorted(const weights *w, float *values, int64_t n, uint64_t above, double target, double share)
 {
+    if (share > 0)
+        target = share * (double)weight_from(w, values, n, -INFINITY);
     if (n <= FEW) {
         for (int64_t i = 1; i < n; i++) {
             float value = values[i];
@@ -130,16 +133,17 @@ static float select_sorted(const weights *w, float *values, int64_t n, uint64_t 
     return -INFINITY;
 }
 
-/* Largest value such that all values at least as large have a weight of `target` or more; -inf if none has.
-   Values are finite and get shuffled. Bins over the range, then the bin that matters. */
-static float select_floor(const weights *w, float *values, int64_t n, double target)
+/* Largest value such that all values at least as large have a weight of `target` or more; -inf if none has. If `share`
+   is not 0, the target is that share of the weight of all values. Values are finite and get shuffled. Bins over the
+   range, then the bin that matters. */
+static float select_floor(const weights *w, float *values, int64_t n, double target, double share)
 {
     uint64_t above = 0;
     while (n > FEW) {
         float low, high;
         find_range(values, n, &low, &high);
         if (low == high)
-            return (double)(above + weight_from(w, values, n, low)) >= target ? low : -INFINITY;
+            return share > 0 || (double)(above + weight_from(w, values, n, low)) >= target ? low : -INFINITY;
         float half = high * 0.5f - low * 0.5f, per_bin = (BINS - 1) / half;
         if (!(half > 1e-30f))
             break;
@@ -153,14 +157,18 @@ static float select_floor(const weights *w, float *values, int64_t n, double tar
             for (int j = 0; j < FLOATS; j++)
                 binned[j % WAYS][bin[j]] += (uint64_t)each[j];
         }
+        uint64_t total = 0;
+        for (int i = 0; i < BINS; i++) {
+            binned[0][i] += binned[1][i] + binned[2][i] + binned[3][i];
+            total += binned[0][i];
+        }
+        target = share > 0 ? share * (double)total : target;
+        share = 0;
         int bin = 0;
-        for (;; bin++) {
-            uint64_t here = binned[0][bin] + binned[1][bin] + binned[2][bin] + binned[3][bin];
-            if ((double)(above + here) >= target)
-                break;
+        for (; (double)(above + binned[0][bin]) < target; bin++) {
             if (bin == BINS - 1)
                 return -INFINITY;
-            above += here;
+            above += binned[0][bin];
         }
         int64_t kept = 0, before = n;
         for (int64_t i = 0; i < n; i += FLOATS) { /* the last vector may be written up to the end of `values` + FLOATS */
@@ -171,7 +179,7 @@ static float select_floor(const weights *w, float *values, int64_t n, double tar
         if (n == before)
             break;
     }
-    return select_sorted(w, values, n, above, target);
+    return select_sorted(w, values, n, above, target, share);
 }
 
 /* Copy the finite logits >= floor, looking only into blocks whose maximum says there are some. */
@@ -205,7 +213,7 @@ static float top_k_floor(const row_view *row, int64_t top_k, float *values)
     }
     float least;
     if (top_k <= n) { /* top_k blocks have a maximum this large, so at least top_k logits are */
-        least = select_floor(&ones, values, n, (double)top_k);
+        least = select_floor(&ones, values, n, (double)top_k, 0);
     } else { /* there are at least n logits as large as the smallest maximum, and usually many more */
         find_range(values, n, &low, &high);
         least = low;
@@ -213,25 +221,7 @@ static float top_k_floor(const row_view *row, int64_t top_k, float *values)
     n = gather(row, least, values);
     if (n < top_k)
         n = gather(row, -INFINITY, values);
-    return select_floor(&ones, values, n, (double)top_k);
-}
-
-/* Mass of a whole row, without blocks which have none. */
-static uint64_t row_mass(const row_view *row, const weights *w)
-{
-    vint64 sum = {0};
-    float buffer[BLOCK];
-    for (int64_t block = 0; block < row->num_blocks; block++) {
-        if (!((row->maxima[block] - row->top) * w->scale > LOWEST_LOG2))
-            continue;
-        const float *logits = block_at(row, block, buffer);
-        for (int i = 0; i < BLOCK; i += FLOATS)
-            sum += widen(masses_of(load_floats(logits + i), w->top, w->scale));
-    }
-    uint64_t total = 0;
-    for (int j = 0; j < WIDE; j++)
-        total += (uint64_t)sum[j];
-    return total;
+    return select_floor(&ones, values, n, (double)top_k, 0);
 }
 
 /* The floor of top-p among the logits >= floor. Without a floor the total is known to lie within [least, most], or,
@@ -240,27 +230,19 @@ static float top_p_floor(const row_view *row, float floor, float scale, double t
                          float *values)
 {
     const weights masses = {0, row->top, scale};
-    if (floor > -INFINITY) {
-        int64_t n = gather(row, floor, values);
-        double total = (double)weight_from(&masses, values, n, -INFINITY);
-        return select_floor(&masses, values, n, top_p * total);
+    int64_t n;
+    float cut = -INFINITY, end = row->top - (float)(-LOWEST_LOG2 + 1) / scale; /* no mass below */
+    if (floor == -INFINITY && most <= least * WORTH_BOUNDS) {
+        for (float reach = 4; reach <= 16 && cut == -INFINITY; reach *= 2) { /* the few most likely tokens may do */
+            n = gather(row, row->top - reach / scale, values);
+            cut = select_floor(&masses, values, n, top_p * least, 0);
+        }
+        if (cut > -INFINITY) {
+            n = gather(row, cut, values);
+            if ((double)weight_from(&masses, values, n, cut) >= top_p * most)
+                return cut; /* enough for any total within the bounds, and what lies above it is too little for any */
+        }
     }
-    for (float reach = 4; most > 0 && reach <= 16; reach *= 2) { /* bounds are often enough to tell */
-        int64_t n = gather(row, row->top - reach / scale, values);
-        float cut = select_floor(&masses, values, n, top_p * least);
-        if (cut == -INFINITY)
-            continue;
-        n = gather(row, cut, values);
-        if ((double)weight_from(&masses, values, n, cut) >= top_p * most)
-            return cut;
-        break;
-    }
-    double target = top_p * (double)row_mass(row, &masses);
-    for (float reach = 4;; reach *= 4) { /* usually the few most likely tokens are enough */
-        float lowest = row->top - reach / scale;
-        int last = reach > -LOWEST_LOG2 || lowest == -INFINITY;
-        int64_t n = gather(row, last ? -INFINITY : lowest, values);
-        if (last || (double)weight_from(&masses, values, n, lowest) >= target)
-            return select_floor(&masses, values, n, target);
-    }
+    n = gather(row, floor > end ? floor : end, values);
+    return select_floor(&masses, values, n, 0, top_p);
 }

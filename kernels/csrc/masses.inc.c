@@ -4,9 +4,13 @@
 #define TEST_MASS_BITS 24 /* the likeliest id of a block has mass 2^24 */
 #define ROW_MASS_BITS 40  /* and 2^40 if it is the likeliest of the row */
 #define LOWEST_WEIGHT -64.0
-#define LEAST_OF_ESTIMATE (0.9418 * 0.9999) /* 1 / 1.0615 = 0.9420..., and rounding */
-#define MOST_OF_ESTIMATE 1.0001
-#define HEAD 0x1p-12 /* blocks with this share of a row are worth an exact sum */
+#define GROUP 16 /* blocks whose small masses are estimated together */
+#define LEAST_OF_ESTIMATE (0.9418 * 0.9995) /* 1 / 1.0615 = 0.9420..., and rounding */
+#define MOST_OF_ESTIMATE 1.0005
+#define ESTIMATE_STEPS 0x1p14f
+#define MOST_REFERENCE 2048 /* log2 of the largest logit's mass: beyond it estimates are too coarse */
+#define HEAD -9             /* blocks whose likeliest id has 2^HEAD of the likeliest's mass are worth an exact sum, */
+#define MOST_HEADS 8        /* unless more than one in so many is such a block */
 
 static const double exp2_fine[8] = {1.0,
                                     0.6931471805599453,
@@ -20,20 +24,25 @@ static const double exp2_fine[8] = {1.0,
 typedef struct {
     double scale;      /* log2(e) / temperature */
     float floor;       /* logits below it have mass 0 */
-    int64_t *sums;     /* of each block times its weight, when exact */
+    int64_t *sums;     /* of each block times its weight; -1 if the block is part of an estimate */
+    float *estimates;  /* of each group: upper estimate of what is not in `sums`, relative to 2^0 for the likeliest id */
     int64_t total;
 } row_masses;
 
 /* 2^(ROW_MASS_BITS - TEST_MASS_BITS) times the probability of a block's likeliest id over that of the row's. */
-static double block_weight(float maximum, float top, double scale)
+static inline double block_weight(float maximum, float top, double scale)
 {
     double t = ((double)maximum - (double)top) * scale;
     t = t > LOWEST_WEIGHT ? t : LOWEST_WEIGHT;
-    const double to_integer = 0x1.8p52; /* adding and subtracting it rounds to an integer */
-    double whole = t + to_integer - to_integer, f = t - whole, series = exp2_fine[7];
+    const double to_integer = 0x1.8p52; /* adding it rounds to an integer, which then sits in the low bits */
+    double shifted = t + to_integer, f = t - (shifted - to_integer), series = exp2_fine[7], power;
+    int64_t bits;
     for (int i = 6; i >= 0; i--)
         series = series * f + exp2_fine[i];
-    return ldexp(series, (int)whole + ROW_MASS_BITS - TEST_MASS_BITS);
+    memcpy(&bits, &shifted, sizeof bits);
+    bits = (int64_t)((uint64_t)(bits + 1023 + ROW_MASS_BITS - TEST_MASS_BITS) << 52);
+    memcpy(&power, &bits, sizeof power);
+    return series * power;
 }
 
 /* Masses of FLOATS logits of a block: round(2^(24 + t)) with t = (logit - maximum) * scale. */
@@ -69,7 +78,7 @@ static inline int has_mass(const row_view *row, const row_masses *masses, int64_
     return row->maxima[block] > -INFINITY && row->maxima[block] >= masses->floor;
 }
 
-static int64_t exact_sum(const row_view *row, const row_masses *masses, int64_t block)
+static __attribute__((noinline)) int64_t exact_sum(const row_view *row, const row_masses *masses, int64_t block)
 {
     float buffer[BLOCK];
     int32_t mass = mass_of_block(block_at(row, block, buffer), row->maxima[block], (float)masses->scale,
@@ -104,34 +113,80 @@ static void weigh_row(const row_view *row, row_masses *masses)
     masses->total = total;
 }
 
-/* Bounds of the total from the estimates, and exact sums of the few blocks that matter most (-1 for all others).
-   Afterwards the estimates are relative to the row's largest logit. */
-static void bound_total(row_view *row, row_masses *masses, double *least, double *most)
+/* Upper estimate of the mass of some logits, lane by lane: 2^t is at most, and within 6.2 % of, the number whose bits
+   are those of (t + 127) * 2^23 (Schraudolph, Neural Computation 11, 1999). Adding 2^23 to (t + 127) * 2^14 makes them
+   in one step, but for a shift; NaN and -inf come out as 0. */
+static inline vfloat estimate(vfloat logits, vfloat slope, vfloat start)
 {
-    double sum = 0, tail = 0, head = 0;
-    for (int64_t from = 0, to; from < row->num_blocks; from = to) {
-        float reference = row->references[from];
-        float factor = reference > -INFINITY
-                           ? (float)(block_weight(reference, row->top, masses->scale) * 0x1p24)
-                           : 0; /* nothing but -inf so far */
-        for (to = from; to < row->num_blocks && row->references[to] == reference; to++) {
-            row->sums[to] *= factor;
-            sum += row->sums[to];
-        }
-    }
-    float threshold = (float)(sum * HEAD);
-    for (int64_t block = 0; block < row->num_blocks; block++) {
-        masses->sums[block] = -1;
-        if (row->sums[block] >= threshold && has_mass(row, masses, block)) {
+    const vint32 none = (vint32)((vfloat){0} + 0x1p23f);
+    return (vfloat)(max_integers((vint32)multiply_add(logits, slope, start), none) << 9);
+}
+
+/* Exact sums of the blocks of a group that matter, an estimate of all others. */
+static inline __attribute__((always_inline)) void estimate_group(const row_view *row, row_masses *masses, int plain,
+                                                                 int64_t group, float head)
+{
+    const float scale = (float)masses->scale;
+    const vfloat zero = {0}, slope = zero + scale * ESTIMATE_STEPS;
+    const vfloat start = zero + (0x1p23f + 127 * ESTIMATE_STEPS - row->top * scale * ESTIMATE_STEPS);
+    int64_t end = (group + 1) * GROUP < row->num_blocks ? (group + 1) * GROUP : row->num_blocks;
+    vfloat even = zero, odd = zero;
+    for (int64_t block = group * GROUP; block < end; block++) {
+        float buffer[BLOCK];
+        const float *logits = plain ? (const float *)row->logits + block * BLOCK : block_at(row, block, buffer);
+        if (row->maxima[block] >= head) {
             masses->sums[block] = exact_sum(row, masses, block);
-            head += (double)masses->sums[block];
-            tail += row->sums[block];
+            continue;
+        }
+        masses->sums[block] = -1;
+        for (int i = 0; i < BLOCK; i += 2 * FLOATS) {
+            even += estimate(load_floats(logits + i), slope, start);
+            odd += estimate(load_floats(logits + i + FLOATS), slope, start);
         }
     }
-    tail = sum - tail;
-    double slack = 1e-6 * sum + (double)row->num_blocks; /* rounding of these sums, truncation of the exact ones */
-    *least = head + tail * LEAST_OF_ESTIMATE - slack;
-    *most = head + tail * MOST_OF_ESTIMATE + slack;
+    masses->estimates[group] = sum_floats(even + odd) * 0x1p40f;
+}
+
+static void estimate_groups(const row_view *row, row_masses *masses, int64_t from, int64_t to, float head)
+{
+    for (int64_t group = from; group < to; group++) {
+        if (is_plain(row, (group + 1) * GROUP))
+            estimate_group(row, masses, 1, group, head);
+        else
+            estimate_group(row, masses, 0, group, head);
+    }
+}
+
+/* Bounds of the total from estimates, and exact sums of the few blocks that matter most; 0 if estimates are no use. */
+static void bound_total(const row_view *row, row_masses *masses, double *least, double *most)
+{
+    int64_t num_groups = (row->num_blocks + GROUP - 1) / GROUP, heads = 0;
+    double tail = 0;
+    float lowest = (float)(row->top + HEAD / masses->scale);
+    *least = *most = 0;
+    if (!(fabs((double)row->top * masses->scale) < MOST_REFERENCE))
+        return;
+    for (int64_t block = 0; block < row->num_blocks; block++)
+        heads += row->maxima[block] >= lowest;
+    lowest = heads * MOST_HEADS > row->num_blocks ? INFINITY : lowest;
+    if (row->threads == 1) {
+        estimate_groups(row, masses, 0, num_groups, lowest);
+    } else {
+#pragma omp parallel for num_threads(row->threads) schedule(static, 1)
+        for (int t = 0; t < row->threads; t++) {
+            int64_t from, to;
+            part_of(num_groups, t, row->threads, &from, &to);
+            estimate_groups(row, masses, from, to, lowest);
+        }
+    }
+    for (int64_t group = 0; group < num_groups; group++)
+        tail += masses->estimates[group];
+    int64_t exact = 0;
+    for (int64_t block = 0; block < row->num_blocks; block++)
+        exact += masses->sums[block] > 0 ? masses->sums[block] : 0;
+    double slack = 1e-5 * tail + (double)row->num_blocks; /* rounding of these sums, truncation of the exact ones */
+    *least = (double)exact + tail * LEAST_OF_ESTIMATE - slack;
+    *most = (double)exact + tail * MOST_OF_ESTIMATE + slack;
 }
 
 /* First id of a block at which the running mass, weighed, exceeds `rest`; the last with a mass if none does. */

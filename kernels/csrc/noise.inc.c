@@ -9,43 +9,46 @@
 
 /* Only counter word 0 differs between the tokens of a position, so half of the first two rounds is the same for all. */
 typedef struct {
-    uint64_t round_keys[2 * ROUNDS]; /* from the third round on */
-    uint32_t second_0, second_2, third_0, third_2, third_3;
+    vuint64 round_keys[2 * ROUNDS]; /* from the third round on */
+    vuint64 second_2, third_0, third_2, third_3;
 } noise_key;
 
 static noise_key make_noise_key(uint64_t seed, uint64_t position, uint32_t domain)
 {
+    const vuint64 zero = {0};
     noise_key key;
-    uint32_t low = (uint32_t)seed, high = (uint32_t)(seed >> 32);
+    uint32_t low = (uint32_t)seed, high = (uint32_t)(seed >> 32), lows[2], highs[2];
     for (int r = 0; r < ROUNDS; r++) {
-        key.round_keys[2 * r] = low;
-        key.round_keys[2 * r + 1] = high;
+        if (r < 2) {
+            lows[r] = low;
+            highs[r] = high;
+        }
+        key.round_keys[2 * r] = zero + low;
+        key.round_keys[2 * r + 1] = zero + high;
         low += 0x9E3779B9u;
         high += 0xBB67AE85u;
     }
     uint64_t p1 = (uint64_t)MULTIPLIER_1 * (uint32_t)(position >> 32);
-    key.second_0 = (uint32_t)(p1 >> 32) ^ (uint32_t)position ^ (uint32_t)key.round_keys[0];
-    key.second_2 = domain ^ (uint32_t)key.round_keys[1];
-    uint64_t p0 = (uint64_t)MULTIPLIER_0 * key.second_0;
-    key.third_0 = (uint32_t)p1 ^ (uint32_t)key.round_keys[2];
-    key.third_2 = (uint32_t)(p0 >> 32) ^ (uint32_t)key.round_keys[3];
-    key.third_3 = (uint32_t)p0;
+    uint64_t p0 = (uint64_t)MULTIPLIER_0 * ((uint32_t)(p1 >> 32) ^ (uint32_t)position ^ lows[0]);
+    key.second_2 = zero + (domain ^ highs[0]);
+    key.third_0 = zero + ((uint32_t)p1 ^ lows[1]);
+    key.third_2 = zero + ((uint32_t)(p0 >> 32) ^ highs[1]);
+    key.third_3 = zero + (uint32_t)p0;
     return key;
 }
 
 /* The four output words of WIDE counters whose first words stand in c0. */
 static inline void philox(const noise_key *key, vuint64 c0, vuint64 out[4])
 {
-    const vuint64 zero = {0};
     vuint64 p0 = multiply_low(c0, MULTIPLIER_0);
     vuint64 p1 = multiply_low((p0 >> 32) ^ key->second_2, MULTIPLIER_1);
     c0 = (p1 >> 32) ^ key->third_0;
-    vuint64 c1 = p1, c2 = p0 ^ key->third_2, c3 = zero + key->third_3;
+    vuint64 c1 = p1, c2 = p0 ^ key->third_2, c3 = key->third_3;
     for (int r = 2; r < ROUNDS; r++) {
         p0 = multiply_low(c0, MULTIPLIER_0), p1 = multiply_low(c2, MULTIPLIER_1);
-        c0 = xor_three(p1 >> 32, c1, zero + key->round_keys[2 * r]);
+        c0 = xor_three(p1 >> 32, c1, key->round_keys[2 * r]);
         c1 = p1;
-        c2 = xor_three(p0 >> 32, c3, zero + key->round_keys[2 * r + 1]);
+        c2 = xor_three(p0 >> 32, c3, key->round_keys[2 * r + 1]);
         c3 = p0;
     }
     out[0] = c0;

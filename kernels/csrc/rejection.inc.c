@@ -129,23 +129,30 @@ static int32_t emit_from_bounds(const row_view *row, const row_masses *masses, d
     const double margin = 1 + 1e-9 * most;
     double from = number * least - margin, to = number * most + margin, low = 0, high = 0;
     for (int64_t block = 0; block < row->num_blocks; block++) {
-        double known = (double)masses->sums[block];
-        double fewest = known >= 0 ? known : row->sums[block] * LEAST_OF_ESTIMATE - 1;
-        double largest = known >= 0 ? known : row->sums[block] * MOST_OF_ESTIMATE + 1;
-        if (from >= high + largest) {
-            low += fewest;
-            high += largest;
-            continue;
+        if (block % GROUP == 0) /* what was estimated may stand anywhere in its group */
+            high += masses->estimates[block / GROUP] * MOST_OF_ESTIMATE + GROUP;
+        if (masses->sums[block] > 0) {
+            double known = (double)masses->sums[block], rest_from = from - high, rest_to = to - low;
+            if (rest_from < known) {
+                if (rest_from < 0 || rest_to >= known)
+                    return -1;
+                int32_t each[BLOCK];
+                float buffer[BLOCK];
+                double weight = block_weight(row->maxima[block], row->top, masses->scale);
+                mass_of_block(block_at(row, block, buffer), row->maxima[block], (float)masses->scale, masses->floor,
+                              each);
+                int first = pick_in_block(each, weight, (int64_t)rest_from);
+                int last = pick_in_block(each, weight, (int64_t)rest_to + 1);
+                return first == last ? (int32_t)(block * BLOCK) + first : -1;
+            }
+            low += known;
+            high += known;
         }
-        double rest_from = from - high, rest_to = to - low;
-        if (known < 0 || rest_from < 0 || rest_to >= known)
-            return -1;
-        int32_t each[BLOCK];
-        float buffer[BLOCK];
-        double weight = block_weight(row->maxima[block], row->top, masses->scale);
-        mass_of_block(block_at(row, block, buffer), row->maxima[block], (float)masses->scale, masses->floor, each);
-        int first = pick_in_block(each, weight, (int64_t)rest_from), last = pick_in_block(each, weight, (int64_t)rest_to + 1);
-        return first == last ? (int32_t)(block * BLOCK) + first : -1;
+        if (block % GROUP == GROUP - 1) {
+            low += masses->estimates[block / GROUP] * LEAST_OF_ESTIMATE - GROUP;
+            if (to - low < 0)
+                return -1; /* it may have been among those estimated */
+        }
     }
     return -1;
 }

@@ -22,9 +22,7 @@ typedef struct {
     int64_t vocab, num_blocks;
     int dtype;
     const changes *changes;
-    float *maxima;     /* one per block */
-    float *sums;       /* upper estimates of the mass of each block, relative to `references`; see masses.inc.c */
-    float *references; /* the largest logit so far when a sum was made, or -inf */
+    float *maxima; /* one per block */
     int threads;
     float top; /* the largest logit */
 } row_view;
@@ -59,8 +57,16 @@ static const float *plain_block(const row_view *row, int64_t block, float *buffe
     return buffer;
 }
 
+/* Whether all blocks before `to` are whole, as they stand in memory, and need no conversion. */
+static inline int is_plain(const row_view *row, int64_t to)
+{
+    return row->dtype == EK_FLOAT32 && !row->changes && to * BLOCK <= row->vocab;
+}
+
 static inline const float *block_at(const row_view *row, int64_t block, float *buffer)
 {
+    if (is_plain(row, block + 1))
+        return (const float *)row->logits + block * BLOCK;
     if (row->changes && row->changes->place[block] >= 0)
         return row->changes->blocks[row->changes->place[block]].changed;
     return plain_block(row, block, buffer);
@@ -70,16 +76,6 @@ static inline float logit_at(const row_view *row, int64_t column)
 {
     float buffer[BLOCK];
     return block_at(row, column / BLOCK, buffer)[column % BLOCK];
-}
-
-static inline float block_maximum(const float *logits)
-{
-    vfloat a = (vfloat){0} - INFINITY, b = a;
-    for (int i = 0; i < BLOCK; i += 2 * FLOATS) {
-        a = max_floats(load_floats(logits + i), a);
-        b = max_floats(load_floats(logits + i + FLOATS), b);
-    }
-    return max_lane(max_floats(a, b));
 }
 
 /* Maxima of whole blocks [from, to); NaN counts as -inf. Returns the largest. */
@@ -100,42 +96,8 @@ static inline __attribute__((always_inline)) float scan_as(int dtype, const void
     return max_lane(most);
 }
 
-/* The same, and an upper estimate of the mass of each block on the way: 2^t is at most, and within 6.2 % of, the
-   number whose bits are those of (t + 127) * 2^23 (Schraudolph, Neural Computation 11, 1999). */
-static inline __attribute__((always_inline)) float estimate_as(int dtype, const void *logits, int64_t from, int64_t to,
-                                                               float scale, row_view *row)
+static float scan_blocks(row_view *row, int64_t from, int64_t to)
 {
-    const vfloat zero = {0};
-    const float slope = scale * 0x1p23f, one = 127 * 0x1p23f;
-    float top = -INFINITY;
-    for (int64_t block = from; block < to; block++) {
-        vfloat logit[VECTORS], most = zero - INFINITY, sum = zero;
-        for (int i = 0; i < VECTORS; i++) {
-            logit[i] = load_as(dtype, logits, block * BLOCK + i * FLOATS);
-            most = max_floats(logit[i], most);
-        }
-        float maximum = max_lane(most);
-        top = maximum > top ? maximum : top;
-        float reference = top > -INFINITY ? top : 0;
-        for (int i = 0; i < VECTORS; i++)
-            sum += (vfloat)nearest_integers(max_floats((logit[i] - reference) * slope + one, zero));
-        row->maxima[block] = maximum;
-        row->references[block] = top;
-        float lanes[FLOATS], total = 0;
-        memcpy(lanes, &sum, sizeof sum);
-        for (int i = 0; i < FLOATS; i++)
-            total += lanes[i];
-        row->sums[block] = total;
-    }
-    return top;
-}
-
-static float scan_blocks(row_view *row, int64_t from, int64_t to, float scale)
-{
-    if (scale > 0)
-        return row->dtype == EK_FLOAT32   ? estimate_as(EK_FLOAT32, row->logits, from, to, scale, row)
-               : row->dtype == EK_FLOAT16 ? estimate_as(EK_FLOAT16, row->logits, from, to, scale, row)
-                                          : estimate_as(EK_BFLOAT16, row->logits, from, to, scale, row);
     return row->dtype == EK_FLOAT32   ? scan_as(EK_FLOAT32, row->logits, from, to, row->maxima)
            : row->dtype == EK_FLOAT16 ? scan_as(EK_FLOAT16, row->logits, from, to, row->maxima)
                                       : scan_as(EK_BFLOAT16, row->logits, from, to, row->maxima);
@@ -148,36 +110,30 @@ static void part_of(int64_t n, int thread, int threads, int64_t *from, int64_t *
     *to = n * (thread + 1) / threads;
 }
 
-/* Read the whole row once: maxima of all blocks and the largest logit; estimates as well if scale > 0. */
-static void scan(row_view *row, float scale)
+/* Read the whole row once: maxima of all blocks, and the largest logit. */
+static void scan(row_view *row)
 {
     int64_t whole = row->vocab / BLOCK;
+    float buffer[BLOCK];
     if (row->threads == 1) {
-        row->top = scan_blocks(row, 0, whole, scale);
+        row->top = scan_blocks(row, 0, whole);
     } else {
 #pragma omp parallel for num_threads(row->threads) schedule(static, 1)
         for (int t = 0; t < row->threads; t++) {
             int64_t from, to;
             part_of(whole, t, row->threads, &from, &to);
-            scan_blocks(row, from, to, scale);
+            scan_blocks(row, from, to);
         }
     }
-    float buffer[BLOCK];
     if (whole < row->num_blocks) {
-        row_view rest = *row;
-        rest.logits = (const char *)plain_block(row, whole, buffer);
-        rest.dtype = EK_FLOAT32;
-        rest.maxima += whole;
-        rest.sums += scale > 0 ? whole : 0;
-        rest.references += scale > 0 ? whole : 0;
-        float last = scan_blocks(&rest, 0, 1, scale);
+        float last = scan_as(EK_FLOAT32, plain_block(row, whole, buffer), 0, 1, row->maxima + whole);
         row->top = whole && row->top > last ? row->top : last;
     }
     if (row->threads > 1 || row->changes) {
         row->top = -INFINITY;
         for (int64_t block = 0; block < row->num_blocks; block++) {
             if (row->changes && row->changes->place[block] >= 0)
-                row->maxima[block] = block_maximum(block_at(row, block, buffer));
+                scan_as(EK_FLOAT32, block_at(row, block, buffer), 0, 1, row->maxima + block);
             row->top = row->maxima[block] > row->top ? row->maxima[block] : row->top;
         }
     }

@@ -40,9 +40,17 @@ static inline vfloat load_floats(const float *from)
 /* FLOATS numbers of 16 bits, widened: bfloat16 is the upper half of a float32. */
 static inline vfloat load_bfloat16(const uint16_t *from)
 {
+#if defined(__AVX512F__)
+    return (vfloat)_mm512_slli_epi32(_mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i *)from)), 16);
+#elif defined(__AVX2__)
+    return (vfloat)_mm256_slli_epi32(_mm256_cvtepu16_epi32(_mm_loadu_si128((const __m128i *)from)), 16);
+#elif defined(__x86_64__)
+    return (vfloat)_mm_unpacklo_epi16(_mm_setzero_si128(), _mm_loadl_epi64((const __m128i *)from));
+#else
     vuint16_half v;
     memcpy(&v, from, sizeof v);
     return (vfloat)(__builtin_convertvector(v, vuint32) << 16);
+#endif
 }
 
 static inline vfloat load_float16(const uint16_t *from)
@@ -135,19 +143,21 @@ static inline vuint64 xor_three(vuint64 a, vuint64 b, vuint64 c)
 #endif
 }
 
-/* Whether the low 32 bits of any lane of the four vectors are `least` or more. */
-static inline int any_reaches(const vuint64 words[4], uint32_t least)
+/* Whether the low 32 bits of any lane of two times four vectors are `least` or more. */
+static inline int any_reaches(const vuint64 a[4], const vuint64 b[4], uint32_t least)
 {
 #if defined(__AVX512F__)
     const __m512i bound = _mm512_set1_epi32((int32_t)least);
     __mmask16 hits = 0;
     for (int w = 0; w < 4; w++)
-        hits |= _mm512_cmpge_epu32_mask((__m512i)words[w], bound);
+        hits |= _mm512_cmpge_epu32_mask((__m512i)a[w], bound) | _mm512_cmpge_epu32_mask((__m512i)b[w], bound);
     return (hits & 0x5555) != 0;
 #else
-    vint64 below = (vint64){0} - 1; /* the sign stays where all four words are below: no 64-bit comparison in SSE2 */
-    for (int w = 0; w < 4; w++)
-        below &= (vint64)(words[w] & 0xFFFFFFFFu) - (int64_t)least;
+    vint64 below = (vint64){0} - 1; /* the sign stays where all words are below: no 64-bit comparison in SSE2 */
+    for (int w = 0; w < 4; w++) {
+        below &= (vint64)(a[w] & 0xFFFFFFFFu) - (int64_t)least;
+        below &= (vint64)(b[w] & 0xFFFFFFFFu) - (int64_t)least;
+    }
 #if defined(__AVX2__)
     return _mm256_movemask_pd((__m256d)below) != 15;
 #elif defined(__x86_64__)
@@ -178,6 +188,35 @@ static inline int any_lane(vint32 mask)
 #endif
 }
 
+/* a * b + c, fused where the level can; only for what need not be the same everywhere. */
+static inline vfloat multiply_add(vfloat a, vfloat b, vfloat c)
+{
+#if defined(__AVX512F__)
+    return (vfloat)_mm512_fmadd_ps((__m512)a, (__m512)b, (__m512)c);
+#elif defined(__FMA__)
+    return (vfloat)_mm256_fmadd_ps((__m256)a, (__m256)b, (__m256)c);
+#elif defined(__aarch64__)
+    return (vfloat)vfmaq_f32((float32x4_t)c, (float32x4_t)a, (float32x4_t)b);
+#else
+    return a * b + c;
+#endif
+}
+
+/* The larger of integers. */
+static inline vint32 max_integers(vint32 a, vint32 b)
+{
+#if defined(__AVX512F__)
+    return (vint32)_mm512_max_epi32((__m512i)a, (__m512i)b);
+#elif defined(__AVX2__)
+    return (vint32)_mm256_max_epi32((__m256i)a, (__m256i)b);
+#elif defined(__aarch64__)
+    return (vint32)vmaxq_s32((int32x4_t)a, (int32x4_t)b);
+#else
+    vint32 larger = a > b;
+    return (larger & a) | (~larger & b);
+#endif
+}
+
 /* Each lane as the nearest integer, halves to even. */
 static inline vint32 nearest_integers(vfloat v)
 {
@@ -199,10 +238,47 @@ static inline vint32 nearest_integers(vfloat v)
 
 static inline int32_t sum_lanes(vint32 v)
 {
+#if defined(__AVX512F__)
+    return _mm512_reduce_add_epi32((__m512i)v);
+#elif defined(__x86_64__)
+#if defined(__AVX2__)
+    __m128i half = _mm_add_epi32(_mm256_castsi256_si128((__m256i)v), _mm256_extracti128_si256((__m256i)v, 1));
+#else
+    __m128i half = (__m128i)v;
+#endif
+    half = _mm_add_epi32(half, _mm_unpackhi_epi64(half, half));
+    return _mm_cvtsi128_si32(_mm_add_epi32(half, _mm_shuffle_epi32(half, 1)));
+#elif defined(__aarch64__)
+    return vaddvq_s32((int32x4_t)v);
+#else
     int32_t sum = 0;
     for (int i = 0; i < FLOATS; i++)
         sum += v[i];
     return sum;
+#endif
+}
+
+/* Sum of all lanes, in no particular order. */
+static inline float sum_floats(vfloat v)
+{
+#if defined(__AVX512F__)
+    return _mm512_reduce_add_ps((__m512)v);
+#elif defined(__x86_64__)
+#if defined(__AVX2__)
+    __m128 half = _mm_add_ps(_mm256_castps256_ps128((__m256)v), _mm256_extractf128_ps((__m256)v, 1));
+#else
+    __m128 half = (__m128)v;
+#endif
+    half = _mm_add_ps(half, _mm_movehl_ps(half, half));
+    return _mm_cvtss_f32(_mm_add_ss(half, _mm_shuffle_ps(half, half, 1)));
+#elif defined(__aarch64__)
+    return vaddvq_f32((float32x4_t)v);
+#else
+    float sum = 0;
+    for (int i = 0; i < FLOATS; i++)
+        sum += v[i];
+    return sum;
+#endif
 }
 
 /* Append the lanes whose mask is set to `to`, which has room for all lanes; returns how many there were. */

@@ -157,21 +157,20 @@ def per_sequence(
 
 def seed(value: Any, count: int) -> Any:
     """Insist on seeds of 64 bits."""
-    return per_sequence(
-        "seed", value, count, integers=True, good=lambda s: (s >= 0) & (s < 1 << 64), remedy="integers 0 .. 2**64 - 1"
-    )
+    return per_sequence("seed", value, count, integers=True, good=_is_seed, remedy="integers 0 .. 2**64 - 1")
 
 
 def position(value: Any, count: int) -> Any:
     """Insist on absolute positions, which leave room for the rows that follow."""
-    return per_sequence(
-        "position",
-        value,
-        count,
-        integers=True,
-        good=lambda p: (p >= 0) & (p < 1 << 62),
-        remedy="integers 0 .. 2**62 - 1",
-    )
+    return per_sequence("position", value, count, integers=True, good=_is_position, remedy="integers 0 .. 2**62 - 1")
+
+
+def _is_seed(value: Any) -> Any:
+    return (value >= 0) & (value < 1 << 64)
+
+
+def _is_position(value: Any) -> Any:
+    return (value >= 0) & (value < 1 << 62)
 
 
 def token_ids(value: object, count: int) -> npt.NDArray[np.int32]:

@@ -1,6 +1,7 @@
 """How each sequence chooses its tokens: checked numbers, made into one record for each."""
 
 import math
+import struct
 from collections.abc import Callable
 from typing import Any, NamedTuple, TypedDict
 
@@ -66,7 +67,15 @@ _NUMBERS = {
         f"a number from -{MAX_PENALTY:.0f} to {MAX_PENALTY:.0f}, 0 to switch it off",
     ),
 }
-_OFF = {number.field: -math.inf if name == "min_p" else number.default for name, number in _NUMBERS.items()}
+_OFF = {name: 0 for name in RULE.names or ()} | {
+    number.field: -math.inf if name == "min_p" else number.default for name, number in _NUMBERS.items()
+}  # in the order of RULE
+_RECORD = struct.Struct("=" + "".join(RULE[name].char for name in _OFF).replace("l", "q").replace("L", "Q"))
+_TEMPERATURES = f"0 for greedy, or a number from {MIN_TEMPERATURE} to {MAX_TEMPERATURE}"
+
+
+def _is_temperature(value: Any) -> Any:
+    return (value == 0) | ((value >= MIN_TEMPERATURE) & (value <= MAX_TEMPERATURE))
 
 
 def rules(
@@ -85,16 +94,13 @@ def rules(
         TypeError: a name is unknown, or a value is not a number or array of numbers.
         ValueError: a value has another shape or is out of its range.
     """
-    values: dict[str, Any] = _OFF.copy()
-    values["temperature"] = _checks.per_sequence(
-        "temperature",
-        temperature,
-        count,
-        good=lambda t: (t == 0) | ((t >= MIN_TEMPERATURE) & (t <= MAX_TEMPERATURE)),
-        remedy=f"0 for greedy, or a number from {MIN_TEMPERATURE} to {MAX_TEMPERATURE}",
-    )
-    values["seed"] = _checks.seed(seed, count)
-    values["position"] = _checks.position(position, count)
+    values: dict[str, Any] = _OFF | {
+        "temperature": _checks.per_sequence(
+            "temperature", temperature, count, good=_is_temperature, remedy=_TEMPERATURES
+        ),
+        "seed": _checks.seed(seed, count),
+        "position": _checks.position(position, count),
+    }
     for name, value in filters.items():
         number = _NUMBERS.get(name)
         if number is None:
@@ -114,14 +120,9 @@ def _logarithm(value: Any) -> Any:
 
 
 def _records(values: dict[str, Any], count: int) -> npt.NDArray[np.void]:
-    records = np.empty(count, RULE)
-    common = {name: 0 if isinstance(value, np.ndarray) else value for name, value in values.items()}
-    common["spare"] = 0
-    records[...] = tuple(common[name] for name in _NAMES)
-    for name, value in values.items():
-        if isinstance(value, np.ndarray):
-            records[name] = value
+    arrays = {name: value for name, value in values.items() if type(value) is np.ndarray}
+    one = _RECORD.pack(*(values | dict.fromkeys(arrays, 0) if arrays else values).values())
+    records = np.frombuffer(bytearray(one * count), RULE)  # faster than to fill them, for the few there are
+    for name, value in arrays.items():
+        records[name] = value
     return records
-
-
-_NAMES: tuple[str, ...] = RULE.names or ()
