@@ -4,7 +4,8 @@ Every other backend gives the same answers. Arguments are checked by the callers
 and only as long as drafts are accepted.
 """
 
-from typing import Any
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -80,7 +81,7 @@ def survivors(logits: Floats, temperature: float, top_k: int, top_p: float) -> n
 
 def best_score(
     logits: Floats,
-    ids: npt.NDArray[np.integer],
+    ids: npt.NDArray[np.integer] | None,
     floor: np.float32,
     temperature: float,
     seed: int,
@@ -89,10 +90,20 @@ def best_score(
 ) -> int:
     """The id with the largest sum of logit / temperature and gumbel noise; the lowest id wins ties."""
     keep = logits >= floor
-    ids = ids[keep]
+    ids = np.flatnonzero(keep) if ids is None else ids[keep]
     words = noise_words(seed, position, ids) if noise is None else noise.words(seed, position, ids)
     scores = logits[keep].astype(np.float64) * (1.0 / temperature) + gumbel(words)
     return int(ids[scores == scores.max()].min())
+
+
+class Primitives(NamedTuple):
+    """What a backend may do faster than numpy, with equal results."""
+
+    best_score: Callable[..., int] = best_score
+    weigh: Callable[..., rejection.Weighed] = rejection.weigh
+
+
+NUMPY = Primitives()
 
 
 def choose(
@@ -106,24 +117,27 @@ def choose(
     log_min_p: float = -np.inf,
     token_ids: Ids | None = None,
     noise: Noise | None = None,
+    primitives: Primitives = NUMPY,
 ) -> int:
     """The token which one row (vocab,) decides by the coupled rule."""
     logits = np.where(np.isnan(row), np.float32(-np.inf), row)
-    ids: npt.NDArray[np.integer] = np.arange(len(row)) if token_ids is None else token_ids
     top = logits.max()
     if temperature == 0.0 or np.isinf(top):
-        return int(ids[logits == top].min())
+        at_top = np.flatnonzero(logits == top)
+        return int(at_top[0] if token_ids is None else token_ids[at_top].min())
     floor = filter_floor(logits, temperature, top_k, top_p, log_min_p)
-    return best_score(logits, ids, floor, temperature, seed, position, noise)
+    return primitives.best_score(logits, token_ids, floor, temperature, seed, position, noise)
 
 
-def reject(task: Task, logits: Floats, rule: Any, position: int, draft: int | None) -> tuple[bool, int]:
+def reject(
+    task: Task, logits: Floats, rule: Any, position: int, draft: int | None, primitives: Primitives
+) -> tuple[bool, int]:
     """Whether the draft of a row (vocab,) passes, and the token instead of it; None is the last row's draft."""
     seed = int(rule["seed"])
     floor = filter_floor(
         logits, float(rule["temperature"]), int(rule["top_k"]), float(rule["top_p"]), float(rule["log_min_p"])
     )
-    weighed = rejection.weigh(logits, float(rule["temperature"]), floor)
+    weighed = primitives.weigh(logits, float(rule["temperature"]), floor)
     if draft is not None:
         assert task.drafts is not None
         token = int(task.drafts[draft])
@@ -136,10 +150,12 @@ def reject(task: Task, logits: Floats, rule: Any, position: int, draft: int | No
     return False, rejection.emit(weighed, uniform(seed, position, 1))
 
 
-def decide_row(task: Task, logits: Floats, rule: Any, position: int, draft: int | None) -> tuple[bool, int]:
+def decide_row(
+    task: Task, logits: Floats, rule: Any, position: int, draft: int | None, primitives: Primitives
+) -> tuple[bool, int]:
     """Whether the draft of a row (vocab,) is accepted, and the token which the row gives."""
     if task.kind == REJECTION and rule["temperature"] > 0 and not np.isinf(logits.max()):
-        return reject(task, logits, rule, position, draft)
+        return reject(task, logits, rule, position, draft, primitives)
     token = choose(
         logits,
         temperature=float(rule["temperature"]),
@@ -150,11 +166,12 @@ def decide_row(task: Task, logits: Floats, rule: Any, position: int, draft: int 
         position=position,
         token_ids=task.token_ids,
         noise=task.noise,
+        primitives=primitives,
     )
     return draft is not None and task.drafts is not None and token == task.drafts[draft], token
 
 
-def decide(task: Task) -> None:
+def decide(task: Task, primitives: Primitives = NUMPY) -> None:
     """Write the accepted count and the next token of every sequence."""
     for b, rule in enumerate(task.rules):
         start, end = (b, b + 1) if task.row_starts is None else task.row_starts[b : b + 2].tolist()
@@ -162,7 +179,7 @@ def decide(task: Task) -> None:
         for row in range(start, end):
             logits = changes.apply(as_float32(task.logits[row], task.dtype))
             draft = None if row == end - 1 else row - b
-            passed, token = decide_row(task, logits, rule, int(rule["position"]) + row - start, draft)
+            passed, token = decide_row(task, logits, rule, int(rule["position"]) + row - start, draft, primitives)
             if not passed:
                 task.accepted[b], task.next_token[b] = row - start, token
                 break
