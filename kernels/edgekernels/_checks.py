@@ -36,7 +36,7 @@ def logits(value: object) -> tuple[npt.NDArray[Any], int]:
             return logits(value.view(np.uint16))
         found = value.dtype if isinstance(value, np.ndarray) else type(value).__name__
         raise TypeError(
-            f"logits is {found}; pass numpy.asarray(logits, numpy.float32), or float16, or the bits of bfloat16 as uint16"
+            f"logits is {found}; pass numpy.asarray(logits, numpy.float32), or float16, or bits of bfloat16 as uint16"
         )
     checked = array("logits", value, value.dtype, 2)  # type: ignore[attr-defined]
     if not 1 <= checked.shape[1] <= MAX_VOCAB:

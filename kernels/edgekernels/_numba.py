@@ -13,7 +13,7 @@ import numpy.typing as npt
 from edgekernels import _reference
 from edgekernels._hooks import Noise
 from edgekernels._reference_filters import EXP2_SERIES, LOG2_E, Floats
-from edgekernels._reference_rejection import BLOCK, BLOCK_BITS, EXP2_FINE, ROW_BITS, Weighed
+from edgekernels._reference_rejection import BLOCK, BLOCK_BITS, EXP2_FINE, ROW_BITS, Weighed, in_blocks
 from edgekernels._task import Ids, Task
 
 NAME = "numba"
@@ -145,7 +145,7 @@ def best_score(
 
 def weigh(logits: Floats, temperature: float, floor: np.float32) -> Weighed:
     """As `_reference_rejection.weigh`."""
-    blocks = _reference.rejection.in_blocks(logits, -np.inf)
+    blocks = in_blocks(logits, -np.inf)
     maxima = blocks.max(axis=1)
     top = maxima.max()
     maxima[maxima == -np.inf] = 0

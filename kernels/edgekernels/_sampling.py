@@ -67,7 +67,7 @@ _NUMBERS = {
         f"a number from -{MAX_PENALTY:.0f} to {MAX_PENALTY:.0f}, 0 to switch it off",
     ),
 }
-_OFF = {name: 0 for name in RULE.names or ()} | {
+_OFF: dict[str, float] = dict.fromkeys(RULE.names or (), 0) | {
     number.field: -math.inf if name == "min_p" else number.default for name, number in _NUMBERS.items()
 }  # in the order of RULE
 _RECORD = struct.Struct("=" + "".join(RULE[name].char for name in _OFF).replace("l", "q").replace("L", "Q"))

@@ -51,7 +51,7 @@ def _updates(
 ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float32]]:
     """(row, id) of every logit that changes, and its bias, whether seen, count and three penalties."""
     places: list[tuple[int, int]] = []
-    numbers: list[tuple[float, ...]] = []
+    numbers: list[tuple[Any, ...]] = []
     for b, record in enumerate(records):
         added: dict[int, np.float32] = {}
         if bias is not None:

@@ -92,10 +92,12 @@ def filter_floor(logits: Tensor, rules: dict[str, Tensor], active: dict[str, Any
     return torch.maximum(floor, (top + rules["temperature"] * rules["log_min_p"]).to(torch.float32))
 
 
-def best_scores(
-    logits: Tensor, floor: Tensor, temperature: Tensor, seeds: Tensor, positions: Tensor, ids: Tensor
-) -> Tensor:
-    """Columns (rows,) with the largest sum of logit / temperature and noise among logits at or above the floors."""
+def best_scores(logits: Tensor, floor: Tensor, rules: list[Tensor], ids: Tensor) -> Tensor:
+    """Columns (rows,) with the largest sum of logit / temperature and noise among logits at or above the floors.
+
+    `rules` are temperature, seed and position, (rows,) each.
+    """
+    temperature, seeds, positions = rules
     scores = logits.to(torch.float64) * (1.0 / temperature)[:, None] + gumbel(noise_words(seeds, positions, ids))
     scores = torch.where(logits >= floor[:, None], scores, -torch.inf)
     return lowest_at(scores, scores.amax(dim=1))

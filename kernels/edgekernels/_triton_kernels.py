@@ -51,10 +51,9 @@ def _best_of_tile(  # type: ignore[no-untyped-def]
     tl.store(columns + n * tiles + t, tl.min(tl.where(score == best, column, vocab), axis=0))
 
 
-def best_scores(
-    logits: Tensor, rows: Tensor, floors: Tensor, temperature: Tensor, seeds: Tensor, positions: Tensor, ids: Tensor | None
-) -> Tensor:
+def best_scores(logits: Tensor, rows: Tensor, floors: Tensor, rules: list[Tensor], ids: Tensor | None) -> Tensor:
     """Columns (n,) with the largest scores of n rows of the logits; see `_torch_ops.best_scores`."""
+    temperature, seeds, positions = rules
     n, vocab = len(rows), logits.shape[1]
     logits = logits if logits.stride(1) == 1 else logits.contiguous()
     tiles = triton.cdiv(vocab, TILE)

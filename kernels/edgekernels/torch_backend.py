@@ -16,6 +16,7 @@ import torch
 from edgekernels import _checks
 from edgekernels import _torch_ops as ops
 from edgekernels._reference import REJECTION_DOMAIN, philox
+from edgekernels._reference_rejection import BLOCK
 from edgekernels._rules import kind_of
 from edgekernels._sampling import Filters, rules
 from edgekernels._task import REJECTION, RULE, Bias, History, SparseQ
@@ -196,24 +197,19 @@ def _chosen(rows: _Rows, token_ids: Tensor | None) -> Tensor:
         return tokens
     floors = _floors(rows, which, random)
     ids = torch.arange(rows.logits.shape[1], device=which.device) if token_ids is None else token_ids.to(torch.int64)
-    parts = [rows.rules[name][which] for name in ("temperature", "seed", "position")]
+    own = [rows.rules[name][which] for name in ("temperature", "seed", "position")]
     if which.is_cuda and _has_triton():
         from edgekernels._triton_kernels import best_scores
 
-        best = best_scores(rows.logits, which, floors, *parts, None if token_ids is None else ids)
+        best = best_scores(rows.logits, which, floors, own, None if token_ids is None else ids)
     else:
+        parts: list[Any] = []
         size = max(1, CHUNK // rows.logits.shape[1])
-        best = torch.cat(
-            [
-                ops.best_scores(
-                    rows.logits[which[i : i + size]].to(torch.float32),
-                    floors[i : i + size],
-                    *(part[i : i + size] for part in parts),
-                    ids,
-                )
-                for i in range(0, len(which), size)
-            ]
-        )
+        for i in range(0, len(which), size):
+            part = slice(i, i + size)
+            logits = rows.logits[which[part]].to(torch.float32)
+            parts.append(ops.best_scores(logits, floors[part], [values[part] for values in own], ids))
+        best = torch.cat(parts)
     certain = torch.isinf(rows.top[which])
     tokens[which] = torch.where(certain, ops.lowest_at(rows.logits[which].to(torch.float32), rows.top[which]), best)
     return tokens
@@ -286,9 +282,11 @@ def _rejected(
     vocab, device = rows.logits.shape[1], rows.logits.device
     if isinstance(q, torch.Tensor):
         if q.shape != (len(drafts), vocab) or q.dtype != torch.float32 or q.device != device:
-            raise ValueError(f"q is {q.dtype} {tuple(q.shape)} on {q.device}; pass float32 {(len(drafts), vocab)} on {device}")
+            raise ValueError(
+                f"q is {q.dtype} {tuple(q.shape)} on {q.device}; pass float32 {(len(drafts), vocab)} on {device}"
+            )
     else:
-        q = _checks.law_of_drafts(q, len(drafts), vocab)  # type: ignore[assignment]
+        q = _checks.law_of_drafts(q, len(drafts), vocab)
     random = (rows.rules["temperature"] > 0) & ~torch.isinf(rows.top)
     temperature = torch.where(random, rows.rules["temperature"], 1.0)
     everything = torch.arange(len(rows.top), device=device)
@@ -297,7 +295,7 @@ def _rejected(
     masses, weights, sums = ops.weigh(rows.logits.to(torch.float32), temperature, floors)
     known = (drafts >= 0) & (drafts < vocab)
     token = torch.where(known, drafts, 0)
-    weight = weights[of_draft].gather(1, (token // ops.BLOCK)[:, None])[:, 0]
+    weight = weights[of_draft].gather(1, (token // BLOCK)[:, None])[:, 0]
     mass = masses.view(len(masses), -1)[of_draft].gather(1, token[:, None])[:, 0]
     p = mass.to(torch.float64) * weight / sums.sum(dim=1)[of_draft].to(torch.float64)
     chance = _q_of_drafts(q, drafts, vocab)

@@ -94,7 +94,9 @@ def test_answers_do_not_depend_on_how_they_are_drafted(engine, rule):
     else:  # certain drafts: what is accepted is counted, so that a penalty of 1e6 never accepts a token twice
         hopeless = {"presence_penalty": 1e6, "seed": 5}
         for seed in range(20):
-            again = accept(logits, i32(7, 7, 7), np.array([0, 4]), temperature=50.0, rule=rule, **hopeless | {"seed": seed})
+            again = accept(
+                logits, i32(7, 7, 7), np.array([0, 4]), temperature=50.0, rule=rule, **hopeless | {"seed": seed}
+            )
             assert again.accepted[0] <= 1
 
 

@@ -90,4 +90,4 @@ def test_hooks_are_refused_where_they_do_not_belong(mode):
 @pytest.mark.skipif(importlib.util.find_spec("numba") is None, reason="Numba is not installed")
 def test_what_numba_cannot_compile_is_refused():
     with pytest.raises(TypeError, match="cannot compile"):
-        compile_test(lambda p, q, u, largest: open("/etc/hostname"))
+        compile_test(lambda p, q, u, largest: p.as_integer_ratio())

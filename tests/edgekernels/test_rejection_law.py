@@ -195,9 +195,7 @@ def test_a_draft_without_mass_in_its_own_law_is_not_accepted(engine):
     empty = SparseQ(np.empty(0, np.int32), np.empty(0, np.float32), np.array([0, 0]))
     for q in (np.array([[0.5, 0.0, 0.5]], np.float32), empty):
         for seed in range(20):
-            verdict = accept(
-                logits, np.array([1], np.int32), starts, temperature=1.0, rule="rejection", q=q, seed=seed
-            )
+            verdict = accept(logits, np.array([1], np.int32), starts, temperature=1.0, rule="rejection", q=q, seed=seed)
             assert verdict.accepted[0] == 0
 
 
