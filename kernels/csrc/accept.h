@@ -4,22 +4,56 @@
 
 #include <stdint.h>
 
-/* How one sequence chooses its tokens; values are checked by the caller (docs/spec/kernels.md). */
+/* How one sequence chooses its tokens; values are checked by the caller (docs/spec/kernels.md). numpy builds arrays
+   of it: edgekernels/_task.py names the same fields in the same order. */
 typedef struct {
     double temperature; /* 0 = greedy, otherwise 1e-30 .. 1e30 */
     double top_p;       /* (0, 1], 1 = off */
+    double log_min_p;   /* <= 0, -inf = off */
     int64_t top_k;      /* 0 = off */
     uint64_t seed;
+    uint64_t position;  /* of the token which the first row decides */
+    float repetition;   /* > 0, 1 = off */
+    float frequency;    /* 0 = off */
+    float presence;     /* 0 = off */
+    float spare;
 } ek_rule;
+
+enum { EK_FLOAT32, EK_FLOAT16, EK_BFLOAT16 };
+enum { EK_COUPLED, EK_REJECTION };
+
+/* Words of a noise of the caller's own, and an acceptance test of the caller's own. */
+typedef void (*ek_words_of)(uint64_t seed, uint64_t position, const int32_t *ids, int64_t num_ids, uint32_t *words);
+typedef int32_t (*ek_accepts)(double p, double q, double u, double largest);
+
+/* A batch of sequences; a pointer that is not needed is NULL. Ragged arrays: those of b are starts[b] .. starts[b + 1]. */
+typedef struct {
+    const void *logits; /* (rows, vocab) */
+    int64_t vocab;
+    int32_t dtype;
+    int32_t kind;
+    const int64_t *row_starts; /* NULL = one row for each sequence */
+    const int32_t *drafts;
+    const ek_rule *rules;
+    const int32_t *token_ids; /* (vocab,), NULL = a column is its own id */
+    const int32_t *history;
+    const int64_t *history_starts;
+    const int64_t *num_prompt; /* of each history, those at its beginning */
+    const int32_t *bias_ids;
+    const float *bias;
+    const int64_t *bias_starts;
+    const float *dense_q; /* (drafts, vocab) */
+    const int32_t *q_ids; /* sparse q of draft d: q_starts[d] .. q_starts[d + 1], ids rising */
+    const float *q;
+    const int64_t *q_starts;
+    ek_words_of words_of;
+    ek_accepts accepts;
+} ek_batch;
 
 typedef struct {
     const char *name;
-    /* Accepted drafts of one sequence of num_rows >= 1 rows and num_rows - 1 drafts, or -1 without memory. */
-    int32_t (*accept)(const float *rows, int64_t num_rows, int64_t vocab, const int32_t *drafts,
-                      const ek_rule *rule, uint64_t position, int32_t *next_token);
-    /* Choice of one row, as a target id; token_ids NULL = a column is its own id. -1 without memory. */
-    int32_t (*choose)(const float *row, int64_t vocab, const ek_rule *rule, uint64_t position,
-                      const int32_t *token_ids);
+    /* Accepted drafts of sequence b, or -1 without memory; its rows are split over so many threads. */
+    int32_t (*decide)(const ek_batch *batch, int64_t b, int threads, int32_t *next_token);
     /* Noise words of num_ids tokens at one position. */
     void (*noise)(uint64_t seed, uint64_t position, const int32_t *ids, int64_t num_ids, uint32_t *words);
 } ek_level;

@@ -1,4 +1,4 @@
-/* Greedy and coupled acceptance, compiled once per instruction set level with EK_LEVEL as the suffix.
+/* Acceptance of one sequence, compiled once per instruction set level with EK_LEVEL as the suffix.
    Specification: docs/spec/kernels.md and edgekernels/_reference.py. */
 #include <float.h>
 #include <stdlib.h>
@@ -8,221 +8,151 @@
 
 #include "noise.inc.c"
 
+#include "rows.inc.c"
+
+#include "changes.inc.c"
+
 #include "filter.inc.c"
 
-#define LARGEST_GUMBEL 22.875 /* -log(-log(1 - 2^-33)) = 22.8738..., rounded up */
+#include "masses.inc.c"
 
+#include "coupled.inc.c"
+
+#include "rejection.inc.c"
+
+#define WORTH_A_THREAD 16384 /* columns */
+#define LEAST_ESTIMATED_SCALE 1e-6
+#define MOST_ESTIMATED_SCALE 1e6
+
+/* Everything one sequence needs while its rows are read. */
 typedef struct {
-    float *maxima;    /* one per block of the row */
-    float *values;    /* vocab floats, with filters only */
-    int32_t *masses;  /* vocab masses, with filters only */
-} scratch;
+    row_view row;
+    changes changes;
+    row_masses masses;
+    float *values; /* scratch of the filters */
+    int filtered, rejects;
+    double least, most; /* bounds of the mass of the row; 0 if there are none */
+} worker;
 
-/* A row being searched: the best choice so far. */
-typedef struct {
-    const float *row;
-    int64_t vocab;
-    const int32_t *token_ids;
-    double inverse_temperature;
-    float floor; /* logits below it do not survive the filters */
-    double best;
-    int32_t best_id;
-} search;
-
-static int reserve(scratch *s, int64_t vocab, const ek_rule *rule)
+static int reserve(worker *w, const ek_batch *batch, int64_t b, int64_t num_drafts, int threads)
 {
-    int64_t blocks = (vocab + BLOCK - 1) / BLOCK;
-    int filtered = rule->temperature > 0 && (rule->top_k > 0 || rule->top_p < 1);
-    s->maxima = malloc((size_t)blocks * sizeof *s->maxima);
-    s->values = filtered ? malloc((size_t)vocab * sizeof *s->values) : NULL;
-    s->masses = filtered ? malloc((size_t)vocab * sizeof *s->masses) : NULL;
-    return s->maxima && (!filtered || (s->values && s->masses));
-}
-
-static void release(scratch *s)
-{
-    free(s->maxima);
-    free(s->values);
-    free(s->masses);
-}
-
-/* Maximum of each block and, returned, of the row; NaN counts as -inf. */
-static float block_maxima(const float *row, int64_t vocab, float *maxima)
-{
-    const vfloat lowest = (vfloat){0} - INFINITY;
-    vfloat most = lowest;
-    int64_t first = 0;
-    for (; first + BLOCK <= vocab; first += BLOCK) {
-        vfloat a = lowest, b = lowest;
-        for (int i = 0; i < BLOCK; i += 2 * FLOATS) {
-            a = max_floats(load_floats(row + first + i), a);
-            b = max_floats(load_floats(row + first + i + FLOATS), b);
-        }
-        a = max_floats(a, b);
-        most = max_floats(a, most);
-        maxima[first / BLOCK] = max_lane(a);
-    }
-    float top = max_lane(most);
-    if (first < vocab) {
-        float last = -INFINITY;
-        for (int64_t i = first; i < vocab; i++)
-            last = row[i] > last ? row[i] : last;
-        maxima[first / BLOCK] = last;
-        top = last > top ? last : top;
-    }
-    return top;
-}
-
-/* Lowest id whose logit is `top`, the maximum of the row; lowest id at all if that is -inf. */
-static int32_t lowest_id_at(const float *row, int64_t vocab, const float *maxima, float top,
-                            const int32_t *token_ids)
-{
-    int32_t lowest = INT32_MAX;
-    for (int64_t first = 0; first < vocab; first += BLOCK) {
-        if (maxima[first / BLOCK] != top)
-            continue;
-        int64_t end = vocab - first < BLOCK ? vocab : first + BLOCK;
-        for (int64_t i = first; i < end; i++) {
-            if (row[i] != top && top != -INFINITY)
-                continue;
-            if (!token_ids)
-                return (int32_t)i;
-            lowest = token_ids[i] < lowest ? token_ids[i] : lowest;
-        }
-    }
-    return lowest;
-}
-
-/* Score one token exactly and keep it if it is the best, the lowest id among equals. */
-static inline void consider(search *s, int64_t column, uint32_t word)
-{
-    if (!(s->row[column] >= s->floor))
-        return;
-    int32_t id = s->token_ids ? s->token_ids[column] : (int32_t)column;
-    double score = (double)s->row[column] * s->inverse_temperature + gumbel_of(word);
-    if (score > s->best || (score == s->best && id < s->best_id)) {
-        s->best = score;
-        s->best_id = id;
-    }
-}
-
-/* Smallest word with which a logit of `most` might still reach the best score, or -1 if none can. The slack
-   covers the rounding of the two sums, which matters for huge logits only. */
-static inline int64_t least_word(const search *s, float most)
-{
-    double score = (double)most * s->inverse_temperature;
-    double needed = s->best - score - (1e-9 + 4 * DBL_EPSILON * (fabs(s->best) + fabs(score)));
-    if (needed > LARGEST_GUMBEL)
-        return -1;
-    if (needed < EK_FLOOR_FROM)
+    const ek_rule *rule = &batch->rules[b];
+    int64_t num_blocks = (batch->vocab + BLOCK - 1) / BLOCK;
+    size_t blocks = (size_t)num_blocks;
+    *w = (worker){.row = {.vocab = batch->vocab, .num_blocks = num_blocks, .dtype = batch->dtype}};
+    w->row.threads = batch->vocab < 2 * WORTH_A_THREAD ? 1 : threads;
+    w->filtered = rule->temperature > 0 && (rule->top_k > 0 || rule->top_p < 1);
+    w->rejects = batch->kind == EK_REJECTION && rule->temperature > 0;
+    w->row.maxima = malloc(blocks * 2 * sizeof *w->row.maxima);
+    w->values = w->filtered ? malloc((blocks + 1) * BLOCK * sizeof *w->values) : NULL;
+    w->masses.sums = w->rejects || w->filtered ? malloc(blocks * sizeof *w->masses.sums) : NULL;
+    if (!w->row.maxima || (w->filtered && !w->values) || ((w->rejects || w->filtered) && !w->masses.sums))
         return 0;
-    return ek_word_floor[(int)((needed - EK_FLOOR_FROM) * (1 / EK_FLOOR_STEP))];
-}
-
-static void search_block(search *s, const noise_key *key, int64_t first, uint32_t least)
-{
-    const int quads = 4 * WIDE; /* tokens of one call of philox(): token t is in lane t / 4 of vector t % 4 */
-    vuint64 out[4], counters = lane_numbers() + (uint64_t)(first >> 2);
-    int64_t end = s->vocab - first < BLOCK ? s->vocab : first + BLOCK;
-    for (; first < end; first += quads, counters += WIDE) {
-        philox(key, counters, out);
-        if (!any_reaches(out, least))
-            continue;
-        uint32_t words[4][WIDE];
-        for (int w = 0; w < 4; w++)
-            store_words(words[w], out[w]);
-        for (int t = 0; t < quads && first + t < end; t++)
-            if (words[t & 3][t >> 2] >= least)
-                consider(s, first + t, words[t & 3][t >> 2]);
+    w->masses.estimates = w->row.maxima + blocks;
+    if (has_changes(batch, b)) {
+        w->row.changes = &w->changes;
+        return prepare_changes(batch, b, num_drafts, &w->changes);
     }
+    return 1;
 }
 
-static void search_mapped_block(search *s, const noise_key *key, int64_t first, uint32_t least)
+static void release(worker *w)
 {
-    uint32_t words[BLOCK];
-    int n = s->vocab - first < BLOCK ? (int)(s->vocab - first) : BLOCK;
-    words_of_ids(key, s->token_ids + first, n, words);
-    for (int t = 0; t < n; t++)
-        if (words[t] >= least)
-            consider(s, first + t, words[t]);
+    free(w->row.maxima);
+    free(w->values);
+    free(w->masses.sums);
+    free(w->changes.place);
+    free(w->changes.blocks);
 }
 
-static float survivors_floor(const float *row, int64_t vocab, const ek_rule *rule, float top, scratch *s)
+/* Read a row; afterwards its largest logit, the floor of its filters and perhaps bounds of its mass are known.
+   Returns whether there is a choice at all: not if it is greedy, or the largest logit is infinite. */
+static int read_row(worker *w, const ek_rule *rule, const char *logits)
 {
-    float scale = (float)((1 / rule->temperature) * 1.4426950408889634);
-    float floor = top_k_floor(row, vocab, s->maxima, top, rule->top_k, s->values);
-    if (rule->top_p < 1)
-        floor = top_p_floor(row, vocab, s->maxima, floor, top, scale, rule->top_p, s->values, s->masses);
-    return floor;
-}
-
-static int32_t choose_in(const float *row, int64_t vocab, const ek_rule *rule, uint64_t position,
-                         const int32_t *token_ids, scratch *s)
-{
-    float top = block_maxima(row, vocab, s->maxima);
-    if (rule->temperature == 0 || isinf(top))
-        return lowest_id_at(row, vocab, s->maxima, top, token_ids);
-    search at = {row, vocab, token_ids, 1 / rule->temperature, -INFINITY, -INFINITY, INT32_MAX};
-    if (s->values)
-        at.floor = survivors_floor(row, vocab, rule, top, s);
-    noise_key key = make_noise_key(rule->seed, position);
-
-    /* start with a most likely token, so that the best score is high at once */
-    int64_t start = 0;
-    while (s->maxima[start / BLOCK] != top)
-        start += BLOCK;
-    while (row[start] != top)
-        start++;
-    uint32_t word;
-    int32_t start_id = token_ids ? token_ids[start] : (int32_t)start;
-    words_of_ids(&key, &start_id, 1, &word);
-    consider(&at, start, word);
-
-    for (int64_t first = 0; first < vocab; first += BLOCK) {
-        float most = s->maxima[first / BLOCK];
-        if (most == -INFINITY || most < at.floor)
-            continue;
-        int64_t least = least_word(&at, most);
-        if (least < 0)
-            continue;
-        if (token_ids)
-            search_mapped_block(&at, &key, first, (uint32_t)least);
-        else
-            search_block(&at, &key, first, (uint32_t)least);
+    double inverse = 1 / rule->temperature, scale = inverse * 1.4426950408889634;
+    int open = rule->top_k == 0 || rule->top_k >= w->row.vocab; /* the mass of the whole row matters */
+    int bounded = rule->temperature > 0 && open && (rule->top_p < 1 || w->rejects) &&
+                  scale >= LEAST_ESTIMATED_SCALE && scale <= MOST_ESTIMATED_SCALE;
+    w->row.logits = logits;
+    w->least = w->most = 0;
+    if (w->row.changes)
+        change_row(&w->row, rule, &w->changes);
+    scan(&w->row);
+    if (rule->temperature == 0 || isinf(w->row.top))
+        return 0;
+    w->masses.scale = scale;
+    w->masses.floor = -INFINITY;
+    if (bounded)
+        bound_total(&w->row, &w->masses, &w->least, &w->most);
+    if (w->filtered) {
+        double least = w->least * 0x1p-10 * (1 - 1e-5) - (double)w->row.vocab; /* masses of top-p are truncated */
+        double most = w->most * 0x1p-10 * (1 + 1e-5);
+        float floor = top_k_floor(&w->row, rule->top_k, w->values);
+        if (rule->top_p < 1)
+            floor = top_p_floor(&w->row, floor, (float)scale, rule->top_p, least, most, w->values);
+        w->masses.floor = floor;
     }
-    return at.best_id;
+    float least_likely = (float)((double)w->row.top + rule->temperature * rule->log_min_p);
+    if (w->masses.floor < least_likely)
+        w->masses.floor = least_likely;
+    if (w->masses.floor > -INFINITY)
+        w->least = w->most = 0;
+    return 1;
 }
 
-static int32_t choose(const float *row, int64_t vocab, const ek_rule *rule, uint64_t position,
-                      const int32_t *token_ids)
+/* One row of the rejection rule: whether its draft passes, else the token instead of it. */
+static int reject_row(worker *w, const law *q, uint64_t seed, uint64_t position, int32_t *token)
 {
-    scratch s;
-    int32_t id = -1;
-    if (reserve(&s, vocab, rule))
-        id = choose_in(row, vocab, rule, position, token_ids, &s);
-    release(&s);
-    return id;
+    int exact = 0;
+    if (q->draft >= 0) {
+        if (passes(&w->row, &w->masses, q, uniform(seed, position, 0), w->least, w->most, &exact))
+            return 1;
+    } else if (w->least > 0) {
+        *token = emit_from_bounds(&w->row, &w->masses, w->least, w->most, uniform(seed, position, 1));
+        if (*token >= 0)
+            return 0;
+    }
+    if (!exact)
+        weigh_row(&w->row, &w->masses);
+    *token = emit(&w->row, &w->masses, q, uniform(seed, position, 1));
+    return 0;
 }
 
-static int32_t accept_drafts(const float *rows, int64_t num_rows, int64_t vocab, const int32_t *drafts,
-                             const ek_rule *rule, uint64_t position, int32_t *next_token)
+static int32_t decide(const ek_batch *batch, int64_t b, int threads, int32_t *next_token)
 {
-    scratch s;
+    const ek_rule *rule = &batch->rules[b];
+    int64_t start = batch->row_starts ? batch->row_starts[b] : b;
+    int64_t num_rows = batch->row_starts ? batch->row_starts[b + 1] - start : 1;
+    size_t row_bytes = (size_t)batch->vocab * (batch->dtype == EK_FLOAT32 ? 4 : 2);
+    worker w;
     int64_t accepted = -1;
-    if (reserve(&s, vocab, rule)) {
+    if (reserve(&w, batch, b, num_rows - 1, threads)) {
         for (accepted = 0; accepted < num_rows; accepted++) {
-            *next_token = choose_in(rows + accepted * vocab, vocab, rule, position + (uint64_t)accepted, NULL, &s);
-            if (accepted == num_rows - 1 || *next_token != drafts[accepted])
+            uint64_t position = rule->position + (uint64_t)accepted;
+            int last = accepted == num_rows - 1, passed;
+            law q = {batch, last ? -1 : start - b + accepted, last ? -1 : batch->drafts[start - b + accepted]};
+            const char *logits = (const char *)batch->logits + (size_t)(start + accepted) * row_bytes;
+            int random = read_row(&w, rule, logits);
+            if (random && w.rejects) {
+                passed = reject_row(&w, &q, rule->seed, position, next_token);
+            } else {
+                *next_token = random ? choose_coupled(&w.row, batch, rule, position, w.masses.floor)
+                                     : lowest_id_at_top(&w.row, batch->token_ids);
+                passed = !last && *next_token == q.token;
+            }
+            if (!passed)
                 break;
+            if (w.row.changes)
+                see(&w.changes, q.token, 1);
         }
     }
-    release(&s);
+    release(&w);
     return (int32_t)accepted;
 }
 
 static void noise(uint64_t seed, uint64_t position, const int32_t *ids, int64_t num_ids, uint32_t *words)
 {
-    noise_key key = make_noise_key(seed, position);
+    noise_key key = make_noise_key(seed, position, DOMAIN);
     words_of_ids(&key, ids, num_ids, words);
 }
 
@@ -230,4 +160,4 @@ static void noise(uint64_t seed, uint64_t position, const int32_t *ids, int64_t 
 #define EK_NAME(a, b) EK_PASTE(a, b)
 #define EK_QUOTE(a) #a
 #define EK_STRING(a) EK_QUOTE(a)
-const ek_level EK_NAME(ek_level_, EK_LEVEL) = {EK_STRING(EK_LEVEL), accept_drafts, choose, noise};
+const ek_level EK_NAME(ek_level_, EK_LEVEL) = {EK_STRING(EK_LEVEL), decide, noise};

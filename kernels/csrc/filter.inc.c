@@ -2,10 +2,9 @@
    Masses are integers made with IEEE float32 sums and products only, so every level and numpy agree exactly. */
 
 #define BINS 256
+#define WAYS 4            /* histograms side by side: one for each lane of four, so that no addition waits */
+#define WORTH_BOUNDS 1.01 /* of most over least mass */
 #define FEW 24            /* so few candidates are sorted instead of binned */
-#define MANY 2048         /* so many are narrowed down first */
-#define HALVINGS 8
-#define REACHES 4
 #define MASS_BITS 30      /* the most likely token has mass 2^30 */
 #define LOWEST_LOG2 -32.f /* a mass of 2^-2, truncated to 0 */
 
@@ -37,74 +36,40 @@ static inline vint64 widen(vint32 masses)
     return __builtin_convertvector(low, vint64) + __builtin_convertvector(high, vint64);
 }
 
-/* Mass of every value, written to `masses` unless NULL; returns the sum. */
-static uint64_t sum_masses(const float *values, int64_t n, float top, float scale, int32_t *masses)
+/* What a selection adds up: masses of values relative to `top`, or their number. */
+typedef struct {
+    int counts;
+    float top, scale;
+} weights;
+
+static inline vint32 weigh(const weights *w, vfloat values)
+{
+    const vint32 ones = (vint32){0} + 1;
+    return w->counts ? ones & (values > -INFINITY) : masses_of(values, w->top, w->scale);
+}
+
+/* FLOATS values from `from` on, -inf behind the last one. */
+static inline vfloat load_up_to(const float *values, int64_t from, int64_t n)
+{
+    if (from + FLOATS <= n)
+        return load_floats(values + from);
+    float rest[FLOATS];
+    for (int j = 0; j < FLOATS; j++)
+        rest[j] = from + j < n ? values[from + j] : -INFINITY;
+    return load_floats(rest);
+}
+
+/* Weight of all values >= least. */
+static uint64_t weight_from(const weights *w, const float *values, int64_t n, float least)
 {
     vint64 sum = {0};
-    int64_t i = 0;
-    for (; i + FLOATS <= n; i += FLOATS) {
-        vint32 mass = masses_of(load_floats(values + i), top, scale);
-        sum += widen(mass);
-        if (masses)
-            memcpy(masses + i, &mass, sizeof mass);
-    }
-    if (i < n) {
-        float rest[FLOATS];
-        for (int j = 0; j < FLOATS; j++)
-            rest[j] = i + j < n ? values[i + j] : -INFINITY;
-        vint32 mass = masses_of(load_floats(rest), top, scale);
-        sum += widen(mass);
-        if (masses)
-            memcpy(masses + i, &mass, (size_t)(n - i) * sizeof *masses);
+    for (int64_t i = 0; i < n; i += FLOATS) {
+        vfloat v = load_up_to(values, i, n);
+        sum += widen(weigh(w, v) & (v >= least));
     }
     uint64_t total = 0;
     for (int j = 0; j < WIDE; j++)
         total += (uint64_t)sum[j];
-    return total;
-}
-
-/* Sort descending and walk: for a handful of values. */
-static float select_few(float *values, int32_t *masses, int64_t n, uint64_t above, double target)
-{
-    for (int64_t i = 1; i < n; i++) {
-        float value = values[i];
-        int32_t mass = masses ? masses[i] : 1;
-        int64_t j = i;
-        for (; j > 0 && values[j - 1] < value; j--) {
-            values[j] = values[j - 1];
-            if (masses)
-                masses[j] = masses[j - 1];
-        }
-        values[j] = value;
-        if (masses)
-            masses[j] = mass;
-    }
-    for (int64_t i = 0; i < n; i++) {
-        above += masses ? (uint64_t)masses[i] : 1;
-        if ((double)above >= target)
-            return values[i];
-    }
-    return -INFINITY;
-}
-
-/* Sum of the masses of all values >= least, or their number if masses is NULL. */
-static uint64_t mass_from(const float *values, const int32_t *masses, int64_t n, float least)
-{
-    vint64 sum = {0};
-    vint32 ones = (vint32){0} + 1;
-    int64_t i = 0;
-    for (; i + FLOATS <= n; i += FLOATS) {
-        vint32 mass = ones;
-        if (masses)
-            memcpy(&mass, masses + i, sizeof mass);
-        sum += widen(mass & (load_floats(values + i) >= least));
-    }
-    uint64_t total = 0;
-    for (int j = 0; j < WIDE; j++)
-        total += (uint64_t)sum[j];
-    for (; i < n; i++)
-        if (values[i] >= least)
-            total += masses ? (uint64_t)masses[i] : 1;
     return total;
 }
 
@@ -124,163 +89,160 @@ static void find_range(const float *values, int64_t n, float *low, float *high)
     }
 }
 
-/* Keep what is >= low and < high, in order; returns how many. */
-static int64_t keep_range(float *values, int32_t *masses, int64_t n, float low, float high)
+/* Bins of FLOATS values, from 0 for the highest on; rises as values fall. Halves, because a range may overflow. */
+static inline vint32 bins_of(vfloat values, float high, float per_bin)
 {
-    int64_t kept = 0;
-    for (int64_t first = 0; first < n; first += FLOATS) {
-        int64_t end = n - first < FLOATS ? n : first + FLOATS;
-        if (end - first == FLOATS) {
-            vfloat v = load_floats(values + first);
-            if (!any_lane((v >= low) & (v < high)))
-                continue;
-        }
-        for (int64_t i = first; i < end; i++) {
+    const vfloat last = (vfloat){0} + (BINS - 1);
+    vfloat place = (high * 0.5f - values * 0.5f) * per_bin;
+    vint32 inside = place < last;
+    return __builtin_convertvector((vfloat)((inside & (vint32)place) | (~inside & (vint32)last)), vint32);
+}
+
+static int falling(const void *a, const void *b)
+{
+    float x = *(const float *)a, y = *(const float *)b;
+    return (x < y) - (x > y);
+}
+
+/* Sort and walk: for a handful of values, and for those which no bins can tell apart. */
+static float select_sorted(const weights *w, float *values, int64_t n, uint64_t above, double target, double share)
+{
+    if (share > 0)
+        target = share * (double)weight_from(w, values, n, -INFINITY);
+    if (n <= FEW) {
+        for (int64_t i = 1; i < n; i++) {
             float value = values[i];
-            values[kept] = value;
-            if (masses)
-                masses[kept] = masses[i];
-            kept += value >= low && value < high;
+            int64_t j = i;
+            for (; j > 0 && values[j - 1] < value; j--)
+                values[j] = values[j - 1];
+            values[j] = value;
         }
+    } else {
+        qsort(values, (size_t)n, sizeof *values, falling);
     }
-    return kept;
+    int32_t each[FLOATS];
+    for (int64_t i = 0; i < n; i++) {
+        if (i % FLOATS == 0) {
+            vint32 next = weigh(w, load_up_to(values, i, n));
+            memcpy(each, &next, sizeof each);
+        }
+        above += (uint64_t)each[i % FLOATS];
+        if ((i + 1 == n || values[i + 1] < values[i]) && (double)above >= target)
+            return values[i];
+    }
+    return -INFINITY;
 }
 
-/* First cut of a large set: halve the range of the floor by counting, several times, before anything is moved.
-   Adds the mass of what lies above the range to *above; returns how many values are left. */
-static int64_t narrow(float *values, int32_t *masses, int64_t n, uint64_t *above, double target)
-{
-    float low, high, end = INFINITY;
-    uint64_t beyond = 0;
-    find_range(values, n, &low, &high);
-    for (int i = 0; i < HALVINGS; i++) {
-        float middle = (float)(((double)low + high) / 2);
-        if (!(middle > low && middle < high))
-            break;
-        uint64_t mass = mass_from(values, masses, n, middle);
-        if ((double)(*above + mass) >= target) {
-            low = middle;
-        } else {
-            end = high = middle;
-            beyond = mass;
-        }
-    }
-    *above += beyond;
-    return keep_range(values, masses, n, low, end);
-}
-
-/* Largest value such that all values at least as large have a mass of `target` or more; -inf if none has.
-   Values are finite and get shuffled; masses NULL counts values. Bins over the range, then the bin that matters. */
-static float select_floor(float *values, int32_t *masses, int64_t n, double target)
+/* Largest value such that all values at least as large have a weight of `target` or more; -inf if none has. If `share`
+   is not 0, the target is that share of the weight of all values. Values are finite and get shuffled. Bins over the
+   range, then the bin that matters. */
+static float select_floor(const weights *w, float *values, int64_t n, double target, double share)
 {
     uint64_t above = 0;
-    if (n > MANY)
-        n = narrow(values, masses, n, &above, target);
     while (n > FEW) {
         float low, high;
         find_range(values, n, &low, &high);
         if (low == high)
-            return (double)(above + mass_from(values, masses, n, low)) >= target ? low : -INFINITY;
-        uint64_t bin_mass[BINS] = {0};
-        double per_bin = (BINS - 1) / ((double)high - low);
-        for (int64_t i = 0; i < n; i++)
-            bin_mass[(int)(((double)high - values[i]) * per_bin)] += masses ? (uint64_t)masses[i] : 1;
+            return share > 0 || (double)(above + weight_from(w, values, n, low)) >= target ? low : -INFINITY;
+        float half = high * 0.5f - low * 0.5f, per_bin = (BINS - 1) / half;
+        if (!(half > 1e-30f))
+            break;
+        uint64_t binned[WAYS][BINS] = {{0}};
+        for (int64_t i = 0; i < n; i += FLOATS) {
+            vfloat v = load_up_to(values, i, n);
+            vint32 bins = bins_of(v, high, per_bin), weight = weigh(w, v);
+            int32_t bin[FLOATS], each[FLOATS];
+            memcpy(bin, &bins, sizeof bin);
+            memcpy(each, &weight, sizeof each);
+            for (int j = 0; j < FLOATS; j++)
+                binned[j % WAYS][bin[j]] += (uint64_t)each[j];
+        }
+        uint64_t total = 0;
+        for (int i = 0; i < BINS; i++) {
+            binned[0][i] += binned[1][i] + binned[2][i] + binned[3][i];
+            total += binned[0][i];
+        }
+        target = share > 0 ? share * (double)total : target;
+        share = 0;
         int bin = 0;
-        while (bin < BINS && (double)(above + bin_mass[bin]) < target)
-            above += bin_mass[bin++];
-        if (bin == BINS)
-            return -INFINITY;
-        int64_t kept = 0;
-        for (int64_t i = 0; i < n; i++) {
-            float value = values[i];
-            values[kept] = value;
-            if (masses)
-                masses[kept] = masses[i];
-            kept += (int)(((double)high - value) * per_bin) == bin;
+        for (; (double)(above + binned[0][bin]) < target; bin++) {
+            if (bin == BINS - 1)
+                return -INFINITY;
+            above += binned[0][bin];
+        }
+        int64_t kept = 0, before = n;
+        for (int64_t i = 0; i < n; i += FLOATS) { /* the last vector may be written up to the end of `values` + FLOATS */
+            vfloat v = load_up_to(values, i, n);
+            kept += append_where(values + kept, v, (bins_of(v, high, per_bin) == bin) & (v > -INFINITY));
         }
         n = kept;
+        if (n == before)
+            break;
     }
-    return select_few(values, masses, n, above, target);
+    return select_sorted(w, values, n, above, target, share);
 }
 
 /* Copy the finite logits >= floor, looking only into blocks whose maximum says there are some. */
-static int64_t gather(const float *row, int64_t vocab, const float *maxima, float floor, float *values)
+static int64_t gather(const row_view *row, float floor, float *values)
 {
-    float least = floor > -FLT_MAX ? floor : -FLT_MAX;
+    float least = floor > -FLT_MAX ? floor : -FLT_MAX, buffer[BLOCK];
     int64_t n = 0;
-    for (int64_t first = 0; first < vocab; first += BLOCK) {
-        if (!(maxima[first / BLOCK] >= least))
+    for (int64_t block = 0; block < row->num_blocks; block++) {
+        if (!(row->maxima[block] >= least))
             continue;
-        int64_t i = first;
-        for (; i < first + BLOCK && i + FLOATS <= vocab; i += FLOATS)
-            n += append_from(values + n, load_floats(row + i), least);
-        for (; i < first + BLOCK && i < vocab; i++) {
-            values[n] = row[i];
-            n += row[i] >= least;
+        const float *logits = block_at(row, block, buffer);
+        for (int i = 0; i < BLOCK; i += FLOATS) {
+            vfloat v = load_floats(logits + i);
+            n += append_where(values + n, v, v >= least);
         }
     }
     return n;
 }
 
-/* The top_k-th largest logit, or -inf when that keeps every finite one. `values` is scratch of vocab floats. */
-static float top_k_floor(const float *row, int64_t vocab, const float *maxima, float top, int64_t top_k,
-                         float *values)
+/* The top_k-th largest logit, or -inf when that keeps every finite one. */
+static float top_k_floor(const row_view *row, int64_t top_k, float *values)
 {
-    if (top_k == 0 || top_k >= vocab)
+    if (top_k == 0 || top_k >= row->vocab)
         return -INFINITY;
-    int64_t blocks = (vocab + BLOCK - 1) / BLOCK, n = 0;
-    for (int64_t b = 0; b < blocks; b++) {
-        values[n] = maxima[b];
-        n += maxima[b] > -INFINITY;
+    const weights ones = {1, 0, 0};
+    int64_t n = 0;
+    float low, high;
+    for (int64_t b = 0; b < row->num_blocks; b++) {
+        values[n] = row->maxima[b];
+        n += row->maxima[b] > -INFINITY;
     }
     float least;
     if (top_k <= n) { /* top_k blocks have a maximum this large, so at least top_k logits are */
-        least = select_floor(values, NULL, n, (double)top_k);
-    } else { /* reach down from the top, a few times, until there are enough */
-        float low, high;
+        least = select_floor(&ones, values, n, (double)top_k, 0);
+    } else { /* there are at least n logits as large as the smallest maximum, and usually many more */
         find_range(values, n, &low, &high);
-        float reach = high - low;
-        least = -INFINITY;
-        for (int i = 0; i < REACHES && least == -INFINITY; i++, reach *= 2)
-            if (mass_from(row, NULL, vocab, top - reach) >= (uint64_t)top_k)
-                least = top - reach;
+        least = low;
     }
-    n = gather(row, vocab, maxima, least, values);
-    return select_floor(values, NULL, n, (double)top_k);
+    n = gather(row, least, values);
+    if (n < top_k)
+        n = gather(row, -INFINITY, values);
+    return select_floor(&ones, values, n, (double)top_k, 0);
 }
 
-/* Mass of a whole row, without the stretches of blocks which have none. */
-static uint64_t row_mass(const float *row, int64_t vocab, const float *maxima, float top, float scale)
+/* The floor of top-p among the logits >= floor. Without a floor the total is known to lie within [least, most], or,
+   if most is 0, is not known at all. */
+static float top_p_floor(const row_view *row, float floor, float scale, double top_p, double least, double most,
+                         float *values)
 {
-    uint64_t total = 0;
-    int64_t blocks = (vocab + BLOCK - 1) / BLOCK;
-    for (int64_t b = 0; b < blocks; b++) {
-        int64_t from = b;
-        while (b < blocks && (maxima[b] - top) * scale > LOWEST_LOG2)
-            b++;
-        int64_t end = b * BLOCK < vocab ? b * BLOCK : vocab;
-        if (b > from)
-            total += sum_masses(row + from * BLOCK, end - from * BLOCK, top, scale, NULL);
+    const weights masses = {0, row->top, scale};
+    int64_t n;
+    float cut = -INFINITY, end = row->top - (float)(-LOWEST_LOG2 + 1) / scale; /* no mass below */
+    if (floor == -INFINITY && most <= least * WORTH_BOUNDS) {
+        for (float reach = 4; reach <= 16 && cut == -INFINITY; reach *= 2) { /* the few most likely tokens may do */
+            n = gather(row, row->top - reach / scale, values);
+            cut = select_floor(&masses, values, n, top_p * least, 0);
+        }
+        if (cut > -INFINITY) {
+            n = gather(row, cut, values);
+            if ((double)weight_from(&masses, values, n, cut) >= top_p * most)
+                return cut; /* enough for any total within the bounds, and what lies above it is too little for any */
+        }
     }
-    return total;
-}
-
-/* The floor of top-p among the logits >= floor. `values` and `masses` are scratch of vocab entries. */
-static float top_p_floor(const float *row, int64_t vocab, const float *maxima, float floor, float top,
-                         float scale, double top_p, float *values, int32_t *masses)
-{
-    if (floor > -INFINITY) {
-        int64_t n = gather(row, vocab, maxima, floor, values);
-        double total = (double)sum_masses(values, n, top, scale, masses);
-        return select_floor(values, masses, n, top_p * total);
-    }
-    double target = top_p * (double)row_mass(row, vocab, maxima, top, scale);
-    for (float reach = 4;; reach *= 2) { /* usually the few most likely tokens are enough */
-        float least = top - reach / scale;
-        int last = reach > -LOWEST_LOG2 || least == -INFINITY;
-        int64_t n = gather(row, vocab, maxima, last ? -INFINITY : least, values);
-        uint64_t mass = sum_masses(values, n, top, scale, masses);
-        if (last || (double)mass >= target)
-            return select_floor(values, masses, n, target);
-    }
+    n = gather(row, floor > end ? floor : end, values);
+    return select_floor(&masses, values, n, 0, top_p);
 }

@@ -4,17 +4,26 @@ products with packed matrices.
 No version is set here on purpose: the package is a part of edgebus and is released with it.
 """
 
+from edgekernels._hooks import AcceptanceTest, Noise, compile_noise, compile_test
 from edgekernels._matrix import PackedMatrix, matmul
 from edgekernels._noise import gumbel, noise_bits
 from edgekernels._packing import dequantise, pack, packed_bytes, quantise, unpack
 from edgekernels._rules import Accepted, accept, sample
 from edgekernels._select import backend
+from edgekernels._task import Bias, History, SparseQ
 
 __all__ = [
+    "AcceptanceTest",
     "Accepted",
+    "Bias",
+    "History",
+    "Noise",
     "PackedMatrix",
+    "SparseQ",
     "accept",
     "backend",
+    "compile_noise",
+    "compile_test",
     "dequantise",
     "gumbel",
     "matmul",

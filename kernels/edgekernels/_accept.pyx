@@ -1,26 +1,57 @@
 # cython: language_level=3, boundscheck=False, wraparound=False, cdivision=True, initializedcheck=False
 # cython: freethreading_compatible=True
-"""Thin face of the C kernels: loops over sequences and rows without the GIL. Callers check the arguments."""
+"""Thin face of the C kernels: a loop over sequences without the GIL. Callers check the arguments."""
 import os
 
 from cython.parallel cimport prange
-from libc.stdint cimport int32_t, int64_t, uint32_t, uint64_t
+from libc.stdint cimport int32_t, int64_t, uint16_t, uint32_t, uint64_t
+from libc.string cimport memset
 
 
 cdef extern from "accept.h" nogil:
     ctypedef struct ek_rule:
         double temperature
         double top_p
+        double log_min_p
         int64_t top_k
         uint64_t seed
+        uint64_t position
+        float repetition
+        float frequency
+        float presence
+        float spare
+
+    ctypedef void (*ek_words_of)(uint64_t, uint64_t, const int32_t*, int64_t, uint32_t*) noexcept nogil
+    ctypedef int32_t (*ek_accepts)(double, double, double, double) noexcept nogil
+
+    ctypedef struct ek_batch:
+        const void* logits
+        int64_t vocab
+        int32_t dtype
+        int32_t kind
+        const int64_t* row_starts
+        const int32_t* drafts
+        const ek_rule* rules
+        const int32_t* token_ids
+        const int32_t* history
+        const int64_t* history_starts
+        const int64_t* num_prompt
+        const int32_t* bias_ids
+        const float* bias
+        const int64_t* bias_starts
+        const float* dense_q
+        const int32_t* q_ids
+        const float* q
+        const int64_t* q_starts
+        ek_words_of words_of
+        ek_accepts accepts
 
     ctypedef struct ek_level:
         const char* name
-        int32_t (*accept)(const float*, int64_t, int64_t, const int32_t*, const ek_rule*, uint64_t,
-                          int32_t*) noexcept nogil
-        int32_t (*choose)(const float*, int64_t, const ek_rule*, uint64_t, const int32_t*) noexcept nogil
+        int32_t (*decide)(const ek_batch*, int64_t, int, int32_t*) noexcept nogil
         void (*noise)(uint64_t, uint64_t, const int32_t*, int64_t, uint32_t*) noexcept nogil
 
+    int EK_FLOAT32
     void ek_prepare() noexcept
     const ek_level* ek_find_level(const char* name) noexcept
     bint ek_offers_level(int level) noexcept
@@ -59,82 +90,95 @@ def level():
     return LEVEL.name.decode()
 
 
-cdef int32_t accept_one(const ek_level* kernels, const float* logits, int64_t vocab, const int32_t* drafts,
-                        const int64_t* row_starts, Py_ssize_t b, double temperature, int64_t top_k, double top_p,
-                        uint64_t seed, uint64_t position, int32_t* next_token) noexcept nogil:
-    cdef ek_rule rule
-    rule.temperature = temperature
-    rule.top_k = top_k
-    rule.top_p = top_p
-    rule.seed = seed
-    return kernels.accept(logits + row_starts[b] * vocab, row_starts[b + 1] - row_starts[b], vocab,
-                          drafts + (row_starts[b] - b), &rule, position, next_token)
+# The arrays outlive the batch that points into them: the task holds them.
+cdef const int32_t* ids_of(object array) except? NULL:
+    cdef const int32_t[::1] view = array
+    return &view[0] if view.shape[0] else NULL
 
 
-cdef int32_t choose_one(const ek_level* kernels, const float* row, int64_t vocab, double temperature,
-                        int64_t top_k, double top_p, uint64_t seed, uint64_t position,
-                        const int32_t* token_ids) noexcept nogil:
-    cdef ek_rule rule
-    rule.temperature = temperature
-    rule.top_k = top_k
-    rule.top_p = top_p
-    rule.seed = seed
-    return kernels.choose(row, vocab, &rule, position, token_ids)
+cdef const int64_t* offsets_of(object array) except? NULL:
+    cdef const int64_t[::1] view = array
+    return &view[0] if view.shape[0] else NULL
 
 
-def accept(const float[:, ::1] logits, const int32_t[::1] drafts, const int64_t[::1] row_starts, *,
-           const double[::1] temperature, const int64_t[::1] top_k, const double[::1] top_p,
-           const uint64_t[::1] seed, const uint64_t[::1] position, int32_t[::1] accepted,
-           int32_t[::1] next_token, int num_threads):
-    """Write accepted counts and next tokens of every sequence."""
-    cdef const ek_level* kernels = LEVEL
-    cdef Py_ssize_t b, batch = accepted.shape[0]
-    cdef int64_t vocab = logits.shape[1]
-    cdef const float* first_logit
-    cdef const int32_t* first_draft = &drafts[0] if drafts.shape[0] > 0 else NULL
-    cdef bint failed = False
-    if batch == 0:
-        return
-    first_logit = &logits[0, 0]
-    if num_threads == 1 or batch == 1:
-        with nogil:
-            for b in range(batch):
-                accepted[b] = accept_one(kernels, first_logit, vocab, first_draft, &row_starts[0], b, temperature[b],
-                                         top_k[b], top_p[b], seed[b], position[b], &next_token[b])
+cdef const float* floats_of(object array) except? NULL:
+    cdef const float[::1] view = array
+    return &view[0] if view.shape[0] else NULL
+
+
+cdef int set_logits(ek_batch* batch, object logits, int dtype) except -1:
+    cdef const float[:, ::1] wide
+    cdef const uint16_t[:, ::1] narrow
+    batch.dtype = dtype
+    batch.vocab = logits.shape[1]
+    if dtype == EK_FLOAT32:
+        wide = logits
+        batch.logits = &wide[0, 0]
     else:
-        for b in prange(batch, nogil=True, schedule="dynamic", chunksize=1, num_threads=num_threads):
-            accepted[b] = accept_one(kernels, first_logit, vocab, first_draft, &row_starts[0], b, temperature[b],
-                                     top_k[b], top_p[b], seed[b], position[b], &next_token[b])
-    for b in range(batch):
+        narrow = logits.view("u2")
+        batch.logits = &narrow[0, 0]
+    return 0
+
+
+cdef int set_options(ek_batch* batch, object task) except -1:
+    cdef const float[:, ::1] dense
+    history, bias, q = task.history, task.bias, task.q
+    if history is not None:
+        batch.history = ids_of(history.ids)
+        batch.history_starts = offsets_of(history.starts)
+        batch.num_prompt = offsets_of(history.num_prompt)
+    if bias is not None:
+        batch.bias_ids = ids_of(bias.ids)
+        batch.bias = floats_of(bias.values)
+        batch.bias_starts = offsets_of(bias.starts)
+    if isinstance(q, tuple):
+        batch.q_ids = ids_of(q.ids)
+        batch.q = floats_of(q.probabilities)
+        batch.q_starts = offsets_of(q.starts)
+    elif q is not None and q.shape[0]:
+        dense = q
+        batch.dense_q = &dense[0, 0]
+    if task.noise is not None:
+        batch.words_of = <ek_words_of><size_t>task.noise.address
+    if task.accepts is not None:
+        batch.accepts = <ek_accepts><size_t>task.accepts.address
+    return 0
+
+
+def decide(task):
+    """Write the accepted count and the next token of every sequence of a task."""
+    cdef const ek_level* kernels = LEVEL
+    cdef ek_batch batch
+    cdef const ek_rule[::1] rules = task.rules
+    cdef int32_t[::1] accepted = task.accepted, next_token = task.next_token
+    cdef Py_ssize_t b, size = accepted.shape[0]
+    cdef int num_threads = task.num_threads
+    cdef bint failed = False
+    if size == 0:
+        return
+    memset(&batch, 0, sizeof(batch))
+    set_logits(&batch, task.logits, task.dtype)
+    batch.kind = task.kind
+    batch.rules = &rules[0]
+    if task.row_starts is not None:
+        batch.row_starts = offsets_of(task.row_starts)
+        batch.drafts = ids_of(task.drafts)
+    if task.token_ids is not None:
+        batch.token_ids = ids_of(task.token_ids)
+    if (task.history is not None or task.bias is not None or task.q is not None or task.noise is not None
+            or task.accepts is not None):
+        set_options(&batch, task)
+    if num_threads == 1 or size == 1:
+        with nogil:
+            for b in range(size):
+                accepted[b] = kernels.decide(&batch, b, num_threads, &next_token[b])
+    else:
+        for b in prange(size, nogil=True, schedule="dynamic", chunksize=1, num_threads=num_threads):
+            accepted[b] = kernels.decide(&batch, b, 1, &next_token[b])
+    for b in range(size):
         failed |= accepted[b] < 0
     if failed:
-        raise MemoryError(f"no memory for the scratch of a row of {vocab} logits")
-
-
-def sample(const float[:, ::1] logits, *, const double[::1] temperature, const int64_t[::1] top_k,
-           const double[::1] top_p, const uint64_t[::1] seed, const uint64_t[::1] position,
-           const int32_t[::1] token_ids, int32_t[::1] chosen, int num_threads):
-    """Write the choice of every row."""
-    cdef const ek_level* kernels = LEVEL
-    cdef Py_ssize_t r, rows = logits.shape[0]
-    cdef int64_t vocab = logits.shape[1]
-    cdef const int32_t* ids = NULL
-    cdef bint failed = False
-    if token_ids is not None:
-        ids = &token_ids[0]
-    if num_threads == 1 or rows == 1:
-        with nogil:
-            for r in range(rows):
-                chosen[r] = choose_one(kernels, &logits[r, 0], vocab, temperature[r], top_k[r], top_p[r], seed[r],
-                                       position[r], ids)
-    else:
-        for r in prange(rows, nogil=True, schedule="dynamic", chunksize=1, num_threads=num_threads):
-            chosen[r] = choose_one(kernels, &logits[r, 0], vocab, temperature[r], top_k[r], top_p[r], seed[r],
-                                   position[r], ids)
-    for r in range(rows):
-        failed |= chosen[r] < 0
-    if failed:
-        raise MemoryError(f"no memory for the scratch of a row of {vocab} logits")
+        raise MemoryError(f"no memory for the scratch of a row of {batch.vocab} logits")
 
 
 def noise_bits(uint64_t seed, uint64_t position, const int32_t[::1] token_ids, uint32_t[::1] words):

@@ -7,11 +7,12 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from edgekernels._task import BFLOAT16, FLOAT16, FLOAT32, Bias, History, SparseQ
+
+_LOGITS = {np.dtype(np.float32): FLOAT32, np.dtype(np.float16): FLOAT16, np.dtype(np.uint16): BFLOAT16}
 MAX_VOCAB = 1 << 22  # so that sums of masses fit 63 bits
-MIN_TEMPERATURE = 1e-30  # finite logits stay finite after division
-MAX_TEMPERATURE = 1e30
 MAX_ID = (1 << 31) - 1
-TEMPERATURES = f"0 for greedy, or a number from {MIN_TEMPERATURE} to {MAX_TEMPERATURE}"
+MAX_PROBABILITY = 1.0001  # rounding of a law made elsewhere
 
 
 def array(name: str, value: object, dtype: npt.DTypeLike, ndim: int) -> npt.NDArray[Any]:
@@ -27,12 +28,20 @@ def array(name: str, value: object, dtype: npt.DTypeLike, ndim: int) -> npt.NDAr
     return value
 
 
-def logits(value: object) -> npt.NDArray[np.float32]:
-    """Insist on float32 logits (rows, vocab) with a vocabulary of sane size."""
-    checked = array("logits", value, np.float32, 2)
+def logits(value: object) -> tuple[npt.NDArray[Any], int]:
+    """Insist on logits (rows, vocab) of a vocabulary of sane size; also says which of the three dtypes they have."""
+    dtype = _LOGITS.get(value.dtype) if isinstance(value, np.ndarray) else None
+    if dtype is None:
+        if isinstance(value, np.ndarray) and value.dtype.name == "bfloat16":  # of ml_dtypes
+            return logits(value.view(np.uint16))
+        found = value.dtype if isinstance(value, np.ndarray) else type(value).__name__
+        raise TypeError(
+            f"logits is {found}; pass numpy.asarray(logits, numpy.float32), or float16, or bits of bfloat16 as uint16"
+        )
+    checked = array("logits", value, value.dtype, 2)  # type: ignore[attr-defined]
     if not 1 <= checked.shape[1] <= MAX_VOCAB:
         raise ValueError(f"logits has shape {checked.shape}; pass a vocabulary of 1 to {MAX_VOCAB} columns")
-    return checked
+    return checked, dtype
 
 
 def row_starts(value: object, num_rows: int) -> npt.NDArray[np.int64]:
@@ -48,17 +57,93 @@ def row_starts(value: object, num_rows: int) -> npt.NDArray[np.int64]:
     return checked
 
 
+def offsets(name: str, value: object, count: int, total: int) -> npt.NDArray[np.int64]:
+    """Insist on rising offsets (count + 1,) from 0 to `total`; a part may be empty."""
+    checked = array(name, value, np.int64, 1)
+    if len(checked) != count + 1 or checked[0] != 0 or checked[-1] != total:
+        ends = f"{checked[0]} .. {checked[-1]}" if len(checked) else "nothing"
+        raise ValueError(f"{name} has {len(checked)} entries, {ends}; pass {count + 1} offsets from 0 to {total}")
+    if (checked[1:] < checked[:-1]).any():
+        b = int(np.argmax(checked[1:] < checked[:-1]))
+        raise ValueError(f"{name}[{b}:{b + 2}] is {checked[b : b + 2].tolist()}; pass offsets that do not fall")
+    return checked
+
+
+def columns(name: str, value: object, vocab: int) -> npt.NDArray[np.int32]:
+    """Insist on ids (n,) within the vocabulary."""
+    checked = array(name, value, np.int32, 1)
+    if checked.size and not 0 <= checked.min() <= checked.max() < vocab:
+        raise ValueError(f"{name} spans {checked.min()} .. {checked.max()}; pass ids 0 .. {vocab - 1}")
+    return checked
+
+
+def history(value: object, count: int, vocab: int) -> History | None:
+    """Insist on ids within the vocabulary and on prompts no longer than their histories."""
+    if value is None:
+        return None
+    if not isinstance(value, History):
+        raise TypeError(f"history is {type(value).__name__}; pass edgekernels.History(ids, starts)")
+    ids = columns("history.ids", value.ids, vocab)
+    starts = offsets("history.starts", value.starts, count, len(ids))
+    lengths = starts[1:] - starts[:-1]
+    prompt = per_sequence(
+        "history.num_prompt", value.num_prompt, count, integers=True, good=lambda n: n >= 0, remedy="0 or more"
+    )
+    spread = np.full(count, prompt, np.int64)
+    if (spread > lengths).any():
+        b = int(np.argmax(spread > lengths))
+        raise ValueError(f"history.num_prompt is {spread[b]} of {lengths[b]} tokens; pass at most their number")
+    return History(ids, starts, spread)
+
+
+def bias(value: object, count: int, vocab: int) -> Bias | None:
+    """Insist on one value, not NaN, for each id, and on ids within the vocabulary."""
+    if value is None:
+        return None
+    if not isinstance(value, Bias):
+        raise TypeError(f"bias is {type(value).__name__}; pass edgekernels.Bias(ids, values, starts)")
+    ids = columns("bias.ids", value.ids, vocab)
+    values = array("bias.values", value.values, np.float32, 1)
+    if values.shape != ids.shape:
+        raise ValueError(f"bias.values has shape {values.shape}; pass one for each of the {len(ids)} ids")
+    if np.isnan(values).any():
+        raise ValueError("bias.values holds nan; pass numbers, or -inf to forbid an id")
+    return Bias(ids, values, offsets("bias.starts", value.starts, count, len(ids)))
+
+
+def law_of_drafts(value: object, num_drafts: int, vocab: int) -> npt.NDArray[np.float32] | SparseQ | None:
+    """Insist on a dense q (drafts, vocab), or on a sparse one whose ids rise; None is a certain draft."""
+    if value is None:
+        return None
+    if not isinstance(value, SparseQ):
+        dense = array("q", value, np.float32, 2)
+        if dense.shape != (num_drafts, vocab):
+            raise ValueError(f"q has shape {dense.shape}; pass {(num_drafts, vocab)}, or edgekernels.SparseQ")
+        return dense
+    ids = columns("q.ids", value.ids, vocab)
+    probabilities = array("q.probabilities", value.probabilities, np.float32, 1)
+    if probabilities.shape != ids.shape:
+        raise ValueError(f"q.probabilities has shape {probabilities.shape}; pass one for each of the {len(ids)} ids")
+    if not ((probabilities >= 0) & (probabilities <= MAX_PROBABILITY)).all():
+        wrong = probabilities[~((probabilities >= 0) & (probabilities <= MAX_PROBABILITY))][0]
+        raise ValueError(f"q.probabilities holds {wrong}; pass numbers from 0 to 1")
+    starts = offsets("q.starts", value.starts, num_drafts, len(ids))
+    rising = ids[1:] > ids[:-1]
+    rising[starts[(starts > 0) & (starts < len(ids))] - 1] = True  # from one draft to the next they may fall
+    if not rising.all():
+        i = int(np.argmin(rising))
+        raise ValueError(f"q.ids[{i}:{i + 2}] is {ids[i : i + 2].tolist()}; sort the ids of each draft, each once")
+    return SparseQ(ids, probabilities, starts)
+
+
 def per_sequence(
-    name: str, value: Any, count: int, *, dtype: type[np.number], good: Callable[[Any], Any], remedy: str
-) -> npt.NDArray[Any]:
-    """Spread a scalar over the batch, or insist on one number for each sequence; all of them good."""
-    integers = issubclass(dtype, np.integer)
+    name: str, value: Any, count: int, *, integers: bool = False, good: Callable[[Any], Any], remedy: str
+) -> Any:
+    """Insist on a scalar, or on one number for each sequence; all of them good."""
     if type(value) is int or (type(value) is float and not integers):  # the common case, without array arithmetic
         if not good(value):
             raise ValueError(f"{name} is {value}; pass {remedy}")
-        spread = np.empty(count, dtype)  # this and fill are faster than numpy.full
-        spread.fill(value)
-        return spread
+        return value
     numbers = np.asarray(value)
     if numbers.dtype.kind not in ("iu" if integers else "iuf"):
         raise TypeError(f"{name} is {value!r}; pass {'integers' if integers else 'real numbers'}, {remedy}")
@@ -67,67 +152,25 @@ def per_sequence(
     verdict = np.asarray(good(numbers))
     if not verdict.all():
         raise ValueError(f"{name} is {numbers[~verdict].flat[0]}; pass {remedy}")
-    return np.full(count, numbers, dtype)
+    return numbers
 
 
-def temperature(value: Any, count: int) -> npt.NDArray[np.float64]:
-    """Insist on 0 or a sane positive temperature."""
-    return per_sequence(
-        "temperature",
-        value,
-        count,
-        dtype=np.float64,
-        good=lambda t: (t == 0) | ((t >= MIN_TEMPERATURE) & (t <= MAX_TEMPERATURE)),
-        remedy=TEMPERATURES,
-    )
-
-
-def top_k(value: Any, count: int) -> npt.NDArray[np.int64]:
-    """Insist on counts; 0 is off."""
-    return per_sequence(
-        "top_k",
-        value,
-        count,
-        dtype=np.int64,
-        good=lambda k: (k >= 0) & (k < 1 << 62),
-        remedy="1 or more, or 0 to switch it off",
-    )
-
-
-def top_p(value: Any, count: int) -> npt.NDArray[np.float64]:
-    """Insist on probabilities in (0, 1]; 1 is off."""
-    return per_sequence(
-        "top_p",
-        value,
-        count,
-        dtype=np.float64,
-        good=lambda p: (p > 0) & (p <= 1),
-        remedy="a number in (0, 1], 1 to switch it off",
-    )
-
-
-def seed(value: Any, count: int) -> npt.NDArray[np.uint64]:
+def seed(value: Any, count: int) -> Any:
     """Insist on seeds of 64 bits."""
-    return per_sequence(
-        "seed",
-        value,
-        count,
-        dtype=np.uint64,
-        good=lambda s: (s >= 0) & (s < 1 << 64),
-        remedy="integers 0 .. 2**64 - 1",
-    )
+    return per_sequence("seed", value, count, integers=True, good=_is_seed, remedy="integers 0 .. 2**64 - 1")
 
 
-def position(value: Any, count: int) -> npt.NDArray[np.uint64]:
+def position(value: Any, count: int) -> Any:
     """Insist on absolute positions, which leave room for the rows that follow."""
-    return per_sequence(
-        "position",
-        value,
-        count,
-        dtype=np.uint64,
-        good=lambda p: (p >= 0) & (p < 1 << 62),
-        remedy="integers 0 .. 2**62 - 1",
-    )
+    return per_sequence("position", value, count, integers=True, good=_is_position, remedy="integers 0 .. 2**62 - 1")
+
+
+def _is_seed(value: Any) -> Any:
+    return (value >= 0) & (value < 1 << 64)
+
+
+def _is_position(value: Any) -> Any:
+    return (value >= 0) & (value < 1 << 62)
 
 
 def token_ids(value: object, count: int) -> npt.NDArray[np.int32]:

@@ -36,8 +36,8 @@ def noise_bits(seed: int, position: int, token_ids: Any) -> npt.NDArray[np.uint3
     if ids.size and not 0 <= int(ids.min()) <= int(ids.max()) <= _checks.MAX_ID:
         raise ValueError(f"token_ids spans {ids.min()} .. {ids.max()}; pass ids from 0 to {_checks.MAX_ID}")
     words = np.empty(ids.size, np.uint32)
-    seeds, positions = _checks.seed(seed, 1), _checks.position(position, 1)
-    _select.active.noise_bits(int(seeds[0]), int(positions[0]), np.ascontiguousarray(ids, np.int32), words)
+    seed, position = _checks.seed(seed, 1), _checks.position(position, 1)
+    _select.active.noise_bits(int(seed), int(position), np.ascontiguousarray(ids, np.int32), words)
     return words
 
 

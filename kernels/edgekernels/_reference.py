@@ -4,24 +4,26 @@ Every other backend gives the same answers. Arguments are checked by the callers
 and only as long as drafts are accepted.
 """
 
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
 import numpy as np
 import numpy.typing as npt
+
+from edgekernels import _reference_rejection as rejection
+from edgekernels._hooks import Noise
+from edgekernels._reference_filters import Changes, as_float32, filter_floor
+from edgekernels._task import REJECTION, Task
 
 NAME = "numpy"
 
 Floats = npt.NDArray[np.float32]
 Doubles = npt.NDArray[np.float64]
-Ints = npt.NDArray[np.int64]
 Ids = npt.NDArray[np.int32]
 Words = npt.NDArray[np.uint32]
 
-DOMAIN = 0x534C4544  # "SLED"
-LOG2_E = 1.4426950408889634
-MASS_BITS = 30
-LOWEST_LOG2 = np.float32(-32)
-EXP2_SERIES = np.array(
-    [1.0, 0.69314718, 0.24022651, 0.055504109, 0.0096181291, 0.0013333558, 0.00015403530], np.float32
-)
+DOMAIN = 0x534C4544  # "SLED": noise of tokens
+REJECTION_DOMAIN = 0x524A4354  # "RJCT": numbers of the rejection rule
 
 
 def philox(counter: npt.NDArray[np.uint64], key: tuple[int, int]) -> Words:
@@ -64,30 +66,44 @@ def gumbel(words: Words) -> Doubles:
     return gumbels
 
 
-def masses(logits: Floats, top: np.float32, scale: np.float32) -> Ints:
-    """Integer masses trunc(2**(30 + (logit - top) * scale)): sums and comparisons of them are exact."""
-    with np.errstate(over="ignore"):  # to -inf, which has mass 0
-        exponent = np.maximum((logits - top) * scale, LOWEST_LOG2)  # float32 from here to the end
-    whole = np.rint(exponent)
-    fraction = exponent - whole
-    series = np.full_like(fraction, EXP2_SERIES[-1])
-    for coefficient in EXP2_SERIES[-2::-1]:
-        series = series * fraction + coefficient
-    mass: Ints = np.ldexp(series, whole.astype(np.int32) + MASS_BITS).astype(np.int64)
-    return mass
+def uniform(seed: int, position: int, stream: int) -> float:
+    """A number in [0, 1) of 53 bits: stream 0 is that of the acceptance test, 1 that of the token after it."""
+    counter = np.array([[stream, position & 0xFFFFFFFF, position >> 32, REJECTION_DOMAIN]], np.uint64)
+    high, low = philox(counter, (seed & 0xFFFFFFFF, seed >> 32))[0, :2].tolist()
+    return float(((high << 32 | low) >> 11) * 2.0**-53)
 
 
 def survivors(logits: Floats, temperature: float, top_k: int, top_p: float) -> npt.NDArray[np.bool_]:
     """Which logits (vocab,), none of them NaN or +inf, survive top-k and then top-p."""
-    keep = np.ones(len(logits), np.bool_)
-    if 0 < top_k < len(logits):
-        keep = logits >= np.partition(logits, -top_k)[-top_k]
-    if top_p < 1.0:
-        descending = np.sort(logits[keep])[::-1]
-        mass = np.cumsum(masses(descending, descending[0], np.float32((1.0 / temperature) * LOG2_E)))
-        enough = mass >= top_p * float(mass[-1])
-        keep &= logits >= descending[np.argmax(enough)]
-    return keep
+    kept: npt.NDArray[np.bool_] = logits >= filter_floor(logits, temperature, top_k, top_p, -np.inf)
+    return kept
+
+
+def best_score(
+    logits: Floats,
+    ids: npt.NDArray[np.integer] | None,
+    floor: np.float32,
+    temperature: float,
+    seed: int,
+    position: int,
+    noise: Noise | None,
+) -> int:
+    """The id with the largest sum of logit / temperature and gumbel noise; the lowest id wins ties."""
+    keep = logits >= floor
+    ids = np.flatnonzero(keep) if ids is None else ids[keep]
+    words = noise_words(seed, position, ids) if noise is None else noise.words(seed, position, ids)
+    scores = logits[keep].astype(np.float64) * (1.0 / temperature) + gumbel(words)
+    return int(ids[scores == scores.max()].min())
+
+
+class Primitives(NamedTuple):
+    """What a backend may do faster than numpy, with equal results."""
+
+    best_score: Callable[..., int] = best_score
+    weigh: Callable[..., rejection.Weighed] = rejection.weigh
+
+
+NUMPY = Primitives()
 
 
 def choose(
@@ -98,76 +114,76 @@ def choose(
     top_p: float,
     seed: int,
     position: int,
+    log_min_p: float = -np.inf,
     token_ids: Ids | None = None,
+    noise: Noise | None = None,
+    primitives: Primitives = NUMPY,
 ) -> int:
-    """The token which one row (vocab,) decides; the lowest id wins ties."""
+    """The token which one row (vocab,) decides by the coupled rule."""
     logits = np.where(np.isnan(row), np.float32(-np.inf), row)
-    ids: npt.NDArray[np.integer] = np.arange(len(row)) if token_ids is None else token_ids
     top = logits.max()
     if temperature == 0.0 or np.isinf(top):
-        return int(ids[logits == top].min())
-    keep = survivors(logits, temperature, top_k, top_p)
-    ids = ids[keep]
-    scores = logits[keep].astype(np.float64) * (1.0 / temperature) + gumbel(noise_words(seed, position, ids))
-    return int(ids[scores == scores.max()].min())
+        at_top = np.flatnonzero(logits == top)
+        return int(at_top[0] if token_ids is None else token_ids[at_top].min())
+    floor = filter_floor(logits, temperature, top_k, top_p, log_min_p)
+    return primitives.best_score(logits, token_ids, floor, temperature, seed, position, noise)
 
 
-def accept(
-    logits: Floats,
-    drafts: Ids,
-    row_starts: Ints,
-    *,
-    temperature: Doubles,
-    top_k: Ints,
-    top_p: Doubles,
-    seed: npt.NDArray[np.uint64],
-    position: npt.NDArray[np.uint64],
-    accepted: Ids,
-    next_token: Ids,
-    num_threads: int,
-) -> None:
-    """Write accepted counts (batch,) and next tokens (batch,) of every sequence."""
-    del num_threads  # an upper bound; numpy uses one
-    for b in range(len(accepted)):
-        start, end = int(row_starts[b]), int(row_starts[b + 1])
+def reject(
+    task: Task, logits: Floats, rule: Any, position: int, draft: int | None, primitives: Primitives
+) -> tuple[bool, int]:
+    """Whether the draft of a row (vocab,) passes, and the token instead of it; None is the last row's draft."""
+    seed = int(rule["seed"])
+    floor = filter_floor(
+        logits, float(rule["temperature"]), int(rule["top_k"]), float(rule["top_p"]), float(rule["log_min_p"])
+    )
+    weighed = primitives.weigh(logits, float(rule["temperature"]), floor)
+    if draft is not None:
+        assert task.drafts is not None
+        token = int(task.drafts[draft])
+        known = 0 <= token < len(logits)
+        if known or task.q is not None:
+            q = rejection.law_of_draft(task, draft)
+            if known and rejection.passes(task, weighed, q, token, uniform(seed, position, 0)):
+                return True, token
+            weighed = rejection.residual(weighed, q)
+    return False, rejection.emit(weighed, uniform(seed, position, 1))
+
+
+def decide_row(
+    task: Task, logits: Floats, rule: Any, position: int, draft: int | None, primitives: Primitives
+) -> tuple[bool, int]:
+    """Whether the draft of a row (vocab,) is accepted, and the token which the row gives."""
+    if task.kind == REJECTION and rule["temperature"] > 0 and not np.isinf(logits.max()):
+        return reject(task, logits, rule, position, draft, primitives)
+    token = choose(
+        logits,
+        temperature=float(rule["temperature"]),
+        top_k=int(rule["top_k"]),
+        top_p=float(rule["top_p"]),
+        log_min_p=float(rule["log_min_p"]),
+        seed=int(rule["seed"]),
+        position=position,
+        token_ids=task.token_ids,
+        noise=task.noise,
+        primitives=primitives,
+    )
+    return draft is not None and task.drafts is not None and token == task.drafts[draft], token
+
+
+def decide(task: Task, primitives: Primitives = NUMPY) -> None:
+    """Write the accepted count and the next token of every sequence."""
+    for b, rule in enumerate(task.rules):
+        start, end = (b, b + 1) if task.row_starts is None else task.row_starts[b : b + 2].tolist()
+        changes = Changes(task, b)
         for row in range(start, end):
-            token = choose(
-                logits[row],
-                temperature=float(temperature[b]),
-                top_k=int(top_k[b]),
-                top_p=float(top_p[b]),
-                seed=int(seed[b]),
-                position=int(position[b]) + row - start,
-            )
-            if row == end - 1 or token != drafts[row - b]:
-                accepted[b], next_token[b] = row - start, token
+            logits = changes.apply(as_float32(task.logits[row], task.dtype))
+            draft = None if row == end - 1 else row - b
+            passed, token = decide_row(task, logits, rule, int(rule["position"]) + row - start, draft, primitives)
+            if not passed:
+                task.accepted[b], task.next_token[b] = row - start, token
                 break
-
-
-def sample(
-    logits: Floats,
-    *,
-    temperature: Doubles,
-    top_k: Ints,
-    top_p: Doubles,
-    seed: npt.NDArray[np.uint64],
-    position: npt.NDArray[np.uint64],
-    token_ids: Ids | None,
-    chosen: Ids,
-    num_threads: int,
-) -> None:
-    """Write the choice (rows,) of every row."""
-    del num_threads
-    for r in range(len(chosen)):
-        chosen[r] = choose(
-            logits[r],
-            temperature=float(temperature[r]),
-            top_k=int(top_k[r]),
-            top_p=float(top_p[r]),
-            seed=int(seed[r]),
-            position=int(position[r]),
-            token_ids=token_ids,
-        )
+            changes.see(token)
 
 
 def noise_bits(seed: int, position: int, token_ids: Ids, words: Words) -> None:

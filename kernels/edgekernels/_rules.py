@@ -1,11 +1,14 @@
 """Acceptance and sampling: the checked functions over whichever backend is in use."""
 
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Unpack
 
 import numpy as np
 import numpy.typing as npt
 
 from edgekernels import _checks, _select
+from edgekernels._hooks import AcceptanceTest, Noise
+from edgekernels._sampling import Filters, rules
+from edgekernels._task import COUPLED, REJECTION, Bias, History, SparseQ, Task
 
 
 class Accepted(NamedTuple):
@@ -16,38 +19,57 @@ class Accepted(NamedTuple):
 
 
 def accept(
-    logits: npt.NDArray[np.float32],
+    logits: npt.NDArray[Any],
     drafts: npt.NDArray[np.int32],
     row_starts: npt.NDArray[np.int64],
     *,
     temperature: Any,
-    top_k: Any = 0,
-    top_p: Any = 1.0,
+    rule: str | AcceptanceTest = "coupled",
+    q: npt.NDArray[np.float32] | SparseQ | None = None,
     seed: Any = 0,
     position: Any = 0,
+    history: History | None = None,
+    bias: Bias | None = None,
+    noise: Noise | None = None,
     out: Accepted | None = None,
     num_threads: int = 1,
+    **filters: Unpack[Filters],
 ) -> Accepted:
-    """Accept drafts as long as they are what the target itself chooses, and give the token that follows.
+    """Accept drafts by one of three rules, and give the token that follows them.
 
-    Row i of a sequence chooses y_i: the argmax of the logits at temperature 0, otherwise the argmax over
-    the surviving ids of logits / temperature + gumbel(noise_bits(seed, position + i, ids)). Drafts are
-    accepted while they equal y_i; the first y_i that differs, or the y of the last row, is the next token.
-    Rows behind it are not read. The tokens follow the target's law whatever the drafts are.
+    Row i of a sequence stands for the token at `position + i`; it is asked whether draft i is accepted. The
+    first draft that is not is replaced by a token of that row; if all are, the last row gives one more. Rows
+    behind a rejection are not read.
+
+    - "coupled": the row chooses y_i, the argmax over the surviving ids of logits / temperature +
+      gumbel(noise_bits(seed, position + i, ids)); the draft is accepted if it equals y_i, and y_i is the token.
+      Tokens follow the target's law whatever the drafts are.
+    - "rejection": the draft is accepted if u * q < p, and the token is sampled from max(p - q, 0). Tokens follow
+      the target's law if each draft was sampled from its q.
+    - "greedy": the row chooses its largest logit, as both others do at temperature 0.
+
+    Logits are changed in this order, as in transformers: bias, repetition, frequency and presence penalty,
+    temperature, top-k, top-p, min-p. Penalties of row i count the accepted drafts before it as generated tokens.
 
     Args:
-        logits: target logits float32 (rows, vocab), C-contiguous; NaN counts as -inf.
+        logits: target logits (rows, vocab), C-contiguous: float32, float16, or the bits of bfloat16 as uint16. NaN
+            counts as -inf.
         drafts: int32 (rows - batch,); sequence b has drafts[row_starts[b] - b : row_starts[b + 1] - b - 1].
             An id outside the vocabulary is never accepted.
         row_starts: int64 (batch + 1,); sequence b owns the rows row_starts[b] : row_starts[b + 1], at least
             one, that is one more than it has drafts.
         temperature: scalar or (batch,); 0 is greedy.
-        top_k: scalar or (batch,), integers; keep the top_k largest logits and their ties, 0 is off.
-        top_p: scalar or (batch,); keep the smallest set of most likely ids with this mass, 1 is off.
+        rule: "coupled", "rejection", "greedy", or a test of `compile_test` in place of u * q < p.
+        q: for "rejection": float32 (rows - batch, vocab), or SparseQ; None is a drafter that is certain.
         seed: scalar or (batch,), integers 0 .. 2**64 - 1.
         position: scalar or (batch,), integers; absolute position of the token which the first row decides.
+        history: tokens which penalties count.
+        bias: what is added to some logits.
+        noise: one of `compile_noise` in place of noise_bits, for "coupled".
         out: arrays to write and return instead of new ones.
-        num_threads: upper bound of threads; sequences are shared out among them.
+        num_threads: upper bound of threads; sequences are shared out among them, or the vocabulary of a single one.
+        **filters: top_k, top_p, min_p, repetition_penalty, frequency_penalty, presence_penalty, each a scalar or
+            (batch,): see Filters.
 
     Returns:
         Accepted counts and next tokens, int32 (batch,) each.
@@ -56,64 +78,87 @@ def accept(
         TypeError: an argument has another type or dtype.
         ValueError: an argument has another shape or is out of its range.
 
-    Source: drafter-invariant speculative decoding, arXiv 2408.07978; docs/spec/kernels.md.
+    Source: coupled: arXiv 2408.07978; rejection: Leviathan et al., arXiv 2211.17192; docs/spec/kernels.md.
 
     >>> logits = np.log(np.array([[.1, .9], [.8, .2]], np.float32))
     >>> accept(logits, np.array([1], np.int32), np.array([0, 2]), temperature=0)
     Accepted(accepted=array([1], dtype=int32), next_token=array([0], dtype=int32))
     """
-    logits = _checks.logits(logits)
-    rows = logits.shape[0]
+    logits, dtype = _checks.logits(logits)
+    rows, vocab = logits.shape
     row_starts = _checks.row_starts(row_starts, rows)
     batch = len(row_starts) - 1
     drafts = _checks.array("drafts", drafts, np.int32, 1)
     if len(drafts) != rows - batch:
         raise ValueError(f"drafts has {len(drafts)} ids; pass {rows - batch}, one less than rows per sequence")
+    kind, accepts = kind_of(rule, q is not None, noise is not None)
     accepted, next_token = (None, None) if out is None else out
-    verdict = Accepted(
-        _checks.output("out.accepted", accepted, batch), _checks.output("out.next_token", next_token, batch)
-    )
-    _select.active.accept(
+    task = Task(
         logits,
-        drafts,
+        dtype,
+        kind,
+        rules(
+            batch, temperature=0.0 if rule == "greedy" else temperature, seed=seed, position=position, filters=filters
+        ),
         row_starts,
-        temperature=_checks.temperature(temperature, batch),
-        top_k=_checks.top_k(top_k, batch),
-        top_p=_checks.top_p(top_p, batch),
-        seed=_checks.seed(seed, batch),
-        position=_checks.position(position, batch),
-        accepted=verdict.accepted,
-        next_token=verdict.next_token,
-        num_threads=_checks.num_threads(num_threads),
+        drafts,
+        None,
+        _checks.history(history, batch, vocab),
+        _checks.bias(bias, batch, vocab),
+        _checks.law_of_drafts(q, rows - batch, vocab),
+        noise,
+        accepts,
+        _checks.output("out.accepted", accepted, batch),
+        _checks.output("out.next_token", next_token, batch),
+        _checks.num_threads(num_threads),
     )
-    return verdict
+    _select.active.decide(task)
+    return Accepted(task.accepted, task.next_token)
+
+
+def kind_of(rule: object, has_q: bool, has_noise: bool) -> tuple[int, AcceptanceTest | None]:
+    """Which of the two ways to decide a rule asks for, and the caller's own test if it is one."""
+    own = isinstance(rule, AcceptanceTest)
+    if not own and rule not in ("coupled", "rejection", "greedy"):
+        raise ValueError(f"rule is {rule!r}; pass 'coupled', 'rejection', 'greedy', or a test of compile_test")
+    kind = REJECTION if own or rule == "rejection" else COUPLED
+    if has_q and kind == COUPLED:
+        raise ValueError(f"q is given with rule={rule!r}; pass rule='rejection', the rule which uses it")
+    if has_noise and kind == REJECTION:
+        raise ValueError("noise is given with rejection; pass rule='coupled', the rule which uses it")
+    return kind, rule if isinstance(rule, AcceptanceTest) else None
 
 
 def sample(
-    logits: npt.NDArray[np.float32],
+    logits: npt.NDArray[Any],
     *,
     temperature: Any,
-    top_k: Any = 0,
-    top_p: Any = 1.0,
     seed: Any = 0,
     position: Any = 0,
     token_ids: npt.NDArray[np.int32] | None = None,
+    history: History | None = None,
+    bias: Bias | None = None,
+    noise: Noise | None = None,
     out: npt.NDArray[np.int32] | None = None,
     num_threads: int = 1,
+    **filters: Unpack[Filters],
 ) -> npt.NDArray[np.int32]:
-    """Choose one token for each row, as accept does: what a device drafts with, and a server without drafts.
+    """Choose one token for each row by the coupled rule: what a device drafts with, and a server without drafts.
 
     Args:
-        logits: float32 (rows, vocab), C-contiguous; NaN counts as -inf.
+        logits: (rows, vocab), C-contiguous: float32, float16, or the bits of bfloat16 as uint16. NaN counts as -inf.
         temperature: scalar or (rows,); 0 is greedy.
-        top_k: scalar or (rows,), integers; 0 is off.
-        top_p: scalar or (rows,); 1 is off.
         seed: scalar or (rows,), integers 0 .. 2**64 - 1.
         position: scalar or (rows,), integers; absolute position of the token which the row decides.
         token_ids: int32 (vocab,), the target's id of each column of a drafter with columns of its own. Noise
             is keyed by these ids, ties go to the lowest of them, and they are returned.
+        history: tokens of each row's sequence, which penalties count; ids are columns.
+        bias: what is added to some logits of each row; ids are columns.
+        noise: one of `compile_noise` in place of noise_bits.
         out: int32 (rows,) to write and return instead of a new array.
-        num_threads: upper bound of threads; rows are shared out among them.
+        num_threads: upper bound of threads; rows are shared out among them, or the vocabulary of a single one.
+        **filters: top_k, top_p, min_p, repetition_penalty, frequency_penalty, presence_penalty, each a scalar or
+            (rows,): see Filters.
 
     Returns:
         Chosen ids int32 (rows,).
@@ -127,20 +172,24 @@ def sample(
     >>> sample(np.zeros((1, 3), np.float32), temperature=0, token_ids=np.array([7, 5, 6], np.int32))
     array([5], dtype=int32)
     """
-    logits = _checks.logits(logits)
-    rows = logits.shape[0]
-    if token_ids is not None:
-        token_ids = _checks.token_ids(token_ids, logits.shape[1])
-    chosen = _checks.output("out", out, rows)
-    _select.active.sample(
+    logits, dtype = _checks.logits(logits)
+    rows, vocab = logits.shape
+    task = Task(
         logits,
-        temperature=_checks.temperature(temperature, rows),
-        top_k=_checks.top_k(top_k, rows),
-        top_p=_checks.top_p(top_p, rows),
-        seed=_checks.seed(seed, rows),
-        position=_checks.position(position, rows),
-        token_ids=token_ids,
-        chosen=chosen,
-        num_threads=_checks.num_threads(num_threads),
+        dtype,
+        COUPLED,
+        rules(rows, temperature=temperature, seed=seed, position=position, filters=filters),
+        None,
+        None,
+        None if token_ids is None else _checks.token_ids(token_ids, vocab),
+        _checks.history(history, rows, vocab),
+        _checks.bias(bias, rows, vocab),
+        None,
+        noise,
+        None,
+        np.empty(rows, np.int32),
+        _checks.output("out", out, rows),
+        _checks.num_threads(num_threads),
     )
-    return chosen
+    _select.active.decide(task)
+    return task.next_token

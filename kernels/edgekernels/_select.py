@@ -1,4 +1,4 @@
-"""Choice of the backend: the compiled kernels, or the numpy reference where one of them cannot be had."""
+"""Choice of the backend: the compiled kernels, or Numba or the numpy reference where one of them cannot be had."""
 
 import importlib
 import importlib.util
@@ -10,11 +10,12 @@ import numpy as np
 import numpy.typing as npt
 
 from edgekernels import _bits_reference, _gemm_reference, _reference
+from edgekernels._task import Task
 
 if TYPE_CHECKING:
     from edgekernels._matrix import PackedMatrix
 
-BACKENDS = ("cython", "numpy")
+BACKENDS = ("cython", "numba", "numpy")
 ACCEPT, BITS, GEMM, DECODE = (
     f"edgekernels._{family}" for family in ("accept", "bits", "gemm", "decode")
 )  # extension modules
@@ -25,35 +26,7 @@ class Backend(Protocol):
 
     NAME: str
 
-    def accept(
-        self,
-        logits: npt.NDArray[np.float32],
-        drafts: npt.NDArray[np.int32],
-        row_starts: npt.NDArray[np.int64],
-        *,
-        temperature: npt.NDArray[np.float64],
-        top_k: npt.NDArray[np.int64],
-        top_p: npt.NDArray[np.float64],
-        seed: npt.NDArray[np.uint64],
-        position: npt.NDArray[np.uint64],
-        accepted: npt.NDArray[np.int32],
-        next_token: npt.NDArray[np.int32],
-        num_threads: int,
-    ) -> None: ...
-
-    def sample(
-        self,
-        logits: npt.NDArray[np.float32],
-        *,
-        temperature: npt.NDArray[np.float64],
-        top_k: npt.NDArray[np.int64],
-        top_p: npt.NDArray[np.float64],
-        seed: npt.NDArray[np.uint64],
-        position: npt.NDArray[np.uint64],
-        token_ids: npt.NDArray[np.int32] | None,
-        chosen: npt.NDArray[np.int32],
-        num_threads: int,
-    ) -> None: ...
+    def decide(self, task: Task) -> None: ...
 
     def noise_bits(
         self, seed: int, position: int, token_ids: npt.NDArray[np.int32], words: npt.NDArray[np.uint32]
@@ -144,16 +117,23 @@ def load(name: str) -> Backend:
     """Import the acceptance part of one backend by name.
 
     Args:
-        name: "cython" or "numpy".
+        name: one of BACKENDS.
 
     Returns:
         The backend.
 
     Raises:
-        ImportError: the name is unknown, the extension is not built, or EDGEKERNELS_LEVEL cannot be had here.
+        ImportError: the name is unknown, the extension is not built, EDGEKERNELS_LEVEL cannot be had here, or Numba is
+            not installed.
     """
     if name == "numpy":
         return _reference
+    if name == "numba":
+        try:
+            from edgekernels import _numba
+        except ImportError as error:
+            raise ImportError("EDGEKERNELS_BACKEND='numba' needs Numba; pip install edgebus[numba]") from error
+        return _numba
     if name != "cython":
         raise ImportError(f"EDGEKERNELS_BACKEND={name!r} is unknown; set one of {', '.join(BACKENDS)}")
     compiled: Backend = load_compiled(ACCEPT)
@@ -172,7 +152,7 @@ def load_bits(name: str) -> BitsBackend:
     Raises:
         ImportError: the extension is not built, or EDGEKERNELS_LEVEL cannot be had here.
     """
-    if name == "numpy":
+    if name in ("numba", "numpy"):
         return _bits_reference
     compiled: BitsBackend = load_compiled(BITS)
     return compiled
@@ -190,7 +170,7 @@ def load_gemm(name: str) -> GemmBackend:
     Raises:
         ImportError: the extension is not built, or EDGEKERNELS_LEVEL cannot be had here.
     """
-    if name == "numpy":
+    if name in ("numba", "numpy"):
         return _gemm_reference
     compiled: GemmBackend = load_compiled(GEMM)
     return compiled
@@ -212,7 +192,7 @@ def load_decode(name: str) -> Any:
 
 
 def choose() -> Backend:
-    """The backend which EDGEKERNELS_BACKEND names, else the compiled one, else numpy with a warning.
+    """The backend which EDGEKERNELS_BACKEND names, else the compiled one, else Numba or numpy with a warning.
 
     Returns:
         The backend.
@@ -224,14 +204,16 @@ def choose() -> Backend:
     if wanted:
         return load(wanted)
     missing = [module for module in (ACCEPT, BITS, GEMM, DECODE) if importlib.util.find_spec(module) is None]
-    if missing:
-        warnings.warn(
-            f"edgekernels: no compiled kernels {' and '.join(missing)}, numpy takes their place and is many times "
-            "slower; reinstall with a C compiler at hand, or set EDGEKERNELS_BACKEND=numpy to accept it",
-            stacklevel=2,
-        )
-        return _reference
-    return load("cython")
+    if not missing:
+        return load("cython")
+    instead = "numba" if importlib.util.find_spec("numba") is not None else "numpy"
+    hint = "" if instead == "numba" else ", install Numba (pip install edgebus[numba])"
+    warnings.warn(
+        f"edgekernels: no compiled kernels {' and '.join(missing)}, {instead} takes their place and is many times "
+        f"slower; reinstall with a C compiler at hand{hint}, or set EDGEKERNELS_BACKEND={instead} to accept it",
+        stacklevel=2,
+    )
+    return load(instead)
 
 
 active: Backend = choose()
@@ -251,6 +233,6 @@ def backend() -> str:
     """Name of the backend in use.
 
     Returns:
-        "cython" or "numpy".
+        one of "cython", "numba", "numpy".
     """
     return active.NAME

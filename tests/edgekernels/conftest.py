@@ -18,8 +18,8 @@ EXTENSIONS = ("edgekernels._accept", "edgekernels._bits", "edgekernels._gemm", "
 
 
 def engines(levels: tuple[str, ...]) -> list[ParameterSet]:
-    """numpy and these levels of the compiled kernels."""
-    return [pytest.param("numpy"), *natives(levels)]
+    """numpy, Numba and these levels of the compiled kernels."""
+    return [pytest.param("numpy"), pytest.param("numba"), *natives(levels)]
 
 
 def natives(levels: tuple[str, ...]) -> list[ParameterSet]:
@@ -28,9 +28,13 @@ def natives(levels: tuple[str, ...]) -> list[ParameterSet]:
 
 
 def switch_to(engine: str) -> None:
-    """Run all later calls on numpy or on one level of the compiled kernels; skip what cannot be had."""
+    """Run all later calls on numpy, Numba or one level of the compiled kernels; skip what cannot be had."""
     if engine == "numpy":
         _select.use(_reference)
+        return
+    if engine == "numba":
+        pytest.importorskip("numba")
+        _select.use(_select.load("numba"))
         return
     if any(importlib.util.find_spec(name) is None for name in EXTENSIONS):
         pytest.skip("the compiled kernels are not built")
@@ -63,7 +67,7 @@ def level(request: pytest.FixtureRequest) -> Iterator[str]:
     yield from switched(request.param)
 
 
-@pytest.fixture(params=engines(BITS_LEVELS))
+@pytest.fixture(params=[pytest.param("numpy"), *natives(BITS_LEVELS)])
 def bits_engine(request: pytest.FixtureRequest) -> Iterator[str]:
     """Each backend and level of the kernels of low-bit codes in turn."""
     yield from switched(request.param)

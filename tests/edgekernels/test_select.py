@@ -16,8 +16,8 @@ built = pytest.mark.skipif(
 HIDE = """
 import importlib.util, sys
 find = importlib.util.find_spec
-importlib.util.find_spec = lambda name, *rest: None if name in {hidden} else find(name, *rest)
-sys.modules |= dict.fromkeys({hidden})
+importlib.util.find_spec = lambda name, *rest, find=find: None if name in {hidden} else find(name, *rest)
+sys.modules.update(dict.fromkeys({hidden}))
 """
 hidings = pytest.mark.parametrize(
     "hide",
@@ -79,12 +79,36 @@ def test_unknown_level_is_an_error():
 def test_unknown_backend_is_an_error():
     result = run(SHOW, EDGEKERNELS_BACKEND="fortran")
     assert result.returncode == 1
-    assert "ImportError: EDGEKERNELS_BACKEND='fortran' is unknown; set one of cython, numpy" in result.stderr
+    assert "ImportError: EDGEKERNELS_BACKEND='fortran' is unknown; set one of cython, numba, numpy" in result.stderr
+
+
+NO_NUMBA = HIDE.format(hidden=("numba",))
 
 
 @hidings
-def test_without_compiled_kernels_numpy_serves_with_one_warning(hide):
+def test_without_compiled_kernels_numba_serves_with_one_warning(hide):
+    pytest.importorskip("numba")
     result = run(hide + SHOW)
+    assert result.stdout == "numba\n"
+    assert result.stderr.count("no compiled kernels") == 1
+    assert "numba takes their place" in result.stderr
+
+
+def test_numba_can_be_forced_and_is_silent():
+    pytest.importorskip("numba")
+    result = run(SHOW, EDGEKERNELS_BACKEND="numba")
+    assert (result.stdout, result.stderr) == ("numba\n", "")
+
+
+def test_numba_forced_without_it_is_an_error():
+    result = run(NO_NUMBA + SHOW, EDGEKERNELS_BACKEND="numba")
+    assert result.returncode == 1
+    assert "pip install edgebus[numba]" in result.stderr
+
+
+@hidings
+def test_without_compiled_kernels_and_numba_numpy_serves_with_one_warning(hide):
+    result = run(hide + NO_NUMBA + SHOW)
     assert result.stdout == "numpy\n"
     assert result.stderr.count("no compiled kernels") == 1
     assert "RuntimeWarning" not in result.stderr
@@ -110,3 +134,15 @@ def test_compiled_kernels_are_there_wherever_a_compiler_is() -> None:
     if shutil.which("cc"):
         for name in EXTENSIONS:
             assert importlib.util.find_spec(name) is not None, f"no {name}, install again: pip install -e ."
+
+
+@built
+@pytest.mark.native
+def test_first_call_after_import_is_quick():
+    """Nothing is compiled or built lazily; numpy itself is not counted."""
+    script = (
+        "import time, numpy as np; logits = np.zeros((2, 32000), np.float32); start = time.perf_counter(); "
+        "import edgekernels; edgekernels.sample(logits, temperature=0.8, top_p=0.9); "
+        "print((time.perf_counter() - start) * 1e3)"
+    )
+    assert min(float(run(script).stdout) for _ in range(3)) < 50
