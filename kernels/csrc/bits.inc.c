@@ -3,8 +3,13 @@
 
    Codes pass through a chunk that stays in L1, one byte each, so rows may begin anywhere in the stream: what knows
    of the stream knows nothing of rows, and what knows of rows sees bytes. */
+#include <math.h>
+
 #include "bits.h"
 #include "bits_blocks.h"
+#include "bits_stream.h"
+#include "bits_values.h"
+#include "cpu.h"
 
 #define CHUNK 4096 /* codes; a multiple of BLOCK */
 #define FEW 16     /* values of a vector, or of a few vectors */
@@ -88,14 +93,6 @@ static inline void quantise_some(const float *restrict values, int count, float 
     }
 }
 
-static inline void dequantise_some(const uint8_t *restrict codes, int count, float scale, float offset,
-                                   float *restrict values)
-{
-#pragma GCC unroll 1
-    for (int i = 0; i < count; i++)
-        values[i] = (float)codes[i] * scale + offset;
-}
-
 /* Do all of 0 .. n - 1 by calls of `some(first, count)` with constant counts, which compilers turn into vectors
    without a loop around single values; the last ones are done twice rather than one by one. */
 #define IN_VECTORS(n, some)                                                                                            \
@@ -122,33 +119,7 @@ static void quantise_run(const float *values, int64_t n, float scale, float offs
 #undef SOME
 }
 
-static void dequantise_run(const uint8_t *codes, int64_t n, float scale, float offset, float *values)
-{
-#define SOME(first, count) dequantise_some(codes + (first), count, scale, offset, values + (first))
-    IN_VECTORS(n, SOME);
-#undef SOME
-}
-
-/* A place in a matrix that is walked through in order, in runs which end with their row. */
-typedef struct {
-    int64_t row, column;
-} place;
-
-static inline int64_t run_length(const place *at, int64_t columns, int64_t limit)
-{
-    return least_of(columns - at->column, limit);
-}
-
-static inline void advance(place *at, int64_t columns, int64_t n)
-{
-    at->column += n;
-    if (at->column == columns) {
-        at->column = 0;
-        at->row++;
-    }
-}
-
-/* How many values share one bitstream: all, or those of a row if rows are aligned and would not be anyway. */
+/* How many codes share one bitstream: all, or those of a row if rows are aligned and would not be anyway. */
 static int64_t stream_length(const ek_matrix *shape)
 {
     int aligned_anyway = shape->columns * shape->bits % 8 == 0;
@@ -160,19 +131,21 @@ static void quantise(const float *values, const ek_matrix *shape, const float *s
 {
     const block_plan plan = make_block_plan(shape->bits);
     const float top = (float)((1 << shape->bits) - 1);
-    const int64_t total = shape->rows * shape->columns, stream = stream_length(shape);
+    const int64_t total = shape->rows * shape->columns, stream = stream_length(shape), group = shape->group;
     const int64_t stream_bytes = (stream * shape->bits + 7) / 8;
     const uint8_t *end = packed + (stream ? total / stream * stream_bytes : 0);
-    place at = {0, 0};
+    int64_t g = 0, left = group; /* the group at hand, and how much of it is to come */
     for (int64_t from = 0; from < total; from += stream, packed += stream_bytes)
         for (int64_t first = 0; first < stream; first += CHUNK) {
             uint8_t chunk[CHUNK], *to = packed + first / 8 * shape->bits;
             uint8_t *codes = shape->bits == 8 ? to : chunk;
-            int64_t count = least_of(stream - first, CHUNK), n;
-            for (int64_t i = 0; i < count; i += n) {
-                n = run_length(&at, shape->columns, count - i);
-                quantise_run(values + from + first + i, n, scale[at.row], offset[at.row], top, codes + i);
-                advance(&at, shape->columns, n);
+            int64_t count = least_of(stream - first, CHUNK);
+            for (int64_t i = 0, n; i < count; i += n) {
+                n = least_of(left, count - i);
+                quantise_run(values + from + first + i, n, scale[g], offset[g], top, codes + i);
+                left -= n;
+                if (left == 0)
+                    g++, left = group;
             }
             if (codes == chunk)
                 pack_codes(&plan, codes, count, to, end);
@@ -180,30 +153,49 @@ static void quantise(const float *values, const ek_matrix *shape, const float *s
 }
 
 static void dequantise(const uint8_t *packed, const ek_matrix *shape, const float *scale, const float *offset,
-                       float *values)
+                       ek_format format, void *values)
 {
     const block_plan plan = make_block_plan(shape->bits);
+    const value_plan groups = {scale, offset, shape->group, shape->bits};
+    const span_of_values span = find_span(format, &groups);
+    const int64_t size = format == EK_FLOAT32 ? 4 : 2, part = STAGE / size;
     const int64_t total = shape->rows * shape->columns, stream = stream_length(shape);
     const int64_t stream_bytes = (stream * shape->bits + 7) / 8;
     const uint8_t *end = packed + (stream ? total / stream * stream_bytes : 0);
-    place at = {0, 0};
+    const int past_caches = total * size > ek_cache_bytes();
+    char *to = values;
+    sink out;
+    if (past_caches)
+        open_sink(&out, values);
     for (int64_t from = 0; from < total; from += stream, packed += stream_bytes)
         for (int64_t first = 0; first < stream; first += CHUNK) {
             uint8_t chunk[CHUNK];
             const uint8_t *bytes = packed + first / 8 * shape->bits, *codes = shape->bits == 8 ? bytes : chunk;
-            int64_t count = least_of(stream - first, CHUNK), n;
+            const int64_t count = least_of(stream - first, CHUNK);
             if (codes == chunk)
                 unpack_codes(&plan, bytes, end, count, chunk);
-            for (int64_t i = 0; i < count; i += n) {
-                n = run_length(&at, shape->columns, count - i);
-                dequantise_run(codes + i, n, scale[at.row], offset[at.row], values + from + first + i);
-                advance(&at, shape->columns, n);
+            if (!past_caches) {
+                span(&groups, codes, from + first, count, to + (from + first) * size);
+                continue;
+            }
+            for (int64_t i = 0; i < count; i += part) {
+                int64_t some = least_of(count - i, part);
+                span(&groups, codes + i, from + first + i, some, room(&out));
+                flush(&out, some * size);
             }
         }
+    if (past_caches)
+        close_sink(&out);
 }
+
+#include "bits_planes.h"
+
+#include "bits_planes.inc.c"
+
+#include "bits_fit.inc.c"
 
 #define EK_PASTE(a, b) a##b
 #define EK_NAME(a, b) EK_PASTE(a, b)
 #define EK_QUOTE(a) #a
 #define EK_STRING(a) EK_QUOTE(a)
-const ek_bits EK_NAME(ek_bits_, EK_LEVEL) = {EK_STRING(EK_LEVEL), pack, unpack, quantise, dequantise};
+const ek_bits EK_NAME(ek_bits_, EK_LEVEL) = {EK_STRING(EK_LEVEL), pack, unpack, quantise, dequantise, split, merge, fit};

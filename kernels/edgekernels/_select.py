@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from edgekernels import _bits_reference, _reference
+from edgekernels._bits_backend import BitsBackend
 
 BACKENDS = ("cython", "numpy")
 ACCEPT, BITS = "edgekernels._accept", "edgekernels._bits"  # extension modules
@@ -52,38 +53,6 @@ class Backend(Protocol):
 
     def noise_bits(
         self, seed: int, position: int, token_ids: npt.NDArray[np.int32], words: npt.NDArray[np.uint32]
-    ) -> None: ...
-
-
-class BitsBackend(Protocol):
-    """What a backend offers for low-bit codes, with checked arguments; packed is flat, whatever align_rows says."""
-
-    NAME: str
-
-    def pack(self, codes: npt.NDArray[np.uint8], bits: int, packed: npt.NDArray[np.uint8]) -> int: ...
-
-    def unpack(self, packed: npt.NDArray[np.uint8], bits: int, codes: npt.NDArray[np.uint8]) -> None: ...
-
-    def quantise(
-        self,
-        values: npt.NDArray[np.float32],
-        bits: int,
-        *,
-        scale: npt.NDArray[np.float32],
-        offset: npt.NDArray[np.float32],
-        align_rows: bool,
-        packed: npt.NDArray[np.uint8],
-    ) -> None: ...
-
-    def dequantise(
-        self,
-        packed: npt.NDArray[np.uint8],
-        bits: int,
-        *,
-        scale: npt.NDArray[np.float32],
-        offset: npt.NDArray[np.float32],
-        align_rows: bool,
-        values: npt.NDArray[np.float32],
     ) -> None: ...
 
 
