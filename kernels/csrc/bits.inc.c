@@ -8,7 +8,6 @@
 #include "bits.h"
 #include "bits_blocks.h"
 #include "bits_stream.h"
-#include "bits_values.h"
 #include "cpu.h"
 
 #define CHUNK 4096 /* codes; a multiple of BLOCK */
@@ -19,10 +18,13 @@ static inline int64_t least_of(int64_t a, int64_t b)
     return a < b ? a : b;
 }
 
+#include "bits_values.h"
+
 /* Write the n codes from a byte on. Nothing is read from `end` on. `to` needs room for whole blocks, unless these
    codes are the last before `end`: then the SPAN bytes which are there for a block hold all of its codes. */
-static void unpack_codes(const block_plan *plan, const uint8_t *from, const uint8_t *end, int64_t n, uint8_t *to)
+static void unpack_codes(const block_plan *shared, const uint8_t *from, const uint8_t *end, int64_t n, uint8_t *to)
 {
+    const block_plan own = *shared, *plan = &own; /* in registers, since no write can change it */
     const int block_bytes = BLOCK / 8 * plan->bits;
     int64_t i = 0;
     for (; i < n && end - from >= SPAN; i += BLOCK, from += block_bytes)
@@ -36,8 +38,9 @@ static void unpack_codes(const block_plan *plan, const uint8_t *from, const uint
 }
 
 /* Write the bytes of n codes. What follows them before `end` may be overwritten. */
-static void pack_codes(const block_plan *plan, const uint8_t *codes, int64_t n, uint8_t *to, const uint8_t *end)
+static void pack_codes(const block_plan *shared, const uint8_t *codes, int64_t n, uint8_t *to, const uint8_t *end)
 {
+    const block_plan own = *shared, *plan = &own;
     const int block_bytes = BLOCK / 8 * plan->bits;
     int64_t i = 0;
     for (; i + BLOCK <= n && end - to >= SPAN; i += BLOCK, to += block_bytes)
@@ -152,13 +155,27 @@ static void quantise(const float *values, const ek_matrix *shape, const float *s
         }
 }
 
+/* Write the values of n codes whose bytes begin at `from`, which are those from `first` on in the matrix. */
+static void values_of(const value_plan *groups, const block_plan *plan, const table_plan *tables, const uint8_t *from,
+                      const uint8_t *end, int64_t first, int64_t n, ek_format format, char *to)
+{
+    uint8_t chunk[STAGE / 2];
+    const int64_t done = values_by_tables(groups, tables, from, end, first, n, to);
+    if (done == n)
+        return;
+    from += done / 8 * plan->bits, first += done, n -= done, to += done * (format == EK_FLOAT32 ? 4 : 2);
+    if (plan->bits != 8)
+        unpack_codes(plan, from, end, n, chunk);
+    span_of_values(groups, plan->bits == 8 ? from : chunk, first, n, format, to);
+}
+
 static void dequantise(const uint8_t *packed, const ek_matrix *shape, const float *scale, const float *offset,
                        ek_format format, void *values)
 {
     const block_plan plan = make_block_plan(shape->bits);
-    const value_plan groups = {scale, offset, shape->group, shape->bits};
-    const span_of_values span = find_span(format, &groups);
-    const int64_t size = format == EK_FLOAT32 ? 4 : 2, part = STAGE / size;
+    const table_plan tables = make_table_plan(shape->bits, format);
+    const value_plan groups = {scale, offset, shape->group};
+    const int64_t size = format == EK_FLOAT32 ? 4 : 2, part = STAGE / size; /* codes at a time */
     const int64_t total = shape->rows * shape->columns, stream = stream_length(shape);
     const int64_t stream_bytes = (stream * shape->bits + 7) / 8;
     const uint8_t *end = packed + (stream ? total / stream * stream_bytes : 0);
@@ -168,21 +185,12 @@ static void dequantise(const uint8_t *packed, const ek_matrix *shape, const floa
     if (past_caches)
         open_sink(&out, values);
     for (int64_t from = 0; from < total; from += stream, packed += stream_bytes)
-        for (int64_t first = 0; first < stream; first += CHUNK) {
-            uint8_t chunk[CHUNK];
-            const uint8_t *bytes = packed + first / 8 * shape->bits, *codes = shape->bits == 8 ? bytes : chunk;
-            const int64_t count = least_of(stream - first, CHUNK);
-            if (codes == chunk)
-                unpack_codes(&plan, bytes, end, count, chunk);
-            if (!past_caches) {
-                span(&groups, codes, from + first, count, to + (from + first) * size);
-                continue;
-            }
-            for (int64_t i = 0; i < count; i += part) {
-                int64_t some = least_of(count - i, part);
-                span(&groups, codes + i, from + first + i, some, room(&out));
-                flush(&out, some * size);
-            }
+        for (int64_t i = 0; i < stream; i += part) {
+            const int64_t n = least_of(stream - i, part), first = from + i;
+            const uint8_t *bytes = packed + i / 8 * shape->bits;
+            values_of(&groups, &plan, &tables, bytes, end, first, n, format, past_caches ? room(&out) : to + first * size);
+            if (past_caches)
+                flush(&out, n * size);
         }
     if (past_caches)
         close_sink(&out);

@@ -66,7 +66,7 @@ static block_plan make_block_plan(int bits)
     return plan;
 }
 
-static inline void unpack_block(const block_plan *plan, const uint8_t *from, uint8_t *codes)
+static inline __m512i block_of_codes(const block_plan *plan, const uint8_t *from)
 {
     __m512i bytes = _mm512_loadu_si512(from);
 #if defined(__AVX512VBMI__)
@@ -78,7 +78,12 @@ static inline void unpack_block(const block_plan *plan, const uint8_t *from, uin
     __m512i high = _mm512_srlv_epi16(_mm512_shuffle_epi8(bytes, plan->spread_high), plan->shifts_high);
     bytes = _mm512_packus_epi16(_mm512_and_si512(low, plan->mask), _mm512_and_si512(high, plan->mask));
 #endif
-    _mm512_storeu_si512(codes, bytes);
+    return bytes;
+}
+
+static inline void unpack_block(const block_plan *plan, const uint8_t *from, uint8_t *codes)
+{
+    _mm512_storeu_si512(codes, block_of_codes(plan, from));
 }
 
 static inline void pack_block(const block_plan *plan, const uint8_t *codes, uint8_t *to)

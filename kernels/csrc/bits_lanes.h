@@ -1,4 +1,4 @@
-/* Floats in vectors as wide as the level has them: from codes, by arithmetic or by a table, and into every format. */
+/* Floats in vectors as wide as the level has them: from codes, and into every format. */
 #include <stdint.h>
 #include <string.h>
 
@@ -10,13 +10,10 @@
 
 #if defined(__AVX512F__)
 #define LANES 16
-#define TABLE_BITS 5 /* widths up to which a table of all values fits two registers */
 #elif defined(__AVX2__)
 #define LANES 8
-#define TABLE_BITS 3
 #else
 #define LANES 4
-#define TABLE_BITS 0
 #endif
 
 typedef float lanes __attribute__((vector_size(4 * LANES)));
@@ -86,38 +83,6 @@ static inline lanes floats_of(const uint8_t *codes)
     lane_bytes bytes;
     memcpy(&bytes, codes, sizeof bytes);
     return __builtin_convertvector(bytes, lanes);
-#endif
-}
-
-/* All values of a group whose codes have few bits. */
-typedef struct {
-    lanes low, high;
-} value_table;
-
-static inline value_table make_table(int bits, lanes scale, lanes offset)
-{
-    static const uint8_t counted[32] = {0,  1,  2,  3,  4,  5,  6,  7,  8,  9,  10, 11, 12, 13, 14, 15,
-                                        16, 17, 18, 19, 20, 21, 22, 23, 24, 25, 26, 27, 28, 29, 30, 31};
-    value_table table;
-    table.low = floats_of(counted) * scale + offset;
-    table.high = bits == 5 ? floats_of(counted + 16) * scale + offset : table.low;
-    return table;
-}
-
-static inline lanes look_up(const value_table *table, int bits, const uint8_t *codes)
-{
-#if defined(__AVX512F__)
-    __m512i index = _mm512_cvtepu8_epi32(_mm_loadu_si128((const __m128i *)codes));
-    if (bits == 5)
-        return (lanes)_mm512_permutex2var_ps((__m512)table->low, index, (__m512)table->high);
-    return (lanes)_mm512_permutexvar_ps(index, (__m512)table->low);
-#elif defined(__AVX2__)
-    (void)bits;
-    __m256i index = _mm256_cvtepu8_epi32(_mm_loadl_epi64((const __m128i *)codes));
-    return (lanes)_mm256_permutevar8x32_ps((__m256)table->low, index);
-#else
-    (void)table, (void)bits;
-    return floats_of(codes); /* never asked for: TABLE_BITS is 0 */
 #endif
 }
 

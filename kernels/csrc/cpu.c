@@ -105,6 +105,8 @@ int64_t ek_cache_bytes(void)
 #endif
         if (bytes < 1 << 20)
             bytes = 16 << 20;
+        if (bytes > 64 << 20) /* shared with others, or a virtual machine that counts all sockets */
+            bytes = 64 << 20;
         __atomic_store_n(&known, bytes, __ATOMIC_RELAXED);
     }
     return bytes;

@@ -95,6 +95,8 @@ class Search:
             scale = (task.high * (end / UNITS) / float(task.reach)).astype(np.float32)
             offset = task.offset_around(scale)
         allowed = np.flatnonzero((begin >= 0) & (end <= UNITS) & (end > begin))
+        if not len(allowed):
+            return
         squares = squares_of_steps(task.values[allowed], task.bits, scale[allowed], offset[allowed])
         error = np.full(len(scale), np.inf)
         error[allowed] = squares * np.square(scale[allowed].astype(np.float64))

@@ -36,7 +36,8 @@ def quantise(
     Args:
         values: float32 (rows, columns), C-contiguous, at least one column.
         bits: width of a code, 1 .. 8.
-        scale: a number (rounded to float32) or float32 (rows,), finite, 0 or more; with `group` (rows, columns / group).
+        scale: a number (rounded to float32) or float32 (rows,), finite, 0 or more; with `group` float32
+            (rows, columns / group).
         offset: likewise, finite: the value of code 0.
         group: columns that share a scale and an offset, a divisor of columns; None for the whole row.
         align_rows: let every row begin with a byte of its own, instead of all rows in one bitstream.
@@ -112,8 +113,8 @@ def dequantise(
         out: array (rows, columns) of that type to write and return instead of a new one.
 
     Returns:
-        Values (rows, columns), float32, float16 or uint16. There are as many rows as scale, offset or out has; if all of them
-        leave it open, as many as the bytes hold.
+        Values (rows, columns), float32, float16 or uint16. There are as many rows as scale, offset or out has; if all
+        of them leave it open, as many as the bytes hold.
 
     Raises:
         TypeError: an argument has another type or dtype.
@@ -178,7 +179,7 @@ def fit(values: Floats, bits: int, *, group: int | None = None, grid: str = "asy
     Scales(scale=array([1.], dtype=float32), offset=array([-1.], dtype=float32))
     """
     values, bits = _bits_checks.values(values), _bits_checks.bits(bits)
-    shape = _bits_checks.scales_shape(*values.shape, group)
+    shape = _bits_checks.scales_shape(values.shape[0], values.shape[1], group)
     kind, searched = _bits_checks.choice("grid", grid, GRIDS), _bits_checks.choice("clip", clip, ("range", "mse"))
     found = Scales(np.empty(shape, np.float32), np.empty(shape, np.float32))
     groups = values.reshape(found.scale.size, -1) if found.scale.size else np.empty((0, 1), np.float32)
