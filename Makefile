@@ -4,7 +4,7 @@ STAMP := .venv/.installed
 SOURCES := pyproject.toml setup.py constraints.txt scripts/setup.sh \
            $(wildcard kernels/csrc/* kernels/edgekernels/*.pyx kernels/edgekernels/*.pxd)
 
-.PHONY: demo test check lint types bench peers fuzz proof install clean help
+.PHONY: demo test check lint types bench peers fuzz arm sanitize callgrind proof install clean help
 
 help:  ## this list
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 12
@@ -35,6 +35,15 @@ peers: $(STAMP)  ## the bus beside its peers (about 10 minutes, alone on the mac
 
 fuzz: $(STAMP)  ## every decoder under atheris and, rebuilt, under address sanitizers (about 20 minutes); writes bench/results/
 	@sh scripts/fuzz.sh
+
+arm: $(STAMP)  ## the kernels cross-compiled for aarch64 and their tests under qemu-user (about 10 minutes)
+	@sh scripts/arm.sh
+
+sanitize: $(STAMP)  ## the kernels rebuilt with address and undefined behaviour sanitizers and their tests (about 10 minutes)
+	@sh scripts/sanitize.sh
+
+callgrind: $(STAMP)  ## instructions of a fixed list of kernel calls against bench/results/callgrind.json; fails beyond + 5 %
+	$(PY) -m bench.callgrind
 
 proof: $(STAMP)  ## the whole exactness grid and every plan's promise (about 40 minutes); writes bench/results/
 	$(PY) -m bench.macro.exactness

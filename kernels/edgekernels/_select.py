@@ -113,6 +113,10 @@ def load_bits(name: str) -> BitsBackend:
     """
     if name == "numpy":
         return _bits_reference
+    if name == "numba":
+        from edgekernels import _bits_numba
+
+        return _bits_numba
     compiled: BitsBackend = load_compiled(BITS)
     return compiled
 
