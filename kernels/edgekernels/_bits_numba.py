@@ -232,7 +232,7 @@ def unpack(packed: Bytes, bits: int, codes: Bytes) -> None:
 def quantise(values: Floats, bits: int, *, scale: Floats, offset: Floats, align_rows: bool, packed: Bytes) -> None:
     """Write the bitstream of the codes of values (rows, columns), or one bitstream for each row."""
     if values.size:
-        stream = stream_of(*values.shape, bits, align_rows)
+        stream = stream_of(values.shape[0], values.shape[1], bits, align_rows)
         _quantise(values.reshape(-1), bits, scale, offset, values.size // len(scale), stream, packed)
 
 
@@ -243,7 +243,7 @@ def dequantise(
     if not values.size:
         return
     wide = values if values.dtype == np.float32 else np.empty(values.shape, np.float32)
-    stream = stream_of(*values.shape, bits, align_rows)
+    stream = stream_of(values.shape[0], values.shape[1], bits, align_rows)
     _dequantise(packed, bits, scale, offset, values.size // len(scale), stream, wide.reshape(-1))
     if values.dtype == np.uint16:
         values[:] = _bits_reference.bfloat16_of(wide)

@@ -35,8 +35,8 @@ rng = np.random.default_rng(0)
 """
 GROUPS = """
 for bits in range(1, 9):
-    for rows, count, group in ((1, 1, 1), (3, 2, 3), (1, 3, 16), (2, 5, 16), (3, 1, 17), (1, 1, 64), (2, 3, 64), (1, 20, 64),
-                               (2, 9, 128), (1, 65, 64), (3, 2, 100)):
+    for rows, count, group in ((1, 1, 1), (3, 2, 3), (1, 3, 16), (2, 5, 16), (3, 1, 17), (1, 1, 64), (2, 3, 64),
+                               (1, 20, 64), (2, 9, 128), (1, 65, 64), (3, 2, 100)):
         columns = count * group
         scale = guarded(rng.uniform(0.1, 1, (rows, count)).astype(np.float32))
         offset = guarded(rng.normal(0, 1, (rows, count)).astype(np.float32))
