@@ -5,7 +5,7 @@ SOURCES := pyproject.toml setup.py constraints.txt scripts/setup.sh \
            $(wildcard kernels/csrc/* kernels/edgekernels/*.pyx kernels/edgekernels/*.pxd) \
            $(wildcard edgebus/*.pyx edgebus/*.pxd) $(patsubst %.pxd,%.py,$(filter-out edgebus/_port.pxd,$(wildcard edgebus/*.pxd)))
 
-.PHONY: demo test check lint types bench peers kernel-peers fuzz proof install clean help
+.PHONY: demo test check lint types bench peers kernel-peers fuzz arm sanitize callgrind proof install clean help
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 16
@@ -42,6 +42,15 @@ kernel-peers: $(STAMP)  ## products and decoder beside ggml, torch, llama.cpp ..
 
 fuzz: $(STAMP)  ## every decoder under atheris and, rebuilt, under address sanitizers (about 20 minutes); writes bench/results/
 	@sh scripts/fuzz.sh
+
+arm: $(STAMP)  ## the kernels cross-compiled for aarch64 and their tests under qemu-user (about 10 minutes)
+	@sh scripts/arm.sh
+
+sanitize: $(STAMP)  ## the kernels rebuilt with address and undefined behaviour sanitizers and their tests (about 10 minutes)
+	@sh scripts/sanitize.sh
+
+callgrind: $(STAMP)  ## instructions of a fixed list of kernel calls against bench/results/callgrind.json; fails beyond + 5 %
+	$(PY) -m bench.callgrind
 
 proof: $(STAMP)  ## the whole exactness grid and every plan's promise (about 40 minutes); writes bench/results/
 	$(PY) -m bench.macro.exactness

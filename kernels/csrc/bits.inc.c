@@ -3,8 +3,12 @@
 
    Codes pass through a chunk that stays in L1, one byte each, so rows may begin anywhere in the stream: what knows
    of the stream knows nothing of rows, and what knows of rows sees bytes. */
+#include <math.h>
+
 #include "bits.h"
 #include "bits_blocks.h"
+#include "bits_stream.h"
+#include "cpu.h"
 
 #define CHUNK 4096 /* codes; a multiple of BLOCK */
 #define FEW 16     /* values of a vector, or of a few vectors */
@@ -14,10 +18,13 @@ static inline int64_t least_of(int64_t a, int64_t b)
     return a < b ? a : b;
 }
 
+#include "bits_values.h"
+
 /* Write the n codes from a byte on. Nothing is read from `end` on. `to` needs room for whole blocks, unless these
    codes are the last before `end`: then the SPAN bytes which are there for a block hold all of its codes. */
-static void unpack_codes(const block_plan *plan, const uint8_t *from, const uint8_t *end, int64_t n, uint8_t *to)
+static void unpack_codes(const block_plan *shared, const uint8_t *from, const uint8_t *end, int64_t n, uint8_t *to)
 {
+    const block_plan own = *shared, *plan = &own; /* in registers, since no write can change it */
     const int block_bytes = BLOCK / 8 * plan->bits;
     int64_t i = 0;
     for (; i < n && end - from >= SPAN; i += BLOCK, from += block_bytes)
@@ -31,8 +38,9 @@ static void unpack_codes(const block_plan *plan, const uint8_t *from, const uint
 }
 
 /* Write the bytes of n codes. What follows them before `end` may be overwritten. */
-static void pack_codes(const block_plan *plan, const uint8_t *codes, int64_t n, uint8_t *to, const uint8_t *end)
+static void pack_codes(const block_plan *shared, const uint8_t *codes, int64_t n, uint8_t *to, const uint8_t *end)
 {
+    const block_plan own = *shared, *plan = &own;
     const int block_bytes = BLOCK / 8 * plan->bits;
     int64_t i = 0;
     for (; i + BLOCK <= n && end - to >= SPAN; i += BLOCK, to += block_bytes)
@@ -88,14 +96,6 @@ static inline void quantise_some(const float *restrict values, int count, float 
     }
 }
 
-static inline void dequantise_some(const uint8_t *restrict codes, int count, float scale, float offset,
-                                   float *restrict values)
-{
-#pragma GCC unroll 1
-    for (int i = 0; i < count; i++)
-        values[i] = (float)codes[i] * scale + offset;
-}
-
 /* Do all of 0 .. n - 1 by calls of `some(first, count)` with constant counts, which compilers turn into vectors
    without a loop around single values; the last ones are done twice rather than one by one. */
 #define IN_VECTORS(n, some)                                                                                            \
@@ -122,33 +122,7 @@ static void quantise_run(const float *values, int64_t n, float scale, float offs
 #undef SOME
 }
 
-static void dequantise_run(const uint8_t *codes, int64_t n, float scale, float offset, float *values)
-{
-#define SOME(first, count) dequantise_some(codes + (first), count, scale, offset, values + (first))
-    IN_VECTORS(n, SOME);
-#undef SOME
-}
-
-/* A place in a matrix that is walked through in order, in runs which end with their row. */
-typedef struct {
-    int64_t row, column;
-} place;
-
-static inline int64_t run_length(const place *at, int64_t columns, int64_t limit)
-{
-    return least_of(columns - at->column, limit);
-}
-
-static inline void advance(place *at, int64_t columns, int64_t n)
-{
-    at->column += n;
-    if (at->column == columns) {
-        at->column = 0;
-        at->row++;
-    }
-}
-
-/* How many values share one bitstream: all, or those of a row if rows are aligned and would not be anyway. */
+/* How many codes share one bitstream: all, or those of a row if rows are aligned and would not be anyway. */
 static int64_t stream_length(const ek_matrix *shape)
 {
     int aligned_anyway = shape->columns * shape->bits % 8 == 0;
@@ -160,50 +134,76 @@ static void quantise(const float *values, const ek_matrix *shape, const float *s
 {
     const block_plan plan = make_block_plan(shape->bits);
     const float top = (float)((1 << shape->bits) - 1);
-    const int64_t total = shape->rows * shape->columns, stream = stream_length(shape);
+    const int64_t total = shape->rows * shape->columns, stream = stream_length(shape), group = shape->group;
     const int64_t stream_bytes = (stream * shape->bits + 7) / 8;
     const uint8_t *end = packed + (stream ? total / stream * stream_bytes : 0);
-    place at = {0, 0};
+    int64_t g = 0, left = group; /* the group at hand, and how much of it is to come */
     for (int64_t from = 0; from < total; from += stream, packed += stream_bytes)
         for (int64_t first = 0; first < stream; first += CHUNK) {
             uint8_t chunk[CHUNK], *to = packed + first / 8 * shape->bits;
             uint8_t *codes = shape->bits == 8 ? to : chunk;
-            int64_t count = least_of(stream - first, CHUNK), n;
-            for (int64_t i = 0; i < count; i += n) {
-                n = run_length(&at, shape->columns, count - i);
-                quantise_run(values + from + first + i, n, scale[at.row], offset[at.row], top, codes + i);
-                advance(&at, shape->columns, n);
+            int64_t count = least_of(stream - first, CHUNK);
+            for (int64_t i = 0, n; i < count; i += n) {
+                n = least_of(left, count - i);
+                quantise_run(values + from + first + i, n, scale[g], offset[g], top, codes + i);
+                left -= n;
+                if (left == 0)
+                    g++, left = group;
             }
             if (codes == chunk)
                 pack_codes(&plan, codes, count, to, end);
         }
 }
 
+/* Write the values of n codes whose bytes begin at `from`, which are those from `first` on in the matrix. */
+static void values_of(const value_plan *groups, const block_plan *plan, const table_plan *tables, const uint8_t *from,
+                      const uint8_t *end, int64_t first, int64_t n, ek_format format, char *to)
+{
+    uint8_t chunk[STAGE / 2];
+    const int64_t done = values_by_tables(groups, tables, from, end, first, n, to);
+    if (done == n)
+        return;
+    from += done / 8 * plan->bits, first += done, n -= done, to += done * (format == EK_FLOAT32 ? 4 : 2);
+    if (plan->bits != 8)
+        unpack_codes(plan, from, end, n, chunk);
+    span_of_values(groups, plan->bits == 8 ? from : chunk, first, n, format, to);
+}
+
 static void dequantise(const uint8_t *packed, const ek_matrix *shape, const float *scale, const float *offset,
-                       float *values)
+                       ek_format format, void *values)
 {
     const block_plan plan = make_block_plan(shape->bits);
+    const table_plan tables = make_table_plan(shape->bits, format);
+    const value_plan groups = {scale, offset, shape->group};
+    const int64_t size = format == EK_FLOAT32 ? 4 : 2, part = STAGE / size; /* codes at a time */
     const int64_t total = shape->rows * shape->columns, stream = stream_length(shape);
     const int64_t stream_bytes = (stream * shape->bits + 7) / 8;
     const uint8_t *end = packed + (stream ? total / stream * stream_bytes : 0);
-    place at = {0, 0};
+    const int past_caches = total * size > ek_cache_bytes();
+    char *to = values;
+    sink out;
+    if (past_caches)
+        open_sink(&out, values);
     for (int64_t from = 0; from < total; from += stream, packed += stream_bytes)
-        for (int64_t first = 0; first < stream; first += CHUNK) {
-            uint8_t chunk[CHUNK];
-            const uint8_t *bytes = packed + first / 8 * shape->bits, *codes = shape->bits == 8 ? bytes : chunk;
-            int64_t count = least_of(stream - first, CHUNK), n;
-            if (codes == chunk)
-                unpack_codes(&plan, bytes, end, count, chunk);
-            for (int64_t i = 0; i < count; i += n) {
-                n = run_length(&at, shape->columns, count - i);
-                dequantise_run(codes + i, n, scale[at.row], offset[at.row], values + from + first + i);
-                advance(&at, shape->columns, n);
-            }
+        for (int64_t i = 0; i < stream; i += part) {
+            const int64_t n = least_of(stream - i, part), first = from + i;
+            const uint8_t *bytes = packed + i / 8 * shape->bits;
+            values_of(&groups, &plan, &tables, bytes, end, first, n, format, past_caches ? room(&out) : to + first * size);
+            if (past_caches)
+                flush(&out, n * size);
         }
+    if (past_caches)
+        close_sink(&out);
 }
+
+#include "bits_planes.h"
+
+#include "bits_planes.inc.c"
+
+#include "bits_fit.inc.c"
 
 #define EK_PASTE(a, b) a##b
 #define EK_NAME(a, b) EK_PASTE(a, b)
 #define EK_QUOTE(a) #a
 #define EK_STRING(a) EK_QUOTE(a)
-const ek_bits EK_NAME(ek_bits_, EK_LEVEL) = {EK_STRING(EK_LEVEL), pack, unpack, quantise, dequantise};
+const ek_bits EK_NAME(ek_bits_, EK_LEVEL) = {EK_STRING(EK_LEVEL), pack, unpack, quantise, dequantise, split, merge, fit};

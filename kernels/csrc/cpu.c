@@ -93,3 +93,24 @@ int ek_offers(const void *const table[EK_NUM_LEVELS], int level)
 {
     return level >= 0 && level < EK_NUM_LEVELS && table[level] != NULL && ek_has_level(level);
 }
+
+int64_t ek_cache_bytes(void)
+{
+#if defined(__x86_64__)
+    static int64_t known; /* threads may find it at once, and find the same */
+    int64_t bytes = __atomic_load_n(&known, __ATOMIC_RELAXED);
+    if (bytes == 0) {
+#if defined(_SC_LEVEL3_CACHE_SIZE)
+        bytes = sysconf(_SC_LEVEL3_CACHE_SIZE);
+#endif
+        if (bytes < 1 << 20)
+            bytes = 16 << 20;
+        if (bytes > 64 << 20) /* shared with others, or a virtual machine that counts all sockets */
+            bytes = 64 << 20;
+        __atomic_store_n(&known, bytes, __ATOMIC_RELAXED);
+    }
+    return bytes;
+#else
+    return INT64_MAX;
+#endif
+}

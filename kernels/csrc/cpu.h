@@ -2,6 +2,8 @@
 #ifndef EDGEKERNELS_CPU_H
 #define EDGEKERNELS_CPU_H
 
+#include <stdint.h>
+
 /* Levels, each of which implies those before it on the same architecture: see ek_level_name for their names. */
 typedef enum {
     EK_BASE,        /* SSE2 on x86-64, NEON on aarch64 */
@@ -22,5 +24,8 @@ const char *ek_level_name(int level);
 const void *ek_pick(const void *const table[EK_NUM_LEVELS], const char *name);
 /* Whether a family has kernels of its own for a level which this processor has. */
 int ek_offers(const void *const table[EK_NUM_LEVELS], int level);
+/* Bytes of an output from which on it is written past the caches: the size of the last cache, or a guess; out of
+   reach where there is no such way of writing. */
+int64_t ek_cache_bytes(void);
 
 #endif

@@ -7,7 +7,9 @@ No version is set here on purpose: the package is a part of edgebus and is relea
 from edgekernels._hooks import AcceptanceTest, Noise, compile_noise, compile_test
 from edgekernels._matrix import PackedMatrix, matmul
 from edgekernels._noise import gumbel, noise_bits
-from edgekernels._packing import dequantise, pack, packed_bytes, quantise, unpack
+from edgekernels._packing import pack, packed_bytes, unpack
+from edgekernels._planes import coarser, finer, merge_planes, split_planes
+from edgekernels._quantise import Scales, dequantise, fit, quantise
 from edgekernels._rules import Accepted, accept, sample
 from edgekernels._select import backend
 from edgekernels._task import Bias, History, SparseQ
@@ -19,18 +21,24 @@ __all__ = [
     "History",
     "Noise",
     "PackedMatrix",
+    "Scales",
     "SparseQ",
     "accept",
     "backend",
+    "coarser",
     "compile_noise",
     "compile_test",
     "dequantise",
+    "finer",
+    "fit",
     "gumbel",
     "matmul",
+    "merge_planes",
     "noise_bits",
     "pack",
     "packed_bytes",
     "quantise",
     "sample",
+    "split_planes",
     "unpack",
 ]

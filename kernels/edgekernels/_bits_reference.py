@@ -4,8 +4,12 @@ Every other backend gives the same bytes and the same floats (docs/spec/kernels.
 callers.
 """
 
+from typing import Any
+
 import numpy as np
 import numpy.typing as npt
+
+from edgekernels import _fit_reference
 
 NAME = "numpy"
 
@@ -26,12 +30,20 @@ def unpack(packed: Bytes, bits: int, codes: Bytes) -> None:
     np.bitwise_or.reduce(each_bit << np.arange(bits, dtype=np.uint8), axis=1, out=codes)
 
 
+def spread(by_group: Floats, shape: tuple[int, int]) -> Floats:
+    """One number for each value (rows, columns) from one for each group, flat."""
+    rows, columns = shape
+    by_row = by_group.reshape(rows, -1) if rows else by_group.reshape(0, 1)
+    return np.repeat(by_row, columns // by_row.shape[1], axis=1)
+
+
 def codes_of(values: Floats, bits: int, scale: Floats, offset: Floats) -> Bytes:
     """Codes (rows, columns) of values (rows, columns): a float32 difference, a quotient, halves to even, clipped."""
+    wide = spread(scale, values.shape)
     with np.errstate(all="ignore"):  # infinities and NaN are expected here
-        steps = np.rint((values - offset[:, None]) / scale[:, None])
+        steps = np.rint((values - spread(offset, values.shape)) / wide)
     steps = np.clip(steps, 0, (1 << bits) - 1)
-    steps[np.isnan(steps) | (scale[:, None] == 0)] = 0
+    steps[np.isnan(steps) | (wide == 0)] = 0
     codes: Bytes = steps.astype(np.uint8)
     return codes
 
@@ -45,8 +57,15 @@ def rows_of(packed: Bytes, codes: Bytes, bits: int) -> Bytes:
 def values_of(codes: Bytes, scale: Floats, offset: Floats) -> Floats:
     """Values (rows, columns) of codes (rows, columns): a float32 product and a float32 sum, each rounded."""
     with np.errstate(all="ignore"):
-        values: Floats = codes.astype(np.float32) * scale[:, None] + offset[:, None]
+        values: Floats = codes.astype(np.float32) * spread(scale, codes.shape) + spread(offset, codes.shape)
     return values
+
+
+def bfloat16_of(values: Floats) -> npt.NDArray[np.uint16]:
+    """The upper halves of float32 numbers (none of them NaN), rounded to nearest, halves to even."""
+    words = values.view(np.uint32)
+    upper: npt.NDArray[np.uint16] = ((words + 0x7FFF + (words >> 16 & 1)) >> 16).astype(np.uint16)
+    return upper
 
 
 def quantise(values: Floats, bits: int, *, scale: Floats, offset: Floats, align_rows: bool, packed: Bytes) -> None:
@@ -59,7 +78,9 @@ def quantise(values: Floats, bits: int, *, scale: Floats, offset: Floats, align_
         pack(row, bits, row_bytes)
 
 
-def dequantise(packed: Bytes, bits: int, *, scale: Floats, offset: Floats, align_rows: bool, values: Floats) -> None:
+def dequantise(
+    packed: Bytes, bits: int, *, scale: Floats, offset: Floats, align_rows: bool, values: npt.NDArray[Any]
+) -> None:
     """Write the values (rows, columns) of one bitstream, or of one bitstream for each row."""
     codes = np.empty(values.shape, np.uint8)
     if align_rows:
@@ -67,4 +88,25 @@ def dequantise(packed: Bytes, bits: int, *, scale: Floats, offset: Floats, align
             unpack(row_bytes, bits, row)
     else:
         unpack(packed, bits, codes.reshape(-1))
-    values[:] = values_of(codes, scale, offset)
+    wide = values_of(codes, scale, offset)
+    with np.errstate(over="ignore"):
+        values[:] = bfloat16_of(wide) if values.dtype == np.uint16 else wide
+
+
+def split(packed: Bytes, num_codes: int, bits: int, planes: Bytes) -> None:
+    """Write the planes (bits * bytes,) of a bitstream, the most significant one first."""
+    codes = np.empty(num_codes, np.uint8)
+    unpack(packed, bits, codes)
+    shifts = np.arange(bits - 1, -1, -1, dtype=np.uint8)[:, None]
+    planes.reshape(bits, -1)[:] = np.packbits(codes >> shifts & 1, axis=1, bitorder="little")
+
+
+def merge(planes: Bytes, num_codes: int, bits: int, packed: Bytes) -> None:
+    """Write the bitstream of the codes of so many planes."""
+    each_bit = np.unpackbits(planes.reshape(bits, -1), axis=1, count=num_codes, bitorder="little")
+    packed[:] = np.packbits(each_bit[::-1].T, bitorder="little")
+
+
+def fit(values: Floats, bits: int, *, grid: int, search: bool, scale: Floats, offset: Floats) -> int:
+    """Write the scale and offset of every row of values; returns the first row with a bad number, or -1."""
+    return _fit_reference.fit(values, bits, grid=grid, search=search, scale=scale, offset=offset)

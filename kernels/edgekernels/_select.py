@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from edgekernels import _bits_reference, _gemm_reference, _reference
+from edgekernels._bits_backend import BitsBackend
 from edgekernels._task import Task
 
 if TYPE_CHECKING:
@@ -30,38 +31,6 @@ class Backend(Protocol):
 
     def noise_bits(
         self, seed: int, position: int, token_ids: npt.NDArray[np.int32], words: npt.NDArray[np.uint32]
-    ) -> None: ...
-
-
-class BitsBackend(Protocol):
-    """What a backend offers for low-bit codes, with checked arguments; packed is flat, whatever align_rows says."""
-
-    NAME: str
-
-    def pack(self, codes: npt.NDArray[np.uint8], bits: int, packed: npt.NDArray[np.uint8]) -> int: ...
-
-    def unpack(self, packed: npt.NDArray[np.uint8], bits: int, codes: npt.NDArray[np.uint8]) -> None: ...
-
-    def quantise(
-        self,
-        values: npt.NDArray[np.float32],
-        bits: int,
-        *,
-        scale: npt.NDArray[np.float32],
-        offset: npt.NDArray[np.float32],
-        align_rows: bool,
-        packed: npt.NDArray[np.uint8],
-    ) -> None: ...
-
-    def dequantise(
-        self,
-        packed: npt.NDArray[np.uint8],
-        bits: int,
-        *,
-        scale: npt.NDArray[np.float32],
-        offset: npt.NDArray[np.float32],
-        align_rows: bool,
-        values: npt.NDArray[np.float32],
     ) -> None: ...
 
 
@@ -152,8 +121,12 @@ def load_bits(name: str) -> BitsBackend:
     Raises:
         ImportError: the extension is not built, or EDGEKERNELS_LEVEL cannot be had here.
     """
-    if name in ("numba", "numpy"):
+    if name == "numpy":
         return _bits_reference
+    if name == "numba":
+        from edgekernels import _bits_numba
+
+        return _bits_numba
     compiled: BitsBackend = load_compiled(BITS)
     return compiled
 
