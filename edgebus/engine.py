@@ -78,7 +78,7 @@ class Engine:
         self._lease_until = -math.inf
         self._next_look_at = math.inf if allow is None else time.monotonic() + LIST_LOOK_S
         jitter = random.Random(os.urandom(16))  # noqa: S311 - spreads resends, decides nothing
-        self.sharing = Sharing(limits, self._lease_back)
+        self.sharing = Sharing(limits, lambda: self.runner.defer(self._take_leases))
         around = Surroundings(
             name=name,
             limits=limits,
@@ -145,7 +145,7 @@ class Engine:
     @property
     def first_timer_at(self) -> float:
         """A time at or before the next timer."""
-        return self.hub.first_timer_at
+        return min(self.hub.first_timer_at, self.sharing.report_at)
 
     def on_turn(self, now: float) -> float:
         """Timers, then everything the machines want done, until they want nothing more."""
@@ -153,6 +153,8 @@ class Engine:
         if hub.next_timer() <= now:
             hub.handle_timer(now=now)
             self.sharing.sweep(now)
+        if self.sharing.report_at <= now:
+            self._take_leases()
         if self._allow is not None and now >= self._next_look_at:
             self._look_at_list(self._allow, now)
         while True:
@@ -164,7 +166,7 @@ class Engine:
                 hub.put_back(events)  # a signal handler has raised: none of them may be lost
             sending = hub.frames_to_send(now=now)
             if not sending:
-                return min(hub.next_timer(), self._next_look_at)
+                return min(hub.next_timer(), self._next_look_at, self.sharing.report_at)
             for route, frames in sending:
                 sent = runner.sockets.send(route, frames)
                 if sent is not Sent.OK:
@@ -414,13 +416,11 @@ class Engine:
         grant = self._allow.grant(key) if self._allow is not None else None
         return None if grant is None else grant.max_links
 
-    def _lease_back(self, attached: Attached, lease: int) -> None:
-        """A view of a peer's memory has gone; from the garbage collector."""
-        self.runner.defer(self._take_lease, attached, lease)
-
-    def _take_lease(self, attached: Attached, lease: int) -> None:
-        self.sharing.take_back(attached, lease)
-        self.hub.touch(attached, now=time.monotonic())
+    def _take_leases(self) -> None:
+        """Views of a peer's memory have gone: it is told, now or with others of the next moment."""
+        now = time.monotonic()
+        for attached in self.sharing.take_back(now):
+            self.hub.touch(attached, now=now)
 
     def _is_taken(self, service: str) -> bool:
         return service in self._inboxes or service in self._handlers or service == PING_SERVICE
