@@ -21,11 +21,12 @@ from edgebus.desk import NodeDesk
 from edgebus.errors import QueueFull
 from edgebus.express import Express
 from edgebus.handshake import HandshakeWatch
+from edgebus.heap import keep_freed_memory
 from edgebus.hub import Attached, Hub, Judge, Route
 from edgebus.inbox import Inbox, Request
 from edgebus.keyed import KeyedAnswers
 from edgebus.keys import AllowList, Keys
-from edgebus.link_states import Failed, Gone, ShareDone, ShareNews, State, Surroundings, Up, WantBulk
+from edgebus.link_states import BulkUp, Failed, Gone, ShareDone, ShareNews, State, Surroundings, Up, WantBulk
 from edgebus.messages import Block, Message, Reply, Terms
 from edgebus.outcomes import Arrived, Outcome, PartArrived, Room, Settled, Superseded, Withdrawn
 from edgebus.requests import refusal
@@ -485,6 +486,8 @@ class Engine:
                 self.sharing.gone(attached)
             case WantBulk() if (dialled := self._dialled.get(attached.route[0])) is not None:
                 self._open_lane(dialled)
+            case BulkUp():
+                keep_freed_memory(self.limits.bulk_bytes)
             case Up():
                 self.sharing.up(attached)
                 dialled = self._dialled.get(attached.route[0])
