@@ -71,6 +71,9 @@ class BulkReceiver:
         self.copied_bytes = 0
         self.overruns = 0
 
+    def __bool__(self) -> bool:
+        return bool(self._partial)
+
     @property
     def held_bytes(self) -> int:
         """Bytes received of contents that are not whole yet."""
@@ -100,20 +103,31 @@ class BulkReceiver:
         self._messages.append(Message(Credit(number, 0)))  # it is wanted
         return self._complete(number, incoming)
 
-    def receive_whole(self, header: Content, frames: Frames, *, now: float) -> None:
-        """A content that came with its header: `take_admitted` gives it as soon as there is room."""
+    def receive_whole(self, header: Content, frames: Frames, waiting_bytes: int, *, now: float) -> Message | None:
+        """A content that came with its header; returns the message if there is room for it now.
+
+        Args:
+            header: with its transfer.
+            frames: all of them.
+            waiting_bytes: as for `admit`, which gives room later.
+            now: monotonic seconds.
+        """
         assert header.transfer is not None
         number = header.transfer.id
-        self._forget_stale(number)
-        self._forget_later(number)
-        self._partial.pop(number, None)
+        if self._partial:
+            self._forget_stale(number)
+            self._partial.pop(number, None)
         incoming = self._begin(header)
         incoming.frames = list(frames)
         incoming.received = incoming.total
         incoming.came_at = now
-        # Room is given to the oldest first, so what it is not given by now waits.
+        # What waits is given room first, so only where nothing does.
+        if len(self._partial) == 1 and (not waiting_bytes or waiting_bytes + incoming.total <= self._max_bytes):
+            incoming.admitted = True
+            return self._complete(number, incoming)
         if self._uncredited() > self._window_bytes + max(map(len, frames)):
             self._overrun(number)
+        return None
 
     def refuse(self, header: Content) -> None:
         """Its content is not wanted: let the sender believe that it has arrived."""

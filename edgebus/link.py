@@ -451,10 +451,13 @@ class LinkMachine:
             self._refuse_content(header, total_bytes)
             return
         if frames:
-            self.receiver.receive_whole(header, frames, now=now)
-        elif (empty := self.receiver.announce(header)) is not None:
-            self._complete(empty, now)
-        self._admit(now)
+            whole = self.receiver.receive_whole(header, frames, self.answerer.pending_bytes, now=now)
+        else:
+            whole = self.receiver.announce(header)
+        if whole is not None:
+            self._complete(whole, now)
+        if self.receiver:
+            self._admit(now)
 
     def _refuse_content(self, header: m.Content, total_bytes: int) -> None:
         """A content is over all bounds: say so before it comes."""

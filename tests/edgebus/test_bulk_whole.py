@@ -46,7 +46,7 @@ class Ends:
         elif any(each.header.id == header.id for each in self.taken):
             done = self.receiver.refuse(header)  # as the link does
         elif frames:
-            done = self.receiver.receive_whole(header, frames, now=self.now)
+            done = self.receiver.receive_whole(header, frames, self.waiting_bytes, now=self.now)
         else:
             done = self.receiver.announce(header)
         if done is not None:
@@ -190,19 +190,26 @@ def test_wholes_without_end_into_a_full_receiver_are_bounded():
     for number in range(200):
         frames = (b"", bytes(256 * KIB))
         header = m.Request(number, "s", 1, 0, (), transfer=m.Transfer(number, (0, 256 * KIB)))
-        receiver.receive_whole(header, frames, now=0.0)
+        receiver.receive_whole(header, frames, MIB, now=0.0)
         receiver.admit(MIB)
         most = max(most, receiver.held_bytes)
     assert most <= 2 * MIB
     assert receiver.overruns > 100
 
 
+def test_whole_that_is_larger_than_the_window_and_has_no_room_is_not_kept():
+    receiver = BulkReceiver(max_bytes=8 * MIB, window_bytes=MIB)
+    frames = (b"", *[bytes(MIB)] * 6)
+    header = m.Request(0, "s", 1, 0, (), transfer=m.Transfer(0, tuple(map(len, frames))))
+    assert receiver.receive_whole(header, frames, 8 * MIB, now=0.0) is None
+    assert (receiver.held_bytes, receiver.overruns) == (0, 1)
+
+
 def test_credits_that_wait_are_bounded():
     receiver = BulkReceiver(max_bytes=1 << 40, window_bytes=1 << 40)
     for number in range(3 * MAX_PARTIAL):
         header = m.Request(number, "s", 1, 0, (), transfer=m.Transfer(number, (1,)))
-        receiver.receive_whole(header, (b"x",), now=0.0)
-        receiver.admit(0)
+        assert receiver.receive_whole(header, (b"x",), 0, now=0.0) is not None
         receiver.credit_due(0.0, known)
         assert len(receiver._later) < MAX_PARTIAL
     assert len(receiver.headers_to_send()) >= 2 * MAX_PARTIAL
