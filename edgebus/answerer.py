@@ -228,6 +228,15 @@ class Answerer:
         entry = self._entries.get(request_id)
         return entry is not None and entry.answer is None
 
+    def has_small_answer(self, request_id: int) -> bool:
+        """True for a request that was answered yes by something that does not go in pieces, or has its outcome."""
+        entry = self._entries.get(request_id)
+        if entry is None:
+            return request_id in self.gone
+        if entry.answer is None or not isinstance(entry.answer.header, Reply):
+            return False
+        return content_bytes(entry.answer.frames) < self.limits.bulk_from_bytes
+
     def never_executed(self, request_id: int) -> None:
         """A withdrawn request had not been looked at: whoever asked again with its key is told to ask once more."""
         if key := self._executing.pop(request_id, b""):
