@@ -1,5 +1,6 @@
 """Extension modules; everything static stands in pyproject.toml."""
 
+import os
 import sys
 from glob import glob
 
@@ -58,4 +59,4 @@ modules += cythonize(
 for module in modules:
     module.optional = True  # without a compiler numpy and Python serve; set here, because cythonize drops it
 
-setup(ext_modules=modules)
+setup(ext_modules=modules, options={"build_ext": {"parallel": os.cpu_count() or 1}})

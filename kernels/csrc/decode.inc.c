@@ -15,7 +15,7 @@ static void norm(const float *x, const float *weight, int64_t n, float epsilon, 
         a = multiply_add(v, v, a);
         b = multiply_add(w, w, b);
     }
-    double square = sum_lanes(a + b);
+    double square = sum_float_lanes(a + b);
     for (; i < n; i++)
         square += (double)x[i] * x[i];
     float scale = (float)(1 / sqrt(square / (double)n + epsilon));
@@ -129,7 +129,7 @@ static void soften(float *scores, int64_t visible, int64_t padded)
         scores[t] = 0;
     for (int64_t t = 0; t < whole; t += FLOATS)
         sum += load_floats(scores + t);
-    float inverse = 1 / sum_lanes(sum);
+    float inverse = 1 / sum_float_lanes(sum);
     for (int64_t t = 0; t < whole; t += FLOATS)
         store_floats(scores + t, load_floats(scores + t) * inverse);
 }
@@ -214,7 +214,7 @@ ALWAYS void multiply_rows(const float *matrix, int64_t columns, int rows, const 
             sum[r] = multiply_add(v, load_floats(matrix + r * columns + i), sum[r]);
     }
     for (int r = 0; r < rows; r++) {
-        out[r] = sum_lanes(sum[r]);
+        out[r] = sum_float_lanes(sum[r]);
         for (int64_t j = i; j < columns; j++)
             out[r] += x[j] * matrix[r * columns + j];
     }

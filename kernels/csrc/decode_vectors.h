@@ -15,20 +15,6 @@ static inline void store_floats(float *to, vfloat v)
     memcpy(to, &v, sizeof v);
 }
 
-/* a * b + c, fused where the level can. */
-static inline vfloat multiply_add(vfloat a, vfloat b, vfloat c)
-{
-#if defined(__AVX512F__)
-    return (vfloat)_mm512_fmadd_ps((__m512)a, (__m512)b, (__m512)c);
-#elif defined(__AVX2__)
-    return (vfloat)_mm256_fmadd_ps((__m256)a, (__m256)b, (__m256)c);
-#elif defined(__aarch64__)
-    return (vfloat)vfmaq_f32((float32x4_t)c, (float32x4_t)a, (float32x4_t)b);
-#else
-    return a * b + c;
-#endif
-}
-
 /* Widen FLOATS half-precision numbers, which are finite. */
 static inline vfloat load_halves(const uint16_t *from)
 {
@@ -101,7 +87,7 @@ static inline vfloat exp_floats(vfloat x)
     return p * (vfloat)scale;
 }
 
-static inline float sum_lanes(vfloat v)
+static inline float sum_float_lanes(vfloat v)
 {
     float lanes[FLOATS], sum = 0;
     store_floats(lanes, v);

@@ -258,20 +258,6 @@ INLINE vfloat load_halves(const uint16_t *from)
 #endif
 }
 
-/* a * b + c: in one rounding where the level has it. Only for results which may differ between levels. */
-INLINE vfloat multiply_add(vfloat a, vfloat b, vfloat c)
-{
-#if defined(__AVX512F__)
-    return (vfloat)_mm512_fmadd_ps((__m512)a, (__m512)b, (__m512)c);
-#elif defined(__AVX2__)
-    return (vfloat)_mm256_fmadd_ps((__m256)a, (__m256)b, (__m256)c);
-#elif defined(__aarch64__)
-    return (vfloat)vfmaq_f32((float32x4_t)c, (float32x4_t)a, (float32x4_t)b);
-#else
-    return a * b + c;
-#endif
-}
-
 INLINE vfloat spread_float(float x)
 {
     return x - (vfloat){0}; /* unlike 0 + x the very same number, so nothing is subtracted */
