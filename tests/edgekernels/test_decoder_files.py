@@ -266,16 +266,16 @@ def test_a_config_that_is_no_object_is_refused(tmp_path, text):
         load_decoder(tmp_path)
 
 
-def test_a_key_that_is_missing_is_named(tmp_path):
+def test_what_is_missing_is_named(tmp_path):
     tiny("llama").save_pretrained(tmp_path)
+    (tmp_path / "model.safetensors").unlink()
+    with pytest.raises(DecoderError, match=r"neither model\.safetensors nor"):
+        load_decoder(tmp_path)
     file = tmp_path / "config.json"
     settings = json.loads(file.read_text())
     del settings["intermediate_size"]
     file.write_text(json.dumps(settings))
     with pytest.raises(DecoderError, match="lacks 'intermediate_size'"):
-        load_decoder(tmp_path)
-    (tmp_path / "model.safetensors").unlink()
-    with pytest.raises(DecoderError, match=r"neither model\.safetensors nor"):
         load_decoder(tmp_path)
 
 
