@@ -240,7 +240,7 @@ def test_progress_comes_to_an_end(tmp_path):
         ({"feed_forward_length": 64}, r"blk\.0\.ffn_gate\.weight has shape \(96, 64\); \(64, 64\) is needed"),
         ({"embedding_length": 0}, "embedding_length is 0"),
         ({"rope.scaling.type": "yarn"}, "scaling 'yarn' is not supported"),
-        ({"rope.dimension_count": 64}, "do not fit heads of 16"),
+        ({"rope.dimension_count": 64}, r"dimension_count is 64; an integer from 1 to 16"),
         ({"attention.value_length": 8}, "keys of 16 and values of 8"),
     ],
 )
