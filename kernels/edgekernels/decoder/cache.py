@@ -63,7 +63,8 @@ class KVCache:
             TypeError: it is no integer.
             ValueError: there are not so many.
         """
-        self._length = _bits_checks.integer("length", length, 0, self._length)
+        with self.lock:
+            self._length = _bits_checks.integer("length", length, 0, self._length)
 
     def append(self, count: int) -> None:
         """Count tokens whose keys and values were just written."""

@@ -179,7 +179,10 @@ def from_gguf(metadata: Mapping[str, Any], vocab_size: int, divisors: Floats | N
     if value("attention.value_length", head_dim) != head_dim:
         raise DecoderError(f"keys of {head_dim} and values of {value('attention.value_length')} differ in length")
     scaling = {"rope_type": value("rope.scaling.type", "none"), "factor": value("rope.scaling.factor", 1.0)}
-    turning = frequencies(value("rope.dimension_count", head_dim), value("rope.freq_base", 10000.0), scaling)
+    _within("key_length", head_dim, _MAX_SIZE)
+    rotary_dim = value("rope.dimension_count", head_dim)
+    _within("rope.dimension_count", rotary_dim, head_dim)
+    turning = frequencies(rotary_dim, value("rope.freq_base", 10000.0), scaling)
     if divisors is not None:
         if divisors.shape != turning.shape or not (divisors > 0).all():
             raise DecoderError(f"rope_freqs has shape {divisors.shape}; {turning.shape} positive numbers are needed")
