@@ -81,7 +81,7 @@ class GgufSource:
         if info.type_name in _FLOATS:
             values = self._file.read(name)
             return quantised(values if order is None else values[order], self._bits, self._group)
-        return _packed(self._file.read_codes(name), order)
+        return _packed(self._file.read_codes(name, stored=True), order)
 
 
 def _packed(codes: Codes, order: Order | None) -> PackedMatrix:
@@ -98,6 +98,8 @@ def _packed(codes: Codes, order: Order | None) -> PackedMatrix:
 
 def _halves(factors: Factors) -> Factors | None:
     """The same numbers in half precision, or None if one of them is not the same."""
+    if factors.dtype == np.float16:
+        return factors
     with np.errstate(over="ignore", invalid="ignore"):
         halves = factors.astype(np.float16)
         return halves if np.array_equal(halves.astype(np.float32), factors) else None
