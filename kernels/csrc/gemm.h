@@ -50,7 +50,12 @@ extern const ek_gemm ek_gemm_base;
 extern const ek_gemm ek_gemm_avx2;
 extern const ek_gemm ek_gemm_avx512;
 extern const ek_gemm ek_gemm_avx512_vnni;
+#if defined(__has_include)
+#if __has_include(<amxint8intrin.h>) /* the compiler is new enough to know tiles */
+#define EK_HAS_AMX 1
 extern const ek_gemm ek_gemm_amx;
+#endif
+#endif
 #endif
 #if defined(__aarch64__)
 extern const ek_gemm ek_gemm_neon_dot;

@@ -13,6 +13,9 @@ static const void *const levels[EK_NUM_LEVELS] = {
     [EK_AVX2] = &ek_gemm_avx2,
     [EK_AVX512] = &ek_gemm_avx512,
     [EK_AVX512_VNNI] = &ek_gemm_avx512_vnni,
+#if defined(EK_HAS_AMX)
+    [EK_AMX] = &ek_gemm_amx,
+#endif
 #endif
 };
 
