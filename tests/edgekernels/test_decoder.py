@@ -1,11 +1,12 @@
 """The native decoder on tiny random models: worked by hand, every level against numpy, batches, rollback, bad input."""
 
+import os
 import threading
 
 import numpy as np
 import pytest
 from edgekernels import PackedMatrix, _select
-from edgekernels.decoder import Decoder, DecoderConfig, DecoderError, Layer, Linear, Weights
+from edgekernels.decoder import Decoder, DecoderConfig, DecoderError, Layer, Linear, Weights, model
 from edgekernels.decoder._reference import rotate
 from edgekernels.decoder.config import frequencies
 from edgekernels.decoder.weights import halves_order
@@ -196,6 +197,14 @@ def test_int8_activations_are_those_of_numpy(decode_level, variant):
     assert np.abs(got - wanted).max() < 0.2 * np.abs(exact - wanted).max()
 
 
+def test_threads_are_no_more_than_processors(monkeypatch):
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0, 5}, raising=False)
+    assert model.processors() == 2
+    monkeypatch.delattr(os, "sched_getaffinity")
+    monkeypatch.setattr(os, "cpu_count", lambda: None)
+    assert model.processors() == 1
+
+
 @relaxed
 @given(data=st.data())
 def test_logits_do_not_depend_on_batches_threads_or_rollbacks(decode_level, data):
@@ -255,8 +264,9 @@ def test_two_sequences_in_two_threads_do_not_disturb_each_other():
 
 
 @pytest.mark.native
-def test_more_threads_than_processors_come_to_an_end():
+def test_more_threads_than_processors_come_to_an_end(monkeypatch):
     """Whoever waits sleeps after a while, so the one awaited gets a processor."""
+    monkeypatch.setattr(model, "processors", lambda: 12)
     config = shape()
     decoder = Decoder(config, random_weights(config, packed(4, 32)))
     cache, alone = decoder.new_cache(), decoder.new_cache()

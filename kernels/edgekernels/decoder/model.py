@@ -1,5 +1,6 @@
 """A native Llama-family decoder: checked calls around the compiled forward pass, or numpy's."""
 
+import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,13 @@ from edgekernels.gguf import GgufFile
 
 ACTIVATIONS = ("int8", "float")
 _CHUNK = 512  # tokens for which vectors are looked up at a time
+
+
+def processors() -> int:
+    """Processors this process may run on: more threads would wait for each other at every step."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
 
 
 class Decoder:
@@ -77,7 +85,7 @@ class Decoder:
             cache: one of this decoder's; it grows by n.
             num_logits: rows of logits wanted, those of the last tokens: 0 .. n.
             out: float32 (num_logits, vocab), C-contiguous, to write and return instead of a new array.
-            num_threads: threads to divide the work among.
+            num_threads: threads to divide the work among, at most one for each processor; the result is the same.
 
         Returns:
             Logits float32 (num_logits, vocab), of what follows each of the last tokens.
@@ -87,7 +95,7 @@ class Decoder:
             ValueError: an argument has another shape or is out of its range, or the cache has no room; it is as before.
         """
         ids = self._ids(tokens)
-        num_threads = _checks.num_threads(num_threads)
+        num_threads = min(_checks.num_threads(num_threads), processors() if num_threads > 1 else 1)
         num_logits = _bits_checks.integer("num_logits", num_logits, 0, len(ids))
         logits = _bits_checks.output("out", out, (num_logits, self.config.vocab_size), np.float32)
         if cache.config is not self.config or (cache.native is None) != (self._native is None):

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from edgekernels._matrix import Factors, PackedMatrix
+from edgekernels._matrix import PackedMatrix
 from edgekernels.decoder.config import DecoderConfig, DecoderError, Floats, from_gguf, from_json
 from edgekernels.decoder.weights import Matrix, Order, quantised
 from edgekernels.gguf import Codes, GgufFile
@@ -85,24 +85,12 @@ class GgufSource:
 
 
 def _packed(codes: Codes, order: Order | None) -> PackedMatrix:
-    """Codes as the file has them, in the kernels' layout; factors in float16 where that loses nothing."""
-    rows = slice(None) if order is None else order
-    scale: Factors = codes.scale[rows]
-    offset: Factors | None = None if codes.symmetric or codes.offset is None else codes.offset[rows]
-    half_scale, half_offset = _halves(scale), None if offset is None else _halves(offset)
-    if half_scale is not None and (offset is None or half_offset is not None):
-        scale, offset = half_scale, half_offset
-    picked = np.ascontiguousarray(codes.codes[rows])
+    """Codes as the file has them, in the kernels' layout."""
+    picked, scale, offset = codes.codes, codes.scale, None if codes.symmetric else codes.offset
+    if order is not None:
+        picked, scale = np.ascontiguousarray(picked[order]), np.ascontiguousarray(scale[order])
+        offset = None if offset is None else np.ascontiguousarray(offset[order])
     return PackedMatrix.from_codes(picked, codes.bits, group=codes.group, scale=scale, offset=offset)
-
-
-def _halves(factors: Factors) -> Factors | None:
-    """The same numbers in half precision, or None if one of them is not the same."""
-    if factors.dtype == np.float16:
-        return factors
-    with np.errstate(over="ignore", invalid="ignore"):
-        halves = factors.astype(np.float16)
-        return halves if np.array_equal(halves.astype(np.float32), factors) else None
 
 
 class SafetensorsSource:
