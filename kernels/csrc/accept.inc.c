@@ -67,13 +67,12 @@ static void release(worker *w)
 
 /* Read a row; afterwards its largest logit, the floor of its filters and perhaps bounds of its mass are known.
    Returns whether there is a choice at all: not if it is greedy, or the largest logit is infinite. */
-static int read_row(worker *w, const ek_rule *rule, const char *logits)
+static int read_row(worker *w, const ek_rule *rule)
 {
     double inverse = 1 / rule->temperature, scale = inverse * 1.4426950408889634;
     int open = rule->top_k == 0 || rule->top_k >= w->row.vocab; /* the mass of the whole row matters */
     int bounded = rule->temperature > 0 && open && (rule->top_p < 1 || w->rejects) &&
                   scale >= LEAST_ESTIMATED_SCALE && scale <= MOST_ESTIMATED_SCALE;
-    w->row.logits = logits;
     w->least = w->most = 0;
     if (w->row.changes)
         change_row(&w->row, rule, &w->changes);
@@ -132,12 +131,20 @@ static int32_t decide(const ek_batch *batch, int64_t b, int threads, int32_t *ne
             int last = accepted == num_rows - 1, passed;
             law q = {batch, last ? -1 : start - b + accepted, last ? -1 : batch->drafts[start - b + accepted]};
             const char *logits = (const char *)batch->logits + (size_t)(start + accepted) * row_bytes;
-            int random = read_row(&w, rule, logits);
+            int plain = rule->temperature == 0 && !w.row.changes && !batch->token_ids && w.row.threads == 1;
+            int random = 0;
+            w.row.logits = logits;
+            if (plain)
+                *next_token = greedy(&w.row);
+            else
+                random = read_row(&w, rule);
             if (random && w.rejects) {
                 passed = reject_row(&w, &q, rule->seed, position, next_token);
             } else {
-                *next_token = random ? choose_coupled(&w.row, batch, rule, position, w.masses.floor)
-                                     : lowest_id_at_top(&w.row, batch->token_ids);
+                if (random)
+                    *next_token = choose_coupled(&w.row, batch, rule, position, w.masses.floor);
+                else if (!plain)
+                    *next_token = lowest_id_at_top(&w.row, batch->token_ids);
                 passed = !last && *next_token == q.token;
             }
             if (!passed)

@@ -1,4 +1,4 @@
-/* Probabilities of a row as integers, block by block (docs/spec/kernels.md, section 5): 64 ids have masses relative
+/* Probabilities of a row as integers, block by block (docs/spec/kernels-acceptance.md, section 2): 64 ids have masses relative
    to the likeliest of them, blocks have weights. Sums of integers do not depend on their order. */
 
 #define TEST_MASS_BITS 24 /* the likeliest id of a block has mass 2^24 */

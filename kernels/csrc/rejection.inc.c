@@ -1,4 +1,4 @@
-/* Rejection sampling: accept while u * q < p, then a token from what p has left over q (docs/spec/kernels.md). */
+/* Rejection sampling: accept while u * q < p, then a token from what p has left over q (docs/spec/kernels-acceptance.md). */
 
 /* Which q belongs to a draft. */
 typedef struct {
@@ -40,6 +40,24 @@ static inline int32_t left_over(int32_t mass, float q, float share)
     return taken > 0 ? mass - (int32_t)taken : mass;
 }
 
+/* The same for a whole block; returns the sum. */
+static int32_t left_over_block(int32_t *masses, const float *q, float share)
+{
+    const vfloat zero = {0}, one = zero + 1;
+    vint32 sum = {0};
+    for (int i = 0; i < BLOCK; i += FLOATS) {
+        vint32 mass;
+        memcpy(&mass, masses + i, sizeof mass);
+        vfloat some = load_floats(q + i), taken = some * share;
+        vint32 stays = ~((some >= one) | (taken >= __builtin_convertvector(mass, vfloat)));
+        taken = (vfloat)((vint32)taken & stays & (taken > zero));
+        mass = (mass - __builtin_convertvector(taken, vint32)) & stays;
+        sum += mass;
+        memcpy(masses + i, &mass, sizeof mass);
+    }
+    return sum_lanes(sum);
+}
+
 /* Masses of a block, less those of q; returns their sum. */
 static int32_t residual_masses(const row_view *row, const row_masses *masses, const law *q, int64_t block,
                                int32_t *left)
@@ -54,8 +72,12 @@ static int32_t residual_masses(const row_view *row, const row_masses *masses, co
     float share = (float)((double)masses->total / block_weight(row->maxima[block], row->top, masses->scale));
     if (batch->dense_q) {
         const float *dense = batch->dense_q + q->draft * batch->vocab + first;
-        for (int64_t i = 0; i < n; i++)
-            left[i] = left_over(left[i], dense[i], share);
+        if (n < BLOCK) {
+            memset(buffer, 0, sizeof buffer);
+            memcpy(buffer, dense, (size_t)n * sizeof *dense);
+            dense = buffer;
+        }
+        return left_over_block(left, dense, share);
     } else if (batch->q_starts) {
         int64_t end = batch->q_starts[q->draft + 1];
         for (int64_t e = first_entry_from(q, first); e < end && batch->q_ids[e] < first + n; e++)

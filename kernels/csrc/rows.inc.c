@@ -96,6 +96,25 @@ static inline __attribute__((always_inline)) float scan_as(int dtype, const void
     return max_lane(most);
 }
 
+/* The largest of whole blocks [from, to), their maxima unknown: less work where only the largest logit matters. */
+static inline __attribute__((always_inline)) float largest_as(int dtype, const void *logits, int64_t from, int64_t to)
+{
+    vfloat most[4];
+    for (int j = 0; j < 4; j++)
+        most[j] = (vfloat){0} - INFINITY;
+    for (int64_t i = from * BLOCK; i < to * BLOCK; i += 4 * FLOATS)
+        for (int j = 0; j < 4; j++)
+            most[j] = max_floats(load_as(dtype, logits, i + j * FLOATS), most[j]);
+    return max_lane(max_floats(max_floats(most[0], most[1]), max_floats(most[2], most[3])));
+}
+
+static float largest(const row_view *row, int64_t from, int64_t to)
+{
+    return row->dtype == EK_FLOAT32   ? largest_as(EK_FLOAT32, row->logits, from, to)
+           : row->dtype == EK_FLOAT16 ? largest_as(EK_FLOAT16, row->logits, from, to)
+                                      : largest_as(EK_BFLOAT16, row->logits, from, to);
+}
+
 static float scan_blocks(row_view *row, int64_t from, int64_t to)
 {
     return row->dtype == EK_FLOAT32   ? scan_as(EK_FLOAT32, row->logits, from, to, row->maxima)

@@ -1,4 +1,4 @@
-"""The specification in numpy: what the logits become, and which survive (docs/spec/kernels.md, sections 3 and 4)."""
+"""The specification in numpy: what the logits become, and which survive (docs/spec/kernels*.md)."""
 
 from typing import Any
 

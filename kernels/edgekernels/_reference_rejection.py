@@ -1,4 +1,4 @@
-"""The specification in numpy: rejection sampling over integer masses (docs/spec/kernels.md, section 6)."""
+"""The specification in numpy: rejection sampling over integer masses (docs/spec/kernels-acceptance.md)."""
 
 from __future__ import annotations
 

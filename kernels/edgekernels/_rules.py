@@ -78,7 +78,7 @@ def accept(
         TypeError: an argument has another type or dtype.
         ValueError: an argument has another shape or is out of its range.
 
-    Source: coupled: arXiv 2408.07978; rejection: Leviathan et al., arXiv 2211.17192; docs/spec/kernels.md.
+    Source: coupled: arXiv 2408.07978; rejection: Leviathan et al., arXiv 2211.17192; docs/spec/kernels-acceptance.md.
 
     >>> logits = np.log(np.array([[.1, .9], [.8, .2]], np.float32))
     >>> accept(logits, np.array([1], np.int32), np.array([0, 2]), temperature=0)

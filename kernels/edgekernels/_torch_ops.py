@@ -1,4 +1,4 @@
-"""Noise, filters and masses as torch operations, each rounded as docs/spec/kernels.md says, on any device.
+"""Noise, filters and masses as torch operations, each rounded as docs/spec/kernels*.md say, on any device.
 
 Products and sums are separate operations, so nothing is fused; powers of two are made from bits, because a library's
 `pow` or `ldexp` need not be exact.
@@ -110,7 +110,7 @@ def in_blocks(values: Tensor, padding: float) -> Tensor:
 
 
 def weigh(logits: Tensor, temperature: Tensor, floor: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Masses (rows, blocks, 64), weights (rows, blocks) and sums (rows, blocks) of section 6."""
+    """Masses (rows, blocks, 64), weights (rows, blocks) and sums (rows, blocks) of section 2."""
     blocks = in_blocks(logits, -torch.inf)
     maxima = blocks.amax(dim=2)
     top = maxima.amax(dim=1, keepdim=True)

@@ -48,6 +48,13 @@ def test_blob_fetch():
     assert run_example("blob_fetch.py") == f"{first}\n{second}\n"
 
 
+def test_own_acceptance():
+    out = run_example("own_acceptance.py").splitlines()
+    rejection, typical = (int(line.split()[2]) for line in out[:2])
+    assert rejection < typical
+    assert out[2].startswith("own noise chooses [")
+
+
 @pytest.mark.model
 def test_own_drafter(server, keys):
     pytest.importorskip("torch")
