@@ -42,11 +42,13 @@ def bits_cases() -> Iterator[Case]:
         yield f"pack b={bits}", lambda b=bits, c=codes: pack(c, b)
         yield f"unpack b={bits}", lambda b=bits, p=packed: unpack(p, ROWS * COLUMNS, b)
         yield f"quantise b={bits}", lambda b=bits: quantise(values, b, **grouped)
-        yield f"dequantise b={bits}", lambda b=bits, p=packed, out=floats: dequantise(
-            p, b, columns=COLUMNS, out=out, **grouped
+        yield (
+            f"dequantise b={bits}",
+            lambda b=bits, p=packed, out=floats: dequantise(p, b, columns=COLUMNS, out=out, **grouped),
         )
-        yield f"dequantise b={bits} float16", lambda b=bits, p=packed, out=halves: dequantise(
-            p, b, columns=COLUMNS, dtype="float16", out=out, **grouped
+        yield (
+            f"dequantise b={bits} float16",
+            lambda b=bits, p=packed, out=halves: dequantise(p, b, columns=COLUMNS, dtype="float16", out=out, **grouped),
         )
         yield f"split b={bits}", lambda b=bits, p=packed: split_planes(p, ROWS * COLUMNS, b)
         yield f"merge b={bits}", lambda p=planes: merge_planes(p, ROWS * COLUMNS)
