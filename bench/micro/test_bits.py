@@ -81,6 +81,6 @@ def test_libraries(benchmark: Any, bits: int, peer_name: str, way: str) -> None:
     error = np.abs(peer.dequantise().reshape(case.values.shape) - case.values)
     step = np.abs(case.values).max(axis=1, keepdims=True) / (1 << (bits - 1))
     assert np.all(error <= 1.3 * step)
-    assert np.square(error).mean() < np.square(step).mean() / 6  # it has computed something
+    assert np.square(error).mean() < np.square(step).mean() / 4  # it has computed something
     describe(benchmark, bits, peer_name, way, case)
     measure(benchmark, getattr(peer, way))
