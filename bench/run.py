@@ -18,14 +18,15 @@ MICRO = Path(__file__).parent / "micro"
 _KEYS = {"transformers": "transformers", "numpy, lazy": "lazy_numpy"}
 
 
-def run_micro() -> list[dict[str, Any]]:
-    """Every micro benchmark's group, parameters and median, seconds."""
+def run_micro(*paths: Path, chosen: str = "") -> list[dict[str, Any]]:
+    """Group, parameters and median, seconds, of every micro benchmark, or of those in some files or chosen by `-k`."""
     with tempfile.NamedTemporaryFile(suffix=".json") as out:
         command = [
             sys.executable,
             "-m",
             "pytest",
-            str(MICRO),
+            *map(str, paths or [MICRO]),
+            *(["-k", chosen] if chosen else []),
             "-q",
             f"--benchmark-json={out.name}",
             "-o",

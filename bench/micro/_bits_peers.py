@@ -1,29 +1,12 @@
 """Other ways to quantise and pack rows of floats, and back, as their users would write them."""
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-ROWS, COLUMNS = 4096, 512  # 8 MiB of float32, with the codes within L3
-
-
-@dataclass(frozen=True)
-class Case:
-    """Values (rows, columns) of a normal law, quantised over the range of each row to some width."""
-
-    bits: int
-    values: NDArray[np.float32] = field(init=False, repr=False)
-    scale: NDArray[np.float32] = field(init=False, repr=False)
-    offset: NDArray[np.float32] = field(init=False, repr=False)
-
-    def __post_init__(self) -> None:
-        values = np.random.default_rng(0).standard_normal((ROWS, COLUMNS), np.float32)
-        steps = np.float32((1 << self.bits) - 1)
-        for name, value in (("values", values), ("scale", np.ptp(values, axis=1) / steps), ("offset", values.min(1))):
-            object.__setattr__(self, name, value)
+from bench.micro._bits_case import COLUMNS, Case
 
 
 def layout(bits: int) -> tuple[int, int]:
@@ -135,24 +118,6 @@ class Torch:
         return self.bytes.numpy()
 
 
-class Gguf:
-    """gguf-py's Q4_0 or Q8_0: a float16 scale for every 32 values and no offset, so the figures are not its answers."""
-
-    def __init__(self, case: Case, packed: NDArray[np.uint8]) -> None:
-        import gguf
-
-        del packed  # it has a format of its own
-        self.gguf, self.case = gguf, case
-        self.kind = {4: gguf.GGMLQuantizationType.Q4_0, 8: gguf.GGMLQuantizationType.Q8_0}[case.bits]
-        self.blocks = self.quantise()
-
-    def dequantise(self) -> NDArray[np.float32]:
-        return self.gguf.quants.dequantize(self.blocks, self.kind)
-
-    def quantise(self) -> NDArray[np.uint8]:
-        return self.gguf.quants.quantize(self.case.values, self.kind)
-
-
 class Edgekernels:
     """The functions under test."""
 
@@ -175,5 +140,4 @@ PEERS: dict[str, Callable[[Case, NDArray[np.uint8]], Any]] = {
     "edgekernels": Edgekernels,
     "numpy": Numpy,
     "torch": Torch,
-    "gguf": Gguf,
 }

@@ -8,6 +8,10 @@
 #include <arm_neon.h>
 #endif
 
+#if defined(__GFNI__) && defined(__AVX512VBMI__)
+#include "bits_planes_gfni.h"
+#endif
+
 #if defined(__AVX512BW__)
 
 static inline void split_block(const uint8_t *codes, int bits, uint8_t *planes, int64_t stride)

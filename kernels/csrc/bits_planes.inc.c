@@ -13,6 +13,10 @@ static void split(const uint8_t *packed, int64_t n, int bits, uint8_t *planes)
         int64_t i = 0;
         if (codes == chunk)
             unpack_codes(&plan, bytes, end, count, chunk);
+#if defined(MANY)
+        for (; i + MANY <= count; i += MANY)
+            split_many(codes + i, bits, to + i / 8, stride);
+#endif
         for (; i + BLOCK <= count; i += BLOCK)
             split_block(codes + i, bits, to + i / 8, stride);
         if (i < count) {
@@ -35,6 +39,10 @@ static void merge(const uint8_t *planes, int64_t n, int bits, uint8_t *packed)
         const uint8_t *from = planes + first / 8;
         const int64_t count = least_of(n - first, CHUNK);
         int64_t i = 0;
+#if defined(MANY)
+        for (; i + MANY <= count; i += MANY)
+            merge_many(from + i / 8, stride, bits, codes + i);
+#endif
         for (; i + BLOCK <= count; i += BLOCK)
             merge_block(from + i / 8, stride, bits, codes + i);
         if (i < count) {

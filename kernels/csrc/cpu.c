@@ -30,7 +30,8 @@ static int has_avx512(void)
 
 static int has_vnni(void)
 {
-    return has_avx512() && __builtin_cpu_supports("avx512vnni") && __builtin_cpu_supports("avx512vbmi");
+    return has_avx512() && __builtin_cpu_supports("avx512vnni") && __builtin_cpu_supports("avx512vbmi") &&
+           __builtin_cpu_supports("gfni");
 }
 
 /* Linux lends the state of the tiles on request only (arch_prctl(2), ARCH_REQ_XCOMP_PERM), once per process. */

@@ -10,7 +10,7 @@ typedef enum {
     EK_NEON_DOT,    /* aarch64: dot products of bytes (not on Cortex-A53 and A72) */
     EK_AVX2,        /* x86-64: AVX2, FMA, F16C and BMI2 */
     EK_AVX512,      /* AVX-512 F, BW, DQ, VL */
-    EK_AVX512_VNNI, /* VNNI and VBMI as well (Ice Lake, Zen 4) */
+    EK_AVX512_VNNI, /* VNNI, VBMI and GFNI as well (Ice Lake, Zen 4) */
     EK_AMX,         /* tiles of int8 and bf16 as well (Sapphire Rapids), if the kernel lends them to us */
     EK_NUM_LEVELS
 } ek_level_id;
