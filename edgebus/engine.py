@@ -107,6 +107,7 @@ class Engine:
         self.runner = Runner(name, limits, self)
         self.express = Express(self.hub, self._deliver, self.on_frames, self.runner)
         self.runner.sockets.take_messages = self.express.take
+        self.hub.deliver = lambda attached, arrived: self.runner.guard(self._deliver, attached, arrived)
 
     # -- driven by the runner -----------------------------------------------------------------------
 

@@ -20,6 +20,7 @@ from edgebus import messages as m
 from edgebus.errors import ConfigError, WireError
 from edgebus.link import LinkMachine
 from edgebus.link_states import Event, Gone, Surroundings
+from edgebus.outcomes import Arrived
 from edgebus.requests import refusal
 from edgebus.stats import LinkStats, Traffic, link_stats
 from edgebus.streams import content_bytes
@@ -110,6 +111,7 @@ class Hub:
         self._number = number
         self._max_links = max_links
         self.taps: list[Callable[[TapEvent], None]] = []
+        self.deliver: Callable[[Attached, Arrived], None] | None = None  # takes plain requests at once, if anybody
         self.by_route: dict[Route, Attached] = {}
         self._accepted: dict[tuple[str | None, bytes], Attached] = {}
         self._timers: list[tuple[float, int, Attached]] = []
@@ -245,11 +247,28 @@ class Hub:
                 return
         if message.frames and getattr(header, "blocks", None) is not None:
             shared = self._with_shared(attached, message)
-            if shared is not None:
-                attached.link.receive(shared, now=now)
-        else:
+            if shared is None:
+                self.touch(attached, now=now)
+                return
+            message = shared
+        if not self._hand_on(attached, message, now):
             attached.link.receive(message, now=now)
-        self.touch(attached, now=now)
+            self.touch(attached, now=now)
+
+    def _hand_on(self, attached: Attached, message: m.Message, now: float) -> bool:
+        """Give a plain request to whoever takes them at once; False if there is none, or it has to go the usual way."""
+        if self.deliver is None or self.busy:
+            return False
+        link = attached.link
+        arrived = link.receive_plain(message, now=now)
+        if arrived is None:
+            return False
+        self.deliver(attached, arrived)
+        if link.has_news:
+            self.touch(attached, now=now)
+        elif link.receiver.credit_at < attached.scheduled_at:
+            self.schedule(attached, link.receiver.credit_at)
+        return True
 
     def schedule(self, attached: Attached, at: float) -> None:
         """Have a link's timers looked at by then."""

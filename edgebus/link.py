@@ -29,6 +29,7 @@ from edgebus.link_states import (
     WantBulk,
     wire_limits,
 )
+from edgebus.outcomes import Arrived
 from edgebus.pace import Pace
 from edgebus.requests import Caller, refusal
 from edgebus.streams import content_bytes
@@ -160,6 +161,28 @@ class LinkMachine:
             case _:
                 if self._step(Input.TRAFFIC, now=now):
                     self._receive_traffic(message, now)
+
+    def receive_plain(self, message: m.Message, *, now: float) -> Arrived | None:
+        """Like receive, for a plain request that is whole and can be handed on at once; None for all else.
+
+        Nothing else comes of it, unless `has_news`; what came before it has to have been handed on.
+        """
+        header, frames = message
+        if type(header) is not m.Request or header.terms is not None or not frames:
+            return None
+        if self.state is not State.UP or self.receiver:
+            return None  # contents that wait come first
+        arrived = self.answerer.receive_plain(header, frames, now)
+        if arrived is not None:
+            self.heard_at = now
+            if header.transfer is not None:
+                self.receiver.took_whole(header, now=now)
+        return arrived
+
+    @property
+    def has_news(self) -> bool:
+        """True if after receive_plain there is something to send or to tell."""
+        return self.answerer.has_news or self.receiver.credit_at <= self.heard_at
 
     def next_timer(self) -> float:
         """Earliest time handle_timer has something to do, inf if never."""
