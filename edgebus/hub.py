@@ -14,13 +14,13 @@ import logging
 import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, Protocol
 
 from edgebus import messages as m
 from edgebus.errors import ConfigError, WireError
 from edgebus.link import LinkMachine
 from edgebus.link_states import Event, Gone, Surroundings
-from edgebus.outcomes import Arrived
+from edgebus.outcomes import Arrived, Settled
 from edgebus.requests import refusal
 from edgebus.stats import LinkStats, Traffic, link_stats
 from edgebus.streams import content_bytes
@@ -81,6 +81,16 @@ class Attached:
         return self.hello_id is not None and not self.link.answerer.knows(request.id)
 
 
+class Taker(Protocol):
+    """Takes what comes plain and whole at once, without an event."""
+
+    def arrived(self, attached: Attached, arrived: Arrived) -> None:
+        """A request is to be executed."""
+
+    def settled(self, attached: Attached, settled: Settled) -> None:
+        """A request of ours has its outcome; `caller.leases_done` may have grown."""
+
+
 class Hub:
     """Owns the links of a node and finds the right one for every message.
 
@@ -111,7 +121,7 @@ class Hub:
         self._number = number
         self._max_links = max_links
         self.taps: list[Callable[[TapEvent], None]] = []
-        self.deliver: Callable[[Attached, Arrived], None] | None = None  # takes plain requests at once, if anybody
+        self.taker: Taker | None = None  # of what need not wait for `events`
         self.by_route: dict[Route, Attached] = {}
         self._accepted: dict[tuple[str | None, bytes], Attached] = {}
         self._timers: list[tuple[float, int, Attached]] = []
@@ -256,18 +266,22 @@ class Hub:
             self.touch(attached, now=now)
 
     def _hand_on(self, attached: Attached, message: m.Message, now: float) -> bool:
-        """Give a plain request to whoever takes them at once; False if there is none, or it has to go the usual way."""
-        if self.deliver is None or self.busy:
+        """Give a plain request or answer to whoever takes them at once; False if it has to go the usual way."""
+        if self.taker is None or self.busy:
             return False
         link = attached.link
-        arrived = link.receive_plain(message, now=now)
-        if arrived is None:
+        if (arrived := link.receive_plain(message, now=now)) is not None:
+            self.taker.arrived(attached, arrived)
+            if link.has_news:
+                self.touch(attached, now=now)
+            elif link.receiver.credit_at < attached.scheduled_at:
+                self.schedule(attached, link.receiver.credit_at)
+        elif (settled := link.receive_plain_answer(message, now=now)) is not None:
+            self.taker.settled(attached, settled)
+            if link.sender:
+                self.touch(attached, now=now)
+        else:
             return False
-        self.deliver(attached, arrived)
-        if link.has_news:
-            self.touch(attached, now=now)
-        elif link.receiver.credit_at < attached.scheduled_at:
-            self.schedule(attached, link.receiver.credit_at)
         return True
 
     def schedule(self, attached: Attached, at: float) -> None:
