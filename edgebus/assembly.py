@@ -60,6 +60,8 @@ class Assembler:
         if (held := self._held.get(token)) is not None and held.record.header == record.header:
             return []  # announced again
         given = self._give_up(token)
+        if record.frames and sum(map(len, record.frames)) == total:
+            return [*given, (record, header)]  # it came whole
         if total > self._most:
             return [*given, (record, header)]
         while self._held and (self._bytes + total > self._most or len(self._held) >= MAX_HELD):

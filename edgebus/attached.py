@@ -9,7 +9,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from edgebus.answerer import Answerer
-    from edgebus.bulk import BulkReceiver, BulkSender
+    from edgebus.bulk import BulkSender
+    from edgebus.bulk_receiver import BulkReceiver
     from edgebus.hub import Judge, TapEvent
     from edgebus.link import LinkMachine
     from edgebus.link_states import Event, State

@@ -1,21 +1,18 @@
-"""Large contents as chunks under byte credit, pure: the sending and the receiving end of one link.
+"""Large contents under byte credit, pure: the sending end of one link; bulk_receiver.py is the other one.
 
-Contents go one after the other, each announced by its own header; the receiver credits what it has room for, so that
-memory is bounded at both ends and a slow reader slows its sender instead of losing anything. docs/spec/bus-bulk.md.
+Contents go one after the other, whole in one message or announced by their header and followed by chunks; the receiver
+credits what it has room for, so that memory is bounded at both ends and a slow reader slows its sender instead of
+losing anything. docs/spec/bus-bulk.md.
 """
 
 from __future__ import annotations
 
 import math
 from collections import OrderedDict
-from dataclasses import dataclass, field
-from typing import Any
-
-import numpy as np
-import numpy.typing as npt
+from dataclasses import dataclass
 
 from edgebus.messages import Chunk, Content, Credit, Drop, Message, Request, Transfer
-from edgebus.streams import Frames, content_bytes
+from edgebus.streams import content_bytes
 
 CREDIT_EVERY_BYTES = 32 * 1024
 """At the latest, or after a quarter of the window: less than a polite sender's window without its largest piece, or
@@ -24,10 +21,10 @@ MAX_PARTIAL = 256
 """Transfers of one peer under way at once; an honest one has a single one, or two lanes' worth."""
 MAX_CHUNKS_AHEAD = 512
 """Chunks sent and not credited: more would only be asked for by a peer that takes very small frames to keep us busy."""
-_Name = tuple[type, int, int]
+Name = tuple[type, int, int]
 
 
-def name_of(header: Content) -> _Name:
+def name_of(header: Content) -> Name:
     """What tells one content from another on a link."""
     return type(header), header.id, getattr(header, "pos", 0)
 
@@ -40,7 +37,7 @@ def credit_step(window_bytes: int) -> int:
 @dataclass(slots=True, eq=False)
 class _Outgoing:
     number: int
-    name: _Name
+    name: Name
     message: Message
     total: int
     lane: int = -1
@@ -49,6 +46,7 @@ class _Outgoing:
     announced: bool = False  # since the last reason to do it again
     heard_of: bool = False  # announced at all: the receiver may hold a piece of it
     asks: bool = False  # it may be there already: wait for a word before the first chunk
+    went_whole: bool = False  # in one message with its header
 
 
 class BulkSender:
@@ -63,7 +61,7 @@ class BulkSender:
         self._max_queue_bytes = max_queue_bytes
         self._retry_s = retry_s
         self._queue: OrderedDict[int, _Outgoing] = OrderedDict()
-        self._by_name: dict[_Name, _Outgoing] = {}
+        self._by_name: dict[Name, _Outgoing] = {}
         self._arrived: OrderedDict[int, None] = OrderedDict()  # requests
         self._next_number = 0
         self._retry_at = math.inf
@@ -103,7 +101,11 @@ class BulkSender:
         """True for a content that is still being sent."""
         return number in self._queue
 
-    def withdraw(self, name: _Name) -> Message | None:
+    def sends(self, request_id: int) -> bool:
+        """True while the content of a request is being sent."""
+        return (Request, request_id, 0) in self._by_name
+
+    def withdraw(self, name: Name) -> Message | None:
         """Stop sending a content; returns what tells the receiver, if it has heard of it."""
         outgoing = self._by_name.get(name)
         if outgoing is None:
@@ -145,7 +147,7 @@ class BulkSender:
         self._backoff = 1
         self._retry_at = math.inf
 
-    def receive(self, credit: Credit, *, now: float) -> _Name | None:
+    def receive(self, credit: Credit, *, now: float) -> Name | None:
         """Take the receiver's word; returns the content that has arrived whole."""
         outgoing = self._queue.get(credit.transfer)
         if outgoing is None or credit.received > outgoing.total:
@@ -153,6 +155,9 @@ class BulkSender:
         self._backoff = 1
         self._retry_at = now + self._retry_s
         outgoing.asks = False
+        if credit.received == 0 and not credit.rewind and outgoing.went_whole:
+            self._start_over(outgoing)  # what came with the header got lost: it was asked about, and is news over there
+            return None
         if credit.rewind:
             self.rewinds += 1
             if credit.received == 0:
@@ -166,26 +171,44 @@ class BulkSender:
             outgoing.sent = max(outgoing.sent, outgoing.credited)
             self._count()
         if outgoing.credited == outgoing.total:
-            self._finish(outgoing)
-            if outgoing.name[0] is Request:
-                self._arrived[outgoing.name[1]] = None
-                if len(self._arrived) > MAX_PARTIAL:
-                    self._arrived.popitem(last=False)
+            self._arrive(outgoing)
             return outgoing.name
         return None
 
-    def pump(self, lane: int, *, chunk_bytes: int, window_bytes: int, now: float) -> list[tuple[int, Message]]:
+    def answered(self, request_id: int, *, now: float) -> bool:
+        """A request was answered yes: if all of its content was sent, then it has arrived, whatever was credited."""
+        outgoing = self._by_name.get((Request, request_id, 0))
+        if outgoing is None or outgoing.sent < outgoing.total:
+            return False
+        self._backoff = 1
+        self._retry_at = now + self._retry_s
+        self.credited_bytes += outgoing.total - outgoing.credited
+        self._arrive(outgoing)
+        return True
+
+    def pump(
+        self, lane: int, *, chunk_bytes: int, window_bytes: int, now: float, whole: bool = False
+    ) -> list[tuple[int, Message]]:
         """Announcements and chunks that may go now, each with its lane.
 
         Args:
             lane: for contents that have not begun.
             chunk_bytes: largest piece.
             window_bytes: most bytes sent and not credited.
+            whole: a content no larger than a piece may go with its header; its credit may take a while.
         """
         out: list[tuple[int, Message]] = []
         chunk_bytes = max(1, min(chunk_bytes, window_bytes - credit_step(window_bytes)))
         window_bytes = min(window_bytes, MAX_CHUNKS_AHEAD * chunk_bytes)
         for outgoing in self._queue.values():
+            if whole and 0 < outgoing.total <= chunk_bytes and not (outgoing.sent or outgoing.asks):
+                if self.in_flight_bytes and self.in_flight_bytes + outgoing.total > window_bytes:
+                    break
+                outgoing.announced = outgoing.heard_of = outgoing.went_whole = True
+                outgoing.lane = lane
+                out.append((lane, outgoing.message))
+                self._set_sent(outgoing, outgoing.total)
+                continue
             if not outgoing.announced:
                 outgoing.announced = outgoing.heard_of = True
                 outgoing.lane = lane
@@ -225,6 +248,13 @@ class BulkSender:
             begin -= len(frame)
         raise AssertionError("sent is below total")
 
+    def _arrive(self, outgoing: _Outgoing) -> None:
+        self._finish(outgoing)
+        if outgoing.name[0] is Request:
+            self._arrived[outgoing.name[1]] = None
+            if len(self._arrived) > MAX_PARTIAL:
+                self._arrived.popitem(last=False)
+
     def _announce_again(self, outgoing: _Outgoing) -> None:
         outgoing.announced = False
         self._set_sent(outgoing, outgoing.credited)
@@ -232,6 +262,7 @@ class BulkSender:
     def _start_over(self, outgoing: _Outgoing) -> None:
         self.in_flight_bytes += outgoing.credited
         outgoing.credited = 0
+        outgoing.went_whole = False
         self._announce_again(outgoing)
 
     def _set_sent(self, outgoing: _Outgoing, sent: int) -> None:
@@ -245,191 +276,3 @@ class BulkSender:
         del self._queue[outgoing.number], self._by_name[outgoing.name]
         self.queued_bytes -= outgoing.total
         self._count()
-
-
-@dataclass(slots=True, eq=False)
-class _Incoming:
-    header: Content
-    name: _Name
-    sizes: tuple[int, ...]
-    total: int
-    frames: list[Any] = field(default_factory=list)  # whole ones
-    filling: npt.NDArray[np.uint8] | None = None  # the frame that comes in pieces
-    filled: int = 0  # bytes of that frame
-    received: int = 0
-    credited: int = 0
-    admitted: bool = False
-    rewinding: bool = False
-    stale: bool = False  # of before the last greeting: its sender announces it again, or has given it up
-
-
-class BulkReceiver:
-    """Contents on their way in, put together from chunks.
-
-    Args:
-        max_bytes: contents admitted at once, and what waits in the application. One that is larger is for whoever owns
-            this to refuse.
-        window_bytes: what the sender was told it may send without credit; more ends the transfer.
-    """
-
-    def __init__(self, max_bytes: int, window_bytes: int) -> None:
-        self._max_bytes, self._window_bytes = max_bytes, window_bytes
-        self._credit_step = credit_step(window_bytes)
-        self._partial: OrderedDict[int, _Incoming] = OrderedDict()
-        self._asked: OrderedDict[int, None] = OrderedDict()  # unknown transfers we asked to announce again
-        self._messages: list[Message] = []
-        self._whole: list[Message] = []
-        self.copied_bytes = 0
-        self.overruns = 0
-
-    @property
-    def held_bytes(self) -> int:
-        """Bytes received of contents that are not whole yet."""
-        return sum(each.received for each in self._partial.values())
-
-    @property
-    def waiting(self) -> bool:
-        """True while a content waits for room."""
-        return any(not each.admitted for each in self._partial.values())
-
-    def announce(self, header: Content) -> Message | None:
-        """A content begins, or its sender asks how far we are. Returns a message that has no bytes to wait for."""
-        assert header.transfer is not None
-        number, sizes = header.transfer.id, header.transfer.sizes
-        for earlier in [earlier for earlier, each in self._partial.items() if each.stale and earlier < number]:
-            del self._partial[earlier]  # announced in order, so it was given up while there was no connection
-        known = self._partial.get(number)
-        if known is not None:
-            if known.name == name_of(header) and known.sizes == sizes:
-                known.stale = False
-                self._messages.append(Message(Credit(number, known.received, True)))
-                if known.credited:
-                    self._messages.append(Message(Credit(number, known.credited)))
-                return None
-            del self._partial[number]  # numbers start anew after a restart of the sender
-        self._asked.pop(number, None)
-        name = name_of(header)
-        for earlier in [earlier for earlier, each in self._partial.items() if each.name == name]:
-            del self._partial[earlier]  # one content is under way once
-        if len(self._partial) >= MAX_PARTIAL:
-            self._partial.popitem(last=False)
-            self.overruns += 1
-        incoming = self._partial[number] = _Incoming(header, name, sizes, sum(sizes))
-        self._messages.append(Message(Credit(number, 0)))  # it is wanted
-        return self._complete(number, incoming)
-
-    def refuse(self, header: Content) -> None:
-        """Its content is not wanted: let the sender believe that it has arrived."""
-        assert header.transfer is not None
-        self._partial.pop(header.transfer.id, None)
-        self._messages.append(Message(Credit(header.transfer.id, sum(header.transfer.sizes))))
-
-    def receive(self, chunk: Chunk, frame: Any) -> Message | None:
-        """Take a chunk; returns the message once its content is whole."""
-        incoming = self._partial.get(chunk.transfer)
-        if incoming is None:
-            if chunk.transfer not in self._asked:
-                self._asked[chunk.transfer] = None
-                if len(self._asked) > MAX_PARTIAL:
-                    self._asked.popitem(last=False)
-                self._messages.append(Message(Credit(chunk.transfer, 0, True)))
-            return None
-        size = len(frame)
-        if chunk.offset != incoming.received:
-            # An overlap is what was sent again; behind a gap everything comes again.
-            if chunk.offset > incoming.received and not incoming.rewinding:
-                incoming.rewinding = True
-                self._messages.append(Message(Credit(chunk.transfer, incoming.received, True)))
-            return None
-        index = len(incoming.frames)
-        if index >= len(incoming.sizes) or not 0 < size <= incoming.sizes[index] - incoming.filled:
-            self._overrun(chunk.transfer)
-            return None
-        incoming.rewinding = False
-        self._fill(incoming, incoming.sizes[index], frame, size)
-        incoming.received += size
-        if not incoming.admitted and self._uncredited() > self._window_bytes + size:
-            self._overrun(chunk.transfer)
-            return None
-        return self._complete(chunk.transfer, incoming)
-
-    def drop(self, number: int) -> None:
-        """The rest of a content will not come."""
-        self._partial.pop(number, None)
-        self._asked.pop(number, None)
-
-    def clear(self) -> None:
-        """Forget everything: the sender is gone."""
-        self._partial.clear()
-
-    def greeted(self) -> None:
-        """The sender has greeted (again): what it still wants to send it announces again, in order."""
-        for each in self._partial.values():
-            each.stale = True
-
-    def admit(self, waiting_bytes: int) -> None:
-        """Give credit for what there is room for, oldest first.
-
-        Args:
-            waiting_bytes: contents delivered and not yet worked off by the application.
-        """
-        used = waiting_bytes + sum(each.total for each in self._partial.values() if each.admitted)
-        for number, incoming in list(self._partial.items()):
-            if not incoming.admitted:
-                if used and used + incoming.total > self._max_bytes:
-                    return
-                incoming.admitted = True
-                used += incoming.total
-            whole = self._complete(number, incoming)
-            if whole is not None:
-                self._whole.append(whole)
-
-    def take_admitted(self) -> list[Message]:
-        """Messages that were whole and have been admitted, since the last call."""
-        whole, self._whole = self._whole, []
-        return whole
-
-    def headers_to_send(self) -> list[Message]:
-        """Credit since the last call."""
-        messages, self._messages = self._messages, []
-        return messages
-
-    def _fill(self, incoming: _Incoming, frame_bytes: int, frame: Any, size: int) -> None:
-        if size == frame_bytes:
-            incoming.frames.append(frame)  # whole in one chunk: no copy
-            return
-        if incoming.filling is None:
-            incoming.filling = np.empty(frame_bytes, np.uint8)
-        incoming.filling[incoming.filled : incoming.filled + size] = np.frombuffer(frame, np.uint8)
-        self.copied_bytes += size
-        incoming.filled += size
-        if incoming.filled == frame_bytes:
-            incoming.frames.append(incoming.filling.data)
-            incoming.filling, incoming.filled = None, 0
-
-    def _complete(self, number: int, incoming: _Incoming) -> Message | None:
-        while len(incoming.frames) < len(incoming.sizes) and not incoming.sizes[len(incoming.frames)]:
-            incoming.frames.append(b"")
-        if incoming.received < incoming.total or not incoming.admitted:
-            if incoming.admitted:
-                self._give_credit(number, incoming)
-            return None
-        del self._partial[number]
-        self._messages.append(Message(Credit(number, incoming.total)))
-        incoming.header.transfer = None
-        frames: Frames = tuple(incoming.frames)
-        return Message(incoming.header, (bytes(frames[0]), *frames[1:]))
-
-    def _give_credit(self, number: int, incoming: _Incoming) -> None:
-        if incoming.received - incoming.credited >= self._credit_step:
-            incoming.credited = incoming.received
-            self._messages.append(Message(Credit(number, incoming.received)))
-
-    def _uncredited(self) -> int:
-        return sum(each.received - each.credited for each in self._partial.values() if not each.admitted)
-
-    def _overrun(self, number: int) -> None:
-        self.overruns += 1
-        header = self._partial.pop(number).header
-        assert header.transfer is not None
-        self._messages.append(Message(Credit(number, sum(header.transfer.sizes))))

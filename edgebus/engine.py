@@ -22,11 +22,12 @@ from edgebus.desk import NodeDesk
 from edgebus.errors import QueueFull
 from edgebus.express import Express
 from edgebus.handshake import HandshakeWatch
+from edgebus.heap import keep_freed_memory
 from edgebus.hub import Hub, Judge
 from edgebus.inbox import Inbox, Request, offer
 from edgebus.keyed import KeyedAnswers
 from edgebus.keys import AllowList, Keys
-from edgebus.link_states import Failed, Gone, ShareDone, ShareNews, State, Surroundings, Up, WantBulk
+from edgebus.link_states import BulkUp, Failed, Gone, ShareDone, ShareNews, State, Surroundings, Up, WantBulk
 from edgebus.messages import Block, Message, Reply, Terms
 from edgebus.outcomes import Arrived, Outcome, PartArrived, Room, Settled, Superseded, Withdrawn
 from edgebus.requests import refusal
@@ -79,7 +80,7 @@ class Engine:
         self._lease_until = -math.inf
         self._next_look_at = math.inf if allow is None else time.monotonic() + LIST_LOOK_S
         jitter = random.Random(os.urandom(16))  # noqa: S311 - spreads resends, decides nothing
-        self.sharing = Sharing(limits, self._lease_back)
+        self.sharing = Sharing(limits, lambda: self.runner.defer(self._take_leases))
         around = Surroundings(
             name=name,
             limits=limits,
@@ -108,12 +109,25 @@ class Engine:
         self.express = Express(self.hub, self._deliver, self.on_frames, self.runner)
         self.express.inboxes, self.express.desk = self._inboxes, self._desk
         self.runner.sockets.take_messages = self.express.take
+        self.hub.taker = self
 
     # -- driven by the runner -----------------------------------------------------------------------
 
     def on_frames(self, route: Route, frames: list[Any], key: str | None) -> None:
         """A message came in that is not plain and small, or from a node of this process."""
         self.hub.receive(route, frames, key, now=time.monotonic())
+
+    def arrived(self, attached: Attached, arrived: Arrived) -> None:
+        """A plain request is here (hub.Taker)."""
+        self.runner.guard(self._deliver, attached, arrived)
+
+    def settled(self, attached: Attached, settled: Settled) -> None:
+        """A plain answer is here (hub.Taker)."""
+        self.runner.guard(self._settle, settled)
+        caller = attached.link.caller
+        if caller.leases_done:
+            leases, caller.leases_done, caller.leases_unsent = caller.leases_done, [], []
+            self.runner.guard(self.sharing.done, attached, leases)
 
     def on_zap(self, frames: list[bytes]) -> list[bytes]:
         """A peer wants in."""
@@ -150,6 +164,8 @@ class Engine:
         if hub.next_timer() <= now:
             hub.handle_timer(now=now)
             self.sharing.sweep(now)
+        if self.sharing.report_at <= now:
+            self._take_leases()
         if self._allow is not None and now >= self._next_look_at:
             self._look_at_list(self._allow, now)
         while True:
@@ -161,7 +177,7 @@ class Engine:
                 hub.put_back(events)  # a signal handler has raised: none of them may be lost
             sending = hub.frames_to_send(now=now)
             if not sending:
-                return min(hub.next_timer(), self._next_look_at)
+                return min(hub.next_timer(), self._next_look_at, self.sharing.report_at)
             for route, frames in sending:
                 sent = runner.sockets.send(route, frames)
                 if sent is not Sent.OK:
@@ -411,13 +427,11 @@ class Engine:
         grant = self._allow.grant(key) if self._allow is not None else None
         return None if grant is None else grant.max_links
 
-    def _lease_back(self, attached: Attached, lease: int) -> None:
-        """A view of a peer's memory has gone; from the garbage collector."""
-        self.runner.defer(self._take_lease, attached, lease)
-
-    def _take_lease(self, attached: Attached, lease: int) -> None:
-        self.sharing.take_back(attached, lease)
-        self.hub.touch(attached, now=time.monotonic())
+    def _take_leases(self) -> None:
+        """Views of a peer's memory have gone: it is told, now or with others of the next moment."""
+        now = time.monotonic()
+        for attached in self.sharing.take_back(now):
+            self.hub.touch(attached, now=now)
 
     def _is_taken(self, service: str) -> bool:
         return service in self._inboxes or service in self._handlers or service == PING_SERVICE
@@ -482,6 +496,8 @@ class Engine:
                 self.sharing.gone(attached)
             case WantBulk() if (dialled := self._dialled.get(attached.route[0])) is not None:
                 self._open_lane(dialled)
+            case BulkUp():
+                keep_freed_memory(self.limits.bulk_bytes)
             case Up():
                 self.sharing.up(attached)
                 dialled = self._dialled.get(attached.route[0])

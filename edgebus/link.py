@@ -10,10 +10,12 @@ import math
 from edgebus import messages as m
 from edgebus.answerer import Answerer
 from edgebus.attached import LinkFront
-from edgebus.bulk import BulkReceiver, BulkSender
+from edgebus.bulk import BulkSender, Name
+from edgebus.bulk_receiver import BulkReceiver
 from edgebus.link_states import (
     DIALLER,
     LISTENER,
+    BulkUp,
     Down,
     Event,
     Failed,
@@ -28,6 +30,7 @@ from edgebus.link_states import (
     WantBulk,
     wire_limits,
 )
+from edgebus.outcomes import Arrived, Settled
 from edgebus.pace import Pace
 from edgebus.requests import Caller, refusal
 from edgebus.streams import content_bytes
@@ -108,6 +111,7 @@ class LinkMachine(LinkFront):
         """Both ends know the bulk lane now."""
         self._bulk_up = True
         self._bulk_wanted_at = math.inf
+        self._events.append(BulkUp())
         if not self._dialled:
             self._lane_messages.append((1, m.Message(self._welcome(self._greeting, lane=1))))
 
@@ -145,12 +149,7 @@ class LinkMachine(LinkFront):
             case m.Reply() | m.Refusal() | m.Part():
                 # Also while the link is down: the news that a connection ended may overtake its last messages.
                 if self._step(Input.ANSWER, now=now):
-                    if isinstance(header, m.Refusal) or header.transfer is None:
-                        self._answered(message, now)
-                    elif self.caller.wants(header):
-                        self._announced(header, now)
-                    else:
-                        self.receiver.refuse(header)
+                    self._receive_answer(message, now)
             case m.Hello():
                 self._receive_hello(header, now)
             case m.Welcome():
@@ -164,12 +163,54 @@ class LinkMachine(LinkFront):
                 if self._step(Input.TRAFFIC, now=now):
                     self._receive_traffic(message, now)
 
+    def receive_plain(self, message: m.Message, *, now: float) -> Arrived | None:
+        """Like receive, for a plain request that is whole and can be handed on at once; None for all else.
+
+        Nothing else comes of it, unless `has_news`; what came before it has to have been handed on.
+        """
+        header, frames = message
+        if type(header) is not m.Request or header.terms is not None or not frames:
+            return None
+        if self.state is not State.UP or self.receiver:
+            return None  # contents that wait come first
+        arrived = self.answerer.receive_plain(header, frames, now)
+        if arrived is not None:
+            self.heard_at = now
+            if header.transfer is not None:
+                self.receiver.took_whole(header, now=now)
+        return arrived
+
+    def receive_plain_answer(self, message: m.Message, *, now: float) -> Settled | None:
+        """Like receive, for a whole answer that settles a request at once: its outcome; None for all else.
+
+        Nothing else comes of it, but that leases may be done with, and the sender may have room for more.
+        """
+        header, frames = message
+        if type(header) is not m.Reply or header.transfer is not None or not frames or self.state is not State.UP:
+            return None
+        if self.sender:
+            if self.sender.answered(header.id, now=now):
+                self._paced(now)
+            elif self.sender.sends(header.id):
+                return None  # the rest of its content is not wanted, which the peer has to be told
+            elif self.caller.is_small(header.id):
+                self.pace.small(now=now)
+        settled = self.caller.receive_plain(header, frames)
+        if settled is not None:
+            self.heard_at = now
+        return settled
+
+    @property
+    def has_news(self) -> bool:
+        """True if after receive_plain there is something to send or to tell."""
+        return self.answerer.has_news or self.receiver.credit_at <= self.heard_at
+
     def next_timer(self) -> float:
         """Earliest time handle_timer has something to do, inf if never."""
         at = self.caller.next_timer()
         match self.state:
             case State.UP:
-                at = min(at, self._ping_at(), self._silent_at(), self.sender.next_timer())
+                at = min(at, self._ping_at(), self._silent_at(), self.sender.next_timer(), self.receiver.credit_at)
                 if self.sender and not self._bulk_up and self._bulk_wanted_at > -math.inf:
                     at = min(at, self._bulk_wanted_at + BULK_PATIENCE_S)
                 return at
@@ -184,6 +225,7 @@ class LinkMachine(LinkFront):
         self.caller.handle_timer(now=now)
         if self.state is State.UP:
             self.sender.handle_timer(now=now)
+            self.receiver.credit_due(now, self._hears_of)
             if now >= self._silent_at():
                 reason = f"silent for {now - self.heard_at:.1f} s"
                 self._step(Input.SILENCE, now=now, reason=reason)
@@ -221,6 +263,8 @@ class LinkMachine(LinkFront):
                 self._offer(message)
             else:
                 messages.append(message)
+        if self.receiver.credit_at < math.inf:
+            self.receiver.credit_due(self.heard_at, self._hears_of)
         messages += self.receiver.headers_to_send()
         return messages
 
@@ -252,7 +296,9 @@ class LinkMachine(LinkFront):
             window_bytes = min(window_bytes, self.peer_limits.bulk_bytes)
             chunk_bytes = min(chunk_bytes, self.peer_limits.max_frame_bytes)
         lane = int(self._bulk_up)
-        out += self.sender.pump(lane, chunk_bytes=chunk_bytes, window_bytes=window_bytes, now=now)
+        # What goes whole is credited late: not where the window is smaller than the receiver thinks.
+        whole = self._bulk_up and self.peer_limits is not None and window_bytes == self.peer_limits.bulk_bytes
+        out += self.sender.pump(lane, chunk_bytes=chunk_bytes, window_bytes=window_bytes, now=now, whole=whole)
         return out
 
     def events(self) -> list[Event]:
@@ -418,6 +464,17 @@ class LinkMachine(LinkFront):
             self.caller.fail("link_lost", "the peer said goodbye")
             self.answerer.withdraw_all()
 
+    def _receive_answer(self, message: m.Message, now: float) -> None:
+        header = message.header
+        if self.sender and isinstance(header, m.Reply) and self.sender.answered(header.id, now=now):
+            self._paced(now)
+        if isinstance(header, m.Refusal) or header.transfer is None:  # type: ignore[union-attr]
+            self._answered(message, now)
+        elif self.caller.wants(header):  # type: ignore[arg-type]
+            self._announced(message, now)
+        else:
+            self.receiver.refuse(header)  # type: ignore[arg-type]
+
     def _answered(self, message: m.Message, now: float) -> None:
         if self.sender and self.caller.is_small(message.header.id):  # type: ignore[union-attr]
             self.pace.small(now=now)
@@ -428,16 +485,23 @@ class LinkMachine(LinkFront):
             return
         self.caller.receive(message)
 
-    def _announced(self, header: m.Content, now: float) -> None:
+    def _announced(self, message: m.Message, now: float) -> None:
+        """A transfer begins, or is there as a whole."""
+        header, frames = message
+        assert isinstance(header, m.Content)
         assert header.transfer is not None
         total_bytes = sum(header.transfer.sizes)
         if total_bytes > self._limits.max_pending_bytes:
             self._refuse_content(header, total_bytes)
             return
-        message = self.receiver.announce(header)
-        if message is not None:
-            self._complete(message, now)
-        self._admit(now)
+        if frames:
+            whole = self.receiver.receive_whole(header, frames, self.answerer.pending_bytes, now=now)
+        else:
+            whole = self.receiver.announce(header)
+        if whole is not None:
+            self._complete(whole, now)
+        if self.receiver:
+            self._admit(now)
 
     def _refuse_content(self, header: m.Content, total_bytes: int) -> None:
         """A content is over all bounds: say so before it comes."""
@@ -468,7 +532,7 @@ class LinkMachine(LinkFront):
         match header:
             case m.Request() if header.transfer is not None:
                 if self.answerer.wants_content(header):
-                    self._announced(header, now)
+                    self._announced(message, now)
                 else:
                     self.receiver.refuse(header)
                     self.answerer.receive(m.Message(header, ()), now=now)
@@ -504,7 +568,14 @@ class LinkMachine(LinkFront):
         if name is not None and name[0] is m.Reply:
             self.answerer.sending.discard(name[1])
             self.answerer.trim()
+        self._paced(now)
+
+    def _paced(self, now: float) -> None:
         self.pace.credited(self.sender.credited_bytes, now=now, in_flight=self.sender.in_flight_bytes > 0)
+
+    def _hears_of(self, name: Name) -> bool:
+        """True if the peer hears by a small answer that the content of its request has arrived."""
+        return name[0] is m.Request and self.answerer.has_small_answer(name[1])
 
     def _receive_pong(self, pong: m.Pong, now: float) -> None:
         if self._ping_unanswered:

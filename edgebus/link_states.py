@@ -112,6 +112,10 @@ class WantBulk(NamedTuple):
     """Event of a dialler: something large waits, or the peer has something large: open the bulk lane."""
 
 
+class BulkUp(NamedTuple):
+    """Event: both ends know the bulk lane."""
+
+
 class ShareNews(NamedTuple):
     """Event: a word about shared memory, for whoever owns it."""
 
@@ -125,7 +129,7 @@ class ShareDone(NamedTuple):
     unsent: list[int]
 
 
-Event = Up | Down | Failed | Gone | WantBulk | ShareNews | ShareDone | RequestEvent
+Event = Up | Down | Failed | Gone | WantBulk | BulkUp | ShareNews | ShareDone | RequestEvent
 
 
 class Health(StrEnum):

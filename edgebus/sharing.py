@@ -6,8 +6,10 @@ and whenever there is no room, arrays go by the bulk lane. Rules: docs/spec/bus-
 
 from __future__ import annotations
 
+import math
 import os
 import threading
+from collections import deque
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -26,6 +28,11 @@ _PROBE = b"edgebus"
 _SWEEP_S = 5.0
 _SEGMENT_BYTES = 64 << 20
 _MAX_ARRAYS = 32  # in one message: their blocks have to fit into the smallest header
+REPORT_S = 0.005
+REPORT_LEASES = 8
+"""Leases that are given back are told together: after so long, or when there are so many, or much of the peer's
+memory is theirs. Each report wakes a thread at both ends, which costs as much as a whole small message."""
+REPORT_SHARE = 8  # of a segment of the peer's, this part given back and not told is much
 
 
 class Sharing:
@@ -33,11 +40,15 @@ class Sharing:
 
     Args:
         limits: how much of it there may be.
-        give_back: called with a link and a lease when a view of its memory has gone; on any thread, at any moment.
+        wake: has `take_back` called soon; used on any thread, at any moment.
     """
 
-    def __init__(self, limits: Limits, give_back: Callable[[Attached, int], None]) -> None:
-        self._give_back = give_back
+    def __init__(self, limits: Limits, wake: Callable[[], None]) -> None:
+        self._wake = wake
+        self._returned: deque[tuple[Attached, shm.Ledger, int]] = deque()  # the garbage collector only appends
+        self._returned_share = 0.0  # of the segments they lie in, together
+        self._is_due_soon = False  # take_back will be called anyhow: nobody need be woken
+        self.report_at = math.inf  # when take_back is to be called
         self._from_bytes = limits.share_from_bytes
         self._ledgers: dict[int, tuple[Attached, shm.Ledger]] = {}
         self._numbers: dict[int, tuple[Attached, shm.Numbers]] = {}
@@ -122,35 +133,48 @@ class Sharing:
         """Views of the arrays of a message; None if they cannot be seen."""
         assert header.blocks is not None
         blocks = header.blocks
-        if self._pool is None or not self._ledger(attached).admit([block.lease for block in blocks]):
+        ledger = self._ledger(attached)
+        if self._pool is None or not ledger.admit([block.lease for block in blocks]):
             attached.link.say(m.Seen(False))  # it shall use sockets
             return None
         views: list[Any] = []
         for number, block in enumerate(blocks):
-            view = self._view(attached, block)
+            view = self._view(attached, block, ledger)
             if view is None:
                 for left in blocks[number:]:
-                    self._give_back(attached, left.lease)
+                    self._give_back(attached, ledger, left)
                 attached.link.say(m.Seen(False))
                 return None
             views.append(view)
         return tuple(views)
 
-    def take_back(self, attached: Attached, lease: int) -> None:
-        """A view has gone: tell its owner, which may use the memory again."""
-        known = self._ledgers.get(id(attached))
-        if known is None:
-            return
-        ledger = known[1]
-        ledger.give_back(lease)
-        if (report := ledger.report()) is not None:
-            attached.link.say(m.Leases(*report))
+    def take_back(self, now: float) -> list[Attached]:
+        """Views have gone: if it is time, tell their owners, which may use the memory again. Returns the links told."""
+        if now < self.report_at and not self._is_much:
+            if self._returned:
+                self._is_due_soon = True
+                self.report_at = min(self.report_at, now + REPORT_S)
+            return []
+        self._is_due_soon = False  # before anything is taken: what comes from now on wakes somebody again
+        self.report_at = math.inf
+        self._returned_share = 0.0
+        told: dict[int, tuple[Attached, shm.Ledger]] = {}
+        while self._returned:
+            attached, ledger, lease = self._returned.popleft()
+            known = self._ledgers.get(id(attached))
+            if known is not None and known[1] is ledger:  # else it was lent by an earlier life of the peer
+                ledger.give_back(lease)
+                told[id(attached)] = known
+        for attached, ledger in told.values():
+            if (report := ledger.report()) is not None:
+                attached.link.say(m.Leases(*report))
+        return [attached for attached, _ in told.values()]
 
     def news(self, attached: Attached, header: m.Probe | m.Seen | m.Leases) -> None:
         """A word of the peer about its memory or ours."""
         match header:
             case m.Probe():
-                view = self._view(attached, header.block, is_lease=False) if self._pool is not None else None
+                view = self._view(attached, header.block, None) if self._pool is not None else None
                 attached.link.say(m.Seen(view is not None and bytes(view[: len(_PROBE)]) == _PROBE))
             case m.Seen():
                 attached.sharing = "yes" if header.ok and attached.sharing in ("asked", "yes") else "no"
@@ -206,13 +230,23 @@ class Sharing:
             known = self._numbers[id(attached)] = (attached, shm.Numbers())
         return known[1]
 
-    def _view(self, attached: Attached, block: m.Block, *, is_lease: bool = True) -> memoryview | None:
+    @property
+    def _is_much(self) -> bool:
+        return len(self._returned) >= REPORT_LEASES or self._returned_share * REPORT_SHARE >= 1.0
+
+    def _give_back(self, attached: Attached, ledger: shm.Ledger, block: m.Block) -> None:
+        """Nobody looks at a block any more; from the garbage collector, on any thread."""
+        self._returned.append((attached, ledger, block.lease))
+        self._returned_share += block.size / max(1, block.segment_bytes)
+        if not self._is_due_soon or self._is_much:
+            self._wake()
+
+    def _view(self, attached: Attached, block: m.Block, ledger: shm.Ledger | None) -> memoryview | None:
         info = shm.SegmentInfo(block.pid, block.fd, block.segment_bytes, block.nonce)
-        give_back, lease = self._give_back, block.lease
 
         def on_release() -> None:
-            if is_lease:
-                give_back(attached, lease)
+            if ledger is not None:
+                self._give_back(attached, ledger, block)
 
         try:
             return self._mapper.view(attached.peer_id, info, block.offset, block.size, on_release)

@@ -44,7 +44,8 @@ def encode(message: Message, version: int = VERSION_MAX) -> list[bytes]:
         assert isinstance(header, Content)
         if version < 2:
             header.transfer = None  # it may have begun to go to an incarnation of version 2 in pieces
-        if header.transfer is not None:
+        if header.transfer is not None and not frames:
+            header.inline = None  # it may have gone whole before
             return [encode_header(header)]
         if version >= 2 and len(frames[0]) <= INLINE_BYTES and len(frames) <= _INLINE_FRAMES:
             header.inline = frames[0]
@@ -120,8 +121,10 @@ def _content(header: Content, frames: Sequence[bytes], limits: Limits) -> tuple[
 
 def _transfer_fault(header: Content, transfer: Transfer, content: Sequence[bytes], limits: Limits) -> str | None:
     sizes = transfer.sizes
-    if content:
-        return f"{len(content)} frames beside a transfer, expected none"
+    if header.blocks is not None:
+        return "a transfer beside blocks in shared memory, expected one of them"
+    if content and tuple(map(len, content)) != sizes:
+        return f"{len(content)} frames beside a transfer, expected none, or all of it"
     if len(sizes) != 1 + len(header.arrays) or len(sizes) >= limits.max_frames:
         return f"a transfer of {len(sizes)} frames for {len(header.arrays)} arrays, accepted are {limits.max_frames}"
     if max(sizes) > limits.max_frame_bytes:

@@ -10,7 +10,8 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from edgebus import messages as m
-from edgebus.bulk import CREDIT_EVERY_BYTES, MAX_PARTIAL, BulkReceiver, BulkSender
+from edgebus.bulk import CREDIT_EVERY_BYTES, MAX_PARTIAL, BulkSender
+from edgebus.bulk_receiver import BulkReceiver
 from edgebus.config import Limits
 from edgebus.pace import Pace
 from tests.edgebus.duo import BULK, CONTROL, Duo, through_the_wire
@@ -395,7 +396,7 @@ def test_pace_does_not_count_idle_time_as_slowness():
 
 def test_large_request_goes_by_the_bulk_lane_and_small_ones_do_not():
     duo = Duo(LIMITS)
-    frames = content(1, 100, 500_000, 300_000)
+    frames = content(1, 100, 700_000, 700_000)
     duo.ask(*frames)
     duo.ask(b"small")
     duo.run()

@@ -18,6 +18,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import edgebus
+from edgebus import messages as m
 from edgebus import shm
 from edgebus.config import Limits
 from edgebus.shm import Ledger, Numbers
@@ -353,3 +354,54 @@ def test_contents_in_shared_memory_are_counted_as_contents():
         assert after.content_bytes_sent - before.content_bytes_sent == MIB + 3
         assert after.content_bytes_received - before.content_bytes_received == MIB + 3
         assert after.bytes_sent - before.bytes_sent < 1000
+
+
+# -- leases given back ------------------------------------------------------------------------------------
+
+
+def count_leases(node):
+    """Headers that `node` sends about leases from now on; grows."""
+    seen = []
+
+    def tap(event):
+        if event.direction == "out" and isinstance(event.header, m.Leases):
+            seen.append(event.header)
+
+    node._engine.hub.taps.append(tap)
+    return seen
+
+
+def test_leases_that_come_back_one_by_one_are_told_together():
+    with two_nodes() as (server, _device, link):
+        server.handle("read", lambda request: request.reply(bytes(request.arrays[0][:1])))
+        warm(link)
+        told = count_leases(server)
+        for n in range(80):
+            assert link.request("read", b"", [np.full(100_000, n, np.uint8)]).payload == bytes([n])
+        assert 1 <= len(told) <= 40, "a report for each would be 80"
+
+
+@pytest.mark.parametrize("size", [100_000, 16 * MIB])
+def test_leases_are_told_without_anything_else_being_said(size):
+    with two_nodes(heartbeat_s=30.0, silence_s=60.0) as (server, device, link):
+        server.handle("read", lambda request: request.reply(b"read"))
+        warm(link)
+        link.request("read", b"", [np.ones(size, np.uint8)])
+        eventually(lambda: pool_of(device).stats().in_use_bytes == 0)
+
+
+def test_view_from_an_earlier_life_of_the_peer_gives_nothing_of_this_one_back():
+    with two_nodes() as (_server, device, link):
+        warm(link)
+        kept = link.request("echo", b"", [array(1)]).arrays
+        sharing, attached = device._engine.sharing, link._dialled.attached
+        [number] = sharing._ledgers[id(attached)][1]._held
+        with device._engine.runner._lock:
+            sharing.gone(attached)
+            assert sharing._ledger(attached).admit([number]), "the next life counts from the start again"
+        assert kept[0].nbytes == MIB
+        del kept
+        gc.collect()
+        time.sleep(0.05)
+        with device._engine.runner._lock:
+            assert sharing._ledger(attached)._held == {number: 1}

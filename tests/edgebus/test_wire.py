@@ -134,7 +134,10 @@ def test_every_missing_field_is_a_default_or_a_wire_error(name):
         ([msgpack.packb([4, 1, "s", 1, 0, [], b"", [256]])], "does not decode"),
         ([msgpack.packb([4, 1, "s", 1, 0, [], b"", [0, bytes(65)]])], "does not decode"),
         ([msgpack.packb([4, 1, "s", 1, 0, [], b"", [0, b"", -2]])], "does not decode"),
-        ([msgpack.packb([5, 1, [], None, 0, [0, [5]]]), b"12345"], "1 frames beside a transfer"),
+        ([msgpack.packb([5, 1, [], None, 0, [0, [5]]]), b"1234"], "1 frames beside a transfer"),
+        ([msgpack.packb([5, 1, [["u1", [1]]], b"xy", 0, [0, [2, 1]]])], "1 frames beside a transfer"),
+        ([msgpack.packb([5, 1, [["u1", [2]]], b"x", 0, [0, [1, 1]]]), b"1"], "needs 2 B, its frame has 1 B"),
+        ([msgpack.packb([5, 1, [["u1", [1]]], b"x", 0, [0, [1, 1]], []]), b"1"], "beside blocks"),
         ([msgpack.packb([5, 1, [], b"", 0, [0, [5]]])], "1 frames beside a transfer"),
         ([msgpack.packb([5, 1, [], None, 0, [0, []]])], "a transfer of 0 frames for 0 arrays"),
         ([msgpack.packb([5, 1, [], None, 0, [0, [1, 1]]])], "a transfer of 2 frames for 0 arrays"),
@@ -167,6 +170,18 @@ def test_every_missing_field_is_a_default_or_a_wire_error(name):
 def test_malformed_message_is_a_wire_error(frames, reason):
     with pytest.raises(WireError, match=reason):
         decode(frames, LIMITS)
+
+
+@pytest.mark.parametrize("payload", [b"", b"x" * 4096, b"y" * 4097])
+def test_transfer_that_is_there_as_a_whole_has_all_its_frames(payload):
+    frames = (payload, b"12345", b"")
+    specs = (m.ArraySpec("u1", (5,)), m.ArraySpec("f4", (0,)))
+    for header in (m.Request(3, "s", 60_000, 0, specs), m.Reply(3, specs), m.Part(3, 4, specs)):
+        header.transfer = m.Transfer(7, tuple(map(len, frames)))
+        whole = decode(encode(m.Message(header, frames)), LIMITS)
+        assert (whole.frames, whole.header.transfer) == (frames, header.transfer)
+        announced = decode(encode(m.Message(header)), LIMITS)
+        assert (announced.frames, announced.header.inline) == ((), None), "the same header may be announced later"
 
 
 def test_wire_error_knows_the_request_where_the_header_was_readable():

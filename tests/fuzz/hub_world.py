@@ -354,7 +354,8 @@ def _content(source: Source, kind: int) -> tuple[m.Header, tuple[bytes, ...]]:
     frames = (payload, *(bytes(spec.shape[0]) for spec in specs))
     transfer = None
     if source.below(2):
-        transfer, frames = m.Transfer(_few(source), tuple(map(len, frames))), ()
+        transfer = m.Transfer(_few(source), tuple(map(len, frames)))
+        frames = frames if source.below(2) else ()  # whole, or announced
     if kind < 3:
         terms = m.Terms(source.below(3), bytes(source.below(2)), source.below(3) - 1, pos, _few(source), pos % 2**48)
         ttl_ms = (5000, 86_400_000, 1, 0)[source.below(4)]

@@ -7,7 +7,7 @@ from collections import Counter
 
 import pytest
 
-from edgebus.bulk import BulkReceiver
+from edgebus.bulk_receiver import BulkReceiver
 from edgebus.config import Limits
 from edgebus.testing import SimNetwork, for_seeds
 

@@ -35,6 +35,9 @@ GOLDEN = {
         8, "watch", 86_400_000, 5, inline=b"", terms=m.Terms(m.STREAM, from_pos=5, window_bytes=1 << 20)
     ),
     "request_as_transfer": m.Request(9, "put", 1000, 9, MATRIX, transfer=m.Transfer(12, (7, 4194304))),
+    "request_as_transfer_that_is_whole": m.Request(
+        9, "put", 1000, 9, (m.ArraySpec("u1", (60_000,)),), b"payload", transfer=m.Transfer(12, (7, 60_000))
+    ),
     "request_with_blocks": m.Request(10, "put", 1000, 9, MATRIX, b"payload", blocks=(BLOCK,)),
     "reply": m.Reply(3, (m.ArraySpec("f2", (2, 1, 3)), m.ArraySpec("u1", ())), b""),
     "reply_that_ends_a_stream": m.Reply(8, inline=b"bye", num_parts=2**63 - 1),
