@@ -157,6 +157,31 @@ class Answerer:
         self.pending_bytes += len(payload)
         return _arrived((request_id, header.service, expires_at, (), (payload,), self, None))
 
+    def receive_plain(self, header: Request, frames: Frames, now: float) -> Arrived | None:
+        """Like receive_small, for a plain request of any content."""
+        request_id, limits, size_bytes = header.id, self.limits, content_bytes(frames)
+        if (
+            self.knows(request_id)
+            or header.settled_below > request_id
+            or header.ttl_ms <= 0
+            or self.num_pending >= limits.max_pending
+            or self.pending_bytes + size_bytes > limits.max_pending_bytes
+        ):
+            return None
+        if header.settled_below > self.gone.floor:
+            self._settle_below(header.settled_below)
+        self.counts.received += 1
+        self.counts.executed += 1
+        expires_at = now + header.ttl_ms / 1000
+        self._entries[request_id] = _Entry(expires_at, header.service, size_bytes)
+        self.pending_bytes += size_bytes
+        return Arrived(request_id, header.service, expires_at, header.arrays, frames, self)
+
+    @property
+    def has_news(self) -> bool:
+        """True if there is something to be told or to be freed."""
+        return bool(self._events or self.leases_done)
+
     def is_plain(self, request_id: int) -> bool:
         """True for a request that waits for its answer, without an idempotency key and no stream."""
         entry = self._entries.get(request_id)

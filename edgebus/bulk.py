@@ -101,6 +101,10 @@ class BulkSender:
         """True for a content that is still being sent."""
         return number in self._queue
 
+    def sends(self, request_id: int) -> bool:
+        """True while the content of a request is being sent."""
+        return (Request, request_id, 0) in self._by_name
+
     def withdraw(self, name: Name) -> Message | None:
         """Stop sending a content; returns what tells the receiver, if it has heard of it."""
         outgoing = self._by_name.get(name)

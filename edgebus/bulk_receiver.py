@@ -129,6 +129,14 @@ class BulkReceiver:
             self._overrun(number)
         return None
 
+    def took_whole(self, header: Content, *, now: float) -> None:
+        """A content that came with its header was handed on, nothing else being under way: only its credit is owed."""
+        assert header.transfer is not None
+        number = header.transfer.id
+        self._asked.pop(number, None)
+        self._credit_later(number, name_of(header), sum(header.transfer.sizes), now)
+        header.transfer = None
+
     def refuse(self, header: Content) -> None:
         """Its content is not wanted: let the sender believe that it has arrived."""
         assert header.transfer is not None
@@ -251,10 +259,10 @@ class BulkReceiver:
         if (later := self._later.pop(number, None)) is not None:
             self._later_bytes -= later.total
 
-    def _credit_later(self, number: int, incoming: _Incoming, came_at: float) -> None:
+    def _credit_later(self, number: int, name: Name, total: int, came_at: float) -> None:
         self._forget_later(number)
-        later = self._later[number] = _Later(incoming.name, incoming.total, came_at + CREDIT_LATER_S)
-        self._later_bytes += incoming.total
+        later = self._later[number] = _Later(name, total, came_at + CREDIT_LATER_S)
+        self._later_bytes += total
         self.credit_at = min(self.credit_at, later.due_at)
         if 4 * self._later_bytes >= self._window_bytes or len(self._later) >= MAX_PARTIAL:
             self.credit_at = -math.inf  # now
@@ -283,7 +291,7 @@ class BulkReceiver:
         if incoming.came_at is None:
             self._messages.append(Message(Credit(number, incoming.total)))
         else:
-            self._credit_later(number, incoming, incoming.came_at)
+            self._credit_later(number, incoming.name, incoming.total, incoming.came_at)
         incoming.header.transfer = None
         frames: Frames = tuple(incoming.frames)
         return Message(incoming.header, (bytes(frames[0]), *frames[1:]))

@@ -109,12 +109,25 @@ class Engine:
         self.express = Express(self.hub, self._deliver, self.on_frames, self.runner)
         self.express.inboxes, self.express.desk = self._inboxes, self._desk
         self.runner.sockets.take_messages = self.express.take
+        self.hub.taker = self
 
     # -- driven by the runner -----------------------------------------------------------------------
 
     def on_frames(self, route: Route, frames: list[Any], key: str | None) -> None:
         """A message came in that is not plain and small, or from a node of this process."""
         self.hub.receive(route, frames, key, now=time.monotonic())
+
+    def arrived(self, attached: Attached, arrived: Arrived) -> None:
+        """A plain request is here (hub.Taker)."""
+        self.runner.guard(self._deliver, attached, arrived)
+
+    def settled(self, attached: Attached, settled: Settled) -> None:
+        """A plain answer is here (hub.Taker)."""
+        self.runner.guard(self._settle, settled)
+        caller = attached.link.caller
+        if caller.leases_done:
+            leases, caller.leases_done, caller.leases_unsent = caller.leases_done, [], []
+            self.runner.guard(self.sharing.done, attached, leases)
 
     def on_zap(self, frames: list[bytes]) -> list[bytes]:
         """A peer wants in."""

@@ -13,13 +13,14 @@ import itertools
 import logging
 import math
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, Protocol
 
 from edgebus import messages as m
 from edgebus.attached import Attached, HubFront, Route, Traffic
 from edgebus.errors import ConfigError, WireError
 from edgebus.link import LinkMachine
 from edgebus.link_states import Event, Gone, Surroundings
+from edgebus.outcomes import Arrived, Settled
 from edgebus.requests import refusal
 from edgebus.stats import LinkStats, link_stats
 from edgebus.streams import content_bytes
@@ -61,6 +62,16 @@ class TapEvent(NamedTuple):
     frames: tuple[Any, ...]
 
 
+class Taker(Protocol):
+    """Takes what comes plain and whole at once, without an event."""
+
+    def arrived(self, attached: Attached, arrived: Arrived) -> None:
+        """A request is to be executed."""
+
+    def settled(self, attached: Attached, settled: Settled) -> None:
+        """A request of ours has its outcome; `caller.leases_done` may have grown."""
+
+
 class Hub(HubFront):
     """Owns the links of a node and finds the right one for every message.
 
@@ -92,6 +103,7 @@ class Hub(HubFront):
         self._max_links = max_links
         self.taps = []
         self.by_route = {}
+        self.taker: Taker | None = None  # of what need not wait for `events`
         self._accepted: dict[tuple[str | None, bytes], Attached] = {}
         self._timers: list[tuple[float, int, Attached]] = []
         self._order = itertools.count()  # ties in the heap
@@ -226,11 +238,32 @@ class Hub(HubFront):
                 return
         if message.frames and getattr(header, "blocks", None) is not None:
             shared = self._with_shared(attached, message)
-            if shared is not None:
-                attached.link.receive(shared, now=now)
-        else:
+            if shared is None:
+                self.touch(attached, now=now)
+                return
+            message = shared
+        if not self._hand_on(attached, message, now):
             attached.link.receive(message, now=now)
-        self.touch(attached, now=now)
+            self.touch(attached, now=now)
+
+    def _hand_on(self, attached: Attached, message: m.Message, now: float) -> bool:
+        """Give a plain request or answer to whoever takes them at once; False if it has to go the usual way."""
+        if self.taker is None or self.busy:
+            return False
+        link = attached.link
+        if (arrived := link.receive_plain(message, now=now)) is not None:
+            self.taker.arrived(attached, arrived)
+            if link.has_news:
+                self.touch(attached, now=now)
+            elif link.receiver.credit_at < attached.scheduled_at:
+                self.schedule(attached, link.receiver.credit_at)
+        elif (settled := link.receive_plain_answer(message, now=now)) is not None:
+            self.taker.settled(attached, settled)
+            if link.sender:
+                self.touch(attached, now=now)
+        else:
+            return False
+        return True
 
     def schedule(self, attached: Attached, at: float) -> None:
         """Have a link's timers looked at by then."""

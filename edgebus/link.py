@@ -30,6 +30,7 @@ from edgebus.link_states import (
     WantBulk,
     wire_limits,
 )
+from edgebus.outcomes import Arrived, Settled
 from edgebus.pace import Pace
 from edgebus.requests import Caller, refusal
 from edgebus.streams import content_bytes
@@ -161,6 +162,48 @@ class LinkMachine(LinkFront):
             case _:
                 if self._step(Input.TRAFFIC, now=now):
                     self._receive_traffic(message, now)
+
+    def receive_plain(self, message: m.Message, *, now: float) -> Arrived | None:
+        """Like receive, for a plain request that is whole and can be handed on at once; None for all else.
+
+        Nothing else comes of it, unless `has_news`; what came before it has to have been handed on.
+        """
+        header, frames = message
+        if type(header) is not m.Request or header.terms is not None or not frames:
+            return None
+        if self.state is not State.UP or self.receiver:
+            return None  # contents that wait come first
+        arrived = self.answerer.receive_plain(header, frames, now)
+        if arrived is not None:
+            self.heard_at = now
+            if header.transfer is not None:
+                self.receiver.took_whole(header, now=now)
+        return arrived
+
+    def receive_plain_answer(self, message: m.Message, *, now: float) -> Settled | None:
+        """Like receive, for a whole answer that settles a request at once: its outcome; None for all else.
+
+        Nothing else comes of it, but that leases may be done with, and the sender may have room for more.
+        """
+        header, frames = message
+        if type(header) is not m.Reply or header.transfer is not None or not frames or self.state is not State.UP:
+            return None
+        if self.sender:
+            if self.sender.answered(header.id, now=now):
+                self._paced(now)
+            elif self.sender.sends(header.id):
+                return None  # the rest of its content is not wanted, which the peer has to be told
+            elif self.caller.is_small(header.id):
+                self.pace.small(now=now)
+        settled = self.caller.receive_plain(header, frames)
+        if settled is not None:
+            self.heard_at = now
+        return settled
+
+    @property
+    def has_news(self) -> bool:
+        """True if after receive_plain there is something to send or to tell."""
+        return self.answerer.has_news or self.receiver.credit_at <= self.heard_at
 
     def next_timer(self) -> float:
         """Earliest time handle_timer has something to do, inf if never."""

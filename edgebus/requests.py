@@ -238,6 +238,16 @@ class Caller:
             outcome = Outcome.EXPIRED if header.code == "expired" else Outcome.REFUSED
             self._settle(entry, outcome, code=header.code, detail=header.detail, frames=message.frames)
 
+    def receive_plain(self, header: Reply, frames: Frames) -> Settled | None:
+        """Like receive, for the answer of a request that is no stream, whose outcome is returned; None for all else."""
+        entry = self.outstanding.get(header.id)
+        if entry is None or entry.stream is not None:
+            return None
+        settled = Settled(entry.ref, Outcome.ANSWERED, "", "", header.arrays, frames)
+        self._finish(entry, settled)
+        self._events.pop()
+        return settled
+
     def consume(self, request_id: int, pos: int) -> None:
         """The application took all parts of a stream below pos."""
         entry = self.outstanding.get(request_id)

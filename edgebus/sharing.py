@@ -11,6 +11,7 @@ import os
 import threading
 from collections import deque
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import msgspec
@@ -53,6 +54,8 @@ class Sharing:
         self._ledgers: dict[int, tuple[Attached, shm.Ledger]] = {}
         self._numbers: dict[int, tuple[Attached, shm.Numbers]] = {}
         self._putting: set[int] = set()  # threads
+        # What a signal handler that came in the middle of a put could not do, with the pool's lock taken under it.
+        self._postponed: deque[Callable[[], None]] = deque()
         self._pool: shm.Pool | None = None
         self._swept_at = 0.0
         self.share: m.Share | None = None
@@ -88,6 +91,8 @@ class Sharing:
             blocks = self._pool.put(contiguous, attached.peer_id, keep=True)
         finally:
             self._putting.discard(me)
+            if self._postponed:
+                self._wake()
         if blocks is None:
             return None
         return specs, tuple(_to_wire(block) for block in blocks)
@@ -97,6 +102,8 @@ class Sharing:
         share = attached.link.peer_share
         if attached.sharing != "unknown" or self._pool is None or share is None or self.share is None:
             return
+        if self._is_putting:
+            return  # the next one asks
         attached.sharing = "no"
         if share.host_id == self.share.host_id and attached.link.version >= 2:
             probe = self._pool.put([_PROBE], attached.peer_id)
@@ -110,8 +117,7 @@ class Sharing:
     def done(self, attached: Attached, leases: Sequence[int]) -> None:
         """Messages with these leases will not be sent again."""
         if self._pool is not None:
-            self._pool.release(self._names(attached).done(leases), attached.peer_id)
-            self._pool.done(leases, attached.peer_id)
+            self._give_free(attached, self._names(attached).done(leases), list(leases))
 
     def number(self, attached: Attached, header: m.Content) -> m.Content:
         """A message is about to leave: its header with the leases as this link calls them from now on."""
@@ -122,7 +128,7 @@ class Sharing:
 
     def recover(self, blocks: Sequence[m.Block]) -> Frames | None:
         """Arrays out of our own shared memory, for a message that has to go by sockets after all."""
-        if self._pool is None:
+        if self._pool is None or self._is_putting:
             return None
         frames = [self._pool.read(block.lease, block.size) for block in blocks]
         return None if None in frames else tuple(frame for frame in frames if frame is not None)
@@ -150,6 +156,8 @@ class Sharing:
 
     def take_back(self, now: float) -> list[Attached]:
         """Views have gone: if it is time, tell their owners, which may use the memory again. Returns the links told."""
+        while self._postponed and not self._is_putting:
+            self._postponed.popleft()()
         if now < self.report_at and not self._is_much:
             if self._returned:
                 self._is_due_soon = True
@@ -179,7 +187,7 @@ class Sharing:
             case m.Seen():
                 attached.sharing = "yes" if header.ok and attached.sharing in ("asked", "yes") else "no"
             case m.Leases() if self._pool is not None:
-                self._pool.release(self._names(attached).settle(header.upto, header.held), attached.peer_id)
+                self._give_free(attached, self._names(attached).settle(header.upto, header.held), [])
 
     # -- links that come and go ---------------------------------------------------------------------
 
@@ -201,14 +209,17 @@ class Sharing:
             return
         share = attached.link.peer_share
         dead = share is not None and not shm.process_alive(share.pid, share.started)
-        self._pool.retire(attached.peer_id, dead=dead)
+        if self._is_putting:
+            self._postponed.append(partial(self._pool.retire, attached.peer_id, dead=dead))
+        else:
+            self._pool.retire(attached.peer_id, dead=dead)
         self._mapper.forget(attached.peer_id)
         self._ledgers.pop(id(attached), None)
         self._numbers.pop(id(attached), None)
 
     def sweep(self, now: float) -> None:
         """Look from time to time which memory of links that have ended is free."""
-        if self._pool is not None and now >= self._swept_at + _SWEEP_S:
+        if self._pool is not None and now >= self._swept_at + _SWEEP_S and not self._is_putting:
             self._swept_at = now
             self._pool.sweep()
 
@@ -229,6 +240,20 @@ class Sharing:
         if known is None:
             known = self._numbers[id(attached)] = (attached, shm.Numbers())
         return known[1]
+
+    @property
+    def _is_putting(self) -> bool:
+        """True for a signal handler that came in the middle of a put of its own thread."""
+        return threading.get_ident() in self._putting
+
+    def _give_free(self, attached: Attached, unused: list[int], done: list[int]) -> None:
+        """Our leases that the peer does not use, and those that are not sent again."""
+        assert self._pool is not None
+        if self._is_putting:
+            self._postponed.append(partial(self._give_free, attached, unused, done))
+            return
+        self._pool.release(unused, attached.peer_id)
+        self._pool.done(done, attached.peer_id)
 
     @property
     def _is_much(self) -> bool:

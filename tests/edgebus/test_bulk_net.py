@@ -178,4 +178,4 @@ def test_memory_of_sender_and_receiver_is_given_back():
         finally:
             tracemalloc.stop()
         assert now - before < MIB
-        assert peak - before < 20 * MIB
+        assert peak - before < 25 * MIB, "of 80: each is made, and copied"

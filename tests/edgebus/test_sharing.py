@@ -393,8 +393,11 @@ def test_leases_are_told_without_anything_else_being_said(size):
 def test_view_from_an_earlier_life_of_the_peer_gives_nothing_of_this_one_back():
     with two_nodes() as (_server, device, link):
         warm(link)
-        kept = link.request("echo", b"", [array(1)]).arrays
         sharing, attached = device._engine.sharing, link._dialled.attached
+        # The other direction is asked about only when there is something to answer with.
+        eventually(lambda: link.request("echo", b"", [array(0)]) and id(attached) in sharing._ledgers)
+        kept = link.request("echo", b"", [array(1)]).arrays
+        eventually(lambda: len(sharing._ledgers[id(attached)][1]._held) == 1)
         [number] = sharing._ledgers[id(attached)][1]._held
         with device._engine.runner._lock:
             sharing.gone(attached)
@@ -405,3 +408,27 @@ def test_view_from_an_earlier_life_of_the_peer_gives_nothing_of_this_one_back():
         time.sleep(0.05)
         with device._engine.runner._lock:
             assert sharing._ledger(attached)._held == {number: 1}
+
+
+def test_signal_handler_in_the_middle_of_a_put_can_wait_for_answers():
+    """It finds the pool's lock taken by its own thread: what it would free is freed afterwards."""
+    with two_nodes() as (_server, device, link):
+        warm(link)
+        pool = pool_of(device)
+        place, inside = pool._place, []
+
+        def interrupted(*args):
+            if not inside:
+                inside.append(link.send_request("echo", b"", [array(7)]))  # goes by socket
+                assert pending.result().arrays[0].nbytes == MIB
+                assert (inside[0].result().arrays[0] == array(7)).all()
+            return place(*args)
+
+        pending = link.send_request("echo", b"", [array(1)])  # its answer frees what it lies in
+        pool._place = interrupted
+        assert (link.request("echo", b"", [array(2)]).arrays[0] == array(2)).all()
+        del pool._place
+        assert inside
+        pending = None
+        inside.clear()
+        eventually(lambda: link.request("echo", b"", [array(0, 100_000)]) and pool.stats().in_use_bytes <= MIB)
