@@ -22,9 +22,8 @@
     X(4, 1, __VA_ARGS__) X(2, 2, __VA_ARGS__) X(1, 4, __VA_ARGS__) X(1, 2, __VA_ARGS__)
 #define PLAIN(X, ...) X(4, 1, __VA_ARGS__) X(1, 4, __VA_ARGS__) X(1, 2, __VA_ARGS__)
 #elif defined(__aarch64__)
-#define WHOLE(X, ...)                                                                                                  \
-    X(8, 2, __VA_ARGS__) X(4, 4, __VA_ARGS__) X(2, 4, __VA_ARGS__) X(1, 8, __VA_ARGS__) X(1, 4, __VA_ARGS__)
-#define PLAIN(X, ...) X(4, 4, __VA_ARGS__) X(1, 8, __VA_ARGS__) X(1, 4, __VA_ARGS__)
+#define WHOLE(X, ...) X(4, 2, __VA_ARGS__) X(2, 4, __VA_ARGS__) X(1, 4, __VA_ARGS__)
+#define PLAIN(X, ...) X(4, 2, __VA_ARGS__) X(1, 4, __VA_ARGS__)
 #else
 #define WHOLE(X, ...) X(4, 2, __VA_ARGS__) X(2, 4, __VA_ARGS__) X(1, 4, __VA_ARGS__)
 #define PLAIN(X, ...) X(4, 2, __VA_ARGS__) X(1, 4, __VA_ARGS__)
@@ -32,7 +31,7 @@
 #ifndef TAKE_APART
 #define TAKE_APART(count, vectors, bits) 0
 #endif
-#define MOST_TOKENS 8
+#define MOST_TOKENS 8 /* of any kernel above */
 
 /* Do something for the steps of columns column .. column + 4 * steps - 1: a unit, or one half of it. */
 #define FOR_STEPS(DO)                                                                                                  \
@@ -60,7 +59,6 @@ INLINE void multiply(const job *job, int64_t first, int64_t token, float *y, con
     const ek_packed *matrix = job->matrix;
     const int64_t columns = matrix->columns, group = matrix->group;
     const int half = matrix->half_scales, apart = TAKE_APART(count, vectors, bits);
-    const float middle = (float)(1 << (bits - 1));
     const place at = place_of(matrix, first, bits);
     const int8_t *codes = job->tokens.codes + token * columns;
     const float *token_scale = job->tokens.scale + token * at.groups, *sum = job->tokens.sum + token * at.groups;
@@ -71,8 +69,12 @@ INLINE void multiply(const job *job, int64_t first, int64_t token, float *y, con
     for (int64_t g = 0; g < at.groups; g++) {
         dots d[MOST_TOKENS][MOST_VECTORS];
         UNROLL for (int t = 0; t < count; t++)
+        {
+            const float s = sum[t * at.groups + g];
+            const int32_t start = matrix->offset != NULL ? 0 : -(1 << (bits - 1)) * (int32_t)s;
             UNROLL for (int v = 0; v < vectors; v++)
-                d[t][v] = start_dots(bits, sum[t * at.groups + g]);
+                d[t][v] = start_dots(bits, start, s);
+        }
         for (int64_t column = g * group; column < (g + 1) * group; column += steps * 4) {
 #define ADD_STEP(step, i)                                                                                              \
     {                                                                                                                  \
@@ -101,8 +103,7 @@ INLINE void multiply(const job *job, int64_t first, int64_t token, float *y, con
             UNROLL for (int t = 0; t < count; t++)
                 UNROLL for (int v = 0; v < vectors; v++) {
                     const vfloat dot = __builtin_convertvector(finish_dots(d[t][v], bits, apart), vfloat);
-                    total[t][v] += scale[v] * (dot - middle * sum[t * at.groups + g]) *
-                                   token_scale[t * at.groups + g];
+                    total[t][v] += scale[v] * dot * token_scale[t * at.groups + g];
                 }
         }
     }
@@ -257,14 +258,13 @@ static void multiply_floating(const ek_packed *matrix, const float *x, const flo
 static float largest(const float *x, int32_t group)
 {
     vint32 most = {0};
-    int32_t found = 0;
+    int32_t found;
     float value;
     for (int i = 0; i < group; i += FLOATS) { /* as integers, so that NaN wins */
         const vint32 v = (vint32)load_floats(x + i) & 0x7FFFFFFF, more = v > most;
         most = (v & more) | (most & ~more);
     }
-    for (int i = 0; i < FLOATS; i++)
-        found = most[i] > found ? most[i] : found;
+    found = largest_lane(most);
     memcpy(&value, &found, 4);
     return value;
 }
@@ -291,10 +291,7 @@ static void quantise(const float *x, int64_t columns, int32_t group, int8_t *cod
             memcpy(codes + i, &bytes, sizeof bytes);
         }
         scale[g] = most / 127;
-        int32_t all = 0;
-        for (int i = 0; i < FLOATS; i++)
-            all += total[i];
-        sum[g] = (float)all;
+        sum[g] = (float)sum_of_lanes(total);
     }
 }
 

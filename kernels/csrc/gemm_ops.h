@@ -20,6 +20,8 @@ INLINE vwords load_words(const uint8_t *from)
    would run out of registers. */
 #if defined(__x86_64__)
 #define IN_REGISTER(v) __asm__("" : "+v"(v))
+#elif defined(__aarch64__)
+#define IN_REGISTER(v) __asm__("" : "+w"(v))
 #else
 #define IN_REGISTER(v) (void)(v)
 #endif
@@ -50,10 +52,10 @@ INLINE spread spread_of(const int8_t *four)
     return _mm512_set1_epi32(load_four(four));
 }
 
-INLINE dots start_dots(const int bits, float sum)
+INLINE dots start_dots(const int bits, int32_t start, float sum)
 {
     (void)bits, (void)sum;
-    return (dots){{{0}}};
+    return (dots){{(vint32){0} + start}};
 }
 
 INLINE dots add_step(dots d, vwords codes, spread x, const int bits, const int step, const int apart)
@@ -96,10 +98,10 @@ INLINE spread spread_of(const int8_t *four)
     return SET1_32(load_four(four));
 }
 
-INLINE dots start_dots(const int bits, float sum)
+INLINE dots start_dots(const int bits, int32_t start, float sum)
 {
     (void)bits, (void)sum;
-    return (dots){{0}, {0}, {0}};
+    return (dots){(vint32){0} + start, {0}, {0}};
 }
 
 INLINE dots widen(dots d, const int bits)
@@ -151,10 +153,10 @@ INLINE spread spread_of(const int8_t *four)
     return (spread){_mm_srai_epi16(_mm_slli_epi16(x, 8), 8), _mm_srai_epi16(x, 8)};
 }
 
-INLINE dots start_dots(const int bits, float sum)
+INLINE dots start_dots(const int bits, int32_t start, float sum)
 {
     (void)bits, (void)sum;
-    return (dots){0};
+    return (dots){0} + start;
 }
 
 INLINE dots add_step(dots d, vwords codes, spread x, const int bits, const int step, const int apart)
@@ -184,9 +186,9 @@ INLINE spread spread_of(const int8_t *four)
 }
 
 /* Codes of 8 bits are taken as signed, code - 128: what that leaves out is put in at the start. */
-INLINE dots start_dots(const int bits, float sum)
+INLINE dots start_dots(const int bits, int32_t start, float sum)
 {
-    return (dots){0} + (bits == 8 ? 128 * (int32_t)sum : 0);
+    return (dots){0} + (bits == 8 ? start + 128 * (int32_t)sum : start);
 }
 
 INLINE dots add_step(dots d, vwords codes, spread x, const int bits, const int step, const int apart)
@@ -197,7 +199,9 @@ INLINE dots add_step(dots d, vwords codes, spread x, const int bits, const int s
     return (dots)vdotq_s32((int32x4_t)d, c, x);
 #else
     const int16x8_t low = vmull_s8(vget_low_s8(c), vget_low_s8(x)), high = vmull_high_s8(c, x);
-    return (dots)vpadalq_s16((int32x4_t)d, vpaddq_s16(low, high)); /* 128 * 127 * 2 fits */
+    d = (dots)vpadalq_s16((int32x4_t)d, vpaddq_s16(low, high)); /* 128 * 127 * 2 fits */
+    IN_REGISTER(d);
+    return d;
 #endif
 }
 
@@ -217,10 +221,10 @@ INLINE spread spread_of(const int8_t *four)
     return four;
 }
 
-INLINE dots start_dots(const int bits, float sum)
+INLINE dots start_dots(const int bits, int32_t start, float sum)
 {
     (void)bits, (void)sum;
-    return (dots){0};
+    return (dots){0} + start;
 }
 
 INLINE dots add_step(dots d, vwords codes, spread x, const int bits, const int step, const int apart)
@@ -239,6 +243,31 @@ INLINE vint32 finish_dots(dots d, const int bits, const int apart)
 }
 
 #endif
+
+/* Largest and sum of the lanes. */
+INLINE int32_t largest_lane(vint32 v)
+{
+#if defined(__AVX512F__)
+    return _mm512_reduce_max_epi32((__m512i)v);
+#else
+    int32_t most = v[0];
+    for (int i = 1; i < FLOATS; i++)
+        most = v[i] > most ? v[i] : most;
+    return most;
+#endif
+}
+
+INLINE int32_t sum_of_lanes(vint32 v)
+{
+#if defined(__AVX512F__)
+    return _mm512_reduce_add_epi32((__m512i)v);
+#else
+    int32_t sum = 0;
+    for (int i = 0; i < FLOATS; i++)
+        sum += v[i];
+    return sum;
+#endif
+}
 
 /* 16-bit floats, finite, as float32. */
 INLINE vfloat load_halves(const uint16_t *from)
