@@ -199,7 +199,8 @@ ATTEND(4)
 
 static void attend(const ek_cache *cache, int64_t head_dim, const ek_attention *what)
 {
-    void (*const by_count[])(const ek_cache *, int64_t, const ek_attention *) = {attend_1, attend_2, attend_3, attend_4};
+    void (*const by_count[])(const ek_cache *, int64_t, const ek_attention *) = {attend_1, attend_2, attend_3,
+                                                                                 attend_4};
     by_count[what->count - 1](cache, head_dim, what);
 }
 

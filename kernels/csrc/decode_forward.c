@@ -9,102 +9,7 @@
 #endif
 
 #include "decode.h"
-#include "decode_team.h"
-
-#define BATCH 16 /* tokens taken through all layers together */
-#define SLOTS 3  /* matrices with different groups that may share an input */
-
-/* What goes into matrices: floats, and for every group size among them codes or sums. */
-typedef struct {
-    float *x; /* (tokens, columns) */
-    int num_slots;
-    int32_t group[SLOTS];
-    ek_tokens tokens[SLOTS];
-} input;
-
-/* Working memory which all threads share, or one for each of them. */
-typedef struct {
-    float *x;      /* the stream through the layers */
-    float *normed; /* input of a matrix, where it is not one of the following */
-    int8_t *codes[SLOTS];
-    float *scale[SLOTS], *sum[SLOTS];
-} buffers;
-
-typedef struct {
-    const ek_kernels *kernels;
-    const ek_model *model;
-    const ek_cache *cache;
-    ek_team *team;
-    buffers common;
-    float *query, *key, *value, *mixed, *y, *gate, *up, *cosine, *sine;
-    int64_t past, tokens; /* of this batch */
-} pass;
-
-/* One thread's view of it. */
-typedef struct {
-    const pass *all;
-    buffers own;
-    float *scores, *sums;
-    int number, size;
-} member;
-
-/* Where the next piece of the working memory begins; without `start` it only counts. */
-typedef struct {
-    char *start;
-    int64_t used;
-} memory;
-
-static void *carve(memory *from, int64_t bytes)
-{
-    void *taken = from->start ? from->start + from->used : NULL;
-    from->used += (bytes + 63) / 64 * 64;
-    return taken;
-}
-
-static float *carve_floats(memory *from, int64_t count)
-{
-    return carve(from, count * (int64_t)sizeof(float));
-}
-
-static int64_t widest(const ek_model *m)
-{
-    int64_t most = m->hidden, heads = m->heads * m->head_dim;
-    most = heads > most ? heads : most;
-    return m->ffn > most ? m->ffn : most;
-}
-
-static void carve_buffers(const ek_model *m, int64_t tokens, memory *from, buffers *b)
-{
-    int64_t columns = widest(m), groups = (columns + 15) / 16;
-    b->x = carve_floats(from, tokens * m->hidden);
-    b->normed = carve_floats(from, tokens * m->hidden);
-    for (int s = 0; s < SLOTS; s++) {
-        b->codes[s] = carve(from, tokens * columns);
-        b->scale[s] = carve_floats(from, tokens * groups);
-        b->sum[s] = carve_floats(from, tokens * groups);
-    }
-}
-
-static void carve_pass(const ek_model *m, memory *from, pass *p)
-{
-    carve_buffers(m, BATCH, from, &p->common);
-    p->query = carve_floats(from, BATCH * m->heads * m->head_dim);
-    p->mixed = carve_floats(from, BATCH * m->heads * m->head_dim);
-    p->key = carve_floats(from, BATCH * m->kv_heads * m->head_dim);
-    p->value = carve_floats(from, BATCH * m->kv_heads * m->head_dim);
-    p->y = carve_floats(from, BATCH * m->hidden);
-    p->gate = carve_floats(from, BATCH * m->ffn);
-    p->up = carve_floats(from, BATCH * m->ffn);
-    p->cosine = carve_floats(from, BATCH * m->turning);
-    p->sine = carve_floats(from, BATCH * m->turning);
-}
-
-static void carve_member(const ek_model *m, const ek_cache *cache, memory *from, member *own)
-{
-    carve_buffers(m, 1, from, &own->own);
-    own->scores = carve_floats(from, EK_QUERIES * cache->capacity);
-    own->sums = carve_floats(from, EK_QUERIES * cache->padded_dim);
-}
+#include "decode_workspace.h"
 
 int64_t ek_workspace_bytes(const ek_model *model, const ek_cache *cache, int threads)
 {
@@ -256,7 +161,8 @@ static void *keys_of(const pass *p, int64_t layer, int64_t kv_head)
 
 static void *values_of(const pass *p, int64_t layer, int64_t kv_head)
 {
-    return (char *)p->cache->values + (layer * p->model->kv_heads + kv_head) * head_bytes(p->cache, p->cache->padded_dim);
+    const ek_cache *cache = p->cache;
+    return (char *)cache->values + (layer * p->model->kv_heads + kv_head) * head_bytes(cache, cache->padded_dim);
 }
 
 /* Norm and turn queries and keys, and keep keys and values. */
