@@ -53,7 +53,8 @@ def _worse_weights(bits: str, rows: dict[str, dict[str, Any]]) -> Iterator[tuple
     """Peers with no more bits for a weight and a smaller error of the weights (normal law) than ours."""
     for name, row in rows.items():
         ours = rows[OURS]
-        if not _is_peer(name) or row["bits_per_weight"] > ours["bits_per_weight"]:
+        repacked = name.endswith(", repacked")  # the same weights once more
+        if not _is_peer(name) or repacked or row["bits_per_weight"] > ours["bits_per_weight"]:
             continue
         if row["weight_error"] < (1 - _TOLERANCE) * ours["weight_error"]:
             yield (
