@@ -26,7 +26,7 @@ enum { EK_COUPLED, EK_REJECTION };
 typedef void (*ek_words_of)(uint64_t seed, uint64_t position, const int32_t *ids, int64_t num_ids, uint32_t *words);
 typedef int32_t (*ek_accepts)(double p, double q, double u, double largest);
 
-/* A batch of sequences; a pointer that is not needed is NULL. Ragged arrays: those of b are starts[b] .. starts[b + 1]. */
+/* A batch of sequences; a pointer that is not needed is NULL. Ragged: those of b are starts[b] .. starts[b + 1]. */
 typedef struct {
     const void *logits; /* (rows, vocab) */
     int64_t vocab;

@@ -43,12 +43,13 @@ static int reserve(worker *w, const ek_batch *batch, int64_t b, int64_t num_draf
     w->row.threads = batch->vocab < 2 * WORTH_A_THREAD ? 1 : threads;
     w->filtered = rule->temperature > 0 && (rule->top_k > 0 || rule->top_p < 1);
     w->rejects = batch->kind == EK_REJECTION && rule->temperature > 0;
-    w->row.maxima = malloc(blocks * 2 * sizeof *w->row.maxima);
+    w->row.maxima = malloc(blocks * 3 * sizeof *w->row.maxima);
     w->values = w->filtered ? malloc((blocks + 1) * BLOCK * sizeof *w->values) : NULL;
     w->masses.sums = w->rejects || w->filtered ? malloc(blocks * sizeof *w->masses.sums) : NULL;
     if (!w->row.maxima || (w->filtered && !w->values) || ((w->rejects || w->filtered) && !w->masses.sums))
         return 0;
     w->masses.estimates = w->row.maxima + blocks;
+    w->masses.references = w->masses.estimates + blocks;
     if (has_changes(batch, b)) {
         w->row.changes = &w->changes;
         return prepare_changes(batch, b, num_drafts, &w->changes);
@@ -74,15 +75,19 @@ static int read_row(worker *w, const ek_rule *rule)
     int bounded = rule->temperature > 0 && open && (rule->top_p < 1 || w->rejects) &&
                   scale >= LEAST_ESTIMATED_SCALE && scale <= MOST_ESTIMATED_SCALE;
     w->least = w->most = 0;
+    w->masses.scale = scale;
     if (w->row.changes)
         change_row(&w->row, rule, &w->changes);
-    scan(&w->row);
+    int64_t scanned = 0;
+    if (bounded)
+        scanned = scan_with_estimates(&w->row, &w->masses);
+    else
+        scan(&w->row, 0);
     if (rule->temperature == 0 || isinf(w->row.top))
         return 0;
-    w->masses.scale = scale;
     w->masses.floor = -INFINITY;
     if (bounded)
-        bound_total(&w->row, &w->masses, &w->least, &w->most);
+        bound_total(&w->row, &w->masses, scanned, &w->least, &w->most);
     if (w->filtered) {
         double least = w->least * 0x1p-10 * (1 - 1e-5) - (double)w->row.vocab; /* masses of top-p are truncated */
         double most = w->most * 0x1p-10 * (1 + 1e-5);

@@ -1,4 +1,4 @@
-/* Bias and penalties: which blocks they touch, and what the logits become. Specification: docs/spec/kernels-acceptance.md. */
+/* Bias and penalties: which blocks they touch, and what the logits become (docs/spec/kernels-acceptance.md). */
 
 static touched *touch(changes *c, int32_t id)
 {

@@ -34,7 +34,7 @@ static int32_t lowest_id_at_top(const row_view *row, const int32_t *token_ids)
     return lowest;
 }
 
-/* Lowest column with the largest logit of an unchanged row, by pieces that stay in the cache until they are searched. */
+/* Lowest column with the largest logit of an unchanged row; its piece is still in the cache when it is searched. */
 static int32_t greedy(const row_view *row)
 {
     enum { piece = 32 };

@@ -171,7 +171,7 @@ static float select_floor(const weights *w, float *values, int64_t n, double tar
             above += binned[0][bin];
         }
         int64_t kept = 0, before = n;
-        for (int64_t i = 0; i < n; i += FLOATS) { /* the last vector may be written up to the end of `values` + FLOATS */
+        for (int64_t i = 0; i < n; i += FLOATS) { /* writes up to FLOATS behind the last value */
             vfloat v = load_up_to(values, i, n);
             kept += append_where(values + kept, v, (bins_of(v, high, per_bin) == bin) & (v > -INFINITY));
         }

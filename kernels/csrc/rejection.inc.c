@@ -1,4 +1,4 @@
-/* Rejection sampling: accept while u * q < p, then a token from what p has left over q (docs/spec/kernels-acceptance.md). */
+/* Rejection sampling: accept while u * q < p, then a token of max(p - q, 0) (docs/spec/kernels-acceptance.md). */
 
 /* Which q belongs to a draft. */
 typedef struct {

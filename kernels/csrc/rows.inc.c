@@ -129,24 +129,25 @@ static void part_of(int64_t n, int thread, int threads, int64_t *from, int64_t *
     *to = n * (thread + 1) / threads;
 }
 
-/* Read the whole row once: maxima of all blocks, and the largest logit. */
-static void scan(row_view *row)
+/* Read a row once from block `from` on: maxima of all these blocks, and the largest logit of the row. */
+static void scan(row_view *row, int64_t from)
 {
     int64_t whole = row->vocab / BLOCK;
-    float buffer[BLOCK];
+    float buffer[BLOCK], top;
     if (row->threads == 1) {
-        row->top = scan_blocks(row, 0, whole);
+        top = scan_blocks(row, from, whole);
+        row->top = from && row->top > top ? row->top : top;
     } else {
 #pragma omp parallel for num_threads(row->threads) schedule(static, 1)
         for (int t = 0; t < row->threads; t++) {
-            int64_t from, to;
-            part_of(whole, t, row->threads, &from, &to);
-            scan_blocks(row, from, to);
+            int64_t first, end;
+            part_of(whole - from, t, row->threads, &first, &end);
+            scan_blocks(row, from + first, from + end);
         }
     }
     if (whole < row->num_blocks) {
-        float last = scan_as(EK_FLOAT32, plain_block(row, whole, buffer), 0, 1, row->maxima + whole);
-        row->top = whole && row->top > last ? row->top : last;
+        top = scan_as(EK_FLOAT32, plain_block(row, whole, buffer), 0, 1, row->maxima + whole);
+        row->top = whole && row->top > top ? row->top : top;
     }
     if (row->threads > 1 || row->changes) {
         row->top = -INFINITY;
