@@ -26,7 +26,7 @@ def figures_of(rows: list[dict[str, Any]], stamped: dict[str, Any]) -> dict[str,
     for place, key in (("memory", "kernels.dequant_share_write_limit_min"), ("caches", "kernels.dequant_share_l3_min")):
         shares = [row["share"] for row in rows if row.get("share_of") == place]
         if len(shares) == 8:
-            size = "128 MiB, beyond the caches" if place == "memory" else "8 MiB, within L3"
+            size = "128 MiB, beyond the caches" if place == "memory" else "16 MiB, within L3"
             unit = f"bytes/s over the faster way of writing, float32 out, group 64, {size}, worst of 1 .. 8 bits"
             figures[key] = figure(min(shares), unit, "stores alone, measured in turn")
     for way in ("pack", "unpack", "split", "merge"):

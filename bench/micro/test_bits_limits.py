@@ -16,7 +16,7 @@ import pytest
 from edgekernels import _bits_checks, dequantise, fit, merge_planes, pack, packed_bytes, split_planes, unpack
 
 GROUP, COLUMNS = 64, 512
-PLACES = {"caches": 4096, "memory": 65536}  # rows: 8 and 128 MiB of float32
+PLACES = {"caches": 8192, "memory": 65536}  # rows: 16 and 128 MiB of float32
 ROUNDS = {"caches": 400, "memory": 30}
 WAYS = ("pack", "unpack", "split", "merge")
 

@@ -157,16 +157,16 @@ static void quantise(const float *values, const ek_matrix *shape, const float *s
 
 /* Write the values of n codes whose bytes begin at `from`, which are those from `first` on in the matrix. */
 static void values_of(const value_plan *groups, const block_plan *plan, const table_plan *tables, const uint8_t *from,
-                      const uint8_t *end, int64_t first, int64_t n, ek_format format, char *to)
+                      const uint8_t *end, int64_t first, int64_t n, ek_format format, int past, char *to)
 {
     uint8_t chunk[STAGE / 2];
-    const int64_t done = values_by_tables(groups, tables, from, end, first, n, to);
+    const int64_t done = values_by_tables(groups, tables, from, end, first, n, past, to);
     if (done == n)
         return;
     from += done / 8 * plan->bits, first += done, n -= done, to += done * (format == EK_FLOAT32 ? 4 : 2);
     if (plan->bits != 8)
         unpack_codes(plan, from, end, n, chunk);
-    span_of_values(groups, plan->bits == 8 ? from : chunk, first, n, format, to);
+    span_of_values(groups, plan->bits == 8 ? from : chunk, first, n, format, past, to);
 }
 
 static void dequantise(const uint8_t *packed, const ek_matrix *shape, const float *scale, const float *offset,
@@ -180,20 +180,25 @@ static void dequantise(const uint8_t *packed, const ek_matrix *shape, const floa
     const int64_t stream_bytes = (stream * shape->bits + 7) / 8;
     const uint8_t *end = packed + (stream ? total / stream * stream_bytes : 0);
     const int past_caches = total * size > ek_cache_bytes();
+    const int direct = past_caches && shape->group % BLOCK == 0 && (uintptr_t)values % LINE == 0;
+    const int gathered = past_caches && !direct; /* what is not made in whole lines anyway */
     char *to = values;
     sink out;
-    if (past_caches)
+    if (gathered)
         open_sink(&out, values);
     for (int64_t from = 0; from < total; from += stream, packed += stream_bytes)
         for (int64_t i = 0; i < stream; i += part) {
             const int64_t n = least_of(stream - i, part), first = from + i;
             const uint8_t *bytes = packed + i / 8 * shape->bits;
-            values_of(&groups, &plan, &tables, bytes, end, first, n, format, past_caches ? room(&out) : to + first * size);
-            if (past_caches)
+            values_of(&groups, &plan, &tables, bytes, end, first, n, format, direct,
+                      gathered ? room(&out) : to + first * size);
+            if (gathered)
                 flush(&out, n * size);
         }
-    if (past_caches)
+    if (gathered)
         close_sink(&out);
+    if (direct)
+        written_past_caches();
 }
 
 #include "bits_planes.h"
@@ -206,4 +211,6 @@ static void dequantise(const uint8_t *packed, const ek_matrix *shape, const floa
 #define EK_NAME(a, b) EK_PASTE(a, b)
 #define EK_QUOTE(a) #a
 #define EK_STRING(a) EK_QUOTE(a)
-const ek_bits EK_NAME(ek_bits_, EK_LEVEL) = {EK_STRING(EK_LEVEL), pack, unpack, quantise, dequantise, split, merge, fit};
+const ek_bits EK_NAME(ek_bits_, EK_LEVEL) = {
+    EK_STRING(EK_LEVEL), pack, unpack, quantise, dequantise, split, merge, fit,
+};

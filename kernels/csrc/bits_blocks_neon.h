@@ -64,6 +64,7 @@ static inline void pack_block(const block_plan *plan, const uint8_t *codes, uint
         fours = vorrq_u32(vbicq_u32(fours, upper_half), vshlq_u32(vandq_u32(fours, upper_half), plan->fours));
         uint64x2_t eights = vreinterpretq_u64_u32(fours);
         eights = vorrq_u64(vbicq_u64(eights, upper_word), vshlq_u64(vandq_u64(eights, upper_word), plan->eights));
-        vst1q_u8(to, vqtbl1q_u8(vreinterpretq_u8_u64(eights), plan->close)); /* in order: each ends in what is not its own */
+        /* in order: each ends in what is not its own */
+        vst1q_u8(to, vqtbl1q_u8(vreinterpretq_u8_u64(eights), plan->close));
     }
 }

@@ -106,11 +106,39 @@ static inline uint16_t half_of(float x)
     return (uint16_t)(sign | word >> 13);
 }
 
-/* Write values as `format`. None is NaN: a product and a sum of finite numbers, of which at most the first overflows. */
-static inline void put(lanes values, ek_format format, void *to)
+/* Store bytes of a vector; past the caches if `past`, which wants an address that is a multiple of their number. */
+static inline __attribute__((always_inline)) void store_bytes(void *to, const void *from, int num_bytes, int past)
+{
+#if defined(__x86_64__)
+    if (past) {
+#if defined(__AVX512F__)
+        if (num_bytes == 64) {
+            _mm512_stream_si512((__m512i *)to, _mm512_loadu_si512(from));
+            return;
+        }
+#endif
+#if defined(__AVX2__)
+        if (num_bytes == 32) {
+            _mm256_stream_si256((__m256i *)to, _mm256_loadu_si256((const __m256i *)from));
+            return;
+        }
+#endif
+        if (num_bytes == 16) {
+            _mm_stream_si128((__m128i *)to, _mm_loadu_si128((const __m128i *)from));
+            return;
+        }
+    }
+#else
+    (void)past;
+#endif
+    memcpy(to, from, (size_t)num_bytes);
+}
+
+/* Write values as `format`. None is NaN: they are sums of products of finite numbers, and at most these overflow. */
+static inline __attribute__((always_inline)) void put(lanes values, ek_format format, int past, void *to)
 {
     if (format == EK_FLOAT32) {
-        memcpy(to, &values, sizeof values);
+        store_bytes(to, &values, sizeof values, past);
         return;
     }
     lane_halves halves;
@@ -130,7 +158,7 @@ static inline void put(lanes values, ek_format format, void *to)
             halves[i] = half_of(values[i]);
 #endif
     }
-    memcpy(to, &halves, sizeof halves);
+    store_bytes(to, &halves, sizeof halves, past);
 }
 
 static inline void put_one(float value, ek_format format, void *to)

@@ -1,5 +1,5 @@
-/* Bit planes of 512 codes with GFNI: an affine map over bits, whose matrix is 8 codes and whose argument is a unit matrix,
-   transposes 8 x 8 bits; bytes are transposed by a permutation, words of 8 bytes between registers. */
+/* Bit planes of 512 codes with GFNI: an affine map over bits, whose matrix is 8 codes and whose argument is a unit
+   matrix, transposes 8 x 8 bits; bytes are transposed by a permutation, words of 8 bytes between registers. */
 #include <immintrin.h>
 
 #define MANY 512
@@ -27,7 +27,8 @@ static inline __attribute__((always_inline)) void transpose_words(__m512i r[8])
 /* Byte j of word i becomes byte i of word j. */
 static inline __m512i transpose_bytes(__m512i words)
 {
-    const __m512i from = _mm512_setr_epi64(0x3830282018100800, 0x3931292119110901, 0x3A322A221A120A02, 0x3B332B231B130B03,
+    const __m512i from = _mm512_setr_epi64(0x3830282018100800, 0x3931292119110901, 0x3A322A221A120A02,
+                                           0x3B332B231B130B03,
                                            0x3C342C241C140C04, 0x3D352D251D150D05, 0x3E362E261E160E06,
                                            0x3F372F271F170F07);
     return _mm512_permutexvar_epi8(from, words);

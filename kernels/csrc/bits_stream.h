@@ -65,10 +65,16 @@ static inline void flush(sink *out, int64_t added)
         memcpy(out->lines, out->lines + whole, (size_t)out->filled);
 }
 
+/* Let what was written past the caches be seen by others before what is written next. */
+static void written_past_caches(void)
+{
+#if defined(__x86_64__)
+    _mm_sfence();
+#endif
+}
+
 static void close_sink(sink *out)
 {
     memcpy(out->to, out->lines + out->skip, (size_t)(out->filled - out->skip));
-#if defined(__x86_64__)
-    _mm_sfence(); /* what was written is seen by others before what is written next */
-#endif
+    written_past_caches();
 }

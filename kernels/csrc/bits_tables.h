@@ -1,5 +1,5 @@
-/* Values of codes of up to 5 bits by tables, with AVX-512 VBMI: all values of a group stand in one or two registers, and
-   a code is an index as soon as its bytes are in the right lane and shifted, without a chunk of codes between. */
+/* Values of codes of up to 5 bits by tables, with AVX-512 VBMI: all values of a group stand in one or two registers,
+   and a code is an index as soon as its bytes are in the right lane and shifted, without a chunk of codes between. */
 #include <immintrin.h>
 
 #define TABLE_BITS 5
@@ -48,15 +48,15 @@ INLINE value_table make_table(const table_plan *plan, float scale, float offset)
         table.high = _mm512_castps_si512(value[1]);
     } else {
         uint16_t halves[32];
-        put((lanes)value[0], plan->format, halves);
-        put((lanes)value[1], plan->format, halves + 16);
+        put((lanes)value[0], plan->format, 0, halves);
+        put((lanes)value[1], plan->format, 0, halves + 16);
         table.low = table.high = _mm512_loadu_si512(halves);
     }
     return table;
 }
 
 INLINE void block_by_table(const table_plan *plan, const value_table *table, __m512i bytes, int five_bits, int size,
-                           char *to)
+                           int past, char *to)
 {
     __m512i place = plan->place;
 #pragma GCC unroll 4
@@ -68,12 +68,13 @@ INLINE void block_by_table(const table_plan *plan, const value_table *table, __m
             values = _mm512_permutex2var_epi32(table->low, _mm512_srlv_epi32(moved, plan->shifts), table->high);
         else
             values = _mm512_permutexvar_epi32(_mm512_srlv_epi32(moved, plan->shifts), table->low);
-        _mm512_storeu_si512(to + 64 * k, values);
+        store_bytes(to + 64 * k, &values, sizeof values, past);
     }
 }
 
 INLINE int64_t blocks_by_tables(const value_plan *groups, const table_plan *shared, const uint8_t *from,
-                                const uint8_t *end, int64_t first, int64_t blocks, int five_bits, int size, char *to)
+                                const uint8_t *end, int64_t first, int64_t blocks, int five_bits, int size, int past,
+                                char *to)
 {
     const table_plan own = *shared, *plan = &own; /* in registers, since no write can change it */
     const int64_t in_group = groups->group / BLOCK, block_bytes = BLOCK / 8 * plan->bits;
@@ -82,7 +83,7 @@ INLINE int64_t blocks_by_tables(const value_plan *groups, const table_plan *shar
         const int64_t stop = done + least_of(left, blocks - done);
         const value_table table = make_table(plan, groups->scale[g], groups->offset[g]);
         for (; done < stop && end - from >= SPAN; done++, from += block_bytes)
-            block_by_table(plan, &table, _mm512_loadu_si512(from), five_bits, size, to + done * BLOCK * size);
+            block_by_table(plan, &table, _mm512_loadu_si512(from), five_bits, size, past, to + done * BLOCK * size);
         if (done < stop)
             break;
         g++, left = in_group;
@@ -92,14 +93,16 @@ INLINE int64_t blocks_by_tables(const value_plan *groups, const table_plan *shar
 
 /* Write the values of as many of the n codes as can be done so, and return how many these are. */
 static int64_t values_by_tables(const value_plan *groups, const table_plan *plan, const uint8_t *from,
-                                const uint8_t *end, int64_t first, int64_t n, char *to)
+                                const uint8_t *end, int64_t first, int64_t n, int past, char *to)
 {
-    const int64_t blocks = n / BLOCK;
+#define DONE(five_bits, size, past)                                                                                    \
+    BLOCK *blocks_by_tables(groups, plan, from, end, first, n / BLOCK, five_bits, size, past, to)
     if (plan->bits > TABLE_BITS || groups->group % BLOCK || first % BLOCK)
         return 0;
     if (plan->format != EK_FLOAT32)
-        return BLOCK * blocks_by_tables(groups, plan, from, end, first, blocks, 0, 2, to);
+        return past ? DONE(0, 2, 1) : DONE(0, 2, 0);
     if (plan->bits == 5)
-        return BLOCK * blocks_by_tables(groups, plan, from, end, first, blocks, 1, 4, to);
-    return BLOCK * blocks_by_tables(groups, plan, from, end, first, blocks, 0, 4, to);
+        return past ? DONE(1, 4, 1) : DONE(1, 4, 0);
+    return past ? DONE(0, 4, 1) : DONE(0, 4, 0);
+#undef DONE
 }

@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from edgekernels import _bits_reference, dequantise, pack, packed_bytes, quantise, unpack
+from edgekernels import _bits_checks, _bits_reference, dequantise, pack, packed_bytes, quantise, unpack
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -112,7 +112,7 @@ def test_formats_may_be_named_by_their_type(name):
 @pytest.mark.parametrize(("name", "bits"), [("float32", 3), ("float16", 7)])
 @pytest.mark.parametrize("start", [0, 5])
 def test_large_outputs_equal_small_ones(bits_level, name, bits, start):
-    """What is larger than the caches is written by another way; its beginning need not be that of a line."""
+    """What is larger than the caches is written by other ways: one if it begins with a cache line, one if not."""
     from edgekernels import _bits
 
     dtype = np.dtype(FORMATS[name])
@@ -121,7 +121,8 @@ def test_large_outputs_equal_small_ones(bits_level, name, bits, start):
     rng = np.random.default_rng(start)
     packed = rng.integers(0, 256, packed_bytes(rows * columns, bits), np.uint8)
     scale = rng.normal(0, 1, (rows, columns // group)).astype(np.float32)
-    frame = np.zeros(rows * columns + 16, dtype)
+    frame = _bits_checks.aligned((rows * columns + 16,), dtype)
+    frame[:] = 0
     out = frame[start : start + rows * columns].reshape(rows, columns)
     settings = {"columns": columns, "group": group, "dtype": name}
     dequantise(packed, bits, scale=scale, offset=scale, out=out, **settings)
