@@ -37,7 +37,8 @@ typedef struct {
     void (*sum_groups)(const float *x, int64_t columns, int32_t group, float *sum);
     /* y[t * stride + r] = matrix row r . token t (+ bias[r] unless NULL) for rows from .. to - 1 and count tokens.
        from is a multiple of 16, and so is to unless it is the number of rows; multiples of 64 are fastest. Any number
-       of threads may work on different rows. The result is the same to the bit on every level, however rows and tokens are cut. */
+       of threads may work on different rows. The result is the same to the bit on every level, however rows and tokens
+       are cut. */
     void (*quantised)(const ek_packed *matrix, const ek_tokens *tokens, int64_t count, int64_t from, int64_t to,
                       const float *bias, float *y, int64_t stride);
     /* The same with float activations x (count, columns) and their sums (count, groups). */

@@ -79,12 +79,12 @@ INLINE void multiply(const job *job, int64_t first, int64_t token, float *y, con
 #define ADD_STEP(step, i)                                                                                              \
     {                                                                                                                  \
         vwords c[MOST_VECTORS];                                                                                        \
-        UNROLL for (int v = 0; v < vectors; v++)                                                                              \
+        UNROLL for (int v = 0; v < vectors; v++)                                                                       \
             c[v] = codes_of(unit_of(&at, column, v), bits, step, apart);                                               \
-        UNROLL for (int t = 0; t < count; t++) {                                                                              \
+        UNROLL for (int t = 0; t < count; t++) {                                                                       \
             const spread x = spread_of(codes + t * columns + column + (i)*4);                                  \
-            UNROLL for (int v = 0; v < vectors; v++)                                                                          \
-                d[t][v] = add_step(d[t][v], c[v], x, bits, apart ? step : i, apart);                                     \
+            UNROLL for (int v = 0; v < vectors; v++)                                                                   \
+                d[t][v] = add_step(d[t][v], c[v], x, bits, apart ? step : i, apart);                                   \
         }                                                                                                              \
     }
             FOR_STEPS(ADD_STEP)
@@ -135,16 +135,16 @@ INLINE void multiply_floats(const job *job, int64_t first, int64_t token, float 
 #define ADD_FLOAT_STEP(step, i)                                                                                        \
     {                                                                                                                  \
         vwords c[MOST_VECTORS];                                                                                        \
-        UNROLL for (int v = 0; v < vectors; v++)                                                                              \
+        UNROLL for (int v = 0; v < vectors; v++)                                                                       \
             c[v] = codes_of(unit_of(&at, column, v), bits, step, 0);                                                   \
         _Pragma("GCC unroll 4") for (int j = 0; j < 4; j++)                                                            \
         {                                                                                                              \
             vfloat w[MOST_VECTORS];                                                                                    \
-            UNROLL for (int v = 0; v < vectors; v++)                                                                          \
+            UNROLL for (int v = 0; v < vectors; v++)                                                                   \
                 w[v] = floats_of(c[v], bits, j);                                                                       \
-            UNROLL for (int t = 0; t < count; t++) {                                                                          \
+            UNROLL for (int t = 0; t < count; t++) {                                                                   \
                 const vfloat activation = spread_float(x[t * columns + column + (i)*4 + j]);                           \
-                UNROLL for (int v = 0; v < vectors; v++)                                                                      \
+                UNROLL for (int v = 0; v < vectors; v++)                                                               \
                     d[t][v] = multiply_add(w[v], activation, d[t][v]);                                                 \
             }                                                                                                          \
         }                                                                                                              \

@@ -6,7 +6,8 @@
 #include "gemm.h"
 
 #if defined(EK_HAS_AMX)
-#pragma GCC target("avx2,fma,f16c,bmi2,avx512f,avx512bw,avx512dq,avx512vl,avx512vbmi,avx512vnni,prefer-vector-width=512")
+#pragma GCC target("avx2,fma,f16c,bmi2,avx512f,avx512bw,avx512dq,avx512vl,prefer-vector-width=512")
+#pragma GCC target("avx512vbmi,avx512vnni")
 #define EK_VNNI 1
 #include "gemm_block.h"
 #include "gemm_tiles.h"

@@ -2,7 +2,8 @@
 
    A unit is 32 columns of 16 rows: 8 steps of 64 codes, in `bits` planes of 64 bytes; byte i of every plane belongs to
    row i / 4 and column i % 4 of each step. A byte holds as many whole codes as fit, the first at its low end. Its
-   spare bits, plane after plane, low end first, make up the codes that remain. So most codes cost a shift and a mask. */
+   spare bits, plane after plane, low end first, make up the codes that remain. So most codes cost a shift and a
+   mask. */
 #ifndef EDGEKERNELS_GEMM_LAYOUT_H
 #define EDGEKERNELS_GEMM_LAYOUT_H
 
