@@ -27,7 +27,7 @@ def gemm_losses(results: dict[str, Any]) -> Iterator[tuple[str, str]]:
         for place, result in places.items():
             cases: dict[tuple[int, int], dict[str, dict[str, Any]]] = {}
             for row in result["cases"]:
-                if "median_us" in row:
+                if "median_us" in row and not row.get("disturbed"):
                     cases.setdefault((row["m"], row["threads"]), {})[row["contender"]] = row
             for (m, threads), rows in cases.items():
                 counts = f"{m} row{'s' * (m > 1)}, {threads} thread{'s' * (threads > 1)}"

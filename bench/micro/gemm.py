@@ -64,10 +64,13 @@ def _built(case: peers.Case) -> tuple[dict[str, Any], dict[str, dict[str, Any]]]
     return {**found, LIMIT: peers.Limit(case)}, known
 
 
-def _timed(contenders: dict[str, Any], num_threads: int, rounds: int) -> dict[str, dict[int, float]]:
+def _timed(contenders: dict[str, Any], num_threads: int, rounds: int) -> tuple[dict[str, dict[int, float]], bool]:
     """Seconds of one product by round; a slow contender rests in two rounds of three.
 
-    A round in which other processes ran is forgotten, unless there were no others in the end.
+    A round in which other processes ran is forgotten, unless ours has no others in the end.
+
+    Returns:
+        The times, and whether they are of disturbed rounds.
     """
     times: dict[str, dict[int, float]] = {name: {} for name in contenders}
     disturbed: dict[str, dict[int, float]] = {name: {} for name in contenders}
@@ -83,7 +86,9 @@ def _timed(contenders: dict[str, Any], num_threads: int, rounds: int) -> dict[st
         kept = times if counts() else disturbed
         for name, seconds in found.items():
             kept[name][number] = seconds
-    return {name: times[name] or disturbed[name] for name in contenders}
+    if times["edgekernels"]:
+        return {name: times[name] or disturbed[name] for name in contenders}, False
+    return disturbed, True
 
 
 def _turn(contender: Any, num_threads: int) -> float:
@@ -108,12 +113,14 @@ def measure(bits: int, place: str, rounds: int) -> dict[str, Any]:
         case = peers.case_of(bits, m, place)
         contenders, known = _built(case)
         for num_threads in THREADS:
-            times = _timed(contenders, num_threads, rounds)
+            times, disturbed = _timed(contenders, num_threads, rounds)
             medians = {name: statistics.median(values.values()) for name, values in times.items()}
             for name in (*known, LIMIT):
                 row = _row(name, known.get(name, {}), times.get(name, {}), medians)
-                rows.append({"m": m, "threads": num_threads, **row})
-            if theirs := [name for name in medians if name.startswith("ggml")]:
+                rows.append({"m": m, "threads": num_threads, **row, **({"disturbed": True} if disturbed else {})})
+            if disturbed:
+                print(f"  {bits} bits {place} m={m} threads={num_threads}: other processes never rested", flush=True)
+            elif theirs := [name for name in medians if name.startswith("ggml")]:
                 best, key = min(theirs, key=medians.__getitem__), f"m={m} threads={num_threads}"
                 both = sorted(times[best].keys() & times["edgekernels"].keys())
                 ratios[key] = ratio(*([times[name][turn] for turn in both] for name in (best, "edgekernels")))
@@ -137,7 +144,7 @@ def _row(name: str, known: dict[str, Any], times: dict[int, float], medians: dic
 
 
 def figures(bits: int, place: str, result: dict[str, Any], stamped: dict[str, Any]) -> dict[str, record.Figure]:
-    """The headline figures of one width and place: one row of activations, two threads."""
+    """The headline figures of one width and place: one row of activations, two threads; none of disturbed rounds."""
     command = f"{COMMAND} --bits {bits} --place {place}"
     found = {}
     if place == "L3" and (key := "m=1 threads=2") in result["ratio_ggml"]:
@@ -146,7 +153,7 @@ def figures(bits: int, place: str, result: dict[str, Any], stamped: dict[str, An
             result["ratio_ggml"][key], unit, "ggml in llama-cpp-python", command, stamped
         )
     for row in result["cases"]:
-        if (row["contender"], row["m"], row["threads"]) == ("edgekernels", 1, 2):
+        if (row["contender"], row["m"], row["threads"]) == ("edgekernels", 1, 2) and not row.get("disturbed"):
             unit = f"time to read our bytes from {place} over our time, 4096 x 4096, 1 row of activations, 2 threads"
             found[f"kernels.gemv{bits}_share_{place.lower()}"] = record.figure(
                 row["share_of_limit"], unit, f"reading from {place}", command, stamped

@@ -112,6 +112,24 @@ def test_a_ratio_is_of_the_same_rounds_and_a_figure_has_its_origin():
     }
     assert found["kernels.gemv4_ratio_ggml"]["command"] == "python -m bench.micro.gemm --bits 4 --place L3"
     assert gemm.figures(4, "DRAM", result, stamped).keys() == {"kernels.gemv4_share_dram"}
+    assert not gemm.figures(4, "DRAM", {"cases": [row | {"disturbed": True}], "ratio_ggml": {}}, stamped)
+
+
+@pytest.mark.parametrize("busy", [0.0, 1.0])
+def test_rows_of_disturbed_rounds_say_so(monkeypatch, busy):
+    class Still:
+        products = 1
+
+        def prepare(self, num_threads):
+            pass
+
+        def turn(self):
+            pass
+
+    monkeypatch.setattr(others.Watch, "others_share", lambda watch: busy)
+    times, disturbed = gemm._timed({"edgekernels": Still(), "limit": Still()}, 1, 2)
+    assert disturbed == (busy > 0.5)
+    assert {name: len(found) for name, found in times.items()} == dict.fromkeys(times, 8 if disturbed else 2)
 
 
 def test_the_decoders_figure_is_the_worse_of_one_and_two_threads():
