@@ -154,7 +154,7 @@ def single_rows() -> dict[str, dict[str, float]]:
 
 
 def two_python_threads() -> float:
-    """How many times the work two Python threads do in the time of one; the best of seven, when both had a processor."""
+    """How many times the work two Python threads do in the time of one; the best of seven."""
     logits = sampling.peaked_logits(40, 32_000)
 
     def took(count: int) -> float:
@@ -200,7 +200,7 @@ def figures(rows: list[dict[str, Any]], first_call: float, scaling: float, stamp
 
     found = {
         "kernels.accept_first_call_ms": figure(first_call, "ms, import and first call, numpy imported before", ""),
-        "kernels.accept_two_threads": figure(scaling, "work of two Python threads over that of one, best of 7", "one thread"),
+        "kernels.accept_two_threads": figure(scaling, "work of two Python threads over one's, best of 7", "one thread"),
     }
     for key, (case, theirs) in cases.items():
         row = by_name[case]
