@@ -74,7 +74,7 @@ def bits_figures(results: list[dict[str, Any]]) -> dict[str, float]:
     groups: dict[str, dict[str, float]] = {}
     figures = {}
     for row in results:
-        if "bits" in row:
+        if "way" in row:
             groups.setdefault(f"{row['way']}_b{row['bits']}", {})[row["peer"]] = row["median_s"]
             if (row["peer"], row["way"], row["bits"]) == ("edgekernels", "dequantise", 4):
                 figures["kernels.bits.dequantise_b4.gb_per_s"] = round(row["float_bytes"] / row["median_s"] / 1e9, 1)

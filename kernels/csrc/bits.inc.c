@@ -164,6 +164,9 @@ static void values_of(const value_plan *groups, const block_plan *plan, const ta
     if (done == n)
         return;
     from += done / 8 * plan->bits, first += done, n -= done, to += done * (format == EK_FLOAT32 ? 4 : 2);
+    const int64_t num_bytes = n * plan->bits / 8;
+    for (int64_t i = 0; past && plan->bits != 8 && i < num_bytes; i += LINE)
+        __builtin_prefetch(from + num_bytes + i); /* of the next part, while stores wait for memory */
     if (plan->bits != 8)
         unpack_codes(plan, from, end, n, chunk);
     span_of_values(groups, plan->bits == 8 ? from : chunk, first, n, format, past, to);

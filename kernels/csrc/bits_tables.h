@@ -82,8 +82,10 @@ INLINE int64_t blocks_by_tables(const value_plan *groups, const table_plan *shar
     while (done < blocks) {
         const int64_t stop = done + least_of(left, blocks - done);
         const value_table table = make_table(plan, groups->scale[g], groups->offset[g]);
-        for (; done < stop && end - from >= SPAN; done++, from += block_bytes)
+        for (; done < stop && end - from >= SPAN; done++, from += block_bytes) {
+            __builtin_prefetch(from + 1536); /* may lie beyond the end: nothing is read */
             block_by_table(plan, &table, _mm512_loadu_si512(from), five_bits, size, past, to + done * BLOCK * size);
+        }
         if (done < stop)
             break;
         g++, left = in_group;

@@ -33,6 +33,8 @@ INLINE void values_of_blocks(const value_plan *plan, const uint8_t *codes, int64
     for (int64_t i = 0; i < n; i += BLOCK, left -= BLOCK) {
         if (left == 0)
             scale++, offset++, left = group;
+        if (past)
+            __builtin_prefetch(codes + i + 2048); /* of 8 bits: the stream itself */
         const lanes wide = all_lanes(*scale), low = all_lanes(*offset);
 #pragma GCC unroll 16
         for (int k = 0; k < BLOCK; k += LANES)
