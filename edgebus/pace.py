@@ -17,7 +17,7 @@ class Pace:
     """
 
     BUSY_S = 0.25  # a small message makes the lane polite for so long
-    DRAIN_S = 0.0002  # what may stand before a small message, seconds
+    DRAIN_S = 0.0001  # what may stand before a small message, seconds
 
     def __init__(self, max_chunk_bytes: int, window_bytes: int) -> None:
         self._max_chunk_bytes, self.window_bytes = max_chunk_bytes, window_bytes
@@ -50,4 +50,4 @@ class Pace:
         if now - self._small_at > self.BUSY_S:
             return self._max_chunk_bytes, self.window_bytes
         chunk = int(min(max(self._rate * self.DRAIN_S / 2, 16 * 1024), 256 * 1024, self._max_chunk_bytes))
-        return chunk, min(self.window_bytes, 2 * chunk)
+        return chunk, min(self.window_bytes, 4 * chunk)
