@@ -12,7 +12,7 @@ CSRC = "kernels/csrc"
 compile_args, link_args = [], []
 if sys.platform != "win32":
     # Contracted products (FMA) would change the last bits between levels; -ffast-math, the whole process.
-    compile_args += ["-O3", "-ffp-contract=off", "-fno-math-errno", "-fno-trapping-math"]
+    compile_args += ["-O3", "-g0", "-ffp-contract=off", "-fno-math-errno", "-fno-trapping-math"]
     link_args += ["-lm"]
 if sys.platform == "linux":
     compile_args.append("-fopenmp")

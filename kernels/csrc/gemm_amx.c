@@ -1,5 +1,6 @@
-/* Kernels of packed matrices for x86-64 with AMX tiles of int8; empty elsewhere. Four tokens or more at a time go
-   through tiles, fewer through the kernels of level avx512_vnni.
+/* Kernels of packed matrices for x86-64 with AMX tiles of int8; empty elsewhere. Sixteen tokens at a time go through
+   tiles, fewer through the kernels of level avx512_vnni: on a Sapphire Rapids 8 tokens of 4096 x 4096 at 4 bits took
+   860 us in tiles and 626 without, 16 tokens 1150 and 1223.
 
    The vector of codes of one step (16 rows x 4 columns) is what a row of a tile of the right factor looks like, so
    codes are unpacked into one and multiplied with a tile of up to 16 tokens. */
@@ -13,7 +14,9 @@
 #include "gemm_tiles.h"
 
 #define MOST_TOKENS 16
-#define FEWEST_TOKENS 4
+#if !defined(FEWEST_TOKENS)
+#define FEWEST_TOKENS 16
+#endif
 #define BLOCKS 4     /* which share a tile of activations */
 #define DEPTH_MOST 64 /* columns of a tile */
 

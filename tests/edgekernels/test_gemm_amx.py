@@ -15,7 +15,7 @@ import pytest
 from edgekernels import PackedMatrix, _gemm_reference
 
 SOURCES = Path(__file__).parents[2] / "kernels" / "csrc"
-FLAGS = ["-O1", "-ffp-contract=off", "-fPIC", f"-I{SOURCES}"]
+FLAGS = ["-O1", "-ffp-contract=off", "-fPIC", f"-I{SOURCES}", "-DFEWEST_TOKENS=4"]
 REST = """
 #include "gemm.h"
 /* In place of the kernels of avx512_vnni, which get the tokens that do not fill a tile: marks their results. */
