@@ -86,9 +86,32 @@ def decoder_losses(results: dict[str, Any]) -> Iterator[tuple[str, str]]:
             yield f"decoder, {name}, perplexity", found
 
 
+def acceptance_losses(results: dict[str, Any]) -> Iterator[tuple[str, str]]:
+    """Acceptance on the host: each peer that is faster in the same case."""
+    for row in results.get("rows", []):
+        us = row["us"]
+        for name, theirs in us.items():
+            if _is_peer(name) and theirs < (1 - _TOLERANCE) * us[OURS]:
+                yield f"acceptance, {row['case']}", f"{us[OURS]:.0f} us against {theirs:.0f} of {name}"
+
+
+def cuda_losses(results: dict[str, Any]) -> Iterator[tuple[str, str]]:
+    """Acceptance on a CUDA device: each peer that is faster in the same case."""
+    for case, us in results.get("median_us", {}).items():
+        ours = us[f"{OURS} on the device"]
+        for name, theirs in us.items():
+            if _is_peer(name) and theirs < (1 - _TOLERANCE) * ours:
+                yield f"acceptance on {results['device']}, {case}", f"{ours:.0f} us against {theirs:.0f} of {name}"
+
+
 def table() -> str:
     """All losses as a Markdown table."""
-    rows = [*gemm_losses(_results("gemm")), *decoder_losses(_results("decoder"))]
+    rows = [
+        *acceptance_losses(_results("acceptance")),
+        *cuda_losses(_results("accept_cuda")),
+        *gemm_losses(_results("gemm")),
+        *decoder_losses(_results("decoder")),
+    ]
     return "\n".join(["| where | how much |", "|---|---|", *(f"| {what} | {found} |" for what, found in rows)])
 
 
