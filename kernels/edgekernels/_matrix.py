@@ -6,6 +6,7 @@ import numpy as np
 import numpy.typing as npt
 
 from edgekernels import _bits_checks, _checks, _matrix_checks, _select
+from edgekernels._quantise import fit
 
 Bytes = npt.NDArray[np.uint8]
 Floats = npt.NDArray[np.float32]
@@ -112,8 +113,9 @@ class PackedMatrix:
         group: int,
         symmetric: bool = False,
         factors: npt.DTypeLike = np.float32,
+        clip: str = "range",
     ) -> Self:
-        """Quantise values to the nearest codes between the extremes of each group.
+        """Quantise values to the nearest codes of each group's range.
 
         Affine: the smallest value of a group gets the lowest code, the largest the highest. Symmetric: the value of
         largest magnitude gets code 0, whatever its sign (its scale may be negative), and 0 is exact.
@@ -124,6 +126,8 @@ class PackedMatrix:
             group: columns which share a scale: 16, 32, 64, 128 or 256; divides columns.
             symmetric: without offsets.
             factors: dtype of scales and offsets, float32 or float16; codes are chosen for the rounded ones.
+            clip: "range" as above, between the extremes; "mse": the range of the least squared error, see
+                fit; not for symmetric ones.
 
         Returns:
             The matrix.
@@ -138,6 +142,11 @@ class PackedMatrix:
         codes = np.empty((rows, columns), np.uint8)
         scale = np.empty((rows, columns // group), dtype)
         offset = None if symmetric else np.empty_like(scale)
+        fitted = None
+        if _bits_checks.choice("clip", clip, ("range", "mse")):
+            if symmetric:
+                raise ValueError('clip="mse" needs offsets; leave symmetric out, or clip="range"')
+            fitted = fit(values, bits, group=group)
         step = max(1, AT_ONCE // columns)
         for first in range(0, rows, step):
             part = slice(first, first + step)
@@ -146,14 +155,16 @@ class PackedMatrix:
             _matrix_checks.extremes(low, high, first, group)
             top = np.float32((1 << bits) - 1)
             with np.errstate(all="ignore"):
-                if offset is None:
-                    middle = np.float32(1 << (bits - 1))
-                    scale[part] = np.where(high > -low, high, low) / -middle
-                    zero = middle
+                zero = np.float32(1 << (bits - 1) if symmetric else 0)
+                if fitted is not None:
+                    scale[part] = fitted.scale[part]
+                    if offset is not None:
+                        offset[part] = fitted.offset[part]
+                elif offset is None:
+                    scale[part] = np.where(high > -low, high, low) / -zero
                 else:
                     scale[part] = high / top - low / top  # each on its own: the difference might overflow
                     offset[part] = low
-                    zero = np.float32(0)
                 size = scale[part, :, None].astype(np.float32)
                 rest = grouped if offset is None else grouped - offset[part, :, None].astype(np.float32)
                 steps = np.rint(rest / np.where(size == 0, np.float32(1), size)) + zero

@@ -204,3 +204,17 @@ def test_arguments_are_refused_with_numbers():
         with pytest.raises(error) as caught:
             call()
         assert words in str(caught.value)
+
+
+@pytest.mark.parametrize("bits", [2, 3, 4, 8])
+def test_clipping_for_the_least_error_lessens_it(bits):
+    values = np.random.default_rng(3).standard_normal((64, 256)).astype(np.float32)
+    whole, clipped = (PackedMatrix.quantise(values, bits, group=64, clip=clip) for clip in ("range", "mse"))
+    errors = [float(((matrix.dequantise() - values) ** 2).sum()) for matrix in (whole, clipped)]
+    assert errors[1] <= errors[0] * (1.001 if bits == 8 else 0.97)
+
+
+def test_unknown_clip_is_an_error():
+    for options in ({"clip": "none"}, {"clip": "mse", "symmetric": True}):
+        with pytest.raises(ValueError, match="clip"):
+            PackedMatrix.quantise(np.zeros((1, 64), np.float32), 4, group=64, **options)
