@@ -345,7 +345,13 @@ def test_a_lost_request_is_asked_again_only_in_what_is_left_of_the_timeout(serve
 
     with served.serving() as endpoint, served.device(endpoint, timeout_s=2.0) as device:
         device.prepare(PRIVATE)
-        monkeypatch.setattr(device._link, "request", request)
+        link = device._link
+
+        class Patched:
+            def __getattr__(self, name):
+                return request if name == "request" else getattr(link, name)
+
+        monkeypatch.setattr(device, "_link", Patched())
         monkeypatch.setattr("qpart.run.device.time.monotonic", lambda: now[0])
         with pytest.raises(edgebus.LinkLost, match="went down"):
             device.infer(inputs)
