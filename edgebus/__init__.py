@@ -9,9 +9,9 @@ import importlib
 import os
 from typing import TYPE_CHECKING, Any
 
-if os.environ.get("EDGEBUS_PURE"):
-    from edgebus.pure import use_sources
+from edgebus.pure import is_partial, use_sources
 
+if os.environ.get("EDGEBUS_PURE") or is_partial():
     use_sources()
 
 from edgebus.config import Limits

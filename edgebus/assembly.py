@@ -57,11 +57,16 @@ class Assembler:
         assert header.transfer is not None
         token = (record.peer_id, record.direction, header.transfer.id)
         total = sum(header.transfer.sizes)
-        if (held := self._held.get(token)) is not None and held.record.header == record.header:
+        held = self._held.get(token)
+        if held is not None and not record.frames and held.record.header == record.header:
             return []  # announced again
-        given = self._give_up(token)
         if record.frames and sum(map(len, record.frames)) == total:
-            return [*given, (record, header)]  # it came whole
+            if held is not None and held.header.id == header.id and type(held.header) is type(header):
+                del self._held[token]  # announced before
+                self._bytes -= sum(held.header.transfer.sizes)
+                return [(record, header)]
+            return [*self._give_up(token), (record, header)]  # it came whole
+        given = self._give_up(token)
         if total > self._most:
             return [*given, (record, header)]
         while self._held and (self._bytes + total > self._most or len(self._held) >= MAX_HELD):

@@ -180,10 +180,10 @@ class Pending:
 
     def follow(self, wait_s: float) -> None:
         """Sleep until it is settled, at most so long."""
-        with _making:
+        waiter = threading.Lock()
+        waiter.acquire()
+        with _making:  # nothing is called while it is held: a signal handler may follow something, too
             if self._waiter is None:
-                waiter = threading.Lock()
-                waiter.acquire()
                 self._waiter = waiter
         # Said first, then looked: whoever settles it after this look sees that we wait.
         if self._settled is None and self._waiter.acquire(timeout=wait_s):

@@ -191,6 +191,8 @@ class Engine:
         self, attached: Attached, payload: bytes, arrays: Sequence[Array]
     ) -> tuple[Specs, tuple[Block, ...]] | None:
         """Copy arrays to where a peer on this host sees them; None if they have to be sent."""
+        if self.runner.is_mine:
+            return None  # a signal handler in the middle of the node's work, which may be the pool's
         if not arrays or attached.link.is_local or not self.sharing.wants(attached, arrays):
             return None
         if len(payload) >= self.limits.bulk_from_bytes:

@@ -198,7 +198,7 @@ class Request:
         self._answered = True
 
     def __del__(self) -> None:
-        if getattr(self, "_answered", True):
+        if getattr(self, "_answered", True) or getattr(self, "_desk", None) is None:
             return
         self._answered = True
         message = refusal(self._id, "dropped", f"the handler of {self.service} gave no answer")
@@ -216,10 +216,10 @@ class Request:
         return pos
 
     def _claim(self) -> None:
-        with _claims:
-            if self._answered:
-                raise AlreadyAnswered(f"request {self._id} for {self.service} has its answer: answer once")
-            self._answered = True
+        with _claims:  # nothing is called or made while it is held: whatever that runs may answer, too
+            answered, self._answered = self._answered, True
+        if answered:
+            raise AlreadyAnswered(f"request {self._id} for {self.service} has its answer: answer once")
 
     def _check(self, specs: Sequence[ArraySpec], frames: Frames) -> None:
         limits = self._attached.link.peer_limits

@@ -5,11 +5,17 @@ EDGEBUS_PURE=1 asks for it, before edgebus is imported first.
 
 from __future__ import annotations
 
+import os
 import sys
-from importlib.machinery import SOURCE_SUFFIXES, FileFinder, ModuleSpec, SourceFileLoader
+from importlib.machinery import EXTENSION_SUFFIXES, SOURCE_SUFFIXES, FileFinder, ModuleSpec, SourceFileLoader
 from pathlib import Path
 from types import ModuleType
 
+COMPILED = (
+    "answerer", "attached", "calls", "desk", "express", "ids",
+    "inbox", "links", "policy", "requests", "runner", "sockets",
+)  # fmt: skip
+"""Modules that setup.py compiles: all of them or none, they share the layout of their classes."""
 _HERE = str(Path(__file__).parent)
 
 
@@ -27,6 +33,13 @@ class _Sources:
         if module == "_port":
             raise ModuleNotFoundError(f"{name} is compiled, and EDGEBUS_PURE is set", name=name)
         return self._files.find_spec(name)
+
+
+def is_partial() -> bool:
+    """True if some modules are compiled and others are not: the compiler gave up on them."""
+    files = set(os.listdir(_HERE))
+    compiled = sum(any(name + suffix in files for suffix in EXTENSION_SUFFIXES) for name in COMPILED)
+    return 0 < compiled < len(COMPILED)
 
 
 def use_sources() -> None:

@@ -12,6 +12,7 @@ import contextlib
 import logging
 import math
 import os
+import queue
 import socket
 import threading
 import time
@@ -105,7 +106,7 @@ class Runner:
         self._own_asleep = False
         self._own_polls = False
         self._own_needed = True
-        self._parked = threading.Semaphore(0)
+        self._parked: queue.SimpleQueue[None] = queue.SimpleQueue()  # a signal handler may come in the middle of it
         self._sleeps_until = -math.inf
         self._next_at = math.inf
         self._deferred: deque[tuple[Callable[..., object], tuple[Any, ...], Callable[[], object]]] = deque()
@@ -371,7 +372,7 @@ class Runner:
         self._closed = True  # whoever drives sees it before it touches a socket again
         self._wake()
         self._own_needed = True
-        self._parked.release()
+        self._parked.put(None)
 
     def on_monitor(self, socket_id: int, event: str, value: int) -> None:
         """From the sockets."""
@@ -452,6 +453,8 @@ class Runner:
             if item.ready:
                 return
             now = _now()
+            # What was just taken may want a timer without having anything to send or to tell.
+            self._next_at = min(self._next_at, hub.first_timer_at)
             # First said, then looked: whoever touches a socket after the look sees that it has to wake us.
             self._sleeps_until = sleeps_until = min(self._next_at, until)
             timeout_s: float | None = 0.0
@@ -491,7 +494,7 @@ class Runner:
             wake = self._own_asleep or self._own_needed
             self._own_asleep = False
         if wake:
-            self._parked.release()
+            self._parked.put(None)
 
     def _run(self) -> None:
         seen = -1
@@ -520,7 +523,8 @@ class Runner:
                     if displaced:
                         self._wake()  # what woke this thread may have been meant for the one that drives now
                 else:
-                    self._parked.acquire(timeout=1.0 if asleep else GRACE_S)
+                    with contextlib.suppress(queue.Empty):
+                        self._parked.get(timeout=1.0 if asleep else GRACE_S)
         finally:
             self._end()
 

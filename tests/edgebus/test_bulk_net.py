@@ -179,3 +179,39 @@ def test_memory_of_sender_and_receiver_is_given_back():
             tracemalloc.stop()
         assert now - before < MIB
         assert peak - before < 25 * MIB, "of 80: each is made, and copied"
+
+
+def test_credit_of_a_whole_request_that_is_worked_on_for_long_comes_in_time():
+    """Only its timer asks for it: nothing is to be sent or told when the request is handed on."""
+    limits = edgebus.Limits(share_bytes=0, bulk_bytes=1 << 20, heartbeat_s=5.0, silence_s=15.0, resend_s=3.0)
+    with (
+        edgebus.Node("s", insecure=True, limits=limits) as server,
+        edgebus.Node("c", insecure=True, limits=limits) as client,
+    ):
+        inbox = server.serve("x")
+        link = client.connect(server.bind("tcp://127.0.0.1:0"))
+        small, large = np.zeros(100_000, np.uint8), np.zeros(1_000_000, np.uint8)
+        taken, go_on = threading.Event(), threading.Event()
+
+        def serve():
+            while (request := inbox.get(10)) is not None and len(request.arrays[0]) < 1_000_000:
+                if request.payload == b"slow":
+                    taken.set()
+                    go_on.wait(5)
+                request.reply(b"ok")
+
+        worker = threading.Thread(target=serve)
+        worker.start()
+        for _ in range(3):
+            link.request("x", b"", (small,))
+        slow = link.send_request("x", b"slow", (small,))
+        assert taken.wait(5)
+        until = time.monotonic() + 2
+        waiting = link.send_request("x", b"", (large,))
+        while not inbox.ready and time.monotonic() < until:
+            time.sleep(0.005)
+        assert inbox.ready, "the credit of the first makes room for the second"
+        go_on.set()
+        assert slow.result().payload == b"ok"
+        worker.join(5)
+        waiting.cancel()

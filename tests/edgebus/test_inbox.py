@@ -171,3 +171,22 @@ def test_request_that_was_overtaken_is_executed_and_a_forgotten_one_is_not():
     assert (refused.header.id, refused.header.code) == (1, "forgotten")
     answerer.receive(m.Message(m.Request(0, "x", 9000, 0), (b"",)), now=0.0)
     assert [event.id for event in answerer.events()] == [0]
+
+
+def test_a_second_answer_lets_others_answer_while_its_error_is_made(inbox, monkeypatch):
+    """Making the error may run the garbage collector, and with it an application's answer to another request."""
+    peer = Peer(inbox)
+    peer.ask(0)
+    peer.ask(1)
+    first, second = inbox.get(0), inbox.get(0)
+    first.refuse("no", "")
+
+    class Error(edgebus.AlreadyAnswered):
+        def __init__(self, *args):
+            second.refuse("no", "")
+            super().__init__(*args)
+
+    monkeypatch.setattr("edgebus.inbox.AlreadyAnswered", Error)
+    with pytest.raises(edgebus.AlreadyAnswered):
+        first.refuse("no", "")
+    assert second.answered

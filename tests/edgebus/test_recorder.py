@@ -348,3 +348,18 @@ def test_waiting_requests_are_bounded():
     tally = Replay(Counting({}), speed=float("inf")).run(request(number) for number in range(1000))
     assert (tally.sent, tally.uncompared) == (1000, 1000)
     assert (waiting[0], most[0]) == (0, MAX_OUTSTANDING)
+
+
+def test_a_content_that_was_announced_and_came_whole_is_given_once_with_its_content():
+    content = (b"p" * 5000, bytes(1000))
+    specs, transfer = (m.ArraySpec("u1", (1000,)),), m.Transfer(3, (5000, 1000))
+
+    def record(frames):
+        header = m.Request(7, "x", 1000, 7, specs, None, None, transfer, None)
+        sizes = tuple(map(len, frames))
+        return Traffic(0.0, "in", "p", "", "phone", "control", m.encode_header(header), sizes, frames), header
+
+    assembler = Assembler()
+    assert assembler.feed(*record(())) == []
+    assert [each.sizes for each, _ in assembler.feed(*record(content))] == [(5000, 1000)]
+    assert list(assembler.rest()) == []
