@@ -17,7 +17,7 @@ class Pace:
     """
 
     BUSY_S = 0.25  # a small message makes the lane polite for so long
-    DRAIN_S = 0.0002  # what may stand before a small message, seconds
+    DRAIN_S = 0.00015  # what may stand before a small message, seconds
 
     def __init__(self, max_chunk_bytes: int, window_bytes: int) -> None:
         self._max_chunk_bytes, self.window_bytes = max_chunk_bytes, window_bytes
