@@ -9,6 +9,7 @@ from typing import Any
 from sled.errors import UnknownModel
 from sled.messages import Vocabulary
 
+_MAX_IDS = 1 << 24
 _NORMAL, _CONTROL, _USER_DEFINED = 1, 3, 4  # token types of GGUF
 
 
@@ -46,12 +47,14 @@ def vocabulary_of_gguf(metadata: Mapping[str, Any]) -> Vocabulary:
     """
     kind = metadata.get("tokenizer.ggml.model")
     pieces_of = {"gpt2": byte_level_piece, "llama": sentencepiece_piece}
-    if kind not in pieces_of:
-        raise UnknownModel(f"the GGUF file's tokenizer is {kind!r}; supported are {', '.join(pieces_of)}")
+    if not isinstance(kind, str) or kind not in pieces_of:
+        raise UnknownModel(f"the GGUF file's tokenizer is {repr(kind)[:100]}; supported are {', '.join(pieces_of)}")
     tokens = metadata.get("tokenizer.ggml.tokens")
     types = metadata.get("tokenizer.ggml.token_type")
     if not isinstance(tokens, list) or not isinstance(types, list) or len(tokens) != len(types):
         raise UnknownModel("the GGUF file's tokens and token types do not agree; convert the model again")
+    if not all(isinstance(token, str) for token in tokens):
+        raise UnknownModel("the GGUF file's tokens are no strings; convert the model again")
     whole = (_CONTROL, _USER_DEFINED)
     pieces = [
         token.encode() if type_id in whole else pieces_of[kind](token)
@@ -77,8 +80,11 @@ def vocabulary_of_tokenizer(state: Mapping[str, Any]) -> Vocabulary:
         )
         added = {entry["id"]: entry for entry in state.get("added_tokens") or []}
         by_id |= {index: entry["content"] for index, entry in added.items()}
+        highest, most = max(by_id), min(_MAX_IDS - 1, 4 * len(by_id) + 1024)
+        if highest > most:
+            raise ValueError(f"id {highest} among {len(by_id)} tokens; up to {most} are allowed")
         pieces = []
-        for index in range(max(by_id) + 1):
+        for index in range(highest + 1):
             token = by_id.get(index, "")
             pieces.append(token.encode() if index in added else piece(token))
         return Vocabulary(pieces, sorted(i for i, entry in added.items() if entry.get("special")))

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from edgekernels.decoder import Decoder, DecoderError, load_decoder
+from edgekernels.decoder.sources import read_config
 from edgekernels.gguf import GgufFile
 from edgekernels.safetensors import SafetensorsFile
 from numpy.typing import NDArray
@@ -20,6 +22,7 @@ from sled.pieces import vocabulary_of_gguf, vocabulary_of_tokenizer
 from sled.vocabulary import vocabulary_hash
 
 BITS, GROUP = 8, 32  # of weights which the files hold as floats: as good as the floats, a quarter of the memory
+_MAX_TOKENIZER_BYTES = 1 << 28
 
 
 class NativeModel:
@@ -88,9 +91,14 @@ def _gguf_hash(path: Path) -> bytes:
         return vocabulary_hash(vocabulary_of_gguf(file.metadata))
 
 
-def _json(path: Path) -> Any:
+def _tokenizer(path: Path) -> dict[str, Any]:
+    with path.open("rb") as file:
+        size = os.fstat(file.fileno()).st_size
+        if size > _MAX_TOKENIZER_BYTES:
+            raise ValueError(f"{path} has {size} bytes, at most {_MAX_TOKENIZER_BYTES} are allowed")
+        raw = file.read(size)
     try:
-        found = json.loads(path.read_bytes())
+        found = json.loads(raw)
     except RecursionError:
         raise ValueError(f"{path} is nested too deeply") from None
     if not isinstance(found, dict):
@@ -99,23 +107,29 @@ def _json(path: Path) -> Any:
 
 
 def _directory_hash(path: Path) -> bytes:
-    stated = _json(path / "config.json").get("target_vocab_hash", "")
+    try:
+        stated = read_config(path).get("target_vocab_hash", "")
+    except DecoderError as error:  # damaged: transformers cannot read it either
+        raise ValueError(str(error)) from None
     if stated:
         if not isinstance(stated, str):
             raise ValueError(f"target_vocab_hash is {stated!r}, hexadecimal digits are needed")
         return bytes.fromhex(stated)
     if not (path / "tokenizer.json").is_file():
         raise UnknownModel(f"{path} has neither tokenizer.json nor target_vocab_hash in config.json; add one of them")
-    vocabulary: Vocabulary = vocabulary_of_tokenizer(_json(path / "tokenizer.json"))
+    vocabulary: Vocabulary = vocabulary_of_tokenizer(_tokenizer(path / "tokenizer.json"))
     return vocabulary_hash(vocabulary)
 
 
 def _read_map(path: Path, vocab_size: int, target: Described) -> NDArray[np.int32] | None:
     file = path / "model.safetensors"
     if not file.is_file():
-        return None
+        file = path / "model.safetensors.index.json"
     with SafetensorsFile(file) as tensors:
-        if "draft_to_target" not in tensors.tensors:
+        info = tensors.tensors.get("draft_to_target")
+        if info is None:
             return None
-        ids = tensors.read("draft_to_target")  # exact: ids stay below 2**24
-    return check_map(file, np.ascontiguousarray(ids, dtype=np.int32), vocab_size, target)
+        if info.type_name[0] not in "IU":
+            raise ValueError(f"{file}: draft_to_target is {info.type_name}, integers are needed")
+        ids = tensors.read(info.name)  # exact: ids stay below 2**24
+    return check_map(file, ids.clip(-1, 1 << 24).astype(np.int32), vocab_size, target)

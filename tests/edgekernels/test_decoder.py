@@ -2,6 +2,7 @@
 
 import os
 import threading
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -352,3 +353,58 @@ def test_a_cache_of_another_decoder_is_refused(decoder):
 def test_shapes_which_contradict_themselves_are_refused(change, what):
     with pytest.raises(DecoderError, match=what):
         shape(**change)
+
+
+def changed_layer(**change):
+    return lambda weights: replace(weights, layers=(weights.layers[0], replace(weights.layers[1], **change)))
+
+
+LIES = {
+    "layers": (lambda weights: replace(weights, layers=weights.layers[:1]), "weights of 1 layers; the config states 2"),
+    "embedding": (lambda weights: replace(weights, embedding=np.zeros((74, 64), np.float32)), r"embedding.*\(74, 64\)"),
+    "norm": (lambda weights: replace(weights, norm=np.ones(63, np.float32)), r"norm has shape \(63,\); \(64,\)"),
+    "head": (lambda weights: replace(weights, head=Linear(np.zeros((75, 32), np.float32))), r"head.matrix.*\(75, 64\)"),
+    "matrix": (
+        changed_layer(key=Linear(np.zeros((16, 64), np.float32))),
+        r"layers\[1\].key.matrix.*\(16, 64\); \(32, 64\)",
+    ),
+    "packed": (
+        changed_layer(up=Linear(PackedMatrix.quantise(np.zeros((96, 32), np.float32), 4, group=32))),
+        r"layers\[1\].up.matrix has shape \(96, 32\); \(96, 64\) is needed",
+    ),
+    "dtype": (changed_layer(gate=Linear(np.zeros((96, 64)))), r"gate.matrix is float64; float32 of shape \(96, 64\)"),
+    "order": (changed_layer(gate=Linear(np.zeros((64, 96), np.float32).T)), "gate.matrix.*not C-contiguous"),
+    "no linear": (changed_layer(down=np.zeros((64, 96), np.float32)), "down is ndarray; pass a Linear"),
+    "bias": (
+        changed_layer(query=Linear(np.zeros((64, 64), np.float32), np.zeros(1, np.float32))),
+        r"query.bias.*\(64,\)",
+    ),
+    "layer's norm": (changed_layer(ffn_norm=np.ones(1, np.float32)), r"layers\[1\].ffn_norm has shape \(1,\)"),
+    "one norm": (changed_layer(query_norm=np.ones(16, np.float32)), r"key_norm is NoneType; float32 of shape \(16,\)"),
+    "head's norm": (
+        changed_layer(query_norm=np.ones(8, np.float32), key_norm=np.ones(16, np.float32)),
+        r"query_norm has shape \(8,\); \(16,\) is needed",
+    ),
+}
+
+
+@pytest.mark.parametrize("lie", LIES)
+def test_weights_of_another_shape_are_refused(lie):
+    """C takes the shapes as the config states them."""
+    config, (change, what) = shape(), LIES[lie]
+    with pytest.raises(DecoderError, match=what):
+        Decoder(config, change(random_weights(config)))
+
+
+def test_frequencies_of_another_type_are_refused():
+    config = replace(shape(), frequencies=np.ones(8))
+    with pytest.raises(DecoderError, match="frequencies is float64"):
+        Decoder(config, random_weights(config))
+    with pytest.raises(DecoderError, match="go up to inf; finite ones"):
+        replace(config, frequencies=np.full(8, np.inf, np.float32))
+
+
+@pytest.mark.parametrize(("theta", "factor"), [(1e-300, 1.0), (1e4, 1e-300), (10**400, 1.0), (1e4, 10**400)])
+def test_frequencies_which_are_not_finite_are_refused(theta, factor):
+    with pytest.raises(DecoderError, match=r"not finite|a positive number is needed"):
+        frequencies(16, theta, {"rope_type": "linear", "factor": factor})

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from edgekernels import PackedMatrix
 from edgekernels.decoder import DecoderError, load_decoder
+from edgekernels.decoder.config import from_gguf, from_json
 from edgekernels.gguf import GgufFile
 
 torch = pytest.importorskip("torch")
@@ -124,7 +125,7 @@ def quantise(values, kind):
     return raw.reshape(len(values), -1)
 
 
-def write_gguf(path, model, kind_of, *, family="llama", change=None):
+def write_gguf(path, model, kind_of, *, family="llama", change=None, more=None):
     """A GGUF file of a model, quantised by the `gguf` package; matrices are replaced by what the file holds of them."""
     config, state = model.config, dict(model.state_dict())
     config.head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
@@ -141,7 +142,8 @@ def write_gguf(path, model, kind_of, *, family="llama", change=None):
     }
     values.update(change or {})
     for key, value in values.items():
-        add = writer.add_string if isinstance(value, str) else writer.add_uint32
+        adds = {str: writer.add_string, bool: writer.add_bool, float: writer.add_float32}
+        add = adds.get(type(value), writer.add_uint32)
         add(f"{family}.{key}", value)
     writer.add_float32(f"{family}.attention.layer_norm_rms_epsilon", config.rms_norm_eps)
     writer.add_float32(f"{family}.rope.freq_base", config.rope_parameters["rope_theta"])
@@ -165,6 +167,8 @@ def write_gguf(path, model, kind_of, *, family="llama", change=None):
         plain = 1 / config.rope_parameters["rope_theta"] ** (np.arange(0, 16, 2) / 16)
         scaled = model.model.rotary_emb.inv_freq.numpy()
         writer.add_tensor("rope_freqs.weight", (plain / scaled).astype(np.float32))
+    for name, values in (more or {}).items():
+        writer.add_tensor(name, values)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
@@ -232,6 +236,121 @@ def test_progress_comes_to_an_end(tmp_path):
     assert shares[-1] == 1.0
 
 
+def test_neutral_keys_and_harmless_tensors_of_gguf_are_taken(tmp_path):
+    change = {
+        "attention.causal": True,
+        "attention.scale": 0.25,
+        "logit_scale": 1.0,
+        "expert_count": 0,
+        "final_logit_softcapping": 0.0,
+    }
+    more = {"blk.0.attn_rot_embd.weight": np.ones(8, np.float32)}
+    write_gguf(tmp_path / "a.gguf", tiny("llama"), lambda _: "F32")
+    write_gguf(tmp_path / "b.gguf", tiny("llama"), lambda _: "F32", change=change, more=more)
+    np.testing.assert_array_equal(*(ours(load_decoder(tmp_path / name)) for name in ("a.gguf", "b.gguf")))
+
+
+@pytest.mark.parametrize("change", [{"rope.scale_linear": 4.0}, {"rope.scaling.factor": 4.0}])
+def test_gguf_linear_scaling_is_read_as_ggml_does(tmp_path, change):
+    write_gguf(tmp_path / "model.gguf", tiny("linear"), lambda _: "F32", change=change)
+    np.testing.assert_allclose(
+        load_decoder(tmp_path / "model.gguf").config.frequencies, 500.0 ** (-np.arange(0, 16, 2) / 16) / 4, rtol=1e-6
+    )
+
+
+@pytest.mark.parametrize(
+    "name", ["blk.0.ffn_gate_inp.weight", "blk.1.attn_norm.bias", "blk.0.attn_q.scale", "blk.2.attn_q.weight", "blk.x"]
+)
+def test_unknown_tensors_of_a_layer_are_refused(tmp_path, name):
+    write_gguf(tmp_path / "model.gguf", tiny("llama"), lambda _: "F32", more={name: np.ones(8, np.float32)})
+    with pytest.raises(DecoderError, match=f"1 tensors unknown to the native decoder, the first '{name}'"):
+        load_decoder(tmp_path / "model.gguf")
+
+
+@pytest.mark.parametrize("part", ["q", "k"])
+def test_one_norm_of_two_is_refused(tmp_path, part):
+    more = {f"blk.1.attn_{part}_norm.weight": np.ones(16, np.float32)}
+    write_gguf(tmp_path / "model.gguf", tiny("llama"), lambda _: "F32", more=more)
+    with pytest.raises(DecoderError, match=rf"lacks blk\.1\.attn_{'k' if part == 'q' else 'q'}_norm\.weight"):
+        load_decoder(tmp_path / "model.gguf")
+
+
+def test_frequencies_of_gguf_are_finite():
+    metadata = {
+        "general.architecture": "llama",
+        "llama.attention.head_count": 1,
+        "llama.embedding_length": 4,
+        "llama.context_length": 8,
+        "llama.feed_forward_length": 4,
+        "llama.block_count": 1,
+        "llama.attention.layer_norm_rms_epsilon": 1e-5,
+    }
+    assert from_gguf(metadata, 9, np.ones(2, np.float32)).frequencies.tolist() == pytest.approx([1.0, 0.01])
+    for bad in (np.inf, np.nan, 1e-45):
+        with pytest.raises(DecoderError, match=r"positive, finite numbers are needed|go up to inf"):
+            from_gguf(metadata, 9, np.full(2, bad, np.float32))
+
+
+def test_a_scale_that_is_not_finite_is_named(tmp_path):
+    path = tmp_path / "model.gguf"
+    write_gguf(path, tiny("llama"), lambda _: "Q8_0")
+    with GgufFile(path) as file:
+        info = file.tensors["blk.1.ffn_up.weight"]
+    raw = bytearray(path.read_bytes())
+    raw[info.offset : info.offset + 2] = np.float16(np.inf).tobytes()
+    path.write_bytes(raw)
+    with pytest.raises(DecoderError, match=r"blk\.1\.ffn_up\.weight: scale\[0, 0\] is inf"):
+        load_decoder(path)
+
+
+def test_integers_are_no_weights(tmp_path):
+    model = tiny("llama")
+    state = {name: values.numpy() for name, values in model.state_dict().items()}
+    state["model.layers.1.mlp.up_proj.weight"] = np.ones((96, 64), np.int8)
+    model.config.save_pretrained(tmp_path)
+    safetensors_numpy.save_file(state, tmp_path / "model.safetensors")
+    with pytest.raises(DecoderError, match=r"layers\.1\.mlp\.up_proj\.weight is I8; F64, F32, F16, BF16 are supported"):
+        load_decoder(tmp_path)
+
+
+def test_a_head_said_to_be_untied_must_be_there(tmp_path):
+    tiny("tied").save_pretrained(tmp_path)
+    file = tmp_path / "config.json"
+    settings = json.loads(file.read_text())
+    settings.pop("tie_word_embeddings", None)
+    file.write_text(json.dumps(settings))
+    decoder = load_decoder(tmp_path)
+    assert decoder.weights.head.matrix is decoder.weights.embedding
+    file.write_text(json.dumps(settings | {"tie_word_embeddings": False}))
+    with pytest.raises(DecoderError, match=r"lacks lm_head\.weight"):
+        load_decoder(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"rope_theta": 10**400},
+        {"rope_theta": 1e-300},
+        {"rms_norm_eps": 10**400},
+        {"partial_rotary_factor": 10**400},
+        {"partial_rotary_factor": 1.5},
+        {"partial_rotary_factor": 1e-300},
+        {"rope_scaling": 5},
+        {"rope_scaling": [1]},
+        {"rope_scaling": "ab"},
+        {"rope_scaling": {"rope_type": ["linear"]}},
+        {"rope_scaling": {"rope_type": "linear", "factor": 10**400}},
+        {"rope_scaling": {"rope_type": "linear", "factor": 1e-300}},
+        {"rope_scaling": LLAMA3 | {"factor": 1e-300}},
+    ],
+)
+def test_hostile_numbers_of_a_config_are_refused(change):
+    sound = COMMON | {"model_type": "llama", "rms_norm_eps": 1e-5}
+    assert from_json(sound).head_dim == 16
+    with pytest.raises(DecoderError):
+        from_json(sound | change)
+
+
 @pytest.mark.parametrize(
     ("change", "what"),
     [
@@ -242,6 +361,15 @@ def test_progress_comes_to_an_end(tmp_path):
         ({"rope.scaling.type": "yarn"}, "scaling 'yarn' is not supported"),
         ({"rope.dimension_count": 64}, r"dimension_count is 64; an integer from 1 to 16"),
         ({"attention.value_length": 8}, "keys of 16 and values of 8"),
+        ({"attention.causal": False}, "attention.causal is False"),
+        ({"attention.scale": 0.5}, "attention.scale is 0.5; the native decoder computes only 0 and 0.25"),
+        ({"logit_scale": 0.5}, "logit_scale is 0.5; the native decoder computes only 0 and 1"),
+        ({"final_logit_softcapping": 30.0}, "final_logit_softcapping is 30"),
+        ({"attn_logit_softcapping": 50.0}, "attn_logit_softcapping is 50"),
+        ({"expert_count": 8}, "expert_count is 8"),
+        ({"embedding_scale": 12.0}, "embedding_scale is 12"),
+        ({"residual_scale": 0.25}, "residual_scale is 0.25"),
+        ({"block_count": 1}, r"9 tensors unknown to the native decoder, the first 'blk\.1\."),
     ],
 )
 def test_gguf_files_which_contradict_themselves_are_refused(tmp_path, change, what):
@@ -270,6 +398,8 @@ def test_other_families_are_refused(tmp_path):
         ({"num_hidden_layers": 2**60}, "num_layers is 1152921504606846976"),
         ({"intermediate_size": None}, "ffn_size is None"),
         ({"num_attention_heads": "4"}, "num_attention_heads is '4'"),
+        ({"quantization_config": {"quant_method": "fp8"}}, "quantised safetensors are not supported"),
+        ({"model_type": "qwen3"}, r"lacks model\.layers\.0\.self_attn\.q_norm\.weight"),
     ],
 )
 def test_directories_which_contradict_themselves_are_refused(tmp_path, change, what):

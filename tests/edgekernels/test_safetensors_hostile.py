@@ -73,6 +73,7 @@ HOSTILE = {
     "shape of 2^60": (one(shape=[2**60]), "1152921504606846976"),
     "shape of 2^64": (one(shape=[2**64]), "18446744073709551616"),
     "shape of 2^60 times 0": (one(shape=[2**60, 2**60, 0], offsets=(0, 0), data=b""), "is too large"),
+    "bytes of 2^61 times 0": (one("U8", shape=[2**61, 0], offsets=(0, 0), data=b""), "is too large"),
     "40 dimensions": (one(shape=[1] * 40, offsets=(0, 4), data=bytes(4)), "40 dimensions"),
     "product 0 in 64 bits": (one(shape=[2**32, 2**32], offsets=(0, 0), data=b""), "is too large"),
     "offsets back to front": (one(offsets=(8, 0)), r"has -8 bytes \(8, 0\)"),

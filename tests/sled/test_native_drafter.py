@@ -12,6 +12,7 @@ import pytest
 
 from sled.drafters import PACKAGED, open_drafter
 from sled.drafters.model import ModelDrafter
+from sled.drafters.native import _read_map
 from sled.errors import UnknownModel, VocabularyMismatch
 from sled.messages import Described
 from sled.pieces import byte_level_piece, sentencepiece_piece, vocabulary_of_gguf, vocabulary_of_tokenizer
@@ -63,6 +64,8 @@ def test_vocabulary_of_a_gguf_file_by_hand():
         ({"model": None}, "tokenizer is None"),
         ({"token_type": [1]}, "do not agree"),
         ({"tokens": 3}, "do not agree"),
+        ({"model": ["gpt2"]}, r"tokenizer is \['gpt2'\]"),
+        ({"tokens": ["a", "b", "c", 4]}, "tokens are no strings"),
     ],
 )
 def test_gguf_files_without_a_sound_vocabulary_are_refused(change, what):
@@ -89,6 +92,13 @@ def test_vocabulary_of_a_tokenizer_is_that_of_the_library():
 def test_tokenizers_without_a_vocabulary_are_refused(state):
     with pytest.raises(UnknownModel, match="holds no vocabulary"):
         vocabulary_of_tokenizer(state)
+
+
+@pytest.mark.parametrize("highest", [1029, 4_000_000, 1 << 60])
+def test_ids_far_above_their_number_are_refused(highest):
+    with pytest.raises(UnknownModel, match=f"id {highest} among 1 tokens; up to 1028 are allowed"):
+        vocabulary_of_tokenizer({"model": {"vocab": {"a": highest}}})
+    assert len(vocabulary_of_tokenizer({"model": {"vocab": {"a": 1028}}}).pieces) == 1029
 
 
 class Counting:
@@ -198,6 +208,48 @@ def test_damaged_directories_are_refused(tmp_path):
     directory(tmp_path, target_vocab_hash="")
     with pytest.raises(UnknownModel, match=r"neither tokenizer\.json nor target_vocab_hash"):
         open_drafter(path, target)
+
+
+def test_a_tokenizer_too_large_is_not_read(tmp_path):
+    path = directory(tmp_path, target_vocab_hash="")
+    (tmp_path / "tokenizer.json").touch()
+    os.truncate(tmp_path / "tokenizer.json", (1 << 28) + 1)  # sparse
+    with pytest.raises(UnknownModel, match="has 268435457 bytes, at most 268435456 are allowed"):
+        open_drafter(path, described(bytes.fromhex(SMOLLM2_HASH)))
+
+
+def test_a_config_too_large_is_not_read(tmp_path):
+    path = directory(tmp_path)
+    with (tmp_path / "config.json").open("a") as file:
+        file.write(" " * (1 << 24))
+    with pytest.raises(UnknownModel, match=r"config\.json has more than 16777216 bytes"):
+        open_drafter(path, described(bytes.fromhex(SMOLLM2_HASH)))
+
+
+def write_safetensors(path, **arrays):
+    """A file of integers or floats by hand."""
+    header, data = {}, b""
+    for name, (dtype, values) in arrays.items():
+        raw = values.tobytes()
+        header[name] = {"dtype": dtype, "shape": list(values.shape), "data_offsets": [len(data), len(data) + len(raw)]}
+        data += raw
+    text = json.dumps(header).encode()
+    path.write_bytes(len(text).to_bytes(8, "little") + text + data)
+
+
+def test_a_map_is_found_in_shards_and_must_be_integers(tmp_path):
+    target = described(bytes(16), 90)
+    shard = tmp_path / "model-1.safetensors"
+    index = {"weight_map": {"draft_to_target": shard.name}}
+    (tmp_path / "model.safetensors.index.json").write_text(json.dumps(index))
+    write_safetensors(shard, draft_to_target=("I64", np.arange(1, 80, 2)))
+    assert _read_map(tmp_path, 40, target).tolist() == list(range(1, 80, 2))
+    write_safetensors(shard, draft_to_target=("I64", np.full(40, 1 << 62)))
+    with pytest.raises(VocabularyMismatch, match="40 ids under 90 are needed"):
+        _read_map(tmp_path, 40, target)
+    write_safetensors(shard, draft_to_target=("F32", np.arange(40, dtype=np.float32)))
+    with pytest.raises(ValueError, match="draft_to_target is F32, integers are needed"):
+        _read_map(tmp_path, 40, target)
 
 
 WITHOUT_TORCH = """

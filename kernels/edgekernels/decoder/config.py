@@ -8,10 +8,21 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from edgekernels._mapped import shown
+
 Floats = npt.NDArray[np.float32]
 FAMILIES = ("llama", "mistral", "qwen2", "qwen3")
 _MAX_SIZE = 1 << 24  # of any dimension: products of two stay far below 2**63
 _MAX_LAYERS = 1 << 12
+_NEUTRAL: dict[str, tuple[float, ...]] = {  # keys of GGUF which change the model, unless they are one of these
+    "attention.causal": (True,),
+    "logit_scale": (0, 1),
+    "final_logit_softcapping": (0,),
+    "attn_logit_softcapping": (0,),
+    "expert_count": (0,),
+    "embedding_scale": (0, 1),
+    "residual_scale": (0, 1),
+}
 
 
 class DecoderError(ValueError):
@@ -43,6 +54,8 @@ class DecoderConfig:
             raise DecoderError(
                 f"rotary frequencies of shape {self.frequencies.shape} do not fit heads of {self.head_dim}"
             )
+        if not np.isfinite(self.frequencies).all():
+            raise DecoderError(f"rotary frequencies go up to {self.frequencies.max()}; finite ones are needed")
         if not 0 < self.norm_epsilon < 1:
             raise DecoderError(f"the norm's epsilon is {self.norm_epsilon}; a number in (0, 1) is needed")
 
@@ -58,9 +71,13 @@ def _within(name: str, value: object, most: int) -> None:
 
 
 def _number(name: str, value: object) -> float:
-    if not isinstance(value, int | float) or isinstance(value, bool) or not math.isfinite(value) or value <= 0:
-        raise DecoderError(f"{name} is {value!r}; a positive number is needed")
-    return float(value)
+    try:
+        number = float(value) if isinstance(value, int | float) and not isinstance(value, bool) else math.nan
+    except OverflowError:  # an integer of hundreds of digits
+        number = math.inf
+    if not math.isfinite(number) or number <= 0:
+        raise DecoderError(f"{name} is {shown(value)}; a positive number is needed")
+    return number
 
 
 def frequencies(rotary_dim: int, theta: float, scaling: Mapping[str, Any] | None = None) -> Floats:
@@ -85,9 +102,16 @@ def frequencies(rotary_dim: int, theta: float, scaling: Mapping[str, Any] | None
     _within("rotary_dim", rotary_dim, _MAX_SIZE)
     if rotary_dim % 2:
         raise DecoderError(f"rotary_dim is {rotary_dim}; an even number is needed")
-    exponents = np.arange(0, rotary_dim, 2, dtype=np.float64) / rotary_dim
-    plain = 1.0 / _number("rope theta", theta) ** exponents
-    scaling = scaling or {}
+    theta, exponents = _number("rope theta", theta), np.arange(0, rotary_dim, 2, dtype=np.float64) / rotary_dim
+    with np.errstate(all="ignore"):
+        turning = _scaled(1.0 / theta**exponents, scaling or {})
+    if not np.isfinite(turning).all():
+        raise DecoderError(f"rope theta {theta} and scaling {shown(scaling)} give frequencies which are not finite")
+    return turning
+
+
+def _scaled(plain: npt.NDArray[np.float64], scaling: Mapping[str, Any]) -> Floats:
+    """Frequencies by the kind of scaling."""
     kind = scaling.get("rope_type", scaling.get("type", "default"))
     if kind in ("default", "none"):
         return plain.astype(np.float32)
@@ -95,7 +119,7 @@ def frequencies(rotary_dim: int, theta: float, scaling: Mapping[str, Any] | None
         return np.asarray(plain / _number("rope factor", scaling.get("factor")), np.float32)
     if kind == "llama3":
         return _llama3(plain, scaling)
-    raise DecoderError(f"rotary scaling {kind!r} is not supported; default, linear and llama3 are")
+    raise DecoderError(f"rotary scaling {shown(kind)} is not supported; default, linear and llama3 are")
 
 
 def _llama3(plain: npt.NDArray[np.float64], scaling: Mapping[str, Any]) -> Floats:
@@ -117,6 +141,8 @@ def from_json(config: Mapping[str, Any]) -> DecoderConfig:
     family = config.get("model_type")
     if family not in FAMILIES:
         raise DecoderError(f"model_type is {family!r}; the native decoder runs {', '.join(FAMILIES)}")
+    if config.get("quantization_config") is not None:
+        raise DecoderError("quantised safetensors are not supported; give the float model or a GGUF file")
     if config.get("hidden_act", "silu") != "silu":
         raise DecoderError(f"hidden_act is {config['hidden_act']!r}; only silu is supported")
     try:
@@ -127,7 +153,12 @@ def from_json(config: Mapping[str, Any]) -> DecoderConfig:
         _within("hidden_size", hidden, _MAX_SIZE)
         head_dim = config.get("head_dim") or hidden // heads
         _within("head_dim", head_dim, _MAX_SIZE)
-        rope = dict(config.get("rope_parameters") or config.get("rope_scaling") or {})
+        rope = config.get("rope_parameters") or config.get("rope_scaling") or {}
+        if not isinstance(rope, Mapping):
+            raise DecoderError(f"rope_parameters or rope_scaling is {shown(rope)}; an object is needed")
+        turning = _number("partial_rotary_factor", config.get("partial_rotary_factor") or 1.0)
+        if turning > 1:
+            raise DecoderError(f"partial_rotary_factor is {turning}; a number in (0, 1] is needed")
         window = config.get("sliding_window") if config.get("use_sliding_window", True) else None
         if isinstance(window, int) and isinstance(positions, int):
             positions = min(positions, window)  # up to there a window changes nothing
@@ -142,7 +173,7 @@ def from_json(config: Mapping[str, Any]) -> DecoderConfig:
             norm_epsilon=_number("rms_norm_eps", config["rms_norm_eps"]),
             max_positions=positions,
             frequencies=frequencies(
-                int(head_dim * _number("partial_rotary_factor", config.get("partial_rotary_factor") or 1.0)),
+                int(head_dim * turning),
                 rope.get("rope_theta", config.get("rope_theta", 10000.0)),
                 rope,
             ),
@@ -178,15 +209,21 @@ def from_gguf(metadata: Mapping[str, Any], vocab_size: int, divisors: Floats | N
     head_dim = value("attention.key_length", hidden // heads)
     if value("attention.value_length", head_dim) != head_dim:
         raise DecoderError(f"keys of {head_dim} and values of {value('attention.value_length')} differ in length")
-    scaling = {"rope_type": value("rope.scaling.type", "none"), "factor": value("rope.scaling.factor", 1.0)}
     _within("key_length", head_dim, _MAX_SIZE)
+    _insist_neutral(metadata, family, head_dim)
+    factor = value("rope.scaling.factor", value("rope.scale_linear", 0.0)) or 1.0  # ggml's defaults
+    scaling = {"rope_type": value("rope.scaling.type", "linear"), "factor": factor}
     rotary_dim = value("rope.dimension_count", head_dim)
     _within("rope.dimension_count", rotary_dim, head_dim)
     turning = frequencies(rotary_dim, value("rope.freq_base", 10000.0), scaling)
     if divisors is not None:
-        if divisors.shape != turning.shape or not (divisors > 0).all():
-            raise DecoderError(f"rope_freqs has shape {divisors.shape}; {turning.shape} positive numbers are needed")
-        turning = (turning / divisors).astype(np.float32)
+        if divisors.shape != turning.shape or not ((divisors > 0) & np.isfinite(divisors)).all():
+            raise DecoderError(
+                f"rope_freqs has shape {divisors.shape} and numbers up to {divisors.max(initial=0)}; "
+                f"{turning.shape} positive, finite numbers are needed"
+            )
+        with np.errstate(over="ignore"):  # DecoderConfig refuses what is not finite
+            turning = (turning / divisors).astype(np.float32)
     positions = value("context_length")
     window = value("attention.sliding_window", 0)
     if isinstance(window, int) and isinstance(positions, int) and window > 0:
@@ -203,3 +240,14 @@ def from_gguf(metadata: Mapping[str, Any], vocab_size: int, divisors: Floats | N
         max_positions=positions,
         frequencies=turning,
     )
+
+
+def _insist_neutral(metadata: Mapping[str, Any], family: str, head_dim: int) -> None:
+    """Refuse what would change the model and is not computed."""
+    for key, neutral in (_NEUTRAL | {"attention.scale": (0, head_dim**-0.5)}).items():
+        found = metadata.get(f"{family}.{key}", neutral[0])
+        if not isinstance(found, int | float) or not any(math.isclose(found, one, rel_tol=1e-6) for one in neutral):
+            raise DecoderError(
+                f"{family}.{key} is {shown(found)}; the native decoder computes only "
+                f"{' and '.join(f'{one:g}' for one in neutral)}"
+            )

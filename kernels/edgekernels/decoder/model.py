@@ -11,6 +11,7 @@ import numpy.typing as npt
 from edgekernels import _bits_checks, _checks, _select
 from edgekernels.decoder import _reference
 from edgekernels.decoder.cache import KVCache
+from edgekernels.decoder.checks import check
 from edgekernels.decoder.config import DecoderConfig, Floats
 from edgekernels.decoder.sources import GgufSource, SafetensorsSource
 from edgekernels.decoder.weights import GROUPS, Weights, build
@@ -37,11 +38,13 @@ class Decoder:
 
     Raises:
         ValueError: another word for the activations.
+        DecoderError: weights of another shape than the config's.
 
     One decoder may serve any number of caches and threads.
     """
 
     def __init__(self, config: DecoderConfig, weights: Weights, *, activations: str = "int8") -> None:
+        check(config, weights)
         if activations not in ACTIVATIONS:
             raise ValueError(f"activations is {activations!r}; pass one of {', '.join(ACTIVATIONS)}")
         self.config, self.weights, self.activations = config, weights, activations

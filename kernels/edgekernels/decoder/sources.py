@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from edgekernels._mapped import shown
 from edgekernels._matrix import PackedMatrix
 from edgekernels.decoder.config import DecoderConfig, DecoderError, Floats, from_gguf, from_json
 from edgekernels.decoder.weights import Matrix, Order, quantised
@@ -14,6 +15,7 @@ from edgekernels.gguf import Codes, GgufFile
 from edgekernels.safetensors import SafetensorsFile
 
 _PAIRED = ("llama", "mistral")  # families whose query and key rows GGUF converters reorder
+_NORMED = "qwen3"  # the family which norms queries and keys
 _FLOATS = ("F32", "F16", "BF16")
 _MAX_CONFIG_BYTES = 1 << 24
 _PARTS = {
@@ -29,6 +31,7 @@ _PARTS = {
     "attn_norm": "input_layernorm",
     "ffn_norm": "post_attention_layernorm",
 }
+_HARMLESS = ("attn_rot_embd",)  # old converters wrote the plain frequencies
 _TOP = {"token_embd": "model.embed_tokens", "output_norm": "model.norm", "output": "lm_head"}
 
 
@@ -48,7 +51,8 @@ class GgufSource:
 
     def __init__(self, file: GgufFile, bits: int | None, group: int) -> None:
         self._file, self._bits, self._group = file, bits, group
-        self.paired = file.metadata.get("general.architecture") in _PAIRED
+        family = file.metadata.get("general.architecture")
+        self.paired, self.normed = family in _PAIRED, family == _NORMED
 
     def config(self) -> DecoderConfig:
         """The model's shape.
@@ -60,7 +64,15 @@ class GgufSource:
         if embedding is None:
             raise DecoderError("the GGUF file lacks token_embd.weight; convert the model again")
         divisors = self.vector("rope_freqs.weight") if self.has("rope_freqs.weight") else None
-        return from_gguf(self._file.metadata, embedding.shape[0], divisors)
+        config = from_gguf(self._file.metadata, embedding.shape[0], divisors)
+        layers = set(map(str, range(config.num_layers)))
+        unknown = [name for name in self._file.tensors if not _known(name, layers)]
+        if unknown:
+            raise DecoderError(
+                f"the GGUF file holds {len(unknown)} tensors unknown to the native decoder, the first "
+                f"{shown(unknown[0])}; give a plain model of {config.num_layers} layers"
+            )
+        return config
 
     def has(self, name: str) -> bool:
         """See Source."""
@@ -82,6 +94,17 @@ class GgufSource:
             values = self._file.read(name)
             return quantised(values if order is None else values[order], self._bits, self._group)
         return _packed(self._file.read_codes(name, stored=True), order)
+
+
+def _known(name: str, layers: set[str]) -> bool:
+    """Whether a tensor outside the layers, or one of a layer which is read or means nothing."""
+    parts = name.split(".")
+    if parts[0] != "blk":
+        return True
+    if len(parts) != 4 or parts[1] not in layers:
+        return False
+    endings = ("weight",) if parts[2].endswith("norm") else ("weight", "bias")
+    return parts[2] in _HARMLESS or (parts[2] in _PARTS and parts[3] in endings)
 
 
 def _packed(codes: Codes, order: Order | None) -> PackedMatrix:
@@ -115,7 +138,7 @@ class SafetensorsSource:
         found = [path for path in names if path.is_file()]
         if not found:
             raise DecoderError(f"{directory} has neither {names[0].name} nor {names[1].name}")
-        self._bits, self._group = bits, group
+        self._bits, self._group, self.normed = bits, group, self.settings["model_type"] == _NORMED
         self.file = SafetensorsFile(found[0])
 
     def config(self) -> DecoderConfig:
@@ -123,16 +146,22 @@ class SafetensorsSource:
         return self._config
 
     def has(self, name: str) -> bool:
-        """See Source; a tied head counts as none even if the file repeats it."""
-        if name == "output.weight" and self.settings.get("tie_word_embeddings", False):
-            return False
+        """See Source; a tied head counts as none even if the file repeats it, one said to be untied must be there."""
+        tied = self.settings.get("tie_word_embeddings")
+        if name == "output.weight" and tied is not None:
+            return not tied
         return _json_name(name) in self.file.tensors
 
     def vector(self, name: str) -> Floats:
         """See Source."""
-        if not self.has(name):
+        found = self.file.tensors.get(_json_name(name))
+        if found is None:
             raise DecoderError(f"{self.file.path} lacks {_json_name(name)}; copy the model again")
-        return self.file.read(_json_name(name))
+        if found.type_name not in ("F64", *_FLOATS):
+            raise DecoderError(
+                f"{found.name} is {found.type_name}; F64, {', '.join(_FLOATS)} are supported: give the float model"
+            )
+        return self.file.read(found.name)
 
     def matrix(self, name: str, shape: tuple[int, int], order: Order | None) -> Matrix:
         """See Source."""
@@ -151,9 +180,12 @@ def read_config(directory: Path) -> Mapping[str, Any]:
     try:
         with path.open("rb") as file:
             raw = file.read(_MAX_CONFIG_BYTES + 1)
-        settings = json.loads(raw)
     except OSError as error:
         raise DecoderError(f"{path} cannot be read: {error.strerror}") from None
+    if len(raw) > _MAX_CONFIG_BYTES:
+        raise DecoderError(f"{path} has more than {_MAX_CONFIG_BYTES} bytes; copy the model again")
+    try:
+        settings = json.loads(raw)
     except (ValueError, RecursionError) as error:
         raise DecoderError(f"{path} is no JSON: {error}") from None
     if not isinstance(settings, dict):

@@ -78,10 +78,12 @@ def multiply(by: Linear, x: Floats, activations: str) -> Floats:
 class Source(Protocol):
     """A model file; names are those of GGUF, e.g. blk.0.attn_q.weight.
 
-    `paired` says that its rotary pairs are neighbours, as ggml has them for llama, not d / 2 apart.
+    `paired` says that its rotary pairs are neighbours, as ggml has them for llama, not d / 2 apart; `normed` that its
+    queries and keys must be normed head by head, as Qwen3 has it.
     """
 
     paired: bool
+    normed: bool
 
     def has(self, name: str) -> bool:
         """Whether the file holds this tensor."""
@@ -101,7 +103,12 @@ class _Builder:
         self._total, self._done = total, 0
 
     def matrix(self, name: str, shape: tuple[int, int], order: Order | None = None) -> Matrix:
-        matrix = self._source.matrix(name, shape, order)
+        try:
+            matrix = self._source.matrix(name, shape, order)
+        except DecoderError:
+            raise
+        except ValueError as error:
+            raise DecoderError(f"{name}: {error}") from None
         self._done += 1
         if self._progress:
             self._progress(self._done / self._total)
@@ -115,6 +122,12 @@ class _Builder:
 
     def maybe(self, name: str, size: int) -> Floats | None:
         return self.vector(name, size) if self._source.has(name) else None
+
+    def head_norms(self, names: tuple[str, str], size: int) -> tuple[Floats | None, Floats | None]:
+        """Norms of queries and keys: both, or neither where the family does without."""
+        if not self._source.normed and not any(self._source.has(name) for name in names):
+            return None, None
+        return self.vector(names[0], size), self.vector(names[1], size)
 
     def linear(self, name: str, rows: int, columns: int, heads: int = 0) -> Linear:
         """A linear map; with `heads` > 0 its rows belong to turned heads and come in the order of halves."""
@@ -134,7 +147,7 @@ def build(source: Source, config: DecoderConfig, progress: Callable[[float], Non
         progress: called with the share done, 0 .. 1.
 
     Raises:
-        DecoderError: a tensor is missing or has another shape.
+        DecoderError: a tensor is missing, has another shape, or holds numbers which cannot be packed.
     """
     tied = not source.has("output.weight")
     take = _Builder(source, 2 * len(config.frequencies), progress, 7 * config.num_layers + (1 if tied else 2))
@@ -147,13 +160,14 @@ def build(source: Source, config: DecoderConfig, progress: Callable[[float], Non
 
 def _layer(take: _Builder, config: DecoderConfig, at: str) -> Layer:
     hidden, heads, kv_heads, d = config.hidden_size, config.num_heads, config.num_kv_heads, config.head_dim
+    query_norm, key_norm = take.head_norms((f"{at}attn_q_norm.weight", f"{at}attn_k_norm.weight"), d)
     return Layer(
         attention_norm=take.vector(f"{at}attn_norm.weight", hidden),
         query=take.linear(f"{at}attn_q", heads * d, hidden, heads),
         key=take.linear(f"{at}attn_k", kv_heads * d, hidden, kv_heads),
         value=take.linear(f"{at}attn_v", kv_heads * d, hidden),
-        query_norm=take.maybe(f"{at}attn_q_norm.weight", d),
-        key_norm=take.maybe(f"{at}attn_k_norm.weight", d),
+        query_norm=query_norm,
+        key_norm=key_norm,
         output=take.linear(f"{at}attn_output", hidden, heads * d),
         ffn_norm=take.vector(f"{at}ffn_norm.weight", hidden),
         gate=take.linear(f"{at}ffn_gate", config.ffn_size, hidden),
