@@ -93,6 +93,8 @@ def scales_shape(rows: int, columns: int, group: object) -> tuple[int, ...]:
 def per_group(name: str, value: Any, shape: tuple[int, ...], *, low: float = -LARGEST) -> npt.NDArray[np.float32]:
     """Spread a number over all groups, or insist on finite float32 of this shape; none below `low`. Returns it flat."""
     if isinstance(value, float | int | np.floating) and not isinstance(value, bool):
+        if isinstance(value, np.floating):
+            value = float(value)  # float16 would round the bound to its infinity
         if not low <= value <= LARGEST:  # NaN fails, too
             raise ValueError(f"{name} is {value}; pass {REMEDIES[low]}")
         spread = np.empty(shape, np.float32)

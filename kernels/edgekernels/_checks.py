@@ -1,12 +1,14 @@
 """Checks of arguments: errors carry the offending value and say what to pass instead."""
 
 import operator
+import os
 from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from edgekernels._hooks import Noise
 from edgekernels._task import BFLOAT16, FLOAT16, FLOAT32, Bias, History, SparseQ
 
 _LOGITS = {np.dtype(np.float32): FLOAT32, np.dtype(np.float16): FLOAT16, np.dtype(np.uint16): BFLOAT16}
@@ -86,8 +88,9 @@ def history(value: object, count: int, vocab: int) -> History | None:
     ids = columns("history.ids", value.ids, vocab)
     starts = offsets("history.starts", value.starts, count, len(ids))
     lengths = starts[1:] - starts[:-1]
+    remedy = "0 or more, at most the number of tokens"
     prompt = per_sequence(
-        "history.num_prompt", value.num_prompt, count, integers=True, good=lambda n: n >= 0, remedy="0 or more"
+        "history.num_prompt", value.num_prompt, count, integers=True, good=_is_position, remedy=remedy
     )
     spread = np.full(count, prompt, np.int64)
     if (spread > lengths).any():
@@ -136,6 +139,24 @@ def law_of_drafts(value: object, num_drafts: int, vocab: int) -> npt.NDArray[np.
     return SparseQ(ids, probabilities, starts)
 
 
+def _as_array(name: str, value: Any, count: int, integers: bool) -> npt.NDArray[Any]:
+    try:
+        numbers = np.asarray(value)
+    except ValueError:  # lists of different lengths
+        raise ValueError(f"{name} is {value!r}; pass a scalar or shape ({count},)") from None
+    if numbers.dtype.kind != "f":
+        return numbers
+    if not integers:
+        return numbers.astype(np.float64, copy=False)  # float16 would round the bounds to its infinity
+    whole = np.asarray(value, object)  # of 1 and 2**63 numpy makes floats
+    return whole if _is_whole(whole) else numbers
+
+
+def _is_whole(numbers: npt.NDArray[Any]) -> bool:
+    """Whether these are Python's integers, of which no dtype of numpy holds all."""
+    return numbers.dtype.kind == "O" and numbers.size > 0 and all(type(number) is int for number in numbers.flat)
+
+
 def per_sequence(
     name: str, value: Any, count: int, *, integers: bool = False, good: Callable[[Any], Any], remedy: str
 ) -> Any:
@@ -144,25 +165,25 @@ def per_sequence(
         if not good(value):
             raise ValueError(f"{name} is {value}; pass {remedy}")
         return value
-    numbers = np.asarray(value)
-    if numbers.dtype.kind not in ("iu" if integers else "iuf"):
+    numbers = _as_array(name, value, count, integers)
+    if numbers.dtype.kind not in ("iu" if integers else "iuf") and not (integers and _is_whole(numbers)):
         raise TypeError(f"{name} is {value!r}; pass {'integers' if integers else 'real numbers'}, {remedy}")
     if numbers.shape not in ((), (count,)):
         raise ValueError(f"{name} has shape {numbers.shape}; pass a scalar or shape ({count},)")
     verdict = np.asarray(good(numbers))
     if not verdict.all():
         raise ValueError(f"{name} is {numbers[~verdict].flat[0]}; pass {remedy}")
-    return numbers
+    return numbers.astype(np.uint64) if numbers.dtype.kind == "O" else numbers
 
 
 def seed(value: Any, count: int) -> Any:
     """Insist on seeds of 64 bits."""
-    return per_sequence("seed", value, count, integers=True, good=_is_seed, remedy="integers 0 .. 2**64 - 1")
+    return per_sequence("seed", value, count, integers=True, good=_is_seed, remedy="0 .. 2**64 - 1")
 
 
 def position(value: Any, count: int) -> Any:
     """Insist on absolute positions, which leave room for the rows that follow."""
-    return per_sequence("position", value, count, integers=True, good=_is_position, remedy="integers 0 .. 2**62 - 1")
+    return per_sequence("position", value, count, integers=True, good=_is_position, remedy="0 .. 2**62 - 1")
 
 
 def _is_seed(value: Any) -> Any:
@@ -183,8 +204,21 @@ def token_ids(value: object, count: int) -> npt.NDArray[np.int32]:
     return checked
 
 
-def output(name: str, value: object, count: int) -> npt.NDArray[np.int32]:
-    """Insist on a writable int32 array (count,), or make one for None."""
+def noise(value: object) -> Noise | None:
+    """Insist on a noise which was made for the kernels."""
+    if value is not None and not isinstance(value, Noise):
+        raise TypeError(f"noise is {value!r}; pass edgekernels.compile_noise(function)")
+    return value
+
+
+def _shares(array: npt.NDArray[Any], other: object) -> bool:
+    if isinstance(other, tuple):  # History, Bias, SparseQ
+        return any(_shares(array, part) for part in other)
+    return isinstance(other, np.ndarray) and np.may_share_memory(array, other)
+
+
+def output(name: str, value: object, count: int, *sources: object) -> npt.NDArray[np.int32]:
+    """Insist on a writable int32 array (count,) apart from the sources, or make one for None."""
     if value is None:
         return np.empty(count, np.int32)
     checked = array(name, value, np.int32, 1)
@@ -192,15 +226,24 @@ def output(name: str, value: object, count: int) -> npt.NDArray[np.int32]:
         raise ValueError(f"{name} has shape {checked.shape}; pass shape ({count},)")
     if not checked.flags.writeable:
         raise ValueError(f"{name} is read-only; pass an array that can be written")
+    if _shares(checked, sources):
+        raise ValueError(f"{name} shares memory with an argument or the other output; pass an array of its own")
     return checked
 
 
+def processors() -> int:
+    """Processors this process may run on: more threads would only wait for each other."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
 def num_threads(value: object) -> int:
-    """Insist on at least one thread."""
+    """Insist on at least one thread; returns as many of them as there are processors for."""
     try:
         number = operator.index(value)  # type: ignore[arg-type]
     except TypeError:
         raise TypeError(f"num_threads is {value!r}; pass an integer") from None
     if not 1 <= number <= 1024:
         raise ValueError(f"num_threads is {number}; pass 1 .. 1024")
-    return number
+    return min(number, processors()) if number > 1 else number

@@ -18,11 +18,22 @@ NOISE_C = ctypes.CFUNCTYPE(
 TEST_C = ctypes.CFUNCTYPE(ctypes.c_int32, ctypes.c_double, ctypes.c_double, ctypes.c_double, ctypes.c_double)
 
 
+class Failures:
+    """What a hook raised while C called it, which cannot raise."""
+
+    def __init__(self) -> None:
+        self.newest: tuple[BaseException] | None = None  # a tuple of its own for each, even if they raise the same
+
+    def remember(self, error: BaseException) -> None:
+        """Keep it until the decision is over."""
+        self.newest = (error,)
+
+
 class Noise:
     """A noise of the user's own; make one with `compile_noise`."""
 
-    def __init__(self, function: Callable[[int, int, int], int], kernel: Any, address: int) -> None:
-        self.function, self.address = function, address
+    def __init__(self, function: Callable[[int, int, int], int], kernel: Any, address: int, failures: Failures) -> None:
+        self.function, self.address, self.failures = function, address, failures
         self._kernel = kernel  # keeps the code behind the address alive
 
     def words(self, seed: int, position: int, ids: Any) -> Any:
@@ -33,13 +44,20 @@ class Noise:
 class AcceptanceTest:
     """An acceptance test of the user's own; make one with `compile_test`."""
 
-    def __init__(self, function: Callable[[float, float, float, float], bool], kernel: Any, address: int) -> None:
-        self.function, self.address = function, address
+    def __init__(
+        self, function: Callable[[float, float, float, float], bool], kernel: Any, address: int, failures: Failures
+    ) -> None:
+        self.function, self.address, self.failures = function, address, failures
         self._kernel = kernel
 
 
 def _has_numba() -> bool:
     return importlib.util.find_spec("numba") is not None
+
+
+def _insist_on_function(what: str, function: object) -> None:
+    if not callable(function):
+        raise TypeError(f"the {what} is {function!r}; pass a function")
 
 
 def compile_noise(function: Callable[[int, int, int], int]) -> Noise:
@@ -55,22 +73,29 @@ def compile_noise(function: Callable[[int, int, int], int]) -> Noise:
         What to pass as `noise=`. It may be used by several threads at once.
 
     Raises:
-        TypeError: Numba cannot compile the function.
+        TypeError: it is no function, or Numba cannot compile it.
 
     Source: numba.cfunc.
     """
+    _insist_on_function("noise", function)
+    failures = Failures()
     if _has_numba():
         from edgekernels._numba_hooks import noise_kernel
 
-        kernel = noise_kernel(function)
-        return Noise(function, kernel, int(kernel.address))
+        kernel, address = noise_kernel(function, failures.remember)
+        return Noise(function, kernel, address, failures)
 
     def fill(seed: int, position: int, ids: Any, num_ids: int, words: Any) -> None:
-        for i in range(num_ids):
-            words[i] = function(seed, position, ids[i])
+        try:
+            for i in range(num_ids):
+                words[i] = function(seed, position, ids[i])
+        except BaseException as error:  # raised again after the decision
+            failures.remember(error)
+            for i in range(num_ids):
+                words[i] = 0
 
     callback = NOISE_C(fill)
-    return Noise(function, callback, ctypes.cast(callback, ctypes.c_void_p).value or 0)
+    return Noise(function, callback, ctypes.cast(callback, ctypes.c_void_p).value or 0, failures)
 
 
 def compile_test(function: Callable[[float, float, float, float], bool]) -> AcceptanceTest:
@@ -85,14 +110,31 @@ def compile_test(function: Callable[[float, float, float, float], bool]) -> Acce
         What to pass as `rule=`. After a draft which does not pass, a token is sampled from what p has left over q.
 
     Raises:
-        TypeError: Numba cannot compile the function.
+        TypeError: it is no function, or Numba cannot compile it.
 
     Source: numba.cfunc; for a test to write: typical acceptance, arXiv 2401.10774, section 2.3.1.
     """
+    _insist_on_function("acceptance test", function)
+    failures = Failures()
+
+    def answered(p: float, q: float, u: float, largest: float) -> bool:
+        answer: Any = function(p, q, u, largest)
+        if answer is None:
+            raise TypeError("the acceptance test returned None; return whether the draft is accepted")
+        return bool(answer)
+
     if _has_numba():
         from edgekernels._numba_hooks import test_kernel
 
-        kernel = test_kernel(function)
-        return AcceptanceTest(function, kernel, int(kernel.address))
-    callback = TEST_C(lambda p, q, u, largest: int(function(p, q, u, largest)))
-    return AcceptanceTest(function, callback, ctypes.cast(callback, ctypes.c_void_p).value or 0)
+        kernel, address = test_kernel(function, failures.remember)
+        return AcceptanceTest(answered, kernel, address, failures)
+
+    def passes(p: float, q: float, u: float, largest: float) -> int:
+        try:
+            return int(answered(p, q, u, largest))
+        except BaseException as error:  # raised again after the decision
+            failures.remember(error)
+            return 0
+
+    callback = TEST_C(passes)
+    return AcceptanceTest(answered, callback, ctypes.cast(callback, ctypes.c_void_p).value or 0, failures)

@@ -23,6 +23,15 @@ def aligned(size: int) -> Bytes:
     return memory[start : start + size]
 
 
+def realigned(array: npt.NDArray[Any]) -> npt.NDArray[Any]:
+    """The array, or a copy of it which begins at a multiple of 64."""
+    if array.flags.c_contiguous and array.ctypes.data % 64 == 0:
+        return array
+    copy = aligned(array.nbytes).view(array.dtype).reshape(array.shape)
+    copy[...] = array
+    return copy
+
+
 def in_blocks(factors: Factors) -> Factors:
     """Scales or offsets (rows, groups) as (blocks, groups, 16), the last block filled up with 0."""
     rows, groups = factors.shape
@@ -61,6 +70,14 @@ class PackedMatrix:
 
     def __init__(self) -> None:
         raise TypeError("PackedMatrix() makes nothing; use PackedMatrix.quantise or PackedMatrix.from_codes")
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: getattr(self, name) for name in self.__slots__ if name != "native"}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.native = None  # made again when it is used
+        for name, value in state.items():
+            setattr(self, name, realigned(value) if isinstance(value, np.ndarray) else value)
 
     @classmethod
     def from_codes(cls, codes: Bytes, bits: int, *, group: int, scale: Factors, offset: Factors | None = None) -> Self:
@@ -165,6 +182,9 @@ class PackedMatrix:
                 else:
                     scale[part] = high / top - low / top  # each on its own: the difference might overflow
                     offset[part] = low
+                _matrix_checks.fitted("scale", scale[part], first)
+                if offset is not None:
+                    _matrix_checks.fitted("offset", offset[part], first)
                 size = scale[part, :, None].astype(np.float32)
                 rest = grouped if offset is None else grouped - offset[part, :, None].astype(np.float32)
                 steps = np.rint(rest / np.where(size == 0, np.float32(1), size)) + zero

@@ -52,6 +52,16 @@ def factors(name: str, value: Any, wanted: tuple[int, int], dtype: npt.DTypeLike
     return value
 
 
+def fitted(name: str, value: npt.NDArray[Any], first_row: int) -> None:
+    """Insist on factors (rows, groups) which their dtype can hold, of values that are finite."""
+    if not np.isfinite(value).all():
+        row, part = np.argwhere(~np.isfinite(value))[0]
+        other = ", or pass factors=numpy.float32" if value.dtype == np.float16 else ""
+        raise ValueError(
+            f"{name}[{first_row + row}, {part}] is {value[row, part]} in {value.dtype}; scale the values down{other}"
+        )
+
+
 def extremes(low: npt.NDArray[np.float32], high: npt.NDArray[np.float32], first_row: int, group: int) -> None:
     """Insist on finite values, given the extremes (rows, groups) of their groups."""
     bad = ~(np.isfinite(low) & np.isfinite(high))

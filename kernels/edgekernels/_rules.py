@@ -66,7 +66,7 @@ def accept(
         history: tokens which penalties count.
         bias: what is added to some logits.
         noise: one of `compile_noise` in place of noise_bits, for "coupled".
-        out: arrays to write and return instead of new ones.
+        out: arrays to write and return instead of new ones; they share memory with nothing else here.
         num_threads: upper bound of threads; sequences are shared out among them, or the vocabulary of a single one.
         **filters: top_k, top_p, min_p, repetition_penalty, frequency_penalty, presence_penalty, each a scalar or
             (batch,): see Filters.
@@ -77,6 +77,7 @@ def accept(
     Raises:
         TypeError: an argument has another type or dtype.
         ValueError: an argument has another shape or is out of its range.
+        Exception: what the caller's own noise or test raised; RuntimeError if Numba compiled it.
 
     Source: coupled: arXiv 2408.07978; rejection: Leviathan et al., arXiv 2211.17192; docs/spec/kernels-acceptance.md.
 
@@ -92,7 +93,9 @@ def accept(
     if len(drafts) != rows - batch:
         raise ValueError(f"drafts has {len(drafts)} ids; pass {rows - batch}, one less than rows per sequence")
     kind, accepts = kind_of(rule, q is not None, noise is not None)
-    accepted, next_token = (None, None) if out is None else out
+    history, bias = _checks.history(history, batch, vocab), _checks.bias(bias, batch, vocab)
+    q = _checks.law_of_drafts(q, rows - batch, vocab)
+    accepted, next_token = _outputs(out, batch, (logits, drafts, row_starts, history, bias, q))
     task = Task(
         logits,
         dtype,
@@ -103,22 +106,46 @@ def accept(
         row_starts,
         drafts,
         None,
-        _checks.history(history, batch, vocab),
-        _checks.bias(bias, batch, vocab),
-        _checks.law_of_drafts(q, rows - batch, vocab),
-        noise,
+        history,
+        bias,
+        q,
+        _checks.noise(noise),
         accepts,
-        _checks.output("out.accepted", accepted, batch),
-        _checks.output("out.next_token", next_token, batch),
+        accepted,
+        next_token,
         _checks.num_threads(num_threads),
     )
-    _select.active.decide(task)
+    _decide(task)
     return Accepted(task.accepted, task.next_token)
+
+
+def _outputs(
+    out: object, batch: int, sources: tuple[object, ...]
+) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.int32]]:
+    """Two arrays to write, apart from each other and from the sources."""
+    if out is not None and not isinstance(out, tuple | list):
+        raise TypeError(f"out is {out!r}; pass edgekernels.Accepted(accepted, next_token)")
+    if out is not None and len(out) != 2:
+        raise ValueError(f"out has {len(out)} entries; pass edgekernels.Accepted(accepted, next_token)")
+    own, token = (None, None) if out is None else out
+    accepted = _checks.output("out.accepted", own, batch, sources)
+    return accepted, _checks.output("out.next_token", token, batch, sources, accepted)
+
+
+def _decide(task: Task) -> None:
+    """Let the backend decide, and raise what a hook raised meanwhile: C cannot."""
+    hook = task.noise if task.noise is not None else task.accepts
+    before = None if hook is None else hook.failures.newest
+    _select.active.decide(task)
+    if hook is not None and hook.failures.newest is not None and hook.failures.newest is not before:
+        raise hook.failures.newest[0]
 
 
 def kind_of(rule: object, has_q: bool, has_noise: bool) -> tuple[int, AcceptanceTest | None]:
     """Which of the two ways to decide a rule asks for, and the caller's own test if it is one."""
     own = isinstance(rule, AcceptanceTest)
+    if not own and not isinstance(rule, str):
+        raise TypeError(f"rule is {rule!r}; pass 'coupled', 'rejection', 'greedy', or a test of compile_test")
     if not own and rule not in ("coupled", "rejection", "greedy"):
         raise ValueError(f"rule is {rule!r}; pass 'coupled', 'rejection', 'greedy', or a test of compile_test")
     kind = REJECTION if own or rule == "rejection" else COUPLED
@@ -166,6 +193,7 @@ def sample(
     Raises:
         TypeError: an argument has another type or dtype.
         ValueError: an argument has another shape or is out of its range.
+        Exception: what the caller's own noise raised; RuntimeError if Numba compiled it.
 
     Source: Gumbel-max, Maddison et al., arXiv 1411.0030; docs/spec/kernels.md.
 
@@ -174,6 +202,8 @@ def sample(
     """
     logits, dtype = _checks.logits(logits)
     rows, vocab = logits.shape
+    columns = None if token_ids is None else _checks.token_ids(token_ids, vocab)
+    history, bias = _checks.history(history, rows, vocab), _checks.bias(bias, rows, vocab)
     task = Task(
         logits,
         dtype,
@@ -181,15 +211,15 @@ def sample(
         rules(rows, temperature=temperature, seed=seed, position=position, filters=filters),
         None,
         None,
-        None if token_ids is None else _checks.token_ids(token_ids, vocab),
-        _checks.history(history, rows, vocab),
-        _checks.bias(bias, rows, vocab),
+        columns,
+        history,
+        bias,
         None,
-        noise,
+        _checks.noise(noise),
         None,
         np.empty(rows, np.int32),
-        _checks.output("out", out, rows),
+        _checks.output("out", out, rows, logits, columns, history, bias),
         _checks.num_threads(num_threads),
     )
-    _select.active.decide(task)
+    _decide(task)
     return task.next_token

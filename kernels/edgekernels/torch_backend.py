@@ -82,8 +82,9 @@ def accept(
     count, vocab = _checked(logits)
     starts = _checks.row_starts(row_starts, count)
     batch = len(starts) - 1
-    if drafts.shape != (count - batch,):
-        raise ValueError(f"drafts has shape {tuple(drafts.shape)}; pass {(count - batch,)}, one less than rows each")
+    _check_ids("drafts", drafts, (count - batch,), "one less than rows each")
+    if q is not None and not isinstance(q, torch.Tensor | SparseQ):
+        raise TypeError(f"q is {type(q).__name__}; pass a tensor, torch.from_numpy(q), or edgekernels.SparseQ")
     kind, own = kind_of(rule, q is not None, False)
     if own is not None:
         raise ValueError("rule is a test of compile_test, which runs on the host; pass 'rejection'")
@@ -124,17 +125,17 @@ def sample(
         temperature: scalar or (rows,), on the host like all parameters.
         seed: scalar or (rows,).
         position: scalar or (rows,).
-        token_ids: int32 (vocab,), rising, the target's id of each column, on the device of the logits.
+        token_ids: int32 or int64 (vocab,), rising, the target's id of each column, on the device of the logits.
         history: numpy arrays; ids are columns.
         bias: numpy arrays; ids are columns.
         **filters: see Filters.
     """
     count, vocab = _checked(logits)
     records = rules(count, temperature=temperature, seed=seed, position=position, filters=filters)
+    if token_ids is not None:
+        _check_columns(token_ids, vocab, logits.device)
     if count == 0:
         return torch.empty(0, dtype=torch.int32, device=logits.device)
-    if token_ids is not None and not bool((token_ids[1:] > token_ids[:-1]).all()):
-        raise ValueError("token_ids does not rise; sort the columns, or use edgekernels.sample")
     history, bias = _checks.history(history, count, vocab), _checks.bias(bias, count, vocab)
     starts = np.arange(count + 1)
     none = torch.empty(0, dtype=torch.int64, device=logits.device)
@@ -156,6 +157,26 @@ def _checked(logits: Tensor) -> tuple[int, int]:
     if logits.ndim != 2 or not 1 <= logits.shape[1] <= _checks.MAX_VOCAB:
         raise ValueError(f"logits has shape {tuple(logits.shape)}; pass (rows, 1 .. {_checks.MAX_VOCAB})")
     return logits.shape[0], logits.shape[1]
+
+
+def _check_ids(name: str, value: Any, shape: tuple[int], remedy: str) -> None:
+    if not isinstance(value, torch.Tensor):
+        raise TypeError(f"{name} is {type(value).__name__}; pass a tensor, torch.from_numpy({name})")
+    if value.dtype not in (torch.int32, torch.int64):
+        raise TypeError(f"{name} is {value.dtype}; pass {name}.to(torch.int32)")
+    if value.shape != shape:
+        raise ValueError(f"{name} has shape {tuple(value.shape)}; pass {shape}, {remedy}")
+
+
+def _check_columns(token_ids: Any, vocab: int, device: Any) -> None:
+    _check_ids("token_ids", token_ids, (vocab,), "one id for each column")
+    if token_ids.device != device:
+        raise ValueError(f"token_ids is on {token_ids.device}; pass token_ids.to({str(device)!r}), as the logits")
+    if not bool((token_ids[1:] > token_ids[:-1]).all()):
+        raise ValueError("token_ids does not rise; sort the columns, or use edgekernels.sample")
+    first, last = torch.stack((token_ids[0], token_ids[-1])).tolist()
+    if first < 0 or last > _checks.MAX_ID:
+        raise ValueError(f"token_ids spans {first} .. {last}; pass ids 0 .. {_checks.MAX_ID}")
 
 
 @functools.cache

@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from edgekernels import Accepted, accept, gumbel, noise_bits, sample
+from edgekernels import Accepted, Bias, History, SparseQ, _checks, accept, gumbel, noise_bits, sample
 
 INF, NAN = np.inf, np.nan
 
@@ -208,12 +208,72 @@ LOGITS, DRAFTS, STARTS = np.zeros((3, 4), np.float32), i32(0), i64(0, 2, 3)
         (TypeError, "out.accepted", {"out": Accepted(np.zeros(2), i32(0, 0))}),
         (ValueError, "out.next_token", {"out": Accepted(i32(0, 0), i32(0))}),
         (ValueError, "strides", {"out": Accepted(i32(0, 0), i32(0, 0, 0)[::2])}),
+        (TypeError, "out is 5; pass edgekernels.Accepted", {"out": 5}),
+        (ValueError, "out has 1 entries; pass edgekernels.Accepted", {"out": (i32(0, 0),)}),
+        (TypeError, "noise is 5; pass edgekernels.compile_noise", {"noise": 5}),
+        (TypeError, "rule is array.*; pass 'coupled'", {"rule": np.zeros(2)}),
+        (
+            ValueError,
+            r"temperature is \[\[1\], \[1, 2\]\]; pass a scalar or shape \(2,\)",
+            {"temperature": [[1], [1, 2]]},
+        ),
+        (ValueError, "temperature is inf", {"temperature": np.float16(INF)}),
+        (ValueError, "frequency_penalty is inf", {"frequency_penalty": np.array([0, INF], np.float16)}),
+        (ValueError, r"seed is 18446744073709551616; pass 0 \.\. 2\*\*64 - 1", {"seed": [2**64, 1]}),
+        (TypeError, r"seed is \[0\.5, 1\]; pass integers, 0 \.\. 2\*\*64 - 1", {"seed": [0.5, 1]}),
+        (TypeError, "seed is .None, 1.; pass integers", {"seed": [None, 1]}),
     ],
 )
 def test_wrong_arguments_are_refused(error, match, changes):
     arguments = {"logits": LOGITS, "drafts": DRAFTS, "row_starts": STARTS, "temperature": 1.0} | changes
     with pytest.raises(error, match=match):
         accept(**arguments)
+
+
+def test_seeds_in_a_list_have_all_64_bits():
+    rows = np.zeros((2, 1000), np.float32)
+    apart = [int(sample(rows[:1], temperature=1.0, seed=seed)[0]) for seed in (1, 2**64 - 1)]
+    assert sample(rows, temperature=1.0, seed=[1, 2**64 - 1]).tolist() == apart
+
+
+def test_out_apart_from_everything_else():
+    """The kernels write it while they still read the arguments."""
+    logits, drafts, starts = np.zeros((4, 4), np.float32), i32(0, 0), i64(0, 2, 4)
+    history, bias = History(i32(1, 1), i64(0, 1, 2)), Bias(i32(1, 1), np.ones(2, np.float32), i64(0, 1, 2))
+    q = SparseQ(i32(0, 0), np.ones(2, np.float32), i64(0, 1, 2))
+    own = i32(0, 0)
+    arguments = {"temperature": 1.0, "rule": "rejection", "history": history, "bias": bias, "q": q}
+    for array in (logits, drafts, starts, *history[:2], *bias, *q, own):
+        for out in (
+            Accepted(array.view(np.int32).reshape(-1)[:2], own),
+            Accepted(own, array.view(np.int32).reshape(-1)[:2]),
+        ):
+            with pytest.raises(ValueError, match="shares memory"):
+                accept(logits, drafts, starts, out=out, **arguments)
+    with pytest.raises(ValueError, match=r"out\.accepted shares memory"):
+        accept(
+            logits,
+            drafts,
+            starts,
+            temperature=1.0,
+            rule="rejection",
+            q=logits[:2],
+            out=Accepted(logits.view(np.int32)[0, :2], own),
+        )
+    ids = i32(0, 1, 2, 3)
+    for array in (logits.view(np.int32).reshape(-1)[:4], ids):
+        with pytest.raises(ValueError, match="out shares memory"):
+            sample(logits, temperature=1.0, token_ids=ids, out=array)
+    with pytest.raises(TypeError, match="noise is 5"):
+        sample(logits, temperature=1.0, noise=5)
+
+
+def test_there_are_no_more_threads_than_processors(monkeypatch):
+    monkeypatch.setattr(_checks, "processors", lambda: 3)
+    assert [_checks.num_threads(number) for number in (1, 2, 3, 4, 1024)] == [1, 2, 3, 3, 3]
+    monkeypatch.undo()
+    assert 1 <= _checks.num_threads(1024) == _checks.processors()
+    assert sample(np.zeros((9, 4), np.float32), temperature=0, num_threads=1024).tolist() == [0] * 9
 
 
 def test_read_only_out_is_refused():

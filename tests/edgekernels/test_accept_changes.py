@@ -145,6 +145,13 @@ ROW = np.array([0, 1, 1])
         (ValueError, "history.starts", {"history": History(i32(1), np.array([0, 1]))}),
         (ValueError, r"\[2, 1\]", {"history": History(i32(1), np.array([0, 2, 1]))}),
         (ValueError, "num_prompt is 2 of 1", {"history": History(i32(1), ROW, 2)}),
+        (
+            ValueError,
+            "num_prompt is 18446744073709551615; pass",
+            {"history": History(i32(1), ROW, np.uint64(2**64 - 1))},
+        ),
+        (ValueError, "num_prompt is 1180591620717411303424; pass", {"history": History(i32(1), ROW, 2**70)}),
+        (ValueError, "num_prompt is 1180591620717411303424; pass", {"history": History(i32(1), ROW, [2**70, 0])}),
         (TypeError, "Bias", {"bias": {1: 2.0}}),
         (ValueError, "-1 .. -1", {"bias": Bias(i32(-1), f32(1), ROW)}),
         (ValueError, "nan", {"bias": Bias(i32(1), f32(np.nan), ROW)}),

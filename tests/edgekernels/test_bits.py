@@ -207,6 +207,7 @@ def settings(**changed):
          lambda: quantise(f32([1]), 4, **settings(scale=-1.0))),
         (ValueError, r"scale is nan", lambda: quantise(f32([1]), 4, **settings(scale=NAN))),
         (ValueError, r"scale is 1e\+39", lambda: quantise(f32([1]), 4, **settings(scale=1e39))),
+        (ValueError, r"scale is inf", lambda: quantise(f32([1]), 4, **settings(scale=np.float16(INF)))),
         (ValueError, r"offset is inf", lambda: quantise(f32([1]), 4, **settings(offset=INF))),
         (ValueError, r"scale\[1\] is nan", lambda: quantise(f32([1], [1]), 4, **settings(scale=f32(1, NAN)))),
         (ValueError, r"scale\[0\] is -1\.0", lambda: quantise(f32([1], [1]), 4, **settings(scale=f32(-1, 1)))),

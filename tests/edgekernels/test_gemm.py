@@ -1,5 +1,8 @@
 """Packed matrices: hand-worked examples, what holds on every backend and level, and what is refused."""
 
+import copy
+import pickle
+
 import numpy as np
 import pytest
 from edgekernels import PackedMatrix, matmul
@@ -185,6 +188,11 @@ def test_arguments_are_refused_with_numbers():
         (lambda: pack(too_large, 4, group=32, scale=scale), ValueError, "codes[2, 5] is 16; pass codes 0 .. 15"),
         (lambda: PackedMatrix.quantise(x + np.nan, 4, group=32), ValueError, "values[0, 0:32] goes from nan"),
         (lambda: PackedMatrix.quantise(x, 4, group=32, factors=float), TypeError, "factors is float64"),
+        (
+            lambda: PackedMatrix.quantise(x + np.float32(1e30), 4, group=32, factors=np.float16),
+            ValueError,
+            "scale the values down, or pass factors=numpy.float32",
+        ),
         (lambda: matmul(codes, x), TypeError, "matrix is ndarray"),
         (lambda: matmul(matrix, x.astype(float)), TypeError, "x is float64"),
         (lambda: matmul(matrix, x[0]), ValueError, "x has shape (64,)"),
@@ -212,6 +220,20 @@ def test_clipping_for_the_least_error_lessens_it(bits):
     whole, clipped = (PackedMatrix.quantise(values, bits, group=64, clip=clip) for clip in ("range", "mse"))
     errors = [float(((matrix.dequantise() - values) ** 2).sum()) for matrix in (whole, clipped)]
     assert errors[1] <= errors[0] * (1.001 if bits == 8 else 0.97)
+
+
+@pytest.mark.parametrize("symmetric", [False, True])
+@pytest.mark.parametrize("again", [copy.copy, copy.deepcopy, lambda matrix: pickle.loads(pickle.dumps(matrix))])
+def test_copies_and_pickles_multiply_alike(gemm_engine, again, symmetric):
+    rng = np.random.default_rng(3)
+    matrix = matrix_of(rng, 40, 96, 5, 32, symmetric=symmetric)[1]
+    x = rng.normal(size=(3, 96)).astype(np.float32)
+    expected = matmul(matrix, x).tobytes()  # and keeps what the kernels need beside it
+    other = again(matrix)
+    del matrix
+    assert other.data.ctypes.data % 64 == other.scale_blocks.ctypes.data % 64 == 0
+    assert other.symmetric == symmetric
+    assert matmul(other, x).tobytes() == expected
 
 
 def test_unknown_clip_is_an_error():

@@ -87,6 +87,57 @@ def test_hooks_are_refused_where_they_do_not_belong(mode):
         accept(*arguments, temperature=1.0, rule=own, noise=noise)
 
 
+def test_what_a_hook_raises_comes_out_of_the_decision(engine, mode):
+    """Called back its own exception, compiled one that says so; a later decision is free of it."""
+
+    def some(seed, position, token):
+        if token == 3:
+            raise ValueError("it raised at 3")
+        return token
+
+    def certain(p, q, u, largest):
+        if p > 0.6:
+            raise ValueError("it raised at 0.6")
+        return True
+
+    noise, rule = compile_noise(some), compile_test(certain)
+    equal, sure = np.zeros((2, 3), np.float32), np.log(np.array([[0.7, 0.3], [0.3, 0.7]])).astype(np.float32)
+    for _ in range(2):
+        with pytest.raises((ValueError, RuntimeError), match="raised"):
+            sample(np.zeros((2, 4), np.float32), temperature=1.0, noise=noise, num_threads=2)
+        assert sample(equal, temperature=1.0, noise=noise).tolist() == [2, 2]
+        with pytest.raises((ValueError, RuntimeError), match="raised"):
+            accept(sure, np.array([0], np.int32), np.array([0, 2]), temperature=1.0, rule=rule)
+        assert accept(sure, np.array([1], np.int32), np.array([0, 2]), temperature=1.0, rule=rule).accepted[0] == 1
+
+
+def test_a_hook_that_returns_nothing_is_an_error(engine, mode):
+    logits = np.zeros((2, 3), np.float32)
+    with pytest.raises((TypeError, RuntimeError)):
+        sample(logits, temperature=1.0, noise=compile_noise(lambda seed, position, token: None))
+    rule = compile_test(lambda p, q, u, largest: None)
+    with pytest.raises((TypeError, RuntimeError), match="None"):
+        accept(logits, np.array([0], np.int32), np.array([0, 2]), temperature=1.0, rule=rule)
+
+
+def test_a_hook_that_sometimes_returns_nothing_is_an_error(engine, mode):
+    def late(p, q, u, largest):
+        if p < 0.5:
+            return True
+        return None
+
+    logits = np.log(np.array([[0.7, 0.3], [0.3, 0.7]])).astype(np.float32)
+    with pytest.raises((TypeError, RuntimeError), match="None"):
+        accept(logits, np.array([0], np.int32), np.array([0, 2]), temperature=1.0, rule=compile_test(late))
+
+
+def test_what_is_no_function_is_refused(mode):
+    with pytest.raises(TypeError, match="the noise is 5; pass a function"):
+        compile_noise(5)
+    with pytest.raises(TypeError, match="the acceptance test is 5; pass a function"):
+        compile_test(5)
+
+
 @pytest.mark.skipif(importlib.util.find_spec("numba") is None, reason="Numba is not installed")
 def test_what_numba_cannot_compile_is_refused():
     with pytest.raises(TypeError, match="cannot compile"):

@@ -104,6 +104,9 @@ LOGITS, DRAFTS, STARTS = torch.zeros(3, 4), torch.zeros(1, dtype=torch.int32), n
         (ValueError, "-0.5", {"temperature": -0.5}),
         (ValueError, "q is", {"rule": "rejection", "q": torch.zeros(1, 3)}),
         (ValueError, "rule='rejection'", {"q": torch.zeros(1, 4)}),
+        (TypeError, r"drafts is ndarray; pass a tensor, torch\.from_numpy", {"drafts": DRAFTS.numpy()}),
+        (TypeError, "drafts is torch.float32", {"drafts": DRAFTS.float()}),
+        (TypeError, r"q is ndarray; .*torch\.from_numpy", {"rule": "rejection", "q": np.zeros((1, 4), np.float32)}),
     ],
 )
 def test_wrong_arguments_are_refused(error, match, changes):
@@ -112,6 +115,23 @@ def test_wrong_arguments_are_refused(error, match, changes):
         torch_backend.accept(**arguments)
     with pytest.raises(ValueError, match="does not rise"):
         torch_backend.sample(LOGITS, temperature=1.0, token_ids=torch.tensor([3, 1, 2, 0]))
+
+
+@pytest.mark.parametrize(
+    ("error", "match", "ids"),
+    [
+        (TypeError, r"token_ids is ndarray; pass a tensor, torch\.from_numpy", np.arange(4)),
+        (TypeError, r"token_ids is torch\.float32", torch.arange(4.0)),
+        (ValueError, r"token_ids has shape \(3,\)", torch.arange(3)),
+        (ValueError, r"token_ids has shape \(1, 4\)", torch.arange(4)[None]),
+        (ValueError, "token_ids spans -1 .. 2", torch.arange(-1, 3)),
+        (ValueError, "token_ids spans 0 .. 2147483648", torch.tensor([0, 1, 2, 2**31])),
+        (ValueError, "token_ids is on meta", torch.arange(4, device="meta")),
+    ],
+)
+def test_wrong_token_ids_are_refused(error, match, ids):
+    with pytest.raises(error, match=match):
+        torch_backend.sample(LOGITS, temperature=1.0, token_ids=ids)
 
 
 def test_the_kernels_do_not_import_torch():
