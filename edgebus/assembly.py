@@ -63,6 +63,7 @@ class Assembler:
         if record.frames and sum(map(len, record.frames)) == total:
             if held is not None and held.header.id == header.id and type(held.header) is type(header):
                 del self._held[token]  # announced before
+                assert held.header.transfer is not None
                 self._bytes -= sum(held.header.transfer.sizes)
                 return [(record, header)]
             return [*self._give_up(token), (record, header)]  # it came whole
