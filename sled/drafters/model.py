@@ -62,6 +62,8 @@ class ModelDrafter:
     def draft(self, prefix: Sequence[int], limit: int, window: Window) -> list[int]:
         """Up to `limit` tokens, each sampled by the coupled rule at its own position."""
         drafts: list[int] = []
+        if not prefix or min(prefix) < 0 or max(prefix) >= len(self._own_ids):
+            return drafts  # ids that the vocabulary lacks, by the server's mistake: it decides without drafts
         self._roll_back(prefix)
         feed = list(prefix[len(self._read) :])
         while len(drafts) < limit and len(self._read) + len(feed) <= self.model.max_positions:

@@ -138,6 +138,13 @@ def test_drafts_end_where_the_model_does():
     assert drafter.draft(list(range(13)), 8, Window(8)) == []
 
 
+@pytest.mark.parametrize("prefix", [[], [1, 1 << 20], [-1, 2]])
+def test_ids_that_the_vocabulary_lacks_get_no_drafts(prefix):
+    drafter = ModelDrafter(Counting(), name="counting", target_ids=None, target_vocab_size=40)
+    drafter.start(Sampling())
+    assert drafter.draft(prefix, 4, Window(4)) == []
+
+
 def test_other_ids_are_translated_both_ways():
     """Draft id i is target id 2 * i + 1; what the drafter does not know is read as id 0."""
     model = Counting()
