@@ -47,3 +47,7 @@ class ServerBusy(RemoteError):
 
 class ProtocolError(RemoteError):
     """The other side answered something that the protocol does not allow."""
+
+
+class OutOfMemory(LocalError):
+    """The target's device has no memory for this batch; a smaller one may fit."""

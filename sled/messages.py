@@ -10,16 +10,19 @@ from typing import Annotated
 import msgspec
 
 from edgebus.payloads import Payload
-from sled.types import FinishReason, Sampling
+from sled.types import FinishReason, Logprob, Sampling, SparseLaw, Terms
 
-DESCRIBE, VOCABULARY, OPEN, VERIFY, CLOSE = (
+DESCRIBE, VOCABULARY, OPEN, VERIFY, DECODE, CLOSE, STATS, TRACE = (
     "sled.describe",
     "sled.vocabulary",
     "sled.open",
     "sled.verify",
+    "sled.decode",
     "sled.close",
+    "sled.stats",
+    "sled.trace",
 )
-SERVICES = (DESCRIBE, VOCABULARY, OPEN, VERIFY, CLOSE)
+SERVICES = (DESCRIBE, VOCABULARY, OPEN, VERIFY, DECODE, CLOSE, STATS, TRACE)
 
 MAX_WINDOW = 64
 MAX_PROMPT_CHARS = 1 << 20
@@ -68,6 +71,7 @@ class Open(Payload, frozen=True, array_like=True):
     chat: bool = False
     answer: Tokens = msgspec.field(default_factory=list)
     target_id: Annotated[bytes, msgspec.Meta(max_length=16)] = b""
+    terms: Terms = Terms()
 
 
 class Opened(Payload, frozen=True, array_like=True):
@@ -79,12 +83,29 @@ class Opened(Payload, frozen=True, array_like=True):
 
 
 class Verify(Payload, frozen=True, array_like=True):
-    """One round: these drafts continue the text of length `base` whose digest is `digest`."""
+    """One round: these drafts continue the text of length `base` whose digest is `digest`.
+
+    `law` goes along with drafts of a session that samples by rejection; without it such drafts count as certain.
+    """
 
     session: SessionId
     base: Length
     digest: Digest
     draft: Draft
+    law: SparseLaw | None = None
+
+
+class Decode(Payload, frozen=True, array_like=True):
+    """From length `base` on the server decodes without drafts: a stream whose parts are verdicts.
+
+    It ends with a verdict that has a finish, after `max_tokens`, when the device cancels it, or with an empty verdict
+    whose `window_limit` is above 0: drafting pays again.
+    """
+
+    session: SessionId
+    base: Length
+    digest: Digest
+    max_tokens: Annotated[int, msgspec.Meta(ge=1, le=MAX_TOKENS)]
 
 
 class Verdict(Payload, frozen=True, array_like=True):
@@ -100,6 +121,7 @@ class Verdict(Payload, frozen=True, array_like=True):
     finish: FinishReason
     window_limit: int
     batch: int
+    logprobs: list[Logprob] = msgspec.field(default_factory=list)
 
 
 class Close(Payload, frozen=True, array_like=True):

@@ -56,13 +56,29 @@ class ServerLimits:
 
 @dataclass(frozen=True, slots=True)
 class TargetShape:
-    """What the machine must know of the target: matrix width, context length, window limit, stop tokens."""
+    """What the machine must know of the target.
+
+    Args:
+        vocab_size: width of the logits.
+        max_positions: context length.
+        max_window: drafts per round that devices may send.
+        stop_ids: tokens that end an answer.
+        target_id: see `sled.messages.Described`.
+        pieces: the bytes of every id, for stop texts.
+        page_tokens: positions in one page of keys and values.
+        num_pages: pages there are.
+        page_bytes: memory of one page over all layers.
+    """
 
     vocab_size: int
     max_positions: int
     max_window: int
     stop_ids: frozenset[int]
     target_id: bytes = b""
+    pieces: Sequence[bytes] = ()
+    page_tokens: int = 16
+    num_pages: int = 4096
+    page_bytes: int = 0
 
 
 @dataclass(slots=True)
