@@ -1,0 +1,224 @@
+"""Captured forwards: a packed batch is padded to a bucket of sizes, and its CUDA graph replayed.
+
+A forward of some hundred kernels costs more to launch than to run when a batch is small. Buckets are captured when they
+are first needed; one pool of memory serves all graphs, since only one runs at a time.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from sled.targets.work_items import FIELDS, WorkItems
+
+Tensor = Any  # torch.Tensor
+
+
+class Batch(NamedTuple):
+    """A packed batch on the host.
+
+    Args:
+        tokens: int64 (tokens,); positions: int64 (tokens,).
+        wanted: int64 (rows,), tokens whose logits are wanted.
+        slots: int32 (tokens,), where their keys and values go.
+        table: int32 (n,), the sessions' pages one after the other.
+        work: how attention is divided; query_rows: rows of one piece.
+    """
+
+    tokens: NDArray[np.int64]
+    positions: NDArray[np.int64]
+    wanted: NDArray[np.int64]
+    slots: NDArray[np.int32]
+    table: NDArray[np.int32]
+    work: WorkItems
+    query_rows: int
+
+
+class Pages(NamedTuple):
+    """What attention needs to know of a batch, on the device; see `attention_triton.paged_attention`."""
+
+    slots: Tensor
+    items: Tensor
+    merges: Tensor
+    table: Tensor
+    partial: Tensor
+    sums: Tensor
+    query_rows: int
+
+
+class Result(NamedTuple):
+    """Rows of a forward, valid until the next one: logits (rows, vocab) or None, the largest logit and its token."""
+
+    logits: Tensor | None
+    best: Tensor
+    token: Tensor
+
+
+class Bucket(NamedTuple):
+    """Sizes a graph is captured for."""
+
+    tokens: int
+    rows: int
+    items: int
+    query_rows: int
+    divided: bool
+    keep_logits: bool
+
+
+def round_up(size: int) -> int:
+    """The bucket of a size: multiples of 8, from 64 on at most 1/8 more than asked.
+
+    >>> [round_up(n) for n in (1, 3, 9, 60, 65, 320, 2304)]
+    [1, 4, 16, 64, 72, 320, 2304]
+    """
+    if size <= 8:
+        return 1 << (size - 1).bit_length()
+    step = max(8, 1 << (size.bit_length() - 4))
+    return -(-size // step) * step
+
+
+@dataclass(slots=True)
+class _Captured:
+    graph: Any
+    inputs: dict[str, Tensor]
+    result: Result
+
+
+class GraphedForward:
+    """Runs packed batches through captured graphs.
+
+    Args:
+        forward: (tokens (1, n), positions (1, n), wanted (rows,), Pages) -> logits (rows, vocab), on the device.
+        device: of the model.
+        kv_heads: heads of keys of a layer; head_dim: their width (the largest over layers).
+        table_room: entries of the flat page table at most.
+        max_graphs: graphs kept; batches of further sizes run without.
+    """
+
+    def __init__(
+        self,
+        forward: Callable[[Tensor, Tensor, Tensor, Pages], Tensor],
+        device: Any,
+        *,
+        kv_heads: int,
+        head_dim: int,
+        table_room: int,
+        max_graphs: int = 256,
+    ) -> None:
+        self._forward, self._device = forward, device
+        self._kv_heads, self._head_dim = kv_heads, head_dim
+        self._table_room, self._max_graphs = table_room, max_graphs
+        self._captured: dict[Bucket, _Captured] = {}
+        self._pool: Any = None
+        self._table = torch.zeros(table_room, dtype=torch.int32, device=device)
+        self._logits: Tensor | None = None
+
+    def bucket(self, batch: Batch, keep_logits: bool) -> Bucket:
+        """The sizes that this batch is padded to."""
+        items = max(8, 1 << (len(batch.work.items) - 1).bit_length())
+        return Bucket(
+            round_up(len(batch.tokens)),
+            round_up(max(1, len(batch.wanted))),
+            items,
+            batch.query_rows,
+            batch.work.num_slots > 0,
+            keep_logits,
+        )
+
+    def run(self, batch: Batch, *, keep_logits: bool) -> Result:
+        """One forward.
+
+        Args:
+            batch: what to compute.
+            keep_logits: whether logits are wanted, or only the likeliest token of each row.
+
+        Raises:
+            torch.cuda.OutOfMemoryError: a graph of this size cannot be captured.
+        """
+        bucket = self.bucket(batch, keep_logits)
+        captured = self._captured.get(bucket)
+        if captured is None:
+            captured = self._capture(bucket)
+        self._fill(captured.inputs, batch)
+        captured.graph.replay()
+        rows, result = len(batch.wanted), captured.result
+        logits = None if result.logits is None else result.logits[:rows]
+        return Result(logits, result.best[:rows], result.token[:rows])
+
+    def _capture(self, bucket: Bucket) -> _Captured:
+        if len(self._captured) >= self._max_graphs:  # sizes that were needed first are not always those of now
+            self._captured.pop(next(iter(self._captured)))
+        inputs = self._inputs(bucket)
+        stream = torch.cuda.Stream(self._device)
+        stream.wait_stream(torch.cuda.current_stream(self._device))
+        with torch.cuda.stream(stream):  # compiles, and lets libraries set themselves up
+            self._compute(inputs, bucket)
+        torch.cuda.current_stream(self._device).wait_stream(stream)
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph, pool=self._pool):
+            result = self._compute(inputs, bucket)
+        self._pool = self._pool or graph.pool()
+        captured = self._captured[bucket] = _Captured(graph, inputs, result)
+        return captured
+
+    def _inputs(self, bucket: Bucket) -> dict[str, Tensor]:
+        def zeros(*shape: int, dtype: Any = torch.int32) -> Tensor:
+            return torch.zeros(*shape, dtype=dtype, device=self._device)
+
+        slots = bucket.items if bucket.divided else 0
+        rows = slots * self._kv_heads * bucket.query_rows
+        return {
+            "tokens": zeros(bucket.tokens, dtype=torch.int64),
+            "positions": zeros(bucket.tokens, dtype=torch.int64),
+            "wanted": zeros(bucket.rows, dtype=torch.int64),
+            "slots": zeros(bucket.tokens) - 1,
+            "items": zeros(bucket.items, len(FIELDS)),
+            "merges": zeros(bucket.tokens, 4),
+            "partial": torch.empty(rows, self._head_dim, device=self._device),
+            "sums": torch.empty(rows, device=self._device),
+        }
+
+    def _compute(self, inputs: dict[str, Tensor], bucket: Bucket) -> Result:
+        pages = Pages(
+            inputs["slots"],
+            inputs["items"],
+            inputs["merges"],
+            self._table,
+            inputs["partial"],
+            inputs["sums"],
+            bucket.query_rows,
+        )
+        logits = self._forward(inputs["tokens"][None], inputs["positions"][None], inputs["wanted"], pages)
+        best, token = logits.max(dim=-1)
+        return Result(self._keep(logits) if bucket.keep_logits else None, best, token)
+
+    def _keep(self, logits: Tensor) -> Tensor:
+        """Copy logits where all graphs of a size put them: what a graph's own memory holds is the next graph's."""
+        rows, vocab = logits.shape
+        if self._logits is None or self._logits.shape[0] < rows:
+            self._captured = {key: kept for key, kept in self._captured.items() if not key.keep_logits}
+            self._logits = torch.empty(rows, vocab, dtype=logits.dtype, device=self._device)
+        return self._logits[:rows].copy_(logits)
+
+    def _fill(self, inputs: dict[str, Tensor], batch: Batch) -> None:
+        """Put a batch into a graph's inputs, and rest into what is beyond it."""
+        if len(batch.table) > self._table_room:
+            raise ValueError(f"{len(batch.table)} pages in one batch, {self._table_room} were provided for")
+        fields = {
+            "tokens": (batch.tokens, 0),
+            "positions": (batch.positions, 0),
+            "wanted": (batch.wanted, 0),
+            "slots": (batch.slots, -1),
+            "items": (batch.work.items, 0),
+            "merges": (batch.work.merges, 0),
+        }
+        for name, (values, rest) in fields.items():
+            whole = np.full(tuple(inputs[name].shape), rest, values.dtype)
+            whole[: len(values)] = values
+            inputs[name].copy_(torch.from_numpy(whole), non_blocking=True)
+        self._table[: len(batch.table)].copy_(torch.from_numpy(np.ascontiguousarray(batch.table)), non_blocking=True)
