@@ -209,7 +209,7 @@ class GraphedForward:
         """Put a batch into a graph's inputs, and rest into what is beyond it."""
         if len(batch.table) > self._table_room:
             raise ValueError(f"{len(batch.table)} pages in one batch, {self._table_room} were provided for")
-        fields = {
+        fields: dict[str, tuple[NDArray[Any], int]] = {
             "tokens": (batch.tokens, 0),
             "positions": (batch.positions, 0),
             "wanted": (batch.wanted, 0),
