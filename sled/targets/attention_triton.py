@@ -122,7 +122,7 @@ def _merge(  # type: ignore[no-untyped-def]
 
 def rows_for(most_tokens: int, group: int) -> int:
     """Rows of a piece: enough for a round of `most_tokens` in one piece if that is up to 64 rows, at least 16."""
-    return min(64, max(16, triton.next_power_of_2(most_tokens * group)))
+    return int(min(64, max(16, triton.next_power_of_2(most_tokens * group))))
 
 
 @torch.library.custom_op("sled::paged_attention", mutates_args=("keys", "values"))
