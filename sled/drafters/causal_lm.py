@@ -16,7 +16,7 @@ from transformers import DynamicCache
 from sled.drafters.model import ModelDrafter, check_map, check_vocabulary
 from sled.errors import UnknownModel
 from sled.messages import Described
-from sled.targets.causal_lm import load_causal_lm
+from sled.targets.loading import load_causal_lm
 from sled.vocabulary import vocabulary_hash
 
 
