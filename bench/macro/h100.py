@@ -1,9 +1,9 @@
 """One verify step of an 8B-shaped target on a GPU, by sessions and tokens a session, against what the GPU could do.
 
-Random weights in bfloat16. The floor of a cell is the larger of two times: weights and cached keys and values once through
-the measured memory bandwidth, and the floating-point operations at the measured rate of a large matrix product. Beside
-it, in the same run: plain attention (PyTorch's SDPA over contiguous keys and values, padded) in a CUDA graph, uncompiled,
-which is what a careful first version does. `python -m bench.macro.h100 [--quick]`.
+Random weights in bfloat16. The floor of a cell is the larger of two times: weights and cached keys and values once
+through the measured memory bandwidth, and the floating-point operations at the measured rate of a large matrix product.
+Beside it, in the same run: plain attention (PyTorch's SDPA over contiguous keys and values, padded) in a CUDA graph,
+uncompiled, which is what a careful first version does. `python -m bench.macro.h100 [--quick]`.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ from sled.messages import Vocabulary
 from sled.targets.graphed import GraphedTarget
 from sled.types import Chunk, Sampling
 
+Cell = tuple[int, int, int]
 SESSIONS = (1, 8, 32, 64, 128, 256)
 TOKENS = (1, 3, 5, 9)
 CONTEXTS = (512, 4096)
@@ -133,7 +134,9 @@ def wall_ms(work: Callable[[], Any], repeats: int = 7) -> float:
     return statistics.median(times)
 
 
-def measure(target: GraphedTarget, cells: list[tuple[int, int, int]], limits: tuple[float, float]) -> list[dict[str, Any]]:
+def measure(
+    target: GraphedTarget, cells: list[tuple[int, int, int]], limits: tuple[float, float]
+) -> list[dict[str, Any]]:
     """Every cell that fits into memory."""
     shape, rows = target.shape, []
     for sessions, tokens, context in cells:
@@ -149,7 +152,10 @@ def measure(target: GraphedTarget, cells: list[tuple[int, int, int]], limits: tu
         step = median_ms(lambda packed=packed: target.graphs.run(packed, keep_logits=False))
         whole = wall_ms(lambda chunks=chunks, rounds=rounds: target.verify(chunks, rounds))
         bytes_s, flops_s = (weights + cached) / limits[0] * 1e3, flops / limits[1] * 1e3
-        apart = max(weights / limits[0], (2.0 * weights / 2 * sessions * tokens) / limits[1]) * 1e3 + cached / limits[0] * 1e3
+        apart = (
+            max(weights / limits[0], (2.0 * weights / 2 * sessions * tokens) / limits[1]) * 1e3
+            + cached / limits[0] * 1e3
+        )
         floor = max(bytes_s, flops_s)
         row |= {
             "step_ms": round(step, 3),
@@ -171,7 +177,9 @@ def plain_step(model: Any, sessions: int, tokens: int, context: int) -> float:
     keys = torch.randn(32, 2, sessions, 8, context, 128, device="cuda", dtype=torch.bfloat16)
     mask = torch.ones(tokens, context, dtype=torch.bool, device="cuda").tril(context - tokens)
 
-    def attend(module: Any, query: Any, key: Any, value: Any, *_: Any, scaling: Any = None, **__: Any) -> tuple[Any, None]:
+    def attend(
+        module: Any, query: Any, key: Any, value: Any, *_: Any, scaling: Any = None, **__: Any
+    ) -> tuple[Any, None]:
         k, v = keys[module.layer_idx]
         k[:, :, context - tokens :], v[:, :, context - tokens :] = key, value
         out = torch.nn.functional.scaled_dot_product_attention(
@@ -189,7 +197,7 @@ def plain_step(model: Any, sessions: int, tokens: int, context: int) -> float:
         with torch.cuda.graph(graph):
             model(input_ids=ids, position_ids=positions, use_cache=False).logits.argmax(-1)
         result = median_ms(graph.replay)
-    del graph, keys
+    del graph
     torch.cuda.empty_cache()
     return result
 
@@ -207,7 +215,7 @@ def main() -> int:
     model = random_model()
     plain = {(b, q): round(plain_step(model, b, q, c), 3) for b, q, c in cells if c == 512 and b * q <= 2304}
     print("plain SDPA in a CUDA graph, context 512:", plain, flush=True)
-    target = GraphedTarget(model, NoText(), name="8B-shaped", kv_bytes=int(50e9), check=False)
+    target = GraphedTarget(model, NoText(), name="8B-shaped", kv_bytes=int(50e9))
     rows = measure(target, cells, limits)
     for row in rows:
         row["plain_ms"] = plain.get((row["sessions"], row["tokens"])) if row["context"] == 512 else None
@@ -226,7 +234,7 @@ def main() -> int:
             {
                 "sled.server.h100_floor_ratio_max": record.figure(
                     worst,
-                    "step time over the larger of bytes / bandwidth and FLOPs / peak, worst cell of B = 1..256, 1..9 tokens",
+                    "step time over max(bytes / bandwidth, FLOPs / peak), worst cell of B = 1..256, 1..9 tokens",
                     "measured read bandwidth and 8192^3 product of the same run",
                     "python -m bench.macro.h100",
                     stamped,

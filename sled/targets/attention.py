@@ -82,6 +82,7 @@ class Layer(NamedTuple):
     """A layer as it called the attention interface; heads are those on this device."""
 
     module: Any
+    heads: int
     kv_heads: int
     key_dim: int
     value_dim: int
@@ -108,7 +109,7 @@ def record(
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
     terms = Terms(scale, sliding_window or 0, softcap or 0.0)
     named = frozenset(name for name, given in more.items() if given is not None and name in _NOT_PLAIN)
-    shape = key.shape[1], key.shape[-1], value.shape[-1]
+    shape = query.shape[1], key.shape[1], key.shape[-1], value.shape[-1]
     sled_layers.append(Layer(module, *shape, terms, key.new_empty(0), named))
     return query.new_zeros(1, query.shape[2], query.shape[1], value.shape[-1]), None
 

@@ -9,9 +9,15 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import torch
 import triton
 import triton.language as tl
+
+from sled.targets.attention import Layer, LayerPool, Terms
+from sled.targets.graphs import Batch, Pages
+from sled.targets.layout import Layout
+from sled.targets.work_items import divide
 
 Tensor = Any  # torch.Tensor
 
@@ -160,7 +166,7 @@ def paged_attention(
     """
     tokens, heads, dim = query.shape
     _, kv_heads, page_tokens, _ = keys.shape
-    group, dim_block = heads // kv_heads, triton.next_power_of_2(dim)
+    group, dim_block = heads // kv_heads, max(16, triton.next_power_of_2(dim))
     out = torch.empty_like(query, memory_format=torch.contiguous_format)
     _write[(tokens,)](
         key, value, keys, values, slots, key.stride(0), value.stride(0), keys.stride(0),
@@ -186,3 +192,91 @@ def paged_attention(
 @paged_attention.register_fake
 def _(query: Tensor, *_: Any, **__: Any) -> Tensor:
     return torch.empty_like(query, memory_format=torch.contiguous_format)
+
+
+class TritonBackend:
+    """Attention of `paged_attention`.
+
+    Args:
+        layers: of the model, see `pool.find_layers`.
+        device: a CUDA device.
+
+    Raises:
+        ValueError: layers whose keys and values differ in width.
+    """
+
+    def __init__(self, layers: list[Layer], device: Any) -> None:
+        if any(layer.key_dim != layer.value_dim for layer in layers):
+            raise ValueError("keys and values of different widths are not supported by this kernel")
+        self._device = device
+        self.windows = tuple(sorted({layer.terms.window for layer in layers}))
+        self.kv_heads = max(layer.kv_heads for layer in layers)
+        self.head_dim = max(layer.key_dim for layer in layers)
+        self._group = max(layer.heads // layer.kv_heads for layer in layers)
+        processors = torch.cuda.get_device_properties(device).multi_processor_count
+        self._wanted_items = -(-2 * processors // self.kv_heads)
+
+    def pack(self, layout: Layout) -> Batch:
+        """A batch with its attention divided, on the host."""
+        counts = layout.num_new
+        rows = max(rows_for(int(counts.max()), self._group), triton.next_power_of_2(self._group))
+        work = tuple(
+            divide(
+                counts,
+                layout.past,
+                layout.page_starts[:-1],
+                tokens_per_item=rows // self._group,
+                wanted_items=self._wanted_items,
+                shortest=64,
+                window=window,
+            )
+            for window in self.windows
+        )
+        pages, places = layout.places()
+        slots = (pages * layout.page_tokens + places).astype(np.int32)
+        return Batch(layout.tokens, layout.positions, layout.rows, slots, layout.page_table, work, rows)
+
+    def plan(self, layout: Layout) -> Pages:
+        """The same on the device, without padding."""
+        batch = self.pack(layout)
+
+        def moved(array: Any) -> Tensor:
+            return torch.from_numpy(np.ascontiguousarray(array)).to(self._device)
+
+        room = max(work.num_slots for work in batch.work) * self.kv_heads * batch.query_rows
+        return Pages(
+            moved(batch.slots),
+            tuple(moved(work.items) for work in batch.work),
+            tuple(moved(work.merges) for work in batch.work),
+            moved(batch.table),
+            torch.empty(room, self.head_dim, device=self._device),
+            torch.empty(room, device=self._device),
+            batch.query_rows,
+        )
+
+    def attend(self, pool: LayerPool, query: Tensor, key: Tensor, value: Tensor, plan: Pages, terms: Terms) -> Tensor:
+        """See `attention.Backend.attend`."""
+        which = self.windows.index(terms.window)
+        return torch.ops.sled.paged_attention(
+            _by_token(query),
+            _by_token(key),
+            _by_token(value),
+            pool.keys,
+            pool.values,
+            plan.slots,
+            plan.items[which],
+            plan.merges[which],
+            plan.table,
+            plan.partial,
+            plan.sums,
+            plan.query_rows,
+            terms.scale,
+            terms.softcap,
+            terms.window,
+        )[None]
+
+
+def _by_token(x: Tensor) -> Tensor:
+    """(1, heads, tokens, dim) as (tokens, heads, dim) whose heads lie one after the other."""
+    x = x[0].transpose(0, 1)
+    return x if x.stride(2) == 1 and x.stride(1) == x.shape[2] else x.contiguous()

@@ -68,10 +68,8 @@ class CausalLMTarget:
         page_tokens = pool.page_tokens_of(model.device)
         num_pages = pool.num_pages_of(layers, page_tokens, kv_bytes, model.device)
         if num_pages < probe.num_pages(page_tokens):
-            size = pool.page_bytes(layers, page_tokens)
-            raise ParameterError(
-                f"kv_bytes gives {num_pages} pages of {size} bytes; give room for {probe.num_pages(page_tokens)} or more"
-            )
+            size, needed = pool.page_bytes(layers, page_tokens), probe.num_pages(page_tokens)
+            raise ParameterError(f"kv_bytes gives {num_pages} pages of {size} bytes; give room for {needed} or more")
         pool.hang_pools(model, layers, num_pages, page_tokens, self._backend)
         self.vocabulary = codec.vocabulary()
         vocab_hash = vocabulary_hash(self.vocabulary)
@@ -97,14 +95,13 @@ class CausalLMTarget:
             num_pages,
             pool.page_bytes(layers, page_tokens),
         )
+        self._layers, self._probe = layers, probe
         probe.check(self.logits, page_tokens)
 
     def verify(self, chunks: Sequence[Chunk], rounds: Sequence[RoundRows]) -> list[Decision]:
         """See `sled.targets.Target.verify`."""
-        wanted = [chunk.num_logits for chunk in chunks if chunk.num_logits]
-        if wanted != [len(r.draft) + 1 for r in rounds]:
-            raise ValueError(f"the chunks want {wanted} rows of logits, which are not those of the rounds")
-        with _memory_given_back(self.model.device), torch.inference_mode():
+        check_rounds(chunks, rounds)
+        with memory_given_back(self.model.device), torch.inference_mode():
             return decide(self.logits(chunks), rounds)
 
     def logits(self, chunks: Sequence[Chunk]) -> Tensor:
@@ -127,8 +124,19 @@ class CausalLMTarget:
         return logits if keep else logits[rows]
 
 
+def check_rounds(chunks: Sequence[Chunk], rounds: Sequence[RoundRows]) -> None:
+    """Insist that the chunks want the rows which the rounds decide.
+
+    Raises:
+        ValueError: they do not.
+    """
+    wanted = [chunk.num_logits for chunk in chunks if chunk.num_logits]
+    if wanted != [len(r.draft) + 1 for r in rounds]:
+        raise ValueError(f"the chunks want {wanted} rows of logits, which are not those of the rounds")
+
+
 @contextmanager
-def _memory_given_back(device: torch.device) -> Iterator[None]:
+def memory_given_back(device: torch.device) -> Iterator[None]:
     """Turn running out of memory, which comes in several ways, into `OutOfMemory`, and free what was in the making."""
     try:
         yield

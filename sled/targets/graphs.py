@@ -27,7 +27,7 @@ class Batch(NamedTuple):
         wanted: int64 (rows,), tokens whose logits are wanted.
         slots: int32 (tokens,), where their keys and values go.
         table: int32 (n,), the sessions' pages one after the other.
-        work: how attention is divided; query_rows: rows of one piece.
+        work: how attention is divided, for each window that layers have; query_rows: rows of one piece.
     """
 
     tokens: NDArray[np.int64]
@@ -35,16 +35,19 @@ class Batch(NamedTuple):
     wanted: NDArray[np.int64]
     slots: NDArray[np.int32]
     table: NDArray[np.int32]
-    work: WorkItems
+    work: tuple[WorkItems, ...]
     query_rows: int
 
 
 class Pages(NamedTuple):
-    """What attention needs to know of a batch, on the device; see `attention_triton.paged_attention`."""
+    """What attention needs to know of a batch, on the device; see `attention_triton.paged_attention`.
+
+    `items` and `merges` have an entry for each window.
+    """
 
     slots: Tensor
-    items: Tensor
-    merges: Tensor
+    items: tuple[Tensor, ...]
+    merges: tuple[Tensor, ...]
     table: Tensor
     partial: Tensor
     sums: Tensor
@@ -52,10 +55,12 @@ class Pages(NamedTuple):
 
 
 class Result(NamedTuple):
-    """Rows of a forward, valid until the next one: logits (rows, vocab) or None, the largest logit and its token."""
+    """Rows of a forward, valid until the next one: logits (rows, vocab) or None, and int32 (rows,) likeliest tokens.
+
+    A row of logits that are not numbers has token -1.
+    """
 
     logits: Tensor | None
-    best: Tensor
     token: Tensor
 
 
@@ -96,6 +101,7 @@ class GraphedForward:
         forward: (tokens (1, n), positions (1, n), wanted (rows,), Pages) -> logits (rows, vocab), on the device.
         device: of the model.
         kv_heads: heads of keys of a layer; head_dim: their width (the largest over layers).
+        num_windows: see `Batch.work`.
         table_room: entries of the flat page table at most.
         max_graphs: graphs kept; batches of further sizes run without.
     """
@@ -107,12 +113,13 @@ class GraphedForward:
         *,
         kv_heads: int,
         head_dim: int,
+        num_windows: int,
         table_room: int,
         max_graphs: int = 256,
     ) -> None:
         self._forward, self._device = forward, device
         self._kv_heads, self._head_dim = kv_heads, head_dim
-        self._table_room, self._max_graphs = table_room, max_graphs
+        self._table_room, self._max_graphs, self._num_windows = table_room, max_graphs, num_windows
         self._captured: dict[Bucket, _Captured] = {}
         self._pool: Any = None
         self._table = torch.zeros(table_room, dtype=torch.int32, device=device)
@@ -120,13 +127,14 @@ class GraphedForward:
 
     def bucket(self, batch: Batch, keep_logits: bool) -> Bucket:
         """The sizes that this batch is padded to."""
-        items = max(8, 1 << (len(batch.work.items) - 1).bit_length())
+        most = max(len(work.items) for work in batch.work)
+        items = max(8, 1 << (most - 1).bit_length())
         return Bucket(
             round_up(len(batch.tokens)),
             round_up(max(1, len(batch.wanted))),
             items,
             batch.query_rows,
-            batch.work.num_slots > 0,
+            any(work.num_slots for work in batch.work),
             keep_logits,
         )
 
@@ -148,7 +156,7 @@ class GraphedForward:
         captured.graph.replay()
         rows, result = len(batch.wanted), captured.result
         logits = None if result.logits is None else result.logits[:rows]
-        return Result(logits, result.best[:rows], result.token[:rows])
+        return Result(logits, result.token[:rows])
 
     def _capture(self, bucket: Bucket) -> _Captured:
         if len(self._captured) >= self._max_graphs:  # sizes that were needed first are not always those of now
@@ -177,8 +185,8 @@ class GraphedForward:
             "positions": zeros(bucket.tokens, dtype=torch.int64),
             "wanted": zeros(bucket.rows, dtype=torch.int64),
             "slots": zeros(bucket.tokens) - 1,
-            "items": zeros(bucket.items, len(FIELDS)),
-            "merges": zeros(bucket.tokens, 4),
+            **{f"items {i}": zeros(bucket.items, len(FIELDS)) for i in range(self._num_windows)},
+            **{f"merges {i}": zeros(bucket.tokens, 4) for i in range(self._num_windows)},
             "partial": torch.empty(rows, self._head_dim, device=self._device),
             "sums": torch.empty(rows, device=self._device),
         }
@@ -186,8 +194,8 @@ class GraphedForward:
     def _compute(self, inputs: dict[str, Tensor], bucket: Bucket) -> Result:
         pages = Pages(
             inputs["slots"],
-            inputs["items"],
-            inputs["merges"],
+            tuple(inputs[f"items {i}"] for i in range(self._num_windows)),
+            tuple(inputs[f"merges {i}"] for i in range(self._num_windows)),
             self._table,
             inputs["partial"],
             inputs["sums"],
@@ -195,7 +203,8 @@ class GraphedForward:
         )
         logits = self._forward(inputs["tokens"][None], inputs["positions"][None], inputs["wanted"], pages)
         best, token = logits.max(dim=-1)
-        return Result(self._keep(logits) if bucket.keep_logits else None, best, token)
+        token = torch.where(torch.isfinite(best), token, -1).to(torch.int32)
+        return Result(self._keep(logits) if bucket.keep_logits else None, token)
 
     def _keep(self, logits: Tensor) -> Tensor:
         """Copy logits where all graphs of a size put them: what a graph's own memory holds is the next graph's."""
@@ -214,8 +223,8 @@ class GraphedForward:
             "positions": (batch.positions, 0),
             "wanted": (batch.wanted, 0),
             "slots": (batch.slots, -1),
-            "items": (batch.work.items, 0),
-            "merges": (batch.work.merges, 0),
+            **{f"items {i}": (work.items, 0) for i, work in enumerate(batch.work)},
+            **{f"merges {i}": (work.merges, 0) for i, work in enumerate(batch.work)},
         }
         for name, (values, rest) in fields.items():
             whole = np.full(tuple(inputs[name].shape), rest, values.dtype)

@@ -95,9 +95,7 @@ def hang_pools(model: Any, layers: Sequence[Layer], num_pages: int, page_tokens:
     for layer in layers:
         shape = (num_pages, layer.kv_heads, page_tokens)
         try:
-            pool = LayerPool(
-                layer.like.new_empty(*shape, layer.key_dim), layer.like.new_empty(*shape, layer.value_dim)
-            )
+            pool = LayerPool(layer.like.new_empty(*shape, layer.key_dim), layer.like.new_empty(*shape, layer.value_dim))
         except (RuntimeError, MemoryError):
             total = page_bytes(layers, page_tokens) * num_pages
             raise OutOfMemory(f"no room for {total >> 20} MiB of keys and values; give a smaller kv_bytes") from None
