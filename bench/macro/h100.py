@@ -198,6 +198,7 @@ def plain_step(model: Any, sessions: int, tokens: int, context: int) -> float:
             model(input_ids=ids, position_ids=positions, use_cache=False).logits.argmax(-1)
         result = median_ms(graph.replay)
     del graph
+    model.set_attn_implementation("sdpa")
     torch.cuda.empty_cache()
     return result
 

@@ -168,9 +168,9 @@ class GraphedForward:
             self._compute(inputs, bucket)
         torch.cuda.current_stream(self._device).wait_stream(stream)
         graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, pool=self._pool):
+        with torch.cuda.graph(graph, pool=self._pool if self._captured else None):  # a pool goes with its last graph
             result = self._compute(inputs, bucket)
-        self._pool = self._pool or graph.pool()
+        self._pool = graph.pool()
         captured = self._captured[bucket] = _Captured(graph, inputs, result)
         return captured
 
