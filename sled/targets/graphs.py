@@ -138,6 +138,7 @@ class GraphedForward:
             keep_logits,
         )
 
+    @torch.inference_mode()
     def run(self, batch: Batch, *, keep_logits: bool) -> Result:
         """One forward.
 

@@ -25,6 +25,7 @@ def graphed(family: str, dtype=torch.float32, **more) -> GraphedTarget:
 @pytest.mark.parametrize("family", ["llama", "qwen2", "qwen3", "mistral, window 8", "gemma2", "gemma3", "gpt2", "phi"])
 def test_ragged_batches_with_rollback_equal_the_plain_forward(family):
     plain, target = tiny(family).cuda(), graphed(family)
+    plain.set_attn_implementation("eager")
     rng, paging = np.random.default_rng(1), Paging(target)
     texts = [rng.integers(VOCAB, size=n).tolist() for n in (3, 150, 1)]
     kept = [0, 0, 0]
@@ -50,7 +51,7 @@ def test_half_precision_is_near(dtype):
     rows = target._captured_logits([paging.chunk(0, text, 0, 8)]).float()
     with torch.inference_mode():
         right = plain(torch.tensor([text]).cuda(), use_cache=False).logits[0, -8:]
-    assert float((rows - right).norm() / right.norm()) < 2e-2
+    assert float((rows - right).norm() / right.norm()) < 4e-2
 
 
 def test_greedy_and_sampled_rounds_agree_with_the_rule_on_the_host():
