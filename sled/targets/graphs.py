@@ -90,8 +90,52 @@ def round_up(size: int) -> int:
 @dataclass(slots=True)
 class _Captured:
     graph: Any
-    inputs: dict[str, Tensor]
+    inputs: _Inputs
     result: Result
+
+
+class _Inputs:
+    """A graph's integers in one block, so that a batch comes to the device in one copy.
+
+    Args:
+        bucket: sizes.
+        num_windows: see `Batch.work`.
+        room: of the page table.
+        device: of the graph.
+    """
+
+    def __init__(self, bucket: Bucket, num_windows: int, room: int, device: Any) -> None:
+        shapes: list[tuple[int, ...]] = [(bucket.tokens,)] * 3 + [(bucket.rows,)]
+        for _ in range(num_windows):
+            shapes += [(bucket.items, len(FIELDS)), (bucket.tokens, 4)]
+        shapes.append((room,))
+        ends = np.cumsum([int(np.prod(shape)) for shape in shapes])
+        pinned = torch.zeros(int(ends[-1]), dtype=torch.int32).pin_memory()
+        self._block = torch.zeros(int(ends[-1]), dtype=torch.int32, device=device)
+        self._block[bucket.tokens * 2 : bucket.tokens * 3] = -1
+        self._pinned, self._fixed = pinned, int(ends[-2])
+        cut = list(zip(np.concatenate([[0], ends[:-1]]).tolist(), ends.tolist(), shapes, strict=True))
+        self._host = [pinned.numpy()[start:stop].reshape(shape) for start, stop, shape in cut]
+        self.tensors = [self._block[start:stop].view(shape) for start, stop, shape in cut]
+        self._copied = torch.cuda.Event()
+
+    def fill(self, batch: Batch) -> None:
+        """Bring a batch to the device, and rest into what is beyond it."""
+        if len(batch.table) > len(self._host[-1]):
+            raise ValueError(f"{len(batch.table)} pages in one batch, {len(self._host[-1])} were provided for")
+        self._copied.synchronize()  # the batch before has left the pinned memory
+        works = [part for work in batch.work for part in (work.items, work.merges)]
+        values = [batch.tokens, batch.positions, batch.slots, batch.wanted, *works]
+        for place, (host, own) in enumerate(zip(self._host, values, strict=False)):
+            host[: len(own)] = own
+            host[len(own) :] = -1 if place == _SLOTS else 0
+        self._host[-1][: len(batch.table)] = batch.table
+        used = self._fixed + len(batch.table)
+        self._block[:used].copy_(self._pinned[:used], non_blocking=True)
+        self._copied.record()
+
+
+_SLOTS = 2
 
 
 class GraphedForward:
@@ -122,7 +166,6 @@ class GraphedForward:
         self._table_room, self._max_graphs, self._num_windows = table_room, max_graphs, num_windows
         self._captured: dict[Bucket, _Captured] = {}
         self._pool: Any = None
-        self._table = torch.zeros(table_room, dtype=torch.int32, device=device)
         self._logits: Tensor | None = None
 
     def bucket(self, batch: Batch, keep_logits: bool) -> Bucket:
@@ -153,7 +196,7 @@ class GraphedForward:
         captured = self._captured.get(bucket)
         if captured is None:
             captured = self._capture(bucket)
-        self._fill(captured.inputs, batch)
+        captured.inputs.fill(batch)
         captured.graph.replay()
         rows, result = len(batch.wanted), captured.result
         logits = None if result.logits is None else result.logits[:rows]
@@ -175,34 +218,22 @@ class GraphedForward:
         captured = self._captured[bucket] = _Captured(graph, inputs, result)
         return captured
 
-    def _inputs(self, bucket: Bucket) -> dict[str, Tensor]:
-        def zeros(*shape: int, dtype: Any = torch.int32) -> Tensor:
-            return torch.zeros(*shape, dtype=dtype, device=self._device)
+    def _inputs(self, bucket: Bucket) -> _Inputs:
+        return _Inputs(bucket, self._num_windows, self._table_room, self._device)
 
-        slots = bucket.items if bucket.divided else 0
-        rows = slots * self._kv_heads * bucket.query_rows
-        return {
-            "tokens": zeros(bucket.tokens, dtype=torch.int64),
-            "positions": zeros(bucket.tokens, dtype=torch.int64),
-            "wanted": zeros(bucket.rows, dtype=torch.int64),
-            "slots": zeros(bucket.tokens) - 1,
-            **{f"items {i}": zeros(bucket.items, len(FIELDS)) for i in range(self._num_windows)},
-            **{f"merges {i}": zeros(bucket.tokens, 4) for i in range(self._num_windows)},
-            "partial": torch.empty(rows, self._head_dim, device=self._device),
-            "sums": torch.empty(rows, device=self._device),
-        }
-
-    def _compute(self, inputs: dict[str, Tensor], bucket: Bucket) -> Result:
+    def _compute(self, inputs: _Inputs, bucket: Bucket) -> Result:
+        tokens, positions, slots, wanted, *works, table = inputs.tensors
+        rows = bucket.items * self._kv_heads * bucket.query_rows if bucket.divided else 0
         pages = Pages(
-            inputs["slots"],
-            tuple(inputs[f"items {i}"] for i in range(self._num_windows)),
-            tuple(inputs[f"merges {i}"] for i in range(self._num_windows)),
-            self._table,
-            inputs["partial"],
-            inputs["sums"],
+            slots,
+            tuple(works[::2]),
+            tuple(works[1::2]),
+            table,
+            torch.empty(rows, self._head_dim, device=self._device),
+            torch.empty(rows, device=self._device),
             bucket.query_rows,
         )
-        logits = self._forward(inputs["tokens"][None], inputs["positions"][None], inputs["wanted"], pages)
+        logits = self._forward(tokens[None].long(), positions[None].long(), wanted.long(), pages)
         best, token = logits.max(dim=-1)
         token = torch.where(torch.isfinite(best), token, -1).to(torch.int32)
         return Result(self._keep(logits) if bucket.keep_logits else None, token)
@@ -214,21 +245,3 @@ class GraphedForward:
             self._captured = {key: kept for key, kept in self._captured.items() if not key.keep_logits}
             self._logits = torch.empty(rows, vocab, dtype=logits.dtype, device=self._device)
         return self._logits[:rows].copy_(logits)
-
-    def _fill(self, inputs: dict[str, Tensor], batch: Batch) -> None:
-        """Put a batch into a graph's inputs, and rest into what is beyond it."""
-        if len(batch.table) > self._table_room:
-            raise ValueError(f"{len(batch.table)} pages in one batch, {self._table_room} were provided for")
-        fields: dict[str, tuple[NDArray[Any], int]] = {
-            "tokens": (batch.tokens, 0),
-            "positions": (batch.positions, 0),
-            "wanted": (batch.wanted, 0),
-            "slots": (batch.slots, -1),
-            **{f"items {i}": (work.items, 0) for i, work in enumerate(batch.work)},
-            **{f"merges {i}": (work.merges, 0) for i, work in enumerate(batch.work)},
-        }
-        for name, (values, rest) in fields.items():
-            whole = np.full(tuple(inputs[name].shape), rest, values.dtype)
-            whole[: len(values)] = values
-            inputs[name].copy_(torch.from_numpy(whole), non_blocking=True)
-        self._table[: len(batch.table)].copy_(torch.from_numpy(np.ascontiguousarray(batch.table)), non_blocking=True)
