@@ -105,14 +105,14 @@ class _Inputs:
     """
 
     def __init__(self, bucket: Bucket, num_windows: int, room: int, device: Any) -> None:
-        shapes: list[tuple[int, ...]] = [(bucket.tokens,)] * 3 + [(bucket.rows,)]
-        for _ in range(num_windows):
-            shapes += [(bucket.items, len(FIELDS)), (bucket.tokens, 4)]
+        tokens, items = bucket.tokens, (bucket.items, len(FIELDS))
+        shapes: list[tuple[int, ...]] = [(tokens,), (tokens,), (tokens,), (bucket.rows,)]
+        shapes += [items, (tokens, 4)] * num_windows
         shapes.append((room,))
         ends = np.cumsum([int(np.prod(shape)) for shape in shapes])
         pinned = torch.zeros(int(ends[-1]), dtype=torch.int32).pin_memory()
         self._block = torch.zeros(int(ends[-1]), dtype=torch.int32, device=device)
-        self._block[bucket.tokens * 2 : bucket.tokens * 3] = -1
+        self._block[tokens * 2 : tokens * 3] = -1
         self._pinned, self._fixed = pinned, int(ends[-2])
         cut = list(zip(np.concatenate([[0], ends[:-1]]).tolist(), ends.tolist(), shapes, strict=True))
         self._host = [pinned.numpy()[start:stop].reshape(shape) for start, stop, shape in cut]
@@ -125,7 +125,7 @@ class _Inputs:
             raise ValueError(f"{len(batch.table)} pages in one batch, {len(self._host[-1])} were provided for")
         self._copied.synchronize()  # the batch before has left the pinned memory
         works = [part for work in batch.work for part in (work.items, work.merges)]
-        values = [batch.tokens, batch.positions, batch.slots, batch.wanted, *works]
+        values: list[NDArray[Any]] = [batch.tokens, batch.positions, batch.slots, batch.wanted, *works]
         for place, (host, own) in enumerate(zip(self._host, values, strict=False)):
             host[: len(own)] = own
             host[len(own) :] = -1 if place == _SLOTS else 0
