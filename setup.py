@@ -16,7 +16,7 @@ if sys.platform != "win32":
     link_args += ["-lm"]
 if sys.platform == "linux":
     compile_args.append("-fopenmp")
-    link_args.append("-fopenmp")
+    link_args += ["-fopenmp", "-ldl"]
 
 
 def extension(family: str) -> Extension:
@@ -48,7 +48,7 @@ BUS = (
     "sockets",
 )
 
-modules = cythonize([extension(family) for family in ("accept", "bits", "gemm", "decode")])
+modules = cythonize([extension(family) for family in ("accept", "bits", "gemm", "decode", "attend")])
 modules += cythonize(
     [
         Extension("edgebus._port", ["edgebus/_port.pyx"]),

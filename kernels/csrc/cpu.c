@@ -13,7 +13,8 @@
 #define HWCAP_DOT (1UL << 20) /* HWCAP_ASIMDDP */
 #endif
 
-static const char *const names[EK_NUM_LEVELS] = {"base", "neon_dot", "avx2", "avx512", "avx512_vnni", "amx"};
+static const char *const names[EK_NUM_LEVELS] = {"base", "neon_dot", "avx2", "avx512", "avx512_vnni", "avx512_bf16",
+                                                  "amx"};
 
 #if defined(__x86_64__)
 static int has_avx2(void)
@@ -34,11 +35,16 @@ static int has_vnni(void)
            __builtin_cpu_supports("gfni");
 }
 
+static int has_bf16(void)
+{
+    return has_vnni() && __builtin_cpu_supports("avx512bf16");
+}
+
 /* Linux lends the state of the tiles on request only (arch_prctl(2), ARCH_REQ_XCOMP_PERM), once per process. */
 static int has_amx(void)
 {
 #if defined(__linux__) && defined(SYS_arch_prctl)
-    return has_vnni() && __builtin_cpu_supports("amx-tile") && __builtin_cpu_supports("amx-int8") &&
+    return has_bf16() && __builtin_cpu_supports("amx-tile") && __builtin_cpu_supports("amx-int8") &&
            __builtin_cpu_supports("amx-bf16") && syscall(SYS_arch_prctl, 0x1023, 18) == 0;
 #else
     return 0;
@@ -59,6 +65,8 @@ int ek_has_level(int level)
         return has_avx512();
     case EK_AVX512_VNNI:
         return has_vnni();
+    case EK_AVX512_BF16:
+        return has_bf16();
     case EK_AMX:
         return has_amx();
     default:

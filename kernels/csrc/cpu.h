@@ -11,6 +11,7 @@ typedef enum {
     EK_AVX2,        /* x86-64: AVX2, FMA, F16C and BMI2 */
     EK_AVX512,      /* AVX-512 F, BW, DQ, VL */
     EK_AVX512_VNNI, /* VNNI, VBMI and GFNI as well (Ice Lake, Zen 4) */
+    EK_AVX512_BF16, /* dot products of bfloat16 as well (Zen 4, Sapphire Rapids) */
     EK_AMX,         /* tiles of int8 and bf16 as well (Sapphire Rapids), if the kernel lends them to us */
     EK_NUM_LEVELS
 } ek_level_id;

@@ -1,9 +1,10 @@
 """Native kernels: coupled noise, acceptance of drafts and sampling; packing and quantising of low-bit codes;
-products with packed matrices.
+products with packed matrices; paged attention.
 
 No version is set here on purpose: the package is a part of edgebus and is released with it.
 """
 
+from edgekernels._attention import paged_attention
 from edgekernels._hooks import AcceptanceTest, Noise, compile_noise, compile_test
 from edgekernels._matrix import PackedMatrix, matmul
 from edgekernels._noise import gumbel, noise_bits
@@ -37,6 +38,7 @@ __all__ = [
     "noise_bits",
     "pack",
     "packed_bytes",
+    "paged_attention",
     "quantise",
     "sample",
     "split_planes",

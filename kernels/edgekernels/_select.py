@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from edgekernels import _bits_reference, _gemm_reference, _reference
+from edgekernels import _attention_reference, _bits_reference, _gemm_reference, _reference
 from edgekernels._bits_backend import BitsBackend
 from edgekernels._task import Task
 
@@ -17,8 +17,8 @@ if TYPE_CHECKING:
     from edgekernels._matrix import PackedMatrix
 
 BACKENDS = ("cython", "numba", "numpy")
-ACCEPT, BITS, GEMM, DECODE = (
-    f"edgekernels._{family}" for family in ("accept", "bits", "gemm", "decode")
+MODULES = ACCEPT, BITS, GEMM, DECODE, ATTEND = tuple(
+    f"edgekernels._{family}" for family in ("accept", "bits", "gemm", "decode", "attend")
 )  # extension modules
 
 
@@ -57,6 +57,29 @@ class GemmBackend(Protocol):
         quantised: bool,
         num_threads: int,
     ) -> None: ...
+
+
+class AttendBackend(Protocol):
+    """What a backend offers for paged attention, with checked shapes and dtypes."""
+
+    NAME: str
+
+    def attend(
+        self,
+        query: npt.NDArray[Any],
+        keys: npt.NDArray[Any],
+        values: npt.NDArray[Any],
+        page_table: npt.NDArray[np.int32],
+        page_starts: npt.NDArray[np.int64],
+        token_starts: npt.NDArray[np.int64],
+        past: npt.NDArray[np.int64],
+        *,
+        scale: float,
+        window: int,
+        softcap: float,
+        out: npt.NDArray[Any],
+        num_threads: int,
+    ) -> bool: ...
 
 
 def load_compiled(module: str) -> Any:
@@ -164,6 +187,24 @@ def load_decode(name: str) -> Any:
     return load_compiled(DECODE) if name == "cython" else None
 
 
+def load_attend(name: str) -> AttendBackend:
+    """Import the part for paged attention of one backend by name.
+
+    Args:
+        name: of a backend which `load` knows.
+
+    Returns:
+        The backend.
+
+    Raises:
+        ImportError: the extension is not built, or EDGEKERNELS_LEVEL cannot be had here.
+    """
+    if name in ("numba", "numpy"):
+        return _attention_reference
+    compiled: AttendBackend = load_compiled(ATTEND)
+    return compiled
+
+
 def choose() -> Backend:
     """The backend which EDGEKERNELS_BACKEND names, else the compiled one, else Numba or numpy with a warning.
 
@@ -176,7 +217,7 @@ def choose() -> Backend:
     wanted = os.environ.get("EDGEKERNELS_BACKEND", "")
     if wanted:
         return load(wanted)
-    missing = [module for module in (ACCEPT, BITS, GEMM, DECODE) if importlib.util.find_spec(module) is None]
+    missing = [module for module in MODULES if importlib.util.find_spec(module) is None]
     if not missing:
         return load("cython")
     instead = "numba" if importlib.util.find_spec("numba") is not None else "numpy"
@@ -193,13 +234,15 @@ active: Backend = choose()
 active_bits: BitsBackend = load_bits(active.NAME)
 active_gemm: GemmBackend = load_gemm(active.NAME)
 active_decode: Any = load_decode(active.NAME)
+active_attend: AttendBackend = load_attend(active.NAME)
 
 
 def use(chosen: Backend) -> None:
     """Let all later calls run on this backend, those of the other families on its namesakes."""
-    global active, active_bits, active_gemm, active_decode
+    global active, active_bits, active_gemm, active_decode, active_attend
     name = chosen.NAME
     active, active_bits, active_gemm, active_decode = chosen, load_bits(name), load_gemm(name), load_decode(name)
+    active_attend = load_attend(name)
 
 
 def backend() -> str:

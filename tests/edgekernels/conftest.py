@@ -14,7 +14,8 @@ LEVELS = ("base", "avx2", "avx512")
 BITS_LEVELS = (*LEVELS, "avx512_vnni")
 GEMM_LEVELS = ("base", "neon_dot", "avx2", "avx512", "avx512_vnni", "amx")
 DECODE_LEVELS = (*LEVELS, "avx512_vnni", "neon_dot")
-EXTENSIONS = ("edgekernels._accept", "edgekernels._bits", "edgekernels._gemm", "edgekernels._decode")
+ATTEND_LEVELS = (*LEVELS, "avx512_bf16")
+EXTENSIONS = tuple(f"edgekernels._{family}" for family in ("accept", "bits", "gemm", "decode", "attend"))
 
 
 def engines(levels: tuple[str, ...]) -> list[ParameterSet]:
@@ -38,11 +39,11 @@ def switch_to(engine: str) -> None:
         return
     if any(importlib.util.find_spec(name) is None for name in EXTENSIONS):
         pytest.skip("the compiled kernels are not built")
-    from edgekernels import _accept, _bits, _decode, _gemm
+    from edgekernels import _accept, _attend, _bits, _decode, _gemm
 
-    if engine not in (*_accept.levels(), *_bits.levels(), *_gemm.levels()):
+    if engine not in (*_accept.levels(), *_bits.levels(), *_gemm.levels(), *_attend.levels()):
         pytest.skip(f"this processor lacks {engine}")
-    for family in (_accept, _bits, _gemm, _decode):
+    for family in (_accept, _bits, _gemm, _decode, _attend):
         family.set_level(engine)
     _select.use(_accept)
 
@@ -100,6 +101,18 @@ def decode_level(request: pytest.FixtureRequest) -> Iterator[str]:
 @pytest.fixture(params=engines(DECODE_LEVELS))
 def decode_engine(request: pytest.FixtureRequest) -> Iterator[str]:
     """Each backend and level of the decoder in turn."""
+    yield from switched(request.param)
+
+
+@pytest.fixture(params=[pytest.param("numpy"), *natives(ATTEND_LEVELS)])
+def attend_engine(request: pytest.FixtureRequest) -> Iterator[str]:
+    """Each backend and level of paged attention in turn."""
+    yield from switched(request.param)
+
+
+@pytest.fixture(params=natives(ATTEND_LEVELS))
+def attend_level(request: pytest.FixtureRequest) -> Iterator[str]:
+    """Each level of the compiled paged attention in turn."""
     yield from switched(request.param)
 
 

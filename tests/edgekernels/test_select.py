@@ -8,7 +8,7 @@ import sys
 
 import pytest
 
-EXTENSIONS = ("edgekernels._accept", "edgekernels._bits", "edgekernels._gemm", "edgekernels._decode")
+EXTENSIONS = tuple(f"edgekernels._{family}" for family in ("accept", "bits", "gemm", "decode", "attend"))
 built = pytest.mark.skipif(
     any(importlib.util.find_spec(name) is None for name in EXTENSIONS), reason="the compiled kernels are not built"
 )

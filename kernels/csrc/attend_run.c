@@ -1,0 +1,237 @@
+/* One call of paged attention: its parts, and the threads which take them one after the other, the longest first. */
+#if defined(__linux__)
+#define _GNU_SOURCE
+#endif
+#include <stdatomic.h>
+#include <stddef.h>
+#include <stdlib.h>
+#include <string.h>
+
+#if defined(_OPENMP)
+#include <dlfcn.h>
+#endif
+
+#include "attend.h"
+
+#define SHARE 4          /* parts of a thread at least, so that none waits long for the last one */
+#define WORTH 200000     /* cost from which on a second thread is worth waking */
+#define ALIGNED 64
+
+/* Rows which go through their positions together, and where their answer is put together if several threads do it. */
+typedef struct {
+    ek_part all;
+    int64_t cost;
+    int64_t pieces;
+    atomic_int left;
+} job;
+
+typedef struct {
+    int64_t job;
+    int64_t piece;
+    int64_t cost;
+} piece;
+
+typedef struct {
+    const ek_attend *level;
+    const ek_paged *what;
+    job *jobs;
+    piece *pieces;
+    int64_t num_pieces;
+    float *scratch;
+    int64_t scratch_floats;
+    int threads;
+    atomic_llong next;
+    atomic_int arrived;
+} crew;
+
+ek_soundness ek_check_paged(const ek_paged *what, int64_t tokens, int64_t pages, int64_t table)
+{
+    int64_t n = what->spans;
+    if (what->token_starts[0] != 0 || what->token_starts[n] != tokens || what->page_starts[0] != 0 ||
+        what->page_starts[n] != table)
+        return EK_UNSOUND;
+    for (int64_t s = 0; s < n; s++) {
+        int64_t count = what->token_starts[s + 1] - what->token_starts[s];
+        int64_t owned = what->page_starts[s + 1] - what->page_starts[s];
+        if (count < 0 || owned < 0 || what->past[s] < 0 || what->past[s] > owned * what->page_tokens - count)
+            return EK_UNSOUND;
+    }
+    for (int64_t i = 0; i < table; i++)
+        if (what->page_table[i] < 0 || what->page_table[i] >= pages)
+            return EK_UNSOUND;
+    return EK_SOUND;
+}
+
+/* Positions which the rows of a part see together: from the first one of the first row to the last one of the last. */
+static void range_of(const ek_paged *what, const ek_part *part, int64_t *from, int64_t *to)
+{
+    int64_t group = what->heads / what->kv_heads, past = what->past[part->span];
+    *to = past + (part->first + part->rows - 1) / group + 1;
+    *from = what->window ? past + part->first / group + 1 - what->window : 0;
+    if (*from < 0)
+        *from = 0;
+}
+
+/* All jobs in order; with `jobs` NULL only their number. */
+static int64_t make_jobs(const ek_paged *what, job *jobs)
+{
+    int64_t group = what->heads / what->kv_heads, n = 0;
+    for (int64_t s = 0; s < what->spans; s++) {
+        int64_t rows = (what->token_starts[s + 1] - what->token_starts[s]) * group;
+        int64_t blocks = (rows + EK_ROWS - 1) / EK_ROWS;
+        for (int64_t head = 0; head < what->kv_heads; head++)
+            for (int64_t i = 0; i < blocks; i++, n++) {
+                if (jobs == NULL)
+                    continue;
+                job *j = &jobs[n];
+                memset(j, 0, sizeof *j);
+                int64_t first = i * EK_ROWS, last = first + EK_ROWS < rows ? first + EK_ROWS : rows, from, to;
+                j->all.span = s, j->all.head = head, j->all.first = first, j->all.rows = last - first;
+                range_of(what, &j->all, &from, &to);
+                j->all.segment = from / EK_SEGMENT;
+                j->all.segments = (to + EK_SEGMENT - 1) / EK_SEGMENT - j->all.segment;
+                j->cost = (to - from) * (last - first + 8) * (what->dim + 16) / 16;
+                j->pieces = 1;
+            }
+    }
+    return n;
+}
+
+static void do_piece(crew *c, const piece *p, float *scratch)
+{
+    job *j = &c->jobs[p->job];
+    ek_part part = j->all;
+    if (j->pieces == 1) {
+        c->level->attend(c->what, &part, scratch);
+        return;
+    }
+    int64_t first = part.segments * p->piece / j->pieces, last = part.segments * (p->piece + 1) / j->pieces;
+    part.states += first * c->level->state_floats(c->what, part.rows);
+    part.segment += first;
+    part.segments = last - first;
+    c->level->attend(c->what, &part, scratch);
+    if (atomic_fetch_sub(&j->left, 1) == 1)
+        c->level->join(c->what, &j->all, scratch);
+}
+
+static void work(void *data)
+{
+    crew *c = data;
+    int own = atomic_fetch_add(&c->arrived, 1);
+    if (own >= c->threads)
+        return;
+    for (;;) {
+        int64_t n = atomic_fetch_add(&c->next, 1);
+        if (n >= c->num_pieces)
+            return;
+        do_piece(c, &c->pieces[n], c->scratch + own * c->scratch_floats);
+    }
+}
+
+#if defined(_OPENMP)
+typedef void parallel_function(void (*)(void *), void *, unsigned, unsigned);
+
+/* A process with torch has a pool of threads of torch's own copy of OpenMP as well, and threads which wait spin: two
+   pools take the processors from each other. So the work goes to the pool which the process shows to everybody, which
+   is torch's, if there is one. GOMP_parallel is what every compiled `#pragma omp parallel` calls. */
+static void run_crew(crew *c)
+{
+    static _Atomic(parallel_function *) shared;
+    parallel_function *start = atomic_load_explicit(&shared, memory_order_relaxed);
+    if (start == NULL) {
+        void *found = dlsym(RTLD_DEFAULT, "GOMP_parallel");
+        memcpy(&start, &found, sizeof start);
+        atomic_store_explicit(&shared, start, memory_order_relaxed);
+    }
+    if (start != NULL) {
+        start(work, c, (unsigned)c->threads, 0);
+        return;
+    }
+#pragma omp parallel num_threads(c->threads)
+    work(c);
+}
+#else
+static void run_crew(crew *c)
+{
+    work(c);
+}
+#endif
+
+static int dearer_first(const void *a, const void *b)
+{
+    int64_t x = ((const piece *)a)->cost, y = ((const piece *)b)->cost;
+    return (x < y) - (x > y);
+}
+
+/* Cut the longest jobs into pieces if there is not enough to do for all; floats of their states. */
+static int64_t make_pieces(crew *c, int64_t num_jobs, int64_t most)
+{
+    int64_t states = 0;
+    for (int64_t i = 0; i < num_jobs; i++) {
+        job *j = &c->jobs[i];
+        if (c->threads > 1 && j->cost > most) {
+            j->pieces = (j->cost + most - 1) / most;
+            if (j->pieces > j->all.segments)
+                j->pieces = j->all.segments;
+        }
+        atomic_init(&j->left, (int)j->pieces);
+        for (int64_t p = 0; p < j->pieces; p++) {
+            piece made = {i, p, j->cost / j->pieces};
+            c->pieces[c->num_pieces++] = made;
+        }
+        if (j->pieces > 1)
+            states += j->all.segments * c->level->state_floats(c->what, j->all.rows);
+    }
+    return states;
+}
+
+static int64_t run_jobs(crew *c, int64_t num_jobs)
+{
+    int64_t total = 0, most;
+    for (int64_t i = 0; i < num_jobs; i++)
+        total += c->jobs[i].cost;
+    if (total < WORTH)
+        c->threads = 1;
+    most = total / (SHARE * c->threads) + 1;
+    int64_t states = make_pieces(c, num_jobs, most);
+    if (c->num_pieces < c->threads)
+        c->threads = (int)c->num_pieces;
+    if (c->threads > 1)
+        qsort(c->pieces, (size_t)c->num_pieces, sizeof *c->pieces, dearer_first);
+    c->scratch_floats = c->level->scratch_floats(c->what);
+    size_t bytes = (size_t)(c->scratch_floats * c->threads + states) * sizeof(float);
+    void *memory = NULL;
+    if (posix_memalign(&memory, ALIGNED, bytes))
+        return -1;
+    c->scratch = memory;
+    float *at = c->scratch + c->scratch_floats * c->threads;
+    for (int64_t i = 0; i < num_jobs; i++)
+        if (c->jobs[i].pieces > 1) {
+            c->jobs[i].all.states = at;
+            at += c->jobs[i].all.segments * c->level->state_floats(c->what, c->jobs[i].all.rows);
+        }
+    if (c->threads > 1)
+        run_crew(c);
+    else
+        work(c);
+    free(memory);
+    return 0;
+}
+
+int ek_attend_all(const ek_attend *level, const ek_paged *what, int threads)
+{
+    int64_t num_jobs = make_jobs(what, NULL);
+    if (num_jobs == 0)
+        return 0;
+    crew c = {.level = level, .what = what, .threads = threads};
+    c.jobs = malloc((size_t)num_jobs * sizeof *c.jobs);
+    c.pieces = malloc((size_t)(num_jobs + SHARE * threads + 1) * sizeof *c.pieces);
+    int64_t failed = -1;
+    if (c.jobs != NULL && c.pieces != NULL) {
+        make_jobs(what, c.jobs);
+        failed = run_jobs(&c, num_jobs);
+    }
+    free(c.jobs);
+    free(c.pieces);
+    return (int)failed;
+}
