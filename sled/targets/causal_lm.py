@@ -17,7 +17,8 @@ from sled.errors import OutOfMemory, ParameterError
 from sled.messages import MAX_TOKENS, MAX_WINDOW, Described
 from sled.server import TargetShape
 from sled.targets import pool
-from sled.targets.attention import Backend
+from sled.targets.attention import Backend, Layer
+from sled.targets.attention_cpu import CpuBackend
 from sled.targets.attention_torch import TorchBackend
 from sled.targets.catalog import ModelFiles
 from sled.targets.decide import decide
@@ -63,7 +64,7 @@ class CausalLMTarget:
         layers = pool.find_layers(model)
         check_windows(model, layers)
         probe = Probe(model, layers)
-        self._backend = backend or TorchBackend(model.device)
+        self._backend = backend or _backend_for(model, layers)
         self._takes_rows = "logits_to_keep" in inspect.signature(model.forward).parameters
         page_tokens = pool.page_tokens_of(model.device)
         num_pages = pool.num_pages_of(layers, page_tokens, kv_bytes, model.device)
@@ -125,6 +126,15 @@ class CausalLMTarget:
             **keep,
         ).logits[0]
         return logits if keep else logits[rows]
+
+
+def _backend_for(model: Any, layers: Sequence[Layer]) -> Backend:
+    """The fastest way to attend that takes these layers."""
+    native = all(layer.key_dim == layer.value_dim for layer in layers) and {layer.like.dtype for layer in layers} <= {
+        torch.float32,
+        torch.bfloat16,
+    }
+    return CpuBackend() if model.device.type == "cpu" and native else TorchBackend(model.device)
 
 
 @contextmanager

@@ -12,7 +12,7 @@ from sled.errors import OutOfMemory, ParameterError, UnknownModel
 from sled.targets.catalog import find_model
 from sled.targets.causal_lm import CausalLMTarget, load_target
 from sled.types import Chunk, Sampling
-from tests.sled.tiny_models import VOCAB, FakeCodec, Paging, plain_rows, tiny
+from tests.sled.tiny_models import BACKENDS, VOCAB, FakeCodec, Paging, plain_rows, tiny
 
 pytestmark = pytest.mark.model
 
@@ -70,7 +70,7 @@ def test_probe_finds_attention_that_is_not_the_models_own(change, monkeypatch):
 
     monkeypatch.setattr(TorchBackend, "attend", wrong)
     with pytest.raises(UnknownModel, match="batched logits are off"):
-        make("gemma2")
+        make("gemma2", backend=TorchBackend(torch.device("cpu")))
 
 
 def test_window_that_layers_do_not_ask_for_is_refused():
@@ -179,9 +179,10 @@ def test_shared_pages_are_read_by_both_sessions():
     np.testing.assert_allclose(target.logits(chunks), right, rtol=1e-4, atol=1e-4)
 
 
-def test_what_stood_in_a_page_does_not_reach_the_next_session():
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_what_stood_in_a_page_does_not_reach_the_next_session(backend):
     """Not even what is no number."""
-    plain, target, text = tiny("gemma2"), make("gemma2"), text_of(20)
+    plain, target, text = tiny("gemma2"), make("gemma2", backend=BACKENDS[backend]()), text_of(20)
     for layer in target.model.model.layers:
         for part in layer.self_attn.sled_pool:
             part.fill_(float("nan"))
