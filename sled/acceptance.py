@@ -104,7 +104,7 @@ def decide(logits: NDArray[Any], rounds: Sequence[RoundRows], *, num_threads: in
     }
     _forbid(logits, rounds, starts)
     accepted, tokens = np.zeros((2, len(rounds)), np.int32)
-    for group in groups(rounds, starts):
+    for group in groups(rounds, starts, logits.shape[1]):
         rows = logits if group.rows is None else logits[group.rows]
         found = edgekernels.accept(rows, group.drafts, group.row_starts, num_threads=num_threads, **group.arguments)
         accepted[group.members], tokens[group.members] = found
@@ -120,7 +120,7 @@ def row_starts(rounds: Sequence[RoundRows]) -> NDArray[np.int64]:
     return np.cumsum([0, *(len(r.draft) + 1 for r in rounds)], dtype=np.int64)
 
 
-def groups(rounds: Sequence[RoundRows], starts: NDArray[np.int64]) -> list[RuleGroup]:
+def groups(rounds: Sequence[RoundRows], starts: NDArray[np.int64], vocab_size: int) -> list[RuleGroup]:
     """The rounds by rule, with the arguments somebody asked for and no others."""
     by_rule: dict[str, list[int]] = {}
     for i, r in enumerate(rounds):
@@ -131,14 +131,14 @@ def groups(rounds: Sequence[RoundRows], starts: NDArray[np.int64]) -> list[RuleG
         drafts = np.fromiter(chain.from_iterable(r.draft for r in own), np.int32)
         whole = len(own) == len(rounds)
         rows = None if whole else np.concatenate([np.arange(starts[i], starts[i + 1]) for i in members])
-        arguments = _arguments(own)
+        arguments = _arguments(own, vocab_size)
         if rule == "rejection":
             arguments |= {"rule": rule, "q": _laws(own)}
         found.append(RuleGroup(members, rows, drafts, starts if whole else row_starts(own), arguments))
     return found
 
 
-def _arguments(rounds: Sequence[RoundRows]) -> dict[str, Any]:
+def _arguments(rounds: Sequence[RoundRows], vocab_size: int) -> dict[str, Any]:
     samplings = [r.sampling for r in rounds]
     arguments: dict[str, Any] = {"temperature": 0.0}
     if any(s.temperature for s in samplings):
@@ -148,16 +148,17 @@ def _arguments(rounds: Sequence[RoundRows]) -> dict[str, Any]:
             "position": np.array([r.position for r in rounds], np.int64),
         }
     for name in _FILTERS:
-        values = [getattr(s, name) for s in samplings]
-        if any(value != getattr(_OFF, name) for value in values):
-            arguments[name] = np.array(values)
+        numbers = [getattr(s, name) for s in samplings]
+        if any(number != getattr(_OFF, name) for number in numbers):
+            arguments[name] = np.array(numbers)
     if any(s.counts_tokens for s in samplings):
         texts = [r.text if r.sampling.counts_tokens else () for r in rounds]
         prompts = [r.num_prompt if r.sampling.counts_tokens else 0 for r in rounds]
         arguments["history"] = History(_ids(texts), _starts(texts), np.array(prompts, np.int64))
     if any(s.bias for s in samplings):
-        ids = [[token for token, _ in s.bias] for s in samplings]
-        values = np.fromiter((value for s in samplings for _, value in s.bias), np.float32)
+        known = [[pair for pair in s.bias if pair[0] < vocab_size] for s in samplings]
+        ids = [[token for token, _ in pairs] for pairs in known]
+        values = np.fromiter((value for pairs in known for _, value in pairs), np.float32)
         arguments["bias"] = Bias(_ids(ids), values, _starts(ids))
     return arguments
 
@@ -226,10 +227,10 @@ def _finite(logits: NDArray[Any]) -> NDArray[np.bool_]:
     """(rows,) whether a row has a largest number: no NaN, no +inf, and not -inf alone."""
     if logits.dtype == np.float32:
         with np.errstate(invalid="ignore"):
-            return np.isfinite(logits.max(axis=1))
+            return np.asarray(np.isfinite(logits.max(axis=1)))
     bits, infinity = logits.view(np.uint16), _INFINITY[logits.dtype]
     positive = bits.view(np.int16).max(axis=1) < infinity  # neither +inf nor a positive NaN
-    return positive & (bits.max(axis=1) <= infinity + _SIGN) & (bits.min(axis=1) < infinity + _SIGN)
+    return np.asarray(positive & (bits.max(axis=1) <= infinity + _SIGN) & (bits.min(axis=1) < infinity + _SIGN))
 
 
 def _as_float32(rows: NDArray[Any]) -> NDArray[np.float32]:

@@ -68,11 +68,9 @@ class CausalLMTarget:
         self._takes_rows = "logits_to_keep" in inspect.signature(model.forward).parameters
         page_tokens = pool.page_tokens_of(model.device)
         num_pages = pool.num_pages_of(layers, page_tokens, kv_bytes, model.device)
-        if num_pages < probe.num_pages(page_tokens):
-            size = pool.page_bytes(layers, page_tokens)
-            raise ParameterError(
-                f"kv_bytes gives {num_pages} pages of {size} bytes; give room for {probe.num_pages(page_tokens)} or more"
-            )
+        size, least = pool.page_bytes(layers, page_tokens), probe.num_pages(page_tokens)
+        if num_pages < least:
+            raise ParameterError(f"kv_bytes gives {num_pages} pages of {size} bytes; give room for {least} or more")
         pool.hang_pools(model, layers, num_pages, page_tokens, self._backend)
         self.vocabulary = codec.vocabulary()
         vocab_hash = vocabulary_hash(self.vocabulary)
@@ -96,7 +94,7 @@ class CausalLMTarget:
             self.vocabulary.pieces,
             page_tokens,
             num_pages,
-            pool.page_bytes(layers, page_tokens),
+            size,
         )
         probe.check(self.logits, page_tokens)
 

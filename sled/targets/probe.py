@@ -87,9 +87,9 @@ class Probe:
         ]
         self._right = np.stack([self._own(text) for text in self._texts])
 
-    @torch.inference_mode()
     def _own(self, text: Sequence[int]) -> np.ndarray[Any, np.dtype[np.float32]]:
-        logits = self._model(input_ids=torch.tensor([text], device=self._model.device), use_cache=False).logits
+        with torch.inference_mode():
+            logits = self._model(input_ids=torch.tensor([text], device=self._model.device), use_cache=False).logits
         return np.asarray(logits[0, -_REST:].float().cpu().numpy())
 
     def num_pages(self, page_tokens: int) -> int:

@@ -187,7 +187,9 @@ def test_what_stood_in_a_page_does_not_reach_the_next_session(backend):
         for part in layer.self_attn.sled_pool:
             part.fill_(float("nan"))
     paging = Paging(target)
-    rows = target.logits([paging.chunk("a", text, 0, 1), paging.chunk("b", text[:3], 0, 1), paging.chunk("c", [1], 0, 1)])
+    rows = target.logits(
+        [paging.chunk("a", text, 0, 1), paging.chunk("b", text[:3], 0, 1), paging.chunk("c", [1], 0, 1)]
+    )
     right = torch.cat([plain_rows(plain, text, 1), plain_rows(plain, text[:3], 1), plain_rows(plain, [1], 1)])
     np.testing.assert_allclose(rows, right, rtol=1e-4, atol=1e-4)
 
@@ -307,7 +309,9 @@ def test_damaged_weights_are_refused(tmp_path):
         load_target(find_model(str(tmp_path)))
 
 
-@pytest.mark.parametrize(("more", "message"), [({"dtype": "int3"}, "float32, bfloat16"), ({"device": "cuda"}, "no CUDA")])
+@pytest.mark.parametrize(
+    ("more", "message"), [({"dtype": "int3"}, "float32, bfloat16"), ({"device": "cuda"}, "no CUDA")]
+)
 def test_dtype_and_device_that_are_not_there_are_refused(more, message, tmp_path, monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     tiny("llama").save_pretrained(tmp_path)
