@@ -4,21 +4,21 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Protocol
 
 import msgspec
-import numpy as np
-from numpy.typing import NDArray
 
 from edgebus import Inbox, Request
 from edgebus.payloads import decode, encode
 from edgebus.serving import refuse, reply
 from sled import messages
-from sled.messages import Close, Described, Open, Verify, Vocabulary
+from sled.acceptance import RoundRows
+from sled.messages import Close, Decode, Described, Open, Verify, Vocabulary
+from sled.server import Answer as MachineAnswer
 from sled.server import Refusal, Server, ServerLimits, Step, TargetShape
 from sled.targets import Target
-from sled.types import Chunk
+from sled.types import Chunk, Sampling
 
 log = logging.getLogger(__name__)
 
@@ -82,7 +82,6 @@ class TargetServer:
         finally:
             for request in self._machine.give_up():
                 refuse(request, "closing", "the server is stopping; go on at another one, or here when it is back")
-            self._drop()
             self._inbox.close()
 
     def stop(self) -> None:
@@ -94,8 +93,7 @@ class TargetServer:
         try:
             answer = self._answer(request)
         except Refusal as refusal:
-            info = msgspec.msgpack.encode(refusal.committed) if refusal.committed is not None else b""
-            refuse(request, refusal.code, refusal.detail, info)
+            _refuse(request, refusal)
         except ValueError as error:
             refuse(request, "invalid", str(error).replace("\n", " "))
         except Exception:
@@ -104,21 +102,19 @@ class TargetServer:
         else:
             if answer is not None:
                 reply(request, answer)
+        self._tell(self._machine.take_answers())
 
     def step(self) -> bool:
         """Compute one forward and send its verdicts; False if there was nothing to do."""
         self._machine.withdraw(lambda request: request.remaining_s() <= 0)
-        step = self._machine.next_step()
+        step = self._machine.next_step(now=self._clock())
         if step is None:
             self._machine.expire(now=self._clock())
-        self._drop()
-        if step is None:
             return False
         alone = len(step.chunks) == 1
         if not self._compute(step, last=alone):
             for part in [] if alone else self._machine.isolate(step):
                 self._compute(part, last=True)
-            self._drop()
         return True
 
     def _take_requests(self, wait_s: float) -> None:
@@ -131,22 +127,28 @@ class TargetServer:
 
     def _compute(self, step: Step[Request], *, last: bool) -> bool:
         """One forward; False if it failed, and then, on the last try, its rounds are refused."""
+        began_at = self._clock()
         try:
-            answers = self._machine.complete(step, self._target.forward(step.chunks))
+            decisions = self._target.verify(step.chunks, step.rounds)
         except Exception:
             if last:
                 log.exception("forward failed, rounds refused: %d", sum(step.verify))
                 for request in self._machine.fail(step):
                     refuse(request, "target_failed", "the target could not compute this round; try again")
             return False
-        for requests, verdict in answers:
-            for request in requests:
-                reply(request, encode(verdict))
+        now = self._clock()
+        self._tell(self._machine.complete(step, decisions, now=now, took_s=now - began_at))
         return True
 
-    def _drop(self) -> None:
-        for session in self._machine.take_dropped():
-            self._target.drop(session)
+    def _tell(self, answers: Sequence[MachineAnswer[Request]]) -> None:
+        for answer in answers:
+            for request in answer.tickets:
+                if answer.refusal is not None:
+                    _refuse(request, answer.refusal)
+                elif not answer.last:
+                    request.push(encode(answer.verdict))
+                else:
+                    reply(request, encode(answer.verdict))
 
     def _answer(self, request: Request) -> bytes | None:
         """The reply's payload, or None if it comes with a later step."""
@@ -164,6 +166,9 @@ class TargetServer:
             case messages.VERIFY:
                 verdict = self._machine.verify(owner, decode(Verify, request.payload), request, now=now)
                 return encode(verdict) if verdict is not None else None
+            case messages.DECODE:
+                self._machine.decode(owner, decode(Decode, request.payload), request, now=now)
+                return None
             case _:
                 for waiting in self._machine.close(owner, decode(Close, request.payload).session):
                     refuse(waiting, "session_unknown", "the session was closed while this round waited")
@@ -178,7 +183,11 @@ class TargetServer:
 
 def warm_up(target: Target) -> None:
     """One small forward, so that the first device does not pay for it."""
-    session = bytes(8)
-    logits: NDArray[np.float32] = target.forward([Chunk(session, (0, 0), 0, 1)])
-    assert logits.shape[0] == 1
-    target.drop(session)
+    rows = RoundRows((), Sampling(), 2, (0, 0), 2)
+    (decision,) = target.verify([Chunk(bytes(8), (0, 0), 0, 1, (0,))], [rows])
+    assert decision.finite
+
+
+def _refuse(request: Request, refusal: Refusal) -> None:
+    info = msgspec.msgpack.encode(refusal.info) if refusal.info is not None else b""
+    refuse(request, refusal.code, refusal.detail, info)
