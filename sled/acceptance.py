@@ -15,7 +15,7 @@ import numpy as np
 from edgekernels import Bias, History, SparseQ
 from numpy.typing import NDArray
 
-from sled.types import MAX_LAW_IDS, Logprob, Sampling, SparseLaw
+from sled.types import Logprob, Sampling, SparseLaw
 
 _FILTERS = ("top_k", "top_p", "min_p", "repetition_penalty", "frequency_penalty", "presence_penalty")
 _OFF = Sampling()
@@ -171,39 +171,6 @@ def _starts(parts: Sequence[Sequence[int]]) -> NDArray[np.int64]:
     return np.cumsum([0, *map(len, parts)], dtype=np.int64)
 
 
-def sparse_q(law: SparseLaw, num_drafts: int, vocab_size: int) -> SparseQ:
-    """A round's laws as the kernels take them, checked.
-
-    Args:
-        law: as it came over the wire.
-        num_drafts: drafts it belongs to.
-        vocab_size: of the target.
-
-    Raises:
-        ValueError: counts, lengths, order, ids or probabilities cannot be such laws.
-    """
-    counts = np.array(law.counts, np.int64)
-    total = int(counts.sum())
-    if len(counts) != num_drafts or (counts < 1).any() or (counts > MAX_LAW_IDS).any():
-        raise ValueError(f"the law has {len(counts)} parts for {num_drafts} drafts; give each 1 to {MAX_LAW_IDS} ids")
-    if len(law.ids) != 4 * total or len(law.probabilities) != 4 * total:
-        raise ValueError(f"the law has {len(law.ids)} and {len(law.probabilities)} bytes for {total} ids; give 4 each")
-    ids, values = np.frombuffer(law.ids, "<i4"), np.frombuffer(law.probabilities, "<f4")
-    starts = np.cumsum([0, *law.counts], dtype=np.int64)
-    if total and not 0 <= ids.min() <= ids.max() < vocab_size:
-        raise ValueError(f"the law's ids span {ids.min()} .. {ids.max()}; give ids 0 .. {vocab_size - 1}")
-    rising = np.diff(ids.astype(np.int64)) > 0
-    rising[starts[1:-1] - 1] = True
-    if not rising.all():
-        raise ValueError("the law's ids do not rise within each draft; sort them, each once")
-    if total and not ((values > 0) & (values <= 1)).all():
-        raise ValueError("the law has probabilities outside (0, 1]; give those of positive probability")
-    sums = np.add.reduceat(values.astype(np.float64), starts[:-1]) if total else np.ones(0)
-    if (np.abs(sums - 1) > 1e-3).any():
-        raise ValueError(f"a draft's probabilities sum to {sums[np.abs(sums - 1) > 1e-3][0]:.4f}; make it 1")
-    return SparseQ(ids.astype(np.int32), values.astype(np.float32), starts)
-
-
 def _laws(rounds: Sequence[RoundRows]) -> SparseQ:
     """The laws of all drafts; one without a law was certain."""
     parts, values, counts = [], [], []
@@ -214,7 +181,7 @@ def _laws(rounds: Sequence[RoundRows]) -> SparseQ:
             counts += [1] * len(r.draft)
         else:
             parts.append(np.frombuffer(r.law.ids, "<i4").astype(np.int32))
-            values.append(np.frombuffer(r.law.probabilities, "<f4").astype(np.float32))
+            values.append(np.minimum(np.frombuffer(r.law.probabilities, "<f4"), np.float32(1)))
             counts += r.law.counts
     return SparseQ(np.concatenate(parts), np.concatenate(values), np.cumsum([0, *counts], dtype=np.int64))
 

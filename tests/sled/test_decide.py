@@ -7,7 +7,7 @@ import math
 import numpy as np
 import pytest
 
-from sled.acceptance import Decision, RoundRows, decide, sparse_q
+from sled.acceptance import Decision, RoundRows, decide
 from sled.types import Sampling, SparseLaw
 
 VOCAB = 70  # no multiple of 32
@@ -182,31 +182,6 @@ def test_bias_of_ids_the_vocabulary_lacks_changes_nothing():
     logits[0, 4] = 1.0
     (decision,) = decide(logits, [RoundRows([], Sampling(bias=((VOCAB, 50.0), (2**31 - 1, 50.0))), 1)])
     assert decision == Decision(0, 4)
-
-
-def test_law_as_the_kernels_take_it():
-    q = sparse_q(law({3: 0.25, 9: 0.75}, {1: 1.0}), 2, VOCAB)
-    assert (q.ids.tolist(), q.probabilities.tolist(), q.starts.tolist()) == ([3, 9, 1], [0.25, 0.75, 1.0], [0, 2, 3])
-    assert sparse_q(SparseLaw([], b"", b""), 0, VOCAB).starts.tolist() == [0]
-
-
-@pytest.mark.parametrize(
-    ("wrong", "message"),
-    [
-        (law({3: 1.0}), "1 parts for 2 drafts"),
-        (SparseLaw([1, 1], b"\0" * 4, b"\0" * 8), "4 and 8 bytes for 2 ids"),
-        (law({3: 1.0}, {VOCAB: 1.0}), "span 3 .. 70; give ids 0 .. 69"),
-        (law({-1: 1.0}, {3: 1.0}), "span -1"),
-        (law({3: 0.5, 2: 0.5}, {3: 1.0}), "do not rise"),
-        (law({3: 1.0}, {3: float("nan")}), "outside"),
-        (law({3: 1.0}, {2: 0.0, 3: 1.0}), "outside"),
-        (law({3: 1.0}, {2: 0.6, 3: 0.6}), "sum to 1.2"),
-        (SparseLaw([0, 2], law({3: 0.5, 4: 0.5}).ids, law({3: 0.5, 4: 0.5}).probabilities), "1 to 256 ids"),
-    ],
-)
-def test_law_that_is_none_is_an_error(wrong, message):
-    with pytest.raises(ValueError, match=message):
-        sparse_q(wrong, 2, VOCAB)
 
 
 @pytest.mark.parametrize("seed", range(3))
