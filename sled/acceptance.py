@@ -15,7 +15,7 @@ import numpy as np
 from edgekernels import Bias, History, SparseQ
 from numpy.typing import NDArray
 
-from sled.types import MAX_LAW_IDS, Logprob, Sampling, SparseLaw
+from sled.types import Logprob, Sampling, SparseLaw
 
 _FILTERS = ("top_k", "top_p", "min_p", "repetition_penalty", "frequency_penalty", "presence_penalty")
 _OFF = Sampling()
@@ -104,7 +104,7 @@ def decide(logits: NDArray[Any], rounds: Sequence[RoundRows], *, num_threads: in
     }
     _forbid(logits, rounds, starts)
     accepted, tokens = np.zeros((2, len(rounds)), np.int32)
-    for group in groups(rounds, starts):
+    for group in groups(rounds, starts, logits.shape[1]):
         rows = logits if group.rows is None else logits[group.rows]
         found = edgekernels.accept(rows, group.drafts, group.row_starts, num_threads=num_threads, **group.arguments)
         accepted[group.members], tokens[group.members] = found
@@ -120,7 +120,7 @@ def row_starts(rounds: Sequence[RoundRows]) -> NDArray[np.int64]:
     return np.cumsum([0, *(len(r.draft) + 1 for r in rounds)], dtype=np.int64)
 
 
-def groups(rounds: Sequence[RoundRows], starts: NDArray[np.int64]) -> list[RuleGroup]:
+def groups(rounds: Sequence[RoundRows], starts: NDArray[np.int64], vocab_size: int) -> list[RuleGroup]:
     """The rounds by rule, with the arguments somebody asked for and no others."""
     by_rule: dict[str, list[int]] = {}
     for i, r in enumerate(rounds):
@@ -131,14 +131,14 @@ def groups(rounds: Sequence[RoundRows], starts: NDArray[np.int64]) -> list[RuleG
         drafts = np.fromiter(chain.from_iterable(r.draft for r in own), np.int32)
         whole = len(own) == len(rounds)
         rows = None if whole else np.concatenate([np.arange(starts[i], starts[i + 1]) for i in members])
-        arguments = _arguments(own)
+        arguments = _arguments(own, vocab_size)
         if rule == "rejection":
             arguments |= {"rule": rule, "q": _laws(own)}
         found.append(RuleGroup(members, rows, drafts, starts if whole else row_starts(own), arguments))
     return found
 
 
-def _arguments(rounds: Sequence[RoundRows]) -> dict[str, Any]:
+def _arguments(rounds: Sequence[RoundRows], vocab_size: int) -> dict[str, Any]:
     samplings = [r.sampling for r in rounds]
     arguments: dict[str, Any] = {"temperature": 0.0}
     if any(s.temperature for s in samplings):
@@ -148,16 +148,17 @@ def _arguments(rounds: Sequence[RoundRows]) -> dict[str, Any]:
             "position": np.array([r.position for r in rounds], np.int64),
         }
     for name in _FILTERS:
-        values = [getattr(s, name) for s in samplings]
-        if any(value != getattr(_OFF, name) for value in values):
-            arguments[name] = np.array(values)
+        numbers = [getattr(s, name) for s in samplings]
+        if any(number != getattr(_OFF, name) for number in numbers):
+            arguments[name] = np.array(numbers)
     if any(s.counts_tokens for s in samplings):
         texts = [r.text if r.sampling.counts_tokens else () for r in rounds]
         prompts = [r.num_prompt if r.sampling.counts_tokens else 0 for r in rounds]
         arguments["history"] = History(_ids(texts), _starts(texts), np.array(prompts, np.int64))
     if any(s.bias for s in samplings):
-        ids = [[token for token, _ in s.bias] for s in samplings]
-        values = np.fromiter((value for s in samplings for _, value in s.bias), np.float32)
+        known = [[pair for pair in s.bias if pair[0] < vocab_size] for s in samplings]
+        ids = [[token for token, _ in pairs] for pairs in known]
+        values = np.fromiter((value for pairs in known for _, value in pairs), np.float32)
         arguments["bias"] = Bias(_ids(ids), values, _starts(ids))
     return arguments
 
@@ -170,39 +171,6 @@ def _starts(parts: Sequence[Sequence[int]]) -> NDArray[np.int64]:
     return np.cumsum([0, *map(len, parts)], dtype=np.int64)
 
 
-def sparse_q(law: SparseLaw, num_drafts: int, vocab_size: int) -> SparseQ:
-    """A round's laws as the kernels take them, checked.
-
-    Args:
-        law: as it came over the wire.
-        num_drafts: drafts it belongs to.
-        vocab_size: of the target.
-
-    Raises:
-        ValueError: counts, lengths, order, ids or probabilities cannot be such laws.
-    """
-    counts = np.array(law.counts, np.int64)
-    total = int(counts.sum())
-    if len(counts) != num_drafts or (counts < 1).any() or (counts > MAX_LAW_IDS).any():
-        raise ValueError(f"the law has {len(counts)} parts for {num_drafts} drafts; give each 1 to {MAX_LAW_IDS} ids")
-    if len(law.ids) != 4 * total or len(law.probabilities) != 4 * total:
-        raise ValueError(f"the law has {len(law.ids)} and {len(law.probabilities)} bytes for {total} ids; give 4 each")
-    ids, values = np.frombuffer(law.ids, "<i4"), np.frombuffer(law.probabilities, "<f4")
-    starts = np.cumsum([0, *law.counts], dtype=np.int64)
-    if total and not 0 <= ids.min() <= ids.max() < vocab_size:
-        raise ValueError(f"the law's ids span {ids.min()} .. {ids.max()}; give ids 0 .. {vocab_size - 1}")
-    rising = np.diff(ids.astype(np.int64)) > 0
-    rising[starts[1:-1] - 1] = True
-    if not rising.all():
-        raise ValueError("the law's ids do not rise within each draft; sort them, each once")
-    if total and not ((values > 0) & (values <= 1)).all():
-        raise ValueError("the law has probabilities outside (0, 1]; give those of positive probability")
-    sums = np.add.reduceat(values.astype(np.float64), starts[:-1]) if total else np.ones(0)
-    if (np.abs(sums - 1) > 1e-3).any():
-        raise ValueError(f"a draft's probabilities sum to {sums[np.abs(sums - 1) > 1e-3][0]:.4f}; make it 1")
-    return SparseQ(ids.astype(np.int32), values.astype(np.float32), starts)
-
-
 def _laws(rounds: Sequence[RoundRows]) -> SparseQ:
     """The laws of all drafts; one without a law was certain."""
     parts, values, counts = [], [], []
@@ -213,7 +181,7 @@ def _laws(rounds: Sequence[RoundRows]) -> SparseQ:
             counts += [1] * len(r.draft)
         else:
             parts.append(np.frombuffer(r.law.ids, "<i4").astype(np.int32))
-            values.append(np.frombuffer(r.law.probabilities, "<f4").astype(np.float32))
+            values.append(np.minimum(np.frombuffer(r.law.probabilities, "<f4"), np.float32(1)))
             counts += r.law.counts
     return SparseQ(np.concatenate(parts), np.concatenate(values), np.cumsum([0, *counts], dtype=np.int64))
 
@@ -226,10 +194,10 @@ def _finite(logits: NDArray[Any]) -> NDArray[np.bool_]:
     """(rows,) whether a row has a largest number: no NaN, no +inf, and not -inf alone."""
     if logits.dtype == np.float32:
         with np.errstate(invalid="ignore"):
-            return np.isfinite(logits.max(axis=1))
+            return np.asarray(np.isfinite(logits.max(axis=1)))
     bits, infinity = logits.view(np.uint16), _INFINITY[logits.dtype]
     positive = bits.view(np.int16).max(axis=1) < infinity  # neither +inf nor a positive NaN
-    return positive & (bits.max(axis=1) <= infinity + _SIGN) & (bits.min(axis=1) < infinity + _SIGN)
+    return np.asarray(positive & (bits.max(axis=1) <= infinity + _SIGN) & (bits.min(axis=1) < infinity + _SIGN))
 
 
 def _as_float32(rows: NDArray[Any]) -> NDArray[np.float32]:

@@ -1,4 +1,4 @@
-"""Twenty prompts of four kinds: chat, code, copying, story."""
+"""Twenty prompts of four kinds: chat, code, copying, story; and a hundred of five, for those who need many."""
 
 from __future__ import annotations
 
@@ -31,3 +31,37 @@ STORY = (
     "Write a dialogue between the sun and the moon.",
 )
 PROMPTS = (*CHAT, *CODE, *COPYING, *STORY)
+
+_SUBJECTS = ("rivers", "volcanoes", "bees", "the moon", "bicycles", "bread", "chess", "glass", "clouds", "trains")
+_ASKED = ("How are {} made or formed?", "Why do people care about {}?")
+_TASKS = ("sorts a list", "counts words", "finds primes", "reverses a string", "merges two lists", "parses a date")
+_LANGUAGES = ("Python", "Rust", "JavaScript")
+_PLACES = ("a desert", "a space station", "an old mill", "a market", "a snowed-in train", "a garden")
+_READ = (
+    "Read this note and answer in one sentence. The harbour office opens at seven in summer and at nine in winter. Boats "
+    "longer than twelve metres need a permit, which costs forty crowns and lasts one season. Dogs are welcome on the "
+    "north pier only. The lighthouse keeper, Ms. Holm, lends out charts; bring them back within three days. {}"
+)
+_NOTES = (
+    "When does the office open in winter?",
+    "What does a permit cost?",
+    "Where may dogs walk?",
+    "Who lends out charts?",
+    "How long does a permit last?",
+    "Which boats need a permit?",
+    "When must charts be back?",
+    "Is the office open at eight in summer?",
+    "What is the keeper called?",
+    "May a dog walk on the south pier?",
+)
+
+
+def hundred() -> list[str]:
+    """The twenty, and eighty made from patterns: questions, code, copying, stories, and notes that begin alike."""
+    chat = [asked.format(subject) for subject in _SUBJECTS for asked in _ASKED]
+    code = [f"Write a {language} function that {task}." for task in _TASKS for language in _LANGUAGES]
+    words = [f"{a} {b}" for a, b in zip(_SUBJECTS, reversed(_TASKS * 2), strict=False)]
+    copying = [f"Repeat this {n + 2} times: {', '.join(words[n:] + words[:n])}" for n in range(10)]
+    story = [f"Tell a story about {a} in {b}." for a, b in zip(_SUBJECTS * 3, _PLACES * 4, strict=False)][:22]
+    notes = [_READ.format(question) for question in _NOTES]
+    return [*PROMPTS, *chat, *code, *copying, *story, *notes]

@@ -17,7 +17,8 @@ from sled.errors import OutOfMemory, ParameterError
 from sled.messages import MAX_TOKENS, MAX_WINDOW, Described
 from sled.server import TargetShape
 from sled.targets import pool
-from sled.targets.attention import Backend
+from sled.targets.attention import Backend, Layer
+from sled.targets.attention_cpu import CpuBackend
 from sled.targets.attention_torch import TorchBackend
 from sled.targets.catalog import ModelFiles
 from sled.targets.decide import decide
@@ -63,13 +64,13 @@ class CausalLMTarget:
         layers = pool.find_layers(model)
         check_windows(model, layers)
         probe = Probe(model, layers)
-        self._backend = backend or TorchBackend(model.device)
+        self._backend = backend or _backend_for(model, layers)
         self._takes_rows = "logits_to_keep" in inspect.signature(model.forward).parameters
         page_tokens = pool.page_tokens_of(model.device)
         num_pages = pool.num_pages_of(layers, page_tokens, kv_bytes, model.device)
-        if num_pages < probe.num_pages(page_tokens):
-            size, needed = pool.page_bytes(layers, page_tokens), probe.num_pages(page_tokens)
-            raise ParameterError(f"kv_bytes gives {num_pages} pages of {size} bytes; give room for {needed} or more")
+        size, least = pool.page_bytes(layers, page_tokens), probe.num_pages(page_tokens)
+        if num_pages < least:
+            raise ParameterError(f"kv_bytes gives {num_pages} pages of {size} bytes; give room for {least} or more")
         pool.hang_pools(model, layers, num_pages, page_tokens, self._backend)
         self.vocabulary = codec.vocabulary()
         vocab_hash = vocabulary_hash(self.vocabulary)
@@ -93,7 +94,7 @@ class CausalLMTarget:
             self.vocabulary.pieces,
             page_tokens,
             num_pages,
-            pool.page_bytes(layers, page_tokens),
+            size,
         )
         self._layers, self._probe = layers, probe
         probe.check(self.logits, page_tokens)
@@ -133,6 +134,15 @@ def check_rounds(chunks: Sequence[Chunk], rounds: Sequence[RoundRows]) -> None:
     wanted = [chunk.num_logits for chunk in chunks if chunk.num_logits]
     if wanted != [len(r.draft) + 1 for r in rounds]:
         raise ValueError(f"the chunks want {wanted} rows of logits, which are not those of the rounds")
+
+
+def _backend_for(model: Any, layers: Sequence[Layer]) -> Backend:
+    """The fastest way to attend that takes these layers."""
+    native = all(layer.key_dim == layer.value_dim for layer in layers) and {layer.like.dtype for layer in layers} <= {
+        torch.float32,
+        torch.bfloat16,
+    }
+    return CpuBackend() if model.device.type == "cpu" and native else TorchBackend(model.device)
 
 
 @contextmanager

@@ -40,7 +40,7 @@ def _decide_on_device(logits: Tensor, rounds: Sequence[RoundRows]) -> list[Decis
             raw = logits.clone()
         _forbid(logits, rounds, starts)
     found = torch.zeros(2, len(rounds), dtype=torch.int32, device=device)
-    for group in acceptance.groups(rounds, starts):
+    for group in acceptance.groups(rounds, starts, logits.shape[1]):
         rows = logits if group.rows is None else logits[torch.from_numpy(group.rows).to(device)]
         drafts = torch.from_numpy(group.drafts).to(device)
         found[:, torch.tensor(group.members, device=device)] = torch.stack(

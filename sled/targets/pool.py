@@ -23,7 +23,6 @@ def page_tokens_of(device: torch.device) -> int:
     return PAGE_TOKENS.get(device.type, _PAGE_TOKENS)
 
 
-@torch.inference_mode()
 def find_layers(model: Any) -> list[Layer]:
     """The layers that attend, in order, found by a forward of two tokens.
 
@@ -34,9 +33,10 @@ def find_layers(model: Any) -> list[Layer]:
     kind, before = model.config.model_type, model.config._attn_implementation
     model.set_attn_implementation(RECORDING)
     try:
-        ids = torch.zeros(1, 2, dtype=torch.int64, device=model.device)
-        positions = torch.arange(2, device=model.device)[None]
-        model(input_ids=ids, position_ids=positions, use_cache=False, sled_layers=layers)
+        with torch.inference_mode():
+            ids = torch.zeros(1, 2, dtype=torch.int64, device=model.device)
+            positions = torch.arange(2, device=model.device)[None]
+            model(input_ids=ids, position_ids=positions, use_cache=False, sled_layers=layers)
     except (TypeError, ValueError, RuntimeError, AttributeError) as error:
         raise UnknownModel(f"{kind} does not take attention of our own ({error}); use another target") from None
     finally:

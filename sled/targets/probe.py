@@ -92,9 +92,9 @@ class Probe:
         finally:
             model.set_attn_implementation(before)
 
-    @torch.inference_mode()
     def _own(self, text: Sequence[int]) -> np.ndarray[Any, np.dtype[np.float32]]:
-        logits = self._model(input_ids=torch.tensor([text], device=self._model.device), use_cache=False).logits
+        with torch.inference_mode():
+            logits = self._model(input_ids=torch.tensor([text], device=self._model.device), use_cache=False).logits
         return np.asarray(logits[0, -_REST:].float().cpu().numpy())
 
     def num_pages(self, page_tokens: int) -> int:

@@ -6,6 +6,7 @@ import pytest
 
 pytest.importorskip("torch")
 
+from sled.acceptance import RoundRows
 from sled.drafters import open_drafter
 from sled.errors import UnknownModel, VocabularyMismatch
 from sled.targets.catalog import find_model
@@ -31,8 +32,11 @@ def drafter(target):
 def greedy(target, prompt, num_tokens):
     text = list(prompt)
     while len(text) < len(prompt) + num_tokens:
-        rows = target.forward([Chunk(b"greedy", tuple(text), 0, 1)])
-        text.append(int(rows[0].argmax()))
+        pages = tuple(range(len(text) // target.shape.page_tokens + 1))
+        past = len(text) - 1 if len(text) > len(prompt) else 0
+        chunk = Chunk(b"greedy", tuple(text[past:]), past, 1, pages)
+        (decision,) = target.verify([chunk], [RoundRows([], Sampling(), len(text))])
+        text.append(decision.next_token)
     return text[len(prompt) :]
 
 

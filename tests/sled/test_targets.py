@@ -1,4 +1,4 @@
-"""The ragged target against transformers' own forward, with small random models and with the real one."""
+"""The paged target: what it refuses, what it keeps, what it gives back."""
 
 from __future__ import annotations
 
@@ -7,85 +7,22 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
-from sled.errors import UnknownModel
+from sled.acceptance import RoundRows
+from sled.errors import OutOfMemory, ParameterError, UnknownModel
 from sled.targets.catalog import find_model
 from sled.targets.causal_lm import CausalLMTarget, load_target
-from sled.types import Chunk
+from sled.types import Chunk, Sampling
+from tests.sled.tiny_models import BACKENDS, VOCAB, FakeCodec, Paging, plain_rows, tiny
 
 pytestmark = pytest.mark.model
 
 
-class FakeCodec:
-    stop_ids = (0,)
-
-    def vocabulary(self):
-        from sled.messages import Vocabulary
-
-        return Vocabulary([b""] * 97, [])
+def make(family="llama", dtype=torch.float32, **more):
+    return CausalLMTarget(tiny(family, dtype), FakeCodec(), name="tiny", **{"kv_bytes": 1 << 20, **more})
 
 
-def tiny(family: str):
-    """A random model of one family: 2 layers, width 32."""
-    import transformers
-
-    common = {
-        "vocab_size": 97,
-        "hidden_size": 32,
-        "intermediate_size": 48,
-        "num_hidden_layers": 2,
-        "num_attention_heads": 4,
-        "num_key_value_heads": 2,
-        "max_position_embeddings": 256,
-    }
-    configs = {
-        "llama": lambda: transformers.LlamaConfig(**common),
-        "qwen2": lambda: transformers.Qwen2Config(**common),
-        "qwen3": lambda: transformers.Qwen3Config(**common, head_dim=8),
-        "mistral": lambda: transformers.MistralConfig(**common, sliding_window=None),
-        "mistral, window 8": lambda: transformers.MistralConfig(**common, sliding_window=8),
-    }
-    torch.manual_seed(0)
-    return transformers.AutoModelForCausalLM.from_config(configs[family](), dtype=torch.float32).eval()
-
-
-@pytest.mark.parametrize("family", ["llama", "qwen2", "qwen3", "mistral", "mistral, window 8"])
-def test_ragged_batches_with_rollback_equal_the_plain_forward(family):
-    """Three sessions, ragged chunks, rejected drafts overwritten: every row equals a forward over the whole text."""
-    plain = tiny(family)
-    target = CausalLMTarget(tiny(family), FakeCodec(), name="tiny")
-    rng = np.random.default_rng(1)
-    texts = [rng.integers(97, size=n).tolist() for n in (3, 17, 1)]
-    kept = [0, 0, 0]
-    for _ in range(12):
-        chosen = [s for s in range(3) if rng.random() < 0.8] or [0]
-        chunks, checks = [], []
-        for s in chosen:
-            draft = rng.integers(97, size=rng.integers(0, 6)).tolist()
-            tokens = texts[s][kept[s] :] + draft
-            chunks.append(Chunk(bytes([s]), tuple(tokens), kept[s], len(draft) + 1))
-            checks.append((texts[s] + draft, len(draft) + 1))
-            accepted = int(rng.integers(0, len(draft) + 1))
-            texts[s] += [*draft[:accepted], int(rng.integers(97))]
-            kept[s] = len(texts[s]) - 1
-        rows = target.forward(chunks)
-        with torch.inference_mode():
-            right = [plain(torch.tensor([text])).logits[0, -n:].numpy() for text, n in checks]
-        np.testing.assert_allclose(rows, np.concatenate(right), atol=2e-5)
-
-
-def test_model_with_other_attention_terms_is_refused():
-    import transformers
-
-    config = transformers.Gemma2Config(
-        vocab_size=97,
-        hidden_size=32,
-        intermediate_size=48,
-        num_hidden_layers=1,
-        num_attention_heads=4,
-        head_dim=8,
-    )
-    with pytest.raises(UnknownModel, match="gemma2"):
-        CausalLMTarget(transformers.AutoModelForCausalLM.from_config(config), FakeCodec(), name="tiny")
+def text_of(length, seed=2):
+    return np.random.default_rng(seed).integers(VOCAB, size=length).tolist()
 
 
 @pytest.mark.parametrize(("family", "more"), [("mamba", {"state_size": 4}), ("gptj", {"n_embd": 32, "n_layer": 2})])
@@ -97,10 +34,59 @@ def test_model_that_computes_more_than_attention_is_refused(family, more):
     config = transformers.AutoConfig.for_model(family, **sizes, **more)
     torch.manual_seed(0)
     model = transformers.AutoModelForCausalLM.from_config(config).eval()
-    for weight in model.parameters():
-        torch.nn.init.normal_(weight, std=0.3)
     with pytest.raises(UnknownModel, match="use another target"):
         CausalLMTarget(model, FakeCodec(), name="tiny")
+
+
+def test_attention_sinks_are_refused_by_name():
+    import transformers
+
+    config = transformers.GptOssConfig(
+        vocab_size=97,
+        hidden_size=32,
+        intermediate_size=16,
+        num_hidden_layers=1,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        head_dim=8,
+        num_local_experts=2,
+        num_experts_per_tok=2,
+        sliding_window=8,
+    )
+    with pytest.raises(UnknownModel, match="gpt_oss attends with s_aux"):
+        CausalLMTarget(transformers.AutoModelForCausalLM.from_config(config).eval(), FakeCodec(), name="tiny")
+
+
+@pytest.mark.parametrize("change", ["window", "softcap", "scale"])
+def test_probe_finds_attention_that_is_not_the_models_own(change, monkeypatch):
+    """A backend that is wrong in one term only is refused at load: the probe reaches beyond the window."""
+    from sled.targets.attention_torch import TorchBackend
+
+    attend = TorchBackend.attend
+
+    def wrong(self, pool, query, key, value, plan, terms):
+        other = {"window": max(0, terms.window - 1), "softcap": 0.0, "scale": terms.scale * 1.1}
+        return attend(self, pool, query, key, value, plan, terms._replace(**{change: other[change]}))
+
+    monkeypatch.setattr(TorchBackend, "attend", wrong)
+    with pytest.raises(UnknownModel, match="batched logits are off"):
+        make("gemma2", backend=TorchBackend(torch.device("cpu")))
+
+
+def test_window_that_layers_do_not_ask_for_is_refused():
+    model = tiny("qwen2, window 8")
+    model.model.layers[0].self_attn.sliding_window = None
+    with pytest.raises(UnknownModel, match=r"\[8, 0\].*\[0, 0\]"):
+        CausalLMTarget(model, FakeCodec(), name="tiny")
+
+
+def test_rotation_that_depends_on_the_batch_limits_the_context():
+    """Longer texts would change the rotation of all sessions beside them."""
+    factors = {"short_factor": [1.0] * 4, "long_factor": [2.0] * 4}
+    rope = {"rope_type": "longrope", "rope_theta": 1e4, "original_max_position_embeddings": 64, **factors}
+    model = tiny("phi3", rope_parameters=rope, original_max_position_embeddings=64)
+    assert CausalLMTarget(model, FakeCodec(), name="tiny", kv_bytes=1 << 20).shape.max_positions == 64
+    assert make("phi3").shape.max_positions == 256
 
 
 def test_target_id_tells_weights_and_arithmetic_apart():
@@ -109,38 +95,190 @@ def test_target_id_tells_weights_and_arithmetic_apart():
         if change:
             with torch.no_grad():
                 model.model.layers[1].mlp.up_proj.weight.mul_(1.01)
-        return CausalLMTarget(model.to(dtype), FakeCodec(), name="tiny").described.target_id
+        return CausalLMTarget(model.to(dtype), FakeCodec(), name="tiny", kv_bytes=1 << 20).described.target_id
 
     assert target_id() == target_id()
     assert len({target_id(), target_id(change=True), target_id(dtype=torch.bfloat16)}) == 3
 
 
-def test_chunk_beyond_what_is_kept_is_an_error():
-    target = CausalLMTarget(tiny("llama"), FakeCodec(), name="tiny")
-    with pytest.raises(RuntimeError, match="only 0 are kept"):
-        target.forward([Chunk(b"a", (1, 2), 5, 1)])
+def test_shape_says_what_the_pool_holds():
+    """2 layers, keys and values, 2 heads of 8 floats: 16 tokens take 2 * 2 * 2 * 8 * 4 * 16 bytes."""
+    target = make(kv_bytes=100_000)
+    shape = target.shape
+    assert (shape.page_tokens, shape.page_bytes, shape.num_pages) == (16, 4096, 24)
+    assert len(shape.pieces) == VOCAB
+    keys, values = target.model.model.layers[1].self_attn.sled_pool
+    assert keys.shape == values.shape == (24, 2, 16, 8)
+    assert keys.is_contiguous()
+
+
+def test_heads_may_differ_between_layers():
+    """Each layer's pool has the shape that layer shows."""
+    model = tiny("llama")
+    other = type(model)(type(model.config)(**{**model.config.to_dict(), "num_key_value_heads": 4}))
+    model.model.layers[1].self_attn = other.model.layers[1].self_attn
+    model.model.layers[1].self_attn.config = model.config
+    plain, text = model.eval(), text_of(40)
+    right = plain_rows(plain, text, 3)
+    target = CausalLMTarget(model, FakeCodec(), name="tiny", kv_bytes=1 << 20)
+    assert [layer.self_attn.sled_pool.keys.shape[1] for layer in model.model.layers] == [2, 4]
+    np.testing.assert_allclose(target.logits([Paging(target).chunk("a", text, 0, 3)]), right, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize(("kv_bytes", "message"), [(100, "needs 4096"), (9000, "2 pages of 4096 bytes; give room for")])
+def test_too_little_memory_for_keys_and_values_is_refused(kv_bytes, message):
+    with pytest.raises(ParameterError, match=message):
+        make(kv_bytes=kv_bytes)
+
+
+def test_memory_the_machine_lacks_is_refused_at_load():
+    with pytest.raises(OutOfMemory, match="give a smaller kv_bytes"):
+        make(kv_bytes=1 << 50)
+
+
+@pytest.mark.parametrize(
+    ("chunk", "message"),
+    [
+        (Chunk(b"a", tuple(range(17)), 0, 1, (3,)), "up to position 17 has 1 pages; give it 2"),
+        (Chunk(b"a", (1, 2), 5, 1, (1 << 20,)), "there are 0 .. 255"),
+        (Chunk(b"a", (1, 2), 5, 1, (-1,)), "there are 0 .. 255"),
+        (Chunk(b"a", (), 5, 0, (1,)), "a chunk of 0 tokens"),
+        (Chunk(b"a", (1,), 5, 2, (1,)), "wants 2 logits"),
+    ],
+)
+def test_chunk_that_does_not_fit_its_pages_is_an_error(chunk, message):
+    with pytest.raises(ValueError, match=message):
+        make().logits([chunk])
+
+
+def test_rounds_that_are_not_those_of_the_chunks_are_an_error():
+    target = make()
+    chunk = Paging(target).chunk("a", [1, 2, 3], 0, 2)
+    with pytest.raises(ValueError, match=r"want \[2\] rows"):
+        target.verify([chunk], [RoundRows([5, 6], Sampling(), 2)])
 
 
 def test_prefill_in_pieces_equals_prefill_at_once():
-    plain = tiny("llama")
-    target = CausalLMTarget(tiny("llama"), FakeCodec(), name="tiny")
-    text = np.random.default_rng(2).integers(97, size=200).tolist()
+    plain, target, text = tiny("llama"), make(), text_of(200)
+    paging = Paging(target)
     for start in range(0, 150, 50):
-        rows = target.forward([Chunk(b"a", tuple(text[start : start + 50]), start, 0)])
-        assert rows.shape == (0, 97)
-    rows = target.forward([Chunk(b"a", tuple(text[150:]), 150, 1)])
-    with torch.inference_mode():
-        right = plain(torch.tensor([text])).logits[0, -1:].numpy()
-    np.testing.assert_allclose(rows, right, atol=2e-5)
+        assert target.verify([paging.chunk("a", text[start : start + 50], start, 0)], []) == []
+    rows = target.logits([paging.chunk("a", text[150:], 150, 1)])
+    np.testing.assert_allclose(rows, plain_rows(plain, text, 1), rtol=1e-4, atol=1e-4)
 
 
-def test_drop_frees_the_session():
-    target = CausalLMTarget(tiny("llama"), FakeCodec(), name="tiny")
-    target.forward([Chunk(b"a", (1, 2), 0, 1)])
-    assert b"a" in target._sessions
-    target.drop(b"a")
-    target.drop(b"never seen")
-    assert not target._sessions
+def test_shared_pages_are_read_by_both_sessions():
+    plain, target, text = tiny("qwen3"), make("qwen3"), text_of(64)
+    paging = Paging(target)
+    target.logits([paging.chunk("a", text[:40], 0, 0)])
+    paging.share("b", "a", 40)  # two whole pages of 16
+    assert len(paging.pages["b"]) == 2
+    others = [*text[:32], *text_of(20, seed=3)]
+    chunks = [paging.chunk("a", text[40:], 40, 4), paging.chunk("b", others[32:], 32, 4)]
+    right = torch.cat([plain_rows(plain, text, 4), plain_rows(plain, others, 4)])
+    np.testing.assert_allclose(target.logits(chunks), right, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_what_stood_in_a_page_does_not_reach_the_next_session(backend):
+    """Not even what is no number."""
+    plain, target, text = tiny("gemma2"), make("gemma2", backend=BACKENDS[backend]()), text_of(20)
+    for layer in target.model.model.layers:
+        for part in layer.self_attn.sled_pool:
+            part.fill_(float("nan"))
+    paging = Paging(target)
+    rows = target.logits(
+        [paging.chunk("a", text, 0, 1), paging.chunk("b", text[:3], 0, 1), paging.chunk("c", [1], 0, 1)]
+    )
+    right = torch.cat([plain_rows(plain, text, 1), plain_rows(plain, text[:3], 1), plain_rows(plain, [1], 1)])
+    np.testing.assert_allclose(rows, right, rtol=1e-4, atol=1e-4)
+
+
+def test_greedy_round_is_decided():
+    plain, target, text = tiny("llama"), make(), text_of(12)
+    rows = plain_rows(plain, text, 12).argmax(dim=1).tolist()
+    right = int(rows[-1])
+    wrong = (right + 1) % VOCAB
+    paging = Paging(target)
+    (decision,) = target.verify([paging.chunk("a", [*text, wrong], 0, 2)], [RoundRows([wrong], Sampling(), 12)])
+    assert (decision.accepted, decision.next_token, decision.finite) == (0, right, True)
+    (decision,) = target.verify([paging.chunk("a", [text[-1], right], 11, 2)], [RoundRows([right], Sampling(), 12)])
+    assert (decision.accepted, decision.next_token) == (
+        1,
+        int(plain_rows(plain, [*text, right], 1).argmax()),
+    )
+
+
+def test_round_without_numbers_costs_itself_only():
+    """One session's text makes the model overflow; the session beside it is decided as ever."""
+    target = make()
+    with torch.no_grad():
+        target.model.model.embed_tokens.weight[13] = float("nan")
+    paging = Paging(target)
+    chunks = [paging.chunk("a", [5, 13, 7], 0, 1), paging.chunk("b", [5, 12, 7], 0, 1)]
+    bad, good = target.verify(chunks, [RoundRows([], Sampling(), 3)] * 2)
+    assert not bad.finite
+    assert good.finite
+    alone = CausalLMTarget(tiny("llama"), FakeCodec(), name="tiny", kv_bytes=1 << 20)
+    assert good == alone.verify([Paging(alone).chunk("b", [5, 12, 7], 0, 1)], [RoundRows([], Sampling(), 3)])[0]
+
+
+def test_weights_that_are_no_numbers_are_refused_at_load():
+    model = tiny("llama")
+    with torch.no_grad():
+        model.lm_head.weight[13] = float("nan")
+    with pytest.raises(UnknownModel, match="no numbers"):
+        CausalLMTarget(model, FakeCodec(), name="tiny", kv_bytes=1 << 20)
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB"),
+        RuntimeError("[enforce fail at alloc_cpu.cpp:121] . DefaultCPUAllocator: can't allocate memory"),
+        MemoryError(),
+    ],
+)
+def test_running_out_of_memory_has_a_name_and_keeps_nothing(error, monkeypatch):
+    import gc
+    import weakref
+
+    target = make()
+    paging, alive = Paging(target), []
+    forward = target.model.model.layers[1].mlp.forward
+
+    def fails(hidden):
+        if hidden.shape[1] < 4:
+            return forward(hidden)
+        big = hidden.new_zeros(1000)
+        alive.append(weakref.ref(big))
+        raise error
+
+    monkeypatch.setattr(target.model.model.layers[1].mlp, "forward", fails)
+    with pytest.raises(OutOfMemory, match="lower batch_tokens"):
+        target.verify([paging.chunk("a", [1, 2, 3, 4], 0, 1)], [RoundRows([], Sampling(), 4)])
+    error.__traceback__ = None
+    gc.collect()
+    assert [reference() for reference in alive] == [None]
+    assert target.verify([paging.chunk("b", [1, 2], 0, 1)], [RoundRows([], Sampling(), 2)])[0].finite
+
+
+def test_other_errors_keep_their_names(monkeypatch):
+    target = make()
+    monkeypatch.setattr(target.model, "forward", lambda **_: (_ for _ in ()).throw(RuntimeError("no kernel image")))
+    with pytest.raises(RuntimeError, match="no kernel image"):
+        target.verify([Paging(target).chunk("a", [1], 0, 1)], [RoundRows([], Sampling(), 1)])
+
+
+@pytest.mark.parametrize("family", ["llama", "gemma2", "gpt2"])
+def test_bfloat16_is_near_float32(family):
+    exact, near = make(family), make(family, torch.bfloat16)
+    assert near.described.dtype == "bfloat16"
+    text = text_of(30)
+    a, b = (t.logits([Paging(t).chunk("a", text, 0, 5)]).float() for t in (exact, near))
+    assert float((a - b).abs().max() / a.abs().max()) < 0.05
+    (decision,) = near.verify([Paging(near).chunk("a", text, 0, 1)], [RoundRows([], Sampling(), 30)])
+    assert decision.next_token == int(b[-1].argmax())
 
 
 @pytest.mark.parametrize("name", ["no-such-model", "/no/such/dir", "setup.py"])
@@ -169,6 +307,16 @@ def test_damaged_weights_are_refused(tmp_path):
     save_file(weights, tmp_path / "model.safetensors", metadata={"format": "pt"})
     with pytest.raises(UnknownModel, match="weights missing"):
         load_target(find_model(str(tmp_path)))
+
+
+@pytest.mark.parametrize(
+    ("more", "message"), [({"dtype": "int3"}, "float32, bfloat16"), ({"device": "cuda"}, "no CUDA")]
+)
+def test_dtype_and_device_that_are_not_there_are_refused(more, message, tmp_path, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    tiny("llama").save_pretrained(tmp_path)
+    with pytest.raises(ParameterError, match=message):
+        load_target(find_model(str(tmp_path)), **more)
 
 
 def test_gguf_of_another_architecture_is_refused(tmp_path):

@@ -7,6 +7,8 @@ import torch
 import transformers
 
 from sled.messages import Vocabulary
+from sled.targets.attention_cpu import CpuBackend
+from sled.targets.attention_torch import TorchBackend
 from sled.types import Chunk
 
 VOCAB = 97
@@ -40,6 +42,8 @@ FAMILIES = {
     "granite": ("granite", {"attention_multiplier": 0.3}),
     "cohere": ("cohere", {}),
 }
+
+BACKENDS = {"torch": lambda: TorchBackend(torch.device("cpu")), "native": CpuBackend}
 
 
 def tiny(family: str, dtype: torch.dtype = torch.float32, **more):
