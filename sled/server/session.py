@@ -92,7 +92,7 @@ class Session(Generic[Ticket]):
         stops: the stop texts and how far they have been met.
         form: what the answer must look like.
         number: of its request, unique; orders what is equally due.
-        retold_from: positions from here on are told again to a stream that lost them.
+        retold_from: where the last round or stream began; from here on tokens are told again to who lost them.
     """
 
     id: bytes
