@@ -32,7 +32,7 @@ class Driver:
         message = Verify(session_id(number), len(text), History(text).digest(len(text)), list(draft), law)
         return self.server.verify(owner, message, ticket, now=now)
 
-    def stream(self, text, number=0, owner="me", ticket="s", max_tokens=1000) -> None:
+    def stream(self, text, number=0, *, owner="me", ticket="s", max_tokens=1000) -> None:
         message = Decode(session_id(number), len(text), History(text).digest(len(text)), max_tokens)
         self.server.decode(owner, message, ticket, now=self.now)
 
@@ -46,8 +46,8 @@ class Driver:
             answers += self.compute(step)
         return answers
 
-    def compute(self, step) -> list[Answer[str]]:
-        return self.server.complete(step, self.target.verify(step.chunks, step.rounds), now=self.now)
+    def compute(self, step, took_s=0.0) -> list[Answer[str]]:
+        return self.server.complete(step, self.target.verify(step.chunks, step.rounds), now=self.now, took_s=took_s)
 
     def step(self) -> list[tuple[list[str], Verdict]]:
         step = self.server.next_step(now=self.now)
