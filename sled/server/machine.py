@@ -284,7 +284,7 @@ class Server(Book[Ticket]):
         session.last = self._told(session, base, base + count, told, batch)
         session.told_at = now
         if session.stream is None:
-            session.retold_from = None
+            session.retold_from = base
         self._end_round(session)
         return [Answer(tickets, session.last)] if tickets else []
 

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from sled.scheduler import Promise, Queue, Share, plan
 from sled.server import ServerLimits
-from tests.sled.test_server import PROMPT, SAMPLED, Driver, session_id
+from tests.sled.driving import PROMPT, SAMPLED, Driver, session_id
 
 
 @dataclass
