@@ -22,7 +22,7 @@ Ints = NDArray[np.int64]
 REPLAN_S = 0.05
 REPLAN_SHARE = 0.25  # of the active sessions that came or went since: then a plan is made at once
 AWAY = 4.0  # cycles without a verdict, after which a session is not counted as active
-STRAY_ROUNDS = 16  # once in so many rounds a session's window is another, which tells drafting time from link
+STRAY_ROUNDS = 32  # once in so many rounds a session's window is another, which tells drafting time from link
 MEAN_STEPS = 30.0  # steps that means of context and prefill go back
 
 

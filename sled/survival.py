@@ -15,9 +15,10 @@ Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
 
 START = 0.7  # survival of one more draft, before anything is known of any device
-PRIOR_ROUNDS = 1.5  # rounds that the belief of the population counts as
+PRIOR_ROUNDS = 1.5  # rounds that the belief of the population counts as where devices differ
+ALIKE_ROUNDS = 50.0  # and where they do not
 NEIGHBOUR_ROUNDS = 1.5  # rounds that the position before counts as
-FORGET = 0.985  # of the past, with each round
+FORGET = 0.993  # of the past, with each round
 RELAX_S = 20.0  # half-life of what is known of a session that does not draft
 POPULATION_ROUNDS = 400.0
 
@@ -92,15 +93,34 @@ class Survivals:
 
     def curves(self, rows: Ints) -> tuple[Floats, Floats]:
         """For each row and i = 0 .. positions: P(the first i survive), and P(the device drafts at least i)."""
+        shared = self._shared_rounds()
         prior = (self._all_passed + PRIOR_ROUNDS * np.array([[START], [1.0]])) / (self._all_tried + PRIOR_ROUNDS)
         tried, passed = self._tried[:, rows], self._passed[:, rows]
         out = np.ones((2, len(rows), self.positions + 1))
         before = prior[:, None, 0]
         for i in range(self.positions):
-            known = passed[:, :, i] + PRIOR_ROUNDS * prior[:, None, i] + NEIGHBOUR_ROUNDS * before
-            before = known / (tried[:, :, i] + PRIOR_ROUNDS + NEIGHBOUR_ROUNDS)
+            known = passed[:, :, i] + shared[:, None] * prior[:, None, i] + NEIGHBOUR_ROUNDS * before
+            before = known / (tried[:, :, i] + shared[:, None] + NEIGHBOUR_ROUNDS)
             out[:, :, i + 1] = out[:, :, i] * before
         return out[0], out[1]
+
+    def _shared_rounds(self) -> Floats:
+        """(2,) rounds that the population's belief counts as: many where sessions differ by chance only.
+
+        Source: empirical Bayes by moments, the variance of the first share between sessions less that of sampling.
+        """
+        tried, passed = self._tried[:, :, 0], self._passed[:, :, 0]
+        out = np.full(2, PRIOR_ROUNDS)
+        for kind in range(2):
+            some = tried[kind] >= 8.0
+            if np.count_nonzero(some) < 4:
+                continue
+            shares, counts = passed[kind, some] / tried[kind, some], tried[kind, some]
+            mean = float(shares.mean())
+            chance = mean * (1.0 - mean)
+            between = float(shares.var()) - chance * float((1.0 / counts).mean())
+            out[kind] = np.clip(chance / max(between, 1e-9), PRIOR_ROUNDS, ALIKE_ROUNDS)
+        return out
 
 
 class ThinkTimes:
@@ -113,7 +133,7 @@ class ThinkTimes:
         rows: sessions there is room for.
     """
 
-    FORGET = 0.95
+    FORGET = 0.97
     PRIOR = 0.5  # squared drafts that the population's slope counts as
     BOUND = 2.0
 

@@ -22,6 +22,7 @@ MAX_SEATS = 48  # sessions that a plan is weighed with; beyond, each stands for 
 WARM_STEPS, STEPS = 8, 28
 HYSTERESIS = 1.01  # a plan replaces the present one if it commits so much more
 BLUR = 0.25  # of a step, by which an arrival misses or catches the next one
+NOISE = 0.17  # breadth of a step's deviation, so that no plan rests on arrivals that hit a step's end exactly
 _PHASES = (np.arange(4096) * 0.6180339887498949) % 1.0
 
 
@@ -169,6 +170,7 @@ def roll_forward(windows: Ints, demand: Demand, weight: Floats, cost: StepCost) 
         waiting = ready <= now[:, None]
         rounds, tokens, gain = np.einsum("kpn,pn->kp", parts, waiting)
         took = price(tokens + demand.prefill, rounds, rounds * demand.context)
+        took *= 1.0 + NOISE * (_PHASES[7 * step + 3] - 0.5)
         now = now + took
         if step >= WARM_STEPS:
             share = min(1.0, (step - WARM_STEPS + 1) / 6.0, (WARM_STEPS + STEPS - step) / 6.0)  # no edge counts whole
