@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from sled.step_cost import StepCost
 from sled.survival import Survival, Survivals, ThinkTime, ThinkTimes
-from sled.window_plan import Demand, Plan, best_plan
+from sled.window_plan import Demand, Plan, Rule, best_plan
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
@@ -275,7 +275,7 @@ class GoodputPolicy:
         elapsed, self._planned_at, self._changed = min(now - self._planned_at, 60.0), now, 0
         rows = np.fromiter(self._rows.values(), np.int64, len(self._rows))
         limits = np.array(self._limits, np.int64)
-        self._survivals.relax(rows[limits[rows] == 0], elapsed)
+        self._survivals.relax(rows[limits[rows] == 0], elapsed, len(rows))
         z0, z1, _ = self._thinks.lines(rows)
         cycle = z0 + z1 * np.maximum(limits[rows], 0) + (4.0 * self._plan.step_s if self._plan else 1.0)
         rows = rows[now - np.array(self._seen)[rows] <= AWAY * cycle + 0.1]
@@ -290,8 +290,11 @@ class GoodputPolicy:
             if late.any():
                 held[late] = present.rule.windows(demand.of(np.nonzero(late)[0]))
             present = replace(present, windows=held)
-        self._plan = best_plan(demand, self.cost, present)
         self.plans += 1
+        self._plan = best_plan(demand, self.cost, present)
+        if not self.cost.seen(len(rows), len(rows)):
+            # What the server does alone must be known, not guessed: it is what no plan may fall behind.
+            self._plan = replace(self._plan, windows=np.zeros(len(rows), np.int64), rule=Rule(0))
         for row, window in zip(rows.tolist(), self._plan.windows.tolist(), strict=True):
             self._limits[row] = window
 

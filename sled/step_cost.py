@@ -39,6 +39,10 @@ def _features(tokens: Floats, rounds: Floats, context: Floats) -> Floats:
     return out
 
 
+def _cell(tokens: int, rounds: int) -> tuple[int, int]:
+    return round(3.0 * math.log2(tokens)), round(2.0 * math.log2(rounds)) if rounds > 0 else -1
+
+
 class StepCost:
     """Measured step time over tokens, rounds and context; rises with each of them.
 
@@ -81,7 +85,7 @@ class StepCost:
         if tokens < 1 or not 0.0 < took_s < math.inf:
             return
         self.observations += 1
-        key = (round(3.0 * math.log2(tokens)), round(2.0 * math.log2(rounds)) if rounds > 0 else -1)
+        key = _cell(tokens, rounds)
         index = self._cells.get(key)
         if index is None:
             index = self._cells[key] = len(self._cells)
@@ -103,6 +107,11 @@ class StepCost:
         self._weights *= FADE
         self._weights[index] = min(weight + 1.0, MEMORY)
         self._stale = True
+
+    def seen(self, tokens: int, rounds: int, times: float = 3.0) -> bool:
+        """Whether steps about like this were observed lately, so many times."""
+        index = self._cells.get(_cell(tokens, rounds))
+        return index is not None and bool(self._weights[index] >= times * 0.9)
 
     def predict(self, tokens: float, rounds: float, context: float = 0.0) -> float:
         """Seconds of a step; never falls when one of the three rises.
@@ -174,7 +183,8 @@ def _scales(means: Floats, base: float) -> Floats:
     """Size of each coefficient that makes a difference of about one step."""
     out = np.empty(_NUM)
     out[0] = base
-    out[1 : len(KNOTS)] = base / _WIDTHS[:-1]
+    # so that steps in between are thought to rise evenly where two are known
+    out[1 : len(KNOTS)] = base / np.sqrt(_WIDTHS[:-1] * max(2.0, float(means[:, 0].max())))
     out[_DRAFTING] = out[_ROUNDS] = base / max(1.0, float(means[:, 1].max()))
     out[_CONTEXT] = base / max(1.0, float(means[:, 2].max()))
     return out

@@ -20,6 +20,8 @@ ALIKE_ROUNDS = 50.0  # and where they do not
 NEIGHBOUR_ROUNDS = 1.5  # rounds that the position before counts as
 FORGET = 0.993  # of the past, with each round
 RELAX_S = 20.0  # half-life of what is known of a session that does not draft
+HOPE = 0.7  # standard deviations that what is little known is thought better, so that it is given its chance
+SETTLED_ROUNDS = 100.0  # rounds after which nothing is hoped for any more
 POPULATION_ROUNDS = 400.0
 
 
@@ -85,11 +87,20 @@ class Survivals:
         self._all_tried = np.maximum(self._all_tried * fade_all, 0.0) + tried.sum(axis=1)
         self._all_passed = self._all_passed * fade_all + passed.sum(axis=1)
 
-    def relax(self, rows: Ints, elapsed_s: float) -> None:
-        """Let what is known of sessions that do not draft fade towards the population's, so that they are tried again."""
+    def relax(self, rows: Ints, elapsed_s: float, sessions: int) -> None:
+        """Let what is known of sessions that do not draft fade, so that they are tried again.
+
+        Args:
+            rows: the sessions.
+            elapsed_s: since this was last done.
+            sessions: how many there are: if none of them drafts, what is known of all fades too.
+        """
         fade = 0.5 ** (elapsed_s / RELAX_S)
         self._tried[:, rows] *= fade
         self._passed[:, rows] *= fade
+        if len(rows) and len(rows) >= sessions:
+            self._all_tried *= fade
+            self._all_passed *= fade
 
     def curves(self, rows: Ints) -> tuple[Floats, Floats]:
         """For each row and i = 0 .. positions: P(the first i survive), and P(the device drafts at least i)."""
@@ -100,8 +111,14 @@ class Survivals:
         before = prior[:, None, 0]
         for i in range(self.positions):
             known = passed[:, :, i] + shared[:, None] * prior[:, None, i] + NEIGHBOUR_ROUNDS * before
-            before = known / (tried[:, :, i] + shared[:, None] + NEIGHBOUR_ROUNDS)
-            out[:, :, i + 1] = out[:, :, i] * before
+            rounds = tried[:, :, i] + shared[:, None] + NEIGHBOUR_ROUNDS
+            before = known / rounds
+            told = tried[0, :, i] + min(shared[0], self._all_tried[0, i])
+            doubt = 1.0 / np.sqrt(told + 1.0) - SETTLED_ROUNDS**-0.5
+            out[:, :, i + 1] = before
+            out[0, :, i + 1] += HOPE * np.sqrt(before[0] * (1.0 - before[0])) * np.maximum(doubt, 0.0)
+        np.minimum(out, 1.0, out=out)
+        np.cumprod(out, axis=2, out=out)
         return out[0], out[1]
 
     def _shared_rounds(self) -> Floats:
@@ -222,7 +239,7 @@ class Survival:
 
     def relax(self, elapsed_s: float) -> None:
         """The session did not draft for so long."""
-        self._table.relax(_ROW, elapsed_s)
+        self._table.relax(_ROW, elapsed_s, 1)
 
     def at(self, position: int) -> float:
         """Probability that the first `position` drafts are there and survive; 1 for 0."""
