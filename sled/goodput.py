@@ -220,7 +220,8 @@ class GoodputPolicy:
         if window < 0:  # it came after the plan was made
             window = self._limits[row] = self._newcomer(row)
         if window > 0 and self._rounds[row] % STRAY_ROUNDS == 1:
-            window = window - 1 if window > 1 else min(2, self.max_window)
+            shorter = window // 2 if self._rounds[row] == 1 else window - 1
+            window = shorter if window > 1 else min(2, self.max_window)
         self._told[row] = window
         return window
 

@@ -180,13 +180,16 @@ class StepCost:
 
 
 def _scales(means: Floats, base: float) -> Floats:
-    """Size of each coefficient that makes a difference of about one step."""
+    """Size of each coefficient that makes up the largest step known, so that a prior counts the same for each.
+
+    Segments are scaled by the root of their width: then steps rise evenly between two that are known.
+    """
+    most, tokens = float(means[:, 3].max()), max(2.0, float(means[:, 0].max()))
     out = np.empty(_NUM)
     out[0] = base
-    # so that steps in between are thought to rise evenly where two are known
-    out[1 : len(KNOTS)] = base / np.sqrt(_WIDTHS[:-1] * max(2.0, float(means[:, 0].max())))
-    out[_DRAFTING] = out[_ROUNDS] = base / max(1.0, float(means[:, 1].max()))
-    out[_CONTEXT] = base / max(1.0, float(means[:, 2].max()))
+    out[1 : len(KNOTS)] = most / np.sqrt(_WIDTHS[:-1] * tokens)
+    out[_DRAFTING] = out[_ROUNDS] = most / max(1.0, float(means[:, 1].max()))
+    out[_CONTEXT] = most / max(1.0, float(means[:, 2].max()))
     return out
 
 

@@ -195,8 +195,8 @@ class ThinkTimes:
         shared0, shared1 = 0.0, 0.0
         if count > 0.0:
             spread = xx - x * x / count
-            # half of an unexplained time is taken for drafting: a shorter window is tried then, and tells
-            slope = 0.5 * y / max(x, 1e-9) if x > 0.0 else 0.0
+            # what lengths of draft do not tell apart is taken for drafting: a shorter window is tried then, and tells
+            slope = y / x if x > 0.0 else 0.0
             shared1 = max(0.0, (xy - x * y / count + count * slope * 0.1) / (spread + count * 0.1))
             shared1 = min(shared1, y / x) if x > 0.0 else 0.0
             shared0 = max(0.0, (y - shared1 * x) / count)
