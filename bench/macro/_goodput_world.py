@@ -1,0 +1,266 @@
+"""A server, its devices and their links on a virtual clock, for window policies to be held against each other.
+
+Pure and seeded. Step times come from the measured tables of docs/spec/sled-goodput.md, acceptance by position too. The
+server starts a step as soon as anything waits and takes all that waits; a device that drafts thinks between a verdict
+and its next round; one whose window is 0 is decoded by the server and is in every step.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sled.goodput import WindowPolicy
+
+Floats = NDArray[np.float64]
+
+_H100_ROUNDS = np.array([1.0, 8, 32, 64, 128, 256])
+_H100_WIDTHS = np.array([1.0, 3, 5, 9])
+_H100_MS = np.array(
+    [
+        [6.4, 6.7, 6.7, 7.0],
+        [6.9, 7.3, 7.4, 7.7],
+        [7.5, 9.2, 9.8, 12.6],
+        [8.5, 11.8, 14.4, 20.7],
+        [10.4, 19.6, 25.8, 38.1],
+        [14.5, 36.2, 48.8, 75.1],
+    ]
+)
+_CPU_TOKENS = (1.0, 2.0, 4.0, 5.0, 9.0, 16.0, 32.0)
+_CPU_FP32_MS = (27.8, 30.6, 48.1, 50.3, 64.0, 64.5, 80.0)
+_CPU_BF16_MS = (28.9, 31.1, 31.9, 32.4, 33.8, 35.6, 40.9)
+
+
+def _h100(tokens: float, rounds: float) -> float:
+    """8B-shaped target, bf16, context 512; between the measured cells linear, beyond them by the last slope."""
+    width = tokens / max(rounds, 1.0)
+    if rounds < 1.0:  # prefill alone: as one session's
+        rounds, width = 1.0, tokens
+    i = int(np.clip(np.searchsorted(_H100_ROUNDS, rounds) - 1, 0, 4))
+    j = int(np.clip(np.searchsorted(_H100_WIDTHS, width) - 1, 0, 2))
+    x = (rounds - _H100_ROUNDS[i]) / (_H100_ROUNDS[i + 1] - _H100_ROUNDS[i])
+    y = (width - _H100_WIDTHS[j]) / (_H100_WIDTHS[j + 1] - _H100_WIDTHS[j])
+    a, b, c, d = _H100_MS[i, j], _H100_MS[i + 1, j], _H100_MS[i, j + 1], _H100_MS[i + 1, j + 1]
+    return float(a + x * (b - a) + y * (c - a) + x * y * (a - b - c + d)) * 1e-3
+
+
+def _cpu(table: Sequence[float]) -> Callable[[float, float], float]:
+    slope = (table[-1] - table[-3]) / (_CPU_TOKENS[-1] - _CPU_TOKENS[-3])
+
+    def step(tokens: float, rounds: float) -> float:
+        beyond = max(0.0, tokens - _CPU_TOKENS[-1])
+        return float(np.interp(tokens, _CPU_TOKENS, table) + beyond * slope) * 1e-3
+
+    return step
+
+
+STEP_TIMES: dict[str, Callable[[float, float], float]] = {
+    "h100": _h100,
+    "cpu_bf16": _cpu(_CPU_BF16_MS),
+    "cpu_fp32": _cpu(_CPU_FP32_MS),
+}
+"""Seconds of a step of so many tokens and rounds, without noise."""
+
+
+@dataclass(frozen=True, slots=True)
+class Drafter:
+    """A kind of device.
+
+    Args:
+        passes: for each position the probability that its draft survives if those before it did.
+        draft_s: seconds to draft one token.
+    """
+
+    passes: tuple[float, ...]
+    draft_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class Fleet:
+    """Which devices there are: kinds with their shares, and the round trip of their links, s."""
+
+    kinds: tuple[tuple[Drafter, float], ...]
+    link_s: float
+
+    def lay_out(self, num: int, max_window: int) -> tuple[Floats, Floats]:
+        """Conditional survival (num, max_window) and draft time (num,) of `num` devices, kinds evenly interleaved."""
+        kinds, shares = [kind for kind, _ in self.kinds], np.array([share for _, share in self.kinds])
+        have = np.zeros(len(kinds))
+        passes, draft_s = np.empty((num, max_window)), np.empty(num)
+        for i in range(num):
+            choice = int(np.argmax(shares * (i + 1) / shares.sum() - have))
+            have[choice] += 1
+            known = kinds[choice].passes
+            passes[i] = [known[min(j, len(known) - 1)] for j in range(max_window)]
+            draft_s[i] = kinds[choice].draft_s
+        return passes, draft_s
+
+
+class Fixed:
+    """The same window for every session, whatever happens."""
+
+    def __init__(self, window: int) -> None:
+        self.window = window
+
+
+@dataclass(slots=True)
+class Outcome:
+    """What a run came to: committed tokens per second after warm-up, by phase of the load; steps; mean limit."""
+
+    goodput: list[float]
+    steps: int
+    mean_limit: list[float]
+    limit_changes: int
+
+
+@dataclass(frozen=True, slots=True)
+class Phase:
+    """So many active sessions for so many seconds, of which the first `settle_s` are not counted."""
+
+    sessions: int
+    seconds: float
+    settle_s: float
+
+
+class _Clocked(Protocol):
+    def random(self, size: int | tuple[int, ...]) -> Floats: ...
+
+
+@dataclass(slots=True)
+class World:
+    """Everything a policy can be run in.
+
+    Args:
+        step_time: seconds of a step of so many tokens and rounds.
+        fleet: the devices.
+        max_window: drafts a round may have.
+        batch_tokens: tokens in one step; what came last waits for the next.
+        context: positions each session has, for what the policy is told.
+        noise: relative deviation of step and think times.
+        seed: of everything random.
+    """
+
+    step_time: Callable[[float, float], float]
+    fleet: Fleet
+    max_window: int = 8
+    batch_tokens: int = 4608
+    context: int = 512
+    noise: float = 0.05
+    seed: int = 0
+
+    def run(self, policy: WindowPolicy | Fixed, phases: Sequence[Phase]) -> Outcome:
+        """Let the population follow `phases`; sessions beyond the number wanted leave, new ones open."""
+        return _Run(self, policy, phases).go()
+
+
+class _Run:
+    def __init__(self, world: World, policy: WindowPolicy | Fixed, phases: Sequence[Phase]) -> None:
+        self.world, self.phases = world, phases
+        self.policy = None if isinstance(policy, Fixed) else policy
+        self.fixed = policy.window if isinstance(policy, Fixed) else 0
+        num = max(phase.sessions for phase in phases)
+        self.rng = np.random.default_rng(world.seed)
+        self.passes, self.draft_s = world.fleet.lay_out(num, world.max_window)
+        self.limit = np.zeros(num, np.int64)
+        self.ready_at = np.full(num, np.inf)  # when its round is there, or its stream has begun
+        self.told_at = np.zeros(num)  # last verdict
+        self.fresh = np.ones(num, bool)  # its next arrival is the beginning of a round that the policy has not heard of
+        self.now, self.steps, self.changes, self.generation = 0.0, 0, 0, 0
+        self.ids: list[bytes] = [b""] * num
+        self.active = 0
+
+    def go(self) -> Outcome:
+        goodput, mean_limit = [], []
+        for phase in self.phases:
+            self.resize(phase.sessions)
+            end, counted_from = self.now + phase.seconds, self.now + phase.settle_s
+            committed, limits, steps, began = 0, 0.0, 0, None
+            while self.now < end:
+                tokens, started = self.step()
+                if started >= counted_from:
+                    began = started if began is None else began
+                    committed += tokens
+                    limits += float(self.limit[: self.active].mean())
+                    steps += 1
+            goodput.append(committed / (self.now - (began if began is not None else counted_from)))
+            mean_limit.append(limits / max(steps, 1))
+        return Outcome(goodput, self.steps, mean_limit, self.changes)
+
+    def resize(self, wanted: int) -> None:
+        for i in range(wanted, self.active):
+            self.ready_at[i] = np.inf
+            if self.policy is not None:
+                self.policy.closed(self.ids[i])
+        for i in range(self.active, wanted):
+            self.generation += 1
+            self.ids[i] = self.generation.to_bytes(8, "little")
+            if self.policy is not None:
+                self.policy.opened(self.ids[i])
+                self.limit[i] = min(self.policy.limit(self.ids[i], self.now), self.world.max_window)
+            else:
+                self.limit[i] = self.fixed
+            self.told_at[i], self.fresh[i] = self.now, True
+        new = np.arange(self.active, wanted)
+        self.active = wanted
+        self.think(new, first=True)
+
+    def think(self, who: NDArray[np.int64], *, first: bool = False) -> None:
+        """When the next round of each is there, counted from now."""
+        seconds = self.world.fleet.link_s + self.limit[who] * self.draft_s[who]
+        seconds = seconds * (1.0 + self.world.noise * self.rng.standard_normal(len(who)).clip(-3, 3))
+        if first:  # not all in the same moment
+            seconds = seconds + self.rng.random(len(who)) * 0.02
+        self.ready_at[who] = self.now + seconds
+
+    def step(self) -> tuple[int, float]:
+        """One step of the server; returns the committed tokens and when it began."""
+        world = self.world
+        self.now = max(self.now, float(self.ready_at.min()))
+        started = self.now
+        who = np.nonzero(self.ready_at <= self.now)[0]
+        widths = self.limit[who] + 1
+        if int(widths.sum()) > world.batch_tokens:
+            order = np.argsort(self.ready_at[who], kind="stable")
+            keep = order[: max(1, int(np.searchsorted(np.cumsum(widths[order]), world.batch_tokens, "right")))]
+            who = np.sort(who[keep])
+            widths = self.limit[who] + 1
+        if self.policy is not None:
+            for i in who[self.fresh[who] & (self.limit[who] > 0)].tolist():
+                self.policy.round(self.ids[i], int(self.limit[i]), float(self.ready_at[i] - self.told_at[i]))
+            self.fresh[who] = False
+        tokens = int(widths.sum())
+        took = world.step_time(float(tokens), float(len(who)))
+        took *= 1.0 + world.noise * float(np.clip(self.rng.standard_normal(), -3, 3))
+        self.now += took
+        self.steps += 1
+        alive = self.rng.random((len(who), world.max_window)) < self.passes[who]
+        alive &= np.arange(world.max_window) < self.limit[who, None]
+        accepted = np.logical_and.accumulate(alive, axis=1).sum(axis=1)
+        committed = int(accepted.sum()) + len(who)
+        drafting = self.limit[who] > 0
+        if self.policy is None:
+            self.told_at[who] = self.now
+            self.think(who[drafting])
+            return committed, started
+        self.tell(self.policy, who, accepted, tokens, took)
+        return committed, started
+
+    def tell(self, policy: WindowPolicy, who: NDArray[np.int64], accepted: NDArray[np.int64], tokens: int, took: float):
+        drafted = self.limit[who].tolist()
+        for i, k, good in zip(who.tolist(), drafted, accepted.tolist(), strict=True):
+            policy.verdict(self.ids[i], k, good)
+        policy.step(tokens, len(who), len(who) * self.world.context, took)
+        new = [min(policy.limit(self.ids[i], self.now), self.world.max_window) for i in who.tolist()]
+        self.changes += sum(a != b for a, b in zip(drafted, new, strict=True))
+        self.limit[who] = new
+        self.told_at[who] = self.now
+        was, now = np.array(drafted), np.array(new)
+        thinking = (was > 0) | (now > 0)  # a stream that goes on needs no word from its device
+        self.fresh[who[thinking]] = True
+        self.think(who[thinking])
+        # the stream of one that stays at 0 is in the next step
+        self.ready_at[who[~thinking]] = self.now

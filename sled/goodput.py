@@ -1,0 +1,305 @@
+"""The window limit as backpressure: how many tokens each device may draft so that the whole system commits most.
+
+Pure: no sockets, clock or randomness. docs/spec/sled-goodput.md says what is maximised and why.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sled.step_cost import StepCost
+from sled.survival import Survival, Survivals, ThinkTime, ThinkTimes
+from sled.window_plan import Demand, Plan, Rule, best_plan
+
+Floats = NDArray[np.float64]
+Ints = NDArray[np.int64]
+
+REPLAN_S = 0.05
+REPLAN_SHARE = 0.25  # of the active sessions that came or went since: then a plan is made at once
+AWAY = 4.0  # cycles without a verdict, after which a session is not counted as active
+STRAY_ROUNDS = 32  # once in so many rounds a session's window is another, which tells drafting time from link
+MEAN_STEPS = 30.0  # steps that means of context and prefill go back
+
+
+class WindowPolicy(Protocol):
+    """What the server's machine tells of its work, and asks: the window limit of a session."""
+
+    def opened(self, session_id: bytes, rate: float = 0.0) -> None:
+        """A session was opened, or taken up again.
+
+        Args:
+            session_id: of the session.
+            rate: tokens per second its user was promised; 0 promises nothing.
+        """
+
+    def round(self, session_id: bytes, drafted: int, think_s: float | None) -> None:
+        """A round was taken (not a retry of it).
+
+        Args:
+            session_id: of the session.
+            drafted: its drafts, 0 and more.
+            think_s: seconds since the session's last verdict was given out; None where there was none, or where it was
+                not this session's device that took the time (a stream was paused, say).
+        """
+
+    def verdict(self, session_id: bytes, drafted: int, accepted: int) -> None:
+        """A round was decided; a token that the server decoded by itself is one with no drafts."""
+
+    def step(self, tokens: int, rounds: int, context: int, took_s: float) -> None:
+        """A forward is done; told after the verdicts that came out of it, prefill and decode included.
+
+        Args:
+            tokens: computed in it, drafts and prefill included.
+            rounds: rounds verified and streams decoded in it.
+            context: positions of keys and values that it read, summed over its chunks (their `past`).
+            took_s: from its start until its decisions were there.
+        """
+
+    def limit(self, session_id: bytes, now: float) -> int:
+        """The window limit to tell with a verdict (after `verdict`), or when a session opens; 0: the server decodes."""
+
+    def closed(self, session_id: bytes) -> None:
+        """The session is gone; unknown ids are ignored."""
+
+
+@dataclass(frozen=True, slots=True)
+class Pace:
+    """One session as the plan sees it.
+
+    Args:
+        survival: of its drafts.
+        think: time between verdict and round.
+        context: positions its rounds read.
+        rate: tokens per second promised; 0 promises nothing.
+    """
+
+    survival: Survival
+    think: ThinkTime
+    context: int = 0
+    rate: float = 0.0
+
+
+def window_limits(paces: Sequence[Pace], cost: StepCost, max_window: int) -> list[int]:
+    """The window of each session under which all together commit most tokens per second, by the model.
+
+    Args:
+        paces: the active sessions.
+        cost: of steps.
+        max_window: no limit is above this.
+
+    Returns:
+        A limit per session, 0 .. max_window; 0 has the server decode.
+
+    Raises:
+        ValueError: a negative `max_window`.
+
+    Source: goodput as the aim, SmartSpec, arXiv 2406.14066; the closed network is ours.
+    """
+    if max_window < 0:
+        raise ValueError(f"max_window is {max_window}, give 0 and more")
+    if not paces:
+        return []
+    curves = [pace.survival.curves(max_window) for pace in paces]
+    drafted = np.arange(max_window + 1.0)
+    think = np.array([[pace.think.predict(0.0), pace.think.predict(1.0)] for pace in paces])
+    demand = _demand(
+        np.array([curve for curve, _ in curves]),
+        np.array([curve for _, curve in curves]),
+        think[:, :1] + (think[:, 1:] - think[:, :1]) * drafted,
+        np.array([pace.rate for pace in paces]),
+        context=float(np.mean([pace.context for pace in paces])),
+    )
+    plan = None
+    for _ in range(3):  # each plan tells how long steps are, which the prices of the next one need
+        plan = best_plan(demand, cost, plan)
+    assert plan is not None
+    return [int(window) for window in plan.windows]
+
+
+def _demand(
+    survive: Floats,
+    drafts: Floats,
+    think: Floats,
+    rate: Floats,
+    *,
+    context: float = 0.0,
+    prefill: float = 0.0,
+    deviation: float = 0.05,
+) -> Demand:
+    think = np.maximum(think, 1e-6)
+    think[:, 0] = 0.0
+    width = np.cumsum(drafts, axis=1)
+    return Demand(np.cumsum(survive, axis=1), width, think, rate, prefill, context, deviation)
+
+
+class GoodputPolicy:
+    """Learns what steps, drafts and devices are like, and gives every session its window limit.
+
+    A plan for all active sessions is made at most every 50 ms, at once when a quarter of them came or went.
+
+    Args:
+        max_window: no limit is above this.
+
+    Raises:
+        ValueError: a negative `max_window`.
+    """
+
+    def __init__(self, max_window: int) -> None:
+        if max_window < 0:
+            raise ValueError(f"max_window is {max_window}, give 0 and more")
+        self.max_window = max_window
+        self.cost = StepCost()
+        self.plans = 0
+        self._rows: dict[bytes, int] = {}
+        self._free: list[int] = []
+        self._survivals, self._thinks = Survivals(0, max(1, max_window)), ThinkTimes(0)
+        self._limits: list[int] = []  # by row: what the plan says
+        self._told: list[int] = []  # by row: what the device was told
+        self._seen: list[float] = []  # by row: when its limit was last asked for
+        self._rates: list[float] = []
+        self._rounds: list[int] = []
+        self._plan: Plan | None = None
+        self._verdicts: list[tuple[int, int, int, int]] = []  # row, drafted, accepted, limit
+        self._thought: list[tuple[int, float, float]] = []  # row, drafted, seconds
+        self._step_tokens, self._prefill, self._context = 0, 0.0, 0.0
+        self._planned_at, self._now = -1e9, 0.0
+        self._changed, self._active = 0, 0
+
+    def opened(self, session_id: bytes, rate: float = 0.0) -> None:
+        """See `WindowPolicy.opened`."""
+        row = self._rows.get(session_id)
+        if row is None:
+            row = self._rows[session_id] = self._free.pop() if self._free else self._grow()
+            self._learn()  # of who had the row before
+            self._survivals.reset(row)
+            self._thinks.reset(row)
+            self._limits[row] = self._told[row] = -1
+            self._rounds[row] = 0
+            self._changed += 1
+        self._rates[row] = rate
+        self._seen[row] = self._now
+
+    def round(self, session_id: bytes, drafted: int, think_s: float | None) -> None:
+        """See `WindowPolicy.round`."""
+        row = self._rows.get(session_id)
+        if row is not None and think_s is not None and think_s >= 0.0:
+            self._thought.append((row, float(drafted), think_s))
+
+    def verdict(self, session_id: bytes, drafted: int, accepted: int) -> None:
+        """See `WindowPolicy.verdict`."""
+        self._step_tokens += drafted + 1
+        row = self._rows.get(session_id)
+        if row is not None and drafted > 0:
+            self._verdicts.append((row, drafted, accepted, self._told[row]))
+            self._rounds[row] += 1
+
+    def step(self, tokens: int, rounds: int, context: int, took_s: float) -> None:
+        """See `WindowPolicy.step`."""
+        self.cost.observe(tokens, rounds, context, took_s)
+        share = 1.0 / MEAN_STEPS
+        self._prefill += share * (max(0, tokens - self._step_tokens) - self._prefill)
+        self._step_tokens = 0
+        if rounds > 0:
+            self._context += (share if self._context else 1.0) * (context / rounds - self._context)
+
+    def limit(self, session_id: bytes, now: float) -> int:
+        """See `WindowPolicy.limit`; 0 for a session that was not opened."""
+        self._now = max(self._now, now)
+        row = self._rows.get(session_id)
+        if row is None:
+            return 0
+        self._seen[row] = now
+        if now - self._planned_at >= REPLAN_S or self._changed > REPLAN_SHARE * self._active:
+            self._replan(now)
+        window = self._limits[row]
+        if window < 0:  # it came after the plan was made
+            window = self._limits[row] = self._newcomer(row)
+        if window > 0 and self._rounds[row] % STRAY_ROUNDS == 1:
+            shorter = window // 2 if self._rounds[row] == 1 else window - 1
+            window = shorter if window > 1 else min(2, self.max_window)
+        self._told[row] = window
+        return window
+
+    def closed(self, session_id: bytes) -> None:
+        """See `WindowPolicy.closed`."""
+        row = self._rows.pop(session_id, None)
+        if row is not None:
+            self._free.append(row)
+            self._changed += 1
+
+    @property
+    def mean_limit(self) -> float:
+        """Mean window limit told to the sessions there are."""
+        told = [max(0, self._told[row]) for row in self._rows.values()]
+        return sum(told) / len(told) if told else 0.0
+
+    def _grow(self) -> int:
+        row = len(self._limits)
+        if row >= self._survivals.rows:
+            self._survivals.grow(max(16, row * 2))
+            self._thinks.grow(max(16, row * 2))
+        for table in (self._limits, self._told, self._rounds):
+            table.append(-1)
+        self._seen.append(0.0)
+        self._rates.append(0.0)
+        return row
+
+    def _learn(self) -> None:
+        """Take in what was told since the last time."""
+        if self._verdicts:
+            rows, drafted, accepted, limits = np.array(self._verdicts, np.int64).T
+            self._survivals.observe(rows, drafted, accepted, limits)
+            self._verdicts.clear()
+        if self._thought:
+            values = np.array(self._thought)
+            self._thinks.observe(values[:, 0].astype(np.int64), values[:, 1], values[:, 2])
+            self._thought.clear()
+
+    def _demand_of(self, rows: Ints) -> Demand:
+        survive, drafts = self._survivals.curves(rows)
+        z0, z1, deviation = self._thinks.lines(rows)
+        think = z0[:, None] + z1[:, None] * np.arange(survive.shape[1])
+        rates = np.array([self._rates[row] for row in rows.tolist()])
+        relative = deviation / np.maximum(think[:, -1], 1e-6)
+        return _demand(
+            survive, drafts, think, rates,
+            context=self._context, prefill=self._prefill, deviation=float(np.clip(relative.mean(), 0.03, 0.5)),
+        )  # fmt: skip
+
+    def _replan(self, now: float) -> None:
+        self._learn()
+        elapsed, self._planned_at, self._changed = min(now - self._planned_at, 60.0), now, 0
+        rows = np.fromiter(self._rows.values(), np.int64, len(self._rows))
+        limits = np.array(self._limits, np.int64)
+        self._survivals.relax(rows[limits[rows] == 0], elapsed, len(rows))
+        z0, z1, _ = self._thinks.lines(rows)
+        cycle = z0 + z1 * np.maximum(limits[rows], 0) + (4.0 * self._plan.step_s if self._plan else 1.0)
+        rows = rows[now - np.array(self._seen)[rows] <= AWAY * cycle + 0.1]
+        self._active = len(rows)
+        if not len(rows) or self.max_window == 0:
+            return
+        demand = self._demand_of(rows)
+        present = self._plan
+        if present is not None:
+            held = limits[rows]
+            late = held < 0
+            if late.any():
+                held[late] = present.rule.windows(demand.of(np.nonzero(late)[0]))
+            present = replace(present, windows=held)
+        self.plans += 1
+        self._plan = best_plan(demand, self.cost, present)
+        if not self.cost.seen(len(rows), len(rows)):
+            # What the server does alone must be known, not guessed: it is what no plan may fall behind.
+            self._plan = replace(self._plan, windows=np.zeros(len(rows), np.int64), rule=Rule(0))
+        for row, window in zip(rows.tolist(), self._plan.windows.tolist(), strict=True):
+            self._limits[row] = window
+
+    def _newcomer(self, row: int) -> int:
+        if self._plan is None:
+            return 0
+        return int(self._plan.rule.windows(self._demand_of(np.array([row])))[0])

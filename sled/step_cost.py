@@ -1,0 +1,212 @@
+"""How long a forward of so many tokens takes, learned while the server works.
+
+Pure: no sockets, clock or randomness.
+"""
+
+from __future__ import annotations
+
+import math
+from bisect import bisect_right
+from collections.abc import Callable
+
+import numpy as np
+from numpy.typing import NDArray
+
+Floats = NDArray[np.float64]
+
+KNOTS = np.array([1.0, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096])
+PRIOR_PER_TOKEN = 0.004  # of a one-token step; low on purpose: what was never tried is thought cheap, and so is tried
+PRIOR_WEIGHT = 0.05  # observations that the prior counts as, for each coefficient
+AGAINST_ROUNDS = 40.0  # times that for what rounds cost beyond their tokens: it is believed only where nothing else fits
+MEMORY = 64.0  # observations that a cell's mean goes back
+FADE = 0.999  # of what a cell weighs, with each observation elsewhere
+SPIKE = 0.25  # deviations beyond this share of what is known count no more than this
+SWEEPS, ENOUGH = 16, 5e-4  # of the fit: at most so many passes, steps under this share are not taken
+_DRAFTING, _ROUNDS, _CONTEXT = len(KNOTS), len(KNOTS) + 1, len(KNOTS) + 2
+_NUM = len(KNOTS) + 3
+_WIDTHS = np.append(np.diff(KNOTS), np.inf)
+
+
+def _features(tokens: Floats, rounds: Floats, context: Floats) -> Floats:
+    """(n, features): a constant, tokens in each segment between knots, rounds that carry drafts, rounds, context."""
+    out = np.empty((len(tokens), _NUM))
+    out[:, 0] = 1.0
+    out[:, 1 : len(KNOTS)] = np.clip(tokens[:, None] - KNOTS[:-1], 0.0, _WIDTHS[:-1])
+    out[:, len(KNOTS) - 1] = np.maximum(tokens - KNOTS[-2], 0.0)
+    out[:, _DRAFTING] = np.minimum(np.maximum(tokens - rounds, 0.0) * 0.5, rounds)
+    out[:, _ROUNDS] = rounds
+    out[:, _CONTEXT] = context
+    return out
+
+
+def _cell(tokens: int, rounds: int) -> tuple[int, int]:
+    return round(3.0 * math.log2(tokens)), round(2.0 * math.log2(rounds)) if rounds > 0 else -1
+
+
+class StepCost:
+    """Measured step time over tokens, rounds and context; rises with each of them.
+
+    A step takes a constant, a rising piecewise linear function of its tokens (which has the jumps of a CPU's kernels
+    and the flat start of a GPU's), and something for each round, for each round that carries drafts and for each
+    position of context. Observations are kept as means over cells of similar steps, so that a point of work that was
+    left is remembered; the coefficients are the non-negative ones of least squared relative error over all cells. A
+    single slow step (a kernel compiled, a page fault) counts little, a lasting change wins within tens of steps.
+
+    Source: the fitted batch time of SmartSpec, arXiv 2406.14066, section 4.
+    """
+
+    def __init__(self) -> None:
+        self._cells: dict[tuple[int, int], int] = {}
+        self._means = np.zeros((0, 4))  # tokens, rounds, context, seconds
+        self._weights = np.zeros(0)
+        self._first: list[float] = []
+        self._stale = False
+        self._solution = np.zeros(_NUM)
+        self._at_knots = np.zeros(len(KNOTS))
+        self._knots: list[float] = KNOTS.tolist()
+        self._values: list[float] = []
+        self._coefficients: list[float] = []
+        self.observations = 0
+
+    @property
+    def known(self) -> bool:
+        """Whether a step was observed at all."""
+        return self.observations > 0
+
+    def observe(self, tokens: int, rounds: int, context: int, took_s: float) -> None:
+        """Learn from a step.
+
+        Args:
+            tokens: computed in it, prefill included; 0 teaches nothing.
+            rounds: rounds and streams in it.
+            context: positions of keys and values read.
+            took_s: seconds; what is not a positive number teaches nothing.
+        """
+        if tokens < 1 or not 0.0 < took_s < math.inf:
+            return
+        self.observations += 1
+        key = _cell(tokens, rounds)
+        index = self._cells.get(key)
+        if index is None:
+            index = self._cells[key] = len(self._cells)
+            if index >= len(self._weights):
+                self._means = np.concatenate([self._means, np.zeros((32, 4))])
+                self._weights = np.concatenate([self._weights, np.zeros(32)])
+        weight = float(self._weights[index])
+        mean = self._means[index]
+        if weight == 0.0:
+            mean[:] = (tokens, rounds, context, took_s)
+        else:
+            known = float(mean[3])
+            if weight < 2.0 and took_s < known / (1.0 + SPIKE):
+                known = took_s  # what came first was the slow one
+                mean[3] = took_s
+            bounded = min(max(took_s, known / (1.0 + SPIKE)), known * (1.0 + SPIKE))
+            share = 1.0 / (min(weight, MEMORY) + 1.0)
+            mean += share * (np.array((tokens, rounds, context, bounded)) - mean)
+        self._weights *= FADE
+        self._weights[index] = min(weight + 1.0, MEMORY)
+        self._stale = True
+
+    def seen(self, tokens: int, rounds: int, times: float = 3.0) -> bool:
+        """Whether steps about like this were observed lately, so many times."""
+        index = self._cells.get(_cell(tokens, rounds))
+        return index is not None and bool(self._weights[index] >= times * 0.9)
+
+    def predict(self, tokens: float, rounds: float, context: float = 0.0) -> float:
+        """Seconds of a step; never falls when one of the three rises.
+
+        Args:
+            tokens: in the step.
+            rounds: rounds and streams in it.
+            context: positions of keys and values read.
+        """
+        self.refresh()
+        knots, values, x = self._knots, self._values, self._coefficients
+        tokens = max(tokens, 1.0)
+        i = min(bisect_right(knots, tokens), len(knots) - 1) - 1
+        value = values[i] + (tokens - knots[i]) * x[i + 1]
+        drafting = min(max(tokens - rounds, 0.0) * 0.5, rounds)
+        return value + drafting * x[_DRAFTING] + rounds * x[_ROUNDS] + context * x[_CONTEXT]
+
+    def lines(self) -> Callable[[Floats, Floats, Floats], Floats]:
+        """`predict` over arrays of one shape, as a function for a tight loop; it does not learn any more."""
+        self.refresh()
+        at, last, drafting, rounds_s, context_s = (self._at_knots.copy(), *self._solution[len(KNOTS) - 1 :].tolist())
+
+        def predict(tokens: Floats, rounds: Floats, context: Floats) -> Floats:
+            out: Floats = np.interp(tokens, KNOTS, at)
+            if tokens.max(initial=0.0) > KNOTS[-1]:
+                out += np.maximum(tokens - KNOTS[-1], 0.0) * last
+            if drafting:
+                out += np.minimum(np.maximum(tokens - rounds, 0.0) * 0.5, rounds) * drafting
+            return out + rounds * rounds_s + context * context_s
+
+        return predict
+
+    def refresh(self) -> None:
+        """Fit the coefficients to what was observed since the last fit (`predict` does it by itself)."""
+        if not self._stale and self._at_knots[0] > 0.0:
+            return
+        self._stale = False
+        self._fit()
+        self._at_knots[0] = self._solution[0]
+        self._at_knots[1:] = self._solution[0] + np.cumsum(self._solution[1 : len(KNOTS)] * np.diff(KNOTS))
+        self._values, self._coefficients = self._at_knots.tolist(), self._solution.tolist()
+
+    def _fit(self) -> None:
+        used = np.nonzero(self._weights[: len(self._cells)] > 0.01)[0]
+        prior = np.zeros(_NUM)
+        prior[1 : len(KNOTS)] = PRIOR_PER_TOKEN
+        prior[0] = 1.0
+        if len(used) == 0:
+            self._solution = prior * 0.03
+            return
+        means, weights = self._means[used], self._weights[used]
+        features = _features(means[:, 0], means[:, 1], means[:, 2])
+        # The prior's shape, scaled to what was seen: no cell is much slower for being known a little only.
+        prior *= float(np.min(means[:, 3] / (features @ prior)))
+        scale = _scales(means, prior[0])
+        rows = features * scale / means[:, 3:]
+        gram = rows.T @ (rows * weights[:, None])
+        right = rows.T @ weights
+        start = prior / scale
+        diagonal = np.einsum("ii->i", gram)
+        trust = np.full(_NUM, PRIOR_WEIGHT)
+        trust[_DRAFTING:] *= AGAINST_ROUNDS
+        diagonal += trust
+        right += trust * start
+        self._solution = _non_negative(gram, right, self._solution / scale) * scale
+
+
+def _scales(means: Floats, base: float) -> Floats:
+    """Size of each coefficient that makes up the largest step known, so that a prior counts the same for each.
+
+    Segments are scaled by the root of their width: then steps rise evenly between two that are known.
+    """
+    most, tokens = float(means[:, 3].max()), max(2.0, float(means[:, 0].max()))
+    out = np.empty(_NUM)
+    out[0] = base
+    out[1 : len(KNOTS)] = most / np.sqrt(_WIDTHS[:-1] * tokens)
+    out[_DRAFTING] = out[_ROUNDS] = most / max(1.0, float(means[:, 1].max()))
+    out[_CONTEXT] = most / max(1.0, float(means[:, 2].max()))
+    return out
+
+
+def _non_negative(gram: Floats, right: Floats, start: Floats) -> Floats:
+    """Minimise x' gram x / 2 - right' x over x >= 0 by coordinate descent."""
+    rows, x = gram.tolist(), start.tolist()
+    diagonal = [rows[i][i] for i in range(len(rows))]
+    gradient = (gram @ start - right).tolist()
+    for _ in range(SWEEPS):
+        largest = 0.0
+        for i, row in enumerate(rows):
+            new = max(0.0, x[i] - gradient[i] / diagonal[i])
+            step = new - x[i]
+            if abs(step) > ENOUGH:
+                x[i] = new
+                gradient = [g + step * r for g, r in zip(gradient, row, strict=True)]
+                largest = max(largest, abs(step))
+        if largest == 0.0:
+            break
+    return np.array(x)

@@ -1,0 +1,282 @@
+"""What a device's drafts are worth and how long they take, learned from its rounds.
+
+Pure: no sockets, clock or randomness. Tables learn for many sessions at once, since a server hears of hundreds of rounds
+in one step; `Survival` and `ThinkTime` are their faces for one session.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+Floats = NDArray[np.float64]
+Ints = NDArray[np.int64]
+
+START = 0.7  # survival of one more draft, before anything is known of any device
+PRIOR_ROUNDS = 1.5  # rounds that the belief of the population counts as where devices differ
+ALIKE_ROUNDS = 50.0  # and where they do not
+NEIGHBOUR_ROUNDS = 1.5  # rounds that the position before counts as
+FORGET = 0.993  # of the past, with each round
+RELAX_S = 20.0  # half-life of what is known of a session that does not draft
+HOPE = 0.7  # standard deviations that what is little known is thought better, so that it is given its chance
+SETTLED_ROUNDS = 100.0  # rounds after which nothing is hoped for any more
+POPULATION_ROUNDS = 400.0
+
+
+class Survivals:
+    """Per session and position: does a draft get this far, and does the device draft this far at all.
+
+    Position i has survived if the device drafted at least i tokens and the first i were accepted. Of each position two
+    shares are kept, given that the one before survived (or was drafted): counts with exponential forgetting over the
+    population's belief, which is learned from all rows. A position that was never tried follows the one before it.
+
+    Args:
+        rows: sessions there is room for.
+        positions: drafts a round may have.
+    """
+
+    def __init__(self, rows: int, positions: int) -> None:
+        self.positions = positions
+        # [0]: the draft survived; [1]: the device drafted so far
+        self._tried = np.zeros((2, rows, positions))
+        self._passed = np.zeros((2, rows, positions))
+        self._all_tried = np.full((2, positions), 4.0)
+        self._all_passed = np.stack([np.full(positions, 4.0 * START), np.full(positions, 4.0)])
+
+    @property
+    def rows(self) -> int:
+        """Sessions there is room for."""
+        return int(self._tried.shape[1])
+
+    def grow(self, rows: int) -> None:
+        """Make room for so many rows."""
+        more = rows - self._tried.shape[1]
+        if more > 0:
+            empty = np.zeros((2, more, self.positions))
+            self._tried = np.concatenate([self._tried, empty], axis=1)
+            self._passed = np.concatenate([self._passed, empty], axis=1)
+
+    def reset(self, row: int) -> None:
+        """A new session takes this row: only what is known of all remains."""
+        self._tried[:, row] = 0.0
+        self._passed[:, row] = 0.0
+
+    def observe(self, rows: Ints, drafted: Ints, accepted: Ints, limits: Ints) -> None:
+        """Learn from rounds; several of one row are fine.
+
+        Args:
+            rows: (n,) the session of each round.
+            drafted: (n,) drafts it had.
+            accepted: (n,) how many of the first survived.
+            limits: (n,) the window limit the device knew, at least `drafted`; 0 teaches nothing.
+        """
+        at = np.arange(self.positions)
+        limits = np.minimum(np.maximum(limits, drafted), self.positions)[:, None]
+        drafted, accepted = drafted[:, None], accepted[:, None]
+        tried = np.stack([(at <= accepted) & (at < limits), (at <= drafted) & (at < limits)]).astype(np.float64)
+        passed = np.stack([at < accepted, at < drafted]).astype(np.float64)
+        counts = np.bincount(rows, minlength=self._tried.shape[1])
+        fade = FORGET**counts
+        self._tried *= fade[:, None]
+        self._passed *= fade[:, None]
+        for table, new in ((self._tried, tried), (self._passed, passed)):
+            np.add.at(table, (slice(None), rows), new)
+        fade_all = max(0.2, 1.0 - len(rows) / POPULATION_ROUNDS)
+        self._all_tried = np.maximum(self._all_tried * fade_all, 0.0) + tried.sum(axis=1)
+        self._all_passed = self._all_passed * fade_all + passed.sum(axis=1)
+
+    def relax(self, rows: Ints, elapsed_s: float, sessions: int) -> None:
+        """Let what is known of sessions that do not draft fade, so that they are tried again.
+
+        Args:
+            rows: the sessions.
+            elapsed_s: since this was last done.
+            sessions: how many there are: if none of them drafts, what is known of all fades too.
+        """
+        fade = 0.5 ** (elapsed_s / RELAX_S)
+        self._tried[:, rows] *= fade
+        self._passed[:, rows] *= fade
+        if len(rows) and len(rows) >= sessions:
+            self._all_tried *= fade
+            self._all_passed *= fade
+
+    def curves(self, rows: Ints) -> tuple[Floats, Floats]:
+        """For each row and i = 0 .. positions: P(the first i survive), and P(the device drafts at least i)."""
+        shared = self._shared_rounds()
+        prior = (self._all_passed + PRIOR_ROUNDS * np.array([[START], [1.0]])) / (self._all_tried + PRIOR_ROUNDS)
+        tried, passed = self._tried[:, rows], self._passed[:, rows]
+        out = np.ones((2, len(rows), self.positions + 1))
+        before = prior[:, None, 0]
+        for i in range(self.positions):
+            known = passed[:, :, i] + shared[:, None] * prior[:, None, i] + NEIGHBOUR_ROUNDS * before
+            rounds = tried[:, :, i] + shared[:, None] + NEIGHBOUR_ROUNDS
+            before = known / rounds
+            told = tried[0, :, i] + min(shared[0], self._all_tried[0, i])
+            doubt = 1.0 / np.sqrt(told + 1.0) - SETTLED_ROUNDS**-0.5
+            out[:, :, i + 1] = before
+            out[0, :, i + 1] += HOPE * np.sqrt(before[0] * (1.0 - before[0])) * np.maximum(doubt, 0.0)
+        np.minimum(out, 1.0, out=out)
+        np.cumprod(out, axis=2, out=out)
+        return out[0], out[1]
+
+    def _shared_rounds(self) -> Floats:
+        """(2,) rounds that the population's belief counts as: many where sessions differ by chance only.
+
+        Source: empirical Bayes by moments, the variance of the first share between sessions less that of sampling.
+        """
+        tried, passed = self._tried[:, :, 0], self._passed[:, :, 0]
+        out = np.full(2, PRIOR_ROUNDS)
+        for kind in range(2):
+            some = tried[kind] >= 8.0
+            if np.count_nonzero(some) < 4:
+                continue
+            shares, counts = passed[kind, some] / tried[kind, some], tried[kind, some]
+            mean = float(shares.mean())
+            chance = mean * (1.0 - mean)
+            between = float(shares.var()) - chance * float((1.0 / counts).mean())
+            out[kind] = np.clip(chance / max(between, 1e-9), PRIOR_ROUNDS, ALIKE_ROUNDS)
+        return out
+
+
+class ThinkTimes:
+    """Per session the time from a verdict to the next round, z0 + z1 * drafted, by least squares with forgetting.
+
+    A row that has seen one length of draft only leans on the population for the slope. An answer far beyond what is
+    known (the user paused) counts as twice of it.
+
+    Args:
+        rows: sessions there is room for.
+    """
+
+    FORGET = 0.97
+    PRIOR = 0.5  # squared drafts that the population's slope counts as
+    BOUND = 2.0
+
+    def __init__(self, rows: int) -> None:
+        # sums over rounds: 1, drafted, drafted^2, seconds, drafted * seconds, squared deviation
+        self._sums = np.zeros((rows, 6))
+        self._all = np.zeros(5)
+
+    def grow(self, rows: int) -> None:
+        """Make room for so many rows."""
+        more = rows - len(self._sums)
+        if more > 0:
+            self._sums = np.concatenate([self._sums, np.zeros((more, 6))])
+
+    def reset(self, row: int) -> None:
+        """A new session takes this row."""
+        self._sums[row] = 0.0
+
+    def observe(self, rows: Ints, drafted: Floats, took_s: Floats) -> None:
+        """Learn from rounds.
+
+        Args:
+            rows: (n,) the session of each round.
+            drafted: (n,) drafts it had.
+            took_s: (n,) seconds it took, link both ways included.
+        """
+        z0, z1, _ = self.lines(rows)
+        known = z0 + z1 * drafted
+        new = self._sums[rows, 0] == 0.0
+        took_s = np.where(new, took_s, np.minimum(took_s, self.BOUND * known + 1e-4))
+        deviation = np.where(new, 0.0, took_s - known)
+        one = np.ones(len(rows))
+        values = np.stack([one, drafted, drafted**2, took_s, drafted * took_s, deviation**2], axis=1)
+        fade = self.FORGET ** np.bincount(rows, minlength=len(self._sums))
+        self._sums *= fade[:, None]
+        np.add.at(self._sums, rows, values)
+        self._all = self._all * max(0.2, 1.0 - len(rows) / POPULATION_ROUNDS) + values[:, :5].sum(axis=0)
+
+    def lines(self, rows: Ints) -> tuple[Floats, Floats, Floats]:
+        """z0, z1 (seconds, and seconds per draft) and the deviation of a round from them, seconds, of each row."""
+        count, x, xx, y, xy = self._all
+        shared0, shared1 = 0.0, 0.0
+        if count > 0.0:
+            spread = xx - x * x / count
+            # what lengths of draft do not tell apart is taken for drafting: a shorter window is tried then, and tells
+            slope = y / x if x > 0.0 else 0.0
+            shared1 = max(0.0, (xy - x * y / count + count * slope * 0.1) / (spread + count * 0.1))
+            shared1 = min(shared1, y / x) if x > 0.0 else 0.0
+            shared0 = max(0.0, (y - shared1 * x) / count)
+        n, x, xx, y, xy, dev = self._sums[rows].T
+        some = n > 0.0
+        n = np.where(some, n, 1.0)
+        z1 = np.maximum((xy - x * y / n + self.PRIOR * shared1) / (xx - x * x / n + self.PRIOR), 0.0)
+        z1 = np.where(x > 0.0, np.minimum(z1, y / np.maximum(x, 1e-12)), z1)
+        z0 = np.maximum((y - z1 * x) / n, 0.0)
+        return np.where(some, z0, shared0), np.where(some, z1, shared1), np.where(some, np.sqrt(dev / n), 0.0)
+
+
+_ROW = np.zeros(1, np.int64)
+
+
+class Survival:
+    """One session's survival by position.
+
+    Args:
+        positions: drafts a round may have.
+    """
+
+    def __init__(self, positions: int = 8) -> None:
+        self._table = Survivals(1, positions)
+
+    def observe(self, drafted: int, accepted: int, limit: int = 0) -> None:
+        """Learn from a round.
+
+        Args:
+            drafted: drafts it had.
+            accepted: how many of the first survived.
+            limit: the window limit the device knew, if it drafted less than it might.
+
+        Raises:
+            ValueError: more accepted than drafted, or negative counts.
+        """
+        if not 0 <= accepted <= drafted:
+            raise ValueError(f"{accepted} of {drafted} drafts accepted; give 0 <= accepted <= drafted")
+        self._table.observe(_ROW, np.array([drafted]), np.array([accepted]), np.array([max(limit, drafted)]))
+
+    def relax(self, elapsed_s: float) -> None:
+        """The session did not draft for so long."""
+        self._table.relax(_ROW, elapsed_s, 1)
+
+    def at(self, position: int) -> float:
+        """Probability that the first `position` drafts are there and survive; 1 for 0."""
+        return float(self._table.curves(_ROW)[0][0, min(position, self._table.positions)])
+
+    def expected(self, window: int) -> float:
+        """Mean tokens that a round with this window commits, the target's own included."""
+        return float(self._table.curves(_ROW)[0][0, : min(window, self._table.positions) + 1].sum())
+
+    def sent(self, window: int) -> float:
+        """Mean drafts that a round with this window has."""
+        return float(self._table.curves(_ROW)[1][0, 1 : min(window, self._table.positions) + 1].sum())
+
+    def curves(self, positions: int) -> tuple[Sequence[float], Sequence[float]]:
+        """`at` and its share of drafted for 0 .. positions, the last known ones repeated beyond what is kept."""
+        survive, draft = (curve[0] for curve in self._table.curves(_ROW))
+        index = np.minimum(np.arange(positions + 1), self._table.positions)
+        return survive[index].tolist(), draft[index].tolist()
+
+
+class ThinkTime:
+    """One session's time from a verdict to its next round."""
+
+    def __init__(self) -> None:
+        self._table = ThinkTimes(1)
+
+    def observe(self, drafted: int, took_s: float) -> None:
+        """Learn from a round of so many drafts that arrived so many seconds after the last verdict.
+
+        Raises:
+            ValueError: a negative number.
+        """
+        if drafted < 0 or not took_s >= 0.0:
+            raise ValueError(f"{drafted} drafts in {took_s} s; give numbers of 0 and more")
+        self._table.observe(_ROW, np.array([float(drafted)]), np.array([took_s]))
+
+    def predict(self, drafted: float) -> float:
+        """Seconds for a round of so many drafts; 0 before anything is known."""
+        z0, z1, _ = self._table.lines(_ROW)
+        return float(z0[0] + z1[0] * drafted)

@@ -1,0 +1,222 @@
+"""Which windows commit most tokens per second: plans for a batch server and its thinking devices, weighed against each other.
+
+Pure: no sockets, clock or randomness. The model is a closed queueing network with one server that takes all that waits
+into its next step (docs/spec/sled-goodput.md): plans are made by a price for computed tokens, and weighed by rolling the
+network forward for some tens of steps.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sled.step_cost import StepCost
+
+Floats = NDArray[np.float64]
+Ints = NDArray[np.int64]
+
+PRICES = np.array([0.0, 0.15, 0.3, 0.45, 0.6, 0.75])  # committed tokens that one computed token must bring
+MAX_SEATS = 48  # sessions that a plan is weighed with; beyond, each stands for several
+WARM_STEPS, STEPS = 8, 28
+HYSTERESIS = 1.01  # a plan replaces the present one if it commits so much more
+BLUR = 0.25  # of a step, by which an arrival misses or catches the next one
+NOISE = 0.17  # breadth of a step's deviation, so that no plan rests on arrivals that hit a step's end exactly
+_PHASES = (np.arange(4096) * 0.6180339887498949) % 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class Demand:
+    """What sessions would do under every window 0 .. K.
+
+    Args:
+        gain: (n, K + 1) tokens a round commits.
+        width: (n, K + 1) tokens it computes, drafts and the one before them.
+        think: (n, K + 1) seconds between verdict and round; 0 for window 0, which the server decodes.
+        rate: (n,) tokens per second promised; 0 promises nothing.
+        prefill: tokens of prefill in a mean step.
+        context: positions that a round reads.
+        deviation: relative, of think times.
+    """
+
+    gain: Floats
+    width: Floats
+    think: Floats
+    rate: Floats
+    prefill: float = 0.0
+    context: float = 0.0
+    deviation: float = 0.05
+
+    def of(self, which: Ints) -> Demand:
+        """That of some of the sessions."""
+        return replace(
+            self, gain=self.gain[which], width=self.width[which], think=self.think[which], rate=self.rate[which]
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Rule:
+    """How a plan chooses windows: the same `window` for all, or by `price` where steps take `step_s`.
+
+    `busy` tells whether the server has a step under way whenever a round arrives.
+    """
+
+    window: int = -1
+    step_s: float = 0.0
+    price: float = 0.0
+    busy: bool = True
+
+    def windows(self, demand: Demand) -> Ints:
+        """(n,) the window of each session."""
+        if self.window >= 0:
+            return np.full(len(demand.gain), min(self.window, demand.gain.shape[1] - 1))
+        cycle = cycles(demand.think, self.step_s, busy=self.busy)
+        worth: Ints = np.argmax((demand.gain - self.price * demand.width) / cycle, axis=1)
+        return worth
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """Windows (n,), where they come from, and what they are expected to commit, tokens/s, at which mean step."""
+
+    windows: Ints
+    rule: Rule
+    goodput: float
+    step_s: float
+
+
+def cycles(think: Floats, step_s: float, *, busy: bool = True) -> Floats:
+    """Seconds from verdict to verdict: think, wait for the step under way, be in the next.
+
+    A round that arrives while a step runs waits for its end: with steps back to back a cycle is a whole number of them,
+    blurred where arrivals scatter around a step's end. One with no think time is in every step.
+    """
+    if not busy:
+        return think + step_s
+    steps = think / step_s
+    whole = 1.0 + sum(np.clip((steps - m) / BLUR + 0.5, 0.0, 1.0) for m in (1, 2))
+    whole = np.where(steps > 2.5, steps + 0.5, whole)
+    return np.where(think > 0.0, (whole + 1.0) * step_s, step_s)
+
+
+def best_plan(demand: Demand, cost: StepCost, present: Plan | None = None) -> Plan:
+    """The plan that commits most, by the model.
+
+    Among the plans are window 0 for all and every fixed window, so none of these is expected to do better.
+
+    Args:
+        demand: of the sessions.
+        cost: of steps.
+        present: the plan that holds, its windows in the order of these sessions; it stays unless another is better by
+            the hysteresis.
+    """
+    top = demand.gain.shape[1] - 1
+    rules = _rules(demand, cost, present.step_s if present else 0.0)
+    seats, weight = _seats(demand)
+    sample = demand.of(seats)
+    chosen: list[Ints] = []
+    origin: list[Rule | None] = []
+    seen = set()
+    if present is not None:
+        held = np.minimum(present.windows, top)
+        chosen.append(held[seats])
+        origin.append(None)
+        seen.add(chosen[0].tobytes())
+    for rule in rules:
+        windows = rule.windows(sample)
+        key = windows.tobytes()
+        if key not in seen:
+            seen.add(key)
+            chosen.append(windows)
+            origin.append(rule)
+    goodput, step_s = roll_forward(np.stack(chosen), sample, weight, cost)
+    best = int(np.argmax(goodput))
+    kept = origin[0] is None
+    if kept and goodput[best] < goodput[0] * HYSTERESIS:
+        best = 0
+    rule = origin[best]
+    if rule is None:
+        assert present is not None
+        rule, windows = present.rule, held
+    else:
+        windows = rule.windows(demand)
+    windows = _keep_promises(windows, demand, float(step_s[best]))
+    return Plan(windows, rule, float(goodput[best]), float(step_s[best]))
+
+
+def roll_forward(windows: Ints, demand: Demand, weight: Floats, cost: StepCost) -> tuple[Floats, Floats]:
+    """Tokens per second and mean step, seconds, of some plans: the network is followed for some tens of steps.
+
+    Args:
+        windows: (plans, n) the window of each session under each plan.
+        demand: of the n sessions.
+        weight: (n,) sessions that each stands for.
+        cost: of steps.
+    """
+    plans, num = windows.shape
+    at = np.arange(num)
+    think = demand.think[at, windows]
+    # the sums of a step: rounds, computed tokens, committed tokens
+    parts = np.stack([np.ones_like(think), demand.width[at, windows], demand.gain[at, windows]]) * weight
+    price = cost.lines()
+    ready = think * _PHASES[:num]
+    now, before = np.zeros(plans), np.zeros(plans)
+    committed, seconds, busy, steps = np.zeros(plans), np.zeros(plans), np.zeros(plans), 0.0
+    swing = demand.deviation * 12.0**0.5  # phases are evenly spread over 0 .. 1
+    shift = 0
+    for step in range(WARM_STEPS + STEPS):
+        now = np.maximum(now, ready.min(axis=1))
+        waiting = ready <= now[:, None]
+        rounds, tokens, gain = np.einsum("kpn,pn->kp", parts, waiting)
+        took = price(tokens + demand.prefill, rounds, rounds * demand.context)
+        took *= 1.0 + NOISE * (_PHASES[7 * step + 3] - 0.5)
+        now = now + took
+        if step >= WARM_STEPS:
+            share = min(1.0, (step - WARM_STEPS + 1) / 6.0, (WARM_STEPS + STEPS - step) / 6.0)  # no edge counts whole
+            committed += share * gain
+            seconds += share * (now - before)
+            busy += share * took
+            steps += share
+        before = now
+        shift = (shift + num + 17) % 2048
+        late = 1.0 + swing * (_PHASES[shift : shift + num] - 0.5)
+        np.copyto(ready, now[:, None] + think * late, where=waiting)
+    return committed / seconds, busy / steps
+
+
+def _rules(demand: Demand, cost: StepCost, step_s: float) -> list[Rule]:
+    """Every fixed window, and prices at several lengths of a step, that of the present plan among them."""
+    num, top = len(demand.gain), demand.gain.shape[1] - 1
+    rules = [Rule(0)]
+    rules += [Rule(k) for k in range(1, top + 1) if k <= 4 or k % 2 == 0 and (k <= 8 or k % 8 == 0) or k == top]
+    each = demand.context
+    times = [cost.predict(num + demand.prefill, num, each * num)]
+    half = max(1.0, num / 2.0)
+    for k in sorted({min(2, top), max(1, top // 2)}):
+        times.append(cost.predict(half * (1.0 + k) + demand.prefill, half, each * half))
+    if step_s > 0.0:
+        times.append(step_s)
+    spread = num > 1 and bool(np.ptp(demand.gain[:, -1]) > 1e-3 or np.ptp(demand.think[:, -1]) > 1e-5)
+    if spread:
+        rules += [Rule(-1, t, float(price)) for t in times for price in PRICES]
+        rules += [Rule(-1, times[0], float(price), busy=False) for price in PRICES[::2]]
+    return rules
+
+
+def _seats(demand: Demand) -> tuple[Ints, Floats]:
+    """Sessions that stand for all, evenly over their survival, and how many each stands for."""
+    num = len(demand.gain)
+    if num <= MAX_SEATS:
+        return np.arange(num), np.ones(num)
+    order = np.argsort(demand.gain[:, -1], kind="stable")
+    seats: Ints = order[((np.arange(MAX_SEATS) + 0.5) * num / MAX_SEATS).astype(np.int64)]
+    return seats, np.full(MAX_SEATS, num / MAX_SEATS)
+
+
+def _keep_promises(windows: Ints, demand: Demand, step_s: float) -> Ints:
+    """Decode on the server for those whom drafting would keep under the rate they were promised."""
+    at = np.arange(len(windows))
+    speed = demand.gain[at, windows] / cycles(demand.think[at, windows], step_s)
+    late = (speed < demand.rate) & (speed < 1.0 / step_s)
+    return np.where(late, 0, windows)
