@@ -13,13 +13,14 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from edgekernels.gguf import GgufFile
+
 from bench import record
 from bench.macro.serving import report
 from bench.macro.serving.cells import MAX_TOKENS, SYSTEMS, TURNS, answers_needed, prompts
 from bench.macro.serving.servers import Served, Setting, backends, sled
 from bench.macro.serving.worker import ROOT, WorkerFailed
 from bench.peers.stats import in_turn
-from edgekernels.gguf import GgufFile
 
 MODEL = "smollm2-135m"
 LEARNERS = 32

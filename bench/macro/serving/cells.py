@@ -29,7 +29,9 @@ class Turn:
     limit_s: float
 
 
-TURNS = {turn.sessions: turn for turn in (Turn(1, 4.0, 15.0), Turn(4, 5.0, 20.0), Turn(16, 7.0, 30.0), Turn(64, 12.0, 50.0))}
+TURNS = {
+    turn.sessions: turn for turn in (Turn(1, 4.0, 15.0), Turn(4, 5.0, 20.0), Turn(16, 6.0, 30.0), Turn(64, 10.0, 50.0))
+}
 
 
 @dataclass(frozen=True, slots=True)

@@ -40,8 +40,8 @@ class Load:
         reader, writer = await asyncio.open_connection("127.0.0.1", self._port, limit=1 << 20)
         try:
             data = msgspec.json.encode(body)
-            head = f"POST /completion HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Length: {len(data)}\r\nConnection: close\r\n\r\n"
-            writer.write(head.encode() + data)
+            head = ("POST /completion HTTP/1.1", "Host: 127.0.0.1", f"Content-Length: {len(data)}", "Connection: close")
+            writer.write("\r\n".join((*head, "\r\n")).encode() + data)
             answer: list[int] = []
             while line := await reader.readline():
                 if line.startswith(b"data: {"):

@@ -78,10 +78,10 @@ def figures(cells: Cells, stamped: dict[str, Any]) -> dict[str, record.Figure]:
     peers = {name: NAMES[peer] for peer, name in PEERS.items()}
     found = {}
     for key, value in ratios(cells).items():
-        head, _, sessions = key.rpartition("_")
-        peer = next(words for name, words in sorted(peers.items(), reverse=True) if head.endswith(f"ratio_{name}"))
+        head, _, count = key.rpartition("_")
+        peer = next(words for name, words in peers.items() if head.endswith(f"ratio_{name}"))
         window = 0 if "cpu_w0_" in key else 4
-        unit = f"our tokens/s over theirs, {sessions} sessions, window {window}, 2 cores, SmolLM2-135M"
+        unit = f"our tokens/s over theirs, {count} sessions, window {window}, 2 cores, SmolLM2-135M"
         found[key] = record.figure(value, unit, peer, COMMAND, stamped)
     for sessions in TURNS:
         turns = cells.get(("sled-w4", sessions), [])
@@ -112,8 +112,8 @@ def results(lines: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         rows.setdefault(system, {})[str(sessions)] = row(turns)
     return {
         "what": {
-            "load": f"closed loop, greedy, {MAX_TOKENS} tokens an answer or to its stop token, no prompt twice, a process "
-            "of its own on the same two cores (transformers: in its process, without a wire)",
+            "load": f"closed loop, greedy, {MAX_TOKENS} tokens an answer or to its stop token, no prompt twice, a "
+            "process of its own on the same two cores (transformers: in its process, without a wire)",
             "window": "from the moment the last session has its first token, all sessions running, prefill included",
             "window_s": {str(sessions): turn.window_s for sessions, turn in TURNS.items()},
             "drafts": f"replayed answers, each position right with probability {ACCEPTANCE}: what smollm2-12m reaches "

@@ -31,7 +31,7 @@ THREADS = 2
 
 @dataclass(frozen=True, slots=True)
 class Setting:
-    """What all systems share: the model, its prompts in tokens, where the peers lie, and whose `sled serve` to start."""
+    """What all systems share: the model, its prompts in tokens, where peers lie, and whose `sled serve` to start."""
 
     model: str
     prompts: list[list[int]]
