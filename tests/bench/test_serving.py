@@ -165,6 +165,15 @@ def test_ratios_are_of_turns_in_the_same_round_and_figures_have_their_origin():
     assert "| sled, window 4 | - | - | 33 | - |" in report.table(rows)
 
 
+def test_disturbed_turns_count_only_where_there_are_no_others():
+    lines = [turn_of("sled-w4", 4, 90.0), turn_of("sled-w4", 4, 10.0, disturbed=True)]
+    lines += [turn_of("llamacpp", 4, 45.0), turn_of("llamacpp", 4, 40.0)]
+    assert report.ratios(report.gather(lines)) == {"sled.server.cpu_ratio_llamacpp_4": 2.0}
+    found = report.row(lines[:2])
+    assert (found["turns"], found["disturbed"], found["tokens_per_s"]) == (2, 1, 90.0)
+    assert report.row(lines[1:2])["tokens_per_s"] == 10.0
+
+
 def test_each_ratio_names_its_own_peer():
     lines = [turn_of(system, 1, 10.0) for system in cells.SYSTEMS]
     found = report.figures(report.gather(lines), {"cpu": "x", "cores": 2, "commit": "abc"})

@@ -24,6 +24,7 @@ from bench.peers.stats import in_turn
 
 MODEL = "smollm2-135m"
 LEARNERS = 32
+TRIES = 2  # of a turn beside which other processes ran
 
 
 class Bench:
@@ -70,9 +71,14 @@ class Bench:
                 except WorkerFailed as error:
                     failed[backend] = str(error)
             for name in in_turn(names, rounds):
-                self._turn(sessions, name, served, failed)
+                for _ in range(TRIES):
+                    cell = self._turn(sessions, name, served, failed)
+                    if not cell.get("disturbed"):
+                        break
+                with self.cells_at.open("a") as file:
+                    file.write(json.dumps(cell) + "\n")
 
-    def _turn(self, sessions: int, name: str, served: dict[str, Served], failed: dict[str, str]) -> None:
+    def _turn(self, sessions: int, name: str, served: dict[str, Served], failed: dict[str, str]) -> dict[str, Any]:
         system, turn = SYSTEMS[name], TURNS[sessions]
         options = dict(system.options)
         cell: dict[str, Any] = {"system": name, "sessions": sessions}
@@ -87,9 +93,8 @@ class Bench:
             cell["about"] = served[system.backend].about
         except (WorkerFailed, ValueError) as error:
             cell["error"] = str(error)
-        with self.cells_at.open("a") as file:
-            file.write(json.dumps(cell) + "\n")
         print(_line(cell), file=sys.stderr, flush=True)
+        return cell
 
     def _answers(self) -> dict[str, list[int]]:
         return json.loads(self._answers_at.read_text()) if self._answers_at.is_file() else {}

@@ -1,4 +1,4 @@
-"""The load on `sled serve`: devices of a few keys on one event loop, over loopback with CURVE.
+"""The load on `sled serve`: devices with a key and a link each on one event loop, over loopback with CURVE.
 
 It speaks the protocol itself (docs/spec/sled-protocol.md), since a drafter that knows the answer has no use for a
 device's shell and its text.
@@ -24,7 +24,6 @@ from sled.history import History
 from sled.messages import Close, Decode, Described, Open, Opened, Verdict, Verify
 from sled.types import Sampling, Terms
 
-SESSIONS_A_KEY = 16
 TIMEOUT_S = 60.0
 BUSY_WAIT_S = 0.05
 
@@ -35,7 +34,7 @@ class Load:
     Args:
         endpoint: of the server.
         server_key: file with its public key.
-        keys: key directories, one for every device.
+        keys: key directories, one for every session.
         prompts: token ids.
     """
 
@@ -94,7 +93,7 @@ class Load:
         return {"record": record}
 
     async def _answer(self, session: int, prompt: int, wanted: int, arrived: Arrived) -> list[int]:
-        link = self._links[session // SESSIONS_A_KEY]
+        link = self._links[session]
         name = secrets.token_bytes(8)
         opened = await _open(link, Open(name, Sampling(), self._prompts[prompt], terms=Terms(max_tokens=wanted)))
         text = _Text(name, opened, wanted, arrived)

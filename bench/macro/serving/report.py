@@ -47,11 +47,13 @@ def gather(lines: Sequence[Mapping[str, Any]]) -> Cells:
 
 
 def row(turns: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """A cell's medians over its turns; only an error where every turn failed."""
+    """A cell's medians over its turns, undisturbed ones if there are any; only an error where every turn failed."""
     sound = [turn for turn in turns if "error" not in turn]
     if not sound:
         return {"error": turns[-1]["error"], "turns": 0}
-    found: dict[str, Any] = {"turns": len(sound)}
+    alone = [turn for turn in sound if not turn.get("disturbed")]
+    found: dict[str, Any] = {"turns": len(sound), "disturbed": len(sound) - len(alone)}
+    sound = alone or sound
     for key in MEDIANS:
         values = [turn[key] for turn in sound if turn.get(key) is not None]
         if values:
@@ -67,10 +69,18 @@ def ratios(cells: Cells) -> dict[str, float]:
     for (ours, key), (peer, name) in ((o, p) for o in OURS.items() for p in PEERS.items()):
         for sessions in TURNS:
             mine, theirs = cells.get((ours, sessions), []), cells.get((peer, sessions), [])
-            if len(mine) == len(theirs) > 0 and not any("error" in turn for turn in (*mine, *theirs)):
-                rates = [[turn["tokens_per_s"] for turn in turns] for turns in (mine, theirs)]
-                found[f"sled.server.{key}_{name}_{sessions}"] = ratio(*rates)
+            if rates := _rates_side_by_side(mine, theirs):
+                found[f"sled.server.{key}_{name}_{sessions}"] = ratio(*zip(*rates, strict=True))
     return found
+
+
+def _rates_side_by_side(mine: Sequence[dict[str, Any]], theirs: Sequence[dict[str, Any]]) -> list[tuple[float, float]]:
+    """Tokens per second of both in every round, in undisturbed ones if there are any; none where one failed."""
+    if len(mine) != len(theirs) or any("error" in turn for turn in (*mine, *theirs)):
+        return []
+    pairs = list(zip(mine, theirs, strict=True))
+    alone = [pair for pair in pairs if not any(turn.get("disturbed") for turn in pair)]
+    return [(ours["tokens_per_s"], peers["tokens_per_s"]) for ours, peers in alone or pairs]
 
 
 def figures(cells: Cells, stamped: dict[str, Any]) -> dict[str, record.Figure]:
