@@ -6,6 +6,7 @@ import contextlib
 import http.client
 import json
 import socket
+import subprocess
 import sys
 import tempfile
 import time
@@ -104,7 +105,7 @@ def sled(setting: Setting, sessions: int) -> Iterator[Served]:
             endpoint = server.line(START_S)["endpoint"]
             where = {"endpoint": endpoint, "server_key": str(keys.server_key), "prompts": setting.prompts}
             about = load.ask(START_S, do="connect", keys=[str(keys.of(name)) for name in names], **where)
-            yield Served(server, load, about)
+            yield Served(server, load, {"commit": _commit(setting.sled), **about})
 
 
 @contextlib.contextmanager
@@ -153,6 +154,11 @@ def backends(q4: Path, f32: Callable[[], Path]) -> dict[str, Callable[[Setting, 
         "llamacpp-f32": lambda setting, sessions: llamacpp(setting, sessions, f32()),
         "transformers": transformers,
     }
+
+
+def _commit(root: Path) -> str:
+    command = ["git", "-C", str(root), "describe", "--always", "--dirty"]
+    return subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip() or "unknown"
 
 
 def _free_port() -> int:
