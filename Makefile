@@ -5,7 +5,7 @@ SOURCES := pyproject.toml setup.py constraints.txt scripts/setup.sh \
            $(wildcard kernels/csrc/* kernels/edgekernels/*.pyx kernels/edgekernels/*.pxd) \
            $(wildcard edgebus/*.pyx edgebus/*.pxd) $(patsubst %.pxd,%.py,$(filter-out edgebus/_port.pxd,$(wildcard edgebus/*.pxd)))
 
-.PHONY: demo test check lint types bench peers kernel-peers fuzz arm sanitize callgrind proof install clean help
+.PHONY: demo test check lint types bench peers kernel-peers serving-peers fuzz arm sanitize callgrind proof install clean help
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 16
@@ -38,6 +38,11 @@ kernel-peers: $(STAMP)  ## products and decoder beside ggml, torch, llama.cpp ..
 	@sh scripts/kernel_peers.sh
 	build/kernel-peers/bin/python -m bench.micro.gemm
 	build/kernel-peers/bin/python -m bench.macro.decoder
+	$(PY) -m bench.report
+
+serving-peers: $(STAMP)  ## sled serve beside llama.cpp's server and transformers (12 minutes, and 10 to compile llama.cpp)
+	@sh scripts/serving_peers.sh
+	$(PY) -m bench.macro.serving
 	$(PY) -m bench.report
 
 fuzz: $(STAMP)  ## every decoder under atheris and, rebuilt, under address sanitizers (about 20 minutes); writes bench/results/

@@ -104,6 +104,19 @@ def cuda_losses(results: dict[str, Any]) -> Iterator[tuple[str, str]]:
                 yield f"acceptance on {results['device']}, {case}", f"{ours:.0f} us against {theirs:.0f} of {name}"
 
 
+def serving_losses(results: dict[str, Any]) -> Iterator[tuple[str, str]]:
+    """Serving on the CPU: each peer that yields more tokens per second than the better of our windows."""
+    rows = results.get("rows", {})
+    ours = [system for system in rows if system.startswith("sled")]
+    for system in (system for system in rows if system not in ours):
+        for sessions, row in rows[system].items():
+            mine = max((rows[name].get(sessions, {}).get("tokens_per_s", 0.0) for name in ours), default=0.0)
+            theirs = row.get("tokens_per_s", 0.0)
+            if mine < (1 - _TOLERANCE) * theirs:
+                what = f"serving {sessions} session{'s' * (sessions != '1')} on the CPU"
+                yield what, f"{mine} tokens per second against {theirs} of {results['systems'][system]}"
+
+
 def table() -> str:
     """All losses as a Markdown table."""
     rows = [
@@ -111,6 +124,7 @@ def table() -> str:
         *cuda_losses(_results("accept_cuda")),
         *gemm_losses(_results("gemm")),
         *decoder_losses(_results("decoder")),
+        *serving_losses(_results("serving")),
     ]
     return "\n".join(["| where | how much |", "|---|---|", *(f"| {what} | {found} |" for what, found in rows)])
 

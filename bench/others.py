@@ -12,7 +12,7 @@ _IDLE = (3, 4)  # fields of /proc/stat: idle, waiting for input or output
 _COUNTED = 8  # up to stolen; guests are counted in user time already
 
 
-def _busy_s() -> float:
+def busy_s() -> float:
     """Processor seconds of the whole machine, those stolen from it among them."""
     fields = [int(field) for field in Path("/proc/stat").read_text().splitlines()[0].split()[1 : 1 + _COUNTED]]
     return _TICK_S * sum(field for index, field in enumerate(fields) if index not in _IDLE)
@@ -28,7 +28,7 @@ class Watch:
     def _now(self) -> tuple[float, float, float]:
         own = os.times()
         own_s = own.user + own.system + own.children_user + own.children_system
-        return time.perf_counter(), own_s, _busy_s() if self._known else 0.0
+        return time.perf_counter(), own_s, busy_s() if self._known else 0.0
 
     def others_share(self) -> float:
         """Cores' worth of time that others took: 1.0 is one core all the time."""
