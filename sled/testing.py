@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgebus import Node
+from sled.acceptance import Decision, RoundRows, decide
 from sled.messages import SERVICES, Described, Vocabulary
 from sled.run.server import ServedTarget, TargetServer
 from sled.server import ServerLimits, TargetShape
@@ -38,25 +39,47 @@ class ToyCodec:
 class ToyTarget:
     """A target whose next-token logits are a fixed function of the last two tokens; token 0 ends an answer.
 
-    It keeps the tokens of each session as a real target keeps keys and values, and fails if a chunk does not continue
-    what was kept: a server that rolls back wrongly is found out.
+    It keeps tokens in pages as a real target keeps keys and values, and fails if what a session reads there is not its
+    own text, or if a page is written that another session reads: a server that shares, rolls back or reuses pages
+    wrongly is found out.
 
     Args:
         vocab_size: number of tokens, at least 3.
         max_positions: context length.
         max_window: drafts per round.
         seed: another seed is another model.
+        page_tokens: positions in a page.
+        num_pages: pages there are.
     """
 
-    def __init__(self, vocab_size: int = 50, *, max_positions: int = 4096, max_window: int = 16, seed: int = 0) -> None:
+    def __init__(
+        self,
+        vocab_size: int = 50,
+        *,
+        max_positions: int = 4096,
+        max_window: int = 16,
+        seed: int = 0,
+        page_tokens: int = 16,
+        num_pages: int = 1024,
+    ) -> None:
         self._seed, self._rows = seed, {}  # type: tuple[int, dict[tuple[int, int], NDArray[np.float32]]]
         self.codec = ToyCodec(vocab_size)
         self.vocabulary = Vocabulary([b"", *(f"<{i}>".encode() for i in range(1, vocab_size))], [0])
         digest = vocabulary_hash(self.vocabulary)
         target_id = b"toy %d" % seed
         self.described = Described("toy", "float32", vocab_size, digest, max_positions, max_window, [0], target_id)
-        self.shape = TargetShape(vocab_size, max_positions, max_window, frozenset([0]), target_id)
-        self.kept: dict[bytes, list[int]] = {}
+        self.shape = TargetShape(
+            vocab_size,
+            max_positions,
+            max_window,
+            frozenset([0]),
+            target_id,
+            self.vocabulary.pieces,
+            page_tokens,
+            num_pages,
+            4 * page_tokens,
+        )
+        self.slots: list[int] = [-1] * (num_pages * page_tokens)
         self.steps: list[list[Chunk]] = []
 
     def row(self, tokens: Sequence[int]) -> NDArray[np.float32]:
@@ -67,26 +90,46 @@ class ToyTarget:
             self._rows[context] = (rng.normal(size=self.shape.vocab_size) * 2.0).astype(np.float32)
         return self._rows[context]
 
-    def forward(self, chunks: Sequence[Chunk]) -> NDArray[np.float32]:
-        """See `sled.targets.Target.forward`."""
+    def verify(self, chunks: Sequence[Chunk], rounds: Sequence[RoundRows]) -> list[Decision]:
+        """See `sled.targets.Target.verify`."""
         self.steps.append(list(chunks))
-        rows = []
+        assert len({chunk.session for chunk in chunks}) == len(chunks), "a session twice in one forward"
+        writers = [page for chunk in chunks for page in self._written(chunk)]
+        assert len(set(writers)) == len(writers), "two sessions write one page"
+        waiting, rows = iter(rounds), []
         for chunk in chunks:
-            kept = self.kept.setdefault(chunk.session, [])
-            assert chunk.past <= len(kept), f"chunk starts at {chunk.past}, only {len(kept)} tokens are kept"
-            kept[chunk.past :] = chunk.tokens
-            rows += [self.row(kept[: len(kept) - i]) for i in reversed(range(chunk.num_logits))]
-        return np.array(rows, np.float32).reshape(-1, self.shape.vocab_size)
+            read = chunk.pages[: chunk.past // self.shape.page_tokens]
+            assert not set(read) & set(writers), "a page is read and written in one forward"
+            text = self._feed(chunk)
+            if chunk.num_logits:
+                committed = list(next(waiting).text)
+                assert text[: len(committed)] == committed, "a session reads what is not its text"
+                assert len(text) - len(committed) == chunk.num_logits - 1
+            rows += [self.row(text[: len(text) - i]) for i in reversed(range(chunk.num_logits))]
+        return decide(np.array(rows, np.float32).reshape(-1, self.shape.vocab_size), rounds)
 
-    def drop(self, session: bytes) -> None:
-        """Forget a session."""
-        self.kept.pop(session, None)
+    def _written(self, chunk: Chunk) -> tuple[int, ...]:
+        first, end = chunk.past // self.shape.page_tokens, chunk.past + len(chunk.tokens)
+        assert chunk.tokens
+        assert end <= len(chunk.pages) * self.shape.page_tokens, "a chunk without pages for its tokens"
+        return chunk.pages[first : -(-end // self.shape.page_tokens)]
+
+    def _feed(self, chunk: Chunk) -> list[int]:
+        """Keep a chunk's tokens in its pages; returns the text they hold now."""
+        size = self.shape.page_tokens
+        for pos, token in enumerate(chunk.tokens, chunk.past):
+            self.slots[chunk.pages[pos // size] * size + pos % size] = token
+        held = [token for page in chunk.pages for token in self.slots[page * size : (page + 1) * size]]
+        text = held[: chunk.past + len(chunk.tokens)]
+        assert -1 not in text, "a session reads what nobody has computed"
+        return text
 
     def plain_answer(self, prompt: Sequence[int], sampling: Sampling, num_tokens: int) -> list[int]:
         """The answer by decoding one token after the other, without sessions, drafts or batches."""
         text = list(prompt)
         while len(text) < len(prompt) + num_tokens and not (len(text) > len(prompt) and text[-1] == 0):
-            text.append(_sample(self.row(text), sampling, len(text)))
+            rows = RoundRows((), sampling, len(text), text, len(prompt))
+            text.append(decide(self.row(text)[None], [rows])[0].next_token)
         return text[len(prompt) :]
 
 

@@ -152,14 +152,14 @@ def test_same_seed_replays_exactly():
 
 def test_server_that_samples_by_round_instead_of_position_is_found_out(monkeypatch):
     """The power of the tests above: noise keyed by anything but the position fails them."""
-    right_commit, rounds = Server.complete, [0]
+    right_step, rounds = Server.next_step, [0]
 
-    def by_round(self, step, logits):
+    def by_round(self, *, now):
         rounds[0] += 1
-        for session in step.sessions:
+        for session in self.sessions.values():
             session.sampling = Sampling(SAMPLED.temperature, SAMPLED.top_k, SAMPLED.top_p, SAMPLED.seed + rounds[0])
-        return right_commit(self, step, logits)
+        return right_step(self, now=now)
 
-    monkeypatch.setattr(Server, "complete", by_round)
+    monkeypatch.setattr(Server, "next_step", by_round)
     with pytest.raises(AssertionError):
         run(1, loss=0.15)

@@ -29,7 +29,7 @@ class Served:
         keys = edgebus.load_keys(self.directory / "server")
         with edgebus.Node(name="server", keys=keys, allow=edgebus.AllowList.from_file(self.allow_file)) as node:
             real = node.bind(endpoint)
-            with serving(node, target or self.target, limits):
+            with serving(node, target or self.target, limits) as self.server:
                 yield real
 
     def device(self, endpoint, drafter="none", timeout_s=10.0, **more) -> Device:

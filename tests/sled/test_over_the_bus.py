@@ -190,7 +190,7 @@ def test_abandoned_answer_frees_its_session(served):
         next(stream)
         stream.close()
         device.generate(PROMPT, max_tokens=2).answer()
-    assert served.target.kept == {}
+        assert not served.server._machine.sessions
 
 
 @pytest.mark.parametrize(
@@ -211,10 +211,10 @@ def test_failing_forward_is_refused_and_the_next_round_works(served):
     class Failing(ToyTarget):
         fail = False
 
-        def forward(self, chunks):
+        def verify(self, chunks, rounds):
             if self.fail:
                 raise RuntimeError("out of memory")
-            return super().forward(chunks)
+            return super().verify(chunks, rounds)
 
     target = Failing()
     with served.serving(target=target) as endpoint, served.device(endpoint) as device:
@@ -234,7 +234,7 @@ def test_bad_parameters_are_refused_before_anything_is_sent(served):
             device.generate("")
     with pytest.raises(ParameterError, match="insecure"):
         type(device)("tcp://127.0.0.1:1")
-    assert served.target.kept == {}
+    assert served.target.steps == []
 
 
 def test_drafter_of_another_vocabulary_is_refused(served):

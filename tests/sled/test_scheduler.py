@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sled.scheduler import Share, plan
+from sled.scheduler import Promise, Queue, Share, plan
 from sled.server import ServerLimits
 from tests.sled.test_server import PROMPT, SAMPLED, Driver, session_id
 
@@ -15,46 +16,94 @@ from tests.sled.test_server import PROMPT, SAMPLED, Driver, session_id
 @dataclass
 class Work:
     uncached: int
-    waiting_draft: list[int] | None = None
-    prefill_ahead: bool = True
+    num_drafts: int | None = None
+    due: float = 0.1
+    cached: int = 100
+    interval_s: float = 0.1
+
+
+class PerToken:
+    """A millisecond for each token."""
+
+    def predict(self, tokens: int, rounds: int, context: int) -> float:
+        return tokens / 1000
 
 
 def test_plan_hand_worked():
-    work = [Work(1, [7, 8]), Work(300, [9]), Work(50), Work(1), Work(50, prefill_ahead=False)]
-    shares = plan(work, budget=512, prefill_beside_rounds=100)
+    ready, behind = [Work(1, 2)], [Work(300, 1), Work(50)]
+    shares = plan(ready, behind, budget=512, prefill_beside_rounds=100)
     assert shares == [
-        Share(0, 1, True),  # a round: its last committed token and two drafts
-        Share(1, 100, False),  # a waiting round whose text is far behind gets the whole share of prefill
+        Share(ready[0], 1, True),  # a round: its last committed token and two drafts
+        Share(behind[0], 100, False),  # a waiting round whose text is far behind gets the whole share of prefill
     ]
-    work[1].uncached = 80
-    shares = plan(work, budget=512, prefill_beside_rounds=100)
-    assert shares == [Share(0, 1, True), Share(1, 80, True), Share(2, 49, False)]
+    behind[0].uncached = 80
+    shares = plan(ready, behind, budget=512, prefill_beside_rounds=100)
+    assert shares == [Share(ready[0], 1, True), Share(behind[0], 80, True), Share(behind[1], 19, False)]
 
 
 def test_prefill_takes_the_whole_budget_when_no_round_waits():
-    assert plan([Work(1000)], budget=512, prefill_beside_rounds=100) == [Share(0, 512, False)]
+    work = Work(1000)
+    assert plan([], [work], budget=512, prefill_beside_rounds=100) == [Share(work, 512, False)]
 
 
-WORK = st.builds(Work, st.integers(1, 400), st.none() | st.lists(st.integers(0, 9), max_size=16), st.booleans())
+def test_prefill_share_keeps_the_deadline_hand_worked():
+    """A round of 5 tokens that is due in 60 ms leaves 55 tokens for others at a millisecond each."""
+    ready, behind = [Work(1, 4, due=10.06)], [Work(1000)]
+    shares = plan(ready, behind, budget=512, prefill_beside_rounds=100, now=10.0, cost=PerToken())
+    assert shares[1] == Share(behind[0], 55, False)
+    ready[0].due = 9.0  # late already: only what keeps the other one from starving
+    shares = plan(ready, behind, budget=512, prefill_beside_rounds=100, now=10.0, cost=PerToken())
+    assert shares[1] == Share(behind[0], 12, False)
+    ready[0].due = 11.0  # early: but the next round may be due in a token's time
+    shares = plan(ready, behind, budget=512, prefill_beside_rounds=100, now=10.0, cost=PerToken())
+    assert shares[1] == Share(behind[0], 95, False)
 
 
-@given(st.lists(WORK, max_size=30), st.integers(1, 300), st.integers(1, 100))
-def test_plan_properties(work, budget, beside):
-    shares = plan(work, budget=budget, prefill_beside_rounds=beside)
-    assert len({share.index for share in shares}) == len(shares)
-    rounds = [share for share in shares if share.verify]
-    prefill = [share for share in shares if not share.verify]
-    for share in rounds:
-        assert work[share.index].waiting_draft is not None
-        assert share.committed == work[share.index].uncached
-    for share in prefill:
-        assert 0 < share.committed < work[share.index].uncached
-    if rounds:
-        assert sum(share.committed for share in prefill) <= beside
-    behind = [w for w in work if w.uncached > max(1, beside) and w.waiting_draft is not None]
-    assert not behind or prefill, "a waiting session that is behind always gets on"
-    if any(w.waiting_draft is not None for w in work):
-        assert shares
+READY = st.builds(Work, st.integers(1, 32), st.integers(0, 16), st.floats(-1.0, 1.0))
+BEHIND = st.builds(Work, st.integers(33, 400), st.none() | st.integers(0, 16))
+COSTS = st.sampled_from([None, PerToken()])
+
+
+@given(st.lists(READY, max_size=30), st.lists(BEHIND, max_size=30), st.integers(1, 300), st.integers(1, 100), COSTS)
+def test_plan_properties(ready, behind, budget, beside, cost):
+    shares = plan(ready, behind, budget=budget, prefill_beside_rounds=beside, cost=cost)
+    assert len({id(share.work) for share in shares}) == len(shares)
+    taken = [share for share in shares if share.work in ready and share.work.uncached <= 32]
+    assert [share.work for share in taken] == ready[: len(taken)], "in the order of their deadlines"
+    for share in shares:
+        if share.verify:
+            assert share.work.num_drafts is not None
+            assert share.committed == share.work.uncached
+        else:
+            assert 0 < share.committed < share.work.uncached
+    others = [share for share in shares if share.work.uncached > 32]
+    if taken and cost is None:
+        assert sum(share.committed for share in others) <= beside
+    if behind:
+        assert others, "a text that is behind always gets on"
+    if ready:
+        assert taken, "a round that waits always gets on"
+    if not behind:
+        fits = [1 + work.num_drafts for work in ready]
+        assert len(taken) == len(ready) or sum(fits[: len(taken) + 1]) <= budget + 32 * len(taken)
+
+
+def test_deadlines_hand_worked():
+    """Ten tokens a second from time 5 on: the third is due at 5.3."""
+    promise = Promise(rate=10.0, began_at=5.0)
+    assert promise.due(2, now=5.0) == pytest.approx(5.3)
+    assert promise.due(2, now=5.9) == pytest.approx(5.4)  # late: it makes up for half a second, not for more
+    assert promise.due(3, now=5.9) == pytest.approx(5.5)
+    assert promise.due(30, now=6.0) == pytest.approx(7.0)  # far ahead: it is put off for a second, not for more
+
+
+def test_queue_orders_by_deadline_then_arrival():
+    queue = Queue()
+    for due, number in ((3.0, 1), (1.0, 5), (1.0, 2), (2.0, 3)):
+        queue.add(due, number, number)
+    assert list(queue) == [2, 5, 3, 1]
+    queue.remove(1.0, 5)
+    assert (list(queue), list(reversed(queue)), len(queue)) == ([2, 3, 1], [1, 3, 2], 3)
 
 
 def test_busy_devices_do_not_shut_out_a_new_one():
@@ -77,16 +126,16 @@ def test_busy_devices_do_not_shut_out_a_new_one():
 
 def test_server_comes_to_rest_when_nobody_asks():
     """Sessions over the cache budget must not push each other out for ever."""
-    driver = Driver(ServerLimits(max_cached_tokens=60))
+    driver = Driver(page_tokens=4, num_pages=15)
     for n in range(4):
         driver.open(n, [n + 1] * 29, now=float(n), owner=f"device {n}")
     for _ in range(20):
         driver.step()
-    assert driver.server.next_step() is None
+    assert driver.server.next_step(now=0.0) is None
 
 
 def test_cache_budget_holds_with_many_waiting_rounds():
-    driver = Driver(ServerLimits(max_cached_tokens=200, batch_tokens=1000, prefill_beside_rounds=500))
+    driver = Driver(ServerLimits(batch_tokens=1000, prefill_beside_rounds=500), page_tokens=8, num_pages=25)
     texts = {n: [n + 1] * 60 for n in range(8)}
     right = {n: driver.target.plain_answer(text, SAMPLED, 3) for n, text in texts.items()}
     answers = {n: [] for n in texts}
@@ -98,8 +147,7 @@ def test_cache_budget_holds_with_many_waiting_rounds():
         for _ in range(50):
             for tickets, verdict in driver.step():
                 answers[int(tickets[0])] += verdict.tokens
-            assert sum(len(kept) for kept in driver.target.kept.values()) <= 200
-            if driver.server.next_step() is None:
+            if driver.server.idle:
                 break
     assert all(answers[n][:3] == right[n][: len(answers[n][:3])] and answers[n] for n in texts)
 
@@ -109,5 +157,5 @@ def test_only_the_latest_text_of_a_device_is_computed_ahead():
     for n in range(3):
         driver.open(n, [n + 1] * 30)
     driver.step()
-    assert driver.server.next_step() is None
-    assert [len(driver.target.kept.get(session_id(n), ())) for n in range(3)] == [0, 0, 29]
+    assert driver.server.next_step(now=0.0) is None
+    assert [driver.server.sessions[session_id(n)].cached for n in range(3)] == [0, 0, 29]

@@ -1,0 +1,181 @@
+"""Who has something to compute, in what order, and who must give up pages when there is no room."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Iterator
+from typing import Generic
+
+from sled.acceptance import RoundRows
+from sled.pages import PagePool
+from sled.scheduler import Cost, Queue, Share, plan
+from sled.server.counts import Totals
+from sled.server.limits import Refusal, ServerLimits, TargetShape
+from sled.server.session import Session, Step, Ticket
+from sled.types import Chunk
+
+_ALMOST_COMPUTED = 32
+_LATER = float("inf")
+
+
+class Agenda(Generic[Ticket]):
+    """Sessions by what there is to do: verify now, compute their text first, nothing.
+
+    Every session is in one of the three or in a forward; nothing is sorted or searched anew for a step.
+
+    Args:
+        shape: the target's numbers.
+        limits: bounds on work.
+        cost: what a forward takes, if that is known.
+        totals: where evictions and found texts are counted.
+    """
+
+    def __init__(self, shape: TargetShape, limits: ServerLimits, cost: Cost | None, totals: Totals) -> None:
+        self.pool = PagePool(shape.num_pages, shape.page_tokens)
+        self.queued_tokens = 0
+        self._limits, self._cost, self._totals = limits, cost, totals
+        self._ready: Queue[Session[Ticket]] = Queue()
+        self._behind: Queue[Session[Ticket]] = Queue()
+        self._idle: OrderedDict[Session[Ticket], None] = OrderedDict()  # with pages, longest idle first
+
+    def put(self, session: Session[Ticket]) -> None:
+        """File a session by what there is to do for it; to be called whenever that changed."""
+        self.take(session)
+        if session.computing or session.gone:
+            return
+        if session.wants_token:
+            queue = self._ready if session.uncached <= _ALMOST_COMPUTED else self._behind
+            session.queued_tokens = session.uncached + (session.num_drafts or 0)
+            self._add(queue, session)
+        elif session.prefill_ahead and session.uncached > 1 and not session.finish:
+            session.due = _LATER
+            self._add(self._behind, session)
+        elif session.table.pages:
+            self._idle[session] = None
+
+    def take(self, session: Session[Ticket]) -> None:
+        """Take a session out of the order."""
+        if session.queue is not None:
+            session.queue.remove(session.due, session.number)
+            session.queue = None
+            self.queued_tokens -= session.queued_tokens
+            session.queued_tokens = 0
+        else:
+            self._idle.pop(session, None)
+
+    def settle(self, session: Session[Ticket]) -> None:
+        """More of a session's text is computed: let others find it, give back what rejected drafts took."""
+        self.pool.name(session.table, session.history.tokens, session.cached)
+        self.pool.trim(session.table, len(session.history))
+        self.put(session)
+
+    def drop(self, session: Session[Ticket]) -> None:
+        """A session is gone; what it computed can be found until the pages are needed."""
+        self.take(session)
+        self.pool.release(session.table)
+
+    def evict(self, session: Session[Ticket], *, forget: bool = False) -> None:
+        """Give a session's pages back; its text is computed again when a round asks for it, not before."""
+        self.pool.release(session.table, forget=forget)
+        session.cached, session.prefill_ahead = 0, False
+        self._totals.evictions += 1
+        self.put(session)
+
+    def next_step(self, *, now: float) -> Step[Ticket]:
+        """Compose a forward; empty if there is nothing to compute."""
+        shares = plan(
+            self._ready,
+            map(self.find, self._behind),
+            budget=self._limits.batch_tokens,
+            prefill_beside_rounds=self._limits.prefill_beside_rounds,
+            now=now,
+            cost=self._cost,
+        )
+        step: Step[Ticket] = Step()
+        begun: set[object] = set()
+        for share in shares:
+            self._place(step, share, begun)
+        return step
+
+    def _place(self, step: Step[Ticket], share: Share[Session[Ticket]], begun: set[object]) -> None:
+        """Put a session's share into the step, if there is room for it."""
+        session = share.work
+        committed, verify = share.committed, share.verify
+        if session.cached + committed > len(session.history) - (not verify) or (
+            verify and session.uncached != committed
+        ):
+            return  # it was evicted for a more urgent one of this step
+        size = self.pool.page_tokens
+        if session.uncached > size and session.cached == session.table.num_named * size:
+            name = self.pool.next_name(session.table, session.history.tokens)
+            if name in begun:
+                return  # this step computes the very page for another text: next time it is found
+            begun.add(name)
+        drafts = session.round.draft if verify and session.round is not None else ()
+        end = session.cached + committed
+        if committed <= 0 or not self._make_room(session, end + len(drafts)):
+            self.put(session)
+            return
+        tokens = session.history.tokens[session.cached : end]
+        table = session.table.frozen()
+        step.chunks.append(Chunk(session.id, (*tokens, *drafts), session.cached, (len(drafts) + 1) * verify, table))
+        step.sessions.append(session)
+        step.verify.append(verify)
+        if verify:
+            self._add_rows(step, session, drafts)
+        self.take(session)
+        session.computing = True
+
+    def _add_rows(self, step: Step[Ticket], session: Session[Ticket], drafts: tuple[int, ...]) -> None:
+        allowed = None
+        if session.form is not None:
+            try:
+                allowed = session.form.allowed(drafts)
+            except Exception as error:  # of a library: this session's own misfortune
+                reason = " ".join(str(error).split())
+                step.faults[len(step.chunks) - 1] = Refusal("target_failed", f"the form cannot be followed: {reason}")
+        history = session.history
+        step.rounds.append(
+            RoundRows(
+                drafts,
+                session.sampling,
+                len(history),
+                history.tokens,
+                session.num_prompt,
+                session.round.law if session.round is not None else None,
+                session.terms.logprobs,
+                allowed,
+            )
+        )
+
+    def find(self, session: Session[Ticket]) -> Session[Ticket]:
+        """Hold the pages that carry the session's text already; the last token is always fed."""
+        table = session.table
+        if session.cached == table.num_named * self.pool.page_tokens:
+            found = self.pool.find(table, session.history.tokens, len(session.history) - 1)
+            self._totals.found_tokens += found - session.cached
+            session.cached = found
+        return session
+
+    def _make_room(self, session: Session[Ticket], num_tokens: int) -> bool:
+        """Get pages for so many positions: free ones, those of idle sessions, those of less urgent ones."""
+        while not self.pool.extend(session.table, num_tokens):
+            victim = next(self._victims(session), None)
+            if victim is None:
+                return False
+            self.evict(victim)
+        return True
+
+    def _victims(self, session: Session[Ticket]) -> Iterator[Session[Ticket]]:
+        yield from self._idle
+        for queue in (self._behind, self._ready):
+            for other in reversed(queue):
+                if (other.due, other.number) <= (session.due, session.number):
+                    break
+                if other.table.pages:
+                    yield other
+
+    def _add(self, queue: Queue[Session[Ticket]], session: Session[Ticket]) -> None:
+        queue.add(session.due, session.number, session)
+        session.queue = queue
+        self.queued_tokens += session.queued_tokens
