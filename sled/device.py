@@ -149,13 +149,13 @@ class Generation:
         """Commit a part of the stream; an empty one whose limit is above 0 leads back to drafting.
 
         Raises:
-            ProtocolError: as `verdict`, or a part that says nothing.
+            ProtocolError: a part for another length, or with more than any part holds.
         """
         assert self.state is State.STREAMING
-        if not message.tokens and not message.finish and message.window_limit > 0:
+        if not message.tokens and not message.finish:
             self._check_base(message)
             self._server_limit = message.window_limit
-            self.state = State.DRAFTING
+            self.state = State.DRAFTING if message.window_limit > 0 else State.STREAMING
             return []
         committed = self._commit(message)
         if self.state is State.DRAFTING:

@@ -136,7 +136,7 @@ class TargetServer:
     def report(self) -> ServerReport:
         """The server's numbers now; to be called on the thread that runs it."""
         now, described = self._clock(), self._target.described
-        gauges, totals = self._machine.gauges(now=now), self._machine.totals
+        gauges, totals = self._machine.gauges(), self._machine.totals
         shape, counters = self._machine.shape, self._board.counters
         return ServerReport(
             described.name,
@@ -310,5 +310,6 @@ _COUNTERS = (
 
 def warm_up(target: Target) -> None:
     """One small forward, so that the first device does not pay for it; what it writes to page 0 is overwritten."""
-    decisions = target.verify([Chunk(bytes(8), (0, 0), 0, 1, (0,))], [RoundRows((), Sampling(), 2)])
-    assert len(decisions) == 1
+    rows = RoundRows((), Sampling(), 2, (0, 0), 2)
+    (decision,) = target.verify([Chunk(bytes(8), (0, 0), 0, 1, (0,))], [rows])
+    assert decision.finite

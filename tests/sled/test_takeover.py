@@ -112,7 +112,7 @@ def test_stream_that_just_ends_is_asked_for_again():
 
 
 @pytest.mark.parametrize(
-    "verdict", [Verdict(4, [1], 0, "", 0, 1), Verdict(3, [], 0, "", 0, 1), Verdict(2, [], 0, "", 4, 1)]
+    "verdict", [Verdict(4, [1], 0, "", 0, 1), Verdict(3, [1] * 66, 0, "", 0, 1), Verdict(2, [], 0, "", 4, 1)]
 )
 def test_impossible_part_of_a_stream_is_an_error(verdict):
     machine = streaming()
