@@ -157,10 +157,7 @@ class Generation:
             self._server_limit = message.window_limit
             self.state = State.DRAFTING if message.window_limit > 0 else State.STREAMING
             return []
-        committed = self._commit(message)
-        if self.state is State.DRAFTING:
-            self.state = State.STREAMING
-        return committed
+        return self._commit(message, State.STREAMING)
 
     def stream_ended(self) -> None:
         """The stream is over without an end of the answer; who goes on drafts, or asks for another one."""
@@ -185,7 +182,7 @@ class Generation:
             ProtocolError: a verdict for another length, without tokens or an end, or with more than any round yields.
         """
         assert self.state is State.WAITING
-        return self._commit(message)
+        return self._commit(message, State.DRAFTING)
 
     def _check_base(self, message: Verdict) -> None:
         if message.base != len(self.history) or len(message.tokens) > MAX_WINDOW + 1:
@@ -194,7 +191,7 @@ class Generation:
                 "open a new session"
             )
 
-    def _commit(self, message: Verdict) -> list[Committed]:
+    def _commit(self, message: Verdict, onward: State) -> list[Committed]:
         base = len(self.history)
         self._check_base(message)
         if not message.tokens and not message.finish:
@@ -210,7 +207,7 @@ class Generation:
         self.finish = message.finish
         if not self.finish and len(self.answer) >= self.max_tokens:
             self.finish = "length"
-        self.state = State.DONE if self.finish else State.DRAFTING
+        self.state = State.DONE if self.finish else onward
         return [Committed(token, base + i, i < agreed) for i, token in enumerate(tokens)]
 
     def session_lost(self) -> bool:

@@ -44,11 +44,9 @@ class PromptTooLong(RemoteError):
 
 
 class ServerBusy(RemoteError):
-    """The server takes no further session now; try again after `retry_after_s`, or at one of `servers` if it named any."""
+    """The server takes no further session now; try again after `retry_after_s`, or at one of `servers`, if any."""
 
-    def __init__(
-        self, message: str, retry_after_s: float = 0.0, servers: Sequence[tuple[str, str]] = ()
-    ) -> None:
+    def __init__(self, message: str, retry_after_s: float = 0.0, servers: Sequence[tuple[str, str]] = ()) -> None:
         super().__init__(message)
         self.retry_after_s, self.servers = retry_after_s, list(servers)
 

@@ -32,7 +32,7 @@ _STOPPING = frozenset({"closing", "dropped", "unknown_service", "draining", "bus
 _FAILING = frozenset({"target_failed", "internal"})
 
 
-def after_failure(error: Exception, *, committed: bool) -> Next:
+def after_failure(error: Exception, *, committed: bool) -> Next:  # noqa: PLR0911 - a table
     """Where to go on after a request has failed.
 
     Args:

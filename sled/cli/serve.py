@@ -47,7 +47,7 @@ class Share(StrEnum):
 _Toggle = Annotated[bool | None, typer.Option("--insecure", help="No encryption, no authentication.")]
 
 
-def serve(  # noqa: PLR0913 - one argument for each option
+def serve(
     model: Annotated[str | None, typer.Option(help="smollm2-135m, a .gguf file, or a model directory.")] = None,
     bind: Annotated[
         str | None, typer.Option(help="Endpoint, e.g. tcp://0.0.0.0:5555; port 0 takes a free one.")
@@ -63,9 +63,7 @@ def serve(  # noqa: PLR0913 - one argument for each option
     max_window: Annotated[
         int | None, typer.Option(min=0, max=64, help="Drafts a device may send per round; default 16.")
     ] = None,
-    threads: Annotated[
-        int | None, typer.Option(min=0, help="CPU threads for the target; 0 lets torch decide.")
-    ] = None,
+    threads: Annotated[int | None, typer.Option(min=0, help="CPU threads for the target; 0 lets torch decide.")] = None,
     kv_bytes: Annotated[str | None, typer.Option(help="Memory of keys and values, e.g. 2GiB; default auto.")] = None,
     page_tokens: Annotated[int | None, typer.Option(help="Positions in one page of it; default 16.")] = None,
     max_sessions: Annotated[int | None, typer.Option(min=1, help="Sessions held; default 256.")] = None,

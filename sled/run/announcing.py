@@ -28,9 +28,7 @@ class Presence:
         ConfigError: something that cannot be announced.
     """
 
-    def __init__(
-        self, node: Node, name: str, endpoints: Sequence[str], *, max_sessions: int, target_id: bytes
-    ) -> None:
+    def __init__(self, node: Node, name: str, endpoints: Sequence[str], *, max_sessions: int, target_id: bytes) -> None:
         self._capacity = float(max_sessions)
         self._sessions = 0
         self._withdrawn = False

@@ -199,8 +199,8 @@ class Desk:
                 "prompt_too_long",
                 f"{len(message.prompt)} characters, the target takes {self._max_chars}; shorten the prompt",
             )
-        if not Preparer.needs(message):
-            return self._open(Prepared(request, owner, message, list(message.prompt)))
+        if not isinstance(message.prompt, str) and message.sampling.constraint is None:
+            return self._open(Prepared(request, owner, message, message.prompt))
         if not self._preparer.submit(request, owner, message):
             raise Refusal("busy", "too many prompts wait to be tokenised; ask again later", RETRY_PREPARING_S)
         return None

@@ -97,9 +97,7 @@ class Device:
         self._servers: Servers | None = None
         self._node = edgebus.Node(name="sled-device", keys=own, insecure=insecure)
         try:
-            self._servers = Servers(
-                self._node, endpoints, service=service, directory=directory, timeout_s=timeout_s
-            )
+            self._servers = Servers(self._node, endpoints, service=service, directory=directory, timeout_s=timeout_s)
             self.target = self._call(messages.DESCRIBE, b"", Described)
             self._vocabulary, self._vocabulary_bytes = self._load_vocabulary(cache_dir)
             self.drafter = (

@@ -45,7 +45,10 @@ class Preparer:
     """
 
     def __init__(
-        self, encode: Callable[[str, bool], list[int]], form_of: Callable[[Constraint], Form] | None, ring: Callable[[], object]
+        self,
+        encode: Callable[[str, bool], list[int]],
+        form_of: Callable[[Constraint], Form] | None,
+        ring: Callable[[], object],
     ) -> None:
         self._encode, self._form_of, self._ring = encode, form_of, ring
         self._jobs: SimpleQueue[Prepared | None] = SimpleQueue()
@@ -56,11 +59,6 @@ class Preparer:
     def __len__(self) -> int:
         """Openings that wait or are worked on."""
         return self._waiting.total()
-
-    @staticmethod
-    def needs(message: Open) -> bool:
-        """Whether an opening has anything to prepare."""
-        return isinstance(message.prompt, str) or message.sampling.constraint is not None
 
     def start(self) -> None:
         """From now on a thread does the work."""

@@ -67,9 +67,7 @@ class TargetServer:
     ) -> None:
         self._target, self._inbox, self._clock = target, inbox, clock
         shelf = FormShelf(form_of)
-        self._machine: Server[Asked] = Server(
-            target.shape, limits, form_of=shelf, policy=policy, cost=cost
-        )
+        self._machine: Server[Asked] = Server(target.shape, limits, form_of=shelf, policy=policy, cost=cost)
         self._board, self._traces, self._drain = Board(), Traces(), Drain(drain_s)
         self._roomy: deque[Streamed] = deque()  # streams that have room again; filled on any thread
         self._preparer = Preparer(lambda text, chat: target.codec.encode(text, chat=chat), form_of, self._wake)
@@ -298,7 +296,8 @@ def _joined(pieces: Sequence[Step[Asked]]) -> Step[Asked]:
         whole.rounds += piece.rounds
         whole.sessions += piece.sessions
         whole.verify += piece.verify
-        whole.faults |= {index: fault for fault in piece.faults.values()}
+        if piece.faults:
+            whole.faults[index] = piece.faults[0]
     return whole
 
 

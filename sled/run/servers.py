@@ -40,7 +40,7 @@ class Servers:
         self._used: list[Link] = []
         self._pool: Pool | None = None
         if len(self._endpoints) == 1 and not directory:
-            (endpoint, key), = self._endpoints
+            ((endpoint, key),) = self._endpoints
             self.link = node.connect(endpoint, server_key=key, timeout_s=timeout_s)
         else:
             self._pool = self._make_pool()
@@ -58,9 +58,8 @@ class Servers:
         Raises:
             PeerUnreachable: no server lives.
         """
-        if self._pool is not None:
-            if not self._take_other(0.0):
-                self._use(self._pool.link(timeout_s))
+        if self._pool is not None and not self._take_other(0.0):
+            self._use(self._pool.link(timeout_s))
         return self.link
 
     def leave(self, avoid_s: float, others: Sequence[Where] = ()) -> bool:

@@ -7,6 +7,7 @@ import signal
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from pathlib import Path
 from types import FrameType
 from typing import NamedTuple
 
@@ -16,15 +17,14 @@ from edgebus.daemon.announcing import reachable
 from edgebus.daemon.daemon import version
 from edgebus.daemon.http import MetricsServer
 from edgebus.errors import ConfigError
-from pathlib import Path
 from sled.drain import Phase
 from sled.messages import SERVICES
 from sled.metrics import ServerReport, render
 from sled.run.announcing import Presence
 from sled.run.answers import ServedTarget
 from sled.run.server import TargetServer
-from sled.server import Form, ServerLimits, WindowPolicy
 from sled.scheduler import Cost
+from sled.server import Form, ServerLimits, WindowPolicy
 from sled.settings import ServeSettings
 from sled.types import Constraint
 
@@ -108,9 +108,7 @@ def run_server(
             metrics = MetricsServer(settings.metrics, exporter.text)
             stack.callback(metrics.close)
         node = stack.enter_context(
-            edgebus.Node(
-                NODE_NAME, keys=access.own, allow=access.allow, insecure=settings.insecure, limits=limits
-            )
+            edgebus.Node(NODE_NAME, keys=access.own, allow=access.allow, insecure=settings.insecure, limits=limits)
         )
         inbox = node.serve(*SERVICES)
         endpoint = node.bind(settings.bind)

@@ -24,6 +24,7 @@ from sled.testing import ToyTarget
 from sled.types import Constraint, Sampling
 
 PROMPT = [5, 6, 7]
+GREEDY = Sampling()
 
 
 @dataclass
@@ -98,7 +99,7 @@ class FakeInbox:
         self.closed = True
 
 
-def opening(number=0, prompt=PROMPT, sampling=Sampling(), **more) -> FakeRequest:
+def opening(number=0, prompt=PROMPT, sampling=GREEDY, **more) -> FakeRequest:
     return FakeRequest(messages.OPEN, encode(Open(bytes([number] * 8), sampling, prompt)), **more)
 
 

@@ -14,7 +14,8 @@ GIVEN = {"model": "smollm2-135m", "bind": "tcp://127.0.0.1:0", "insecure": True}
 def test_options_go_over_environment_over_file(tmp_path):
     file = tmp_path / "sled.toml"
     file.write_text(
-        'model = "smollm2-135m"\nbind = "tcp://127.0.0.1:0"\nkeys = "own"\nmax_sessions = 3\nrate = 5.0\nkv_bytes = "1KiB"\n'
+        'model = "smollm2-135m"\nbind = "tcp://127.0.0.1:0"\nkeys = "own"\nmax_sessions = 3\nrate = 5.0\n'
+        'kv_bytes = "1KiB"\n'
         '[[replicas]]\nendpoint = "tcp://10.0.0.6:5555"\nserver_key = "other.key"\n'
     )
     (tmp_path / "other.key").write_text("key")
