@@ -123,7 +123,7 @@ def _anchor(values: dict[str, Any], folder: Path) -> None:
 def _check(settings: ServeSettings) -> None:
     for name, example in (("model", "smollm2-135m"), ("bind", "tcp://0.0.0.0:5555")):
         if not getattr(settings, name):
-            raise ConfigError(f"give {name}, such as {example}")
+            raise ConfigError(f"give --{name}, or {name} in the settings file, such as {example}")
     if settings.insecure and (settings.keys or settings.allow):
         raise ConfigError("insecure sends plaintext without keys: drop it, or drop keys and allow")
     if settings.num_kv_bytes is not None and settings.num_kv_bytes < 1:

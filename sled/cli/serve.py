@@ -4,18 +4,17 @@ from __future__ import annotations
 
 import json
 import os
-import sys
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from edgebus.cli.progress import load_bar
 from edgebus.cli.serving import ready_line
 from edgebus.daemon.logs import remove_logs, set_up_logs
-from sled.errors import UnknownModel
-from sled.run.serving import Loaded, Ready, run_server
+from sled.cli.loading import follow, load
+from sled.run.ranks import rank_of
+from sled.run.serving import Ready, run_server
 from sled.settings import ServeSettings, load_settings
 
 
@@ -123,9 +122,13 @@ def serve(
         name: value.value if isinstance(value, StrEnum) else value for name, value in given.items() if value is not None
     }
     settings = load_settings(config, os.environ, overrides)
+    rank = rank_of(os.environ, settings.tensor_parallel)
     handler = set_up_logs(settings.log_level, "json" if settings.log_json else "console")
     try:
-        run_server(settings, _load, lambda ready: _print_ready(settings, ready, as_json))
+        if rank:
+            follow(settings)
+        else:
+            run_server(settings, load, lambda ready: _print_ready(settings, ready, as_json))
     finally:
         remove_logs(handler)
 
@@ -142,29 +145,3 @@ def _print_ready(settings: ServeSettings, ready: Ready, as_json: bool) -> None:
         "metrics": ready.metrics or None,
     }
     print(json.dumps(line), flush=True)
-
-
-def _load(settings: ServeSettings) -> Loaded:
-    """The target and what goes with it; torch is imported here, once the cheap checks have passed."""
-    from sled.targets.catalog import find_model
-
-    files = find_model(settings.model)
-    with load_bar(f"loading target {files.name}") as progress:
-        try:
-            import torch
-
-            from sled.run.server import warm_up
-            from sled.targets.causal_lm import load_target
-        except ModuleNotFoundError as error:
-            raise UnknownModel(f"serving needs {error.name}: pip install 'edgebus[server]'") from None
-        if settings.threads:
-            torch.set_num_threads(settings.threads)
-        target = load_target(
-            files,
-            dtype=settings.dtype,
-            max_window=settings.max_window,
-            progress=progress,
-        )
-        warm_up(target)
-    print(f"target {files.name} ({settings.dtype}, {torch.get_num_threads()} threads) loaded", file=sys.stderr)
-    return Loaded(target)

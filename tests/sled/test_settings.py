@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from edgebus.errors import ConfigError
+from sled.run.ranks import rank_of
 from sled.run.serving import server_limits
 from sled.settings import ServeSettings, load_settings
 
@@ -35,8 +36,8 @@ def test_model_beside_the_file_is_found_there(tmp_path):
 @pytest.mark.parametrize(
     ("values", "word"),
     [
-        ({"model": ""}, "give model"),
-        ({"bind": ""}, "give bind"),
+        ({"model": ""}, "give --model"),
+        ({"bind": ""}, "give --bind"),
         ({"keys": "own"}, "insecure"),
         ({"kv_bytes": "much"}, "kv_bytes is 'much'"),
         ({"kv_bytes": "0"}, "kv_bytes"),
@@ -81,3 +82,17 @@ def test_settings_become_the_machines_bounds():
     limits = server_limits(ServeSettings(model="m", bind="b", max_sessions=5, rate=200.0, share_prefixes="owner"))
     assert (limits.max_sessions, limits.max_sessions_per_owner, limits.share) == (5, 5, "owner")
     assert (limits.rate, limits.max_rate) == (200.0, 200.0)
+
+
+@pytest.mark.parametrize(
+    ("environment", "word"),
+    [({}, "torchrun"), ({"RANK": "0", "WORLD_SIZE": "3"}, "started 3"), ({"RANK": "x", "WORLD_SIZE": "2"}, "torchrun")],
+)
+def test_processes_that_torchrun_did_not_start_are_refused(environment, word):
+    with pytest.raises(ConfigError, match=word):
+        rank_of(environment, 2)
+    assert rank_of(environment, 1) == 0
+
+
+def test_rank_is_what_torchrun_says():
+    assert [rank_of({"RANK": str(rank), "WORLD_SIZE": "2"}, 2) for rank in range(2)] == [0, 1]
