@@ -276,11 +276,20 @@ def _count(options: dict[str, str], option: str) -> int | None:
     return value
 
 
+def size_in(text: str) -> float:
+    """Bytes that a text such as 1000000, 10MB or 1MiB stands for; 0 if it is none.
+
+    >>> size_in("2GiB"), size_in("two")
+    (2147483648.0, 0.0)
+    """
+    match = _SIZE.fullmatch(text)
+    return float(match[1]) * _UNITS[match[2] or ""] if match else 0.0
+
+
 def _size(options: dict[str, str], option: str) -> float | None:
     if option not in options:
         return None
-    match = _SIZE.fullmatch(options[option])
-    value = float(match[1]) * _UNITS[match[2] or ""] if match else 0.0
+    value = size_in(options[option])
     if value <= 0:
         raise BadGrant(f"{option}= is no size such as 1000000, 10MB or 1MiB")
     return value

@@ -22,7 +22,7 @@ cdef class Inbox:
     cdef public dict _held
     cdef public long _depth, _share, _followers
     cdef public double _looked_at
-    cdef public bint _closed
+    cdef public bint _closed, _woken
 
     cpdef put(self, Request request)
     cpdef _look(self, double until)

@@ -271,6 +271,7 @@ class Inbox:
         self._filled = threading.Condition()
         self._followers = 0  # threads that sleep until it is filled
         self._closed = False
+        self._woken = False  # somebody wants who waits to look at something else
 
     @property
     def closed(self) -> bool:
@@ -284,7 +285,7 @@ class Inbox:
             timeout_s: seconds to wait; None waits until there is one or the inbox is closed.
 
         Returns:
-            None after the timeout, or when the inbox is closed.
+            None after the timeout, when the inbox is closed, or after `wake`.
 
         Raises:
             NodeClosed: this is a forked child, where nothing ever arrives.
@@ -295,8 +296,9 @@ class Inbox:
             self._look(until)
             with self._filled:
                 self._looked_at = time.monotonic()
+                woken, self._woken = self._woken, False
                 if not self._waiting:
-                    if self._closed or time.monotonic() >= until:
+                    if self._closed or woken or time.monotonic() >= until:
                         return None
                     continue  # another worker was quicker, or it was withdrawn
                 request = self._take(next(iter(self._waiting)))
@@ -322,6 +324,16 @@ class Inbox:
             else:
                 _expire(request)
         return live
+
+    def wake(self) -> None:
+        """Have the thread that waits in `get` come back, or the next one not wait: there is other work for it.
+
+        From any thread, also from a callback of the bus; for an inbox that one thread reads.
+        """
+        with self._filled:
+            self._woken = True
+            self._filled.notify_all()
+        self._nudge()
 
     def close(self) -> None:
         """Stop serving: waiting requests are refused "closing", later ones "unknown_service"."""
@@ -371,12 +383,12 @@ class Inbox:
     @property
     def ready(self) -> bool:
         """True if get returns at once."""
-        return bool(self._waiting) or self._closed
+        return bool(self._waiting) or self._closed or self._woken
 
     def follow(self, wait_s: float) -> None:
         """Sleep until something may have come, at most so long."""
         with self._filled:
-            if not self._waiting and not self._closed and wait_s > 0:
+            if not self._waiting and not self._closed and not self._woken and wait_s > 0:
                 self._followers += 1
                 try:
                     self._filled.wait(None if wait_s == math.inf else wait_s)

@@ -150,6 +150,12 @@ class Members:
                 if member.record is not None or self.service is None or member.identity not in self._announcing
             ]
 
+    def those(self, condition: Callable[[Link], bool]) -> list[str]:
+        """Ids of the servers whose link is such."""
+        with self.changed:
+            links = [(member.id, member.link) for member in self.by_id.values()]
+        return [member_id for member_id, link in links if link is not None and condition(link)]
+
     def close(self) -> None:
         """Stop dialling and close all links."""
         self._stop.set()

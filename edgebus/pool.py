@@ -159,17 +159,28 @@ class Pool:
             affinity,
         )
 
-    def link(self, timeout_s: float = 5.0, *, affinity: str | None = None) -> Link:
+    def link(
+        self, timeout_s: float = 5.0, *, affinity: str | None = None, but: Callable[[Link], bool] = lambda link: False
+    ) -> Link:
         """The link to the server a request would go to: for streams, blobs and subscriptions.
 
+        Args:
+            timeout_s: how long to wait for one.
+            affinity: as for request.
+            but: true of links that are not wanted, since their server has just said no, say.
+
         Raises:
-            PeerUnreachable: no server lives within timeout_s.
+            PeerUnreachable: no such server lives within timeout_s.
         """
         deadline_at = time.monotonic() + timeout_s
-        while (member := self._pick((), affinity)) is None:
+        while (member := self._pick(self._members.those(but), affinity)) is None:
             self._wait_for_server(deadline_at, timeout_s, None)
         assert member.link is not None
         return member.link
+
+    def add(self, endpoint: str, key: str | None) -> None:
+        """Another server, or another address of one that is there by its key."""
+        self._members.add(endpoint, key, fixed=True)
 
     def wait_ready(self, timeout_s: float = 5.0, *, servers: int = 1) -> None:
         """Wait until so many servers live.

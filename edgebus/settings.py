@@ -101,12 +101,12 @@ def load_settings(
     Raises:
         ConfigError: unreadable, an unknown key (with the nearest known one), or a value that does not fit.
     """
-    values = _read(file) if file is not None else {}
+    values = read_toml(file) if file is not None else {}
     refuse_unknown(values, NodeSettings, str(file))
     if file is not None:
         _anchor(values, file.resolve().parent)
     for path, value in [*from_environment(environment, NodeSettings).items(), *(overrides or {}).items()]:
-        _put(values, path, value)
+        put(values, path, value)
     settings = convert(values, NodeSettings, str(file) if file is not None else "settings")
     if complete:
         _check(settings)
@@ -200,15 +200,24 @@ def to_toml(settings: NodeSettings) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _read(file: Path) -> dict[str, Any]:
+def read_toml(file: Path, example: str = "`edgebus node --print-config` writes one") -> dict[str, Any]:
+    """The values in a settings file.
+
+    Args:
+        file: TOML, at most 1 MiB.
+        example: where to find one, for who has none.
+
+    Raises:
+        ConfigError: it cannot be read, or is not TOML.
+    """
     try:
         with file.open("rb") as stream:
             content = stream.read(MAX_FILE_BYTES + 1)
         if len(content) > MAX_FILE_BYTES:
-            raise ConfigError(f"{file} has over {MAX_FILE_BYTES} B: that is no node.toml")
+            raise ConfigError(f"{file} has over {MAX_FILE_BYTES} B: that is no settings file")
         return tomllib.loads(content.decode())
     except OSError as error:
-        raise ConfigError(f"cannot read {file}: {error.strerror}; `edgebus node --print-config` writes one") from None
+        raise ConfigError(f"cannot read {file}: {error.strerror}; {example}") from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as error:
         raise ConfigError(f"{file} is not TOML: {' '.join(str(error).split())[:200]}") from None
 
@@ -270,7 +279,12 @@ def _from_text(text: str, node: inspect.Type, name: str) -> object:
         raise ConfigError(f"environment: {name} must be {kind.__name__}, got {text[:100]!a}") from None
 
 
-def _put(values: dict[str, Any], path: str, value: object) -> None:
+def put(values: dict[str, Any], path: str, value: object) -> None:
+    """Set a value by its dotted path.
+
+    Raises:
+        ConfigError: something else stands where a section should.
+    """
     *sections, key = path.split(".")
     for section in sections:
         inner = values.setdefault(section, {})

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from edgebus import LocalError, RemoteError
 
 
@@ -42,7 +44,11 @@ class PromptTooLong(RemoteError):
 
 
 class ServerBusy(RemoteError):
-    """The server takes no further session now; try again later."""
+    """The server takes no further session now; try again after `retry_after_s`, or at one of `servers`, if any."""
+
+    def __init__(self, message: str, retry_after_s: float = 0.0, servers: Sequence[tuple[str, str]] = ()) -> None:
+        super().__init__(message)
+        self.retry_after_s, self.servers = retry_after_s, list(servers)
 
 
 class ProtocolError(RemoteError):

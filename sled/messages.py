@@ -128,3 +128,48 @@ class Close(Payload, frozen=True, array_like=True):
     """Forget the session; answered with an empty payload."""
 
     session: SessionId
+
+
+class Later(Payload, frozen=True, array_like=True):
+    """What goes along with busy, draining, closing and out_of_memory: when to ask again, and who else may be asked.
+
+    `servers` are (endpoint, public key) of servers of the same target; the key is empty in plaintext.
+    """
+
+    after_s: Annotated[float, msgspec.Meta(ge=0, le=86_400)]
+    servers: Annotated[
+        list[tuple[Annotated[str, msgspec.Meta(max_length=256)], Annotated[str, msgspec.Meta(max_length=40)]]],
+        msgspec.Meta(max_length=16),
+    ] = msgspec.field(default_factory=list)
+
+
+class Trace(Payload, frozen=True, array_like=True):
+    """Ask what happened to a session's last rounds, `last` of them at most; only whoever opened it is told."""
+
+    session: SessionId
+    last: Annotated[int, msgspec.Meta(ge=1, le=1024)] = 64
+
+
+class TracedRound(Payload, frozen=True, array_like=True):
+    """One round, or token of a decode stream.
+
+    `arrived_s` counts from the opening of the session; the round waited `queue_s` for its forward, which took `step_s`
+    and decided `batch` rounds. `tokens` were committed, `accepted` of the `drafted` among them.
+    """
+
+    base: Length
+    arrived_s: float
+    queue_s: float
+    step_s: float
+    drafted: int
+    accepted: int
+    tokens: int
+    window_limit: int
+    batch: int
+
+
+class Traced(Payload, frozen=True, array_like=True):
+    """Answer to `sled.trace`: the rounds, oldest first, and how many there were before them."""
+
+    rounds: Annotated[list[TracedRound], msgspec.Meta(max_length=1024)]
+    earlier: int

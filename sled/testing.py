@@ -10,6 +10,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from typing import Any
 
 import edgekernels
 import numpy as np
@@ -134,9 +135,11 @@ class ToyTarget:
 
 
 @contextmanager
-def serving(node: Node, target: ServedTarget, limits: ServerLimits | None = None) -> Iterator[TargetServer]:
-    """Serve a target on a bound node from a thread of its own, until the block ends."""
-    server = TargetServer(node.serve(*SERVICES), target, limits)
+def serving(
+    node: Node, target: ServedTarget, limits: ServerLimits | None = None, **more: Any
+) -> Iterator[TargetServer]:
+    """Serve a target on a bound node from a thread of its own, until the block ends; `more` as TargetServer takes."""
+    server = TargetServer(node.serve(*SERVICES), target, limits, **more)
     thread = threading.Thread(target=server.run, name="sled-server")
     thread.start()
     try:

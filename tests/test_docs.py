@@ -15,6 +15,8 @@ from qpart.network import Parameters
 from qpart.ops import AnyOp
 from qpart.pieces import encode_piece
 from sled.messages import SERVICES
+from sled.metrics import HELP
+from sled.settings import ServeSettings
 
 ROOT = Path(__file__).parents[1]
 
@@ -36,10 +38,20 @@ def test_protocol_spec_names_every_service():
 
 def test_protocol_spec_names_every_refusal_the_server_makes():
     spec = (ROOT / "docs/spec/sled-protocol.md").read_text()
-    files = [*(ROOT / "sled/server").glob("*.py"), ROOT / "sled/run/server.py"]
-    made = {code for file in files for code in re.findall(r'(?:Refusal|refuse)\(\s*"(\w+)"', file.read_text())}
+    files = [*(ROOT / "sled/server").glob("*.py"), *(ROOT / "sled/run").glob("*.py")]
+    made = {
+        code for file in files for code in re.findall(r'(?:Refusal|refuse)\(\s*(?:\w+, )?"(\w+)"', file.read_text())
+    }
     assert made
     assert made <= set(re.findall(r"`(\w+)`", spec))
+
+
+def test_server_guide_names_every_metric_and_setting():
+    named = set(re.findall(r"`([a-z_]+)(?:\{[a-z]+\})?`", (ROOT / "docs/guide/server.md").read_text()))
+    made = re.findall(r'(?:^|[ {(])"([a-z_]+)": ', (ROOT / "sled/run/server.py").read_text())
+    assert set(made) - {"at_most_s", "chunks", "why", "rounds_refused"} <= named
+    assert {*HELP, "drafted_at", "accepted_at", "refusals", "phase"} <= named
+    assert set(ServeSettings.__struct_fields__) <= named
 
 
 def test_qpart_spec_names_every_service_operation_and_refusal():

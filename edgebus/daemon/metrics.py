@@ -57,9 +57,9 @@ Sample = tuple[Mapping[str, str], float]
 def render(stats: NodeStats, *, name: str, version: str, uptime_s: float) -> str:
     """All series of a node, as text; every numeric field of NodeStats and LinkStats is one."""
     lines: list[str] = []
-    lines += _family("edgebus_info", "gauge", "Which node this is.", [({"name": name, "version": version}, 1)])
-    lines += _family("edgebus_uptime_seconds", "gauge", "Seconds since the start.", [({}, uptime_s)])
-    lines += _family("edgebus_peers", "gauge", "Links known now, by health.", _by_health(stats))
+    lines += family("edgebus_info", "gauge", "Which node this is.", [({"name": name, "version": version}, 1)])
+    lines += family("edgebus_uptime_seconds", "gauge", "Seconds since the start.", [({}, uptime_s)])
+    lines += family("edgebus_peers", "gauge", "Links known now, by health.", _by_health(stats))
     for field in fields(NodeStats):
         value = getattr(stats, field.name)
         if isinstance(value, int | float):
@@ -78,11 +78,19 @@ def _number(prefix: str, field: str, samples: Sequence[Sample]) -> list[str]:
     text = _HELP.get(field, f"{field.replace('_', ' ').capitalize()}.")
     stem = field[:-2] + "_seconds" if field.endswith("_s") else field
     if field in _GAUGES or field.endswith("_s"):
-        return _family(prefix + stem, "gauge", text, samples)
-    return _family(f"{prefix}{stem}_total", "counter", text, samples)
+        return family(prefix + stem, "gauge", text, samples)
+    return family(f"{prefix}{stem}_total", "counter", text, samples)
 
 
-def _family(name: str, kind: str, text: str, samples: Sequence[Sample]) -> list[str]:
+def family(name: str, kind: str, text: str, samples: Sequence[Sample]) -> list[str]:
+    """The lines of one metric; none if it has no samples.
+
+    Args:
+        name: of the metric.
+        kind: counter or gauge.
+        text: what it is, for people.
+        samples: labels and value of each; what is not a number is left out.
+    """
     lines = [f"{name}{_labels(labels)} {float(value):.17g}" for labels, value in samples if not math.isnan(value)]
     return [f"# HELP {name} {text}", f"# TYPE {name} {kind}", *lines] if lines else []
 

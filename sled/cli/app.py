@@ -6,6 +6,7 @@ import typer
 
 from sled.cli.generate import generate
 from sled.cli.serve import serve
+from sled.cli.stats import stats
 
 app = typer.Typer(
     name="sled",
@@ -16,3 +17,4 @@ app = typer.Typer(
 )
 app.command()(serve)
 app.command()(generate)
+app.command()(stats)

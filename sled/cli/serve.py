@@ -3,20 +3,19 @@
 from __future__ import annotations
 
 import json
-import logging
-import sys
+import os
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
-import edgebus
-from edgebus.cli.progress import load_bar
-from edgebus.cli.serving import read_access, ready_line, stop_on_signals
-from sled.errors import UnknownModel
-from sled.messages import SERVICES
-from sled.run.server import TargetServer, warm_up
+from edgebus.cli.serving import ready_line
+from edgebus.daemon.logs import remove_logs, set_up_logs
+from sled.cli.loading import follow, load
+from sled.run.ranks import rank_of
+from sled.run.serving import Ready, run_server
+from sled.settings import ServeSettings, load_settings
 
 
 class Dtype(StrEnum):
@@ -24,24 +23,71 @@ class Dtype(StrEnum):
 
     FLOAT32 = "float32"
     BFLOAT16 = "bfloat16"
+    FLOAT16 = "float16"
+
+
+class Attention(StrEnum):
+    """How attention over pages is computed."""
+
+    AUTO = "auto"
+    TORCH = "torch"
+    CPU = "cpu"
+    TRITON = "triton"
+
+
+class Share(StrEnum):
+    """Whose prompts share pages."""
+
+    ALL = "all"
+    OWNER = "owner"
+    NONE = "none"
+
+
+_Toggle = Annotated[bool | None, typer.Option("--insecure", help="No encryption, no authentication.")]
 
 
 def serve(
-    model: Annotated[str, typer.Option(help="smollm2-135m, a .gguf file, or a model directory.")],
-    bind: Annotated[str, typer.Option(help="Endpoint, e.g. tcp://0.0.0.0:5555; port 0 takes a free one.")],
+    model: Annotated[str | None, typer.Option(help="smollm2-135m, a .gguf file, or a model directory.")] = None,
+    bind: Annotated[
+        str | None, typer.Option(help="Endpoint, e.g. tcp://0.0.0.0:5555; port 0 takes a free one.")
+    ] = None,
+    config: Annotated[Path | None, typer.Option(help="Settings: a TOML file; options go over it.")] = None,
     keys: Annotated[Path | None, typer.Option(help="Key directory made by `edgebus keygen DIR`.")] = None,
     allow: Annotated[
         str | None, typer.Option(help="Allow-list file, or `any` for every key; default KEYS/allowed_keys.")
     ] = None,
-    dtype: Annotated[
-        Dtype, typer.Option(help="float32 is exact, bfloat16 is faster where the CPU has it.")
-    ] = Dtype.FLOAT32,
-    max_window: Annotated[int, typer.Option(min=0, max=64, help="Drafts a device may send per round.")] = 16,
-    threads: Annotated[int, typer.Option(min=0, help="CPU threads for the target; 0 lets torch decide.")] = 0,
-    insecure: Annotated[bool, typer.Option("--insecure", help="No encryption, no authentication.")] = False,
+    dtype: Annotated[Dtype | None, typer.Option(help="float32 (the default) is exact, the others are faster.")] = None,
+    device: Annotated[str | None, typer.Option(help="cpu (the default), cuda, or cuda:1.")] = None,
+    attention: Annotated[Attention | None, typer.Option(help="How attention over pages is computed.")] = None,
+    max_window: Annotated[
+        int | None, typer.Option(min=0, max=64, help="Drafts a device may send per round; default 16.")
+    ] = None,
+    threads: Annotated[int | None, typer.Option(min=0, help="CPU threads for the target; 0 lets torch decide.")] = None,
+    kv_bytes: Annotated[str | None, typer.Option(help="Memory of keys and values, e.g. 2GiB; default auto.")] = None,
+    page_tokens: Annotated[int | None, typer.Option(help="Positions in one page of it; default 16.")] = None,
+    max_sessions: Annotated[int | None, typer.Option(min=1, help="Sessions held; default 256.")] = None,
+    rate: Annotated[float | None, typer.Option(help="Tokens per second promised to a session; default 10.")] = None,
+    share_prefixes: Annotated[
+        Share | None, typer.Option(help="Whose prompts share pages: all (default), owner or none.")
+    ] = None,
+    drain_s: Annotated[
+        float | None, typer.Option(min=0, help="After SIGTERM sessions go on for so long; default 30.")
+    ] = None,
+    metrics: Annotated[str | None, typer.Option(help="HOST:PORT for Prometheus; default off.")] = None,
+    announce: Annotated[str | None, typer.Option(help="Name in the directory of services, e.g. sled.")] = None,
+    announce_at: Annotated[
+        list[str] | None, typer.Option(help="Where devices reach us, if not at --bind; may be repeated.")
+    ] = None,
+    tensor_parallel: Annotated[
+        int | None, typer.Option(min=1, max=64, help="Processes that share the target, started by torchrun.")
+    ] = None,
+    insecure: _Toggle = None,
+    log_json: Annotated[bool | None, typer.Option("--log-json", help="Log lines as JSON.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the ready line as JSON.")] = False,
 ) -> None:
-    """Serve a target model; prints one line with endpoint and public key when it is ready, ends on SIGTERM.
+    """Serve a target model; prints one line with endpoint and public key when it is ready, drains on SIGTERM.
+
+    Settings come from the file, then from SLED_SERVE_... in the environment, then from these options.
 
     Example:
 
@@ -49,38 +95,53 @@ def serve(
 
         sled serve --model smollm2-135m --bind tcp://0.0.0.0:5555 --keys server-keys
     """
-    logging.basicConfig(level=logging.WARNING, format="sled serve: %(levelname)s %(message)s")
-    access = read_access("sled serve", keys=keys, allow=allow, insecure=insecure)
-    with edgebus.Node(name="sled-server", keys=access.own, allow=access.allow, insecure=insecure) as node:
-        # Bound before the model loads: an endpoint that cannot be had is known at once, and devices may wait already.
-        inbox = node.serve(*SERVICES)
-        endpoint = node.bind(bind)
-        server = _load(inbox, model, dtype.value, max_window, threads)
-        stop_on_signals(server.stop)
-        ready = {"endpoint": endpoint, "public_key": access.public_key, "model": model, "dtype": dtype.value}
-        print(json.dumps(ready) if as_json else ready_line(endpoint, access), flush=True)
-        server.run()
+    given: dict[str, Any] = {
+        "model": model,
+        "bind": bind,
+        "keys": str(keys) if keys is not None else None,
+        "allow": allow,
+        "dtype": dtype,
+        "device": device,
+        "attention": attention,
+        "max_window": max_window,
+        "threads": threads,
+        "kv_bytes": kv_bytes,
+        "page_tokens": page_tokens,
+        "max_sessions": max_sessions,
+        "rate": rate,
+        "share_prefixes": share_prefixes,
+        "drain_s": drain_s,
+        "metrics": metrics,
+        "announce": announce,
+        "announce_at": announce_at,
+        "tensor_parallel": tensor_parallel,
+        "insecure": insecure,
+        "log_json": log_json,
+    }
+    overrides = {
+        name: value.value if isinstance(value, StrEnum) else value for name, value in given.items() if value is not None
+    }
+    settings = load_settings(config, os.environ, overrides)
+    rank = rank_of(os.environ, settings.tensor_parallel)
+    handler = set_up_logs(settings.log_level, "json" if settings.log_json else "console")
+    try:
+        if rank:
+            follow(settings)
+        else:
+            run_server(settings, load, lambda ready: _print_ready(settings, ready, as_json))
+    finally:
+        remove_logs(handler)
 
 
-def _load(inbox: edgebus.Inbox, model: str, dtype: str, max_window: int, threads: int) -> TargetServer:
-    """The server with its target; torch is imported here, once the cheap checks have passed."""
-    from sled.targets.catalog import find_model
-
-    files = find_model(model)
-    with load_bar(f"loading target {files.name}") as progress:
-        try:
-            import torch
-
-            from sled.targets.causal_lm import load_target
-        except ModuleNotFoundError as error:
-            raise UnknownModel(f"serving needs {error.name}: pip install 'edgebus[server]'") from None
-        if threads:
-            torch.set_num_threads(threads)
-        target = load_target(files, dtype=dtype, max_window=max_window, progress=progress)
-        warm_up(target)
-    print(
-        f"target {files.name} ({dtype}, {torch.get_num_threads()} threads) loaded",
-        file=sys.stderr,
-        flush=True,
-    )
-    return TargetServer(inbox, target)
+def _print_ready(settings: ServeSettings, ready: Ready, as_json: bool) -> None:
+    if not as_json:
+        print(ready_line(ready.endpoint, ready.access), flush=True)
+        return
+    line = {
+        "endpoint": ready.endpoint,
+        "public_key": ready.access.public_key,
+        "model": settings.model,
+        "dtype": settings.dtype,
+        "metrics": ready.metrics or None,
+    }
+    print(json.dumps(line), flush=True)

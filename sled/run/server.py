@@ -1,50 +1,38 @@
-"""The server's shell: requests from the bus into the machine, its steps through the target, verdicts back."""
+"""The server's loop: requests from the bus into the machine, its steps through the target, verdicts back."""
 
 from __future__ import annotations
 
 import logging
+import math
 import time
+from collections import deque
 from collections.abc import Callable, Sequence
-from typing import Protocol
-
-import msgspec
 
 from edgebus import Inbox, Request
-from edgebus.payloads import decode, encode
-from edgebus.serving import refuse, reply
-from sled import messages
-from sled.acceptance import RoundRows
-from sled.messages import Close, Decode, Described, Open, Verify, Vocabulary
-from sled.server import Answer as MachineAnswer
-from sled.server import Refusal, Server, ServerLimits, Step, TargetShape
+from edgebus.payloads import encode
+from sled.acceptance import Decision, RoundRows
+from sled.drain import Drain, Phase
+from sled.errors import OutOfMemory
+from sled.messages import TracedRound, Verdict
+from sled.metrics import Board, ServerReport, trimmed
+from sled.run.answers import Desk, FormShelf, PromptEncoder, ServedTarget
+from sled.run.preparing import Preparer
+from sled.run.streams import Asked, Streamed
+from sled.scheduler import Cost
+from sled.server import Answer, Form, Server, ServerLimits, Step, WindowPolicy
 from sled.targets import Target
-from sled.types import Chunk, Sampling
+from sled.traces import Traces
+from sled.types import Chunk, Constraint, Sampling
 
-log = logging.getLogger(__name__)
+__all__ = ["PromptEncoder", "ServedTarget", "TargetServer", "warm_up"]
+
+log = logging.getLogger("sled.server")
 
 _IDLE_WAIT_S = 0.2
 _REQUESTS_S = 0.02
-_MAX_CHARS_PER_TOKEN = 8  # twice what text has
-
-
-class PromptEncoder(Protocol):
-    """The tokenizer, as far as the server needs it."""
-
-    def encode(self, text: str, *, chat: bool) -> list[int]:
-        """Token ids of a prompt; ValueError if the model cannot take it so."""
-
-
-class ServedTarget(Target, Protocol):
-    """A target together with what devices are told about it."""
-
-    @property
-    def described(self) -> Described: ...
-    @property
-    def vocabulary(self) -> Vocabulary: ...
-    @property
-    def shape(self) -> TargetShape: ...
-    @property
-    def codec(self) -> PromptEncoder: ...
+_REPORT_EVERY_S = 0.25
+_RETRY_MEMORY_S = 1.0
+_CLOSING = "the server is stopping; go on at another one, or here when it is back"
 
 
 class TargetServer:
@@ -54,7 +42,13 @@ class TargetServer:
         inbox: where the services of `sled.messages` arrive, `node.serve(*messages.SERVICES)`.
         target: the model.
         limits: bounds on sessions and batches.
-        clock: seconds, for what is idle.
+        clock: seconds.
+        form_of: compiles constraints; None refuses them.
+        drain_s: after `drain`, sessions go on for so long.
+        others: further servers of the same target, (endpoint, public key), told to devices that have to go elsewhere.
+        on_report: called about four times a second, on the loop's thread, with the server's numbers.
+        policy: says how many tokens each session may draft; None lets everybody draft what the target allows.
+        cost: what a forward takes, for the order of work.
     """
 
     def __init__(
@@ -63,59 +57,120 @@ class TargetServer:
         target: ServedTarget,
         limits: ServerLimits | None = None,
         clock: Callable[[], float] = time.monotonic,
+        *,
+        form_of: Callable[[Constraint], Form] | None = None,
+        drain_s: float = 0.0,
+        others: Sequence[tuple[str, str]] = (),
+        on_report: Callable[[ServerReport], None] | None = None,
+        policy: WindowPolicy | None = None,
+        cost: Cost | None = None,
     ) -> None:
-        self._target = target
-        self._machine: Server[Request] = Server(target.shape, limits)
-        self._inbox = inbox
-        self._clock = clock
-        self._vocabulary = encode(target.vocabulary)
-        self._described = encode(target.described)
-        self._stopping = False
+        self._target, self._inbox, self._clock = target, inbox, clock
+        shelf = FormShelf(form_of)
+        self._machine: Server[Asked] = Server(target.shape, limits, form_of=shelf, policy=policy, cost=cost)
+        self._board, self._traces, self._drain = Board(), Traces(), Drain(drain_s)
+        self._roomy: deque[Streamed] = deque()  # streams that have room again; filled on any thread
+        self._preparer = Preparer(lambda text, chat: target.codec.encode(text, chat=chat), form_of, self._wake)
+        self._desk = Desk(
+            self._machine,
+            target,
+            self._preparer,
+            shelf,
+            board=self._board,
+            traces=self._traces,
+            clock=clock,
+            report=self.report,
+            on_room=self._on_room,
+            others=others,
+        )
+        self._on_report, self._reported_at = on_report, -math.inf
+        self._started_at = clock()
+        self._stopping = self._draining = False
 
     def run(self) -> None:
-        """Serve until `stop` is called. A request or forward that fails costs itself, never the loop."""
+        """Serve until `stop` is called or a drain has ended. What fails costs itself, never the loop."""
         busy = False
+        self._preparer.start()
         try:
-            while not self._stopping:
+            while not self._stopping and self._look_at_drain() is not Phase.CLOSING:
                 self._take_requests(_IDLE_WAIT_S if not busy else 0.0)
                 busy = self.step()
+                self._tell()
         finally:
-            for request in self._machine.give_up():
-                refuse(request, "closing", "the server is stopping; go on at another one, or here when it is back")
-            self._inbox.close()
+            self._end()
 
     def stop(self) -> None:
         """End `run` after the step in flight; safe from signal handlers and other threads."""
         self._stopping = True
 
+    def drain(self) -> None:
+        """Take no more sessions, and end `run` when those that run are done or `drain_s` are over; safe as `stop`."""
+        self._draining = True
+
+    @property
+    def phase(self) -> Phase:
+        """Whether it serves, drains, or has ended."""
+        return self._drain.phase
+
     def handle(self, request: Request) -> None:
         """Answer a request, or put its round where the next step finds it."""
-        try:
-            answer = self._answer(request)
-        except Refusal as refusal:
-            _refuse(request, refusal)
-        except ValueError as error:
-            refuse(request, "invalid", str(error).replace("\n", " "))
-        except Exception:
-            log.exception("%s failed", request.service)
-            refuse(request, "internal", "the server failed on this request; its log has the reason")
-        else:
-            if answer is not None:
-                reply(request, answer)
-        self._tell(self._machine.take_answers())
+        self._desk.handle(request)
 
     def step(self) -> bool:
         """Compute one forward and send its verdicts; False if there was nothing to do."""
-        self._machine.withdraw(lambda request: request.remaining_s() <= 0)
-        step = self._machine.next_step(now=self._clock())
+        self._desk.handle_prepared()
+        self._resume_streams()
+        self._machine.withdraw(lambda ticket: ticket.gone)
+        now = self._clock()
+        step = self._machine.next_step(now=now)
+        for answer in self._machine.take_answers():  # what needed no forward
+            self._answer(answer, now, 0.0)
         if step is None:
-            self._machine.expire(now=self._clock())
+            self._machine.expire(now=now)
             return False
-        alone = len(step.chunks) == 1
-        if not self._compute(step, last=alone):
-            for part in [] if alone else self._machine.isolate(step):
-                self._compute(part, last=True)
+        self._compute(step)
         return True
+
+    def report(self) -> ServerReport:
+        """The server's numbers now; to be called on the thread that runs it."""
+        now, described = self._clock(), self._target.described
+        gauges, totals = self._machine.gauges(), self._machine.totals
+        shape, counters = self._machine.shape, self._board.counters
+        return ServerReport(
+            described.name,
+            described.dtype,
+            self._drain.phase.value,
+            now - self._started_at,
+            {
+                "sessions": gauges.sessions,
+                "waiting_rounds": gauges.waiting_rounds,
+                "streams": gauges.streams,
+                "queued_tokens": gauges.queued_tokens,
+                "queue_age_seconds": gauges.queue_age_s,
+                "kv_bytes_used": gauges.kv_bytes,
+                "kv_bytes_shared": gauges.pages_shared * shape.page_bytes,
+                "kv_bytes_cached": gauges.pages_cached * shape.page_bytes,
+                "kv_bytes_budget": shape.num_pages * shape.page_bytes,
+                "goodput": self._board.goodput(now=now),
+                "promised_rate": gauges.promised_rate,
+                "window_limit_mean": gauges.mean_window_limit,
+                "preparing": len(self._preparer),
+            },
+            {
+                **{name: float(counters[name]) for name in _COUNTERS},
+                "opened": totals.sessions,
+                "evictions": totals.evictions,
+                "prefill": totals.prefill_tokens,
+                "prefix_tokens": totals.found_tokens,
+                "cut_drafts": totals.cut_drafts,
+            },
+            {code: float(number) for code, number in self._board.refusals.items()},
+            trimmed(self._board.drafted_at),
+            trimmed(self._board.accepted_at)[: len(trimmed(self._board.drafted_at))],
+            self._board.histograms(),
+        )
+
+    # -- inside -------------------------------------------------------------------------------------
 
     def _take_requests(self, wait_s: float) -> None:
         """Handle what has arrived, for a bounded time: rounds that wait must not wait for a queue of others."""
@@ -125,69 +180,135 @@ class TargetServer:
             self.handle(request)
             request = self._inbox.get(timeout_s=0.0) if self._clock() < until else None
 
-    def _compute(self, step: Step[Request], *, last: bool) -> bool:
-        """One forward; False if it failed, and then, on the last try, its rounds are refused."""
-        began_at = self._clock()
-        try:
-            decisions = self._target.verify(step.chunks, step.rounds)
-        except Exception:
-            if last:
-                log.exception("forward failed, rounds refused: %d", sum(step.verify))
-                for request in self._machine.fail(step):
-                    refuse(request, "target_failed", "the target could not compute this round; try again")
-            return False
+    def _compute(self, step: Step[Asked]) -> None:
+        """Compute a step; what fails is divided until it is known whose chunk it is, or until it fits."""
+        parts = [step]
+        while parts:
+            part = parts.pop()
+            started_at = self._clock()
+            try:
+                decisions = self._target.verify(part.chunks, part.rounds)
+            except Exception as error:
+                parts += self._divide(part, error)
+                continue
+            self._give(part, decisions, started_at)
+
+    def _divide(self, part: Step[Asked], error: Exception) -> list[Step[Asked]]:
+        """Smaller steps to try after a failure, the first one last; a chunk that fails alone is refused."""
+        memory = isinstance(error, OutOfMemory)
+        self._board.counters["out_of_memory" if memory else "failed_steps"] += 1
+        if len(part.chunks) > 1:
+            log.warning("a forward failed and is divided", extra={"chunks": len(part.chunks), "why": str(error)[:200]})
+            pieces = self._machine.isolate(part)
+            return (halves(pieces) if memory else pieces)[::-1]
+        if memory:
+            log.warning("no memory for a chunk", extra={"tokens": len(part.chunks[0].tokens), "why": str(error)[:200]})
+            for ticket in self._machine.fail(part, code="out_of_memory"):
+                detail = "the target has no memory for this text now; ask again later, or elsewhere"
+                self._desk.refuse(ticket, "out_of_memory", detail, _RETRY_MEMORY_S)
+            return []
+        log.error("a forward failed", exc_info=error, extra={"rounds": len(part.rounds)})
+        for ticket in self._machine.fail(part):
+            self._desk.refuse(ticket, "target_failed", "the target could not compute this round; try again")
+        return []
+
+    def _give(self, step: Step[Asked], decisions: Sequence[Decision], started_at: float) -> None:
+        """Commit a step's decisions and give out its verdicts."""
         now = self._clock()
-        self._tell(self._machine.complete(step, decisions, now=now, took_s=now - began_at))
-        return True
+        took_s = now - started_at
+        self._board.step(sum(len(chunk.tokens) for chunk in step.chunks), step.rounds, decisions, took_s)
+        for answer in self._machine.complete(step, decisions, now=now, took_s=took_s):
+            self._answer(answer, started_at, took_s)
 
-    def _tell(self, answers: Sequence[MachineAnswer[Request]]) -> None:
-        for answer in answers:
-            for request in answer.tickets:
-                if answer.refusal is not None:
-                    _refuse(request, answer.refusal)
-                elif not answer.last:
-                    request.push(encode(answer.verdict))
-                else:
-                    reply(request, encode(answer.verdict))
+    def _answer(self, answer: Answer[Asked], started_at: float, took_s: float) -> None:
+        """Tell everybody who waits for it, and note it."""
+        if answer.refusal is not None:
+            for ticket in answer.tickets:
+                self._desk.refuse_with(ticket, answer.refusal)
+            return
+        verdict, content = answer.verdict, encode(answer.verdict)
+        if answer.tickets and verdict.tokens:
+            self._note(answer.tickets[0], verdict, started_at, took_s)
+        for ticket in answer.tickets:
+            ticket.arrived_at = started_at + took_s
+            if not ticket.give(content, last=answer.last):
+                self._machine.pause(ticket)
 
-    def _answer(self, request: Request) -> bytes | None:
-        """The reply's payload, or None if it comes with a later step."""
-        now, owner = self._clock(), request.peer.key or request.peer.id
-        match request.service:
-            case messages.DESCRIBE:
-                return self._described
-            case messages.VOCABULARY:
-                return self._vocabulary
-            case messages.OPEN:
-                message = decode(Open, request.payload)
-                prompt = message.prompt
-                tokens = self._encode(prompt, message.chat) if isinstance(prompt, str) else prompt
-                return encode(self._machine.open(owner, message, tokens, now=now))
-            case messages.VERIFY:
-                verdict = self._machine.verify(owner, decode(Verify, request.payload), request, now=now)
-                return encode(verdict) if verdict is not None else None
-            case messages.DECODE:
-                self._machine.decode(owner, decode(Decode, request.payload), request, now=now)
-                return None
-            case _:
-                for waiting in self._machine.close(owner, decode(Close, request.payload).session):
-                    refuse(waiting, "session_unknown", "the session was closed while this round waited")
-                return b""
+    def _note(self, ticket: Asked, verdict: Verdict, started_at: float, took_s: float) -> None:
+        queued_s = max(0.0, started_at - ticket.arrived_at)
+        tokens, limit = len(verdict.tokens), verdict.window_limit
+        self._board.verdict(tokens, limit, queued_s, now=started_at + took_s)
+        traced = TracedRound(
+            verdict.base, 0.0, queued_s, took_s, ticket.drafted, verdict.accepted, tokens, limit, verdict.batch
+        )
+        self._traces.add(ticket.session, traced, arrived_at=ticket.arrived_at)
 
-    def _encode(self, text: str, chat: bool) -> list[int]:
-        limit = _MAX_CHARS_PER_TOKEN * self._target.shape.max_positions
-        if len(text) > limit:  # tokenising holds up everybody's rounds
-            raise Refusal("prompt_too_long", f"{len(text)} characters, the target takes {limit}; shorten the prompt")
-        return self._target.codec.encode(text, chat=chat)
+    def _on_room(self, stream: Streamed) -> None:
+        self._roomy.append(stream)
+        self._wake()
+
+    def _resume_streams(self) -> None:
+        while self._roomy:
+            stream = self._roomy.popleft()
+            if stream.flush():
+                self._machine.resume(stream)
+
+    def _wake(self) -> None:
+        if self._inbox is not None:  # a simulation drives us without one
+            self._inbox.wake()
+
+    def _look_at_drain(self) -> Phase:
+        now = self._clock()
+        if self._draining and self._drain.phase is Phase.SERVING:
+            self._drain.begin(now=now)
+            self._machine.drain()
+            at_most_s = self._drain.remaining_s(now=now)
+            log.info("draining", extra={"sessions": len(self._machine.sessions), "at_most_s": at_most_s})
+            self._tell(at_once=True)
+        return self._drain.look(num_sessions=len(self._machine.sessions) + len(self._preparer), now=now)
+
+    def _tell(self, *, at_once: bool = False) -> None:
+        now = self._clock()
+        if self._on_report is not None and (at_once or now - self._reported_at >= _REPORT_EVERY_S):
+            self._reported_at = now
+            self._on_report(self.report())
+
+    def _end(self) -> None:
+        """Nobody waits in vain: what is open is refused, so that devices go on elsewhere."""
+        left = self._preparer.close()
+        tickets = [*self._machine.give_up(), *(Asked(job.request, 0.0) for job in left)]
+        for ticket in tickets:
+            self._desk.refuse(ticket, "closing", _CLOSING, 0.0)
+        self._inbox.close()
+        log.info("ended", extra={"rounds_refused": len(tickets)})
+
+
+def halves(pieces: Sequence[Step[Asked]]) -> list[Step[Asked]]:
+    """Steps of one chunk each as two steps, the first with the larger half."""
+    middle = (len(pieces) + 1) // 2
+    return [_joined(part) for part in (pieces[:middle], pieces[middle:]) if part]
+
+
+def _joined(pieces: Sequence[Step[Asked]]) -> Step[Asked]:
+    whole: Step[Asked] = Step()
+    for index, piece in enumerate(pieces):
+        whole.chunks += piece.chunks
+        whole.rounds += piece.rounds
+        whole.sessions += piece.sessions
+        whole.verify += piece.verify
+        if piece.faults:
+            whole.faults[index] = piece.faults[0]
+    return whole
+
+
+_COUNTERS = (
+    "steps", "tokens", "rounds", "drafted", "accepted", "wasted", "committed", "failed_steps", "out_of_memory",
+    "not_finite",
+)  # fmt: skip
 
 
 def warm_up(target: Target) -> None:
-    """One small forward, so that the first device does not pay for it."""
+    """One small forward, so that the first device does not pay for it; what it writes to page 0 is overwritten."""
     rows = RoundRows((), Sampling(), 2, (0, 0), 2)
     (decision,) = target.verify([Chunk(bytes(8), (0, 0), 0, 1, (0,))], [rows])
     assert decision.finite
-
-
-def _refuse(request: Request, refusal: Refusal) -> None:
-    info = msgspec.msgpack.encode(refusal.info) if refusal.info is not None else b""
-    refuse(request, refusal.code, refusal.detail, info)

@@ -121,6 +121,7 @@ def test_prompt_over_the_protocols_bound(generate):
             "dtype",
         ),
         (["--bind", "tcp://127.0.0.1:0"], 2, "--model"),
+        (["--model", "smollm2-135m", "--bind", "tcp://127.0.0.1:0", "--insecure", "--kv-bytes", "much"], 2, "kv_bytes"),
     ],
 )
 def test_serve_usage_errors(arguments, status, word):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import time
 
 import pytest
@@ -190,3 +191,36 @@ def test_a_second_answer_lets_others_answer_while_its_error_is_made(inbox, monke
     with pytest.raises(edgebus.AlreadyAnswered):
         first.refuse("no", "")
     assert second.answered
+
+
+def test_whoever_waits_comes_back_when_woken(inbox):
+    inbox.wake()
+    before = time.monotonic()
+    assert inbox.get(timeout_s=30.0) is None
+    assert time.monotonic() - before < 5.0
+    assert inbox.get(timeout_s=0.0) is None
+    woken = []
+    waiting = threading.Thread(target=lambda: woken.append(inbox.get(timeout_s=30.0)))
+    waiting.start()
+    inbox.wake()
+    waiting.join(5.0)
+    assert woken == [None]
+
+
+def test_request_comes_before_the_wish_to_look_elsewhere(inbox):
+    Peer(inbox, "A").ask(1)
+    inbox.wake()
+    assert inbox.get(timeout_s=0.0).payload == b"question"
+
+
+@pytest.mark.net
+def test_waking_ends_a_wait_at_the_sockets_of_a_node():
+    with edgebus.Node("a", insecure=True) as node:
+        inbox = node.serve("x")
+        node.bind("tcp://127.0.0.1:0")
+        woken = []
+        waiting = threading.Thread(target=lambda: woken.append(inbox.get(timeout_s=30.0)))
+        waiting.start()
+        inbox.wake()
+        waiting.join(5.0)
+        assert woken == [None]

@@ -194,6 +194,17 @@ def test_sticky_requests_stay_until_their_server_dies():
         assert pool.link(affinity="session").peer_name == {"a": "b", "b": "a"}[stuck.name]
 
 
+def test_link_avoids_servers_that_are_not_wanted_and_new_ones_can_be_added():
+    with Server("a") as a, Server("b") as b, Server("c") as c, pool_of(a.endpoint, b.endpoint) as pool:
+        pool.wait_ready(5, servers=2)
+        assert {pool.link(but=lambda link: link.peer_name == "a").peer_name for _ in range(8)} == {"b"}
+        with pytest.raises(edgebus.PeerUnreachable):
+            pool.link(0.1, but=lambda link: True)
+        pool.add(c.endpoint, None)
+        pool.wait_ready(5, servers=3)
+        assert pool.link(but=lambda link: link.peer_name in ("a", "b")).peer_name == "c"
+
+
 def test_announced_load_decides():
     with Server("a") as a, Server("b") as b, pool_of(a.endpoint, b.endpoint, service="who") as pool:
         heavy = announce(a.node, "who", [a.endpoint], load=50.0, capacity=64)

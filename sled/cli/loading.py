@@ -1,0 +1,77 @@
+"""The target of `sled serve` from its settings; torch is imported here, once the cheap checks have passed."""
+
+from __future__ import annotations
+
+import inspect
+import sys
+from collections.abc import Callable
+from typing import Any
+
+from edgebus.cli.progress import load_bar
+from edgebus.errors import ConfigError
+from sled.errors import UnknownModel
+from sled.run.serving import Loaded
+from sled.run.server import warm_up
+from sled.settings import ServeSettings
+from sled.targets.catalog import find_model
+
+
+def load(settings: ServeSettings) -> Loaded:
+    """The target, with what compiles constraints for it and what gives its devices their windows.
+
+    Raises:
+        UnknownModel: no such model, or a package is missing.
+        ConfigError: a setting that the target does not take.
+    """
+    from sled.constraint import FormFactory
+    from sled.goodput import GoodputPolicy
+
+    target = _target(settings)
+    warm_up(target)
+    vocabulary, shape = target.vocabulary, target.shape
+    forms = FormFactory(vocabulary.pieces, vocabulary.special_ids, shape.stop_ids, shape.vocab_size)
+    policy = GoodputPolicy(settings.max_window)
+    return Loaded(target, form_of=forms, policy=policy, cost=policy.cost)
+
+
+def follow(settings: ServeSettings) -> None:
+    """Compute our part of a target that torchrun's processes share, for as long as the first one serves."""
+    _target(settings)  # which comes back for the first process only
+
+
+def _target(settings: ServeSettings) -> Any:
+    files = find_model(settings.model)
+    with load_bar(f"loading target {files.name}") as progress:
+        try:
+            import torch
+
+            from sled.targets.causal_lm import load_target
+        except ModuleNotFoundError as error:
+            raise UnknownModel(f"serving needs {error.name}: pip install 'edgebus[server]'") from None
+        if settings.threads:
+            torch.set_num_threads(settings.threads)
+        options = _options(settings, load_target)
+        target = load_target(files, progress=progress, **options)
+    print(
+        f"target {files.name} ({settings.dtype}, {torch.get_num_threads()} threads) loaded", file=sys.stderr, flush=True
+    )
+    return target
+
+
+def _options(settings: ServeSettings, load_target: Callable[..., Any]) -> dict[str, Any]:
+    """Settings as arguments of a loader; one that it does not take must have its default."""
+    wanted = {
+        "dtype": settings.dtype,
+        "device": settings.device,
+        "max_window": settings.max_window,
+        "kv_bytes": settings.num_kv_bytes,
+        "attention": settings.attention,
+        "page_tokens": settings.page_tokens,
+        "tensor_parallel": settings.tensor_parallel,
+    }
+    defaults = {name: getattr(ServeSettings(), name) for name in wanted if name != "kv_bytes"}
+    taken = inspect.signature(load_target).parameters
+    for name, value in wanted.items():
+        if name not in taken and value != defaults.get(name):
+            raise ConfigError(f"{name} is {value!r}, which this target does not take: leave it out")
+    return {name: value for name, value in wanted.items() if name in taken}

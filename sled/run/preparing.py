@@ -1,0 +1,122 @@
+"""Tokenising and compiling on a thread of its own, so that rounds do not wait for somebody's long prompt."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import threading
+from collections import Counter, deque
+from collections.abc import Callable
+from dataclasses import dataclass
+from queue import Empty, SimpleQueue
+
+from edgebus import Request
+from sled.messages import Open
+from sled.server import Form
+from sled.types import Constraint
+
+log = logging.getLogger("sled.server")
+
+MAX_WAITING = 256
+MAX_WAITING_EACH = 16
+
+
+@dataclass(slots=True)
+class Prepared:
+    """An opening whose prompt is token ids and whose constraint is compiled, or why that cannot be."""
+
+    request: Request
+    owner: str
+    message: Open
+    tokens: list[int] | None = None
+    form: Form | None = None
+    error: Exception | None = None
+
+
+class Preparer:
+    """A queue of openings and the thread that works it; what is done is taken with `done`.
+
+    Before `start` everything is done at once, by whoever submits it.
+
+    Args:
+        encode: text and chat to token ids; raises ValueError if the model cannot take it so.
+        form_of: compiles a constraint; None where there are none.
+        ring: called, on the thread, when something is done.
+    """
+
+    def __init__(
+        self,
+        encode: Callable[[str, bool], list[int]],
+        form_of: Callable[[Constraint], Form] | None,
+        ring: Callable[[], object],
+    ) -> None:
+        self._encode, self._form_of, self._ring = encode, form_of, ring
+        self._jobs: SimpleQueue[Prepared | None] = SimpleQueue()
+        self._done: deque[Prepared] = deque()
+        self._waiting: Counter[str] = Counter()  # by owner; touched by the server's thread only
+        self._thread: threading.Thread | None = None
+
+    def __len__(self) -> int:
+        """Openings that wait or are worked on."""
+        return self._waiting.total()
+
+    def start(self) -> None:
+        """From now on a thread does the work."""
+        self._thread = threading.Thread(target=self._run, name="sled-prepare", daemon=True)
+        self._thread.start()
+
+    def submit(self, request: Request, owner: str, message: Open) -> bool:
+        """Take an opening; False if too many wait already, of all or of this owner."""
+        if len(self) >= MAX_WAITING or self._waiting[owner] >= MAX_WAITING_EACH:
+            return False
+        self._waiting[owner] += 1
+        job = Prepared(request, owner, message)
+        if self._thread is None:
+            self._work(job)
+            self._done.append(job)
+        else:
+            self._jobs.put(job)
+        return True
+
+    def done(self) -> list[Prepared]:
+        """What has been done since the last call."""
+        found = []
+        while self._done:
+            job = self._done.popleft()
+            self._waiting[job.owner] -= 1
+            if not self._waiting[job.owner]:
+                del self._waiting[job.owner]
+            found.append(job)
+        return found
+
+    def close(self, within_s: float = 2.0) -> list[Prepared]:
+        """End the thread; returns what was not worked on any more. A job that takes longer is left behind."""
+        left: list[Prepared] = []
+        with contextlib.suppress(Empty):
+            while True:
+                job = self._jobs.get_nowait()
+                left += [job] if job is not None else []
+        self._jobs.put(None)
+        if self._thread is not None:
+            self._thread.join(within_s)
+            if self._thread.is_alive():
+                log.warning("a prompt is still being tokenised: its thread is left behind")
+        return left
+
+    def _run(self) -> None:
+        while (job := self._jobs.get()) is not None:
+            self._work(job)
+            self._done.append(job)
+            self._ring()
+
+    def _work(self, job: Prepared) -> None:
+        if job.request.remaining_s() <= 0:
+            return  # nobody waits for it any more
+        message = job.message
+        try:
+            prompt = message.prompt
+            job.tokens = self._encode(prompt, message.chat) if isinstance(prompt, str) else prompt
+            if message.sampling.constraint is not None and self._form_of is not None:
+                job.form = self._form_of(message.sampling.constraint)
+        except Exception as error:  # told to whoever asked, by the server's thread
+            job.error = error

@@ -1,0 +1,47 @@
+"""Refusals of a server as a device's errors."""
+
+from __future__ import annotations
+
+import msgspec
+
+import edgebus
+from edgebus.payloads import decode
+from sled.errors import PromptTooLong, ServerBusy, SessionUnknown, StaleBase, TargetChanged
+from sled.messages import Later
+
+
+def as_error(refused: edgebus.Refused) -> edgebus.EdgebusError:
+    """What a refusal means to us; codes without an error of their own stay refusals."""
+    match refused.code:
+        case "session_unknown":
+            return SessionUnknown(refused.detail)
+        case "prompt_too_long":
+            return PromptTooLong(refused.detail)
+        case "busy":
+            advice = later(refused)
+            return ServerBusy(refused.detail, advice.after_s, advice.servers)
+        case "target_changed":
+            return TargetChanged(refused.detail)
+        case "stale_base":
+            return StaleBase(refused.detail, _length(refused.info))
+        case _:
+            return refused
+
+
+def later(error: Exception) -> Later:
+    """When to ask again, and whom else, as far as a refusal says; the bus's own refusals say nothing."""
+    if isinstance(error, ServerBusy):
+        return Later(error.retry_after_s, error.servers)
+    if isinstance(error, edgebus.Refused) and error.info:
+        try:
+            return decode(Later, error.info)
+        except ValueError:
+            return Later(0.0)
+    return Later(0.0)
+
+
+def _length(info: bytes) -> int:
+    try:
+        return max(0, msgspec.msgpack.decode(info, type=int)) if info else 0
+    except msgspec.DecodeError:
+        return 0

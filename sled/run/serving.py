@@ -1,0 +1,199 @@
+"""A server process from its settings to its end: node, target, metrics, directory, signals."""
+
+from __future__ import annotations
+
+import logging
+import signal
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from types import FrameType
+from typing import NamedTuple
+
+import edgebus
+from edgebus.cli.serving import Access, read_access
+from edgebus.daemon.announcing import reachable
+from edgebus.daemon.daemon import version
+from edgebus.daemon.http import MetricsServer
+from edgebus.errors import ConfigError
+from sled.drain import Phase
+from sled.messages import SERVICES
+from sled.metrics import ServerReport, render
+from sled.run.announcing import Presence
+from sled.run.answers import ServedTarget
+from sled.run.server import TargetServer
+from sled.scheduler import Cost
+from sled.server import Form, ServerLimits, WindowPolicy
+from sled.settings import ServeSettings
+from sled.types import Constraint
+
+log = logging.getLogger("sled.server")
+
+NODE_NAME = "sled-server"
+STUCK_S = 60.0
+
+
+class Loaded(NamedTuple):
+    """What is served: the target, and what goes with it.
+
+    `form_of` compiles constraints, `policy` says how many tokens a session may draft, `cost` what a forward takes.
+    """
+
+    target: ServedTarget
+    form_of: Callable[[Constraint], Form] | None = None
+    policy: WindowPolicy | None = None
+    cost: Cost | None = None
+
+
+class Ready(NamedTuple):
+    """A server that takes sessions."""
+
+    endpoint: str
+    access: Access
+    metrics: str
+
+
+class Exporter:
+    """The server's numbers for Prometheus: what the loop has told last; stuck or not ready yet is an error."""
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
+        self._report: ServerReport | None = None
+        self._told_at = 0.0
+
+    def tell(self, report: ServerReport) -> None:
+        """Take a report."""
+        self._report, self._told_at = report, self._clock()
+
+    def text(self) -> str:
+        """What Prometheus reads.
+
+        Raises:
+            RuntimeError: there is no report yet, or none any more.
+        """
+        report, age_s = self._report, self._clock() - self._told_at
+        if report is None:
+            raise RuntimeError("the target is being loaded")
+        if age_s > STUCK_S:
+            raise RuntimeError(f"the server has told nothing for {age_s:.0f} s: a forward hangs")
+        return render(report, name=NODE_NAME, version=version())
+
+
+def run_server(
+    settings: ServeSettings, load: Callable[[ServeSettings], Loaded], on_ready: Callable[[Ready], None]
+) -> None:
+    """Serve until SIGTERM or SIGINT has drained the server; a second signal ends it after the forward that runs.
+
+    Args:
+        settings: all of it.
+        load: makes the target; the endpoint is bound by then, so that one that cannot be had is known at once.
+        on_ready: called when devices are answered.
+
+    Raises:
+        EdgebusError: it could not start.
+    """
+    access = read_access(
+        "sled serve",
+        keys=Path(settings.keys) if settings.keys else None,
+        allow=settings.allow,
+        insecure=settings.insecure,
+    )
+    others = [_other(replica.endpoint, replica.server_key) for replica in settings.replicas]
+    exporter = Exporter()
+    limits = edgebus.Limits(max_peers=max(256, 2 * settings.max_sessions))
+    with ExitStack() as stack:
+        metrics = None
+        if settings.metrics != "off":
+            metrics = MetricsServer(settings.metrics, exporter.text)
+            stack.callback(metrics.close)
+        node = stack.enter_context(
+            edgebus.Node(NODE_NAME, keys=access.own, allow=access.allow, insecure=settings.insecure, limits=limits)
+        )
+        inbox = node.serve(*SERVICES)
+        endpoint = node.bind(settings.bind)
+        where = _announced_endpoints(settings, endpoint)
+        loaded = load(settings)
+        presence: Presence | None = None
+
+        def on_report(report: ServerReport) -> None:
+            exporter.tell(report)
+            if presence is None:
+                return
+            if report.phase == Phase.SERVING:
+                presence.look(int(report.gauges["sessions"]))
+            else:
+                presence.withdraw()
+
+        server = TargetServer(
+            inbox,
+            loaded.target,
+            server_limits(settings),
+            form_of=loaded.form_of,
+            policy=loaded.policy,
+            cost=loaded.cost,
+            drain_s=settings.drain_s,
+            others=others,
+            on_report=on_report,
+        )
+        if settings.announce:
+            presence = Presence(
+                node,
+                settings.announce,
+                where,
+                max_sessions=settings.max_sessions,
+                target_id=loaded.target.described.target_id,
+            )
+            stack.callback(presence.withdraw)
+        exporter.tell(server.report())
+        with ended_by_signals(server):
+            log.info("serving", extra={"endpoint": endpoint, "target": loaded.target.described.name})
+            on_ready(Ready(endpoint, access, metrics.address if metrics else ""))
+            server.run()
+
+
+def server_limits(settings: ServeSettings) -> ServerLimits:
+    """The machine's bounds; what settings do not name keeps its default."""
+    default = ServerLimits()
+    return ServerLimits(
+        max_sessions=settings.max_sessions,
+        max_sessions_per_owner=min(settings.max_sessions, default.max_sessions_per_owner),
+        share=settings.share_prefixes,
+        rate=settings.rate,
+        max_rate=max(settings.rate, default.max_rate),
+    )
+
+
+@contextmanager
+def ended_by_signals(server: TargetServer) -> Iterator[None]:
+    """SIGTERM and SIGINT drain a server, the second one stops it, the third ends the process; flags only are set."""
+    numbers = (signal.SIGTERM, signal.SIGINT)
+    count = 0
+
+    def handle(number: int, frame: FrameType | None) -> None:
+        nonlocal count
+        count += 1
+        if count == 1:
+            server.drain()
+            return
+        server.stop()
+        for each in numbers:
+            signal.signal(each, signal.SIG_DFL)
+
+    before = {number: signal.signal(number, handle) for number in numbers}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _announced_endpoints(settings: ServeSettings, bound: str) -> list[str]:
+    where = reachable(settings.announce_at, [bound])
+    if settings.announce and not where:
+        raise ConfigError(f"announce: devices cannot dial {bound}; give announce_at, such as tcp://10.0.0.5:5555")
+    return where
+
+
+def _other(endpoint: str, server_key: str | None) -> tuple[str, str]:
+    return endpoint, edgebus.read_public_key(server_key) if server_key is not None else ""
