@@ -10,8 +10,8 @@ from typing import Any
 from edgebus.cli.progress import load_bar
 from edgebus.errors import ConfigError
 from sled.errors import UnknownModel
-from sled.run.serving import Loaded
 from sled.run.server import warm_up
+from sled.run.serving import Loaded
 from sled.settings import ServeSettings
 from sled.targets.catalog import find_model
 

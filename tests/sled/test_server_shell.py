@@ -191,6 +191,16 @@ def test_out_of_memory_is_halved_until_it_fits():
     assert max(sum(len(chunk.tokens) for chunk in step) for step in target.steps) <= 4
 
 
+def test_steps_that_would_run_out_of_memory_again_are_divided_beforehand():
+    target = Failing()
+    target.most_tokens = 4
+    streams = [streaming(n, max_tokens=30) for n in range(6)]
+    server = shell(target, *(opening(n) for n in range(6)), *streams)
+    assert steps(server) >= 25
+    assert all(stream.tokens == target.plain_answer(PROMPT, GREEDY, 30) for stream in streams)
+    assert 1 <= server.report().counters["out_of_memory"] <= 10
+
+
 def test_chunk_that_never_fits_is_refused_with_a_time_to_ask_again():
     target = Failing()
     target.most_tokens = 2
