@@ -17,7 +17,7 @@ from sled.errors import ServerBusy, SessionUnknown, TargetChanged
 MAX_TRIES = 10
 AVOID_S = 5.0
 AVOID_STRANGERS_S = 60.0
-"""A server that has failed is left alone for so long, while there are others; one that serves nothing of ours, longer."""
+"""A server that failed is left alone for so long, while there are others; one that serves nothing of ours, longer."""
 
 
 class Next(StrEnum):

@@ -12,7 +12,7 @@ from edgebus import Inbox, Request
 from edgebus.payloads import encode
 from sled.acceptance import Decision, RoundRows
 from sled.drain import Drain, Phase
-from sled.errors import OutOfMemory
+from sled.errors import OutOfMemory, TargetLost
 from sled.messages import Verdict
 from sled.metrics import Board, ServerReport, trimmed
 from sled.run.answers import Desk, FormShelf, PromptEncoder, ServedTarget
@@ -90,7 +90,11 @@ class TargetServer:
         self._most_tokens: float = math.inf  # in one forward, while memory is short
 
     def run(self) -> None:
-        """Serve until `stop` is called or a drain has ended. What fails costs itself, never the loop."""
+        """Serve until `stop` is called or a drain has ended. What fails costs itself, never the loop.
+
+        Raises:
+            TargetLost: the target is of no use any more; what waited has been refused, to go on elsewhere.
+        """
         busy = False
         self._preparer.start()
         try:
@@ -193,6 +197,8 @@ class TargetServer:
             started_at = self._clock()
             try:
                 decisions = self._target.verify(part.chunks, part.rounds)
+            except TargetLost:
+                raise  # `run` ends: every device goes on elsewhere
             except Exception as error:
                 parts += self._divide(part, error)
                 continue

@@ -13,7 +13,7 @@ import edgebus
 from edgebus.payloads import decode, encode
 from sled import messages
 from sled.acceptance import Decision
-from sled.errors import OutOfMemory
+from sled.errors import OutOfMemory, TargetLost
 from sled.history import History
 from sled.messages import Close, Decode, Later, Open, Opened, Trace, Traced, Verdict, Verify
 from sled.metrics import ServerReport
@@ -199,6 +199,18 @@ def test_steps_that_would_run_out_of_memory_again_are_divided_beforehand():
     assert steps(server) >= 25
     assert all(stream.tokens == target.plain_answer(PROMPT, GREEDY, 30) for stream in streams)
     assert 1 <= server.report().counters["out_of_memory"] <= 10
+
+
+def test_target_that_is_lost_ends_the_server_and_sends_devices_elsewhere():
+    class Lost(ToyTarget):
+        def verify(self, chunks, rounds):
+            raise TargetLost("a rank is gone")
+
+    round_, stream = asking(), streaming(1)
+    server = shell(Lost(), opening(), opening(1), round_, stream)
+    with pytest.raises(TargetLost):
+        server.run()
+    assert round_.refusals == stream.refusals == ["closing"]
 
 
 def test_chunk_that_never_fits_is_refused_with_a_time_to_ask_again():
