@@ -55,5 +55,9 @@ class ProtocolError(RemoteError):
     """The other side answered something that the protocol does not allow."""
 
 
+class TargetLost(LocalError):
+    """The target computes nothing any more: the server ends, and is to be started again."""
+
+
 class OutOfMemory(LocalError):
     """The target's device has no memory for this batch; a smaller one may fit."""

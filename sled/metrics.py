@@ -5,6 +5,7 @@ Pure: no sockets, clock or threads. The table of names is in docs/guide/server.m
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections import Counter, deque
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -40,10 +41,7 @@ class Histogram:
 
     def observe(self, value: float) -> None:
         """Count a value."""
-        index = 0
-        while index < len(self.bounds) and value > self.bounds[index]:
-            index += 1
-        self.counts[index] += 1
+        self.counts[bisect_left(self.bounds, value)] += 1
         self.total += value
 
 

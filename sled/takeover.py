@@ -16,7 +16,8 @@ from sled.errors import ServerBusy, SessionUnknown, TargetChanged
 
 MAX_TRIES = 10
 AVOID_S = 5.0
-"""A server that has failed is left alone for so long, while there are others."""
+AVOID_STRANGERS_S = 60.0
+"""A server that failed is left alone for so long, while there are others; one that serves nothing of ours, longer."""
 
 
 class Next(StrEnum):
@@ -53,6 +54,12 @@ def after_failure(error: Exception, *, committed: bool) -> Next:  # noqa: PLR091
         case Refused() if error.code in _FAILING:
             return Next.ELSEWHERE_ONLY
     return Next.NOWHERE
+
+
+def avoidance_s(error: Exception) -> float:
+    """How long to leave a server alone that has failed so, while there are others."""
+    strange = isinstance(error, TargetChanged) or (isinstance(error, Refused) and error.code == "unknown_service")
+    return AVOID_STRANGERS_S if strange else AVOID_S
 
 
 @dataclass(slots=True)

@@ -7,6 +7,9 @@ from dataclasses import dataclass, field
 
 from sled.messages import Traced, TracedRound
 
+Noted = tuple[int, float, float, float, int, int, int, int, int]
+"""The fields of a TracedRound, with the time of arrival by the server's clock: the cheapest there is to keep."""
+
 ROUNDS_EACH = 128
 MAX_SESSIONS = 1024
 
@@ -15,7 +18,7 @@ MAX_SESSIONS = 1024
 class _Ring:
     owner: str
     opened_at: float
-    rounds: deque[TracedRound] = field(default_factory=lambda: deque(maxlen=ROUNDS_EACH))
+    rounds: deque[Noted] = field(default_factory=lambda: deque(maxlen=ROUNDS_EACH))
     num_rounds: int = 0
 
 
@@ -39,26 +42,13 @@ class Traces:
         if len(self._rings) > self._max_sessions:
             self._rings.popitem(last=False)
 
-    def add(self, session: bytes, traced: TracedRound, *, arrived_at: float) -> None:
-        """A round was decided; its `arrived_s` is filled in from when it arrived."""
+    def add(self, session: bytes, noted: Noted) -> None:
+        """A round was decided."""
         ring = self._rings.get(session)
-        if ring is None:
-            return
-        self._rings.move_to_end(session)
-        ring.num_rounds += 1
-        ring.rounds.append(
-            TracedRound(
-                traced.base,
-                round(arrived_at - ring.opened_at, 6),
-                round(traced.queue_s, 6),
-                round(traced.step_s, 6),
-                traced.drafted,
-                traced.accepted,
-                traced.tokens,
-                traced.window_limit,
-                traced.batch,
-            )
-        )
+        if ring is not None:
+            self._rings.move_to_end(session)
+            ring.num_rounds += 1
+            ring.rounds.append(noted)
 
     def of(self, session: bytes, owner: str, last: int) -> Traced | None:
         """The last rounds of a session; None if it is not known, or not this owner's."""
@@ -66,4 +56,9 @@ class Traces:
         if ring is None or ring.owner != owner:
             return None
         rounds = list(ring.rounds)[-last:]
-        return Traced(rounds, ring.num_rounds - len(rounds))
+        return Traced([_traced(each, ring.opened_at) for each in rounds], ring.num_rounds - len(rounds))
+
+
+def _traced(noted: Noted, opened_at: float) -> TracedRound:
+    base, arrived_at, queue_s, step_s, *counts = noted
+    return TracedRound(base, round(arrived_at - opened_at, 6), round(queue_s, 6), round(step_s, 6), *counts)

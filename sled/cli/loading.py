@@ -10,8 +10,8 @@ from typing import Any
 from edgebus.cli.progress import load_bar
 from edgebus.errors import ConfigError
 from sled.errors import UnknownModel
-from sled.run.serving import Loaded
 from sled.run.server import warm_up
+from sled.run.serving import Loaded
 from sled.settings import ServeSettings
 from sled.targets.catalog import find_model
 
@@ -31,12 +31,17 @@ def load(settings: ServeSettings) -> Loaded:
     vocabulary, shape = target.vocabulary, target.shape
     forms = FormFactory(vocabulary.pieces, vocabulary.special_ids, shape.stop_ids, shape.vocab_size)
     policy = GoodputPolicy(settings.max_window)
-    return Loaded(target, form_of=forms, policy=policy, cost=policy.cost)
+    close = target.close if settings.tensor_parallel > 1 else _nothing
+    return Loaded(target, form_of=forms, policy=policy, cost=policy.cost, close=close)
 
 
 def follow(settings: ServeSettings) -> None:
     """Compute our part of a target that torchrun's processes share, for as long as the first one serves."""
-    _target(settings)  # which comes back for the first process only
+    _target(settings).follow()
+
+
+def _nothing() -> None:
+    pass
 
 
 def _target(settings: ServeSettings) -> Any:
@@ -45,17 +50,26 @@ def _target(settings: ServeSettings) -> Any:
         try:
             import torch
 
-            from sled.targets.causal_lm import load_target
+            loader = _loader(settings)
         except ModuleNotFoundError as error:
             raise UnknownModel(f"serving needs {error.name}: pip install 'edgebus[server]'") from None
         if settings.threads:
             torch.set_num_threads(settings.threads)
-        options = _options(settings, load_target)
-        target = load_target(files, progress=progress, **options)
+        target = loader(files, progress=progress, **_options(settings, loader))
     print(
         f"target {files.name} ({settings.dtype}, {torch.get_num_threads()} threads) loaded", file=sys.stderr, flush=True
     )
     return target
+
+
+def _loader(settings: ServeSettings) -> Callable[..., Any]:
+    if settings.tensor_parallel > 1:
+        from sled.targets.tensor_parallel import load_tensor_parallel
+
+        return load_tensor_parallel
+    from sled.targets.causal_lm import load_target
+
+    return load_target
 
 
 def _options(settings: ServeSettings, load_target: Callable[..., Any]) -> dict[str, Any]:
@@ -67,7 +81,6 @@ def _options(settings: ServeSettings, load_target: Callable[..., Any]) -> dict[s
         "kv_bytes": settings.num_kv_bytes,
         "attention": settings.attention,
         "page_tokens": settings.page_tokens,
-        "tensor_parallel": settings.tensor_parallel,
     }
     defaults = {name: getattr(ServeSettings(), name) for name in wanted if name != "kv_bytes"}
     taken = inspect.signature(load_target).parameters

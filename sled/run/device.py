@@ -25,7 +25,7 @@ from sled.messages import Close, Described, Opened, Trace, Traced, Verdict, Voca
 from sled.run.refusals import as_error, later
 from sled.run.servers import Servers, read_endpoints
 from sled.stats import Stats, summarise
-from sled.takeover import AVOID_S, Next, Patience, after_failure
+from sled.takeover import Next, Patience, after_failure, avoidance_s
 from sled.types import FinishReason, Sampling, Token
 from sled.vocabulary import VocabularyCache
 from sled.window import Window
@@ -98,7 +98,7 @@ class Device:
         self._node = edgebus.Node(name="sled-device", keys=own, insecure=insecure)
         try:
             self._servers = Servers(self._node, endpoints, service=service, directory=directory, timeout_s=timeout_s)
-            self.target = self._call(messages.DESCRIBE, b"", Described)
+            self.target = self._describe()
             self._vocabulary, self._vocabulary_bytes = self._load_vocabulary(cache_dir)
             self.drafter = (
                 open_drafter(drafter, self.target, threads=threads, progress=progress)
@@ -178,6 +178,21 @@ class Device:
         except edgebus.Refused as refused:
             raise as_error(refused) from None
         return _decoded(kind, reply.payload)
+
+    def _describe(self) -> Described:
+        """What the target is, from the first server that answers: a node of the directory may serve none."""
+        assert self._servers is not None
+        until = time.monotonic() + self._timeout_s
+        while True:
+            try:
+                return self._call(messages.DESCRIBE, b"", Described)
+            except edgebus.EdgebusError as error:
+                left_s = until - time.monotonic()
+                where = after_failure(error, committed=False)
+                if where is Next.NOWHERE or not self._servers.several or left_s <= 0:
+                    raise
+                if not self._servers.leave(avoidance_s(error)):
+                    time.sleep(min(_LOOK_S, left_s))
 
     def _load_vocabulary(self, cache_dir: str | Path | None) -> tuple[Vocabulary, int]:
         cache = VocabularyCache(Path(cache_dir) if cache_dir is not None else default_cache_dir())
@@ -328,7 +343,7 @@ class Stream:
         self._drop_session()
         advice = later(error)
         others = [(endpoint, key or None) for endpoint, key in advice.servers]
-        if not self._servers.leave(max(AVOID_S, advice.after_s), others):
+        if not self._servers.leave(max(avoidance_s(error), advice.after_s), others):
             if where is Next.ELSEWHERE_ONLY:
                 raise error
             time.sleep(self._patience.pause_s(advice.after_s, now=now))

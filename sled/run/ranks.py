@@ -29,5 +29,7 @@ def rank_of(environment: Mapping[str, str], num_processes: int) -> int:
             f"`torchrun --nproc-per-node {num_processes} -m sled.cli serve ...`"
         )
     if int(size) != num_processes or int(rank) >= num_processes:
-        raise ConfigError(f"torchrun started {size} processes, tensor_parallel is {num_processes}: give the same number")
+        raise ConfigError(
+            f"torchrun started {size} processes, tensor_parallel is {num_processes}: give the same number"
+        )
     return int(rank)

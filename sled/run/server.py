@@ -12,8 +12,8 @@ from edgebus import Inbox, Request
 from edgebus.payloads import encode
 from sled.acceptance import Decision, RoundRows
 from sled.drain import Drain, Phase
-from sled.errors import OutOfMemory
-from sled.messages import TracedRound, Verdict
+from sled.errors import OutOfMemory, TargetLost
+from sled.messages import Verdict
 from sled.metrics import Board, ServerReport, trimmed
 from sled.run.answers import Desk, FormShelf, PromptEncoder, ServedTarget
 from sled.run.preparing import Preparer
@@ -32,6 +32,7 @@ _IDLE_WAIT_S = 0.2
 _REQUESTS_S = 0.02
 _REPORT_EVERY_S = 0.25
 _RETRY_MEMORY_S = 1.0
+_REGAIN = 1.002
 _CLOSING = "the server is stopping; go on at another one, or here when it is back"
 
 
@@ -86,9 +87,14 @@ class TargetServer:
         self._on_report, self._reported_at = on_report, -math.inf
         self._started_at = clock()
         self._stopping = self._draining = False
+        self._most_tokens: float = math.inf  # in one forward, while memory is short
 
     def run(self) -> None:
-        """Serve until `stop` is called or a drain has ended. What fails costs itself, never the loop."""
+        """Serve until `stop` is called or a drain has ended. What fails costs itself, never the loop.
+
+        Raises:
+            TargetLost: the target is of no use any more; what waited has been refused, to go on elsewhere.
+        """
         busy = False
         self._preparer.start()
         try:
@@ -185,12 +191,18 @@ class TargetServer:
         parts = [step]
         while parts:
             part = parts.pop()
+            if len(part.chunks) > 1 and part.num_tokens > self._most_tokens:
+                parts += halves(self._machine.isolate(part))[::-1]
+                continue
             started_at = self._clock()
             try:
                 decisions = self._target.verify(part.chunks, part.rounds)
+            except TargetLost:
+                raise  # `run` ends: every device goes on elsewhere
             except Exception as error:
                 parts += self._divide(part, error)
                 continue
+            self._most_tokens *= _REGAIN
             self._give(part, decisions, started_at)
 
     def _divide(self, part: Step[Asked], error: Exception) -> list[Step[Asked]]:
@@ -200,7 +212,11 @@ class TargetServer:
         if len(part.chunks) > 1:
             log.warning("a forward failed and is divided", extra={"chunks": len(part.chunks), "why": str(error)[:200]})
             pieces = self._machine.isolate(part)
-            return (halves(pieces) if memory else pieces)[::-1]
+            if not memory:
+                return pieces[::-1]
+            # The next steps are not to fail first, each of them; what fits is found again slowly.
+            self._most_tokens = min(self._most_tokens, max(1, part.num_tokens // 2))
+            return halves(pieces)[::-1]
         if memory:
             log.warning("no memory for a chunk", extra={"tokens": len(part.chunks[0].tokens), "why": str(error)[:200]})
             for ticket in self._machine.fail(part, code="out_of_memory"):
@@ -216,7 +232,7 @@ class TargetServer:
         """Commit a step's decisions and give out its verdicts."""
         now = self._clock()
         took_s = now - started_at
-        self._board.step(sum(len(chunk.tokens) for chunk in step.chunks), step.rounds, decisions, took_s)
+        self._board.step(step.num_tokens, step.rounds, decisions, took_s)
         for answer in self._machine.complete(step, decisions, now=now, took_s=took_s):
             self._answer(answer, started_at, took_s)
 
@@ -238,10 +254,8 @@ class TargetServer:
         queued_s = max(0.0, started_at - ticket.arrived_at)
         tokens, limit = len(verdict.tokens), verdict.window_limit
         self._board.verdict(tokens, limit, queued_s, now=started_at + took_s)
-        traced = TracedRound(
-            verdict.base, 0.0, queued_s, took_s, ticket.drafted, verdict.accepted, tokens, limit, verdict.batch
-        )
-        self._traces.add(ticket.session, traced, arrived_at=ticket.arrived_at)
+        counts = (ticket.drafted, verdict.accepted, tokens, limit, verdict.batch)
+        self._traces.add(ticket.session, (verdict.base, ticket.arrived_at, queued_s, took_s, *counts))
 
     def _on_room(self, stream: Streamed) -> None:
         self._roomy.append(stream)

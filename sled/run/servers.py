@@ -5,10 +5,14 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import edgebus
-from edgebus import Link, Node, PeerUnreachable, Pool
+from edgebus import PeerUnreachable
 from sled.errors import ParameterError
+
+if TYPE_CHECKING:
+    from edgebus import Link, Node, Pool
 
 Where = tuple[str, str | None]
 """Endpoint and public key, None in plaintext."""
@@ -122,7 +126,7 @@ class Servers:
             self._pool.add(endpoint, key)
 
     def _make_pool(self) -> Pool:
-        return Pool(self._node, self._endpoints, self._service, trusted=self._trusted)
+        return edgebus.Pool(self._node, self._endpoints, self._service, trusted=self._trusted)
 
 
 def read_endpoints(

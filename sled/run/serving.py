@@ -37,13 +37,15 @@ STUCK_S = 60.0
 class Loaded(NamedTuple):
     """What is served: the target, and what goes with it.
 
-    `form_of` compiles constraints, `policy` says how many tokens a session may draft, `cost` what a forward takes.
+    `form_of` compiles constraints, `policy` says how many tokens a session may draft, `cost` what a forward takes;
+    `close` is called when the server has ended.
     """
 
     target: ServedTarget
     form_of: Callable[[Constraint], Form] | None = None
     policy: WindowPolicy | None = None
     cost: Cost | None = None
+    close: Callable[[], None] = lambda: None
 
 
 class Ready(NamedTuple):
@@ -114,6 +116,7 @@ def run_server(
         endpoint = node.bind(settings.bind)
         where = _announced_endpoints(settings, endpoint)
         loaded = load(settings)
+        stack.callback(loaded.close)
         presence: Presence | None = None
 
         def on_report(report: ServerReport) -> None:

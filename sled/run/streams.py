@@ -73,6 +73,8 @@ class Streamed(Asked):
 
     def give(self, payload: bytes, *, last: bool) -> bool:
         """Push a verdict; after the last one the stream ends. Returns False if there is no room for more now."""
+        if self._ended:
+            return True  # the machine is told with the next step
         self._held.append(payload)
         self._last = self._last or last
         return self.flush()

@@ -24,4 +24,5 @@ class Target(Protocol):
 
         Raises:
             OutOfMemory: this batch does not fit; smaller ones may.
+            TargetLost: nothing will be computed any more.
         """

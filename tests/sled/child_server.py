@@ -1,4 +1,4 @@
-"""A process that serves the toy target as `sled serve` would serve a model; settings come as JSON on the command line."""
+"""A process that serves the toy target as `sled serve` serves a model; settings come as JSON on the command line."""
 
 from __future__ import annotations
 

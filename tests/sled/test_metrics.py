@@ -90,20 +90,21 @@ def test_rates_need_two_reports_of_one_life(board):
     assert rates(report(board, 1.0), before, 2.0) == {}
 
 
-def traced(base) -> TracedRound:
-    return TracedRound(base, 0.0, 0.001, 0.02, 3, 2, 3, 4, 1)
+def noted(base, arrived_at=1.0):
+    return (base, arrived_at, 0.001, 0.02, 3, 2, 3, 4, 1)
 
 
 def test_trace_is_for_the_owner_only_and_bounded():
     traces = Traces(max_sessions=2)
     traces.opened(b"a", "ann", now=10.0)
     for base in range(ROUNDS_EACH + 5):
-        traces.add(b"a", traced(base), arrived_at=11.5)
+        traces.add(b"a", noted(base, 11.5))
     assert traces.of(b"a", "bob", 5) is None
     assert traces.of(b"b", "ann", 5) is None
     found = traces.of(b"a", "ann", 2)
     assert [each.base for each in found.rounds] == [ROUNDS_EACH + 3, ROUNDS_EACH + 4]
-    assert (found.rounds[0].arrived_s, found.earlier) == (1.5, ROUNDS_EACH + 3)
+    assert found.rounds[0] == TracedRound(ROUNDS_EACH + 3, 1.5, 0.001, 0.02, 3, 2, 3, 4, 1)
+    assert found.earlier == ROUNDS_EACH + 3
     assert decode(Traced, encode(found)) == found
     assert len(traces.of(b"a", "ann", 1000).rounds) == ROUNDS_EACH
 
@@ -111,7 +112,7 @@ def test_trace_is_for_the_owner_only_and_bounded():
 def test_trace_of_a_session_taken_up_again_goes_on_and_of_another_owner_begins_anew():
     traces = Traces(max_sessions=2)
     traces.opened(b"a", "ann", now=0.0)
-    traces.add(b"a", traced(3), arrived_at=1.0)
+    traces.add(b"a", noted(3))
     traces.opened(b"a", "ann", now=5.0)
     assert len(traces.of(b"a", "ann", 9).rounds) == 1
     traces.opened(b"a", "bob", now=5.0)
@@ -123,11 +124,11 @@ def test_longest_unused_trace_makes_room():
     traces = Traces(max_sessions=2)
     for session in (b"a", b"b"):
         traces.opened(session, "ann", now=0.0)
-    traces.add(b"a", traced(3), arrived_at=1.0)
+    traces.add(b"a", noted(3))
     traces.opened(b"c", "ann", now=0.0)
     assert traces.of(b"b", "ann", 9) is None
     assert traces.of(b"a", "ann", 9) is not None
-    traces.add(b"b", traced(3), arrived_at=1.0)  # forgotten: nothing happens
+    traces.add(b"b", noted(3))  # forgotten: nothing happens
 
 
 def test_drain_ends_with_the_last_session_or_when_its_time_is_over():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import threading
 import time
 from contextlib import ExitStack, contextmanager
@@ -9,6 +10,8 @@ from contextlib import ExitStack, contextmanager
 import pytest
 
 import edgebus
+from edgebus.directory import Directory
+from edgebus.services import Follower
 from edgebus.testing.proxy import Proxy
 from sled.errors import ServerBusy, TargetChanged
 from sled.run.announcing import Presence
@@ -188,6 +191,29 @@ def test_server_is_chosen_by_announced_load(served):
         assert committed(served, "other") >= 14
         presences["server"].withdraw()
         presences["server"].withdraw()
+
+
+def test_directory_names_a_server_that_the_device_did_not_know(served):
+    """The device knows a node that serves nothing; it passes on what a server announces."""
+    with served.serving(name="other") as endpoint:
+        key = edgebus.read_public_key(served.directory / "other" / "node.key")
+        presence = Presence(served.nodes["other"], "sled", [endpoint], max_sessions=256, target_id=b"toy")
+        own = edgebus.load_keys(served.directory / "server")
+        edgebus.add_to_allow_list(served.allow_file, served.directory / "server" / "node.key")
+        with (
+            edgebus.Node("directory", keys=own, allow=edgebus.AllowList.any()) as relay,
+            contextlib.closing(Follower(Directory(), republish=relay)) as follower,
+        ):
+            where = relay.bind("tcp://127.0.0.1:0")
+            follower.follow(relay.connect(endpoint, key), key)
+            until = time.monotonic() + 10.0
+            while not follower.directory.records():
+                follower.turn(time.monotonic())
+                assert time.monotonic() < until
+            with served.device(where, directory=True) as device:
+                assert device.generate(PROMPT, max_tokens=8).answer().tokens == right(served, Sampling(), 8)
+                assert device.server == endpoint
+        presence.withdraw()
 
 
 # -- streams that the server decodes ------------------------------------------------------------------

@@ -13,12 +13,13 @@ import edgebus
 from edgebus.payloads import decode, encode
 from sled import messages
 from sled.acceptance import Decision
-from sled.errors import OutOfMemory
+from sled.errors import OutOfMemory, TargetLost
 from sled.history import History
 from sled.messages import Close, Decode, Later, Open, Opened, Trace, Traced, Verdict, Verify
 from sled.metrics import ServerReport
 from sled.run.preparing import MAX_WAITING_EACH, Preparer
 from sled.run.server import TargetServer, warm_up
+from sled.run.streams import Streamed
 from sled.server import ServerLimits
 from sled.testing import ToyTarget
 from sled.types import Constraint, Sampling
@@ -189,6 +190,28 @@ def test_out_of_memory_is_halved_until_it_fits():
     assert [decode(Verdict, request.replies[0]).tokens for request in rounds] == [right] * 5
     assert server.report().counters["out_of_memory"] > 0
     assert max(sum(len(chunk.tokens) for chunk in step) for step in target.steps) <= 4
+
+
+def test_steps_that_would_run_out_of_memory_again_are_divided_beforehand():
+    target = Failing()
+    target.most_tokens = 4
+    streams = [streaming(n, max_tokens=30) for n in range(6)]
+    server = shell(target, *(opening(n) for n in range(6)), *streams)
+    assert steps(server) >= 25
+    assert all(stream.tokens == target.plain_answer(PROMPT, GREEDY, 30) for stream in streams)
+    assert 1 <= server.report().counters["out_of_memory"] <= 10
+
+
+def test_target_that_is_lost_ends_the_server_and_sends_devices_elsewhere():
+    class Lost(ToyTarget):
+        def verify(self, chunks, rounds):
+            raise TargetLost("a rank is gone")
+
+    round_, stream = asking(), streaming(1)
+    server = shell(Lost(), opening(), opening(1), round_, stream)
+    with pytest.raises(TargetLost):
+        server.run()
+    assert round_.refusals == stream.refusals == ["closing"]
 
 
 def test_chunk_that_never_fits_is_refused_with_a_time_to_ask_again():
@@ -425,6 +448,23 @@ def test_stream_without_room_is_not_decoded_further_and_goes_on_when_there_is_ro
     assert stream.replies == [b""]
 
 
+def test_parts_that_had_no_room_go_in_order_and_the_end_comes_after_them():
+    request, told = streaming(room=1), []
+    stream = Streamed(request, 0.0, bytes(8), told.append)
+    assert stream.give(b"1", last=False)
+    assert not stream.give(b"2", last=False)
+    assert not stream.give(b"3", last=True)
+    assert request.replies == []
+    request.make_room(1)
+    assert told == [stream]
+    assert not stream.flush()
+    request.make_room(5)
+    assert stream.flush()
+    assert (request.parts, request.replies, stream.gone) == ([b"1", b"2", b"3"], [b""], True)
+    assert stream.give(b"4", last=True)
+    assert len(request.parts) == 3
+
+
 def test_stream_that_nobody_reads_any_more_ends_and_its_session_can_be_asked_again():
     target = ToyTarget()
     stream = streaming(max_tokens=12, room=3)
@@ -507,7 +547,8 @@ def test_drain_ends_with_the_last_session():
 
 def test_drain_ends_when_its_time_is_over_and_what_waits_is_told():
     reports = []
-    server, now = drained(opening(), drain_s=5.0, on_report=reports.append)
+    server, now = drained(opening(), drain_s=5.0, on_report=lambda report: reports.append((now[0], report.phase)))
+    server._tell()
 
     class Late(FakeInbox):
         def get(self, timeout_s=None):
@@ -518,7 +559,7 @@ def test_drain_ends_when_its_time_is_over_and_what_waits_is_told():
     server.run()
     assert inbox.closed
     assert 5.0 <= now[0] <= 8.0
-    assert reports[0].phase == "draining", "told at once, so that new devices go elsewhere"
+    assert reports[:2] == [(0.0, "serving"), (0.0, "draining")], "told at once, so that new devices go elsewhere"
 
 
 def test_drain_of_no_time_ends_at_once():
