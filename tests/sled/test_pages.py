@@ -170,3 +170,15 @@ def test_no_more_pages_than_positions_need(num_tokens):
     table = PageTable(None)
     assert pool.extend(table, num_tokens)
     assert len(table.pages) == (num_tokens + 1) // 2
+
+
+def test_page_that_was_forgotten_does_not_bring_back_what_followed_it():
+    """Page numbers return, and here what followed outlives its beginning: names must not be made of them."""
+    pool = PagePool(num_pages=2, page_tokens=2)
+    whole, beginning = hold(pool, [1, 2, 3, 4]), PageTable(None)
+    pool.find(beginning, [1, 2], 2)
+    pool.release(whole)
+    pool.release(beginning, forget=True)
+    assert pool.find(PageTable(None), [1, 2, 3, 4], 4) == 0
+    hold(pool, [7, 8])
+    assert pool.find(PageTable(None), [7, 8, 3, 4], 4) == 2

@@ -6,6 +6,7 @@ import pytest
 
 from sled.acceptance import Decision
 from sled.server import Refusal, ServerLimits
+from sled.types import Terms
 from tests.sled.driving import PROMPT, SAMPLED, Driver, session_id
 
 LONG = [1 + i % 40 for i in range(41)]
@@ -42,12 +43,12 @@ def test_share_says_who_shares(share, shared):
 
 
 def test_sessions_that_come_together_compute_a_common_prompt_once():
-    driver = Driver(ServerLimits(batch_tokens=48, max_sessions_per_owner=99), page_tokens=8)
+    driver = Driver(ServerLimits(batch_tokens=200, max_sessions_per_owner=99), page_tokens=8)
     for number in range(20):
         driver.open(number, [*LONG, number + 1])
         driver.ask([*LONG, number + 1], number=number, ticket=str(number))
     assert len(driver.parts()) == 20
-    assert computed(driver) <= len(LONG) + 20 * 10  # each its last page and token
+    assert computed(driver) == len(LONG) + 1 + 19 * 2  # 40 of its 42 tokens are found by all but the first
 
 
 def test_rejected_drafts_give_their_pages_back():
@@ -118,6 +119,22 @@ def test_less_urgent_stream_gives_way_and_comes_back():
     assert driver.server.totals.evictions >= 1
     assert streamed[-8:] == driver.target.plain_answer([1] * 24, SAMPLED, 10)[-8:]
     assert ["t"] in [answer.tickets for answer in answers]
+
+
+def test_more_urgent_text_keeps_its_pages_though_its_turn_comes_later():
+    """A round is placed before a text that is behind, but what is due later takes nothing from what is due first."""
+    driver = Driver(ServerLimits(batch_tokens=48), page_tokens=4, num_pages=12)
+    driver.open(0, PROMPT, terms=Terms(rate=0.1))
+    driver.parts()
+    driver.open(1, [2] * 44, owner="you", terms=Terms(rate=100.0))
+    driver.step()
+    driver.ask([2] * 44, number=1, owner="you", ticket="urgent")
+    assert driver.server.sessions[session_id(1)].cached == 43
+    driver.ask(PROMPT, [1] * 10, number=0, ticket="later")
+    driver.server.sessions[session_id(1)].cached = 4  # as if it were in the middle of its prefill
+    driver.server._agenda.put(driver.server.sessions[session_id(1)])
+    step = driver.server.next_step(now=0.0)
+    assert [session.id for session in step.sessions] == [session_id(1)]
 
 
 def test_prompt_over_all_pages_is_too_long():
@@ -194,3 +211,14 @@ def test_forward_out_of_memory_gives_all_pages_back():
     assert [answer.tickets for part in parts[1:] for answer in driver.compute(part)] == [["1"], ["2"]]
     assert driver.server.totals.failed_steps == {"out_of_memory": 1}
     assert driver.server.gauges().pages_held == 2
+
+
+def test_evicted_session_whose_text_is_still_there_does_not_queue_behind_long_prompts():
+    driver = Driver(ServerLimits(batch_tokens=64, prefill_beside_rounds=8), page_tokens=8)
+    driver.open(0, LONG)
+    driver.parts()
+    driver.server._agenda.evict(driver.server.sessions[session_id(0)])
+    driver.open(1, [2] * 2000, owner="you")
+    driver.ask([2] * 2000, number=1, owner="you")
+    driver.ask(LONG, number=0)
+    assert driver.step()[0][1].tokens == driver.target.plain_answer(LONG, SAMPLED, 1)

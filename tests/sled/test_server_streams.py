@@ -202,3 +202,15 @@ def test_logprobs_go_along_and_are_told_again():
     assert [answer.verdict.logprobs[0].value for answer in told_first] == [-0.5, -1.5, -2.5]
     verdict = driver.ask([*PROMPT, 7])
     assert (verdict.tokens, [entry.value for entry in verdict.logprobs]) == ([8, 9], [-1.5, -2.5])
+
+
+def test_text_taken_up_further_on_during_the_streams_forward_stands():
+    """What the forward decides is for a text that is behind: the device has those tokens from elsewhere."""
+    driver = Driver()
+    right = driver.target.plain_answer(PROMPT, SAMPLED, 8)
+    driver.open()
+    driver.stream(PROMPT, max_tokens=8)
+    step = driver.server.next_step(now=0.0)
+    driver.open(answer=right[:5])
+    answers = [*driver.compute(step), *driver.parts()]
+    assert told(answers) == right
