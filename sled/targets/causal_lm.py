@@ -67,7 +67,7 @@ class CausalLMTarget:
         self._backend = backend or _backend_for(model, layers)
         self._takes_rows = "logits_to_keep" in inspect.signature(model.forward).parameters
         page_tokens = pool.page_tokens_of(model.device)
-        num_pages = pool.num_pages_of(layers, page_tokens, kv_bytes, model.device)
+        num_pages = self._agree(pool.num_pages_of(layers, page_tokens, kv_bytes, model.device))
         size, least = pool.page_bytes(layers, page_tokens), probe.num_pages(page_tokens)
         if num_pages < least:
             raise ParameterError(f"kv_bytes gives {num_pages} pages of {size} bytes; give room for {least} or more")
@@ -111,6 +111,10 @@ class CausalLMTarget:
         with torch.inference_mode():
             layout = lay_out(chunks, page_tokens=self.shape.page_tokens, num_pages=self.shape.num_pages)
             return self._forward(layout)
+
+    def _agree(self, num_pages: int) -> int:
+        """The number of pages, where several processes must have the same."""
+        return num_pages
 
     def _forward(self, layout: Layout) -> Tensor:
         device = self.model.device
@@ -158,7 +162,8 @@ def _target_id(model: Any, vocab_hash: bytes) -> bytes:
     """16 bytes that differ where the vocabulary, the arithmetic or (a sample of) the weights do."""
     digest = hashlib.blake2b(vocab_hash + str(model.dtype).encode(), digest_size=16)
     for name, weight in model.named_parameters():
-        flat = weight.detach().reshape(-1)
+        own = weight.to_local() if hasattr(weight, "to_local") else weight  # of a divided model, this rank's part
+        flat = own.detach().reshape(-1)
         sample = flat[:: max(1, flat.numel() // 997)].float().cpu().numpy()
         digest.update(name.encode() + str(tuple(weight.shape)).encode() + sample.tobytes())
     return digest.digest()
