@@ -25,7 +25,8 @@ import torch.distributed as dist
 from numpy.typing import NDArray
 from torch import Tensor
 
-from sled.errors import LocalError, ParameterError
+from edgebus import LocalError
+from sled.errors import ParameterError
 from sled.targets.attention import Backend
 from sled.targets.catalog import ModelFiles
 from sled.targets.causal_lm import CausalLMTarget

@@ -18,8 +18,8 @@ torch.set_num_threads(1)
 import transformers.distributed  # before the fork
 import transformers.models.llama.modeling_llama  # noqa: F401
 
+from edgebus import LocalError
 from sled.acceptance import RoundRows
-from sled.errors import LocalError
 from sled.targets.catalog import ModelFiles
 from sled.targets.tensor_parallel import RanksLost, load_tensor_parallel
 from sled.types import Chunk, Sampling
