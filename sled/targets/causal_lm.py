@@ -24,6 +24,7 @@ from sled.targets.catalog import ModelFiles
 from sled.targets.decide import decide
 from sled.targets.layout import Layout, lay_out
 from sled.targets.loading import load_model
+from sled.targets.packed import pack
 from sled.targets.probe import Probe, check_kind, check_windows, max_positions
 from sled.targets.text import TextCodec
 from sled.types import Chunk
@@ -117,17 +118,16 @@ class CausalLMTarget:
         return num_pages
 
     def _forward(self, layout: Layout) -> Tensor:
-        device = self.model.device
-        rows = torch.from_numpy(layout.rows).to(device)
-        keep = {"logits_to_keep": rows} if self._takes_rows else {}
+        packed = pack(layout, self.model.device)
+        keep = {"logits_to_keep": packed.rows} if self._takes_rows else {}
         logits: Tensor = self.model(
-            input_ids=torch.from_numpy(layout.tokens)[None].to(device),
-            position_ids=torch.from_numpy(layout.positions)[None].to(device),
+            input_ids=packed.tokens,
+            position_ids=packed.positions,
             use_cache=False,
-            sled_plan=self._backend.plan(layout),
+            sled_plan=self._backend.plan(layout, packed),
             **keep,
         ).logits[0]
-        return logits if keep else logits[rows]
+        return logits if keep else logits[packed.rows]
 
 
 def _backend_for(model: Any, layers: Sequence[Layer]) -> Backend:
@@ -136,7 +136,7 @@ def _backend_for(model: Any, layers: Sequence[Layer]) -> Backend:
         torch.float32,
         torch.bfloat16,
     }
-    return CpuBackend() if model.device.type == "cpu" and native else TorchBackend(model.device)
+    return CpuBackend() if model.device.type == "cpu" and native else TorchBackend()
 
 
 @contextmanager
