@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 from sled.acceptance import Decision, RoundRows
 from sled.errors import OutOfMemory, ParameterError
@@ -163,6 +164,7 @@ def _target_id(model: Any, vocab_hash: bytes) -> bytes:
     digest = hashlib.blake2b(vocab_hash + str(model.dtype).encode(), digest_size=16)
     for name, weight in model.named_parameters():
         own = weight.to_local() if hasattr(weight, "to_local") else weight  # of a divided model, this rank's part
+        own = own.dequantize() if is_traceable_wrapper_subclass(own) else own
         flat = own.detach().reshape(-1)
         sample = flat[:: max(1, flat.numel() // 997)].float().cpu().numpy()
         digest.update(name.encode() + str(tuple(weight.shape)).encode() + sample.tobytes())
