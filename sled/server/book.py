@@ -269,7 +269,7 @@ class Book(Generic[Ticket]):
         return self._told(session, base, end, agreeing(message.draft, session.history.tokens[base:end]), 0)
 
     def _can_retell(self, session: Session[Ticket], base: int) -> bool:
-        """Whether a stream may have lost what follows `base`."""
+        """Whether the device may have lost what follows `base`: it is of the last round or stream."""
         length, first = len(session.history), session.retold_from
         if first is None or not first <= base < length:
             return False

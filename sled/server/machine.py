@@ -56,6 +56,7 @@ class Server(Book[Ticket]):
             raise Refusal("session_exists", "this session id is in use for another text; choose a new random id")
         elif session.round is None and len(tokens) > len(session.history):  # the device went on elsewhere meanwhile
             session.last, session.retold_from, session.logprobs = None, None, []
+            session.history.tokens = list(session.history.tokens)  # a forward may be reading the text as it was
             self._extend_answer(session, tokens[len(session.history) :])
         self._compute_ahead(session)
         self._use(session, now)
@@ -284,7 +285,7 @@ class Server(Book[Ticket]):
         session.last = self._told(session, base, base + count, told, batch)
         session.told_at = now
         if session.stream is None:
-            session.retold_from = None
+            session.retold_from = base
         self._end_round(session)
         return [Answer(tickets, session.last)] if tickets else []
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Generic, Protocol, TypeVar
 
@@ -92,7 +92,7 @@ class Session(Generic[Ticket]):
         stops: the stop texts and how far they have been met.
         form: what the answer must look like.
         number: of its request, unique; orders what is equally due.
-        retold_from: positions from here on are told again to a stream that lost them.
+        retold_from: where the last round or stream began; from here on tokens are told again to who lost them.
     """
 
     id: bytes
@@ -153,27 +153,39 @@ class Session(Generic[Ticket]):
         tickets = list(self.round.tickets) if self.round is not None else []
         return [*tickets, self.stream.ticket] if self.stream is not None else tickets
 
-    def extend(self, tokens: Iterable[int], stop_ids: frozenset[int]) -> int:
+    def extend(self, tokens: Sequence[int], stop_ids: frozenset[int]) -> int:
         """Commit further tokens of the answer, up to where it ends; returns how many.
 
         Raises:
             ValueError: the form forbids one; those before it are committed.
         """
-        count = 0
-        for token in tokens:
-            if self.finish:
+        if self.form is not None or self.terms.stop:
+            return self._extend_watched(tokens, stop_ids)
+        count = min(len(tokens), self.max_length - len(self.history)) if not self.finish else 0
+        for index in range(count):
+            if tokens[index] in stop_ids:
+                self.finish, count = "stop", index + 1
                 break
+        self.history.extend(tokens[:count])
+        if not self.finish and len(self.history) >= self.max_length:
+            self.finish = "length"
+        return count
+
+    def _extend_watched(self, tokens: Sequence[int], stop_ids: frozenset[int]) -> int:
+        """The same token by token, so that an end does not depend on how tokens come together."""
+        for index, token in enumerate(tokens):
+            if self.finish:
+                return index
             if token in stop_ids:
                 self.finish = "stop"
             elif self.form is not None:
                 self.form.commit([token])
             self.history.extend((token,))
-            count += 1
             if self.stops.ends_with(token) or (self.form is not None and self.form.finished):
                 self.finish = "stop"
             elif not self.finish and len(self.history) >= self.max_length:
                 self.finish = "length"
-        return count
+        return len(tokens)
 
     def keep_logprobs(self, logprobs: Sequence[Logprob], *, anew: bool) -> None:
         """Remember those of the last tokens, for streams that lost them; or, anew, of these only."""

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from sled.scheduler import Promise, Queue, Share, plan
 from sled.server import ServerLimits
-from tests.sled.test_server import PROMPT, SAMPLED, Driver, session_id
+from tests.sled.driving import PROMPT, SAMPLED, Driver, session_id
 
 
 @dataclass
@@ -79,10 +79,12 @@ def test_plan_properties(ready, behind, budget, beside, cost):
     others = [share for share in shares if share.work.uncached > 32]
     if taken and cost is None:
         assert sum(share.committed for share in others) <= beside
-    if behind:
-        assert others, "a text that is behind always gets on"
     if ready:
         assert taken, "a round that waits always gets on"
+    if behind:
+        assert others, "a text that is behind always gets on"
+        floor = max(1, beside // 8)
+        assert sum(w.work.uncached + w.work.num_drafts for w in taken[:-1]) < max(1, budget - floor)
     if not behind:
         fits = [1 + work.num_drafts for work in ready]
         assert len(taken) == len(ready) or sum(fits[: len(taken) + 1]) <= budget + 32 * len(taken)

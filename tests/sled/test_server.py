@@ -6,54 +6,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sled.history import History
-from sled.messages import Open, Verdict, Verify
-from sled.server import Answer, Refusal, Server, ServerLimits
-from sled.testing import ToyTarget
+from sled.messages import Open
+from sled.server import Refusal, ServerLimits
 from sled.types import Sampling
-
-PROMPT = [5, 6, 7]
-SAMPLED = Sampling(temperature=1.0, seed=9)
-
-
-def session_id(number: int = 0) -> bytes:
-    return number.to_bytes(8, "little")
-
-
-class Driver:
-    """Runs the machine and a toy target the way the shell does."""
-
-    def __init__(self, limits: ServerLimits | None = None, **target: int) -> None:
-        self.target = ToyTarget(**target)
-        self.server: Server[str] = Server(self.target.shape, limits)
-        self.now = 0.0
-
-    def open(self, number=0, prompt=PROMPT, sampling=SAMPLED, answer=(), owner="me", now=0.0):
-        message = Open(session_id(number), sampling, list(prompt), False, list(answer))
-        return self.server.open(owner, message, prompt, now=now)
-
-    def ask(self, text, draft=(), number=0, owner="me", ticket="t", now=0.0) -> Verdict | None:
-        digest = History(text).digest(len(text))
-        return self.server.verify(owner, Verify(session_id(number), len(text), digest, list(draft)), ticket, now=now)
-
-    def compute(self, step) -> list[Answer[str]]:
-        return self.server.complete(step, self.target.verify(step.chunks, step.rounds), now=self.now)
-
-    def step(self) -> list[tuple[list[str], Verdict]]:
-        step = self.server.next_step(now=self.now)
-        answers = self.compute(step) if step else self.server.take_answers()
-        assert all(answer.refusal is None for answer in answers)
-        return [(answer.tickets, answer.verdict) for answer in answers]
-
-    def steps(self) -> list[tuple[list[str], Verdict]]:
-        for _ in range(1000):
-            if answers := self.step():
-                return answers
-        raise AssertionError("no verdict in 1000 steps")
-
-    def round(self, text, draft=(), number=0) -> Verdict:
-        """A whole round, whether it is answered at once or by a step."""
-        return self.ask(text, draft, number) or self.steps()[0][1]
+from tests.sled.driving import PROMPT, SAMPLED, Driver, session_id
 
 
 def test_round_hand_worked():

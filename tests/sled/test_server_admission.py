@@ -1,0 +1,226 @@
+"""Who is let in, who comes first, and who is told to wait for how long."""
+
+from __future__ import annotations
+
+import random
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from sled.errors import ParameterError
+from sled.server import Refusal, ServerLimits
+from sled.server.owners import Bucket, Owners
+from sled.types import Terms
+from tests.sled.driving import PROMPT, SAMPLED, Driver, session_id
+from tests.sled.test_scheduler import PerToken
+
+
+def refused(attempt) -> Refusal:
+    with pytest.raises(Refusal) as refusal:
+        attempt()
+    return refusal.value
+
+
+def test_draining_server_takes_no_new_sessions_and_finishes_the_others():
+    driver = Driver()
+    driver.open(0)
+    driver.ask(PROMPT)
+    driver.server.drain()
+    refusal = refused(lambda: driver.open(1))
+    assert refusal.code == "draining"
+    assert refusal.info > 0
+    assert not driver.server.idle
+    assert driver.steps()
+    assert driver.server.idle
+    driver.open(0)  # a retry of what is open already
+    assert driver.server.gauges().draining
+
+
+def test_busy_says_when_to_try_again():
+    driver = Driver(ServerLimits(max_waiting=2, batch_tokens=10))
+    for number in range(3):
+        driver.open(number, [number + 1] * 30)
+    driver.compute(driver.server.next_step(now=0.0), took_s=2.0)
+    driver.ask([1] * 30, number=0, now=2.0)
+    driver.ask([2] * 30, number=1, now=2.0)
+    refusal = refused(lambda: driver.ask([3] * 30, number=2, now=2.0))
+    assert refusal.code == "busy"
+    assert refusal.info == pytest.approx(2.0 * (1 + 60 // 10))  # a step takes 2 s, and 60 tokens wait
+    assert driver.ask([1] * 30, number=0, now=2.0) is None, "a retry is no further round"
+    assert refused(lambda: driver.open(9)).code == "busy"
+    assert driver.parts()
+    assert driver.ask([3] * 30, number=2, now=3.0) is None
+
+
+def test_promised_rates_are_bounded():
+    driver = Driver(ServerLimits(max_promised_rate=25.0, rate=10.0, max_rate=12.0))
+    driver.open(0)
+    driver.open(1, terms=Terms(rate=1000.0))  # gets 12
+    refusal = refused(lambda: driver.open(2))
+    assert (refusal.code, refusal.detail) == (
+        "busy", "22 of 25 tokens/s are promised, no 10 more; ask for a lower rate or wait",
+    )  # fmt: skip
+    driver.open(2, terms=Terms(rate=3.0))
+    driver.server.close("me", session_id(0))
+    driver.open(3)
+    assert driver.server.gauges().promised_rate == pytest.approx(25.0)
+
+
+def test_earliest_deadline_comes_first_hand_worked():
+    """The third session asked last, and was promised ten times the rate."""
+    driver = Driver(ServerLimits(batch_tokens=2, rate=1.0))
+    for number, rate in ((0, 0.0), (1, 2.0), (2, 20.0)):
+        driver.open(number, terms=Terms(rate=rate))
+        driver.ask(PROMPT, [1], number, ticket=str(number))
+    assert [tickets[0] for _ in range(3) for tickets, _ in driver.step()] == ["2", "1", "0"]
+
+
+def test_session_that_was_idle_for_long_does_not_push_others_back():
+    """Back after a minute it makes up for half a second: then the other one, due by then, has its turn."""
+    driver = Driver(ServerLimits(batch_tokens=1, rate=10.0), vocab_size=2000)
+    right = driver.target.plain_answer(PROMPT, SAMPLED, 30)
+    for number in range(2):
+        driver.open(number, owner=str(number))
+    driver.parts()
+    driver.now, served, done = 60.0, [], {0: 0, 1: 0}
+    driver.server.sessions[session_id(1)].promise.began_at = 60.0
+    while len(served) < 30:
+        for number in range(2):
+            text = PROMPT + right[: done[number]]
+            if driver.server.sessions[session_id(number)].round is None:
+                driver.ask(text, number=number, owner=str(number), ticket=str(number), now=driver.now)
+        for tickets, verdict in driver.step():
+            served.append(int(tickets[0]))
+            done[served[-1]] += len(verdict.tokens)
+        driver.now += 0.01
+    assert served[:5] == [0] * 5
+    assert served.index(1) <= 7
+    assert served[7:].count(1) >= 10
+
+
+@settings(max_examples=8, deadline=None)
+@given(st.integers(0, 2**32), st.booleans())
+def test_nobody_starves(seed, measured):
+    """Whatever the others ask, promised whatever rates, every round is answered within bounded time."""
+    rng = random.Random(seed)
+    limits = ServerLimits(batch_tokens=20, prefill_beside_rounds=64, max_rate=1000.0, rejected_per_s=1e9)
+    driver = Driver(limits, cost=PerToken() if measured else None, vocab_size=500, page_tokens=4, num_pages=60)
+    texts, asked = {}, {}
+    for number in range(8):
+        texts[number] = [1 + rng.randrange(40) for _ in range(rng.choice((3, 60)))]
+        driver.open(number, texts[number], owner=str(number), terms=Terms(120, (), -1, rng.choice((0.1, 10.0, 1000.0))))
+    for _ in range(200):
+        driver.now += 0.02
+        for number, text in texts.items():
+            if number not in asked and not driver.server.sessions[session_id(number)].finish and rng.random() < 0.8:
+                draft = [rng.randrange(500) for _ in range(rng.randrange(5))]
+                driver.ask(text, draft, number, owner=str(number), ticket=str(number), now=driver.now)
+                asked[number] = driver.now
+        for tickets, verdict in driver.step():
+            texts[int(tickets[0])] += verdict.tokens
+            del asked[int(tickets[0])]
+        assert all(driver.now - at < 3.0 for at in asked.values()), "150 forwards"
+
+
+def test_device_without_budget_is_not_verified_drafts_and_loses_nothing():
+    driver = Driver(ServerLimits(rejected_burst=8, rejected_per_s=4.0), vocab_size=2000)
+    right = driver.target.plain_answer(PROMPT, SAMPLED, 20)
+    driver.open(0)
+    driver.open(1, owner="you")
+    verdict = driver.round(PROMPT, [0] * 9)
+    assert (verdict.tokens, verdict.window_limit) == (right[:1], 0)
+    verdict = driver.round(PROMPT + right[:1], right[1:5])
+    assert (verdict.tokens, verdict.accepted) == (right[1:2], 0)  # cut, not refused
+    assert driver.server.totals.cut_drafts == 4
+    driver.ask(PROMPT, right[:4], 1, owner="you")
+    assert driver.steps()[0][1].tokens == right[:5]  # it is not another one's budget
+    driver.now = 1.0  # a quarter of the budget is back, and what was owed
+    driver.ask(PROMPT + right[:2], number=0, now=1.0)
+    assert driver.steps()[0][1].window_limit == 16
+
+
+def test_reopening_does_not_refill_the_budget():
+    driver = Driver(ServerLimits(rejected_burst=8, rejected_per_s=4.0))
+    driver.open(0)
+    driver.round(PROMPT, [0] * 9)
+    driver.server.close("me", session_id(0))
+    assert driver.open(1).window_limit == 0
+    assert driver.open(2, owner="you").window_limit == 16
+
+
+def test_devices_that_owe_nothing_are_forgotten():
+    owners = Owners(8, 4.0)
+    for number in range(1000):
+        owners.add_session(str(number), now=number)
+        owners[str(number)].bucket.take(9 if number == 900 else 0, now=number)
+        owners.remove_session(str(number), None)
+    assert len(owners._owners) < 200
+
+
+def test_bucket_owes_its_burst_at_most():
+    bucket = Bucket(8, 4.0)
+    bucket.take(1000, now=0.0)
+    assert bucket.shut(now=2.0)
+    assert not bucket.shut(now=3.0)
+
+
+@pytest.mark.parametrize(
+    "bad", [{"max_sessions": 0}, {"rate": 0.0}, {"batch_tokens": -1}, {"max_promised_rate": -1}, {"share": "some"}]
+)
+def test_limits_that_let_nothing_through_are_refused(bad):
+    with pytest.raises(ParameterError, match=next(iter(bad))):
+        ServerLimits(**bad)
+
+
+class Listener:
+    """Writes down what a policy is told."""
+
+    def __init__(self):
+        self.heard = []
+
+    def limit(self, session_id, now):
+        return 99
+
+    def __getattr__(self, name):
+        return lambda *args: self.heard.append((name, *args))
+
+
+def test_policy_is_told_everything_and_its_limit_is_bounded():
+    policy = Listener()
+    driver = Driver(policy=policy)
+    right = driver.target.plain_answer(PROMPT, SAMPLED, 4)
+    assert driver.open().window_limit == 16
+    driver.compute(driver.server.next_step(now=0.0), took_s=0.125)
+    driver.ask(PROMPT, [*right[:2], 49], now=0.5)
+    driver.ask(PROMPT, [*right[:2], 49], now=0.5)
+    driver.now = 1.0
+    driver.compute(driver.server.next_step(now=0.5), took_s=0.25)
+    driver.ask(PROMPT + right[:3], [], now=1.5)
+    driver.server.close("me", session_id())
+    assert policy.heard == [
+        ("opened", session_id(), 10.0),
+        ("step", 2, 0, 0, 0.125),
+        ("round", session_id(), 3, None),
+        ("verdict", session_id(), 3, 2),
+        ("step", 4, 1, 2, 0.25),
+        ("round", session_id(), 0, 0.5),
+        ("closed", session_id()),
+    ]
+
+
+def test_totals_and_gauges_hand_worked():
+    driver = Driver()
+    right = driver.target.plain_answer(PROMPT, SAMPLED, 4)
+    driver.open()
+    driver.parts()
+    driver.round(PROMPT, [*right[:2], (right[2] + 1) % 50])
+    driver.ask(PROMPT + right[:3], now=2.0)
+    totals, gauges = driver.server.totals, driver.server.gauges()
+    assert (totals.sessions, totals.rounds, totals.tokens, totals.drafted, totals.accepted) == (1, 1, 3, 3, 2)
+    assert list(totals.acceptance())[:4] == [1.0, 1.0, 0.0, 0.0]
+    assert (totals.steps, totals.step_tokens, totals.prefill_tokens) == (2, 6, 2)
+    assert (gauges.sessions, gauges.waiting_rounds, gauges.queued_tokens, gauges.pages_held) == (1, 1, 1, 1)
+    assert (gauges.kv_bytes, gauges.mean_window_limit, gauges.queue_age_s) == (64, 16.0, 0.0)
+    driver.server.next_step(now=5.0)
+    assert driver.server.gauges().queue_age_s == 3.0
