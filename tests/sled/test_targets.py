@@ -309,6 +309,21 @@ def test_damaged_weights_are_refused(tmp_path):
         load_target(find_model(str(tmp_path)))
 
 
+def test_quantised_weights_without_their_library_are_refused(tmp_path):
+    """What the model's config says of its weights is honoured, and what is missing is named."""
+    import importlib.util
+    import json
+
+    if importlib.util.find_spec("bitsandbytes"):
+        pytest.skip("bitsandbytes is here")
+    tiny("llama").save_pretrained(tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    config["quantization_config"] = {"quant_method": "bitsandbytes", "load_in_8bit": True}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    with pytest.raises(UnknownModel, match="bitsandbytes"):
+        load_target(find_model(str(tmp_path)))
+
+
 @pytest.mark.parametrize(
     ("more", "message"), [({"dtype": "int3"}, "float32, bfloat16"), ({"device": "cuda"}, "no CUDA")]
 )
