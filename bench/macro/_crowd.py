@@ -66,7 +66,9 @@ class Crowd:
 
     def __init__(self, target: Any, *, size: int, seed: int, batch_tokens: int = 256) -> None:
         self._target: Target = target
-        limits = ServerLimits(max_sessions=10_000, max_sessions_per_owner=10_000, batch_tokens=batch_tokens, **_NO_BUDGET)
+        limits = ServerLimits(
+            max_sessions=10_000, max_sessions_per_owner=10_000, batch_tokens=batch_tokens, **_NO_BUDGET
+        )
         self.server: Server[object] = Server(target.shape, limits)
         self._size, self._rng = size, np.random.default_rng(seed)
         self._vocab = target.shape.vocab_size

@@ -38,9 +38,9 @@ _TASKS = ("sorts a list", "counts words", "finds primes", "reverses a string", "
 _LANGUAGES = ("Python", "Rust", "JavaScript")
 _PLACES = ("a desert", "a space station", "an old mill", "a market", "a snowed-in train", "a garden")
 _READ = (
-    "Read this note and answer in one sentence. The harbour office opens at seven in summer and at nine in winter. Boats "
-    "longer than twelve metres need a permit, which costs forty crowns and lasts one season. Dogs are welcome on the "
-    "north pier only. The lighthouse keeper, Ms. Holm, lends out charts; bring them back within three days. {}"
+    "Read this note and answer in one sentence. The harbour office opens at seven in summer and at nine in winter. "
+    "Boats longer than twelve metres need a permit, which costs forty crowns and lasts one season. Dogs are welcome on "
+    "the north pier only. The lighthouse keeper, Ms. Holm, lends out charts; bring them back within three days. {}"
 )
 _NOTES = (
     "When does the office open in winter?",

@@ -12,6 +12,7 @@ from torch import Tensor
 from transformers import AttentionInterface
 
 from sled.targets.layout import Layout
+from sled.targets.packed import Packed
 
 PAGED, RECORDING = "sled_paged", "sled_recording"
 
@@ -40,7 +41,7 @@ class Terms(NamedTuple):
 class Backend(Protocol):
     """A way to attend over pages."""
 
-    def plan(self, layout: Layout) -> Any:
+    def plan(self, layout: Layout, packed: Packed) -> Any:
         """What `attend` needs to know of a batch, made once for all layers."""
 
     def attend(self, pool: LayerPool, query: Tensor, key: Tensor, value: Tensor, plan: Any, terms: Terms) -> Tensor:

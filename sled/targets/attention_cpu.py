@@ -12,25 +12,24 @@ from torch import Tensor
 from sled.targets.attention import LayerPool, Terms
 from sled.targets.attention_torch import write
 from sled.targets.layout import Layout
+from sled.targets.packed import Packed
 
 
 class _Plan(NamedTuple):
     layout: Layout
-    pages: Tensor
-    slots: Tensor
+    packed: Packed
 
 
 class CpuBackend:
     """`edgekernels.paged_attention` over float32 or bfloat16."""
 
-    def plan(self, layout: Layout) -> _Plan:
+    def plan(self, layout: Layout, packed: Packed) -> _Plan:
         """See `attention.Backend`."""
-        pages, slots = layout.places()
-        return _Plan(layout, torch.from_numpy(pages), torch.from_numpy(slots))
+        return _Plan(layout, packed)
 
     def attend(self, pool: LayerPool, query: Tensor, key: Tensor, value: Tensor, plan: _Plan, terms: Terms) -> Tensor:
         """See `attention.Backend`."""
-        write(pool, key, value, plan.pages, plan.slots)
+        write(pool, key, value, plan.packed)
         layout = plan.layout
         out = edgekernels.paged_attention(
             _array(query[0].transpose(0, 1).contiguous()),

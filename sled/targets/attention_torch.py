@@ -13,6 +13,7 @@ from torch.nn.functional import scaled_dot_product_attention
 
 from sled.targets.attention import LayerPool, Terms
 from sled.targets.layout import Layout
+from sled.targets.packed import Packed
 
 _ALONE = 64  # spans of so many new tokens are computed one by one: their masks would cost more than a call
 _WASTE = 1.25
@@ -31,9 +32,7 @@ class _Group(NamedTuple):
 @dataclass(slots=True)
 class _Plan:
     layout: Layout
-    device: torch.device
-    pages: Tensor  # (tokens,) where keys and values are written
-    slots: Tensor
+    packed: Packed
     groups: dict[int, list[_Group]] = field(default_factory=dict)  # by window
 
 
@@ -81,27 +80,18 @@ def _group(layout: Layout, spans: NDArray[np.int64], window: int, device: torch.
 
 
 class TorchBackend:
-    """The reference: works wherever torch does.
+    """The reference: works wherever torch does."""
 
-    Args:
-        device: of the model.
-    """
-
-    def __init__(self, device: torch.device) -> None:
-        self._device = device
-
-    def plan(self, layout: Layout) -> _Plan:
+    def plan(self, layout: Layout, packed: Packed) -> _Plan:
         """See `attention.Backend`."""
-        pages, slots = layout.places()
-        device = self._device
-        return _Plan(layout, device, torch.from_numpy(pages).to(device), torch.from_numpy(slots).to(device))
+        return _Plan(layout, packed)
 
     def attend(self, pool: LayerPool, query: Tensor, key: Tensor, value: Tensor, plan: _Plan, terms: Terms) -> Tensor:
         """See `attention.Backend`."""
-        write(pool, key, value, plan.pages, plan.slots)
+        write(pool, key, value, plan.packed)
         groups = plan.groups.get(terms.window)
         if groups is None:
-            groups = [_group(plan.layout, spans, terms.window, plan.device) for spans in _members(plan.layout)]
+            groups = [_group(plan.layout, spans, terms.window, query.device) for spans in _members(plan.layout)]
             plan.groups[terms.window] = groups
         out = query.new_empty(1, query.shape[2], query.shape[1], value.shape[-1])
         for group in groups:
@@ -109,10 +99,10 @@ class TorchBackend:
         return out
 
 
-def write(pool: LayerPool, key: Tensor, value: Tensor, pages: Tensor, slots: Tensor) -> None:
-    """Put keys and values (1, kv_heads, tokens, head_dim) into pages and slots (tokens,)."""
-    pool.keys.transpose(1, 2)[pages, slots] = key[0].transpose(0, 1)
-    pool.values.transpose(1, 2)[pages, slots] = value[0].transpose(0, 1)
+def write(pool: LayerPool, key: Tensor, value: Tensor, packed: Packed) -> None:
+    """Put keys and values (1, kv_heads, tokens, head_dim) where they belong."""
+    pool.keys.transpose(1, 2)[packed.pages, packed.slots] = key[0].transpose(0, 1)
+    pool.values.transpose(1, 2)[packed.pages, packed.slots] = value[0].transpose(0, 1)
 
 
 def attend_group(pool: LayerPool, query: Tensor, group: _Group, terms: Terms) -> Tensor:

@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 from sled.acceptance import Decision, RoundRows
 from sled.errors import OutOfMemory, ParameterError
@@ -24,6 +25,7 @@ from sled.targets.catalog import ModelFiles
 from sled.targets.decide import decide
 from sled.targets.layout import Layout, lay_out
 from sled.targets.loading import load_model
+from sled.targets.packed import pack
 from sled.targets.probe import Probe, check_kind, check_windows, max_positions
 from sled.targets.text import TextCodec
 from sled.types import Chunk
@@ -67,7 +69,7 @@ class CausalLMTarget:
         self._backend = backend or _backend_for(model, layers)
         self._takes_rows = "logits_to_keep" in inspect.signature(model.forward).parameters
         page_tokens = pool.page_tokens_of(model.device)
-        num_pages = pool.num_pages_of(layers, page_tokens, kv_bytes, model.device)
+        num_pages = self._agree(pool.num_pages_of(layers, page_tokens, kv_bytes, model.device))
         size, least = pool.page_bytes(layers, page_tokens), probe.num_pages(page_tokens)
         if num_pages < least:
             raise ParameterError(f"kv_bytes gives {num_pages} pages of {size} bytes; give room for {least} or more")
@@ -111,18 +113,21 @@ class CausalLMTarget:
             layout = lay_out(chunks, page_tokens=self.shape.page_tokens, num_pages=self.shape.num_pages)
             return self._forward(layout)
 
+    def _agree(self, num_pages: int) -> int:
+        """The number of pages, where several processes must have the same."""
+        return num_pages
+
     def _forward(self, layout: Layout) -> Tensor:
-        device = self.model.device
-        rows = torch.from_numpy(layout.rows).to(device)
-        keep = {"logits_to_keep": rows} if self._takes_rows else {}
+        packed = pack(layout, self.model.device)
+        keep = {"logits_to_keep": packed.rows} if self._takes_rows else {}
         logits: Tensor = self.model(
-            input_ids=torch.from_numpy(layout.tokens)[None].to(device),
-            position_ids=torch.from_numpy(layout.positions)[None].to(device),
+            input_ids=packed.tokens,
+            position_ids=packed.positions,
             use_cache=False,
-            sled_plan=self._backend.plan(layout),
+            sled_plan=self._backend.plan(layout, packed),
             **keep,
         ).logits[0]
-        return logits if keep else logits[rows]
+        return logits if keep else logits[packed.rows]
 
 
 def check_rounds(chunks: Sequence[Chunk], rounds: Sequence[RoundRows]) -> None:
@@ -142,7 +147,7 @@ def _backend_for(model: Any, layers: Sequence[Layer]) -> Backend:
         torch.float32,
         torch.bfloat16,
     }
-    return CpuBackend() if model.device.type == "cpu" and native else TorchBackend(model.device)
+    return CpuBackend() if model.device.type == "cpu" and native else TorchBackend()
 
 
 @contextmanager
@@ -168,7 +173,9 @@ def _target_id(model: Any, vocab_hash: bytes) -> bytes:
     """16 bytes that differ where the vocabulary, the arithmetic or (a sample of) the weights do."""
     digest = hashlib.blake2b(vocab_hash + str(model.dtype).encode(), digest_size=16)
     for name, weight in model.named_parameters():
-        flat = weight.detach().reshape(-1)
+        own = weight.to_local() if hasattr(weight, "to_local") else weight  # of a divided model, this rank's part
+        own = own.dequantize() if is_traceable_wrapper_subclass(own) else own
+        flat = own.detach().reshape(-1)
         sample = flat[:: max(1, flat.numel() // 997)].float().cpu().numpy()
         digest.update(name.encode() + str(tuple(weight.shape)).encode() + sample.tobytes())
     return digest.digest()

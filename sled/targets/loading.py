@@ -48,7 +48,7 @@ def load_model(
     model, codec = load_causal_lm(files.kind, files.path, DTYPES[dtype], progress, **more)
     if codec is None:
         raise UnknownModel(f"{files.path} has no tokenizer; a target needs tokenizer.json beside its weights")
-    if "device_mesh" in more or torch.device(device) == model.device:
+    if more or torch.device(device) == model.device:
         return model, codec
     try:
         return model.to(device), codec

@@ -97,6 +97,11 @@ class Probe:
             logits = self._model(input_ids=torch.tensor([text], device=self._model.device), use_cache=False).logits
         return np.asarray(logits[0, -_REST:].float().cpu().numpy())
 
+    def _tolerance(self) -> float:
+        """Of the largest logit; quantised products may round each batch otherwise."""
+        quantised = getattr(self._model.config, "quantization_config", None) is not None
+        return _COARSE if quantised else _TOLERANCE.get(self._model.dtype, _COARSE)
+
     def num_pages(self, page_tokens: int) -> int:
         """Pages the check needs."""
         return sum(-(-len(text) // page_tokens) for text in self._texts)
@@ -127,7 +132,7 @@ class Probe:
         error = float(np.abs(found - self._right).max() / np.abs(self._right).max())
         if not np.isfinite(self._right).all():
             raise UnknownModel(f"{kind} gives logits that are no numbers; use weights that are whole, or another dtype")
-        if not error < _TOLERANCE.get(self._model.dtype, _COARSE):
+        if not error < self._tolerance():
             raise UnknownModel(
                 f"{kind} computes something besides plain attention (batched logits are off by {error:.1%}), "
                 "which is not supported yet; use another target"

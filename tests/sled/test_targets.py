@@ -70,7 +70,7 @@ def test_probe_finds_attention_that_is_not_the_models_own(change, monkeypatch):
 
     monkeypatch.setattr(TorchBackend, "attend", wrong)
     with pytest.raises(UnknownModel, match="batched logits are off"):
-        make("gemma2", backend=TorchBackend(torch.device("cpu")))
+        make("gemma2", backend=TorchBackend())
 
 
 def test_window_that_layers_do_not_ask_for_is_refused():
@@ -309,6 +309,21 @@ def test_damaged_weights_are_refused(tmp_path):
         load_target(find_model(str(tmp_path)))
 
 
+def test_quantised_weights_without_their_library_are_refused(tmp_path):
+    """What the model's config says of its weights is honoured, and what is missing is named."""
+    import importlib.util
+    import json
+
+    if importlib.util.find_spec("bitsandbytes"):
+        pytest.skip("bitsandbytes is here")
+    tiny("llama").save_pretrained(tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    config["quantization_config"] = {"quant_method": "bitsandbytes", "load_in_8bit": True}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    with pytest.raises(UnknownModel, match="bitsandbytes"):
+        load_target(find_model(str(tmp_path)))
+
+
 @pytest.mark.parametrize(
     ("more", "message"), [({"dtype": "int3"}, "float32, bfloat16"), ({"device": "cuda"}, "no CUDA")]
 )
@@ -329,3 +344,26 @@ def test_gguf_of_another_architecture_is_refused(tmp_path):
     writer.close()
     with pytest.raises(UnknownModel, match="mamba"):
         load_target(find_model(str(tmp_path / "m.gguf")))
+
+
+def test_batch_is_brought_to_the_device_in_one_copy():
+    """By hand: spans of 3 and 1 tokens after 15 and 0 others, in pages of 16."""
+    from sled.targets.layout import lay_out
+    from sled.targets.packed import in_one_copy, pack
+
+    chunks = [Chunk(b"a", (5, 6, 7), 15, 2, (9, 4)), Chunk(b"b", (8,), 0, 1, (2,))]
+    layout = lay_out(chunks, page_tokens=16, num_pages=10)
+    there = in_one_copy(layout, torch.device("cpu"))
+    assert {name: value.tolist() for name, value in there._asdict().items()} == {
+        "tokens": [[5, 6, 7, 8]],
+        "positions": [[15, 16, 17, 0]],
+        "rows": [1, 2, 3],
+        "pages": [9, 4, 4, 2],
+        "slots": [15, 0, 1, 0],
+        "token_starts": [0, 3, 4],
+        "past": [15, 0],
+        "span_of_token": [0, 0, 0, 1],
+        "page_table": [[9, 4], [2, 0]],
+    }
+    here = pack(layout, torch.device("cpu"))
+    assert all(torch.equal(a, b) for a, b in zip(here[:5], there[:5], strict=True))

@@ -43,7 +43,7 @@ FAMILIES = {
     "cohere": ("cohere", {}),
 }
 
-BACKENDS = {"torch": lambda: TorchBackend(torch.device("cpu")), "native": CpuBackend}
+BACKENDS = {"torch": TorchBackend, "native": CpuBackend}
 
 
 def tiny(family: str, dtype: torch.dtype = torch.float32, **more):

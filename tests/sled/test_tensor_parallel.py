@@ -1,0 +1,78 @@
+"""A target divided over two processes (gloo), against the same model in one."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+torch = pytest.importorskip("torch")
+
+from sled.errors import ParameterError
+from sled.targets.causal_lm import CausalLMTarget
+from tests.sled import two_ranks
+from tests.sled.tiny_models import FakeCodec, tiny
+
+pytestmark = [pytest.mark.model, pytest.mark.net]
+
+
+def save_with_tokenizer(model, directory):
+    from tokenizers import Tokenizer, models
+    from transformers import PreTrainedTokenizerFast
+
+    words = {f"w{i}": i for i in range(97)}
+    tokenizer = Tokenizer(models.WordLevel(words, unk_token="w0"))
+    PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="w96").save_pretrained(directory)
+    model.save_pretrained(directory)
+
+
+def test_two_ranks_compute_what_one_process_does(tmp_path):
+    """Logits within rounding, the same greedy answer; a clean end; and a rank that fails ends the others."""
+    save_with_tokenizer(tiny("llama"), tmp_path)
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    root = Path(__file__).parents[2]
+    ran = subprocess.run(
+        [sys.executable, "-m", "tests.sled.two_ranks", str(tmp_path)],
+        cwd=root,
+        env={**os.environ, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    lines = [line for line in ran.stdout.splitlines() if line.startswith("RESULT ")]
+    assert lines, ran.stdout + ran.stderr
+    found = json.loads(lines[0].removeprefix("RESULT "))
+    one = CausalLMTarget(tiny("llama"), FakeCodec(), name="one", kv_bytes=1 << 20)
+    chunks = [
+        two_ranks.Chunk(b"a", tuple(two_ranks.TEXT), 0, 4, (7, 3)),
+        two_ranks.Chunk(b"b", tuple(two_ranks.TEXT[:5]), 0, 2, (5,)),
+    ]
+    right = one.logits(chunks).numpy()
+    np.testing.assert_allclose(found["logits"], right, atol=1e-5 * float(np.abs(right).max()))
+    assert found["answer"] == two_ranks.answer(one, two_ranks.TEXT[:7], 12)
+    assert found["afterwards"] == found["answer"][:2]
+    assert found["kv_heads"] == 1  # of 2
+    assert found["num_pages"] == (1 << 18) // 2048  # of the rank that has the least
+    assert "give it 3" in found["refused"]
+    assert found["lost"].startswith("RanksLost: a rank failed")
+    assert "gone" in found["lost_again"]
+    assert found["lost_after_s"] < 2 * two_ranks.TIMEOUT_S
+    assert found["follower"] == 3
+
+
+def test_without_torchrun_it_says_what_to_do(monkeypatch):
+    from sled.targets.tensor_parallel import join_ranks
+
+    for name in ("RANK", "WORLD_SIZE"):
+        monkeypatch.delenv(name, raising=False)
+    with pytest.raises(ParameterError, match="torchrun"):
+        join_ranks()

@@ -1,0 +1,92 @@
+"""Run by test_tensor_parallel.py: two ranks of one tiny model, forked; rank 0 prints what it found as JSON.
+
+The parent is rank 0, so that torch is imported once; it never starts torch's threads before the fork.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import time
+from pathlib import Path
+
+import torch
+
+torch.set_num_threads(1)
+
+import transformers.distributed  # before the fork
+import transformers.models.llama.modeling_llama  # noqa: F401
+
+from edgebus import LocalError
+from sled.acceptance import RoundRows
+from sled.targets.catalog import ModelFiles
+from sled.targets.tensor_parallel import RanksLost, load_tensor_parallel
+from sled.types import Chunk, Sampling
+
+TEXT = [5, 17, 3, 88, 41, 2, 60, 9, 33, 71, 12, 4, 90, 26, 8, 55, 19, 47, 66, 1]
+TIMEOUT_S = 8.0
+
+
+def answer(target, prompt, num_tokens):
+    """Greedy, one token a round, through `verify`."""
+    text, past = list(prompt), 0
+    for _ in range(num_tokens):
+        chunk = Chunk(b"a", tuple(text[past:]), past, 1, tuple(range(9, 9 + len(text) // 16 + 1)))
+        (decision,) = target.verify([chunk], [RoundRows([], Sampling(), len(text))])
+        past = len(text)
+        text.append(decision.next_token)
+    return text[len(prompt) :]
+
+
+def lead(directory: Path) -> dict:
+    with load_tensor_parallel(files(directory), kv_bytes=1 << 18, timeout_s=TIMEOUT_S) as target:
+        chunks = [Chunk(b"a", tuple(TEXT), 0, 4, (7, 3)), Chunk(b"b", tuple(TEXT[:5]), 0, 2, (5,))]
+        found = {
+            "kv_heads": target.model.model.layers[0].self_attn.sled_pool.keys.shape[1],
+            "num_pages": target.shape.num_pages,
+            "logits": target.logits(chunks).tolist(),
+            "answer": answer(target, TEXT[:7], 12),
+        }
+        try:
+            target.verify([Chunk(b"a", (1,), 40, 1, (7,))], [RoundRows([], Sampling(), 41)])
+        except ValueError as error:  # refused before anybody was told: the ranks go on
+            found["refused"] = str(error)
+        found["afterwards"] = answer(target, TEXT[:7], 2)
+        time.sleep(TIMEOUT_S / 2 - 1)  # idle: no longer than the ranks are told that rank 0 is there
+    with load_tensor_parallel(files(directory), kv_bytes=1 << 18, timeout_s=TIMEOUT_S) as target:
+        began = time.monotonic()
+        for name in ("lost", "lost_again"):
+            try:
+                answer(target, TEXT, 3)
+            except LocalError as error:
+                found[name] = f"{type(error).__name__}: {error}"
+        found["lost_after_s"] = time.monotonic() - began
+    return found
+
+
+def follow(directory: Path) -> int:
+    load_tensor_parallel(files(directory), kv_bytes=1 << 19, timeout_s=TIMEOUT_S).follow()
+    target = load_tensor_parallel(files(directory), kv_bytes=1 << 19, timeout_s=TIMEOUT_S)
+    target.model.model.layers[1].mlp.forward = None
+    try:
+        target.follow()
+    except RanksLost:
+        return 3
+    return 4
+
+
+def files(directory: Path) -> ModelFiles:
+    return ModelFiles("tiny", "directory", directory)
+
+
+if __name__ == "__main__":
+    model_directory = Path(sys.argv[1])
+    child = os.fork()
+    os.environ |= {"RANK": "0" if child else "1", "LOCAL_RANK": "0" if child else "1", "WORLD_SIZE": "2"}
+    if not child:
+        os._exit(follow(model_directory))
+    result = lead(model_directory)
+    result["follower"] = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    print("RESULT " + json.dumps(result), flush=True)
+    os._exit(0)
