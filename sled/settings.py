@@ -36,7 +36,7 @@ class ServeSettings(Struct, frozen=True, kw_only=True):
         max_window: drafts that a device may send per round.
         threads: of the target on CPUs; 0 lets torch decide.
         kv_bytes: memory of keys and values, as "2GiB"; "auto" takes what the target proposes.
-        page_tokens: positions in one page of keys and values.
+        page_tokens: positions in one page of keys and values; 0 takes what suits the device.
         max_sessions: sessions held.
         rate: tokens per second promised to a session that names no rate.
         share_prefixes: whose prompts share pages: all devices', those of one owner, none.
@@ -61,7 +61,7 @@ class ServeSettings(Struct, frozen=True, kw_only=True):
     max_window: Annotated[int, Meta(ge=0, le=64)] = 16
     threads: Annotated[int, Meta(ge=0, le=1024)] = 0
     kv_bytes: _Text = "auto"
-    page_tokens: Annotated[int, Meta(ge=1, le=1024)] = 16
+    page_tokens: Annotated[int, Meta(ge=0, le=1024)] = 0
     max_sessions: Annotated[int, Meta(ge=1, le=1_000_000)] = 256
     rate: Annotated[float, Meta(gt=0, le=1e6)] = 10.0
     share_prefixes: Share = "all"
@@ -129,7 +129,7 @@ def _check(settings: ServeSettings) -> None:
     if settings.num_kv_bytes is not None and settings.num_kv_bytes < 1:
         raise ConfigError(f"kv_bytes is {settings.kv_bytes!a}, give a size such as 512MiB or 2GiB, or auto")
     if settings.page_tokens & (settings.page_tokens - 1):
-        raise ConfigError(f"page_tokens is {settings.page_tokens}, give a power of two")
+        raise ConfigError(f"page_tokens is {settings.page_tokens}, give a power of two, or 0")
     if settings.dtype == "float16" and settings.device == "cpu":
         raise ConfigError("float16 has no fast arithmetic on CPUs: take bfloat16 or float32, or device cuda")
     if settings.attention == "triton" and settings.device == "cpu":

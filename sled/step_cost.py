@@ -17,7 +17,9 @@ Floats = NDArray[np.float64]
 KNOTS = np.array([1.0, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096])
 PRIOR_PER_TOKEN = 0.004  # of a one-token step; low on purpose: what was never tried is thought cheap, and so is tried
 PRIOR_WEIGHT = 0.05  # observations that the prior counts as, for each coefficient
-AGAINST_ROUNDS = 40.0  # times that for what rounds cost beyond their tokens: it is believed only where nothing else fits
+AGAINST_ROUNDS = (
+    40.0  # times that for what rounds cost beyond their tokens: it is believed only where nothing else fits
+)
 MEMORY = 64.0  # observations that a cell's mean goes back
 FADE = 0.999  # of what a cell weighs, with each observation elsewhere
 SPIKE = 0.25  # deviations beyond this share of what is known count no more than this

@@ -189,7 +189,7 @@ def _rules(demand: Demand, cost: StepCost, step_s: float) -> list[Rule]:
     """Every fixed window, and prices at several lengths of a step, that of the present plan among them."""
     num, top = len(demand.gain), demand.gain.shape[1] - 1
     rules = [Rule(0)]
-    rules += [Rule(k) for k in range(1, top + 1) if k <= 4 or k % 2 == 0 and (k <= 8 or k % 8 == 0) or k == top]
+    rules += [Rule(k) for k in range(1, top + 1) if k <= 4 or (k % 2 == 0 and (k <= 8 or k % 8 == 0)) or k == top]
     each = demand.context
     times = [cost.predict(num + demand.prefill, num, each * num)]
     half = max(1.0, num / 2.0)

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import inspect
 import sys
 from collections.abc import Callable
 from typing import Any
 
 from edgebus.cli.progress import load_bar
-from edgebus.errors import ConfigError
 from sled.errors import UnknownModel
 from sled.run.server import warm_up
 from sled.run.serving import Loaded
@@ -21,7 +19,7 @@ def load(settings: ServeSettings) -> Loaded:
 
     Raises:
         UnknownModel: no such model, or a package is missing.
-        ConfigError: a setting that the target does not take.
+        ParameterError: a setting that the target does not take.
     """
     from sled.constraint import FormFactory
     from sled.goodput import GoodputPolicy
@@ -55,7 +53,16 @@ def _target(settings: ServeSettings) -> Any:
             raise UnknownModel(f"serving needs {error.name}: pip install 'edgebus[server]'") from None
         if settings.threads:
             torch.set_num_threads(settings.threads)
-        target = loader(files, progress=progress, **_options(settings, loader))
+        target = loader(
+            files,
+            dtype=settings.dtype,
+            device=settings.device,
+            max_window=settings.max_window,
+            kv_bytes=settings.num_kv_bytes,
+            page_tokens=settings.page_tokens or None,
+            attention=settings.attention,
+            progress=progress,
+        )
     print(
         f"target {files.name} ({settings.dtype}, {torch.get_num_threads()} threads) loaded", file=sys.stderr, flush=True
     )
@@ -70,21 +77,3 @@ def _loader(settings: ServeSettings) -> Callable[..., Any]:
     from sled.targets.causal_lm import load_target
 
     return load_target
-
-
-def _options(settings: ServeSettings, load_target: Callable[..., Any]) -> dict[str, Any]:
-    """Settings as arguments of a loader; one that it does not take must have its default."""
-    wanted = {
-        "dtype": settings.dtype,
-        "device": settings.device,
-        "max_window": settings.max_window,
-        "kv_bytes": settings.num_kv_bytes,
-        "attention": settings.attention,
-        "page_tokens": settings.page_tokens,
-    }
-    defaults = {name: getattr(ServeSettings(), name) for name in wanted if name != "kv_bytes"}
-    taken = inspect.signature(load_target).parameters
-    for name, value in wanted.items():
-        if name not in taken and value != defaults.get(name):
-            raise ConfigError(f"{name} is {value!r}, which this target does not take: leave it out")
-    return {name: value for name, value in wanted.items() if name in taken}

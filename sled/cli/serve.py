@@ -64,7 +64,7 @@ def serve(
     ] = None,
     threads: Annotated[int | None, typer.Option(min=0, help="CPU threads for the target; 0 lets torch decide.")] = None,
     kv_bytes: Annotated[str | None, typer.Option(help="Memory of keys and values, e.g. 2GiB; default auto.")] = None,
-    page_tokens: Annotated[int | None, typer.Option(help="Positions in one page of it; default 16.")] = None,
+    page_tokens: Annotated[int | None, typer.Option(help="Positions in one page of it; 0 suits the device.")] = None,
     max_sessions: Annotated[int | None, typer.Option(min=1, help="Sessions held; default 256.")] = None,
     rate: Annotated[float | None, typer.Option(help="Tokens per second promised to a session; default 10.")] = None,
     share_prefixes: Annotated[

@@ -7,6 +7,7 @@ tokens of one span, against a stretch of positions, page by page, with the onlin
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -17,6 +18,7 @@ import triton.language as tl
 from sled.targets.attention import Layer, LayerPool, Terms
 from sled.targets.graphs import Batch, Pages
 from sled.targets.layout import Layout
+from sled.targets.packed import Packed
 from sled.targets.work_items import divide
 
 Tensor = Any  # torch.Tensor
@@ -200,14 +202,9 @@ class TritonBackend:
     Args:
         layers: of the model, see `pool.find_layers`.
         device: a CUDA device.
-
-    Raises:
-        ValueError: layers whose keys and values differ in width.
     """
 
-    def __init__(self, layers: list[Layer], device: Any) -> None:
-        if any(layer.key_dim != layer.value_dim for layer in layers):
-            raise ValueError("keys and values of different widths are not supported by this kernel")
+    def __init__(self, layers: Sequence[Layer], device: Any) -> None:
         self._device = device
         self.windows = tuple(sorted({layer.terms.window for layer in layers}))
         self.kv_heads = max(layer.kv_heads for layer in layers)
@@ -217,7 +214,13 @@ class TritonBackend:
         self._wanted_items = -(-2 * processors // self.kv_heads)
 
     def pack(self, layout: Layout) -> Batch:
-        """A batch with its attention divided, on the host."""
+        """A batch with its attention divided, on the host.
+
+        Raises:
+            ValueError: pages that the kernel cannot read in whole tiles.
+        """
+        if layout.page_tokens < 16 or layout.page_tokens & (layout.page_tokens - 1):
+            raise ValueError(f"page_tokens is {layout.page_tokens}; give a power of two from 16 on")
         counts = layout.num_new
         rows = max(rows_for(int(counts.max()), self._group), triton.next_power_of_2(self._group))
         work = tuple(
@@ -236,8 +239,8 @@ class TritonBackend:
         slots = (pages * layout.page_tokens + places).astype(np.int32)
         return Batch(layout.tokens, layout.positions, layout.rows, slots, layout.page_table, work, rows)
 
-    def plan(self, layout: Layout) -> Pages:
-        """The same on the device, without padding."""
+    def plan(self, layout: Layout, packed: Packed) -> Pages:
+        """The same on the device, without padding; see `attention.Backend.plan`."""
         batch = self.pack(layout)
 
         def moved(array: Any) -> Tensor:
@@ -257,7 +260,7 @@ class TritonBackend:
     def attend(self, pool: LayerPool, query: Tensor, key: Tensor, value: Tensor, plan: Pages, terms: Terms) -> Tensor:
         """See `attention.Backend.attend`."""
         which = self.windows.index(terms.window)
-        return torch.ops.sled.paged_attention(
+        out: Tensor = torch.ops.sled.paged_attention(
             _by_token(query),
             _by_token(key),
             _by_token(value),
@@ -273,7 +276,8 @@ class TritonBackend:
             terms.scale,
             terms.softcap,
             terms.window,
-        )[None]
+        )
+        return out[None]
 
 
 def _by_token(x: Tensor) -> Tensor:

@@ -18,9 +18,7 @@ from sled.errors import OutOfMemory, ParameterError
 from sled.messages import MAX_TOKENS, MAX_WINDOW, Described
 from sled.server import TargetShape
 from sled.targets import pool
-from sled.targets.attention import Backend, Layer
-from sled.targets.attention_cpu import CpuBackend
-from sled.targets.attention_torch import TorchBackend
+from sled.targets.backends import choose_backend, has_triton
 from sled.targets.catalog import ModelFiles
 from sled.targets.decide import decide
 from sled.targets.layout import Layout, lay_out
@@ -43,10 +41,12 @@ class CausalLMTarget:
         name: what devices are told.
         max_window: drafts per round that devices may send, at most 64.
         kv_bytes: memory for keys and values; None takes a share of what is free.
-        backend: how to attend; None takes the fastest there is for the device.
+        page_tokens: positions in a page; None takes what suits the device.
+        attention: how to attend, see `backends.choose_backend`.
 
     Raises:
         UnknownModel: it computes something besides plain attention.
+        ParameterError: an attention that does not run here.
         OutOfMemory: no room for `kv_bytes`.
     """
 
@@ -58,7 +58,8 @@ class CausalLMTarget:
         name: str,
         max_window: int = 16,
         kv_bytes: int | None = None,
-        backend: Backend | None = None,
+        page_tokens: int | None = None,
+        attention: str = "auto",
     ) -> None:
         assert 0 <= max_window <= MAX_WINDOW
         check_kind(model)
@@ -66,9 +67,9 @@ class CausalLMTarget:
         layers = pool.find_layers(model)
         check_windows(model, layers)
         probe = Probe(model, layers)
-        self._backend = backend or _backend_for(model, layers)
+        self._backend: Any = choose_backend(attention, model.device, layers)
         self._takes_rows = "logits_to_keep" in inspect.signature(model.forward).parameters
-        page_tokens = pool.page_tokens_of(model.device)
+        page_tokens = page_tokens or pool.page_tokens_of(model.device)
         num_pages = self._agree(pool.num_pages_of(layers, page_tokens, kv_bytes, model.device))
         size, least = pool.page_bytes(layers, page_tokens), probe.num_pages(page_tokens)
         if num_pages < least:
@@ -141,15 +142,6 @@ def check_rounds(chunks: Sequence[Chunk], rounds: Sequence[RoundRows]) -> None:
         raise ValueError(f"the chunks want {wanted} rows of logits, which are not those of the rounds")
 
 
-def _backend_for(model: Any, layers: Sequence[Layer]) -> Backend:
-    """The fastest way to attend that takes these layers."""
-    native = all(layer.key_dim == layer.value_dim for layer in layers) and {layer.like.dtype for layer in layers} <= {
-        torch.float32,
-        torch.bfloat16,
-    }
-    return CpuBackend() if model.device.type == "cpu" and native else TorchBackend()
-
-
 @contextmanager
 def memory_given_back(device: torch.device) -> Iterator[None]:
     """Turn running out of memory, which comes in several ways, into `OutOfMemory`, and free what was in the making."""
@@ -188,9 +180,11 @@ def load_target(
     device: str = "cpu",
     max_window: int = 16,
     kv_bytes: int | None = None,
+    page_tokens: int | None = None,
+    attention: str = "auto",
     progress: Callable[[float], None] | None = None,
 ) -> CausalLMTarget:
-    """Load a target from a GGUF file or a model directory.
+    """Load a target from a GGUF file or a model directory; on CUDA, with Triton, one with captured graphs.
 
     Args:
         files: from `catalog.find_model`.
@@ -198,11 +192,27 @@ def load_target(
         device: "cpu", "cuda", "cuda:1", ...
         max_window: drafts per round that devices may send.
         kv_bytes: memory for keys and values; None takes a share of what is free.
+        page_tokens: positions in a page; None takes what suits the device.
+        attention: "auto", "torch", "cpu" or "triton", see `backends.choose_backend`.
         progress: called with the share done, 0 .. 1.
 
     Raises:
         UnknownModel: the files hold no model we can load.
+        ParameterError: no such dtype, device or attention here.
         OutOfMemory: the device has no room for it.
     """
     model, codec = load_model(files, dtype=dtype, device=device, progress=progress)
-    return CausalLMTarget(model, codec, name=files.name, max_window=max_window, kv_bytes=kv_bytes)
+    kind = CausalLMTarget
+    if model.device.type == "cuda" and attention in ("auto", "triton") and has_triton():
+        from sled.targets.graphed import GraphedTarget
+
+        kind = GraphedTarget
+    return kind(
+        model,
+        codec,
+        name=files.name,
+        max_window=max_window,
+        kv_bytes=kv_bytes,
+        page_tokens=page_tokens,
+        attention=attention,
+    )

@@ -9,8 +9,6 @@ import torch
 from torch import nn
 
 from sled.acceptance import Decision, RoundRows
-from sled.targets import pool
-from sled.targets.attention_triton import TritonBackend
 from sled.targets.causal_lm import CausalLMTarget, check_rounds, memory_given_back
 from sled.targets.decide import decide
 from sled.targets.graphs import Batch, GraphedForward, Pages
@@ -32,6 +30,8 @@ class GraphedTarget(CausalLMTarget):
         name: what devices are told.
         max_window: drafts per round that devices may send.
         kv_bytes: memory for keys and values; None takes a share of what is free.
+        page_tokens: positions in a page: 16, 32, 64 or more powers of two.
+        attention: "auto" or "triton".
 
     Raises:
         UnknownModel: it computes something besides plain attention.
@@ -39,19 +39,33 @@ class GraphedTarget(CausalLMTarget):
     """
 
     def __init__(
-        self, model: Any, codec: TextCodec, *, name: str, max_window: int = 16, kv_bytes: int | None = None
+        self,
+        model: Any,
+        codec: TextCodec,
+        *,
+        name: str,
+        max_window: int = 16,
+        kv_bytes: int | None = None,
+        page_tokens: int | None = None,
+        attention: str = "triton",
     ) -> None:
-        backend = TritonBackend(pool.find_layers(model), model.device)
-        super().__init__(model, codec, name=name, max_window=max_window, kv_bytes=kv_bytes, backend=backend)
-        self._triton = backend
+        super().__init__(
+            model,
+            codec,
+            name=name,
+            max_window=max_window,
+            kv_bytes=kv_bytes,
+            page_tokens=page_tokens,
+            attention=attention,
+        )
         join_projections(model)
         _compile(model, len(self._layers))
         self.graphs = GraphedForward(
             self._compute,
             model.device,
-            kv_heads=backend.kv_heads,
-            head_dim=backend.head_dim,
-            num_windows=len(backend.windows),
+            kv_heads=self._backend.kv_heads,
+            head_dim=self._backend.head_dim,
+            num_windows=len(self._backend.windows),
             table_room=2 * self.shape.num_pages + 1024,
         )
         self._probe.check(self._captured_logits, self.shape.page_tokens)
@@ -67,7 +81,8 @@ class GraphedTarget(CausalLMTarget):
     def pack(self, chunks: Sequence[Chunk]) -> Batch:
         """Chunks as one batch on the host."""
         layout = lay_out(chunks, page_tokens=self.shape.page_tokens, num_pages=self.shape.num_pages)
-        return self._triton.pack(layout)
+        batch: Batch = self._backend.pack(layout)
+        return batch
 
     def _captured_logits(self, chunks: Sequence[Chunk]) -> Tensor:
         with torch.inference_mode():

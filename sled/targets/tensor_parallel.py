@@ -25,9 +25,7 @@ import torch.distributed as dist
 from numpy.typing import NDArray
 from torch import Tensor
 
-from edgebus import LocalError
-from sled.errors import ParameterError
-from sled.targets.attention import Backend
+from sled.errors import ParameterError, TargetLost
 from sled.targets.catalog import ModelFiles
 from sled.targets.causal_lm import CausalLMTarget
 from sled.targets.layout import Layout
@@ -38,7 +36,7 @@ _NOTHING, _BATCH, _END = range(3)
 _HEADER = 6  # kind, page_tokens, and the sizes of what follows
 
 
-class RanksLost(LocalError):
+class RanksLost(TargetLost):
     """A rank failed or did not answer in time: the target is of no use any more, start all ranks again."""
 
 
@@ -73,7 +71,7 @@ class TensorParallelTarget(CausalLMTarget):
         timeout_s: as there.
         max_window: drafts per round that devices may send, at most 64.
         kv_bytes: memory for keys and values of this rank; the rank with the least decides.
-        backend: how to attend; None takes the fastest there is for the device.
+        page_tokens, attention: see `CausalLMTarget`.
     """
 
     def __init__(
@@ -86,13 +84,22 @@ class TensorParallelTarget(CausalLMTarget):
         timeout_s: float = 600.0,
         max_window: int = 16,
         kv_bytes: int | None = None,
-        backend: Backend | None = None,
+        page_tokens: int | None = None,
+        attention: str = "auto",
     ) -> None:
         self.rank, self.num_ranks = dist.get_rank(), dist.get_world_size()
         self._group, self._leads, self._lost = group, False, False
         self._telling = threading.Lock()
         self._closing = threading.Event()
-        super().__init__(model, codec, name=name, max_window=max_window, kv_bytes=kv_bytes, backend=backend)
+        super().__init__(
+            model,
+            codec,
+            name=name,
+            max_window=max_window,
+            kv_bytes=kv_bytes,
+            page_tokens=page_tokens,
+            attention=attention,
+        )
         self._leads = self.rank == 0
         self._pulse = threading.Thread(target=self._keep_alive, args=(timeout_s / 4,), name="sled-ranks", daemon=True)
         if self._leads:
@@ -211,6 +218,8 @@ def load_tensor_parallel(
     device: str = "cpu",
     max_window: int = 16,
     kv_bytes: int | None = None,
+    page_tokens: int | None = None,
+    attention: str = "auto",
     timeout_s: float = 600.0,
     progress: Callable[[float], None] | None = None,
 ) -> TensorParallelTarget:
@@ -222,6 +231,7 @@ def load_tensor_parallel(
         device: "cpu" or "cuda"; a rank takes the GPU of its local rank.
         max_window: drafts per round that devices may send.
         kv_bytes: memory of each rank for keys and values; None takes a share of what is free.
+        page_tokens, attention: see `CausalLMTarget`.
         timeout_s: a rank that is silent for so long has failed.
         progress: called with the share done, 0 .. 1.
 
@@ -232,5 +242,13 @@ def load_tensor_parallel(
     group = join_ranks(device, timeout_s)
     model, codec = load_model(files, dtype=dtype, device=device, progress=progress, **_plan())
     return TensorParallelTarget(
-        model, codec, name=files.name, group=group, timeout_s=timeout_s, max_window=max_window, kv_bytes=kv_bytes
+        model,
+        codec,
+        name=files.name,
+        group=group,
+        timeout_s=timeout_s,
+        max_window=max_window,
+        kv_bytes=kv_bytes,
+        page_tokens=page_tokens,
+        attention=attention,
     )

@@ -1,7 +1,6 @@
 """Paged attention: every backend and level against the reference, and what an answer may depend on."""
 
 import numpy as np
-import pytest
 from edgekernels import _attention_reference as reference
 from edgekernels import paged_attention
 from hypothesis import HealthCheck, given, settings

@@ -18,7 +18,7 @@ pytestmark = pytest.mark.model
 def test_ragged_batches_with_rollback_equal_the_plain_forward(family, backend):
     """Three sessions, ragged chunks, rejected drafts overwritten: every row equals a forward over the whole text."""
     plain = tiny(family)
-    target = CausalLMTarget(tiny(family), FakeCodec(), name="tiny", kv_bytes=1 << 20, backend=BACKENDS[backend]())
+    target = CausalLMTarget(tiny(family), FakeCodec(), name="tiny", kv_bytes=1 << 20, attention=backend)
     paging = Paging(target)
     rng = np.random.default_rng(1)
     texts = [rng.integers(VOCAB, size=n).tolist() for n in (3, 30, 1)]

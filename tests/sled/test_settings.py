@@ -42,7 +42,7 @@ def test_model_beside_the_file_is_found_there(tmp_path):
         ({"kv_bytes": "much"}, "kv_bytes is 'much'"),
         ({"kv_bytes": "0"}, "kv_bytes"),
         ({"kv_bytes": "2 GiB"}, "kv_bytes"),
-        ({"page_tokens": 0}, "page_tokens"),
+        ({"page_tokens": -1}, "page_tokens"),
         ({"page_tokens": 24}, "power of two"),
         ({"max_sessions": 0}, "max_sessions"),
         ({"rate": 0.0}, "rate"),

@@ -70,7 +70,7 @@ def test_probe_finds_attention_that_is_not_the_models_own(change, monkeypatch):
 
     monkeypatch.setattr(TorchBackend, "attend", wrong)
     with pytest.raises(UnknownModel, match="batched logits are off"):
-        make("gemma2", backend=TorchBackend())
+        make("gemma2", attention="torch")
 
 
 def test_window_that_layers_do_not_ask_for_is_refused():
@@ -182,7 +182,7 @@ def test_shared_pages_are_read_by_both_sessions():
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_what_stood_in_a_page_does_not_reach_the_next_session(backend):
     """Not even what is no number."""
-    plain, target, text = tiny("gemma2"), make("gemma2", backend=BACKENDS[backend]()), text_of(20)
+    plain, target, text = tiny("gemma2"), make("gemma2", attention=backend), text_of(20)
     for layer in target.model.model.layers:
         for part in layer.self_attn.sled_pool:
             part.fill_(float("nan"))
