@@ -86,7 +86,9 @@ def _attend(  # type: ignore[no-untyped-def]
         share = tl.exp2(scores - safe_top[:, None])
         keep = tl.exp2(top - safe_top)
         total = total * keep + tl.sum(share, axis=1)
-        v = tl.load(values + base + column[:, None] * dim + d[None, :], mask=d_inside[None, :], other=0.0)
+        written = (start + column) < end  # what lies beyond may be anything, and 0 times that no number
+        mask = written[:, None] & d_inside[None, :]
+        v = tl.load(values + base + column[:, None] * dim + d[None, :], mask=mask, other=0.0)
         mean = mean * keep[:, None] + tl.dot(share.to(v.dtype), v, input_precision=precision)
         top = new_top
     mean = mean / tl.where(total == 0.0, 1.0, total)[:, None]

@@ -13,7 +13,7 @@ if not torch.cuda.is_available():
 from sled.acceptance import RoundRows
 from sled.targets.graphed import GraphedTarget
 from sled.types import Sampling
-from tests.sled.tiny_models import VOCAB, FakeCodec, Paging, tiny
+from tests.sled.tiny_models import VOCAB, FakeCodec, Paging, fill_with_nan, tiny
 
 pytestmark = [pytest.mark.model, pytest.mark.cuda]
 
@@ -26,6 +26,7 @@ def graphed(family: str, dtype=torch.float32, **more) -> GraphedTarget:
 def test_ragged_batches_with_rollback_equal_the_plain_forward(family):
     plain, target = tiny(family).cuda(), graphed(family)
     plain.set_attn_implementation("eager")
+    fill_with_nan(target)
     rng, paging = np.random.default_rng(1), Paging(target)
     texts = [rng.integers(VOCAB, size=n).tolist() for n in (3, 150, 1)]
     kept = [0, 0, 0]

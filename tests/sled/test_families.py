@@ -8,7 +8,7 @@ import pytest
 torch = pytest.importorskip("torch")
 
 from sled.targets.causal_lm import CausalLMTarget
-from tests.sled.tiny_models import BACKENDS, FAMILIES, VOCAB, FakeCodec, Paging, plain_rows, tiny
+from tests.sled.tiny_models import BACKENDS, FAMILIES, VOCAB, FakeCodec, Paging, fill_with_nan, plain_rows, tiny
 
 pytestmark = pytest.mark.model
 
@@ -19,6 +19,7 @@ def test_ragged_batches_with_rollback_equal_the_plain_forward(family, backend):
     """Three sessions, ragged chunks, rejected drafts overwritten: every row equals a forward over the whole text."""
     plain = tiny(family)
     target = CausalLMTarget(tiny(family), FakeCodec(), name="tiny", kv_bytes=1 << 20, attention=backend)
+    fill_with_nan(target)
     paging = Paging(target)
     rng = np.random.default_rng(1)
     texts = [rng.integers(VOCAB, size=n).tolist() for n in (3, 30, 1)]

@@ -88,3 +88,10 @@ class Paging:
 def plain_rows(model, text, count: int):
     """The last `count` rows of the model's own forward over a whole text."""
     return model(torch.tensor([list(text)])).logits[0, len(text) - count :].float()
+
+
+def fill_with_nan(target) -> None:
+    """Put into every page what a failed forward may have left there."""
+    for module in target.model.modules():
+        for part in getattr(module, "sled_pool", ()):
+            part.fill_(float("nan"))
