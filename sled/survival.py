@@ -14,13 +14,13 @@ from numpy.typing import NDArray
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
 
-START = 0.7  # survival of one more draft, before anything is known of any device
-PRIOR_ROUNDS = 1.5  # rounds that the belief of the population counts as where devices differ
+START, START_ROUNDS = 0.7, 16.0  # survival of one more draft, before anything is known of any device; as so many rounds
+PRIOR_ROUNDS = 4.0  # rounds that the belief of the population counts as where devices differ
 ALIKE_ROUNDS = 50.0  # and where they do not
 NEIGHBOUR_ROUNDS = 1.5  # rounds that the position before counts as
 FORGET = 0.993  # of the past, with each round
-RELAX_S = 20.0  # half-life of what is known of a session that does not draft
-HOPE = 0.7  # standard deviations that what is little known is thought better, so that it is given its chance
+RELAX_S = 10.0  # half-life of what is known of a session that does not draft
+HOPE = 1.0  # standard deviations that what is little known is thought better, so that it is given its chance
 SETTLED_ROUNDS = 100.0  # rounds after which nothing is hoped for any more
 POPULATION_ROUNDS = 400.0
 
@@ -42,8 +42,8 @@ class Survivals:
         # [0]: the draft survived; [1]: the device drafted so far
         self._tried = np.zeros((2, rows, positions))
         self._passed = np.zeros((2, rows, positions))
-        self._all_tried = np.full((2, positions), 4.0)
-        self._all_passed = np.stack([np.full(positions, 4.0 * START), np.full(positions, 4.0)])
+        self._all_tried = np.full((2, positions), START_ROUNDS)
+        self._all_passed = START_ROUNDS * np.stack([np.full(positions, START), np.ones(positions)])
 
     @property
     def rows(self) -> int:
