@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from sled.step_cost import StepCost
 from sled.survival import Survival, Survivals, ThinkTime, ThinkTimes
-from sled.window_plan import Demand, Plan, Rule, best_plan
+from sled.window_plan import Demand, Plan, Rule, best_plan, cycles
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
@@ -23,6 +23,8 @@ REPLAN_S = 0.05
 REPLAN_SHARE = 0.25  # of the active sessions that came or went since: then a plan is made at once
 AWAY = 4.0  # cycles without a verdict, after which a session is not counted as active
 STRAY_ROUNDS = 32  # once in so many rounds a session's window is another, which tells drafting time from link
+SCOUT_S, SCOUT_MAX_S = 1.0, 128.0  # from one trial of sessions that do not draft to the next, twice as long each time
+SCOUT_SHARE, SCOUT_ROUNDS = 64, 12  # one in so many sessions, for so many rounds
 MEAN_STEPS = 30.0  # steps that means of context and prefill go back
 
 
@@ -169,6 +171,8 @@ class GoodputPolicy:
         self._step_tokens, self._prefill, self._context = 0, 0.0, 0.0
         self._planned_at, self._now = -1e9, 0.0
         self._changed, self._active = 0, 0
+        self._scouts: dict[int, int] = {}  # row -> rounds at which it has seen enough
+        self._scout_at, self._scout_pause, self._drafters = SCOUT_S, SCOUT_S, 0
 
     def opened(self, session_id: bytes, rate: float = 0.0) -> None:
         """See `WindowPolicy.opened`."""
@@ -273,10 +277,12 @@ class GoodputPolicy:
 
     def _replan(self, now: float) -> None:
         self._learn()
+        if self._changed > REPLAN_SHARE * self._active:
+            self._scout_pause = SCOUT_S
         elapsed, self._planned_at, self._changed = min(now - self._planned_at, 60.0), now, 0
         rows = np.fromiter(self._rows.values(), np.int64, len(self._rows))
         limits = np.array(self._limits, np.int64)
-        self._survivals.relax(rows[limits[rows] == 0], elapsed, len(rows))
+        self._survivals.relax(rows[limits[rows] == 0], elapsed)
         z0, z1, _ = self._thinks.lines(rows)
         cycle = z0 + z1 * np.maximum(limits[rows], 0) + (4.0 * self._plan.step_s if self._plan else 1.0)
         rows = rows[now - np.array(self._seen)[rows] <= AWAY * cycle + 0.1]
@@ -287,6 +293,7 @@ class GoodputPolicy:
         present = self._plan
         if present is not None:
             held = limits[rows]
+            held[[row in self._scouts for row in rows.tolist()]] = 0
             late = held < 0
             if late.any():
                 held[late] = present.rule.windows(demand.of(np.nonzero(late)[0]))
@@ -298,6 +305,32 @@ class GoodputPolicy:
             self._plan = replace(self._plan, windows=np.zeros(len(rows), np.int64), rule=Rule(0))
         for row, window in zip(rows.tolist(), self._plan.windows.tolist(), strict=True):
             self._limits[row] = window
+        self._scout(rows, demand, self._plan, now)
+
+    def _scout(self, rows: Ints, demand: Demand, plan: Plan, now: float) -> None:
+        """Have one in so many sessions that do not draft do so for some rounds: what changed is found out by few."""
+        for row, until in list(self._scouts.items()):
+            if self._rounds[row] >= until or now >= self._scout_at or row not in self._rows.values():
+                del self._scouts[row]
+        idle = np.nonzero(plan.windows == 0)[0]
+        if now >= self._scout_at and len(idle):
+            if self._drafters == 0 < len(rows) - len(idle):
+                self._scout_pause = SCOUT_S
+            self._scout_at = now + self._scout_pause
+            self._scout_pause = min(2.0 * self._scout_pause, SCOUT_MAX_S)
+            first = self.plans % len(idle)
+            for at in idle[(first + np.arange(max(1, len(rows) // SCOUT_SHARE))) % len(idle)].tolist():
+                self._scouts[int(rows[at])] = self._rounds[rows[at]] + SCOUT_ROUNDS
+        self._drafters = len(rows) - len(idle)
+        num, context = float(len(rows)), self._context * len(rows)
+        alone = self.cost.predict(num, num, context)
+        price = (self.cost.predict(num * 1.25, num, context) - alone) / (0.25 * alone)  # what a token takes from others
+        for at in idle.tolist():
+            row = int(rows[at])
+            if row in self._scouts:
+                worth = demand.gain[at] - min(price, 0.9) * demand.width[at]
+                speed = worth / cycles(demand.think[at], plan.step_s)
+                self._limits[row] = 1 + int(np.argmax(speed[1:]))
 
     def _newcomer(self, row: int) -> int:
         if self._plan is None:
