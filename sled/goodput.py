@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from sled.step_cost import StepCost
 from sled.survival import Survival, Survivals, ThinkTime, ThinkTimes
-from sled.window_plan import Demand, Plan, Rule, best_plan, cycles
+from sled.window_plan import Demand, Plan, Rule, best_plan, cycles, trial_key
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
@@ -25,6 +25,7 @@ AWAY = 4.0  # cycles without a verdict, after which a session is not counted as 
 STRAY_ROUNDS = 32  # once in so many rounds a session's window is another, which tells drafting time from link
 SCOUT_S, SCOUT_MAX_S = 1.0, 128.0  # from one trial of sessions that do not draft to the next, twice as long each time
 SCOUT_SHARE, SCOUT_ROUNDS = 64, 12  # one in so many sessions, for so many rounds
+TRIAL_STEPS = 10
 MEAN_STEPS = 30.0  # steps that means of context and prefill go back
 
 
@@ -171,6 +172,8 @@ class GoodputPolicy:
         self._step_tokens, self._prefill, self._context = 0, 0.0, 0.0
         self._planned_at, self._now = -1e9, 0.0
         self._changed, self._active = 0, 0
+        self._tried: set[tuple[int, int]] = set()
+        self._trial, self._trial_began = (-1, -1), 0
         self._scouts: dict[int, int] = {}  # row -> rounds at which it has seen enough
         self._scout_at, self._scout_pause, self._drafters = SCOUT_S, SCOUT_S, 0
 
@@ -299,13 +302,24 @@ class GoodputPolicy:
                 held[late] = present.rule.windows(demand.of(np.nonzero(late)[0]))
             present = replace(present, windows=held)
         self.plans += 1
-        self._plan = best_plan(demand, self.cost, present)
+        self._mark_tried()
+        self._plan = best_plan(demand, self.cost, present, self._tried)
         if not self.cost.seen(len(rows), len(rows)):
             # What the server does alone must be known, not guessed: it is what no plan may fall behind.
             self._plan = replace(self._plan, windows=np.zeros(len(rows), np.int64), rule=Rule(0))
         for row, window in zip(rows.tolist(), self._plan.windows.tolist(), strict=True):
             self._limits[row] = window
         self._scout(rows, demand, self._plan, now)
+
+    def _mark_tried(self) -> None:
+        """A plan was tried once it, or one like it, was in force for some steps."""
+        if self._plan is None:
+            return
+        key = trial_key(self._plan.windows)
+        if key != self._trial:
+            self._trial, self._trial_began = key, self.cost.observations
+        elif self.cost.observations - self._trial_began >= TRIAL_STEPS:
+            self._tried.add(key)
 
     def _scout(self, rows: Ints, demand: Demand, plan: Plan, now: float) -> None:
         """Have one in so many sessions that do not draft do so for some rounds: what changed is found out by few."""

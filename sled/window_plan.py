@@ -7,6 +7,7 @@ network forward for some tens of steps.
 
 from __future__ import annotations
 
+from collections.abc import Container
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -20,6 +21,7 @@ Ints = NDArray[np.int64]
 PRICES = np.array([0.0, 0.15, 0.3, 0.45, 0.6, 0.75])  # committed tokens that one computed token must bring
 MAX_SEATS = 48  # sessions that a plan is weighed with; beyond, each stands for several
 WARM_STEPS, STEPS = 8, 28
+TRIAL = 1.08
 HYSTERESIS = 1.01  # a plan replaces the present one if it commits so much more
 BLUR = 0.25  # of a step, by which an arrival misses or catches the next one
 NOISE = 0.17  # breadth of a step's deviation, so that no plan rests on arrivals that hit a step's end exactly
@@ -100,7 +102,15 @@ def cycles(think: Floats, step_s: float, *, busy: bool = True) -> Floats:
     return np.where(think > 0.0, (whole + 1.0) * step_s, step_s)
 
 
-def best_plan(demand: Demand, cost: StepCost, present: Plan | None = None) -> Plan:
+def trial_key(windows: Ints) -> tuple[int, int]:
+    """What plans are alike for a trial: about so many sessions, about this mean window."""
+    num = len(windows)
+    return round(2.0 * float(np.log2(num))), round(2.0 * float(windows.mean()))
+
+
+def best_plan(
+    demand: Demand, cost: StepCost, present: Plan | None = None, tried: Container[tuple[int, int]] | None = None
+) -> Plan:
     """The plan that commits most, by the model.
 
     Among the plans are window 0 for all and every fixed window, so none of these is expected to do better.
@@ -110,6 +120,8 @@ def best_plan(demand: Demand, cost: StepCost, present: Plan | None = None) -> Pl
         cost: of steps.
         present: the plan that holds, its windows in the order of these sessions; it stays unless another is better by
             the hysteresis.
+        tried: keys of plans that were in force already; others are thought `TRIAL` better, so that each that may be
+            best is tried once, and its steps are measured. None tries nothing.
     """
     top = demand.gain.shape[1] - 1
     rules = _rules(demand, cost, present.step_s if present else 0.0)
@@ -131,9 +143,14 @@ def best_plan(demand: Demand, cost: StepCost, present: Plan | None = None) -> Pl
             chosen.append(windows)
             origin.append(rule)
     goodput, step_s = roll_forward(np.stack(chosen), sample, weight, cost)
-    best = int(np.argmax(goodput))
-    kept = origin[0] is None
-    if kept and goodput[best] < goodput[0] * HYSTERESIS:
+    hoped = goodput
+    if tried is not None:
+        num = len(demand.gain)
+        means = np.stack(chosen).mean(axis=1).tolist()
+        keys = [(round(2.0 * float(np.log2(num))), round(2.0 * mean)) for mean in means]
+        hoped = goodput * np.array([1.0 if key in tried else TRIAL for key in keys])
+    best = int(np.argmax(hoped))
+    if origin[0] is None and hoped[best] < hoped[0] * HYSTERESIS:
         best = 0
     rule = origin[best]
     if rule is None:
