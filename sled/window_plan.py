@@ -7,7 +7,8 @@ network forward for some tens of steps.
 
 from __future__ import annotations
 
-from collections.abc import Container
+import math
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -17,6 +18,7 @@ from sled.step_cost import StepCost
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
+Kind = tuple[int, int, int]
 
 PRICES = np.array([0.0, 0.15, 0.3, 0.45, 0.6, 0.75])  # committed tokens that one computed token must bring
 MAX_SEATS = 48  # sessions that a plan is weighed with; beyond, each stands for several
@@ -102,14 +104,15 @@ def cycles(think: Floats, step_s: float, *, busy: bool = True) -> Floats:
     return np.where(think > 0.0, (whole + 1.0) * step_s, step_s)
 
 
-def trial_key(windows: Ints) -> tuple[int, int]:
-    """What plans are alike for a trial: about so many sessions, about this mean window."""
-    num = len(windows)
-    return round(2.0 * float(np.log2(num))), round(2.0 * float(windows.mean()))
+def kinds(windows: Ints) -> list[Kind]:
+    """For plans (plans, n): about how many sessions, about which mean window, about which share decoded by the server."""
+    size = round(2.0 * float(np.log2(windows.shape[1])))
+    means, alone = windows.mean(axis=1).tolist(), (windows == 0).mean(axis=1).tolist()
+    return [(size, round(2.0 * mean), math.ceil(4.0 * share)) for mean, share in zip(means, alone, strict=True)]
 
 
 def best_plan(
-    demand: Demand, cost: StepCost, present: Plan | None = None, tried: Container[tuple[int, int]] | None = None
+    demand: Demand, cost: StepCost, present: Plan | None = None, known: Mapping[Kind, float] | None = None
 ) -> Plan:
     """The plan that commits most, by the model.
 
@@ -120,8 +123,8 @@ def best_plan(
         cost: of steps.
         present: the plan that holds, its windows in the order of these sessions; it stays unless another is better by
             the hysteresis.
-        tried: keys of plans that were in force already; others are thought `TRIAL` better, so that each that may be
-            best is tried once, and its steps are measured. None tries nothing.
+        known: for kinds of plans that were in force, what they committed in parts of what the model says. A kind that
+            never was is thought `TRIAL` better, so that each that may be best is tried once. None tries nothing.
     """
     top = demand.gain.shape[1] - 1
     rules = _rules(demand, cost, present.step_s if present else 0.0)
@@ -144,11 +147,9 @@ def best_plan(
             origin.append(rule)
     goodput, step_s = roll_forward(np.stack(chosen), sample, weight, cost)
     hoped = goodput
-    if tried is not None:
-        num = len(demand.gain)
-        means = np.stack(chosen).mean(axis=1).tolist()
-        keys = [(round(2.0 * float(np.log2(num))), round(2.0 * mean)) for mean in means]
-        hoped = goodput * np.array([1.0 if key in tried else TRIAL for key in keys])
+    if known is not None:
+        size = round(2.0 * float(np.log2(len(demand.gain))))
+        hoped = goodput * np.array([known.get((size, *kind[1:]), TRIAL) for kind in kinds(np.stack(chosen))])
     best = int(np.argmax(hoped))
     if origin[0] is None and hoped[best] < hoped[0] * HYSTERESIS:
         best = 0
