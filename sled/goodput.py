@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from sled.step_cost import StepCost
 from sled.survival import Survival, Survivals, ThinkTime, ThinkTimes
-from sled.window_plan import Demand, Plan, Rule, best_plan
+from sled.window_plan import Demand, Kind, Plan, Rule, best_plan, cycles, kinds
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
@@ -23,6 +23,10 @@ REPLAN_S = 0.05
 REPLAN_SHARE = 0.25  # of the active sessions that came or went since: then a plan is made at once
 AWAY = 4.0  # cycles without a verdict, after which a session is not counted as active
 STRAY_ROUNDS = 32  # once in so many rounds a session's window is another, which tells drafting time from link
+SCOUT_S, SCOUT_MAX_S = 1.0, 128.0  # from one trial of sessions that do not draft to the next, twice as long each time
+SCOUT_SHARE, SCOUT_ROUNDS = 64, 12  # one in so many sessions, for so many rounds
+SETTLE_STEPS, TRIAL_STEPS, TRIAL_MEMORY = 4, 10, 60.0  # of a plan: not counted, enough to be known by, remembered
+TRIAL_OLD_S = 120.0  # after which it is tried again
 MEAN_STEPS = 30.0  # steps that means of context and prefill go back
 
 
@@ -137,6 +141,14 @@ def _demand(
     return Demand(np.cumsum(survive, axis=1), width, think, rate, prefill, context, deviation)
 
 
+@dataclass(slots=True)
+class _Trial:
+    committed: float = 0.0
+    expected: float = 0.0
+    steps: float = 0.0
+    at: float = 0.0
+
+
 class GoodputPolicy:
     """Learns what steps, drafts and devices are like, and gives every session its window limit.
 
@@ -162,13 +174,19 @@ class GoodputPolicy:
         self._told: list[int] = []  # by row: what the device was told
         self._seen: list[float] = []  # by row: when its limit was last asked for
         self._rates: list[float] = []
-        self._rounds: list[int] = []
+        self._rounds: list[int] = []  # by row: rounds with drafts
+        self._decided: list[int] = []  # by row: rounds since the last plan
         self._plan: Plan | None = None
         self._verdicts: list[tuple[int, int, int, int]] = []  # row, drafted, accepted, limit
         self._thought: list[tuple[int, float, float]] = []  # row, drafted, seconds
         self._step_tokens, self._prefill, self._context = 0, 0.0, 0.0
         self._planned_at, self._now = -1e9, 0.0
         self._changed, self._active = 0, 0
+        self._trials: dict[Kind, _Trial] = {}
+        self._kind: Kind = (-1, -1, -1)
+        self._kind_since, self._weighed_at = 0, 0
+        self._scouts: dict[int, int] = {}  # row -> rounds at which it has seen enough
+        self._scout_at, self._scout_pause, self._drafters = SCOUT_S, SCOUT_S, 0
 
     def opened(self, session_id: bytes, rate: float = 0.0) -> None:
         """See `WindowPolicy.opened`."""
@@ -179,7 +197,7 @@ class GoodputPolicy:
             self._survivals.reset(row)
             self._thinks.reset(row)
             self._limits[row] = self._told[row] = -1
-            self._rounds[row] = 0
+            self._rounds[row] = self._decided[row] = 0
             self._changed += 1
         self._rates[row] = rate
         self._seen[row] = self._now
@@ -194,7 +212,10 @@ class GoodputPolicy:
         """See `WindowPolicy.verdict`."""
         self._step_tokens += drafted + 1
         row = self._rows.get(session_id)
-        if row is not None and drafted > 0:
+        if row is None:
+            return
+        self._decided[row] += 1
+        if drafted > 0:
             self._verdicts.append((row, drafted, accepted, self._told[row]))
             self._rounds[row] += 1
 
@@ -243,7 +264,7 @@ class GoodputPolicy:
         if row >= self._survivals.rows:
             self._survivals.grow(max(16, row * 2))
             self._thinks.grow(max(16, row * 2))
-        for table in (self._limits, self._told, self._rounds):
+        for table in (self._limits, self._told, self._rounds, self._decided):
             table.append(-1)
         self._seen.append(0.0)
         self._rates.append(0.0)
@@ -273,10 +294,12 @@ class GoodputPolicy:
 
     def _replan(self, now: float) -> None:
         self._learn()
+        if self._changed > REPLAN_SHARE * self._active:
+            self._scout_pause = SCOUT_S
         elapsed, self._planned_at, self._changed = min(now - self._planned_at, 60.0), now, 0
         rows = np.fromiter(self._rows.values(), np.int64, len(self._rows))
         limits = np.array(self._limits, np.int64)
-        self._survivals.relax(rows[limits[rows] == 0], elapsed, len(rows))
+        self._survivals.relax(rows[limits[rows] == 0], elapsed)
         z0, z1, _ = self._thinks.lines(rows)
         cycle = z0 + z1 * np.maximum(limits[rows], 0) + (4.0 * self._plan.step_s if self._plan else 1.0)
         rows = rows[now - np.array(self._seen)[rows] <= AWAY * cycle + 0.1]
@@ -284,20 +307,84 @@ class GoodputPolicy:
         if not len(rows) or self.max_window == 0:
             return
         demand = self._demand_of(rows)
+        self._weigh(rows, demand, now, elapsed)
         present = self._plan
         if present is not None:
             held = limits[rows]
+            held[[row in self._scouts for row in rows.tolist()]] = 0
             late = held < 0
             if late.any():
                 held[late] = present.rule.windows(demand.of(np.nonzero(late)[0]))
             present = replace(present, windows=held)
         self.plans += 1
-        self._plan = best_plan(demand, self.cost, present)
+        self._plan = best_plan(demand, self.cost, present, self._known(now))
         if not self.cost.seen(len(rows), len(rows)):
             # What the server does alone must be known, not guessed: it is what no plan may fall behind.
             self._plan = replace(self._plan, windows=np.zeros(len(rows), np.int64), rule=Rule(0))
         for row, window in zip(rows.tolist(), self._plan.windows.tolist(), strict=True):
             self._limits[row] = window
+        self._scout(rows, demand, self._plan, now)
+
+    def _weigh(self, rows: Ints, demand: Demand, now: float, elapsed: float) -> None:
+        """Hold what the present plan commits against what the model says of it.
+
+        Both count rounds with the same belief of what a round commits, so chance in acceptance does not matter: what is
+        compared is how often rounds come round. A batch server with thinking devices can settle in more than one rhythm.
+        """
+        rounds = np.array(self._decided, np.float64)[rows]
+        self._decided = [0] * len(self._decided)
+        steps, self._weighed_at = self.cost.observations - self._weighed_at, self.cost.observations
+        if self._plan is None:
+            return
+        windows = np.maximum(np.array(self._limits, np.int64)[rows], 0)
+        (kind,) = kinds(windows[None])
+        if kind != self._kind:
+            self._kind, self._kind_since = kind, self.cost.observations
+        if self.cost.observations - self._kind_since < SETTLE_STEPS:
+            return
+        committed = float(rounds @ demand.gain[np.arange(len(rows)), windows])
+        expected = self._plan.goodput * elapsed
+        trial = self._trials.get(kind)
+        if trial is None or now - trial.at > TRIAL_OLD_S:
+            trial = self._trials[kind] = _Trial()
+        fade = max(0.0, 1.0 - steps / TRIAL_MEMORY)
+        trial.committed = trial.committed * fade + committed
+        trial.expected = trial.expected * fade + expected
+        trial.steps = trial.steps * fade + steps
+        trial.at = now
+
+    def _known(self, now: float) -> dict[Kind, float]:
+        """Committed in parts of expected, of the kinds of plans that were in force for long enough, and lately."""
+        return {
+            kind: float(np.clip(trial.committed / trial.expected, 0.5, 1.5))
+            for kind, trial in self._trials.items()
+            if trial.steps >= TRIAL_STEPS and now - trial.at <= TRIAL_OLD_S and trial.expected > 0.0
+        }
+
+    def _scout(self, rows: Ints, demand: Demand, plan: Plan, now: float) -> None:
+        """Have one in so many sessions that do not draft do so for some rounds: what changed is found out by few."""
+        for row, until in list(self._scouts.items()):
+            if self._rounds[row] >= until or now >= self._scout_at or row not in self._rows.values():
+                del self._scouts[row]
+        idle = np.nonzero(plan.windows == 0)[0]
+        if now >= self._scout_at and len(idle):
+            if self._drafters == 0 < len(rows) - len(idle):
+                self._scout_pause = SCOUT_S
+            self._scout_at = now + self._scout_pause
+            self._scout_pause = min(2.0 * self._scout_pause, SCOUT_MAX_S)
+            first = self.plans % len(idle)
+            for at in idle[(first + np.arange(max(1, len(rows) // SCOUT_SHARE))) % len(idle)].tolist():
+                self._scouts[int(rows[at])] = self._rounds[rows[at]] + SCOUT_ROUNDS
+        self._drafters = len(rows) - len(idle)
+        num, context = float(len(rows)), self._context * len(rows)
+        alone = self.cost.predict(num, num, context)
+        price = (self.cost.predict(num * 1.25, num, context) - alone) / (0.25 * alone)  # what a token takes from others
+        for at in idle.tolist():
+            row = int(rows[at])
+            if row in self._scouts:
+                worth = demand.gain[at] - min(price, 0.9) * demand.width[at]
+                speed = worth / cycles(demand.think[at], plan.step_s)
+                self._limits[row] = 1 + int(np.argmax(speed[1:]))
 
     def _newcomer(self, row: int) -> int:
         if self._plan is None:

@@ -59,9 +59,9 @@ class StepCost:
 
     def __init__(self) -> None:
         self._cells: dict[tuple[int, int], int] = {}
+        self._counts: dict[tuple[int, int], int] = {}
         self._means = np.zeros((0, 4))  # tokens, rounds, context, seconds
         self._weights = np.zeros(0)
-        self._first: list[float] = []
         self._stale = False
         self._solution = np.zeros(_NUM)
         self._at_knots = np.zeros(len(KNOTS))
@@ -69,11 +69,6 @@ class StepCost:
         self._values: list[float] = []
         self._coefficients: list[float] = []
         self.observations = 0
-
-    @property
-    def known(self) -> bool:
-        """Whether a step was observed at all."""
-        return self.observations > 0
 
     def observe(self, tokens: int, rounds: int, context: int, took_s: float) -> None:
         """Learn from a step.
@@ -88,6 +83,7 @@ class StepCost:
             return
         self.observations += 1
         key = _cell(tokens, rounds)
+        self._counts[key] = self._counts.get(key, 0) + 1
         index = self._cells.get(key)
         if index is None:
             index = self._cells[key] = len(self._cells)
@@ -110,10 +106,9 @@ class StepCost:
         self._weights[index] = min(weight + 1.0, MEMORY)
         self._stale = True
 
-    def seen(self, tokens: int, rounds: int, times: float = 3.0) -> bool:
-        """Whether steps about like this were observed lately, so many times."""
-        index = self._cells.get(_cell(tokens, rounds))
-        return index is not None and bool(self._weights[index] >= times * 0.9)
+    def seen(self, tokens: int, rounds: int, times: int = 3) -> bool:
+        """Whether steps about like this were observed so many times."""
+        return self._counts.get(_cell(tokens, rounds), 0) >= times
 
     def predict(self, tokens: float, rounds: float, context: float = 0.0) -> float:
         """Seconds of a step; never falls when one of the three rises.

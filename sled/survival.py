@@ -14,13 +14,13 @@ from numpy.typing import NDArray
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
 
-START = 0.7  # survival of one more draft, before anything is known of any device
-PRIOR_ROUNDS = 1.5  # rounds that the belief of the population counts as where devices differ
+START, START_ROUNDS = 0.7, 16.0  # survival of one more draft, before anything is known of any device; as so many rounds
+PRIOR_ROUNDS = 4.0  # rounds that the belief of the population counts as where devices differ
 ALIKE_ROUNDS = 50.0  # and where they do not
 NEIGHBOUR_ROUNDS = 1.5  # rounds that the position before counts as
 FORGET = 0.993  # of the past, with each round
 RELAX_S = 20.0  # half-life of what is known of a session that does not draft
-HOPE = 0.7  # standard deviations that what is little known is thought better, so that it is given its chance
+HOPE = 1.0  # standard deviations that what is little known is thought better, so that it is given its chance
 SETTLED_ROUNDS = 100.0  # rounds after which nothing is hoped for any more
 POPULATION_ROUNDS = 400.0
 
@@ -42,8 +42,9 @@ class Survivals:
         # [0]: the draft survived; [1]: the device drafted so far
         self._tried = np.zeros((2, rows, positions))
         self._passed = np.zeros((2, rows, positions))
-        self._all_tried = np.full((2, positions), 4.0)
-        self._all_passed = np.stack([np.full(positions, 4.0 * START), np.full(positions, 4.0)])
+        self._told = np.zeros(rows)  # rounds heard of, which nothing makes unheard
+        self._all_tried = np.full((2, positions), START_ROUNDS)
+        self._all_passed = START_ROUNDS * np.stack([np.full(positions, START), np.ones(positions)])
 
     @property
     def rows(self) -> int:
@@ -57,11 +58,13 @@ class Survivals:
             empty = np.zeros((2, more, self.positions))
             self._tried = np.concatenate([self._tried, empty], axis=1)
             self._passed = np.concatenate([self._passed, empty], axis=1)
+            self._told = np.concatenate([self._told, np.zeros(more)])
 
     def reset(self, row: int) -> None:
         """A new session takes this row: only what is known of all remains."""
         self._tried[:, row] = 0.0
         self._passed[:, row] = 0.0
+        self._told[row] = 0.0
 
     def observe(self, rows: Ints, drafted: Ints, accepted: Ints, limits: Ints) -> None:
         """Learn from rounds; several of one row are fine.
@@ -78,6 +81,7 @@ class Survivals:
         tried = np.stack([(at <= accepted) & (at < limits), (at <= drafted) & (at < limits)]).astype(np.float64)
         passed = np.stack([at < accepted, at < drafted]).astype(np.float64)
         counts = np.bincount(rows, minlength=self._tried.shape[1])
+        self._told += counts
         fade = FORGET**counts
         self._tried *= fade[:, None]
         self._passed *= fade[:, None]
@@ -87,20 +91,16 @@ class Survivals:
         self._all_tried = np.maximum(self._all_tried * fade_all, 0.0) + tried.sum(axis=1)
         self._all_passed = self._all_passed * fade_all + passed.sum(axis=1)
 
-    def relax(self, rows: Ints, elapsed_s: float, sessions: int) -> None:
-        """Let what is known of sessions that do not draft fade, so that they are tried again.
+    def relax(self, rows: Ints, elapsed_s: float) -> None:
+        """Let what is known of sessions that do not draft fade towards the population's, so that they are tried again.
 
         Args:
             rows: the sessions.
             elapsed_s: since this was last done.
-            sessions: how many there are: if none of them drafts, what is known of all fades too.
         """
         fade = 0.5 ** (elapsed_s / RELAX_S)
         self._tried[:, rows] *= fade
         self._passed[:, rows] *= fade
-        if len(rows) and len(rows) >= sessions:
-            self._all_tried *= fade
-            self._all_passed *= fade
 
     def curves(self, rows: Ints) -> tuple[Floats, Floats]:
         """For each row and i = 0 .. positions: P(the first i survive), and P(the device drafts at least i)."""
@@ -111,9 +111,8 @@ class Survivals:
         before = prior[:, None, 0]
         for i in range(self.positions):
             known = passed[:, :, i] + shared[:, None] * prior[:, None, i] + NEIGHBOUR_ROUNDS * before
-            rounds = tried[:, :, i] + shared[:, None] + NEIGHBOUR_ROUNDS
-            before = known / rounds
-            told = tried[0, :, i] + min(shared[0], self._all_tried[0, i])
+            before = known / (tried[:, :, i] + shared[:, None] + NEIGHBOUR_ROUNDS)
+            told = self._told[rows] + min(shared[0], self._all_tried[0, i])
             doubt = 1.0 / np.sqrt(told + 1.0) - SETTLED_ROUNDS**-0.5
             out[:, :, i + 1] = before
             out[0, :, i + 1] += HOPE * np.sqrt(before[0] * (1.0 - before[0])) * np.maximum(doubt, 0.0)
@@ -239,7 +238,7 @@ class Survival:
 
     def relax(self, elapsed_s: float) -> None:
         """The session did not draft for so long."""
-        self._table.relax(_ROW, elapsed_s, 1)
+        self._table.relax(_ROW, elapsed_s)
 
     def at(self, position: int) -> float:
         """Probability that the first `position` drafts are there and survive; 1 for 0."""

@@ -7,6 +7,8 @@ network forward for some tens of steps.
 
 from __future__ import annotations
 
+import math
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -16,10 +18,12 @@ from sled.step_cost import StepCost
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
+Kind = tuple[int, int, int]
 
 PRICES = np.array([0.0, 0.15, 0.3, 0.45, 0.6, 0.75])  # committed tokens that one computed token must bring
 MAX_SEATS = 48  # sessions that a plan is weighed with; beyond, each stands for several
 WARM_STEPS, STEPS = 8, 28
+TRIAL = 1.08
 HYSTERESIS = 1.01  # a plan replaces the present one if it commits so much more
 BLUR = 0.25  # of a step, by which an arrival misses or catches the next one
 NOISE = 0.17  # breadth of a step's deviation, so that no plan rests on arrivals that hit a step's end exactly
@@ -100,7 +104,16 @@ def cycles(think: Floats, step_s: float, *, busy: bool = True) -> Floats:
     return np.where(think > 0.0, (whole + 1.0) * step_s, step_s)
 
 
-def best_plan(demand: Demand, cost: StepCost, present: Plan | None = None) -> Plan:
+def kinds(windows: Ints) -> list[Kind]:
+    """For plans (plans, n): about how many sessions, about which mean window, about which share decoded by the server."""
+    size = round(2.0 * float(np.log2(windows.shape[1])))
+    means, alone = windows.mean(axis=1).tolist(), (windows == 0).mean(axis=1).tolist()
+    return [(size, round(2.0 * mean), math.ceil(4.0 * share)) for mean, share in zip(means, alone, strict=True)]
+
+
+def best_plan(
+    demand: Demand, cost: StepCost, present: Plan | None = None, known: Mapping[Kind, float] | None = None
+) -> Plan:
     """The plan that commits most, by the model.
 
     Among the plans are window 0 for all and every fixed window, so none of these is expected to do better.
@@ -110,6 +123,8 @@ def best_plan(demand: Demand, cost: StepCost, present: Plan | None = None) -> Pl
         cost: of steps.
         present: the plan that holds, its windows in the order of these sessions; it stays unless another is better by
             the hysteresis.
+        known: for kinds of plans that were in force, what they committed in parts of what the model says. A kind that
+            never was is thought `TRIAL` better, so that each that may be best is tried once. None tries nothing.
     """
     top = demand.gain.shape[1] - 1
     rules = _rules(demand, cost, present.step_s if present else 0.0)
@@ -131,9 +146,12 @@ def best_plan(demand: Demand, cost: StepCost, present: Plan | None = None) -> Pl
             chosen.append(windows)
             origin.append(rule)
     goodput, step_s = roll_forward(np.stack(chosen), sample, weight, cost)
-    best = int(np.argmax(goodput))
-    kept = origin[0] is None
-    if kept and goodput[best] < goodput[0] * HYSTERESIS:
+    hoped = goodput
+    if known is not None:
+        size = round(2.0 * float(np.log2(len(demand.gain))))
+        hoped = goodput * np.array([known.get((size, *kind[1:]), TRIAL) for kind in kinds(np.stack(chosen))])
+    best = int(np.argmax(hoped))
+    if origin[0] is None and hoped[best] < hoped[0] * HYSTERESIS:
         best = 0
     rule = origin[best]
     if rule is None:

@@ -165,6 +165,7 @@ class _Run:
         num = max(phase.sessions for phase in phases)
         self.rng = np.random.default_rng(world.seed)
         self.passes, self.draft_s = world.fleet.lay_out(num, world.max_window)
+        self.gain = np.cumsum(np.cumprod(np.insert(self.passes, 0, 1.0, axis=1), axis=1), axis=1)
         self.limit = np.zeros(num, np.int64)
         self.ready_at = np.full(num, np.inf)  # when its round is there, or its stream has begun
         self.told_at = np.zeros(num)  # last verdict
@@ -178,7 +179,7 @@ class _Run:
         for phase in self.phases:
             self.resize(phase.sessions)
             end, counted_from = self.now + phase.seconds, self.now + phase.settle_s
-            committed, limits, steps, began = 0, 0.0, 0, None
+            committed, limits, steps, began = 0.0, 0.0, 0, None
             while self.now < end:
                 tokens, started = self.step()
                 if started >= counted_from:
@@ -216,7 +217,7 @@ class _Run:
             seconds = seconds + self.rng.random(len(who)) * 0.02
         self.ready_at[who] = self.now + seconds
 
-    def step(self) -> tuple[int, float]:
+    def step(self) -> tuple[float, float]:
         """One step of the server; returns the committed tokens and when it began."""
         world = self.world
         self.now = max(self.now, float(self.ready_at.min()))
@@ -240,7 +241,8 @@ class _Run:
         alive = self.rng.random((len(who), world.max_window)) < self.passes[who]
         alive &= np.arange(world.max_window) < self.limit[who, None]
         accepted = np.logical_and.accumulate(alive, axis=1).sum(axis=1)
-        committed = int(accepted.sum()) + len(who)
+        # what is counted is the mean of what these rounds commit, so that chance does not choose the best window
+        committed = float(self.gain[who, self.limit[who]].sum())
         drafting = self.limit[who] > 0
         if self.policy is None:
             self.told_at[who] = self.now
