@@ -147,7 +147,10 @@ class _Words:
 
 
 class _MatcherForm:
-    """A `Form` by a matcher of llguidance; drafts are followed on a copy, so that they leave no trace."""
+    """A `Form` by a matcher of llguidance; drafts are followed on a copy, so that they leave no trace.
+
+    A matcher that refuses a token stays where it was; a copy takes the time that its text is long.
+    """
 
     def __init__(self, matcher: Any, usable: Mask, stop_ids: frozenset[int]) -> None:
         self._matcher, self._usable, self._stop_ids = matcher, usable, stop_ids
@@ -179,7 +182,7 @@ class _MatcherForm:
 
     def commit(self, tokens: Sequence[int]) -> None:
         """See `Form`."""
-        matcher, ended = self._matcher.deep_copy(), self._ended
+        matcher, ended = self._matcher.deep_copy() if len(tokens) > 1 else self._matcher, self._ended
         for index, token in enumerate(tokens):
             if token in self._stop_ids and not ended and (matcher.is_stopped() or matcher.is_accepting()):
                 ended = True

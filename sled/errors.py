@@ -25,6 +25,18 @@ class AnswerIncomplete(LocalError):
     """The answer was broken off before its end."""
 
 
+class ConstraintUnavailable(LocalError, ValueError):
+    """A constraint was asked for where the library that holds answers to one is not installed."""
+
+
+class FormBroken(LocalError, ValueError):
+    """An answer's form costs more work than it may; rows up to the draft number `usable` do not (-1: none)."""
+
+    def __init__(self, message: str, usable: int) -> None:
+        super().__init__(message)
+        self.usable = usable
+
+
 class SessionUnknown(RemoteError):
     """The server has no such session (it restarted, or dropped it as idle): open it again."""
 
@@ -42,11 +54,7 @@ class PromptTooLong(RemoteError):
 
 
 class ServerBusy(RemoteError):
-    """The server takes no further session now; try again in `retry_after_s` seconds (0: it does not say)."""
-
-    def __init__(self, message: str, retry_after_s: float = 0.0) -> None:
-        super().__init__(message)
-        self.retry_after_s = retry_after_s
+    """The server takes no further session now; try again later."""
 
 
 class ProtocolError(RemoteError):
@@ -55,15 +63,3 @@ class ProtocolError(RemoteError):
 
 class OutOfMemory(LocalError):
     """The target's device has no memory for this batch; a smaller one may fit."""
-
-
-class ConstraintUnavailable(LocalError, ValueError):
-    """A constraint was asked for where the library that holds answers to one is not installed."""
-
-
-class FormBroken(LocalError, ValueError):
-    """An answer's form costs more work than it may; rows up to the draft number `usable` do not (-1: none)."""
-
-    def __init__(self, message: str, usable: int) -> None:
-        super().__init__(message)
-        self.usable = usable
