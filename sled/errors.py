@@ -27,6 +27,18 @@ class AnswerIncomplete(LocalError):
     """The answer was broken off before its end."""
 
 
+class ConstraintUnavailable(LocalError, ValueError):
+    """A constraint was asked for where the library that holds answers to one is not installed."""
+
+
+class FormBroken(LocalError, ValueError):
+    """An answer's form costs more work than it may; rows up to the draft number `usable` do not (-1: none)."""
+
+    def __init__(self, message: str, usable: int) -> None:
+        super().__init__(message)
+        self.usable = usable
+
+
 class SessionUnknown(RemoteError):
     """The server has no such session (it restarted, or dropped it as idle): open it again."""
 
