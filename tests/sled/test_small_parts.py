@@ -12,7 +12,7 @@ from sled.drafters.ngram import NgramDrafter
 from sled.errors import ParameterError, ProtocolError
 from sled.history import History
 from sled.messages import Open, Verdict, Verify, Vocabulary
-from sled.types import Sampling
+from sled.types import Sampling, Terms
 from sled.vocabulary import VocabularyCache, vocabulary_hash
 from sled.window import Window
 
@@ -86,8 +86,8 @@ def test_bad_sampling_is_refused(values):
 def test_messages_golden_and_by_a_second_implementation():
     message = Verify(b"12345678", 7, b"abcdefgh", [1, 300, 70000])
     raw = encode(message)
-    assert raw.hex() == "94c408313233343536373807c408616263646566676893" + "01cd012cce00011170"
-    assert msgpack.unpackb(raw) == [b"12345678", 7, b"abcdefgh", [1, 300, 70000]]
+    assert raw.hex() == "95c408313233343536373807c408616263646566676893" + "01cd012cce00011170" + "c0"
+    assert msgpack.unpackb(raw) == [b"12345678", 7, b"abcdefgh", [1, 300, 70000], None]
     assert decode(Verify, msgpack.packb(msgpack.unpackb(raw))) == message
 
 
@@ -127,8 +127,15 @@ def test_sampling_is_checked_on_decode():
 
 def test_unknown_trailing_fields_are_ignored():
     """A newer peer may send more; an older one reads what it knows."""
-    raw = msgpack.packb([b"12345678", 7, b"abcdefgh", [1], "new field"])
+    raw = msgpack.packb([b"12345678", 7, b"abcdefgh", [1], None, "new field"])
     assert decode(Verify, raw).draft == [1]
+
+
+def test_messages_of_an_older_peer_are_read():
+    """Fields that came later have defaults."""
+    assert decode(Verify, msgpack.packb([b"12345678", 7, b"abcdefgh", [1]])).law is None
+    opened = decode(Open, msgpack.packb([b"12345678", [0.5, 1, 0.9, 3], "hi", False, []]))
+    assert (opened.sampling, opened.terms) == (Sampling(0.5, 1, 0.9, 3), Terms())
 
 
 def test_ngram_copies_what_followed_the_longest_match():
