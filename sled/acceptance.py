@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import chain
+from operator import attrgetter
 from typing import Any, NamedTuple
 
 import edgekernels
@@ -18,7 +19,8 @@ from numpy.typing import NDArray
 from sled.types import Logprob, Sampling, SparseLaw
 
 _FILTERS = ("top_k", "top_p", "min_p", "repetition_penalty", "frequency_penalty", "presence_penalty")
-_OFF = Sampling()
+_filters = attrgetter(*_FILTERS)
+_NO_FILTERS = _filters(Sampling())
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,13 +81,20 @@ class RuleGroup(NamedTuple):
     arguments: dict[str, Any]
 
 
-def decide(logits: NDArray[Any], rounds: Sequence[RoundRows], *, num_threads: int = 1) -> list[Decision]:
+def decide(
+    logits: NDArray[Any],
+    rounds: Sequence[RoundRows],
+    *,
+    finite: NDArray[np.bool_] | None = None,
+    num_threads: int = 1,
+) -> list[Decision]:
     """Accepted count and next token of every round.
 
     Args:
         logits: (rows, vocab) target logits, `len(draft) + 1` rows per round in order: float32, float16, or the bits
             of bfloat16 as uint16. Rows under a mask (`allowed`) are changed in place.
         rounds: the rounds, in the order of the rows.
+        finite: (rows,) whether a row has a largest number, where that is known already.
         num_threads: upper bound of threads.
 
     Returns:
@@ -96,11 +105,11 @@ def decide(logits: NDArray[Any], rounds: Sequence[RoundRows], *, num_threads: in
     if not rounds:
         return []
     starts = row_starts(rounds)
-    finite = np.logical_and.reduceat(_finite(logits), starts[:-1])
+    sound = np.logical_and.reduceat(_finite(logits) if finite is None else finite, starts[:-1]).tolist()
     kept = {  # before anything is forbidden
         i: _as_float32(logits[starts[i] : starts[i + 1]])
         for i, r in enumerate(rounds)
-        if r.num_logprobs >= 0 and finite[i]
+        if r.num_logprobs >= 0 and sound[i]
     }
     _forbid(logits, rounds, starts)
     accepted, tokens = np.zeros((2, len(rounds)), np.int32)
@@ -108,10 +117,12 @@ def decide(logits: NDArray[Any], rounds: Sequence[RoundRows], *, num_threads: in
         rows = logits if group.rows is None else logits[group.rows]
         found = edgekernels.accept(rows, group.drafts, group.row_starts, num_threads=num_threads, **group.arguments)
         accepted[group.members], tokens[group.members] = found
-    triples = enumerate(zip(accepted.tolist(), tokens.tolist(), finite.tolist(), strict=True))
+    triples = zip(accepted.tolist(), tokens.tolist(), sound, strict=True)
+    if not kept:
+        return [Decision(*triple) for triple in triples]
     return [
         Decision(a, t, f, _logprobs(kept[i], [*rounds[i].draft[:a], t], rounds[i].num_logprobs) if i in kept else ())
-        for i, (a, t, f) in triples
+        for i, (a, t, f) in enumerate(triples)
     ]
 
 
@@ -147,10 +158,11 @@ def _arguments(rounds: Sequence[RoundRows], vocab_size: int) -> dict[str, Any]:
             "seed": np.array([s.seed for s in samplings], np.uint64),
             "position": np.array([r.position for r in rounds], np.int64),
         }
-    for name in _FILTERS:
-        numbers = [getattr(s, name) for s in samplings]
-        if any(number != getattr(_OFF, name) for number in numbers):
-            arguments[name] = np.array(numbers)
+    filters = [_filters(s) for s in samplings]
+    if any(own != _NO_FILTERS for own in filters):
+        for name, numbers, off in zip(_FILTERS, zip(*filters, strict=True), _NO_FILTERS, strict=True):
+            if any(number != off for number in numbers):
+                arguments[name] = np.array(numbers)
     if any(s.counts_tokens for s in samplings):
         texts = [r.text if r.sampling.counts_tokens else () for r in rounds]
         prompts = [r.num_prompt if r.sampling.counts_tokens else 0 for r in rounds]

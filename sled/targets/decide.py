@@ -24,8 +24,11 @@ def decide(logits: Tensor, rounds: Sequence[RoundRows]) -> list[Decision]:
     if not rounds:
         return []
     if logits.device.type == "cpu":
-        array = logits.view(torch.uint16) if logits.dtype == torch.bfloat16 else logits
-        return acceptance.decide(array.numpy(), rounds, num_threads=torch.get_num_threads())
+        threads = torch.get_num_threads()
+        if logits.dtype == torch.bfloat16:
+            return acceptance.decide(logits.view(torch.uint16).numpy(), rounds, num_threads=threads)
+        finite = torch.isfinite(logits.amax(dim=1)).numpy()
+        return acceptance.decide(logits.numpy(), rounds, finite=finite, num_threads=threads)
     return _decide_on_device(logits, rounds)
 
 
