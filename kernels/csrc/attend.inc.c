@@ -48,6 +48,9 @@ typedef struct {
     float inner;    /* of a score within tanh */
     const char *key_at[EK_KEYS]; /* of the tile's positions */
     const char *value_at[EK_KEYS];
+    const char *next_key_at[EK_KEYS]; /* of the next tile's */
+    const char *next_value_at[EK_KEYS];
+    int64_t located; /* positions of the next tile, 0 = none */
     float *query; /* (rows, units) */
     float *turned; /* (units, EK_KEYS) */
     float *copied; /* (EK_KEYS, padded): values, or (EK_KEYS / 2, padded) pairs of them */
@@ -136,6 +139,9 @@ ALWAYS void attend_as(const ek_paged *what, const ek_part *part, float *memory, 
     place(&b, what, part, memory, kind);
     load_queries(&b, part, kind);
     int64_t begin = begin_of(&b, 0), end = end_of(&b, b.rows - 1);
+    int64_t last = smaller(end, (part->segment + part->segments) * EK_SEGMENT);
+    int64_t start = larger(part->segment * EK_SEGMENT, begin / EK_KEYS * EK_KEYS);
+    locate(&b, start, smaller(EK_KEYS, last - start));
     for (int64_t n = 0; n < part->segments; n++) {
         state *s = n == 0 ? &b.total : &b.own, apart;
         if (part->states) {
@@ -143,10 +149,9 @@ ALWAYS void attend_as(const ek_paged *what, const ek_part *part, float *memory, 
             s = &apart;
         }
         clear(&b, s);
-        int64_t from = (part->segment + n) * EK_SEGMENT, to = smaller(from + EK_SEGMENT, end);
-        for (; from < to; from += EK_KEYS)
-            if (from + EK_KEYS > begin)
-                attend_tile(&b, s, from, smaller(EK_KEYS, to - from), kind);
+        int64_t to = smaller(last, (part->segment + n + 1) * EK_SEGMENT);
+        for (; start < to; start += EK_KEYS)
+            attend_tile(&b, s, start, last, kind);
         if (!part->states && n > 0)
             add_state(&b, &b.total, s);
     }
