@@ -280,14 +280,16 @@ ALWAYS void soften(const block *b, const state *s, int64_t row, int rows, int64_
     (void)pairs;
 }
 
-/* All rows of a block against the tile of positions from `start` on, which is located; `last` is where they end. */
-ALWAYS void attend_tile(block *b, const state *s, int64_t start, int64_t last, int kind)
+/* All rows of a block against the tile of positions from `start` on, which is located; then the next one is. */
+ALWAYS void attend_tile(block *b, const ek_part *part, const ek_part *after, const state *s, int64_t start, int kind)
 {
     int pairs = kind == PAIRED;
     int64_t count = b->located;
     memcpy(b->key_at, b->next_key_at, sizeof b->key_at);
     memcpy(b->value_at, b->next_value_at, sizeof b->value_at);
-    locate(b, start + EK_KEYS, larger(0, smaller(EK_KEYS, last - start - EK_KEYS)));
+    locate(b, part, start + EK_KEYS);
+    if (b->located == 0 && after)
+        locate(b, after, first_of(b->what, after));
     int few = b->rows <= ROWS; /* nothing is gained by bringing keys and values into another form once for all */
     int form = value_form(b, few, kind);
     pad_tile(b, count);

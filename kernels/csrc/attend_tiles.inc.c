@@ -28,21 +28,23 @@ ALWAYS void load_queries(block *b, const ek_part *part, int kind)
     }
 }
 
-/* Where the keys and values of the `count` positions from `start` on lie, which are the next tile. */
-ALWAYS void locate(block *b, int64_t start, int64_t count)
+/* Where the keys and values of the tile of a part's positions from `start` on lie, which is the next one; of none where
+   they are at an end. */
+ALWAYS void locate(block *b, const ek_part *part, int64_t start)
 {
     const ek_paged *what = b->what;
-    int64_t page = start / what->page_tokens, slot = start % what->page_tokens;
-    int64_t row = what->dim * b->item;
-    for (int64_t n = 0; n < count; page++, slot = 0) {
-        const char *key = b->keys + b->pages[page] * what->key_stride * b->item;
-        const char *value = b->values + b->pages[page] * what->value_stride * b->item;
+    const int32_t *pages = what->page_table + what->page_starts[part->span];
+    int64_t page = start / what->page_tokens, slot = start % what->page_tokens, row = what->dim * b->item;
+    int64_t head = part->head * what->page_tokens * row, count = smaller(EK_KEYS, last_of(what, part) - start), n = 0;
+    for (; n < count; page++, slot = 0) {
+        const char *key = (const char *)what->keys + pages[page] * what->key_stride * b->item + head;
+        const char *value = (const char *)what->values + pages[page] * what->value_stride * b->item + head;
         for (; slot < what->page_tokens && n < count; slot++, n++) {
             b->next_key_at[n] = key + slot * row;
             b->next_value_at[n] = value + slot * row;
         }
     }
-    b->located = count;
+    b->located = n;
 }
 
 /* Fetch a cache line of some rows of the next tile, while this one is worked on: pages lie anywhere, and no processor
