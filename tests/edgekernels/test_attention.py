@@ -274,3 +274,19 @@ def test_powers_of_two_keep_their_stated_error(attend_level):
     assert np.abs(found / exact - 1).max() < 2e-7 + 80 * 2.0**-23  # of the polynomial, and of an exponent of 80
     near = np.abs(x) < 1
     assert np.abs(found / exact - 1)[near].max() < 6e-7
+
+
+@pytest.mark.parametrize("softcap", [0.0, 30.0])
+@pytest.mark.parametrize("size", [1, 10, 100])
+def test_errors_stay_within_the_stated_bound(attend_level, size, softcap):
+    arguments = problem(np.random.default_rng(9), spans=[(900, 5)], kv_heads=1, group=2, dim=128, page_tokens=16)
+    query = arguments[0] * np.float32(size)
+    arguments = (query, *arguments[1:])
+    scale, u = 0.1, 2.0**-24
+    seen = np.abs(arguments[1][np.isfinite(arguments[1])].reshape(-1, 128).astype(np.float64))  # one head: rows of keys
+    largest = scale * (np.abs(query).reshape(-1, 128) @ seen.T).max()
+    bound = 2 * np.nanmax(np.abs(arguments[2])) * (136 * u * largest + 516 * u + 4e-7 * (1 + softcap))
+    found = paged_attention(*arguments, scale=scale, softcap=softcap)
+    error = np.abs(found - expected(arguments, scale=scale, softcap=softcap)).max()
+    assert error < bound
+    assert size > 1 or error < 1e-6
