@@ -148,6 +148,12 @@ class _Trial:
     steps: float = 0.0
     at: float = 0.0
 
+    @property
+    def ratio(self) -> float:
+        """Committed in parts of expected, as if some steps before had kept to the model."""
+        before = self.expected * TRIAL_STEPS / max(self.steps, 1.0)
+        return (self.committed + before) / max(self.expected + before, 1e-9)
+
 
 class GoodputPolicy:
     """Learns what steps, drafts and devices are like, and gives every session its window limit.
@@ -337,7 +343,7 @@ class GoodputPolicy:
         if self._plan is None:
             return
         windows = np.maximum(np.array(self._limits, np.int64)[rows], 0)
-        (kind,) = kinds(windows[None])
+        (kind,) = kinds(windows[None], len(rows))
         if kind != self._kind:
             self._kind, self._kind_since = kind, self.cost.observations
         if self.cost.observations - self._kind_since < SETTLE_STEPS:
@@ -356,9 +362,9 @@ class GoodputPolicy:
     def _known(self, now: float) -> dict[Kind, float]:
         """Committed in parts of expected, of the kinds of plans that were in force for long enough, and lately."""
         return {
-            kind: float(np.clip(trial.committed / trial.expected, 0.5, 1.5))
+            kind: float(np.clip(trial.ratio, 0.5, 1.5))
             for kind, trial in self._trials.items()
-            if trial.steps >= TRIAL_STEPS and now - trial.at <= TRIAL_OLD_S and trial.expected > 0.0
+            if trial.steps >= TRIAL_STEPS and now - trial.at <= TRIAL_OLD_S
         }
 
     def _scout(self, rows: Ints, demand: Demand, plan: Plan, now: float) -> None:

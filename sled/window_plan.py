@@ -23,7 +23,7 @@ Kind = tuple[int, int, int]
 PRICES = np.array([0.0, 0.15, 0.3, 0.45, 0.6, 0.75])  # committed tokens that one computed token must bring
 MAX_SEATS = 48  # sessions that a plan is weighed with; beyond, each stands for several
 WARM_STEPS, STEPS = 8, 28
-TRIAL = 1.08
+TRIAL = 1.05
 HYSTERESIS = 1.01  # a plan replaces the present one if it commits so much more
 BLUR = 0.25  # of a step, by which an arrival misses or catches the next one
 NOISE = 0.17  # breadth of a step's deviation, so that no plan rests on arrivals that hit a step's end exactly
@@ -104,11 +104,14 @@ def cycles(think: Floats, step_s: float, *, busy: bool = True) -> Floats:
     return np.where(think > 0.0, (whole + 1.0) * step_s, step_s)
 
 
-def kinds(windows: Ints) -> list[Kind]:
-    """For plans (plans, n): about how many sessions, about which mean window, about which share decoded by the server."""
-    size = round(2.0 * float(np.log2(windows.shape[1])))
+def kinds(windows: Ints, sessions: int) -> list[Kind]:
+    """What makes plans (plans, n) alike: about how many sessions, about which mean window, whom the server decodes."""
+    size = round(2.0 * math.log2(sessions))
     means, alone = windows.mean(axis=1).tolist(), (windows == 0).mean(axis=1).tolist()
-    return [(size, round(2.0 * mean), math.ceil(4.0 * share)) for mean, share in zip(means, alone, strict=True)]
+    return [
+        (size, round(2.0 * math.log2(1.0 + mean)), math.ceil(share) + math.floor(share))
+        for mean, share in zip(means, alone, strict=True)
+    ]
 
 
 def best_plan(
@@ -148,8 +151,9 @@ def best_plan(
     goodput, step_s = roll_forward(np.stack(chosen), sample, weight, cost)
     hoped = goodput
     if known is not None:
-        size = round(2.0 * float(np.log2(len(demand.gain))))
-        hoped = goodput * np.array([known.get((size, *kind[1:]), TRIAL) for kind in kinds(np.stack(chosen))])
+        hope = {kind[:2]: 1.0 for kind in known}
+        of = kinds(np.stack(chosen), len(demand.gain))
+        hoped = goodput * np.array([known.get(kind, hope.get(kind[:2], TRIAL)) for kind in of])
     best = int(np.argmax(hoped))
     if origin[0] is None and hoped[best] < hoped[0] * HYSTERESIS:
         best = 0
