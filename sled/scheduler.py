@@ -6,6 +6,7 @@ Source: earliest deadline first, Liu and Layland 1973; prefill in pieces beside 
 
 from __future__ import annotations
 
+import math
 from bisect import bisect_left, insort
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -130,6 +131,7 @@ def plan(
     prefill_beside_rounds: int,
     now: float = 0.0,
     cost: Cost | None = None,
+    away_s: float = math.inf,
 ) -> list[Share[W]]:
     """Divide one forward of about `budget` tokens.
 
@@ -145,12 +147,13 @@ def plan(
         prefill_beside_rounds: tokens of prefill in a forward that also carries rounds, where `cost` is not known.
         now: seconds.
         cost: what a forward takes.
+        away_s: what a forward may take for the sake of rounds that are still to come.
     """
     waiting = iter(behind)
     first = next(waiting, None)
     floor = max(1, prefill_beside_rounds // _FLOOR_SHARE) if first is not None else 0
     shares: list[Share[W]] = []
-    used, context, slack_s = 0, 0, float("inf")
+    used, context, slack_s = 0, 0, away_s
     for work in ready:
         if shares and used >= budget - floor:
             break
@@ -160,10 +163,8 @@ def plan(
         slack_s = min(slack_s, work.interval_s, work.due - now)
     if first is None:
         return shares
-    if not shares:
-        left = budget
-    elif cost is None:
-        left = prefill_beside_rounds
+    if cost is None:
+        left = prefill_beside_rounds if shares else budget
     else:
         left = _largest_prefill(cost, used, len(shares), context, slack_s, floor, max(floor, budget - used))
     for work in chain((first,), waiting):

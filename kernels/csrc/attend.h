@@ -49,7 +49,8 @@ typedef struct {
     /* Floats which a state of so many rows, and the scratch memory of a thread, take; multiples of 16. */
     int64_t (*state_floats)(const ek_paged *what, int64_t rows);
     int64_t (*scratch_floats)(const ek_paged *what);
-    void (*attend)(const ek_paged *what, const ek_part *part, float *scratch);
+    /* Go through a part. `after` is one which this thread may do next, or NULL: its beginning is fetched. */
+    void (*attend)(const ek_paged *what, const ek_part *part, const ek_part *after, float *scratch);
     /* Put all states of a block together, in order, and write its answer. */
     void (*join)(const ek_paged *what, const ek_part *part, float *scratch);
 } ek_attend;

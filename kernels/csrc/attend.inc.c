@@ -34,9 +34,6 @@ typedef struct {
 /* A block of rows on its way through the positions, with the scratch memory of its thread. */
 typedef struct {
     const ek_paged *what;
-    const int32_t *pages;
-    const char *keys; /* of the block's head in page 0 */
-    const char *values;
     int64_t item; /* bytes of an element */
     int64_t group;
     int64_t past;
@@ -48,6 +45,9 @@ typedef struct {
     float inner;    /* of a score within tanh */
     const char *key_at[EK_KEYS]; /* of the tile's positions */
     const char *value_at[EK_KEYS];
+    const char *next_key_at[EK_KEYS]; /* of the next tile's */
+    const char *next_value_at[EK_KEYS];
+    int64_t located; /* positions of the next tile, 0 = none */
     float *query; /* (rows, units) */
     float *turned; /* (units, EK_KEYS) */
     float *copied; /* (EK_KEYS, padded): values, or (EK_KEYS / 2, padded) pairs of them */
@@ -70,6 +70,20 @@ ALWAYS int64_t larger(int64_t a, int64_t b)
 ALWAYS int64_t whole_vectors(int64_t n)
 {
     return (n + FLOATS - 1) / FLOATS * FLOATS;
+}
+
+/* Where the tiles of a part begin, and where its positions end. */
+ALWAYS int64_t first_of(const ek_paged *what, const ek_part *part)
+{
+    int64_t end = what->past[part->span] + part->first / (what->heads / what->kv_heads) + 1;
+    int64_t begin = what->window ? larger(0, end - what->window) : 0;
+    return larger(part->segment * EK_SEGMENT, begin / EK_KEYS * EK_KEYS);
+}
+
+ALWAYS int64_t last_of(const ek_paged *what, const ek_part *part)
+{
+    int64_t end = what->past[part->span] + (part->first + part->rows - 1) / (what->heads / what->kv_heads) + 1;
+    return smaller(end, (part->segment + part->segments) * EK_SEGMENT);
 }
 
 /* Positions which a row sees: from `begin` to before `end`. */
@@ -108,10 +122,6 @@ ALWAYS void place(block *b, const ek_paged *what, const ek_part *part, float *me
     int64_t dim = (what->dim + 15) / 16 * 16;
     b->what = what;
     b->item = what->bfloat16 ? 2 : 4;
-    int64_t head = part->head * what->page_tokens * what->dim * b->item;
-    b->pages = what->page_table + what->page_starts[part->span];
-    b->keys = (const char *)what->keys + head;
-    b->values = (const char *)what->values + head;
     b->group = what->heads / what->kv_heads;
     b->past = what->past[part->span];
     b->first = part->first;
@@ -130,12 +140,13 @@ ALWAYS void place(block *b, const ek_paged *what, const ek_part *part, float *me
     b->own = state_at(b, b->nothing + dim + state_floats(what, EK_ROWS));
 }
 
-ALWAYS void attend_as(const ek_paged *what, const ek_part *part, float *memory, int kind)
+ALWAYS void attend_as(const ek_paged *what, const ek_part *part, const ek_part *after, float *memory, int kind)
 {
     block b;
     place(&b, what, part, memory, kind);
     load_queries(&b, part, kind);
-    int64_t begin = begin_of(&b, 0), end = end_of(&b, b.rows - 1);
+    int64_t start = first_of(what, part), last = last_of(what, part);
+    locate(&b, part, start);
     for (int64_t n = 0; n < part->segments; n++) {
         state *s = n == 0 ? &b.total : &b.own, apart;
         if (part->states) {
@@ -143,10 +154,9 @@ ALWAYS void attend_as(const ek_paged *what, const ek_part *part, float *memory, 
             s = &apart;
         }
         clear(&b, s);
-        int64_t from = (part->segment + n) * EK_SEGMENT, to = smaller(from + EK_SEGMENT, end);
-        for (; from < to; from += EK_KEYS)
-            if (from + EK_KEYS > begin)
-                attend_tile(&b, s, from, smaller(EK_KEYS, to - from), kind);
+        int64_t to = smaller(last, (part->segment + n + 1) * EK_SEGMENT);
+        for (; start < to; start += EK_KEYS)
+            attend_tile(&b, part, after, s, start, kind);
         if (!part->states && n > 0)
             add_state(&b, &b.total, s);
     }
@@ -154,16 +164,16 @@ ALWAYS void attend_as(const ek_paged *what, const ek_part *part, float *memory, 
         answer(&b, part, &b.total);
 }
 
-static void attend(const ek_paged *what, const ek_part *part, float *memory)
+static void attend(const ek_paged *what, const ek_part *part, const ek_part *after, float *memory)
 {
     if (!what->bfloat16)
-        attend_as(what, part, memory, PLAIN);
+        attend_as(what, part, after, memory, PLAIN);
 #if defined(EK_PAIRS)
     else
-        attend_as(what, part, memory, PAIRED);
+        attend_as(what, part, after, memory, PAIRED);
 #else
     else
-        attend_as(what, part, memory, WIDENED);
+        attend_as(what, part, after, memory, WIDENED);
 #endif
 }
 

@@ -97,21 +97,18 @@ static int64_t make_jobs(const ek_paged *what, job *jobs)
     return n;
 }
 
-static void do_piece(crew *c, const piece *p, float *scratch)
+/* The part which a piece is. */
+static ek_part part_of(const crew *c, const piece *p)
 {
-    job *j = &c->jobs[p->job];
+    const job *j = &c->jobs[p->job];
     ek_part part = j->all;
-    if (j->pieces == 1) {
-        c->level->attend(c->what, &part, scratch);
-        return;
+    if (j->pieces > 1) {
+        int64_t first = part.segments * p->piece / j->pieces, last = part.segments * (p->piece + 1) / j->pieces;
+        part.states += first * c->level->state_floats(c->what, part.rows);
+        part.segment += first;
+        part.segments = last - first;
     }
-    int64_t first = part.segments * p->piece / j->pieces, last = part.segments * (p->piece + 1) / j->pieces;
-    part.states += first * c->level->state_floats(c->what, part.rows);
-    part.segment += first;
-    part.segments = last - first;
-    c->level->attend(c->what, &part, scratch);
-    if (atomic_fetch_sub(&j->left, 1) == 1)
-        c->level->join(c->what, &j->all, scratch);
+    return part;
 }
 
 static void work(void *data)
@@ -120,11 +117,18 @@ static void work(void *data)
     int own = atomic_fetch_add(&c->arrived, 1);
     if (own >= c->threads)
         return;
+    float *scratch = c->scratch + own * c->scratch_floats;
     for (;;) {
-        int64_t n = atomic_fetch_add(&c->next, 1);
+        int64_t n = atomic_fetch_add(&c->next, 1), next = n + c->threads; /* as it is if all are equally fast */
         if (n >= c->num_pieces)
             return;
-        do_piece(c, &c->pieces[n], c->scratch + own * c->scratch_floats);
+        ek_part part = part_of(c, &c->pieces[n]), after;
+        if (next < c->num_pieces)
+            after = part_of(c, &c->pieces[next]);
+        c->level->attend(c->what, &part, next < c->num_pieces ? &after : NULL, scratch);
+        job *j = &c->jobs[c->pieces[n].job];
+        if (j->pieces > 1 && atomic_fetch_sub(&j->left, 1) == 1)
+            c->level->join(c->what, &j->all, scratch);
     }
 }
 

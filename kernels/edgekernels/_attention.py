@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from edgekernels import _attention_checks, _bits_checks, _checks, _select
+from edgekernels import _attention_checks, _select
 
 
 def paged_attention(
@@ -58,29 +58,15 @@ def paged_attention(
     >>> pages = np.arange(8, dtype=np.float32).reshape(2, 1, 2, 2)
     >>> table, starts = np.array([1, 0], np.int32), np.array([0, 2])
     >>> paged_attention(query, pages, pages, table, starts, np.array([0, 1]), np.array([2]), scale=1.0).tolist()
-    [[[3.3333332538604736, 4.333333492279053]]]
+    [[[3.3333334922790527, 4.333333492279053]]]
     """
-    query = _attention_checks.query(query)
-    keys = _attention_checks.pool("keys", keys, query)
-    values = _attention_checks.pool("values", values, query)
-    if values.shape != keys.shape:
-        raise ValueError(f"values has shape {values.shape}; pass that of keys, {keys.shape}")
-    page_table = _checks.array("page_table", page_table, np.int32, 1)
-    page_starts = _checks.array("page_starts", page_starts, np.int64, 1)
-    token_starts = _checks.array("token_starts", token_starts, np.int64, 1)
-    past = _checks.array("past", past, np.int64, 1)
-    for name, starts in (("page_starts", page_starts), ("token_starts", token_starts)):
-        if len(starts) != len(past) + 1:
-            raise ValueError(f"{name} has {len(starts)} entries; pass {len(past) + 1}, one more than past has")
-    scale = _attention_checks.number("scale", scale, low=1, remedy="a number from 1e-30 to 1e30")
-    softcap = _attention_checks.number("softcap", softcap, low=0, remedy="0, or a number from 1e-30 to 1e30")
-    window = _bits_checks.integer("window", window, 0, _attention_checks.MAX_POSITIONS)
-    if num_threads != 1:
-        num_threads = _checks.num_threads(num_threads)
-    out = _attention_checks.output(out, query, keys, values)
-    arrays = (page_table, page_starts, token_starts, past)
-    if not _select.active_attend.attend(
-        query, keys, values, *arrays, scale=scale, window=window, softcap=softcap, out=out, num_threads=num_threads
-    ):
-        raise ValueError(_attention_checks.fault(query, keys, *arrays))
-    return out
+    scale, window, softcap, num_threads = _attention_checks.settings(scale, window, softcap, num_threads)
+    settings = {"scale": scale, "window": window, "softcap": softcap, "num_threads": num_threads}
+    attend, tables = _select.active_attend.attend, (page_table, page_starts, token_starts, past)
+    answer = np.empty_like(query) if out is None and isinstance(query, np.ndarray) else out
+    if attend(query, keys, values, *tables, out=answer, **settings):  # the kernels look at everything themselves,
+        return answer  # type: ignore[return-value]
+    arrays = _attention_checks.arguments(query, keys, values, *tables, out)  # and here is said what they do not like,
+    if not attend(*arrays[:-1], out=arrays[-1], **settings):  # unless it was but another name for bits of bfloat16
+        raise ValueError(_attention_checks.fault(*arrays[:2], *arrays[3:-1]))
+    return arrays[-1]

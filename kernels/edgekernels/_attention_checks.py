@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from edgekernels import _checks
+from edgekernels import _bits_checks, _checks
 
 DTYPES = (np.dtype(np.float32), np.dtype(np.uint16))
 MAX_DIM, MAX_POSITIONS = 1024, 1 << 40
@@ -46,19 +46,56 @@ def pool(name: str, value: Any, query: npt.NDArray[Any]) -> npt.NDArray[Any]:
         raise ValueError(f"{name} has {kv_heads} heads; pass a divisor of the query's {query.shape[1]}")
     if page_tokens < 1:
         raise ValueError(f"{name} has shape {checked.shape}; pass pages of at least one token")
-    size = checked.itemsize
-    inner = (page_tokens * dim * size, dim * size, size)
-    page_stride = checked.strides[0]
-    if checked.size and (
-        (checked.strides[1:] != inner and not checked[0].flags.c_contiguous)
-        or (len(checked) > 1 and (page_stride < kv_heads * inner[0] or page_stride % size))
-    ):
+    page_bytes, between = kv_heads * page_tokens * dim * checked.itemsize, checked.strides[0]
+    strided = len(checked) > 1 and (between < page_bytes or between % checked.itemsize != 0)
+    if len(checked) and (strided or not checked[0].flags.c_contiguous):
         raise ValueError(f"{name} has strides {checked.strides}; pass pages which are contiguous, one behind the other")
     return checked
 
 
+def settings(scale: Any, window: Any, softcap: Any, num_threads: Any) -> tuple[float, int, float, int]:
+    """Insist on a scale, a window, a softcap and a number of threads."""
+    if type(scale) is not float or not 1e-30 <= scale <= 1e30:
+        scale = number("scale", scale, low=1e-30, remedy="a number from 1e-30 to 1e30")
+    if window != 0 or type(window) is not int:
+        window = _bits_checks.integer("window", window, 0, MAX_POSITIONS)
+    if softcap != 0 or type(softcap) is not float:
+        softcap = number("softcap", softcap, low=0, remedy="0, or a number from 1e-30 to 1e30")
+    if num_threads != 1:
+        num_threads = _checks.num_threads(num_threads)
+    return scale, window, softcap, num_threads
+
+
+def arguments(
+    query_of: Any,
+    keys: Any,
+    values: Any,
+    page_table: Any,
+    page_starts: Any,
+    token_starts: Any,
+    past: Any,
+    out: Any,
+) -> tuple[npt.NDArray[Any], ...]:
+    """Insist on arrays of the right dtypes, shapes and strides; the numbers in them are not looked at.
+
+    Returns:
+        The arguments in their order, bfloat16 as uint16, and an output if there was none.
+    """
+    rows = query(query_of)
+    pools = [pool("keys", keys, rows), pool("values", values, rows)]
+    if pools[0].shape != pools[1].shape:
+        raise ValueError(f"values has shape {pools[1].shape}; pass that of keys, {pools[0].shape}")
+    tables = [_checks.array("page_table", page_table, np.int32, 1)]
+    for name, array in (("page_starts", page_starts), ("token_starts", token_starts), ("past", past)):
+        tables.append(_checks.array(name, array, np.int64, 1))
+    for name, starts in (("page_starts", tables[1]), ("token_starts", tables[2])):
+        if len(starts) != len(tables[3]) + 1:
+            raise ValueError(f"{name} has {len(starts)} entries; pass {len(tables[3]) + 1}, one more than past has")
+    return rows, *pools, *tables, output(out, rows, *pools)
+
+
 def number(name: str, value: Any, *, low: float, remedy: str) -> float:
-    """Insist on a real number which float32 can hold, above 0, or 0 if `low` is 0."""
+    """Insist on a real number of sane size above 0, or 0 if `low` is 0."""
     try:
         real = float(value)
     except (TypeError, ValueError):

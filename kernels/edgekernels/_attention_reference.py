@@ -43,6 +43,9 @@ def attend(
     num_threads: int,
 ) -> bool:
     """Write the answers of all rows; False, and nothing done, if the numbers in the arrays do not fit together."""
+    query, keys, values, page_table, page_starts, token_starts, past, out = _attention_checks.arguments(
+        query, keys, values, page_table, page_starts, token_starts, past, out
+    )
     if _attention_checks.fault(query, keys, page_table, page_starts, token_starts, past) is not None:
         return False
     group = query.shape[1] // keys.shape[1]

@@ -241,8 +241,8 @@ def use(chosen: Backend) -> None:
     """Let all later calls run on this backend, those of the other families on its namesakes."""
     global active, active_bits, active_gemm, active_decode, active_attend
     name = chosen.NAME
-    active, active_bits, active_gemm, active_decode = chosen, load_bits(name), load_gemm(name), load_decode(name)
-    active_attend = load_attend(name)
+    active, active_bits, active_gemm = chosen, load_bits(name), load_gemm(name)
+    active_decode, active_attend = load_decode(name), load_attend(name)
 
 
 def backend() -> str:

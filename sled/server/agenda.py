@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import OrderedDict
 from collections.abc import Iterator
 from typing import Generic
@@ -90,6 +91,7 @@ class Agenda(Generic[Ticket]):
             prefill_beside_rounds=self._limits.prefill_beside_rounds,
             now=now,
             cost=self._cost,
+            away_s=1.0 / self._limits.rate if self._idle else math.inf,  # devices that draft meanwhile
         )
         step: Step[Ticket] = Step()
         begun: set[object] = set()

@@ -51,7 +51,7 @@ class Server(Book[Ticket]):
             or session.sampling != message.sampling
             or session.terms != message.terms
             or session.num_prompt != len(prompt)
-            or any(ours != theirs for ours, theirs in zip(session.history.tokens, tokens, strict=False))
+            or session.history.tokens[: len(tokens)] != tokens[: len(session.history)]
         ):
             raise Refusal("session_exists", "this session id is in use for another text; choose a new random id")
         elif session.round is None and len(tokens) > len(session.history):  # the device went on elsewhere meanwhile

@@ -59,6 +59,14 @@ def test_prefill_share_keeps_the_deadline_hand_worked():
     assert shares[1] == Share(behind[0], 95, False)
 
 
+def test_prefill_alone_leaves_room_for_rounds_to_come():
+    """Devices that draft meanwhile would wait for the whole forward."""
+    behind = [Work(1000)]
+    limits = {"budget": 512, "prefill_beside_rounds": 100, "cost": PerToken()}
+    assert plan([], behind, **limits, away_s=0.05) == [Share(behind[0], 50, False)]
+    assert plan([], behind, **limits) == [Share(behind[0], 512, False)]
+
+
 READY = st.builds(Work, st.integers(1, 32), st.integers(0, 16), st.floats(-1.0, 1.0))
 BEHIND = st.builds(Work, st.integers(33, 400), st.none() | st.integers(0, 16))
 COSTS = st.sampled_from([None, PerToken()])
@@ -161,3 +169,15 @@ def test_only_the_latest_text_of_a_device_is_computed_ahead():
     driver.step()
     assert driver.server.next_step(now=0.0) is None
     assert [driver.server.sessions[session_id(n)].cached for n in range(3)] == [0, 0, 29]
+
+
+def test_long_prompt_is_computed_in_small_pieces_while_other_devices_draft():
+    driver = Driver(cost=PerToken())
+    driver.open(0)
+    driver.round(PROMPT)
+    driver.open(1, [1] * 2000, owner="you")
+    driver.step()
+    assert len(driver.target.steps[-1][0].tokens) == 100  # a tenth of a second, what a token may take
+    driver.server.close("me", session_id(0))
+    driver.step()
+    assert len(driver.target.steps[-1][0].tokens) == 512

@@ -1,0 +1,131 @@
+"""Paged attention: no buffer is read or written past its end, the GIL is released, calls do not disturb each other."""
+
+import os
+import subprocess
+import sys
+import threading
+
+import numpy as np
+import pytest
+from edgekernels import paged_attention
+
+GUARD = """
+import ctypes, mmap, sys
+import numpy as np
+from edgekernels import _attend, _select, paged_attention
+
+libc = ctypes.CDLL(None, use_errno=True)
+libc.mprotect.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
+PAGE, keep = mmap.PAGESIZE, []
+
+def guarded(values, front=False):
+    '''A copy that ends where the readable memory ends, or begins where it begins.'''
+    values = np.ascontiguousarray(values)
+    pages = -(-values.nbytes // PAGE)
+    memory = mmap.mmap(-1, (pages + 2) * PAGE)
+    keep.append(memory)
+    start = PAGE if front else (pages + 1) * PAGE - values.nbytes
+    copy = np.frombuffer(memory, values.dtype, values.size, start).reshape(values.shape)
+    copy[...] = values
+    first = ctypes.addressof(ctypes.c_char.from_buffer(memory))
+    for page in (0, pages + 1):
+        assert libc.mprotect(first + page * PAGE, PAGE, 0) == 0
+    return copy
+
+_attend.set_level(sys.argv[1])
+"""
+ENDS = """
+rng = np.random.default_rng(0)
+for dim in (1, 2, 3, 7, 8, 15, 16, 17, 31, 33, 40, 64, 80, 100):
+    for dtype in (np.float32, np.uint16):
+        for page_tokens, past, new, group in ((1, 0, 1, 1), (16, 20, 3, 2), (5, 0, 40, 3), (64, 63, 2, 7)):
+            front, total = bool(rng.integers(2)), past + new
+            pages = -(-total // page_tokens)
+            pool = rng.integers(0, 2, (pages, 2, page_tokens, dim)).astype(dtype)
+            query = guarded(rng.integers(0, 2, (new, 2 * group, dim)).astype(dtype), front)
+            table = guarded(np.arange(pages, dtype=np.int32)[::-1], front)
+            starts, tokens = guarded(np.array([0, pages]), front), guarded(np.array([0, new]), front)
+            keys, values, own = guarded(pool, front), guarded(pool, front), guarded(np.array([past]), front)
+            for options in ({}, {"window": 9, "softcap": 3.0}):
+                out = guarded(np.zeros_like(query), front)
+                paged_attention(query, keys, values, table, starts, tokens, own, scale=0.5, out=out, **options)
+    keep.clear()
+print("clean")
+"""
+SHORT = """
+pages = guarded(np.zeros((1, 1, PAGE // 64, 16), np.float32))
+own = np.lib.stride_tricks.as_strided(pages, (2, 1, PAGE // 64, 16))  # the second one lies behind the guard
+table, starts = np.array([0, 1], np.int32), np.array([0, 2])
+query = np.zeros((1, 1, 16), np.float32)
+paged_attention(query, own, own, table, starts, np.array([0, 1]), np.array([PAGE // 64]), scale=1.0)
+print("clean")
+"""
+linux_only = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="guard pages are set with mprotect")
+
+
+def run(script, level):
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(p for p in sys.path if p)}
+    command = [sys.executable, "-c", GUARD + script, level]
+    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60, check=False)
+
+
+@linux_only
+def test_attention_stays_within_its_buffers(attend_level):
+    result = run(ENDS, attend_level)
+    assert (result.returncode, result.stdout) == (0, "clean\n"), result.stderr
+
+
+@linux_only
+def test_guard_pages_do_stop_a_read_of_keys(attend_level):
+    assert run(SHORT, attend_level).returncode < 0
+
+
+def problem(seed, *, past=2000, new=200):
+    rng = np.random.default_rng(seed)
+    pages = -(-(past + new) // 16)
+    query = rng.normal(0, 1, (new, 4, 32)).astype(np.float32)
+    keys, values = (rng.normal(0, 1, (pages, 2, 16, 32)).astype(np.float32) for _ in range(2))
+    table = rng.permutation(pages).astype(np.int32)
+    return query, keys, values, table, np.array([0, pages]), np.array([0, new]), np.array([past])
+
+
+def test_gil_is_released_in_attention(attend_level):
+    """A thread whose only work is to count gets on while another one is inside a long call."""
+    arguments = problem(0)
+    inside, done, counted = threading.Event(), threading.Event(), []
+
+    def work():
+        inside.set()
+        paged_attention(*arguments, scale=0.2)
+        done.set()
+
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(100.0)  # nobody is made to yield: the counter runs only if the call lets go
+    thread = threading.Thread(target=work)
+    try:
+        thread.start()
+        inside.wait(10)
+        while not done.is_set() and len(counted) < 200_000:
+            counted.append(None)
+    finally:
+        sys.setswitchinterval(interval)
+        thread.join(60)
+    assert len(counted) > 100
+
+
+def test_attention_in_several_threads_is_not_disturbed(attend_level):
+    problems = [problem(i, past=100 * i, new=8) for i in range(4)]
+    wanted = [paged_attention(*arguments, scale=0.2) for arguments in problems]
+    wrong = []
+
+    def work(i):
+        for _ in range(20):
+            if not np.array_equal(paged_attention(*problems[i], scale=0.2, num_threads=1 + i % 2), wanted[i]):
+                wrong.append(i)
+
+    threads = [threading.Thread(target=work, args=(i,)) for i in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(60)
+    assert not wrong
