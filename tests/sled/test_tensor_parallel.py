@@ -76,3 +76,29 @@ def test_without_torchrun_it_says_what_to_do(monkeypatch):
         monkeypatch.delenv(name, raising=False)
     with pytest.raises(ParameterError, match="torchrun"):
         join_ranks()
+
+
+def test_idle_leader_says_that_it_is_there_until_it_closes():
+    """Else the others would take its silence for a failure."""
+    import threading
+
+    from sled.targets.tensor_parallel import TensorParallelTarget
+
+    target = TensorParallelTarget.__new__(TensorParallelTarget)
+    target._lost, target._leads = False, True
+    target._telling, target._closing, thrice = threading.Lock(), threading.Event(), threading.Semaphore(0)
+    told = []
+
+    def tell(kind):
+        told.append(kind)
+        thrice.release()
+
+    target._tell = tell
+    target._pulse = threading.Thread(target=target._keep_alive, args=(0.001,))
+    target._pulse.start()
+    assert all(thrice.acquire(timeout=10) for _ in range(3))
+    target.close()
+    target.close()
+    assert not target._pulse.is_alive()
+    assert set(told[:-1]) == {0}
+    assert told.count(2) == 1

@@ -53,7 +53,6 @@ def lead(directory: Path) -> dict:
         except ValueError as error:  # refused before anybody was told: the ranks go on
             found["refused"] = str(error)
         found["afterwards"] = answer(target, TEXT[:7], 2)
-        time.sleep(TIMEOUT_S / 2 - 1)  # idle: no longer than the ranks are told that rank 0 is there
     with load_tensor_parallel(files(directory), kv_bytes=1 << 18, timeout_s=TIMEOUT_S) as target:
         began = time.monotonic()
         for name in ("lost", "lost_again"):
