@@ -25,6 +25,21 @@ ROWS = (
     ("... numerical ties (reference's top-two margin under 1e-3)", "sled.exactness.ties", "{}"),
     ("... different", "sled.exactness.different", "{}"),
     (
+        "prompts answered in a crowd of joins, leaves, evictions and rejections as they must be",
+        "sled.server.exact_prompts",
+        "{} of 100",
+    ),
+    (
+        "goodput with window limits over the better of no drafts and the best fixed window, worst load",
+        "sled.server.goodput_ratio_min",
+        "{:.2f}",
+    ),
+    (
+        "verify step of an 8B shape on an H100 over what memory and arithmetic allow, worst of 40 cells",
+        "sled.server.h100_floor_ratio_max",
+        "{:.2f}",
+    ),
+    (
         "accepting 8 drafts of 4 tokens, V=49,152, T=0.8, against transformers",
         "kernels.accept.v49152_b8_sampled.x_transformers",
         "x{:.1f}",

@@ -25,7 +25,8 @@ AWAY = 4.0  # cycles without a verdict, after which a session is not counted as 
 STRAY_ROUNDS = 32  # once in so many rounds a session's window is another, which tells drafting time from link
 SCOUT_S, SCOUT_MAX_S = 1.0, 128.0  # from one trial of sessions that do not draft to the next, twice as long each time
 SCOUT_SHARE, SCOUT_ROUNDS = 64, 12  # one in so many sessions, for so many rounds
-SETTLE_STEPS, TRIAL_STEPS, TRIAL_MEMORY = 4, 10, 60.0  # of a plan: not counted, enough to be known by, remembered
+SETTLE_STEPS, TRIAL_STEPS, TRIAL_MEMORY = 4, 24, 80.0  # of a plan: not counted, enough to be known by, remembered
+DOUBT_STEPS = 6.0  # for which what a plan commits is thought to be what the model says
 TRIAL_OLD_S = 120.0  # after which it is tried again
 MEAN_STEPS = 30.0  # steps that means of context and prefill go back
 
@@ -151,7 +152,7 @@ class _Trial:
     @property
     def ratio(self) -> float:
         """Committed in parts of expected, as if some steps before had kept to the model."""
-        before = self.expected * TRIAL_STEPS / max(self.steps, 1.0)
+        before = self.expected * DOUBT_STEPS / max(self.steps, 1.0)
         return (self.committed + before) / max(self.expected + before, 1e-9)
 
 
@@ -368,29 +369,41 @@ class GoodputPolicy:
         }
 
     def _scout(self, rows: Ints, demand: Demand, plan: Plan, now: float) -> None:
-        """Have one in so many sessions that do not draft do so for some rounds: what changed is found out by few."""
-        for row, until in list(self._scouts.items()):
-            if self._rounds[row] >= until or now >= self._scout_at or row not in self._rows.values():
-                del self._scouts[row]
+        """Have one in so many sessions that do not draft do so for some rounds: what changed is found out by few.
+
+        Not those for whom drafting would not pay even if far more of it survived than is known.
+        """
         idle = np.nonzero(plan.windows == 0)[0]
-        if now >= self._scout_at and len(idle):
-            if self._drafters == 0 < len(rows) - len(idle):
-                self._scout_pause = SCOUT_S
+        if self._drafters == 0 < len(rows) - len(idle):
+            self._scout_pause = SCOUT_S
+        self._drafters = len(rows) - len(idle)
+        if not len(idle):
+            self._scouts.clear()
+            return
+        survive = np.diff(demand.gain[idle], axis=1, prepend=0.0)
+        speed = np.cumsum(np.sqrt(survive), axis=1) / cycles(demand.think[idle], plan.step_s, busy=False)
+        rounds = [self._rounds[row] for row in rows[idle].tolist()]
+        open_to = idle[(speed[:, 1:].max(axis=1) > 1.0 / plan.step_s) | (np.array(rounds) == 0)]
+        if now >= self._scout_at and len(open_to):
             self._scout_at = now + self._scout_pause
             self._scout_pause = min(2.0 * self._scout_pause, SCOUT_MAX_S)
-            first = self.plans % len(idle)
-            for at in idle[(first + np.arange(max(1, len(rows) // SCOUT_SHARE))) % len(idle)].tolist():
-                self._scouts[int(rows[at])] = self._rounds[rows[at]] + SCOUT_ROUNDS
-        self._drafters = len(rows) - len(idle)
+            first = self.plans % len(open_to)
+            chosen = open_to[(first + np.arange(max(1, len(rows) // SCOUT_SHARE))) % len(open_to)].tolist()
+            self._scouts = {int(rows[at]): self._rounds[rows[at]] + SCOUT_ROUNDS for at in chosen}
+        if not self._scouts:
+            return
         num, context = float(len(rows)), self._context * len(rows)
         alone = self.cost.predict(num, num, context)
         price = (self.cost.predict(num * 1.25, num, context) - alone) / (0.25 * alone)  # what a token takes from others
-        for at in idle.tolist():
+        scouts = {}
+        for at in open_to.tolist():
             row = int(rows[at])
-            if row in self._scouts:
+            until = self._scouts.get(row, 0)
+            if self._rounds[row] < until:
+                scouts[row] = until
                 worth = demand.gain[at] - min(price, 0.9) * demand.width[at]
-                speed = worth / cycles(demand.think[at], plan.step_s)
-                self._limits[row] = 1 + int(np.argmax(speed[1:]))
+                self._limits[row] = 1 + int(np.argmax((worth / cycles(demand.think[at], plan.step_s))[1:]))
+        self._scouts = scouts
 
     def _newcomer(self, row: int) -> int:
         if self._plan is None:

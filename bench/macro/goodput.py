@@ -1,0 +1,143 @@
+"""Window limits under every load: what they commit beside window 0 and every fixed window, on a virtual clock.
+
+`python -m bench.macro.goodput`, two to three minutes on two cores; writes bench/results/goodput.json and the figure
+`sled.server.goodput_ratio_min`. Every policy runs in the same simulation (`bench/macro/_goodput_world.py`); ours learns
+all it knows while it runs. Nothing here is timed, so other work on the machine changes no number.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+from concurrent.futures import ProcessPoolExecutor
+from typing import Any
+
+from bench import record
+from bench.macro._goodput_world import STEP_TIMES, Drafter, Fixed, Fleet, Phase, World
+from sled.goodput import GoodputPolicy
+
+COMMAND = "python -m bench.macro.goodput"
+PEER = "the better of window 0 and the best fixed window, same simulation"
+FIXED = (0, 1, 2, 3, 4, 6, 8)
+MAX_WINDOW = 8
+LOADS = (1, 4, 16, 64, 128, 512)
+LINKS_S = (0.001, 0.005, 0.04, 0.15)
+MIXED_LOADS = (4, 64, 16, 128, 2, 32)
+
+# Acceptance by position as measured with SmolLM2-135M (sled.md, 7); later positions survive a little better.
+DISTILLED = Drafter((0.724, 0.73, 0.74, 0.75, 0.76, 0.77), 0.003)
+LAYERS = Drafter((0.784, 0.79, 0.8, 0.8), 0.02)
+NGRAM = Drafter((0.16, 0.45, 0.6, 0.65, 0.7), 0.0002)
+JUNK = Drafter((0.05,), 0.003)
+MIXTURES = {
+    "distilled": ((DISTILLED, 1.0),),
+    "ngram": ((NGRAM, 1.0),),
+    "mixed": ((DISTILLED, 2.0), (NGRAM, 1.0), (LAYERS, 1.0), (JUNK, 1.0)),
+}
+
+
+def phase_for(table: str, sessions: int, scale: float) -> Phase:
+    """Long enough for some hundred steps before counting and as many after."""
+    step_s = STEP_TIMES[table](float(sessions), float(sessions))
+    settle_s = max(4.0, 320.0 * step_s) * scale
+    return Phase(sessions, settle_s + max(5.0, 300.0 * step_s) * scale, settle_s)
+
+
+def cell(table: str, mixture: str, link_s: float, sessions: int, scale: float = 1.0, seed: int = 0) -> dict[str, Any]:
+    """One cell of the grid: goodput, tokens/s, of every policy."""
+    world = World(STEP_TIMES[table], Fleet(MIXTURES[mixture], link_s), MAX_WINDOW, seed=seed)
+    phases = [phase_for(table, sessions, scale)]
+    fixed = {window: world.run(Fixed(window), phases).goodput[0] for window in FIXED}
+    policy = GoodputPolicy(MAX_WINDOW)
+    ours = world.run(policy, phases)
+    best = max(fixed, key=fixed.__getitem__)
+    return {
+        "table": table,
+        "mixture": mixture,
+        "link_s": link_s,
+        "sessions": sessions,
+        "ours": round(ours.goodput[0], 2),
+        "fixed": {str(window): round(value, 2) for window, value in fixed.items()},
+        "best_fixed": best,
+        "ratio": round(ours.goodput[0] / fixed[best], 4),
+        "gain_over_window_0": round(ours.goodput[0] / fixed[0], 4),
+        "mean_limit": round(ours.mean_limit[0], 3),
+        "plans": policy.plans,
+    }
+
+
+def rising_and_falling(table: str, mixture: str, link_s: float, scale: float = 1.0, seed: int = 0) -> dict[str, Any]:
+    """A load that rises and falls; the policy goes through all of it, each phase held against its own best window."""
+    world = World(STEP_TIMES[table], Fleet(MIXTURES[mixture], link_s), MAX_WINDOW, seed=seed)
+    phases = [phase_for(table, sessions, scale) for sessions in MIXED_LOADS]
+    fixed = {window: world.run(Fixed(window), phases).goodput for window in FIXED}
+    ours = world.run(GoodputPolicy(MAX_WINDOW), phases)
+    best = [max(values) for values in zip(*fixed.values(), strict=True)]
+    return {
+        "table": table,
+        "mixture": mixture,
+        "link_s": link_s,
+        "loads": MIXED_LOADS,
+        "ratios": [round(a / b, 4) for a, b in zip(ours.goodput, best, strict=True)],
+        "best_single_window": round(
+            sum(a.seconds * g for a, g in zip(phases, ours.goodput, strict=True))
+            / max(sum(a.seconds * g for a, g in zip(phases, values, strict=True)) for values in fixed.values()),
+            4,
+        ),
+    }
+
+
+def _cell(arguments: tuple[str, str, float, int]) -> dict[str, Any]:
+    return cell(*arguments)
+
+
+def _rising(arguments: tuple[str, str, float]) -> dict[str, Any]:
+    return rising_and_falling(*arguments)
+
+
+def gains(cells: list[dict[str, Any]]) -> dict[str, dict[int, float]]:
+    """Tokens/s of ours over window 0, by table and load, distilled drafters on the shortest link."""
+    out: dict[str, dict[int, float]] = {}
+    for row in cells:
+        if row["mixture"] == "distilled" and row["link_s"] == LINKS_S[0]:
+            out.setdefault(row["table"], {})[row["sessions"]] = row["gain_over_window_0"]
+    return out
+
+
+def main() -> None:
+    """Run the grid, record, print the worst cells."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--workers", type=int, default=2)
+    arguments = parser.parse_args()
+    grid = [(t, m, link, n) for n in reversed(LOADS) for t in STEP_TIMES for m in MIXTURES for link in LINKS_S]
+    waves = [(t, m, 0.005) for t in STEP_TIMES for m in ("distilled", "mixed")]
+    with ProcessPoolExecutor(arguments.workers) as pool:
+        cells = list(pool.map(_cell, grid))
+        rising = list(pool.map(_rising, waves))
+    cells.sort(key=lambda row: row["ratio"])
+    worst = cells[0]["ratio"]
+    for row in cells[:20]:
+        print(
+            {key: row[key] for key in ("table", "mixture", "link_s", "sessions", "ratio", "best_fixed", "mean_limit")}
+        )
+    by_load = {n: min(row["ratio"] for row in cells if row["sessions"] == n) for n in LOADS}
+    summary = {
+        "ratio_min": worst,
+        "ratio_median": statistics.median(row["ratio"] for row in cells),
+        "ratio_max": cells[-1]["ratio"],
+        "cells": len(cells),
+        "cells_below_0.98": sum(row["ratio"] < 0.98 for row in cells),
+        "ratio_min_by_load": by_load,
+        "gain_over_window_0": gains(cells),
+        "rising_and_falling_min": min(min(row["ratios"]) for row in rising),
+    }
+    print(summary)
+    for row in rising:
+        print(row)
+    unit = f"tokens/s ours / peer, worst of {len(cells)} simulated cells (tables x mixtures x links x loads 1..512)"
+    figures = {"sled.server.goodput_ratio_min": record.figure(worst, unit, PEER, COMMAND)}
+    record.write("goodput", {"summary": summary, "cells": cells, "rising_and_falling": rising}, figures)
+
+
+if __name__ == "__main__":
+    main()
