@@ -1,4 +1,4 @@
-"""Run under torchrun by test_cuda.py: a tiny model divided over GPUs; rank 0 prints its logits and an answer as JSON."""
+"""Run under torchrun by test_cuda.py: a tiny model divided over GPUs; rank 0 prints what it computes as JSON."""
 
 from __future__ import annotations
 
