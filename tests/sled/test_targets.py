@@ -192,6 +192,9 @@ def test_what_stood_in_a_page_does_not_reach_the_next_session(backend):
     )
     right = torch.cat([plain_rows(plain, text, 1), plain_rows(plain, text[:3], 1), plain_rows(plain, [1], 1)])
     np.testing.assert_allclose(rows, right, rtol=1e-4, atol=1e-4)
+    longer = [*text, 4], [*text[:3], 4]  # in one group with each other, so the shorter one is padded
+    rows = target.logits([paging.chunk("a", [4], 20, 1), paging.chunk("b", [4], 3, 1)])
+    np.testing.assert_allclose(rows, torch.cat([plain_rows(plain, t, 1) for t in longer]), rtol=1e-4, atol=1e-4)
 
 
 def test_greedy_round_is_decided():
