@@ -117,11 +117,23 @@ def serving_losses(results: dict[str, Any]) -> Iterator[tuple[str, str]]:
                 yield what, f"{mine} tokens per second against {theirs} of {results['systems'][system]}"
 
 
+def attention_losses(results: dict[str, Any]) -> Iterator[tuple[str, str]]:
+    """Paged attention: each peer that is faster in the same case."""
+    cases: dict[str, dict[str, float]] = {}
+    for row in results.get("benchmarks", []):
+        cases.setdefault(row["group"], {})[row["peer"]] = row["median_s"] * 1e6
+    for case, us in cases.items():
+        for name, theirs in us.items():
+            if _is_peer(name) and theirs < (1 - _TOLERANCE) * us[OURS]:
+                yield case, f"{us[OURS]:.0f} us against {theirs:.0f} of {name}"
+
+
 def table() -> str:
     """All losses as a Markdown table."""
     rows = [
         *acceptance_losses(_results("acceptance")),
         *cuda_losses(_results("accept_cuda")),
+        *attention_losses(_results("attention")),
         *gemm_losses(_results("gemm")),
         *decoder_losses(_results("decoder")),
         *serving_losses(_results("serving")),
