@@ -22,13 +22,15 @@ from sled.errors import (
 )
 from sled.run.device import Answer, Device, Stream
 from sled.stats import Stats
-from sled.types import Sampling, Token
+from sled.types import Constraint, Logprob, Sampling, Token
 from sled.window import Window
 
 __all__ = [
     "Answer",
     "AnswerIncomplete",
+    "Constraint",
     "Device",
+    "Logprob",
     "ParameterError",
     "PromptTooLong",
     "ProtocolError",

@@ -13,11 +13,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from enum import Enum
 
+import msgspec
+
 from sled.errors import ProtocolError
 from sled.history import History
 from sled.messages import MAX_WINDOW, Decode, Open, Opened, Verdict, Verify
-from sled.types import FinishReason, Sampling
+from sled.types import FinishReason, Logprob, Sampling, SparseLaw, Terms
 from sled.window import Window
+
+_TERMS = Terms()
 
 
 class State(Enum):
@@ -49,6 +53,7 @@ class Committed:
     token: int
     pos: int
     drafted: bool
+    logprob: Logprob | None = None
 
 
 class Generation:
@@ -64,6 +69,7 @@ class Generation:
         max_reopens: how often a session that the server lost is opened again, without a token in between, before giving
             up.
         target_id: the target the answer must come from; empty for any.
+        terms: when the answer ends and what is told along with it; its `max_tokens` is ours.
     """
 
     def __init__(
@@ -77,6 +83,7 @@ class Generation:
         window: Window,
         max_reopens: int = 3,
         target_id: bytes = b"",
+        terms: Terms = _TERMS,
     ) -> None:
         self.session = session
         self.sampling, self.max_tokens, self.window = sampling, max_tokens, window
@@ -91,6 +98,7 @@ class Generation:
         self._draft: list[int] = []
         self._reopens_left = self._max_reopens = max_reopens
         self._target_id = target_id
+        self.terms = msgspec.structs.replace(terms, max_tokens=max_tokens)
 
     @property
     def answer(self) -> list[int]:
@@ -107,7 +115,7 @@ class Generation:
         assert self.state is State.OPENING
         prompt = self.prompt_tokens if self.num_prompt else self._prompt
         chat = self._chat and not self.num_prompt
-        return Open(self.session, self.sampling, prompt, chat, self.answer, self._target_id)
+        return Open(self.session, self.sampling, prompt, chat, self.answer, self._target_id, self.terms)
 
     def opened(self, message: Opened) -> None:
         """The server holds the session.
@@ -164,13 +172,20 @@ class Generation:
         if self.state is State.STREAMING:
             self.state = State.DRAFTING
 
-    def submit(self, draft: Sequence[int]) -> Verify:
-        """The round to send for this draft; what is over the limit is left out."""
+    def submit(self, draft: Sequence[int], law: SparseLaw | None = None) -> Verify:
+        """The round to send for this draft; what is over the limit is left out.
+
+        Args:
+            draft: token ids.
+            law: what each of them was sampled from; goes along only under the rejection rule.
+        """
         assert self.state is State.DRAFTING
         self._draft = [int(token) for token in draft[: self.draft_limit()]]
         self.state = State.WAITING
         base = len(self.history)
-        return Verify(self.session, base, self.history.digest(base), self._draft)
+        wanted = law is not None and self._draft and self.sampling.rule == "rejection"
+        told = law.first(len(self._draft)) if law is not None and wanted else None
+        return Verify(self.session, base, self.history.digest(base), self._draft, told)
 
     def verdict(self, message: Verdict) -> list[Committed]:
         """Commit what the target decided; returns the new tokens.
@@ -208,7 +223,8 @@ class Generation:
         if not self.finish and len(self.answer) >= self.max_tokens:
             self.finish = "length"
         self.state = State.DONE if self.finish else onward
-        return [Committed(token, base + i, i < agreed) for i, token in enumerate(tokens)]
+        told: list[Logprob | None] = [*message.logprobs[: len(tokens)], *[None] * len(tokens)]
+        return [Committed(token, base + i, i < agreed, told[i]) for i, token in enumerate(tokens)]
 
     def session_lost(self) -> bool:
         """The server does not know the session; returns whether to open it again with the committed text."""

@@ -132,6 +132,11 @@ class SparseLaw(msgspec.Struct, frozen=True, array_like=True):
     ids: bytes
     probabilities: bytes
 
+    def first(self, num_drafts: int) -> SparseLaw:
+        """The laws of the first drafts."""
+        size = 4 * sum(self.counts[:num_drafts])
+        return SparseLaw(self.counts[:num_drafts], self.ids[:size], self.probabilities[:size])
+
 
 class Logprob(msgspec.Struct, frozen=True, array_like=True):
     """A token's log-probability under the target's own logits (before everything in `Sampling`), and the likeliest."""
@@ -158,10 +163,12 @@ class Chunk(msgspec.Struct, frozen=True):
 class Token(msgspec.Struct, frozen=True):
     """A committed token as the device's user sees it.
 
-    `drafted` says that the device proposed it and the target agreed; otherwise it is the target's own.
+    `drafted` says that the device proposed it and the target agreed; otherwise it is the target's own. `text` leaves a
+    stop text out, and what may begin one comes with a later token. `logprob` is there if it was asked for.
     """
 
     id: int
     pos: int
     drafted: bool
     text: str
+    logprob: Logprob | None = None

@@ -61,7 +61,7 @@ def paged_attention(
     [[[3.3333334922790527, 4.333333492279053]]]
     """
     scale, window, softcap, num_threads = _attention_checks.settings(scale, window, softcap, num_threads)
-    settings = {"scale": scale, "window": window, "softcap": softcap, "num_threads": num_threads}
+    settings: dict[str, Any] = {"scale": scale, "window": window, "softcap": softcap, "num_threads": num_threads}
     attend, tables = _select.active_attend.attend, (page_table, page_starts, token_starts, past)
     answer = np.empty_like(query) if out is None and isinstance(query, np.ndarray) else out
     if attend(query, keys, values, *tables, out=answer, **settings):  # the kernels look at everything themselves,

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from sled.errors import UnknownModel
 from sled.messages import Described
-from sled.types import Sampling
+from sled.types import Sampling, SparseLaw
 from sled.window import Window
 
 PACKAGED = {"smollm2-12m": "smollm2-draft-12m"}
@@ -28,6 +28,23 @@ class Drafter(Protocol):
 
         `prefix` is the whole committed text; across calls of one answer it only grows.
         """
+
+
+@runtime_checkable
+class SamplingDrafter(Drafter, Protocol):
+    """A drafter that knows where the prompt ends, and under the rejection rule tells what its drafts were sampled from.
+
+    Other drafters' drafts count as certain under that rule, which is lossless too, and accepts less. A drafter with a
+    law must not look at a sample to decide whether to send it: what is sent would have another law.
+
+    Attributes:
+        law: of the last draft; None counts its tokens as certain.
+    """
+
+    law: SparseLaw | None
+
+    def opened(self, num_prompt: int) -> None:
+        """The text's first `num_prompt` tokens are the prompt; penalties count what comes behind it."""
 
 
 class NoDrafter:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import codecs
 import contextlib
 import random
 import secrets
@@ -19,14 +18,15 @@ from edgebus.files import cache_dir as default_cache_dir
 from edgebus.payloads import Payload, decode, encode
 from sled import messages
 from sled.device import Committed, Generation, State
-from sled.drafters import Drafter, open_drafter
+from sled.drafters import Drafter, SamplingDrafter, open_drafter
 from sled.errors import AnswerIncomplete, ParameterError, ProtocolError
 from sled.messages import Close, Described, Opened, Trace, Traced, Verdict, Vocabulary
 from sled.run.refusals import as_error, later
 from sled.run.servers import Servers, read_endpoints
 from sled.stats import Stats, summarise
+from sled.stop_text import AnswerText
 from sled.takeover import Next, Patience, after_failure, avoidance_s
-from sled.types import FinishReason, Sampling, Token
+from sled.types import FinishReason, Logprob, Sampling, Terms, Token
 from sled.vocabulary import VocabularyCache
 from sled.window import Window
 
@@ -37,13 +37,18 @@ _STREAM_BYTES = 8192  # how far a server that decodes may be ahead of what was t
 
 
 class Answer(msgspec.Struct, frozen=True, kw_only=True):
-    """A finished generation; `tokens` end with the stop token when `finish_reason` is "stop", `text` does not."""
+    """A finished generation.
+
+    When `finish_reason` is "stop", `tokens` end with the stop token or with the token that completed a stop text or a
+    form; `text` ends before it. `logprobs` has one for each token if they were asked for.
+    """
 
     text: str
     tokens: list[int]
     prompt_tokens: list[int]
     finish_reason: FinishReason
     stats: Stats
+    logprobs: list[Logprob] = []
 
 
 class Device:
@@ -137,6 +142,9 @@ class Device:
         sampling: Sampling | None = None,
         window: Window | None = None,
         chat: bool = True,
+        stop: str | Sequence[str] = (),
+        logprobs: int = -1,
+        rate: float = 0.0,
     ) -> Stream:
         """Start an answer; iterate over the result for its tokens as they are committed.
 
@@ -146,6 +154,10 @@ class Device:
             sampling: greedy by default.
             window: drafts per round; by default the drafter's confidence decides.
             chat: put text through the target's chat template.
+            stop: the answer ends with the first token that completes one of these texts, at most 16 of 1 .. 256
+                characters; its text ends before it.
+            logprobs: with every token its log-probability and those of so many likeliest ones, 0 .. 20; -1 is off.
+            rate: tokens per second that are needed, for the order of rounds at the server; 0 leaves it to the server.
 
         Raises:
             ParameterError: a value out of range.
@@ -153,6 +165,10 @@ class Device:
         if not 1 <= max_tokens <= messages.MAX_TOKENS:
             raise ParameterError(f"max_tokens is {max_tokens}, give 1 to {messages.MAX_TOKENS}")
         _check_prompt(prompt)
+        try:
+            terms = Terms(max_tokens, (stop,) if isinstance(stop, str) else tuple(stop), logprobs, rate)
+        except ValueError as error:
+            raise ParameterError(str(error)) from None
         machine = Generation(
             secrets.token_bytes(8),
             prompt,
@@ -161,6 +177,7 @@ class Device:
             max_tokens=max_tokens,
             window=window or Window.auto(),
             target_id=self.target.target_id,
+            terms=terms,
         )
         return Stream(self, machine)
 
@@ -219,6 +236,8 @@ class Stream:
     def __init__(self, device: Device, machine: Generation) -> None:
         self._device, self._machine = device, machine
         self._text = ""
+        self._shown = AnswerText(machine.terms.stop)
+        self._logprobs: list[Logprob] = []
         self._started_at = time.monotonic()
         self._first_token_s = 0.0
         self._wall_s = 0.0
@@ -244,11 +263,13 @@ class Stream:
         """
         for _ in self._tokens:
             pass
+        self._text += self._shown.add(b"", last=True)  # of an answer whose end came without a token
         machine, (sent, received) = self._machine, self._servers.traffic()
         if machine.state is not State.DONE:
             raise AnswerIncomplete(f"the answer was broken off after {len(machine.answer)} tokens; generate it again")
         return Answer(
             text=self._text,
+            logprobs=self._logprobs,
             tokens=machine.answer,
             prompt_tokens=machine.prompt_tokens,
             finish_reason=machine.finish,
@@ -267,7 +288,6 @@ class Stream:
             raise ParameterError("this device is busy with another answer; finish it, or close() it first")
         self._device._streaming = True
         machine, drafter = self._machine, self._device.drafter
-        decoder = codecs.getincrementaldecoder("utf-8")("replace")
         try:
             drafter.start(machine.sampling)
             self._servers.choose(self._device._timeout_s)
@@ -275,14 +295,16 @@ class Stream:
                 try:
                     if machine.state is State.OPENING:
                         machine.opened(self._call(messages.OPEN, encode(machine.open_request()), Opened))
+                        if isinstance(drafter, SamplingDrafter):
+                            drafter.opened(machine.num_prompt)
                     elif machine.server_decodes:
                         with contextlib.closing(self._follow_stream()) as tokens:
                             for committed in tokens:
-                                yield self._token(committed, decoder)
+                                yield self._token(committed)
                     else:
                         draft = drafter.draft(machine.history.tokens, machine.draft_limit(), machine.window)
                         for committed in self._round(draft):
-                            yield self._token(committed, decoder)
+                            yield self._token(committed)
                 except edgebus.EdgebusError as error:
                     self._go_on_after(error)
         finally:
@@ -299,7 +321,8 @@ class Stream:
         return self._call(messages.TRACE, encode(Trace(self._machine.session, last)), Traced)
 
     def _round(self, draft: list[int]) -> list[Committed]:
-        request = self._machine.submit(draft)
+        drafter = self._device.drafter
+        request = self._machine.submit(draft, drafter.law if isinstance(drafter, SamplingDrafter) else None)
         return self._machine.verdict(self._call(messages.VERIFY, encode(request), Verdict))
 
     def _follow_stream(self) -> Generator[Committed, None, None]:
@@ -361,7 +384,7 @@ class Stream:
     def _call(self, service: str, payload: bytes, kind: type[_M]) -> _M:
         return self._device._call(service, payload, kind)
 
-    def _token(self, committed: Committed, decoder: codecs.IncrementalDecoder) -> Token:
+    def _token(self, committed: Committed) -> Token:
         if not self._first_token_s:
             self._first_token_s = time.monotonic() - self._started_at
         vocabulary = self._device._vocabulary
@@ -369,9 +392,11 @@ class Stream:
         if committed.token < len(vocabulary.pieces) and committed.token not in vocabulary.special_ids:
             piece = vocabulary.pieces[committed.token]
         last = self._machine.state is State.DONE and committed.pos == len(self._machine.history) - 1
-        text = decoder.decode(piece, final=last)
+        text = self._shown.add(piece, last=last)
         self._text += text
-        return Token(committed.token, committed.pos, committed.drafted, text)
+        if committed.logprob is not None:
+            self._logprobs.append(committed.logprob)
+        return Token(committed.token, committed.pos, committed.drafted, text, committed.logprob)
 
     def _forget(self) -> None:
         """Tell the server that the session is over, if it still listens; nothing depends on it."""

@@ -3,6 +3,7 @@
 import math
 
 import numpy as np
+import pytest
 from edgekernels import _attention_reference as reference
 from edgekernels import paged_attention
 from hypothesis import HealthCheck, given, settings

@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 
 pytest.importorskip("torch")
 
 from sled.acceptance import RoundRows
-from sled.drafters import open_drafter
+from sled.constraint import FormFactory
+from sled.device import Generation, State
+from sled.drafters import NoDrafter, open_drafter
 from sled.errors import UnknownModel, VocabularyMismatch
+from sled.server import Server
 from sled.targets.catalog import find_model
 from sled.targets.causal_lm import load_target
 from sled.targets.text import codec_from_directory
-from sled.types import Chunk, Sampling
+from sled.types import Chunk, Constraint, Sampling
 from sled.vocabulary import vocabulary_hash
 from sled.window import Window
 
@@ -139,3 +144,47 @@ def test_gguf_drafter_of_the_same_vocabulary_is_accepted_and_of_another_refused(
     other = msgspec.structs.replace(target.described, vocab_hash=bytes(16))
     with pytest.raises(VocabularyMismatch, match="use a drafter made for this target, or ngram"):
         open_drafter(path, other)
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_answers_under_a_schema_parse_whoever_drafts(target, drafter, temperature):
+    """The whole path but the bus: both machines, the real target and its vocabulary, a schema."""
+    pytest.importorskip("llguidance")
+    form_of = FormFactory(
+        target.vocabulary.pieces, target.vocabulary.special_ids, target.described.stop_ids, target.described.vocab_size
+    )
+    schema = {
+        "type": "object",
+        "properties": {"name": {"type": "string", "maxLength": 12}, "age": {"type": "integer", "minimum": 1}},
+        "required": ["name", "age"],
+        "additionalProperties": False,
+        "x-guidance": {"whitespace_flexible": False},
+    }
+    sampling = Sampling(temperature, seed=3, constraint=Constraint("json_schema", json.dumps(schema)))
+    prompt = target.codec.encode("Invent a person. Answer in JSON.", chat=True)
+    answers = [answer_in_process(target, chosen, sampling, prompt, form_of) for chosen in (NoDrafter(), drafter)]
+    assert answers[0] == answers[1]
+    value = json.loads(b"".join(target.vocabulary.pieces[token] for token in answers[0] if token != 2))
+    assert set(value) == {"name", "age"}
+    assert len(value["name"]) <= 12
+    assert value["age"] >= 1
+
+
+def answer_in_process(target, drafter, sampling, prompt, form_of):
+    server = Server(target.shape, form_of=form_of)
+    machine = Generation(b"12345678", prompt, chat=False, sampling=sampling, max_tokens=40, window=Window(4))
+    machine.opened(server.open("device", machine.open_request(), prompt, now=0.0))
+    drafter.start(sampling)
+    for _ in range(40):
+        if machine.state is State.DONE:
+            break
+        draft = drafter.draft(machine.history.tokens, machine.draft_limit(), machine.window)
+        verdict = server.verify("device", machine.submit(draft), "ticket", now=0.0)
+        while verdict is None:
+            step = server.next_step(now=0.0)
+            for told in server.complete(step, target.verify(step.chunks, step.rounds), now=0.0, took_s=0.05):
+                assert told.refusal is None
+                verdict = told.verdict
+        machine.verdict(verdict)
+    assert machine.finish == "stop"
+    return machine.answer
