@@ -30,7 +30,6 @@ LIMITS = {
     "max_grammar_size": 100_000,
     "verbose_errors": False,
 }
-_MARKER = b"\xff"  # llguidance's own mark of control tokens; no text in UTF-8 has this byte
 _FREE = '\n%llguidance {"no_forcing": true}\n'  # else it insists on one way to divide what is certain into tokens
 
 
@@ -84,8 +83,10 @@ class FormFactory:
         self._library: Any = None
         self._vocab_size, self._stop_ids = vocab_size, frozenset(stop_ids)
         special = set(special_ids) | self._stop_ids
-        words = [b"" if p.startswith(_MARKER) and i not in special else bytes(p) for i, p in enumerate(pieces)]
-        words += [b""] * (vocab_size - len(words) + 1)  # the last one ends answers where the target has no stop token
+        words = [
+            *map(bytes, pieces),
+            *[b""] * (vocab_size - len(pieces) + 1),
+        ]  # the last one ends where nothing else does
         usable = np.array([bool(word) for word in words[:vocab_size]])
         usable[list(self._stop_ids)] = True
         self._usable = _packed(usable)
@@ -173,7 +174,7 @@ class _MatcherForm:
             if matcher.is_error():
                 raise _broken(matcher, row - 1)
             masks[row] &= row_of[: masks.shape[1]]
-            if not self._may_follow(masks[row], token) or token in self._stop_ids:
+            if not self._may_follow(masks[row], token):
                 break
             matcher.try_consume_tokens([token])
             if matcher.is_error():

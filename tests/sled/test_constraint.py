@@ -110,7 +110,7 @@ def test_masks_hand_worked(factory):
 
 
 def test_control_tokens_padding_and_empty_pieces_are_never_allowed():
-    pieces = [b"<end>", b"<im>", b"", b"x", b"\xff"]
+    pieces = [b"<end>", b"<im>", b"", b"x", b"\xff", b"\xff<im>"]
     form = FormFactory(pieces, [1], [0], 40)(Constraint("regex", "(?s:.)*"))
     assert allowed_ids(form) == {0, 3}
     named = FormFactory(pieces, [1], [0], 40)(grammar('start: "x" (<[35]> | <[2]> | <im>)'))

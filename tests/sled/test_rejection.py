@@ -249,7 +249,7 @@ def test_laws_go_along_only_under_the_rejection_rule():
 def test_penalties_and_bias_shape_drafts_as_they_do_answers():
     """The very target as drafter agrees with itself under every parameter, also where it has ids of its own."""
     sampling = Sampling(
-        temperature=0.8, seed=5, min_p=0.02, repetition_penalty=1.5, presence_penalty=0.7, frequency_penalty=0.4,
+        temperature=0.8, seed=5, min_p=0.25, repetition_penalty=1.1, presence_penalty=0.7, frequency_penalty=0.4,
         bias=((1, 2.0), (3, -1.5), (1, 0.5)),
     )  # fmt: skip
     ids = np.array([4, 2, 0, 1, 5, 3], np.int32)
@@ -273,12 +273,16 @@ def test_penalties_and_bias_shape_drafts_as_they_do_answers():
 
 def test_what_a_drafter_has_no_column_for_is_left_out():
     """Ids 1 and 2 are unknown to it: neither their bias nor their penalty falls on another token."""
-    table = np.array([[0, 1], [0, 1]], np.float32)
+    table = np.array([[2, 1], [2, 1]], np.float32)
     model = Bigram(table)
     model.vocab_size = 2
     drafter = ModelDrafter(model, name="small", target_ids=np.array([0, 3], np.int32), target_vocab_size=4)
-    drafter.start(Sampling(bias=((1, -50.0), (2, -50.0)), repetition_penalty=50.0))
-    assert drafter.draft([1, 2, 1], 1, Window(1)) == [3]
+    drafter.start(Sampling(bias=((1, -50.0), (2, -50.0)), repetition_penalty=50.0, presence_penalty=2.0))
+    drafter.opened(1)
+    assert drafter.draft([1, 2, 1], 1, Window(1)) == [0]
+    drafter.start(Sampling(presence_penalty=2.0))
+    drafter.opened(3)  # of which the drafter knows one
+    assert drafter.draft([1, 0, 2, 1], 1, Window(1)) == [0]
 
 
 def test_penalties_count_from_where_the_prompt_ends_though_the_server_began():

@@ -167,6 +167,25 @@ def test_an_answer_has_its_form_whoever_drafts(served, sampling):
             device.generate(PROMPT, sampling=bad).answer()
 
 
+class Attentive(ToyDrafter):
+    """Remembers what it is told, and tells that every draft is certain."""
+
+    law = None
+
+    def opened(self, num_prompt):
+        self.num_prompt = num_prompt
+        assert self._sampling == SHAPED  # after `start`
+
+
+@pytest.mark.net
+def test_drafters_are_told_where_the_prompt_ends(served):
+    with served.serving() as endpoint:
+        drafter = Attentive(served.target)
+        with served.device(endpoint, drafter) as device:
+            device.generate("hello", max_tokens=3, sampling=SHAPED).answer()
+        assert drafter.num_prompt == 6  # one for the chat, one for each character
+
+
 @pytest.mark.net
 def test_busy_says_when_to_come_back(served):
     limits = ServerLimits(max_sessions_per_owner=1)
