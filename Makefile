@@ -5,7 +5,7 @@ SOURCES := pyproject.toml setup.py constraints.txt scripts/setup.sh \
            $(wildcard kernels/csrc/* kernels/edgekernels/*.pyx kernels/edgekernels/*.pxd) \
            $(wildcard edgebus/*.pyx edgebus/*.pxd) $(patsubst %.pxd,%.py,$(filter-out edgebus/_port.pxd,$(wildcard edgebus/*.pxd)))
 
-.PHONY: demo test check lint types bench peers kernel-peers serving-peers fuzz arm sanitize callgrind proof install clean help
+.PHONY: cuda demo test check lint types bench peers kernel-peers serving-peers fuzz arm sanitize callgrind proof install clean help
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 16
@@ -15,7 +15,8 @@ demo: $(STAMP)  ## two acts over tcp with CURVE, sled and qpart; ends 0 only if 
 	@$(PY) -m qpart.demo
 
 test: $(STAMP)  ## all tests that fit in CI: pure, sockets, kernels and the real small model
-	$(PY) -m pytest -q -m "not slow"
+	$(PY) -m pytest -q -m "not slow" -n 2 tests/edgekernels tests/qpart
+	$(PY) -m pytest -q -m "not slow" --ignore=tests/edgekernels --ignore=tests/qpart
 
 check: lint types test  ## linters, types, import rules and tests
 
@@ -53,6 +54,10 @@ arm: $(STAMP)  ## the kernels cross-compiled for aarch64 and their tests under q
 
 sanitize: $(STAMP)  ## the kernels rebuilt with address and undefined behaviour sanitizers and their tests (about 10 minutes)
 	@sh scripts/sanitize.sh
+
+cuda:  ## on a machine with GPUs, with its own torch: the captured target's tests, and its steps against the GPU's limits
+	PYTHONPATH=.:kernels python3 -m pytest -q -m cuda -o timeout=600 -W default tests/sled/test_cuda.py
+	PYTHONPATH=.:kernels python3 -m bench.macro.h100
 
 callgrind: $(STAMP)  ## instructions of a fixed list of kernel calls against bench/results/callgrind.json; fails beyond + 5 %
 	$(PY) -m bench.callgrind
