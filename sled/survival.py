@@ -1,7 +1,7 @@
 """What a device's drafts are worth and how long they take, learned from its rounds.
 
-Pure: no sockets, clock or randomness. Tables learn for many sessions at once, since a server hears of hundreds of rounds
-in one step; `Survival` and `ThinkTime` are their faces for one session.
+Pure: no sockets, clock or randomness. Tables learn for many sessions at once, since a server hears of hundreds of
+rounds in one step; `Survival` and `ThinkTime` are their faces for one session.
 """
 
 from __future__ import annotations
