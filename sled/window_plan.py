@@ -21,7 +21,7 @@ Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
 Kind = tuple[int, int, int]
 
-PRICES = np.array([0.0, 0.15, 0.3, 0.45, 0.6, 0.75])  # committed tokens that one computed token must bring
+PRICES = np.array([0.0, 0.2, 0.4, 0.6, 0.75])  # committed tokens that one computed token must bring
 MAX_SEATS = 32  # sessions that a plan is weighed with; beyond, each stands for several
 WARM_STEPS, STEPS = 6, 24
 TRIAL = 1.05
