@@ -25,7 +25,8 @@ AWAY = 4.0  # cycles without a verdict, after which a session is not counted as 
 STRAY_ROUNDS = 32  # once in so many rounds a session's window is another, which tells drafting time from link
 SCOUT_S, SCOUT_MAX_S = 1.0, 128.0  # from one trial of sessions that do not draft to the next, twice as long each time
 SCOUT_SHARE, SCOUT_ROUNDS = 64, 12  # one in so many sessions, for so many rounds
-SETTLE_STEPS, TRIAL_STEPS, TRIAL_MEMORY = 4, 24, 80.0  # of a plan: not counted, enough to be known by, remembered
+SETTLE_CYCLES = 2.0  # of a new plan are not counted
+TRIAL_STEPS, TRIAL_MEMORY = 24, 80.0  # of a plan: enough to be known by, remembered
 DOUBT_STEPS = 6.0  # for which what a plan commits is thought to be what the model says
 TRIAL_OLD_S = 120.0  # after which it is tried again
 MEAN_STEPS = 30.0  # steps that means of context and prefill go back
@@ -191,7 +192,7 @@ class GoodputPolicy:
         self._changed, self._active = 0, 0
         self._trials: dict[Kind, _Trial] = {}
         self._kind: Kind = (-1, -1, -1)
-        self._kind_since, self._weighed_at = 0, 0
+        self._settled_at, self._weighed_at = 0.0, 0
         self._scouts: dict[int, int] = {}  # row -> rounds at which it has seen enough
         self._scout_at, self._scout_pause, self._drafters = SCOUT_S, SCOUT_S, 0
 
@@ -335,8 +336,8 @@ class GoodputPolicy:
     def _weigh(self, rows: Ints, demand: Demand, now: float, elapsed: float) -> None:
         """Hold what the present plan commits against what the model says of it.
 
-        Both count rounds with the same belief of what a round commits, so chance in acceptance does not matter: what is
-        compared is how often rounds come round. A batch server with thinking devices can settle in more than one rhythm.
+        Both count rounds with the same belief of what a round commits, so chance in acceptance does not matter: what
+        is compared is how often rounds come round. A batch server with thinking devices can settle in more than one rhythm.
         """
         rounds = np.array(self._decided, np.float64)[rows]
         self._decided = [0] * len(self._decided)
@@ -346,8 +347,9 @@ class GoodputPolicy:
         windows = np.maximum(np.array(self._limits, np.int64)[rows], 0)
         (kind,) = kinds(windows[None], len(rows))
         if kind != self._kind:
-            self._kind, self._kind_since = kind, self.cost.observations
-        if self.cost.observations - self._kind_since < SETTLE_STEPS:
+            self._kind = kind
+            self._settled_at = now + SETTLE_CYCLES * (float(demand.think.max()) + 2.0 * self._plan.step_s)
+        if now - elapsed < self._settled_at or self._scouts:
             return
         committed = float(rounds @ demand.gain[np.arange(len(rows)), windows])
         expected = self._plan.goodput * elapsed
@@ -363,7 +365,8 @@ class GoodputPolicy:
     def _known(self, now: float) -> dict[Kind, float]:
         """Committed in parts of expected, of the kinds of plans that were in force for long enough, and lately."""
         return {
-            kind: float(np.clip(trial.ratio, 0.5, 1.5))
+            # what the server does alone is known without trial
+            kind: 1.0 if kind[2] == 2 else float(np.clip(trial.ratio, 0.7, 1.3))
             for kind, trial in self._trials.items()
             if trial.steps >= TRIAL_STEPS and now - trial.at <= TRIAL_OLD_S
         }

@@ -23,7 +23,7 @@ AGAINST_ROUNDS = (
 MEMORY = 64.0  # observations that a cell's mean goes back
 FADE = 0.999  # of what a cell weighs, with each observation elsewhere
 SPIKE = 0.25  # deviations beyond this share of what is known count no more than this
-SWEEPS, ENOUGH = 16, 5e-4  # of the fit: at most so many passes, steps under this share are not taken
+SOLVES = 12  # of the fit at most
 _DRAFTING, _ROUNDS, _CONTEXT = len(KNOTS), len(KNOTS) + 1, len(KNOTS) + 2
 _NUM = len(KNOTS) + 3
 _WIDTHS = np.append(np.diff(KNOTS), np.inf)
@@ -173,7 +173,7 @@ class StepCost:
         trust[_DRAFTING:] *= AGAINST_ROUNDS
         diagonal += trust
         right += trust * start
-        self._solution = _non_negative(gram, right, self._solution / scale) * scale
+        self._solution = _non_negative(gram, right) * scale
 
 
 def _scales(means: Floats, base: float) -> Floats:
@@ -190,20 +190,25 @@ def _scales(means: Floats, base: float) -> Floats:
     return out
 
 
-def _non_negative(gram: Floats, right: Floats, start: Floats) -> Floats:
-    """Minimise x' gram x / 2 - right' x over x >= 0 by coordinate descent."""
-    rows, x = gram.tolist(), start.tolist()
-    diagonal = [rows[i][i] for i in range(len(rows))]
-    gradient = (gram @ start - right).tolist()
-    for _ in range(SWEEPS):
-        largest = 0.0
-        for i, row in enumerate(rows):
-            new = max(0.0, x[i] - gradient[i] / diagonal[i])
-            step = new - x[i]
-            if abs(step) > ENOUGH:
-                x[i] = new
-                gradient = [g + step * r for g, r in zip(gradient, row, strict=True)]
-                largest = max(largest, abs(step))
-        if largest == 0.0:
+def _non_negative(gram: Floats, right: Floats) -> Floats:
+    """Minimise x' gram x / 2 - right' x over x >= 0, `gram` positive definite.
+
+    Source: Lawson and Hanson, Solving Least Squares Problems, 1974, chapter 23; coefficients leave together.
+    """
+    kept = np.ones(len(right), bool)
+    x = np.zeros(len(right))
+    for _ in range(SOLVES):
+        index = np.nonzero(kept)[0]
+        part = np.linalg.solve(gram[np.ix_(index, index)], right[index])
+        if (part < 0.0).any():
+            kept[index[part < 0.0]] = False
+            continue
+        x[:] = 0.0
+        x[index] = part
+        pull = right - gram @ x
+        pull[kept] = 0.0
+        back = int(np.argmax(pull))
+        if pull[back] <= 1e-9:
             break
-    return np.array(x)
+        kept[back] = True
+    return x

@@ -1,7 +1,7 @@
 """What a device's drafts are worth and how long they take, learned from its rounds.
 
-Pure: no sockets, clock or randomness. Tables learn for many sessions at once, since a server hears of hundreds of rounds
-in one step; `Survival` and `ThinkTime` are their faces for one session.
+Pure: no sockets, clock or randomness. Tables learn for many sessions at once, since a server hears of hundreds of
+rounds in one step; `Survival` and `ThinkTime` are their faces for one session.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ Ints = NDArray[np.int64]
 START, START_ROUNDS = 0.7, 16.0  # survival of one more draft, before anything is known of any device; as so many rounds
 PRIOR_ROUNDS = 4.0  # rounds that the belief of the population counts as where devices differ
 ALIKE_ROUNDS = 50.0  # and where they do not
-NEIGHBOUR_ROUNDS = 1.5  # rounds that the position before counts as
+NEIGHBOUR_ROUNDS = 4.0  # rounds that the position before counts as
 FORGET = 0.996  # of the past, with each round
 RELAX_S = 20.0  # half-life of what is known of a session that does not draft
 HOPE = 1.0  # standard deviations that what is little known is thought better, so that it is given its chance

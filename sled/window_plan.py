@@ -1,15 +1,16 @@
-"""Which windows commit most tokens per second: plans for a batch server and its thinking devices, weighed against each other.
+"""Which windows commit most tokens per second: plans for a batch server and thinking devices, weighed against each other.
 
 Pure: no sockets, clock or randomness. The model is a closed queueing network with one server that takes all that waits
-into its next step (docs/spec/sled-goodput.md): plans are made by a price for computed tokens, and weighed by rolling the
-network forward for some tens of steps.
+into its next step (docs/spec/sled-goodput.md): plans are made by a price for computed tokens, and weighed by rolling
+the network forward for some tens of steps.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
+from itertools import groupby
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,9 +21,9 @@ Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
 Kind = tuple[int, int, int]
 
-PRICES = np.array([0.0, 0.15, 0.3, 0.45, 0.6, 0.75])  # committed tokens that one computed token must bring
-MAX_SEATS = 48  # sessions that a plan is weighed with; beyond, each stands for several
-WARM_STEPS, STEPS = 8, 28
+PRICES = np.array([0.0, 0.2, 0.4, 0.6, 0.75])  # committed tokens that one computed token must bring
+MAX_SEATS = 32  # sessions that a plan is weighed with; beyond, each stands for several
+WARM_STEPS, STEPS = 6, 24
 TRIAL = 1.05
 HYSTERESIS = 1.01  # a plan replaces the present one if it commits so much more
 BLUR = 0.25  # of a step, by which an arrival misses or catches the next one
@@ -105,7 +106,7 @@ def cycles(think: Floats, step_s: float, *, busy: bool = True) -> Floats:
 
 
 def kinds(windows: Ints, sessions: int) -> list[Kind]:
-    """What makes plans (plans, n) alike: about how many sessions, about which mean window, whom the server decodes."""
+    """What makes plans (plans, n) alike: about how many sessions, which mean window, and whom the server decodes."""
     size = round(2.0 * math.log2(sessions))
     means, alone = windows.mean(axis=1).tolist(), (windows == 0).mean(axis=1).tolist()
     return [
@@ -141,8 +142,7 @@ def best_plan(
         chosen.append(held[seats])
         origin.append(None)
         seen.add(chosen[0].tobytes())
-    for rule in rules:
-        windows = rule.windows(sample)
+    for rule, windows in _windows_of(rules, sample):
         key = windows.tobytes()
         if key not in seen:
             seen.add(key)
@@ -188,7 +188,7 @@ def roll_forward(windows: Ints, demand: Demand, weight: Floats, cost: StepCost) 
     swing = demand.deviation * 12.0**0.5  # phases are evenly spread over 0 .. 1
     shift = 0
     for step in range(WARM_STEPS + STEPS):
-        now = np.maximum(now, ready.min(axis=1))
+        np.maximum(now, ready.min(axis=1), out=now)
         waiting = ready <= now[:, None]
         rounds, tokens, gain = np.einsum("kpn,pn->kp", parts, waiting)
         took = price(tokens + demand.prefill, rounds, rounds * demand.context)
@@ -224,6 +224,19 @@ def _rules(demand: Demand, cost: StepCost, step_s: float) -> list[Rule]:
         rules += [Rule(-1, t, float(price)) for t in times for price in PRICES]
         rules += [Rule(-1, times[0], float(price), busy=False) for price in PRICES[::2]]
     return rules
+
+
+def _windows_of(rules: list[Rule], demand: Demand) -> Iterator[tuple[Rule, Ints]]:
+    """`Rule.windows` of each, together for those that differ in price alone."""
+    for (step_s, busy, fixed), group in groupby(rules, key=lambda rule: (rule.step_s, rule.busy, rule.window >= 0)):
+        alike = list(group)
+        if fixed:
+            yield from ((rule, rule.windows(demand)) for rule in alike)
+            continue
+        cycle = cycles(demand.think, step_s, busy=busy)
+        gain, width = demand.gain / cycle, demand.width / cycle
+        prices = np.array([rule.price for rule in alike])[:, None, None]
+        yield from zip(alike, np.argmax(gain - prices * width, axis=2), strict=True)
 
 
 def _seats(demand: Demand) -> tuple[Ints, Floats]:

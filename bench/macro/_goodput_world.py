@@ -18,8 +18,8 @@ from sled.goodput import WindowPolicy
 
 Floats = NDArray[np.float64]
 
-_H100_ROUNDS = np.array([1.0, 8, 32, 64, 128, 256])
-_H100_WIDTHS = np.array([1.0, 3, 5, 9])
+H100_ROUNDS = np.array([1.0, 8, 32, 64, 128, 256])
+H100_WIDTHS = np.array([1.0, 3, 5, 9])
 _H100_MS = np.array(
     [
         [6.4, 6.7, 6.7, 7.0],
@@ -30,7 +30,7 @@ _H100_MS = np.array(
         [14.5, 36.2, 48.8, 75.1],
     ]
 )
-_CPU_TOKENS = (1.0, 2.0, 4.0, 5.0, 9.0, 16.0, 32.0)
+CPU_TOKENS = (1.0, 2.0, 4.0, 5.0, 9.0, 16.0, 32.0)
 _CPU_FP32_MS = (27.8, 30.6, 48.1, 50.3, 64.0, 64.5, 80.0)
 _CPU_BF16_MS = (28.9, 31.1, 31.9, 32.4, 33.8, 35.6, 40.9)
 
@@ -40,20 +40,20 @@ def _h100(tokens: float, rounds: float) -> float:
     width = tokens / max(rounds, 1.0)
     if rounds < 1.0:  # prefill alone: as one session's
         rounds, width = 1.0, tokens
-    i = int(np.clip(np.searchsorted(_H100_ROUNDS, rounds) - 1, 0, 4))
-    j = int(np.clip(np.searchsorted(_H100_WIDTHS, width) - 1, 0, 2))
-    x = (rounds - _H100_ROUNDS[i]) / (_H100_ROUNDS[i + 1] - _H100_ROUNDS[i])
-    y = (width - _H100_WIDTHS[j]) / (_H100_WIDTHS[j + 1] - _H100_WIDTHS[j])
+    i = int(np.clip(np.searchsorted(H100_ROUNDS, rounds) - 1, 0, 4))
+    j = int(np.clip(np.searchsorted(H100_WIDTHS, width) - 1, 0, 2))
+    x = (rounds - H100_ROUNDS[i]) / (H100_ROUNDS[i + 1] - H100_ROUNDS[i])
+    y = (width - H100_WIDTHS[j]) / (H100_WIDTHS[j + 1] - H100_WIDTHS[j])
     a, b, c, d = _H100_MS[i, j], _H100_MS[i + 1, j], _H100_MS[i, j + 1], _H100_MS[i + 1, j + 1]
     return float(a + x * (b - a) + y * (c - a) + x * y * (a - b - c + d)) * 1e-3
 
 
 def _cpu(table: Sequence[float]) -> Callable[[float, float], float]:
-    slope = (table[-1] - table[-3]) / (_CPU_TOKENS[-1] - _CPU_TOKENS[-3])
+    slope = (table[-1] - table[-3]) / (CPU_TOKENS[-1] - CPU_TOKENS[-3])
 
     def step(tokens: float, rounds: float) -> float:
-        beyond = max(0.0, tokens - _CPU_TOKENS[-1])
-        return float(np.interp(tokens, _CPU_TOKENS, table) + beyond * slope) * 1e-3
+        beyond = max(0.0, tokens - CPU_TOKENS[-1])
+        return float(np.interp(tokens, CPU_TOKENS, table) + beyond * slope) * 1e-3
 
     return step
 

@@ -39,8 +39,8 @@ MIXTURES = {
 def phase_for(table: str, sessions: int, scale: float) -> Phase:
     """Long enough for some hundred steps before counting and as many after."""
     step_s = STEP_TIMES[table](float(sessions), float(sessions))
-    settle_s = max(4.0, 320.0 * step_s) * scale
-    return Phase(sessions, settle_s + max(5.0, 300.0 * step_s) * scale, settle_s)
+    settle_s = max(4.0, 250.0 * step_s) * scale
+    return Phase(sessions, settle_s + max(4.0, 200.0 * step_s) * scale, settle_s)
 
 
 def cell(table: str, mixture: str, link_s: float, sessions: int, scale: float = 1.0, seed: int = 0) -> dict[str, Any]:

@@ -1,0 +1,138 @@
+"""What is learned of a device: survival by position, how far it drafts, and its time between rounds."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from sled.survival import START, Survival, Survivals, ThinkTime, ThinkTimes
+
+
+def feed(survival: Survival, passes: list[float], rounds: int, seed: int = 0) -> None:
+    rng = np.random.default_rng(seed)
+    for _ in range(rounds):
+        alive = rng.random(len(passes)) < passes
+        survival.observe(len(passes), int(np.logical_and.accumulate(alive).sum()))
+
+
+def test_a_shape_that_is_not_geometric_is_learned_by_position():
+    survival = Survival(4)
+    feed(survival, [0.9, 0.3, 0.8, 0.8], 3000)
+    assert survival.at(0) == 1.0
+    assert survival.at(1) == pytest.approx(0.9, abs=0.05)
+    assert survival.at(2) == pytest.approx(0.27, abs=0.06)
+    assert survival.expected(2) == pytest.approx(1.0 + survival.at(1) + survival.at(2))
+    assert survival.expected(4) == pytest.approx(1 + 0.9 + 0.27 + 0.216 + 0.173, rel=0.08)
+
+
+def test_a_change_of_text_is_followed():
+    survival = Survival(2)
+    feed(survival, [0.9, 0.9], 500)
+    feed(survival, [0.1, 0.1], 700)
+    assert survival.at(1) < 0.2
+
+
+def test_positions_never_tried_follow_the_one_before():
+    good, bad = Survival(8), Survival(8)
+    feed(good, [0.95], 300)
+    feed(bad, [0.1], 300)
+    assert good.at(3) / good.at(2) > 0.75
+    assert bad.at(2) < 0.1 < 0.75 < good.at(2)
+
+
+def test_a_device_that_drafts_less_than_it_may_sends_and_gains_less():
+    survival = Survival(4)
+    for _ in range(300):
+        survival.observe(1, 1, limit=4)
+    assert survival.sent(4) == pytest.approx(1.0, abs=0.1)
+    assert survival.expected(4) == pytest.approx(2.0, abs=0.1)
+    assert survival.sent(1) == pytest.approx(1.0, abs=0.05)
+
+
+def test_what_is_known_of_a_session_that_does_not_draft_fades_to_the_population():
+    table = Survivals(2, 2)
+    for _ in range(200):  # one accepts all, one nothing
+        table.observe(np.array([0, 1]), np.array([2, 2]), np.array([2, 0]), np.array([2, 2]))
+    junk = table.curves(np.array([1]))[0][0, 1]
+    table.relax(np.array([1]), 600.0)
+    again = table.curves(np.array([1]))[0][0, 1]
+    assert junk < 0.1
+    assert 0.4 < again < 0.6  # what the two have in common
+
+
+def test_a_new_session_is_hoped_for_until_it_was_heard():
+    table = Survivals(1, 4)
+    at_first = table.curves(np.array([0]))[0][0, 1]
+    assert START < at_first < 1.0
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.lists(st.tuples(st.integers(0, 6), st.integers(0, 6)), max_size=40), st.floats(0, 1e4))
+def test_survival_never_rises_with_the_position(rounds, elapsed):
+    survival = Survival(6)
+    for drafted, accepted in rounds:
+        survival.observe(drafted, min(drafted, accepted))
+    survival.relax(elapsed)
+    curve, drafts = survival.curves(8)
+    assert curve[0] == drafts[0] == 1.0
+    assert all(1.0 >= a >= b >= 0.0 for a, b in zip(curve, curve[1:], strict=False))
+    assert all(a >= b for a, b in zip(drafts, drafts[1:], strict=False))
+    assert survival.expected(6) == pytest.approx(sum(curve[:7]))
+
+
+@pytest.mark.parametrize(("drafted", "accepted"), [(2, 3), (-1, 0), (2, -1)])
+def test_impossible_rounds_are_refused(drafted, accepted):
+    with pytest.raises(ValueError, match="give 0 <= accepted <= drafted"):
+        Survival().observe(drafted, accepted)
+
+
+def test_think_time_tells_link_from_drafting():
+    think = ThinkTime()
+    for drafted in [4, 2, 4, 8, 4, 1] * 10:
+        think.observe(drafted, 0.040 + 0.005 * drafted)
+    assert think.predict(0) == pytest.approx(0.040, rel=0.05)
+    assert think.predict(8) == pytest.approx(0.080, rel=0.05)
+
+
+def test_with_one_length_of_draft_all_the_time_is_thought_drafting():
+    think = ThinkTime()
+    for _ in range(10):
+        think.observe(4, 0.060)
+    assert think.predict(4) == pytest.approx(0.060, rel=0.01)
+    assert think.predict(2) == pytest.approx(0.030, rel=0.2)
+
+
+def test_a_pause_of_the_user_counts_little_and_a_new_link_wins():
+    think = ThinkTime()
+    for drafted in [1, 4] * 20:
+        think.observe(drafted, 0.01 + 0.001 * drafted)
+    think.observe(4, 300.0)
+    assert think.predict(4) < 0.02
+    for drafted in [1, 4] * 60:
+        think.observe(drafted, 0.1 + 0.001 * drafted)
+    assert think.predict(0) == pytest.approx(0.1, rel=0.1)
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.lists(st.tuples(st.integers(0, 8), st.floats(0, 100)), max_size=30))
+def test_think_time_is_never_negative_and_rises_with_the_draft(rounds):
+    think = ThinkTime()
+    for drafted, took in rounds:
+        think.observe(drafted, took)
+    assert 0.0 <= think.predict(0) <= think.predict(3) <= think.predict(8)
+
+
+def test_a_session_without_rounds_is_like_the_others():
+    table = ThinkTimes(3)
+    for drafted in (1.0, 5.0, 3.0):
+        table.observe(np.array([0, 1]), np.array([drafted] * 2), np.array([0.02 + 0.004 * drafted] * 2))
+    z0, z1, _ = table.lines(np.array([2]))
+    assert float(z0[0] + 5 * z1[0]) == pytest.approx(0.04, rel=0.1)
+
+
+@pytest.mark.parametrize("took", [-1.0, float("nan")])
+def test_impossible_think_times_are_refused(took):
+    with pytest.raises(ValueError, match="give numbers of 0 and more"):
+        ThinkTime().observe(1, took)
