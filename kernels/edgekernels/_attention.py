@@ -61,11 +61,11 @@ def paged_attention(
     [[[3.3333334922790527, 4.333333492279053]]]
     """
     scale, window, softcap, num_threads = _attention_checks.settings(scale, window, softcap, num_threads)
-    settings = {"scale": scale, "window": window, "softcap": softcap, "num_threads": num_threads}
+    settings: dict[str, Any] = {"scale": scale, "window": window, "softcap": softcap, "num_threads": num_threads}
     attend, tables = _select.active_attend.attend, (page_table, page_starts, token_starts, past)
     answer = np.empty_like(query) if out is None and isinstance(query, np.ndarray) else out
     if attend(query, keys, values, *tables, out=answer, **settings):  # the kernels look at everything themselves,
-        return answer  # type: ignore[return-value]
+        return answer
     arrays = _attention_checks.arguments(query, keys, values, *tables, out)  # and here is said what they do not like,
     if not attend(*arrays[:-1], out=arrays[-1], **settings):  # unless it was but another name for bits of bfloat16
         raise ValueError(_attention_checks.fault(*arrays[:2], *arrays[3:-1]))
