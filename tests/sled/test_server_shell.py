@@ -596,6 +596,27 @@ def test_report_follows_from_a_scripted_run():
     assert decode(ServerReport, stats.replies[0]).counters == counters
 
 
+def test_tokens_told_again_are_committed_once():
+    target = ToyTarget()
+    server = shell(target, opening(), streaming(max_tokens=6))
+    steps(server)
+    server.handle(asking())  # a round and a stream that wait for the same token
+    again = streaming(max_tokens=6)
+    server.handle(again)  # a stream whose parts were lost
+    steps(server)
+    assert len(again.tokens) == 6
+    report = server.report()
+    assert (report.counters["committed"], report.counters["rounds"]) == (6, 6)
+    assert report.gauges["goodput"] == pytest.approx(0.6)
+
+
+def test_prompt_computed_together_with_its_first_round_counts_as_prefill():
+    server = shell(None, opening(), asking())
+    steps(server)
+    counters = server.report().counters
+    assert (counters["tokens"], counters["prefill"]) == (3, 2)  # the last one is fed to decide what follows
+
+
 def test_trace_shows_the_rounds_of_a_session_to_its_owner_only():
     now = [0.0]
 
