@@ -54,6 +54,7 @@ class Preparer:
         self._jobs: SimpleQueue[Prepared | None] = SimpleQueue()
         self._done: deque[Prepared] = deque()
         self._waiting: Counter[str] = Counter()  # by owner; touched by the server's thread only
+        self._working: Prepared | None = None
         self._thread: threading.Thread | None = None
 
     def __len__(self) -> int:
@@ -90,7 +91,7 @@ class Preparer:
         return found
 
     def close(self, within_s: float = 2.0) -> list[Prepared]:
-        """End the thread; returns what was not worked on any more. A job that takes longer is left behind."""
+        """End the thread; returns every opening that `done` has not told. A job that takes longer is left behind."""
         left: list[Prepared] = []
         with contextlib.suppress(Empty):
             while True:
@@ -101,12 +102,16 @@ class Preparer:
             self._thread.join(within_s)
             if self._thread.is_alive():
                 log.warning("a prompt is still being tokenised: its thread is left behind")
-        return left
+        working = self._working
+        left += self.done()
+        return left if working is None or any(working is job for job in left) else [*left, working]
 
     def _run(self) -> None:
         while (job := self._jobs.get()) is not None:
+            self._working = job
             self._work(job)
             self._done.append(job)
+            self._working = None
             self._ring()
 
     def _work(self, job: Prepared) -> None:

@@ -388,6 +388,33 @@ def test_prompt_left_in_the_queue_when_the_server_ends_is_refused():
     assert request.refusals == ["closing"]
 
 
+def test_prompt_tokenised_when_the_server_ends_or_being_so_is_refused_too():
+    target, enters, goes_on = ToyTarget(), threading.Event(), threading.Event()
+
+    class Slow:
+        def encode(self, text, *, chat):
+            if text == "slow":
+                enters.set()
+                assert goes_on.wait(10)
+            return [5]
+
+    target.codec = Slow()
+    server, done, working = shell(target), opening(0, "quick"), opening(1, "slow")
+    server._preparer.start()
+    close = server._preparer.close
+    server._preparer.close = lambda: close(within_s=0.0)
+    try:
+        for request in (done, working):
+            assert server._preparer.submit(request, "me", decode(Open, request.payload))
+        assert enters.wait(10)
+        server._end()
+        assert (done.refusals, working.refusals) == (["closing"], ["closing"])
+    finally:
+        goes_on.set()
+        server._preparer._thread.join(10)
+    assert (done.replies, working.replies) == ([], [])
+
+
 def test_constraints_are_refused_where_there_are_none_and_compiled_once_where_there_are():
     constraint = Sampling(constraint=Constraint("regex", "a+"))
     request = opening(sampling=constraint)
