@@ -268,6 +268,7 @@ class TargetServer:
         while self._roomy:
             stream = self._roomy.popleft()
             if stream.flush():
+                stream.arrived_at = self._clock()
                 self._machine.resume(stream)
 
     def _wake(self) -> None:

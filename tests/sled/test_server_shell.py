@@ -672,6 +672,18 @@ def test_trace_shows_the_rounds_of_a_session_to_its_owner_only():
     assert other.refusals == ["session_unknown"]
 
 
+def test_time_for_which_a_stream_had_no_room_is_no_time_in_the_queue():
+    now = [0.0]
+    stream = streaming(max_tokens=12, room=3)
+    server = shell(None, opening(), stream, clock=lambda: now[0])
+    steps(server)
+    now[0] = 100.0
+    stream.make_room(100)
+    steps(server)
+    queue = server.report().histograms["queue_seconds"]
+    assert (sum(queue.counts), queue.total) == (12, 0.0)
+
+
 def test_step_time_reaches_the_machine():
     now, told = [0.0], []
 
