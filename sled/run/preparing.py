@@ -34,7 +34,7 @@ class Prepared:
 
 
 class Preparer:
-    """A queue of openings and the thread that works it; what is done is taken with `done`.
+    """A queue of openings and the thread that works it; `take` gives what is done.
 
     Before `start` everything is done at once, by whoever submits it.
 
@@ -79,19 +79,23 @@ class Preparer:
             self._jobs.put(job)
         return True
 
-    def done(self) -> list[Prepared]:
-        """What has been done since the last call."""
-        found = []
-        while self._done:
-            job = self._done.popleft()
-            self._waiting[job.owner] -= 1
-            if not self._waiting[job.owner]:
-                del self._waiting[job.owner]
-            found.append(job)
-        return found
+    def take(self) -> Prepared | None:
+        """The next opening that is done, if there is one."""
+        if not self._done:
+            return None
+        job = self._done.popleft()
+        self._waiting[job.owner] -= 1
+        if not self._waiting[job.owner]:
+            del self._waiting[job.owner]
+        return job
+
+    def remind(self) -> None:
+        """Ring again if something done was not taken."""
+        if self._done:
+            self._ring()
 
     def close(self, within_s: float = 2.0) -> list[Prepared]:
-        """End the thread; returns every opening that `done` has not told. A job that takes longer is left behind."""
+        """End the thread; returns every opening that `take` has not given. A job that takes longer is left behind."""
         left: list[Prepared] = []
         with contextlib.suppress(Empty):
             while True:
@@ -103,7 +107,7 @@ class Preparer:
             if self._thread.is_alive():
                 log.warning("a prompt is still being tokenised: its thread is left behind")
         working = self._working
-        left += self.done()
+        left += iter(self.take, None)
         return left if working is None or any(working is job for job in left) else [*left, working]
 
     def _run(self) -> None:

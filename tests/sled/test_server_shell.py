@@ -355,6 +355,27 @@ def test_requests_are_taken_for_a_bounded_time_between_steps():
     assert len(inbox.requests) >= 6
 
 
+def test_sessions_that_take_long_to_open_do_not_hold_up_rounds_all_at_once():
+    now, woken = [0.0], []
+    server = shell(clock=lambda: now[0])
+    server._inbox.wake = lambda: woken.append(None)
+    opens = server._machine.open
+
+    def slow(*args, **more):
+        now[0] += 0.015
+        return opens(*args, **more)
+
+    server._machine.open = slow
+    requests = [opening(number, "text") for number in range(5)]
+    for request in requests:
+        assert server._preparer.submit(request, "me", decode(Open, request.payload))
+    answered = []
+    for _ in range(3):
+        server._desk.handle_prepared()
+        answered.append(sum(len(request.replies) for request in requests))
+    assert (answered, len(woken)) == ([2, 4, 5], 2)
+
+
 def test_owner_of_many_prompts_does_not_fill_the_queue_for_others():
     preparer = Preparer(lambda text, chat: [1], None, lambda: None)
     message = Open(bytes(8), Sampling(), "text")
@@ -363,7 +384,7 @@ def test_owner_of_many_prompts_does_not_fill_the_queue_for_others():
     assert not job("ann")
     assert job("bob")
     assert len(preparer) == MAX_WAITING_EACH + 1
-    assert len(preparer.done()) == MAX_WAITING_EACH + 1
+    assert len(list(iter(preparer.take, None))) == MAX_WAITING_EACH + 1
     assert job("ann")
 
 
