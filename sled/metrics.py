@@ -126,13 +126,16 @@ class Board:
                 self.drafted_at[position] += 1
                 self.accepted_at[position] += position < accepted
 
-    def verdict(self, tokens: int, window_limit: int, queued_s: float, *, now: float) -> None:
-        """A verdict was given out: tokens committed, the limit it told, and how long its round had waited to begin."""
+    def committed(self, tokens: int, *, now: float) -> None:
+        """So many tokens were committed, whoever is told of them."""
         self.counters["committed"] += tokens
-        self.window_limit.observe(window_limit)
-        self.queue_s.observe(queued_s)
         self._forget_before(now - GOODPUT_OVER_S)
         self._committed.append((now, tokens))
+
+    def verdict(self, window_limit: int, queued_s: float) -> None:
+        """A verdict was given out: the limit it told, and how long its round had waited to begin."""
+        self.window_limit.observe(window_limit)
+        self.queue_s.observe(queued_s)
 
     def refused(self, code: str) -> None:
         """A request was refused."""
@@ -164,7 +167,7 @@ HELP = {
     "waiting_rounds": "Rounds that wait for a step.",
     "streams": "Decode streams that run.",
     "queue_age_seconds": "Age of the oldest round that waits.",
-    "kv_bytes_used": "Bytes of keys and values held.",
+    "kv_bytes_used": "Bytes of keys and values that are not free: held, or kept for texts that begin likewise.",
     "kv_bytes_shared": "Bytes of keys and values that several sessions read.",
     "kv_bytes_cached": "Bytes of keys and values that no session holds, kept for texts that begin likewise.",
     "kv_bytes_budget": "Bytes of keys and values there may be.",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import sys
+import logging
 from collections.abc import Callable
 from typing import Any
 
@@ -12,6 +12,8 @@ from sled.run.server import warm_up
 from sled.run.serving import Loaded
 from sled.settings import ServeSettings
 from sled.targets.catalog import find_model
+
+log = logging.getLogger("sled.server")
 
 
 def load(settings: ServeSettings) -> Loaded:
@@ -44,7 +46,7 @@ def _nothing() -> None:
 
 def _target(settings: ServeSettings) -> Any:
     files = find_model(settings.model)
-    with load_bar(f"loading target {files.name}") as progress:
+    with load_bar(f"loading target {files.name}", quiet=settings.log_json) as progress:
         try:
             import torch
 
@@ -63,8 +65,8 @@ def _target(settings: ServeSettings) -> Any:
             attention=settings.attention,
             progress=progress,
         )
-    print(
-        f"target {files.name} ({settings.dtype}, {torch.get_num_threads()} threads) loaded", file=sys.stderr, flush=True
+    log.info(
+        "loaded", extra={"target": files.name, "dtype": settings.dtype, "target_threads": torch.get_num_threads()}
     )
     return target
 

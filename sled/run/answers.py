@@ -25,6 +25,7 @@ log = logging.getLogger("sled.server")
 
 MAX_CHARS_PER_TOKEN = 8  # twice what text has
 RETRY_PREPARING_S = 0.5
+OPENING_S = 0.02
 
 
 class PromptEncoder(Protocol):
@@ -116,10 +117,14 @@ class Desk:
         self.handle_prepared()
 
     def handle_prepared(self) -> None:
-        """Open the sessions whose prompts have been tokenised."""
-        for job in self._preparer.done():
+        """Open sessions whose prompts have been tokenised, for a bounded time: answers in forms are read again here."""
+        until = self._clock() + OPENING_S
+        while (job := self._preparer.take()) is not None:
             if job.request.remaining_s() > 0:
                 self._guard(job.request, lambda job=job: self._open(job))  # type: ignore[misc]
+            if self._clock() >= until:
+                self._preparer.remind()
+                return
 
     def refuse(self, ticket: Asked, code: str, detail: str, after_s: float | None = None) -> None:
         """Refuse whoever waits with this ticket."""

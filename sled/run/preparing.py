@@ -34,7 +34,7 @@ class Prepared:
 
 
 class Preparer:
-    """A queue of openings and the thread that works it; what is done is taken with `done`.
+    """A queue of openings and the thread that works it; `take` gives what is done.
 
     Before `start` everything is done at once, by whoever submits it.
 
@@ -54,6 +54,7 @@ class Preparer:
         self._jobs: SimpleQueue[Prepared | None] = SimpleQueue()
         self._done: deque[Prepared] = deque()
         self._waiting: Counter[str] = Counter()  # by owner; touched by the server's thread only
+        self._working: Prepared | None = None
         self._thread: threading.Thread | None = None
 
     def __len__(self) -> int:
@@ -78,19 +79,23 @@ class Preparer:
             self._jobs.put(job)
         return True
 
-    def done(self) -> list[Prepared]:
-        """What has been done since the last call."""
-        found = []
-        while self._done:
-            job = self._done.popleft()
-            self._waiting[job.owner] -= 1
-            if not self._waiting[job.owner]:
-                del self._waiting[job.owner]
-            found.append(job)
-        return found
+    def take(self) -> Prepared | None:
+        """The next opening that is done, if there is one."""
+        if not self._done:
+            return None
+        job = self._done.popleft()
+        self._waiting[job.owner] -= 1
+        if not self._waiting[job.owner]:
+            del self._waiting[job.owner]
+        return job
+
+    def remind(self) -> None:
+        """Ring again if something done was not taken."""
+        if self._done:
+            self._ring()
 
     def close(self, within_s: float = 2.0) -> list[Prepared]:
-        """End the thread; returns what was not worked on any more. A job that takes longer is left behind."""
+        """End the thread; returns every opening that `take` has not given. A job that takes longer is left behind."""
         left: list[Prepared] = []
         with contextlib.suppress(Empty):
             while True:
@@ -101,12 +106,16 @@ class Preparer:
             self._thread.join(within_s)
             if self._thread.is_alive():
                 log.warning("a prompt is still being tokenised: its thread is left behind")
-        return left
+        working = self._working
+        left += iter(self.take, None)
+        return left if working is None or any(working is job for job in left) else [*left, working]
 
     def _run(self) -> None:
         while (job := self._jobs.get()) is not None:
+            self._working = job
             self._work(job)
             self._done.append(job)
+            self._working = None
             self._ring()
 
     def _work(self, job: Prepared) -> None:

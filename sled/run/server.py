@@ -233,7 +233,10 @@ class TargetServer:
         now = self._clock()
         took_s = now - started_at
         self._board.step(step.num_tokens, step.rounds, decisions, took_s)
-        for answer in self._machine.complete(step, decisions, now=now, took_s=took_s):
+        before = self._machine.totals.tokens
+        answers = self._machine.complete(step, decisions, now=now, took_s=took_s)
+        self._board.committed(self._machine.totals.tokens - before, now=now)
+        for answer in answers:
             self._answer(answer, started_at, took_s)
 
     def _answer(self, answer: Answer[Asked], started_at: float, took_s: float) -> None:
@@ -243,7 +246,7 @@ class TargetServer:
                 self._desk.refuse_with(ticket, answer.refusal)
             return
         verdict, content = answer.verdict, encode(answer.verdict)
-        if answer.tickets and verdict.tokens:
+        if answer.tickets and verdict.tokens and verdict.batch:  # not what is told again
             self._note(answer.tickets[0], verdict, started_at, took_s)
         for ticket in answer.tickets:
             ticket.arrived_at = started_at + took_s
@@ -253,7 +256,7 @@ class TargetServer:
     def _note(self, ticket: Asked, verdict: Verdict, started_at: float, took_s: float) -> None:
         queued_s = max(0.0, started_at - ticket.arrived_at)
         tokens, limit = len(verdict.tokens), verdict.window_limit
-        self._board.verdict(tokens, limit, queued_s, now=started_at + took_s)
+        self._board.verdict(limit, queued_s)
         counts = (ticket.drafted, verdict.accepted, tokens, limit, verdict.batch)
         self._traces.add(ticket.session, (verdict.base, ticket.arrived_at, queued_s, took_s, *counts))
 
@@ -265,6 +268,7 @@ class TargetServer:
         while self._roomy:
             stream = self._roomy.popleft()
             if stream.flush():
+                stream.arrived_at = self._clock()
                 self._machine.resume(stream)
 
     def _wake(self) -> None:

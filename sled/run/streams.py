@@ -51,7 +51,7 @@ class Streamed(Asked):
 
     Args:
         request: a stream.
-        arrived_at: when it came, later when its last verdict was given; seconds.
+        arrived_at: when it came, later when its last verdict was given or there was room again; seconds.
         session: whose stream it is.
         on_room: called with this once there is room again, on whichever thread drives the bus.
     """

@@ -25,6 +25,7 @@ _STEP_WEIGHT = 0.1
 _RETRY_S = (0.05, 60.0)
 _AWAY_S = 1.0  # to a device that finds the server full or going away
 _PART_TOKENS = MAX_WINDOW + 1
+_MIN_RATE = 0.01  # tokens/s; with less, deadlines would leave the numbers
 
 
 class Book(Generic[Ticket]):
@@ -94,7 +95,7 @@ class Book(Generic[Ticket]):
 
     def _new_session(self, owner: str, message: Open, prompt: Sequence[int], now: float) -> Session[Ticket]:
         terms, sampling = message.terms, message.sampling
-        rate = min(terms.rate or self.limits.rate, self.limits.max_rate)
+        rate = max(_MIN_RATE, min(terms.rate or self.limits.rate, self.limits.max_rate))
         self._check_admission(owner, rate)
         check_parameters(self.shape, sampling, terms)
         max_length = self.shape.max_positions
@@ -178,10 +179,9 @@ class Book(Generic[Ticket]):
         self._drop_stream(session)
         session.failures += 1
         session.told_at = None
+        self._agenda.evict(session, forget=True)
         if session.failures >= MAX_FAILURES:
             self._forget(session)
-        else:
-            self._agenda.evict(session, forget=True)
         return tickets
 
     # -- rounds and streams

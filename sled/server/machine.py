@@ -194,11 +194,12 @@ class Server(Book[Ticket]):
         pairs = iter(zip(step.rounds, decisions, strict=True))
         for index, (chunk, session, verify) in enumerate(zip(step.chunks, step.sessions, step.verify, strict=True)):
             rows, decision = next(pairs) if verify else (None, None)
+            # With a round comes the last token of the text, and whatever else was not computed yet.
+            self.totals.prefill_tokens += len(chunk.tokens) - chunk.num_logits
             if not self._computed(session):
                 continue
             if rows is None or decision is None:
                 session.cached = chunk.past + len(chunk.tokens)
-                self.totals.prefill_tokens += len(chunk.tokens)
                 self._agenda.settle(session)
             elif index in step.faults or not decision.finite:
                 answers += self._refuse(session, step.faults.get(index) or _NOT_A_NUMBER)

@@ -31,9 +31,11 @@ def board() -> Board:
     board = Board()
     decisions = [Decision(2, 9), Decision(0, 8), Decision(0, 7)]
     board.step(20, [rows(1, 2, 3), rows(), rows(4, 5)], decisions, 0.02)
-    board.verdict(3, 4, 0.001, now=1.0)
-    board.verdict(1, 0, 0.001, now=1.0)
-    board.verdict(1, 4, 0.3, now=9.0)
+    board.committed(4, now=1.0)
+    board.verdict(4, 0.001)
+    board.verdict(0, 0.001)
+    board.committed(1, now=9.0)
+    board.verdict(4, 0.3)
     board.step(2, [rows(1)], [Decision(0, 0, finite=False)], 20.0)
     return board
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import random
 
 import pytest
@@ -65,6 +66,18 @@ def test_promised_rates_are_bounded():
     driver.server.close("me", session_id(0))
     driver.open(3)
     assert driver.server.gauges().promised_rate == pytest.approx(25.0)
+
+
+@pytest.mark.parametrize("rate", [5e-324, 1e-300, 1e6])
+def test_absurd_rates_do_not_upset_the_order_of_work(rate):
+    driver = Driver()
+    texts = [[5, 6, number + 1, *[3] * (number + 1)] for number in range(4)]
+    for number, text in enumerate(texts):
+        driver.open(number, text[:3], answer=text[3:], terms=Terms(rate=rate))
+        driver.ask(text, number=number, ticket=str(number), now=1.0)
+    assert all(math.isfinite(session.due) for session in driver.server.sessions.values())
+    driver.server.withdraw(lambda ticket: ticket == "2")
+    assert sorted(tickets[0] for tickets, _ in driver.steps()) == ["0", "1", "3"]
 
 
 def test_earliest_deadline_comes_first_hand_worked():

@@ -201,6 +201,22 @@ def test_numbers_that_are_none_cost_their_own_round_and_pages_only():
     assert driver.round(PROMPT).tokens == driver.target.plain_answer(PROMPT, SAMPLED, 1)
 
 
+def test_text_that_fails_until_it_is_forgotten_leaves_nothing_to_be_found():
+    driver = Driver(ServerLimits(batch_tokens=16, prefill_beside_rounds=16), page_tokens=4)
+    driver.open(0, LONG)
+    for _ in range(3):
+        driver.ask(LONG)
+        for _ in range(100):
+            step = driver.server.next_step(now=0.0)
+            if any(step.verify):
+                break
+            driver.compute(step)
+        assert driver.server.fail(step) == ["t"]
+    assert not driver.server.sessions
+    gauges = driver.server.gauges()
+    assert (gauges.pages_held, gauges.pages_cached) == (0, 0), "what was computed is not trusted"
+
+
 def test_forward_out_of_memory_gives_all_pages_back():
     driver = Driver()
     for number in range(3):

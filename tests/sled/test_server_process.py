@@ -95,3 +95,25 @@ def test_exporter_says_when_the_server_is_not_there_yet_or_hangs():
     now[0] = STUCK_S + 1.0
     with pytest.raises(RuntimeError, match="hangs"):
         exporter.text()
+
+
+def test_loading_leaves_nothing_but_json_in_a_json_log(monkeypatch, capsys):
+    pytest.importorskip("torch")
+    from edgebus.daemon.logs import remove_logs, set_up_logs
+    from sled.cli import loading
+    from sled.settings import ServeSettings
+    from sled.targets.catalog import ModelFiles
+
+    def loader(files, *, progress, **settings):
+        progress(1.0)
+        return ToyTarget()
+
+    monkeypatch.setattr(loading, "find_model", lambda name: ModelFiles(name, "gguf", Path("toy.gguf")))
+    monkeypatch.setattr(loading, "_loader", lambda settings: loader)
+    handler = set_up_logs("info", "json")
+    try:
+        loading._target(ServeSettings(model="toy", log_json=True))
+    finally:
+        remove_logs(handler)
+    lines = [json.loads(line) for line in capsys.readouterr().err.splitlines()]
+    assert [(line["event"], line["target"]) for line in lines] == [("loaded", "toy")]

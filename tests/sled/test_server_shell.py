@@ -355,6 +355,27 @@ def test_requests_are_taken_for_a_bounded_time_between_steps():
     assert len(inbox.requests) >= 6
 
 
+def test_sessions_that_take_long_to_open_do_not_hold_up_rounds_all_at_once():
+    now, woken = [0.0], []
+    server = shell(clock=lambda: now[0])
+    server._inbox.wake = lambda: woken.append(None)
+    opens = server._machine.open
+
+    def slow(*args, **more):
+        now[0] += 0.015
+        return opens(*args, **more)
+
+    server._machine.open = slow
+    requests = [opening(number, "text") for number in range(5)]
+    for request in requests:
+        assert server._preparer.submit(request, "me", decode(Open, request.payload))
+    answered = []
+    for _ in range(3):
+        server._desk.handle_prepared()
+        answered.append(sum(len(request.replies) for request in requests))
+    assert (answered, len(woken)) == ([2, 4, 5], 2)
+
+
 def test_owner_of_many_prompts_does_not_fill_the_queue_for_others():
     preparer = Preparer(lambda text, chat: [1], None, lambda: None)
     message = Open(bytes(8), Sampling(), "text")
@@ -363,7 +384,7 @@ def test_owner_of_many_prompts_does_not_fill_the_queue_for_others():
     assert not job("ann")
     assert job("bob")
     assert len(preparer) == MAX_WAITING_EACH + 1
-    assert len(preparer.done()) == MAX_WAITING_EACH + 1
+    assert len(list(iter(preparer.take, None))) == MAX_WAITING_EACH + 1
     assert job("ann")
 
 
@@ -386,6 +407,33 @@ def test_prompt_left_in_the_queue_when_the_server_ends_is_refused():
     server.handle(request)
     server._end()
     assert request.refusals == ["closing"]
+
+
+def test_prompt_tokenised_when_the_server_ends_or_being_so_is_refused_too():
+    target, enters, goes_on = ToyTarget(), threading.Event(), threading.Event()
+
+    class Slow:
+        def encode(self, text, *, chat):
+            if text == "slow":
+                enters.set()
+                assert goes_on.wait(10)
+            return [5]
+
+    target.codec = Slow()
+    server, done, working = shell(target), opening(0, "quick"), opening(1, "slow")
+    server._preparer.start()
+    close = server._preparer.close
+    server._preparer.close = lambda: close(within_s=0.0)
+    try:
+        for request in (done, working):
+            assert server._preparer.submit(request, "me", decode(Open, request.payload))
+        assert enters.wait(10)
+        server._end()
+        assert (done.refusals, working.refusals) == (["closing"], ["closing"])
+    finally:
+        goes_on.set()
+        server._preparer._thread.join(10)
+    assert (done.replies, working.replies) == ([], [])
 
 
 def test_constraints_are_refused_where_there_are_none_and_compiled_once_where_there_are():
@@ -596,6 +644,27 @@ def test_report_follows_from_a_scripted_run():
     assert decode(ServerReport, stats.replies[0]).counters == counters
 
 
+def test_tokens_told_again_are_committed_once():
+    target = ToyTarget()
+    server = shell(target, opening(), streaming(max_tokens=6))
+    steps(server)
+    server.handle(asking())  # a round and a stream that wait for the same token
+    again = streaming(max_tokens=6)
+    server.handle(again)  # a stream whose parts were lost
+    steps(server)
+    assert len(again.tokens) == 6
+    report = server.report()
+    assert (report.counters["committed"], report.counters["rounds"]) == (6, 6)
+    assert report.gauges["goodput"] == pytest.approx(0.6)
+
+
+def test_prompt_computed_together_with_its_first_round_counts_as_prefill():
+    server = shell(None, opening(), asking())
+    steps(server)
+    counters = server.report().counters
+    assert (counters["tokens"], counters["prefill"]) == (3, 2)  # the last one is fed to decide what follows
+
+
 def test_trace_shows_the_rounds_of_a_session_to_its_owner_only():
     now = [0.0]
 
@@ -622,6 +691,18 @@ def test_trace_shows_the_rounds_of_a_session_to_its_owner_only():
     assert (round_.drafted, round_.batch) == (1, 1)
     assert round_.tokens == round_.accepted + 1
     assert other.refusals == ["session_unknown"]
+
+
+def test_time_for_which_a_stream_had_no_room_is_no_time_in_the_queue():
+    now = [0.0]
+    stream = streaming(max_tokens=12, room=3)
+    server = shell(None, opening(), stream, clock=lambda: now[0])
+    steps(server)
+    now[0] = 100.0
+    stream.make_room(100)
+    steps(server)
+    queue = server.report().histograms["queue_seconds"]
+    assert (sum(queue.counts), queue.total) == (12, 0.0)
 
 
 def test_step_time_reaches_the_machine():
