@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import sys
 from collections.abc import Callable
 from typing import Any
@@ -34,8 +35,14 @@ def load(settings: ServeSettings) -> Loaded:
 
 
 def follow(settings: ServeSettings) -> None:
-    """Compute our part of a target that torchrun's processes share, for as long as the first one serves."""
-    _target(settings).follow()
+    """Compute our part of a target that torchrun's processes share, for as long as the first one serves.
+
+    Whoever ends a server signals all of its processes, and the first one needs us until it has drained.
+    """
+    target = _target(settings)
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, signal.SIG_IGN)
+    target.follow()
 
 
 def _nothing() -> None:

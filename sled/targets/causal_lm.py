@@ -67,9 +67,9 @@ class CausalLMTarget:
         layers = pool.find_layers(model)
         check_windows(model, layers)
         probe = Probe(model, layers)
-        self._backend: Any = choose_backend(attention, model.device, layers)
-        self._takes_rows = "logits_to_keep" in inspect.signature(model.forward).parameters
         page_tokens = page_tokens or pool.page_tokens_of(model.device)
+        self._backend: Any = choose_backend(attention, model.device, layers, page_tokens)
+        self._takes_rows = "logits_to_keep" in inspect.signature(model.forward).parameters
         num_pages = self._agree(pool.num_pages_of(layers, page_tokens, kv_bytes, model.device))
         size, least = pool.page_bytes(layers, page_tokens), probe.num_pages(page_tokens)
         if num_pages < least:

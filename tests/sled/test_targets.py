@@ -136,6 +136,17 @@ def test_memory_the_machine_lacks_is_refused_at_load():
         make(kv_bytes=1 << 50)
 
 
+def test_pages_that_the_kernel_of_cuda_cannot_read_are_refused(monkeypatch):
+    from sled.targets import backends, pool
+
+    monkeypatch.setattr(backends, "has_triton", lambda: True)
+    layers = pool.find_layers(tiny("llama"))
+    for attention, page_tokens in (("auto", 8), ("triton", 24)):
+        with pytest.raises(ParameterError, match=rf"page_tokens is {page_tokens}; .* power of two from 16"):
+            backends.choose_backend(attention, torch.device("cuda"), layers, page_tokens)
+    assert type(backends.choose_backend("torch", torch.device("cuda"), layers, 8)).__name__ == "TorchBackend"
+
+
 @pytest.mark.parametrize(
     ("chunk", "message"),
     [
