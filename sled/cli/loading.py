@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import signal
 from collections.abc import Callable
 from typing import Any
 
@@ -36,8 +37,14 @@ def load(settings: ServeSettings) -> Loaded:
 
 
 def follow(settings: ServeSettings) -> None:
-    """Compute our part of a target that torchrun's processes share, for as long as the first one serves."""
-    _target(settings).follow()
+    """Compute our part of a target that torchrun's processes share, for as long as the first one serves.
+
+    Whoever ends a server signals all of its processes, and the first one needs us until it has drained.
+    """
+    target = _target(settings)
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, signal.SIG_IGN)
+    target.follow()
 
 
 def _nothing() -> None:
@@ -65,9 +72,7 @@ def _target(settings: ServeSettings) -> Any:
             attention=settings.attention,
             progress=progress,
         )
-    log.info(
-        "loaded", extra={"target": files.name, "dtype": settings.dtype, "target_threads": torch.get_num_threads()}
-    )
+    log.info("loaded", extra={"target": files.name, "dtype": settings.dtype, "target_threads": torch.get_num_threads()})
     return target
 
 

@@ -13,13 +13,14 @@ from sled.targets.attention_cpu import CpuBackend
 from sled.targets.attention_torch import TorchBackend
 
 
-def choose_backend(name: str, device: torch.device, layers: Sequence[Layer]) -> Backend:
+def choose_backend(name: str, device: torch.device, layers: Sequence[Layer], page_tokens: int) -> Backend:
     """A backend by name, or the fastest that takes these layers.
 
     Args:
         name: "torch" runs everywhere, "cpu" is our native kernel, "triton" the one for CUDA; "auto" chooses.
         device: of the model.
         layers: from `pool.find_layers`.
+        page_tokens: positions in a page.
 
     Raises:
         ParameterError: no such backend, or not for this device or these layers.
@@ -32,6 +33,11 @@ def choose_backend(name: str, device: torch.device, layers: Sequence[Layer]) -> 
         "cpu": device.type == "cpu" and square and plain,
         "triton": device.type == "cuda" and square and has_triton(),
     }
+    whole = page_tokens >= 16 and page_tokens & (page_tokens - 1) == 0
+    if name in ("auto", "triton") and fits["triton"] and not whole:
+        raise ParameterError(
+            f"page_tokens is {page_tokens}; for CUDA give a power of two from 16 on, or attention torch"
+        )
     if name in fits and not fits[name]:
         raise ParameterError(f"attention {name} does not run this model on {device}; give auto or torch")
     if name != "torch" and fits["triton"]:

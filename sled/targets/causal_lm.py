@@ -6,7 +6,7 @@ import hashlib
 import inspect
 import traceback
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 from sled.acceptance import Decision, RoundRows
-from sled.errors import OutOfMemory, ParameterError
+from sled.errors import OutOfMemory, ParameterError, TargetLost
 from sled.messages import MAX_TOKENS, MAX_WINDOW, Described
 from sled.server import TargetShape
 from sled.targets import pool
@@ -67,9 +67,9 @@ class CausalLMTarget:
         layers = pool.find_layers(model)
         check_windows(model, layers)
         probe = Probe(model, layers)
-        self._backend: Any = choose_backend(attention, model.device, layers)
-        self._takes_rows = "logits_to_keep" in inspect.signature(model.forward).parameters
         page_tokens = page_tokens or pool.page_tokens_of(model.device)
+        self._backend: Any = choose_backend(attention, model.device, layers, page_tokens)
+        self._takes_rows = "logits_to_keep" in inspect.signature(model.forward).parameters
         num_pages = self._agree(pool.num_pages_of(layers, page_tokens, kv_bytes, model.device))
         size, least = pool.page_bytes(layers, page_tokens), probe.num_pages(page_tokens)
         if num_pages < least:
@@ -106,11 +106,13 @@ class CausalLMTarget:
         """See `sled.targets.Target.verify`."""
         check_rounds(chunks, rounds)
         with memory_given_back(self.model.device), torch.inference_mode():
-            return decide(self.logits(chunks), rounds)
+            decisions = decide(self.logits(chunks), rounds)
+            finish(self.model.device, rounds)
+            return decisions
 
     def logits(self, chunks: Sequence[Chunk]) -> Tensor:
         """Logits (rows, vocab), `num_logits` rows per chunk in order."""
-        with torch.inference_mode():
+        with on_device(self.model.device), torch.inference_mode():
             layout = lay_out(chunks, page_tokens=self.shape.page_tokens, num_pages=self.shape.num_pages)
             return self._forward(layout)
 
@@ -144,12 +146,19 @@ def check_rounds(chunks: Sequence[Chunk], rounds: Sequence[RoundRows]) -> None:
 
 @contextmanager
 def memory_given_back(device: torch.device) -> Iterator[None]:
-    """Turn running out of memory, which comes in several ways, into `OutOfMemory`, and free what was in the making."""
+    """Turn running out of memory, which comes in several ways, into `OutOfMemory`, and free what was in the making.
+
+    Raises:
+        OutOfMemory: the device had no room.
+        TargetLost: a fault after which CUDA computes nothing more in this process.
+    """
     try:
         yield
         return
     except (RuntimeError, MemoryError) as error:  # torch.OutOfMemoryError is a RuntimeError
         text = str(error).lower()
+        if "cuda error" in text and any(sign in text for sign in _NO_MORE):
+            raise TargetLost(f"{device} has failed ({text.splitlines()[0]}); start the server again") from error
         if not isinstance(error, MemoryError) and not any(sign in text for sign in _NO_MEMORY):
             raise
         traceback.clear_frames(error.__traceback__)
@@ -158,6 +167,18 @@ def memory_given_back(device: torch.device) -> Iterator[None]:
     raise OutOfMemory("the target's device has no memory for this batch; lower batch_tokens, or kv_bytes of the target")
 
 
+def on_device(device: torch.device) -> Any:
+    """A context in which a CUDA device is the current one: kernels and graphs of others than torch go there."""
+    return torch.cuda.device(device) if device.type == "cuda" else nullcontext()
+
+
+def finish(device: torch.device, rounds: Sequence[RoundRows]) -> None:
+    """Wait for a forward of which nobody reads a result: its time and its faults are its own, not the next one's."""
+    if device.type == "cuda" and not rounds:
+        torch.cuda.synchronize(device)
+
+
+_NO_MORE = ("illegal", "misaligned", "assert", "unspecified launch failure", "uncorrectable", "hardware", "timed out")
 _NO_MEMORY = ("out of memory", "not enough memory", "can't allocate memory", "cannot allocate memory")
 
 

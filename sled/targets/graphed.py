@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from sled.acceptance import Decision, RoundRows
-from sled.targets.causal_lm import CausalLMTarget, check_rounds, memory_given_back
+from sled.targets.causal_lm import CausalLMTarget, check_rounds, finish, memory_given_back, on_device
 from sled.targets.decide import decide
 from sled.targets.graphs import Batch, GraphedForward, Pages
 from sled.targets.joined import join_projections
@@ -73,9 +73,11 @@ class GraphedTarget(CausalLMTarget):
     def verify(self, chunks: Sequence[Chunk], rounds: Sequence[RoundRows]) -> list[Decision]:
         """See `sled.targets.Target.verify`."""
         check_rounds(chunks, rounds)
-        with memory_given_back(self.model.device), torch.inference_mode():
+        device = self.model.device
+        with memory_given_back(device), on_device(device), torch.inference_mode():
             plain = all(map(_is_plain, rounds))
             result = self.graphs.run(self.pack(chunks), keep_logits=not plain)
+            finish(device, rounds)
             return likeliest(result.token.tolist(), rounds) if plain else decide(result.logits, rounds)
 
     def pack(self, chunks: Sequence[Chunk]) -> Batch:
@@ -85,7 +87,7 @@ class GraphedTarget(CausalLMTarget):
         return batch
 
     def _captured_logits(self, chunks: Sequence[Chunk]) -> Tensor:
-        with torch.inference_mode():
+        with on_device(self.model.device), torch.inference_mode():
             return self.graphs.run(self.pack(chunks), keep_logits=True).logits
 
     def _compute(self, tokens: Tensor, positions: Tensor, wanted: Tensor, pages: Pages) -> Tensor:

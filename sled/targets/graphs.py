@@ -73,6 +73,7 @@ class Bucket(NamedTuple):
     query_rows: int
     divided: bool
     keep_logits: bool
+    table: int = 0  # entries of the page table, where the room that every graph has is not enough
 
 
 def round_up(size: int) -> int:
@@ -146,8 +147,9 @@ class GraphedForward:
         device: of the model.
         kv_heads: heads of keys of a layer; head_dim: their width (the largest over layers).
         num_windows: see `Batch.work`.
-        table_room: entries of the flat page table at most.
-        max_graphs: graphs kept; batches of further sizes run without.
+        table_room: entries of the flat page table that every graph takes; batches of more, which share pages, have
+            graphs of their own.
+        max_graphs: graphs kept; the one longest unused makes room for the next.
     """
 
     def __init__(
@@ -172,6 +174,7 @@ class GraphedForward:
         """The sizes that this batch is padded to."""
         most = max(len(work.items) for work in batch.work)
         items = max(8, 1 << (most - 1).bit_length())
+        pages = len(batch.table)
         return Bucket(
             round_up(len(batch.tokens)),
             round_up(max(1, len(batch.wanted))),
@@ -179,6 +182,7 @@ class GraphedForward:
             batch.query_rows,
             any(work.num_slots for work in batch.work),
             keep_logits,
+            0 if pages <= self._table_room else 1 << (pages - 1).bit_length(),
         )
 
     @torch.inference_mode()
@@ -193,9 +197,10 @@ class GraphedForward:
             torch.cuda.OutOfMemoryError: a graph of this size cannot be captured.
         """
         bucket = self.bucket(batch, keep_logits)
-        captured = self._captured.get(bucket)
+        captured = self._captured.pop(bucket, None)
         if captured is None:
             captured = self._capture(bucket)
+        self._captured[bucket] = captured  # the last used is the last to go
         captured.inputs.fill(batch)
         captured.graph.replay()
         rows, result = len(batch.wanted), captured.result
@@ -203,7 +208,7 @@ class GraphedForward:
         return Result(logits, result.token[:rows])
 
     def _capture(self, bucket: Bucket) -> _Captured:
-        if len(self._captured) >= self._max_graphs:  # sizes that were needed first are not always those of now
+        if len(self._captured) >= self._max_graphs:
             self._captured.pop(next(iter(self._captured)))
         inputs = self._inputs(bucket)
         stream = torch.cuda.Stream(self._device)
@@ -215,11 +220,10 @@ class GraphedForward:
         with torch.cuda.graph(graph, pool=self._pool if self._captured else None):  # a pool goes with its last graph
             result = self._compute(inputs, bucket)
         self._pool = graph.pool()
-        captured = self._captured[bucket] = _Captured(graph, inputs, result)
-        return captured
+        return _Captured(graph, inputs, result)
 
     def _inputs(self, bucket: Bucket) -> _Inputs:
-        return _Inputs(bucket, self._num_windows, self._table_room, self._device)
+        return _Inputs(bucket, self._num_windows, max(self._table_room, bucket.table), self._device)
 
     def _compute(self, inputs: _Inputs, bucket: Bucket) -> Result:
         tokens, positions, slots, wanted, *works, table = inputs.tensors

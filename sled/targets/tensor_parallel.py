@@ -16,6 +16,7 @@ import datetime
 import os
 import threading
 from collections.abc import Callable
+from contextlib import suppress
 from types import TracebackType
 from typing import Any, Self
 
@@ -126,7 +127,7 @@ class TensorParallelTarget(CausalLMTarget):
             return
         self._closing.set()
         if self._leads and not self._lost:
-            with self._telling:
+            with self._telling, suppress(RuntimeError):  # a rank that is gone needs no telling
                 self._tell(_END)
         if self._leads:
             self._pulse.join()

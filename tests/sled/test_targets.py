@@ -8,7 +8,7 @@ import pytest
 torch = pytest.importorskip("torch")
 
 from sled.acceptance import RoundRows
-from sled.errors import OutOfMemory, ParameterError, UnknownModel
+from sled.errors import OutOfMemory, ParameterError, TargetLost, UnknownModel
 from sled.targets.catalog import find_model
 from sled.targets.causal_lm import CausalLMTarget, load_target
 from sled.types import Chunk, Sampling
@@ -134,6 +134,17 @@ def test_too_little_memory_for_keys_and_values_is_refused(kv_bytes, message):
 def test_memory_the_machine_lacks_is_refused_at_load():
     with pytest.raises(OutOfMemory, match="give a smaller kv_bytes"):
         make(kv_bytes=1 << 50)
+
+
+def test_pages_that_the_kernel_of_cuda_cannot_read_are_refused(monkeypatch):
+    from sled.targets import backends, pool
+
+    monkeypatch.setattr(backends, "has_triton", lambda: True)
+    layers = pool.find_layers(tiny("llama"))
+    for attention, page_tokens in (("auto", 8), ("triton", 24)):
+        with pytest.raises(ParameterError, match=rf"page_tokens is {page_tokens}; .* power of two from 16"):
+            backends.choose_backend(attention, torch.device("cuda"), layers, page_tokens)
+    assert type(backends.choose_backend("torch", torch.device("cuda"), layers, 8)).__name__ == "TorchBackend"
 
 
 @pytest.mark.parametrize(
@@ -271,6 +282,43 @@ def test_other_errors_keep_their_names(monkeypatch):
     monkeypatch.setattr(target.model, "forward", lambda **_: (_ for _ in ()).throw(RuntimeError("no kernel image")))
     with pytest.raises(RuntimeError, match="no kernel image"):
         target.verify([Paging(target).chunk("a", [1], 0, 1)], [RoundRows([], Sampling(), 1)])
+
+
+@pytest.mark.parametrize(
+    "message",
+    [
+        "CUDA error: an illegal memory access was encountered\nCUDA kernel errors might be reported later",
+        "CUDA error: device-side assert triggered",
+        "CUDA error: unspecified launch failure",
+    ],
+)
+def test_fault_after_which_a_gpu_computes_nothing_loses_the_target(message, monkeypatch):
+    """Else every round of every device would be refused for ever, each to be tried again."""
+    target = make()
+    monkeypatch.setattr(target.model, "forward", lambda **_: (_ for _ in ()).throw(RuntimeError(message)))
+    with pytest.raises(TargetLost, match="start the server again"):
+        target.verify([Paging(target).chunk("a", [1], 0, 1)], [RoundRows([], Sampling(), 1)])
+
+
+def test_forward_without_rounds_is_waited_for(monkeypatch):
+    """Its time, and what it may fail with, would be those of the next one."""
+    from sled.targets.causal_lm import finish
+
+    waited = []
+    monkeypatch.setattr(torch.cuda, "synchronize", waited.append)
+    for device, rounds in (("cuda:1", []), ("cuda:1", [RoundRows([], Sampling(), 1)]), ("cpu", [])):
+        finish(torch.device(device), rounds)
+    assert waited == [torch.device("cuda:1")]
+
+
+def test_second_gpu_is_the_current_one_meanwhile(monkeypatch):
+    """Triton and graphs go to the current device, whatever the tensors say, and each thread has its own."""
+    from sled.targets.causal_lm import on_device
+
+    monkeypatch.setattr(torch.cuda, "device", lambda device: [device])
+    assert on_device(torch.device("cuda:1")) == [torch.device("cuda:1")]
+    with on_device(torch.device("cpu")):
+        pass
 
 
 @pytest.mark.parametrize("family", ["llama", "gemma2", "gpt2"])

@@ -69,6 +69,40 @@ def test_two_ranks_compute_what_one_process_does(tmp_path):
     assert found["follower"] == 3
 
 
+def test_end_of_a_target_whose_ranks_are_gone_is_no_error(monkeypatch):
+    import threading
+
+    from sled.targets.tensor_parallel import TensorParallelTarget
+
+    target = object.__new__(TensorParallelTarget)
+    target._closing, target._telling, target._leads, target._lost = threading.Event(), threading.Lock(), True, False
+    target._pulse = threading.Thread(target=target._closing.wait)
+    target._pulse.start()
+    monkeypatch.setattr(target, "_tell", lambda _: (_ for _ in ()).throw(RuntimeError("Connection closed by peer")))
+    target.close()
+    assert not target._pulse.is_alive()
+
+
+def test_followers_stay_until_the_first_rank_has_drained(monkeypatch):
+    """Who ends a server signals all its processes, as torchrun does."""
+    import signal
+    from types import SimpleNamespace
+
+    from sled.cli import loading
+
+    def computing():
+        assert [signal.getsignal(number) for number in numbers] == [signal.SIG_IGN] * 2
+
+    numbers = (signal.SIGTERM, signal.SIGINT)
+    before = [signal.getsignal(number) for number in numbers]
+    monkeypatch.setattr(loading, "_target", lambda _: SimpleNamespace(follow=computing))
+    try:
+        loading.follow(None)
+    finally:
+        for number, handler in zip(numbers, before, strict=True):
+            signal.signal(number, handler)
+
+
 def test_without_torchrun_it_says_what_to_do(monkeypatch):
     from sled.targets.tensor_parallel import join_ranks
 
