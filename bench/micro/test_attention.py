@@ -1,7 +1,8 @@
 """Paged attention beside torch's, in one run: python -m bench.attention.
 
 Decoding (1 token) and verifying (5 tokens) for 1, 16 and 64 sessions of 512 positions, and a prompt of 512 tokens, at
-the shapes of SmolLM2-135M and of a model of 8B, on one thread and on two. Answers are checked before they are timed.
+the shapes of SmolLM2-135M and of a model of 8B, on one thread and on two (`-k one` where the second processor has other
+work: threads which wait for one that does not run say nothing). Answers are checked before they are timed.
 """
 
 import importlib.util
@@ -39,7 +40,7 @@ def case_of(shape: Shape) -> Case:
 
 
 @pytest.mark.parametrize("peer_name", PEERS)
-@pytest.mark.parametrize("num_threads", [1, 2])
+@pytest.mark.parametrize("num_threads", [1, 2], ids=["one", "two"])
 @pytest.mark.parametrize("shape", SHAPES, ids=lambda s: f"{s.model} {s.dtype} {s.sessions}x{s.new}")
 def test_attention(benchmark: Any, shape: Shape, num_threads: int, peer_name: str) -> None:
     case = case_of(shape)
