@@ -65,9 +65,7 @@ def _target(settings: ServeSettings) -> Any:
             attention=settings.attention,
             progress=progress,
         )
-    log.info(
-        "loaded", extra={"target": files.name, "dtype": settings.dtype, "target_threads": torch.get_num_threads()}
-    )
+    log.info("loaded", extra={"target": files.name, "dtype": settings.dtype, "target_threads": torch.get_num_threads()})
     return target
 
 
