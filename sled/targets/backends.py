@@ -35,9 +35,7 @@ def choose_backend(name: str, device: torch.device, layers: Sequence[Layer], pag
     }
     whole = page_tokens >= 16 and page_tokens & (page_tokens - 1) == 0
     if name in ("auto", "triton") and fits["triton"] and not whole:
-        raise ParameterError(
-            f"page_tokens is {page_tokens}; for CUDA give a power of two from 16 on, or attention torch"
-        )
+        raise ParameterError(f"page_tokens is {page_tokens}; CUDA takes powers of two from 16 on, attention torch any")
     if name in fits and not fits[name]:
         raise ParameterError(f"attention {name} does not run this model on {device}; give auto or torch")
     if name != "torch" and fits["triton"]:

@@ -142,7 +142,7 @@ def test_pages_that_the_kernel_of_cuda_cannot_read_are_refused(monkeypatch):
     monkeypatch.setattr(backends, "has_triton", lambda: True)
     layers = pool.find_layers(tiny("llama"))
     for attention, page_tokens in (("auto", 8), ("triton", 24)):
-        with pytest.raises(ParameterError, match=rf"page_tokens is {page_tokens}; .* power of two from 16"):
+        with pytest.raises(ParameterError, match=rf"page_tokens is {page_tokens}; .* powers of two from 16"):
             backends.choose_backend(attention, torch.device("cuda"), layers, page_tokens)
     assert type(backends.choose_backend("torch", torch.device("cuda"), layers, 8)).__name__ == "TorchBackend"
 
