@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 Floats = NDArray[np.float64]
 
 KNOTS = np.array([1.0, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096])
+FAR = 1e6
 PRIOR_PER_TOKEN = 0.004  # of a one-token step; low on purpose: what was never tried is thought cheap, and so is tried
 PRIOR_WEIGHT = 0.05  # observations that the prior counts as, for each coefficient
 AGAINST_ROUNDS = (
@@ -129,15 +130,19 @@ class StepCost:
     def lines(self) -> Callable[[Floats, Floats, Floats], Floats]:
         """`predict` over arrays of one shape, as a function for a tight loop; it does not learn any more."""
         self.refresh()
-        at, last, drafting, rounds_s, context_s = (self._at_knots.copy(), *self._solution[len(KNOTS) - 1 :].tolist())
+        last, drafting, rounds_s, context_s = self._solution[len(KNOTS) - 1 :].tolist()
+        knots = np.append(KNOTS, FAR)
+        at = np.append(self._at_knots, self._at_knots[-1] + last * (FAR - KNOTS[-1]))
 
         def predict(tokens: Floats, rounds: Floats, context: Floats) -> Floats:
-            out: Floats = np.interp(tokens, KNOTS, at)
-            if tokens.max(initial=0.0) > KNOTS[-1]:
-                out += np.maximum(tokens - KNOTS[-1], 0.0) * last
+            out: Floats = np.interp(tokens, knots, at)
             if drafting:
                 out += np.minimum(np.maximum(tokens - rounds, 0.0) * 0.5, rounds) * drafting
-            return out + rounds * rounds_s + context * context_s
+            if rounds_s:
+                out += rounds * rounds_s
+            if context_s:
+                out += context * context_s
+            return out
 
         return predict
 

@@ -23,7 +23,7 @@ Kind = tuple[int, int, int]
 
 PRICES = np.array([0.0, 0.2, 0.4, 0.6, 0.75])  # committed tokens that one computed token must bring
 MAX_SEATS = 32  # sessions that a plan is weighed with; beyond, each stands for several
-WARM_STEPS, STEPS = 6, 24
+WARM_STEPS, STEPS = 6, 22
 TRIAL = 1.05
 HYSTERESIS = 1.01  # a plan replaces the present one if it commits so much more
 BLUR = 0.25  # of a step, by which an arrival misses or catches the next one
@@ -186,13 +186,14 @@ def roll_forward(windows: Ints, demand: Demand, weight: Floats, cost: StepCost) 
     now, before = np.zeros(plans), np.zeros(plans)
     committed, seconds, busy, steps = np.zeros(plans), np.zeros(plans), np.zeros(plans), 0.0
     swing = demand.deviation * 12.0**0.5  # phases are evenly spread over 0 .. 1
-    shift = 0
+    late = 1.0 + swing * (_PHASES[(np.arange(WARM_STEPS + STEPS)[:, None] * (num + 17) + at + num) % 4096] - 0.5)
+    slow = 1.0 + NOISE * (_PHASES[3 : 7 * (WARM_STEPS + STEPS) : 7] - 0.5)
     for step in range(WARM_STEPS + STEPS):
-        np.maximum(now, ready.min(axis=1), out=now)
+        now = np.maximum(now, ready.min(axis=1))
         waiting = ready <= now[:, None]
         rounds, tokens, gain = np.einsum("kpn,pn->kp", parts, waiting)
         took = price(tokens + demand.prefill, rounds, rounds * demand.context)
-        took *= 1.0 + NOISE * (_PHASES[7 * step + 3] - 0.5)
+        took *= slow[step]
         now = now + took
         if step >= WARM_STEPS:
             share = min(1.0, (step - WARM_STEPS + 1) / 6.0, (WARM_STEPS + STEPS - step) / 6.0)  # no edge counts whole
@@ -201,9 +202,7 @@ def roll_forward(windows: Ints, demand: Demand, weight: Floats, cost: StepCost) 
             busy += share * took
             steps += share
         before = now
-        shift = (shift + num + 17) % 2048
-        late = 1.0 + swing * (_PHASES[shift : shift + num] - 0.5)
-        np.copyto(ready, now[:, None] + think * late, where=waiting)
+        np.copyto(ready, now[:, None] + think * late[step], where=waiting)
     return committed / seconds, busy / steps
 
 
@@ -215,8 +214,7 @@ def _rules(demand: Demand, cost: StepCost, step_s: float) -> list[Rule]:
     each = demand.context
     times = [cost.predict(num + demand.prefill, num, each * num)]
     half = max(1.0, num / 2.0)
-    for k in sorted({min(2, top), max(1, top // 2)}):
-        times.append(cost.predict(half * (1.0 + k) + demand.prefill, half, each * half))
+    times.append(cost.predict(half * (1.0 + top // 2) + demand.prefill, half, each * half))
     if step_s > 0.0:
         times.append(step_s)
     spread = num > 1 and bool(np.ptp(demand.gain[:, -1]) > 1e-3 or np.ptp(demand.think[:, -1]) > 1e-5)

@@ -9,8 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Protocol
-
 import numpy as np
 from numpy.typing import NDArray
 
@@ -109,12 +107,13 @@ class Fixed:
 
 @dataclass(slots=True)
 class Outcome:
-    """What a run came to: committed tokens per second after warm-up, by phase of the load; steps; mean limit."""
+    """What a run came to: by phase committed tokens per second after warm-up, mean limit and changes of limits."""
 
     goodput: list[float]
-    steps: int
     mean_limit: list[float]
-    limit_changes: int
+    limit_changes_by_phase: list[int]
+    steps: int
+    verdicts: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,10 +123,6 @@ class Phase:
     sessions: int
     seconds: float
     settle_s: float
-
-
-class _Clocked(Protocol):
-    def random(self, size: int | tuple[int, ...]) -> Floats: ...
 
 
 @dataclass(slots=True)
@@ -170,12 +165,12 @@ class _Run:
         self.ready_at = np.full(num, np.inf)  # when its round is there, or its stream has begun
         self.told_at = np.zeros(num)  # last verdict
         self.fresh = np.ones(num, bool)  # its next arrival is the beginning of a round that the policy has not heard of
-        self.now, self.steps, self.changes, self.generation = 0.0, 0, 0, 0
+        self.now, self.steps, self.verdicts, self.changes, self.generation = 0.0, 0, 0, 0, 0
         self.ids: list[bytes] = [b""] * num
         self.active = 0
 
     def go(self) -> Outcome:
-        goodput, mean_limit = [], []
+        goodput, mean_limit, changes = [], [], []
         for phase in self.phases:
             self.resize(phase.sessions)
             end, counted_from = self.now + phase.seconds, self.now + phase.settle_s
@@ -189,7 +184,8 @@ class _Run:
                     steps += 1
             goodput.append(committed / (self.now - (began if began is not None else counted_from)))
             mean_limit.append(limits / max(steps, 1))
-        return Outcome(goodput, self.steps, mean_limit, self.changes)
+            changes.append(self.changes - sum(changes))
+        return Outcome(goodput, mean_limit, changes, self.steps, self.verdicts)
 
     def resize(self, wanted: int) -> None:
         for i in range(wanted, self.active):
@@ -238,6 +234,7 @@ class _Run:
         took *= 1.0 + world.noise * float(np.clip(self.rng.standard_normal(), -3, 3))
         self.now += took
         self.steps += 1
+        self.verdicts += len(who)
         alive = self.rng.random((len(who), world.max_window)) < self.passes[who]
         alive &= np.arange(world.max_window) < self.limit[who, None]
         accepted = np.logical_and.accumulate(alive, axis=1).sum(axis=1)
@@ -251,7 +248,7 @@ class _Run:
         self.tell(self.policy, who, accepted, tokens, took)
         return committed, started
 
-    def tell(self, policy: WindowPolicy, who: NDArray[np.int64], accepted: NDArray[np.int64], tokens: int, took: float):
+    def tell(self, policy: WindowPolicy, who: NDArray[np.int64], accepted: NDArray[np.int64], tokens: int, took: float) -> None:
         drafted = self.limit[who].tolist()
         for i, k, good in zip(who.tolist(), drafted, accepted.tolist(), strict=True):
             policy.verdict(self.ids[i], k, good)

@@ -1,0 +1,218 @@
+"""Window limits: plans against brute force and by hand, what the policy learns, and goodput under a mixed load."""
+
+from __future__ import annotations
+
+from itertools import product
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from bench.macro._goodput_world import STEP_TIMES, Drafter, Fixed, Fleet, Phase, World
+from sled.goodput import GoodputPolicy, Pace, window_limits
+from sled.step_cost import StepCost
+from sled.survival import Survival, ThinkTime
+from sled.window_plan import HYSTERESIS, Demand, Plan, Rule, best_plan, cycles, roll_forward
+
+GOOD = Drafter((0.8,), 0.002)
+JUNK = Drafter((0.02,), 0.002)
+
+
+def known_cost(table: str, loads: tuple[int, ...] = (1, 2, 3, 4, 6, 8, 16, 32, 64, 128)) -> StepCost:
+    cost = StepCost()
+    for rounds in loads:
+        for width in (1, 2, 3, 5, 9):
+            for _ in range(5):
+                cost.observe(rounds * width, rounds, 0, STEP_TIMES[table](rounds * width, rounds))
+    return cost
+
+
+def demand_of(passes: list[float], think: list[tuple[float, float]], top: int, rate: float = 0.0) -> Demand:
+    """Sessions of geometric survival, think time z0 + z1 * window."""
+    survive = np.array([[p**i for i in range(top + 1)] for p in passes])
+    seconds = np.array([[z0 + z1 * k for k in range(top + 1)] for z0, z1 in think])
+    seconds[:, 0] = 0.0
+    width = np.tile(np.arange(top + 1.0) + 1.0, (len(passes), 1))
+    return Demand(np.cumsum(survive, axis=1), width, seconds, np.full(len(passes), rate), deviation=0.03)
+
+
+def weigh(demand: Demand, cost: StepCost, *plans: tuple[int, ...]) -> list[float]:
+    return roll_forward(np.array(plans), demand, np.ones(len(demand.gain)), cost)[0].tolist()
+
+
+def test_cycles_hand_worked():
+    think = np.array([0.0, 0.002, 0.010, 0.034])
+    # a stream is in every step; who is back before the step under way ends is in every other; who misses it waits
+    assert cycles(think, 0.010) == pytest.approx([0.010, 0.020, 0.025, 0.049])
+    assert cycles(think, 0.010, busy=False) == pytest.approx([0.010, 0.012, 0.020, 0.044])
+
+
+def test_network_hand_worked():
+    cost = known_cost("cpu_bf16")
+    demand = demand_of([0.8], [(0.010, 0.002)], 4)
+    alone, drafting = weigh(demand, cost, (0,), (4,))
+    assert alone == pytest.approx(1 / 0.0289, rel=0.03)
+    assert drafting == pytest.approx(3.3616 / (0.018 + 0.0324), rel=0.03)
+    # two that think less than a step: one thinks while the other is verified, so each is in every other step
+    both = weigh(demand_of([0.8] * 2, [(0.001, 0.002)] * 2, 4), cost, (4, 4))[0]
+    assert both == pytest.approx(2 * 3.3616 / (2 * 0.0324), rel=0.05)
+
+
+@pytest.mark.parametrize("table", ["h100", "cpu_bf16", "cpu_fp32"])
+@pytest.mark.parametrize(
+    ("passes", "link"), [([0.9, 0.7, 0.1], 0.001), ([0.8, 0.8, 0.8], 0.01), ([0.95, 0.3, 0.02], 0.05)]
+)
+def test_the_plan_is_near_the_best_of_all_plans(table, passes, link):
+    cost, demand = known_cost(table), demand_of(passes, [(link, 0.002)] * 3, 3)
+    everything = list(product(range(4), repeat=3))
+    goodput = weigh(demand, cost, *everything)
+    chosen = best_plan(demand, cost, best_plan(demand, cost))
+    assert goodput[everything.index(tuple(chosen.windows.tolist()))] >= 0.96 * max(goodput)
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.lists(st.floats(0.0, 0.99), min_size=3, max_size=3), st.floats(0.01, 0.9))
+def test_a_price_is_optimal_for_the_tokens_it_takes_when_the_server_is_saturated(passes, price):
+    """Survival never rises with the position, so taking drafts by survival per token is the best use of so many."""
+    demand = demand_of(passes, [(1e-6, 0.0)] * 3, 3)
+    windows = Rule(-1, 1.0, price).windows(demand)
+    at = np.arange(3)
+    drafting = windows > 0  # of those that draft at all; the rest are in every step whatever the others do
+    gain, used = demand.gain[at, windows][drafting].sum(), demand.width[at, windows][drafting].sum()
+    for other in product(range(1, 4), repeat=int(drafting.sum())):
+        who = at[drafting]
+        if demand.width[who, list(other)].sum() <= used:
+            assert demand.gain[who, list(other)].sum() <= gain + 1e-9
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    st.sampled_from(["h100", "cpu_bf16", "cpu_fp32"]),
+    st.lists(st.tuples(st.floats(0, 1), st.floats(0.0005, 0.2), st.floats(0, 0.03)), min_size=1, max_size=12),
+)
+def test_no_fixed_window_is_expected_to_do_better(table, sessions):
+    cost = COSTS[table]
+    demand = demand_of([p for p, _, _ in sessions], [(z0, z1) for _, z0, z1 in sessions], 4)
+    plan = best_plan(demand, cost)
+    fixed = weigh(demand, cost, *((k,) * len(sessions) for k in range(5)))
+    assert plan.goodput >= max(fixed) * (1 - 1e-9)
+    assert plan.windows.min() >= 0
+    assert plan.windows.max() <= 4
+    kept = best_plan(demand, cost, plan)
+    assert kept.goodput >= plan.goodput / HYSTERESIS
+
+
+COSTS = {table: known_cost(table) for table in STEP_TIMES}
+
+
+def test_the_present_plan_stays_unless_another_is_better_by_the_hysteresis():
+    cost, demand = COSTS["cpu_bf16"], demand_of([0.8, 0.8], [(0.005, 0.002)] * 2, 8)
+    best = best_plan(demand, cost)
+    near = np.maximum(best.windows - 1, 1)
+    value = weigh(demand, cost, tuple(near))[0]
+    assert value * HYSTERESIS > best.goodput  # by hand: one draft less changes less than the hysteresis here
+    assert (best_plan(demand, cost, Plan(near, best.rule, value, best.step_s)).windows == near).all()
+    bad = np.zeros(2, np.int64)
+    assert (best_plan(demand, cost, Plan(bad, Rule(0), 1.0, best.step_s)).windows > 0).all()
+
+
+def test_a_promised_rate_is_kept_where_drafting_would_break_it():
+    cost, passes = COSTS["h100"], [0.95] * 4
+    slow = demand_of(passes, [(0.15, 0.0)] * 4, 8, rate=80.0)
+    plan = best_plan(slow, cost, Plan(np.full(4, 8), Rule(8), 1e9, 0.007))
+    assert plan.windows.tolist() == [0] * 4
+
+
+def pace(passes: float, link_s: float, draft_s: float) -> Pace:
+    survival, think, rng = Survival(8), ThinkTime(), np.random.default_rng(1)
+    for _ in range(150):
+        alive = rng.random(8) < passes
+        survival.observe(8, int(np.logical_and.accumulate(alive).sum()))
+    for drafted in (8, 4, 1, 6):
+        think.observe(drafted, link_s + drafted * draft_s)
+    return Pace(survival, think)
+
+
+def test_limits_fall_with_load_and_junk_is_decoded_by_the_server():
+    cost, good, junk = COSTS["cpu_bf16"], pace(0.8, 0.002, 0.002), pace(0.02, 0.002, 0.002)
+    few = window_limits([good, junk], cost, 8)
+    many = window_limits([good] * 100, cost, 8)
+    assert few[0] >= 4
+    assert few[1] == 0
+    assert max(many) <= 2 < few[0]
+    assert max(window_limits([good] * 3, cost, 2)) <= 2
+    assert window_limits([good], cost, 0) == [0]
+    assert window_limits([], cost, 8) == []
+    with pytest.raises(ValueError, match="max_window is -1"):
+        window_limits([good], cost, -1)
+
+
+def test_a_lone_user_gets_what_is_fastest():
+    near, far = pace(0.8, 0.002, 0.002), pace(0.8, 0.150, 0.002)
+    assert window_limits([near], COSTS["cpu_bf16"], 8)[0] >= 4
+    assert window_limits([far], COSTS["cpu_bf16"], 8) == [0]
+
+
+def test_plans_are_made_every_50_ms_and_at_once_when_a_quarter_came():
+    policy = GoodputPolicy(8)
+    ids = [bytes([i] * 8) for i in range(9)]
+    for i in ids[:8]:
+        policy.opened(i)
+    policy.limit(ids[0], 1.0)
+    assert policy.plans == 1
+    for i in ids[:8]:
+        policy.limit(i, 1.049)
+    assert policy.plans == 1
+    policy.limit(ids[0], 1.051)
+    assert policy.plans == 2
+    policy.opened(ids[8])
+    policy.limit(ids[8], 1.052)
+    assert policy.plans == 2  # one of nine is no quarter
+    for i in ids[:3]:
+        policy.closed(i)
+    policy.limit(ids[8], 1.053)
+    assert policy.plans == 3
+
+
+def test_unknown_and_closed_sessions_do_no_harm():
+    policy = GoodputPolicy(8)
+    policy.round(b"nobody..", 3, 0.1)
+    policy.verdict(b"nobody..", 3, 1)
+    policy.closed(b"nobody..")
+    assert policy.limit(b"nobody..", 0.0) == 0
+    policy.opened(b"a" * 8)
+    policy.verdict(b"a" * 8, 4, 4)
+    policy.closed(b"a" * 8)
+    policy.opened(b"b" * 8)  # takes the row; what was said of the other is not believed of it
+    policy.step(5, 1, 0, 0.01)
+    assert 0 <= policy.limit(b"b" * 8, 0.1) <= 8
+    assert GoodputPolicy(0).limit(b"b" * 8, 0.1) == 0
+    with pytest.raises(ValueError, match="max_window is -1"):
+        GoodputPolicy(-1)
+
+
+def test_world_hand_worked():
+    world = World(STEP_TIMES["cpu_bf16"], Fleet(((GOOD, 1.0),), 0.010), noise=0.0)
+    assert world.run(Fixed(0), [Phase(1, 4.0, 1.0)]).goodput[0] == pytest.approx(1 / 0.0289, rel=1e-6)
+    assert world.run(Fixed(4), [Phase(1, 4.0, 1.0)]).goodput[0] == pytest.approx(3.3616 / (0.018 + 0.0324), rel=0.02)
+    assert STEP_TIMES["h100"](320, 64) == pytest.approx(0.0144)
+
+
+def test_limits_follow_a_load_that_rises_and_falls_without_flapping():
+    world = World(STEP_TIMES["cpu_bf16"], Fleet(((GOOD, 3.0), (JUNK, 1.0)), 0.004))
+    phases = [Phase(4, 14.0, 7.0), Phase(64, 24.0, 12.0), Phase(2, 14.0, 5.0)]
+    fixed = np.array([world.run(Fixed(k), phases).goodput for k in (0, 1, 2, 4, 6, 8)])
+    policy = GoodputPolicy(8)
+    ours = world.run(policy, phases)
+    assert min(np.array(ours.goodput) / fixed.max(axis=0)) >= 0.97
+    assert ours.mean_limit[0] > 2.0 > ours.mean_limit[1] + 0.5
+    assert sum(ours.limit_changes_by_phase) < 0.12 * ours.verdicts
+
+
+def test_steps_unlike_any_before_are_tried_only_once():
+    """From the start on, with nothing known: after the trials the limits stand still."""
+    world = World(STEP_TIMES["h100"], Fleet(((GOOD, 1.0),), 0.040))
+    ours = world.run(GoodputPolicy(8), [Phase(32, 3.0, 1.0), Phase(32, 3.0, 1.0)])
+    assert ours.limit_changes_by_phase[1] < 40
+    assert ours.mean_limit[1] < 0.1  # far devices, a fast server: it decodes by itself
