@@ -38,6 +38,7 @@ class ServeSettings(Struct, frozen=True, kw_only=True):
         kv_bytes: memory of keys and values, as "2GiB"; "auto" takes what the target proposes.
         page_tokens: positions in one page of keys and values; 0 takes what suits the device.
         max_sessions: sessions held.
+        max_sessions_per_device: of them for one key, such as that of a gateway.
         rate: tokens per second promised to a session that names no rate.
         share_prefixes: whose prompts share pages: all devices', those of one owner, none.
         drain_s: after SIGTERM sessions go on for so long.
@@ -63,6 +64,7 @@ class ServeSettings(Struct, frozen=True, kw_only=True):
     kv_bytes: _Text = "auto"
     page_tokens: Annotated[int, Meta(ge=0, le=1024)] = 0
     max_sessions: Annotated[int, Meta(ge=1, le=1_000_000)] = 256
+    max_sessions_per_device: Annotated[int, Meta(ge=1, le=1_000_000)] = 32
     rate: Annotated[float, Meta(gt=0, le=1e6)] = 10.0
     share_prefixes: Share = "all"
     drain_s: Annotated[float, Meta(ge=0, le=86_400)] = 30.0

@@ -66,6 +66,9 @@ def serve(
     kv_bytes: Annotated[str | None, typer.Option(help="Memory of keys and values, e.g. 2GiB; default auto.")] = None,
     page_tokens: Annotated[int | None, typer.Option(help="Positions in one page of it; 0 suits the device.")] = None,
     max_sessions: Annotated[int | None, typer.Option(min=1, help="Sessions held; default 256.")] = None,
+    max_sessions_per_device: Annotated[
+        int | None, typer.Option(min=1, help="Of them for one key, such as a gateway's; default 32.")
+    ] = None,
     rate: Annotated[float | None, typer.Option(help="Tokens per second promised to a session; default 10.")] = None,
     share_prefixes: Annotated[
         Share | None, typer.Option(help="Whose prompts share pages: all (default), owner or none.")
@@ -108,6 +111,7 @@ def serve(
         "kv_bytes": kv_bytes,
         "page_tokens": page_tokens,
         "max_sessions": max_sessions,
+        "max_sessions_per_device": max_sessions_per_device,
         "rate": rate,
         "share_prefixes": share_prefixes,
         "drain_s": drain_s,

@@ -160,7 +160,7 @@ def server_limits(settings: ServeSettings) -> ServerLimits:
     default = ServerLimits()
     return ServerLimits(
         max_sessions=settings.max_sessions,
-        max_sessions_per_owner=min(settings.max_sessions, default.max_sessions_per_owner),
+        max_sessions_per_owner=min(settings.max_sessions, settings.max_sessions_per_device),
         share=settings.share_prefixes,
         rate=settings.rate,
         max_rate=max(settings.rate, default.max_rate),
