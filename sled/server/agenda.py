@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import math
 from collections import OrderedDict
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Generic
 
+import numpy as np
+from numpy.typing import NDArray
+
 from sled.acceptance import RoundRows
+from sled.errors import FormBroken
 from sled.pages import PagePool
 from sled.scheduler import Cost, Queue, Share, plan
 from sled.server.counts import Totals
 from sled.server.limits import Refusal, ServerLimits, TargetShape
-from sled.server.session import Session, Step, Ticket
+from sled.server.session import Form, Session, Step, Ticket
 from sled.types import Chunk
 
 _ALMOST_COMPUTED = 32
@@ -118,37 +122,20 @@ class Agenda(Generic[Ticket]):
         if committed <= 0 or not self._make_room(session, end + len(drafts)):
             self.put(session)
             return
+        allowed, fault = None, None
+        if verify and session.form is not None:
+            drafts, allowed, fault = _follow(session.form, drafts)
         tokens = session.history.tokens[session.cached : end]
         table = session.table.frozen()
         step.chunks.append(Chunk(session.id, (*tokens, *drafts), session.cached, (len(drafts) + 1) * verify, table))
         step.sessions.append(session)
         step.verify.append(verify)
+        if fault is not None:
+            step.faults[len(step.chunks) - 1] = fault
         if verify:
-            self._add_rows(step, session, drafts)
+            step.rounds.append(_rows(session, drafts, allowed))
         self.take(session)
         session.computing = True
-
-    def _add_rows(self, step: Step[Ticket], session: Session[Ticket], drafts: tuple[int, ...]) -> None:
-        allowed = None
-        if session.form is not None:
-            try:
-                allowed = session.form.allowed(drafts)
-            except Exception as error:  # of a library: this session's own misfortune
-                reason = " ".join(str(error).split())
-                step.faults[len(step.chunks) - 1] = Refusal("target_failed", f"the form cannot be followed: {reason}")
-        history = session.history
-        step.rounds.append(
-            RoundRows(
-                drafts,
-                session.sampling,
-                len(history),
-                history.tokens,
-                session.num_prompt,
-                session.round.law if session.round is not None else None,
-                session.terms.logprobs,
-                allowed,
-            )
-        )
 
     def find(self, session: Session[Ticket]) -> Session[Ticket]:
         """Hold the pages that carry the session's text already; the last token is always fed."""
@@ -181,3 +168,31 @@ class Agenda(Generic[Ticket]):
         queue.add(session.due, session.number, session)
         session.queue = queue
         self.queued_tokens += session.queued_tokens
+
+
+def _follow(form: Form, drafts: tuple[int, ...]) -> tuple[tuple[int, ...], NDArray[np.uint32] | None, Refusal | None]:
+    """What a form allows along some drafts, or along those of them that are not more work than a form may cost."""
+    try:
+        return drafts, form.allowed(drafts), None
+    except FormBroken as broken:
+        if 0 <= broken.usable < len(drafts):
+            return _follow(form, drafts[: broken.usable])
+        error: Exception = broken
+    except Exception as failed:  # of a library: this session's own misfortune
+        error = failed
+    reason = " ".join(str(error).split())
+    return drafts, None, Refusal("target_failed", f"the form cannot be followed: {reason}")
+
+
+def _rows(session: Session[Ticket], drafts: Sequence[int], allowed: NDArray[np.uint32] | None) -> RoundRows:
+    history, law = session.history, session.round.law if session.round is not None else None
+    return RoundRows(
+        drafts,
+        session.sampling,
+        len(history),
+        history.tokens,
+        session.num_prompt,
+        law if law is None or len(law.counts) == len(drafts) else law.first(len(drafts)),
+        session.terms.logprobs,
+        allowed,
+    )

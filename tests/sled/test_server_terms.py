@@ -170,6 +170,25 @@ def test_form_that_fails_costs_its_own_round_only():
     assert "unlucky number" in answers[0].refusal.detail
 
 
+def test_drafts_that_are_too_much_work_for_a_form_are_left_out():
+    """The answer goes on with those before them, and is the same."""
+    from sled.errors import FormBroken
+
+    class Costly(Even):
+        def allowed(self, draft):
+            if len(draft) > 2:
+                raise FormBroken("too much work", 2)
+            return super().allowed(draft)
+
+    driver, right = Driver(form_of=Even), []
+    driver.open(sampling=FORMED)
+    for _ in range(4):
+        right += driver.round(PROMPT + right).tokens
+    costly = Driver(form_of=Costly)
+    costly.open(sampling=FORMED)
+    assert costly.round(PROMPT, right[:4]).tokens == right[:3]  # two drafts, and the token after them
+
+
 def test_target_that_breaks_the_form_is_told_so():
     driver = Driver(form_of=Even)
     driver.open(sampling=FORMED)
