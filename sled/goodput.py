@@ -27,6 +27,7 @@ SCOUT_S, SCOUT_MAX_S = 1.0, 128.0  # from one trial of sessions that do not draf
 SCOUT_SHARE, SCOUT_ROUNDS = 64, 12  # one in so many sessions, for so many rounds
 SETTLE_CYCLES = 2.0  # of a new plan are not counted
 TRIAL_STEPS, TRIAL_MEMORY = 24, 80.0  # of a plan: enough to be known by, remembered
+HOPELESS = 0.93  # of what was expected: such a trial ends early
 DOUBT_STEPS = 6.0  # for which what a plan commits is thought to be what the model says
 TRIAL_OLD_S = 120.0  # after which it is tried again
 MEAN_STEPS = 30.0  # steps that means of context and prefill go back
@@ -368,7 +369,8 @@ class GoodputPolicy:
             # what the server does alone is known without trial
             kind: 1.0 if kind[2] == 2 else float(np.clip(trial.ratio, 0.7, 1.3))
             for kind, trial in self._trials.items()
-            if trial.steps >= TRIAL_STEPS and now - trial.at <= TRIAL_OLD_S
+            if now - trial.at <= TRIAL_OLD_S
+            and (trial.steps >= TRIAL_STEPS or (trial.steps >= TRIAL_STEPS / 3 and trial.ratio < HOPELESS))
         }
 
     def _scout(self, rows: Ints, demand: Demand, plan: Plan, now: float) -> None:
