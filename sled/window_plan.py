@@ -1,4 +1,4 @@
-"""Which windows commit most tokens per second: plans for a batch server and thinking devices, weighed against each other.
+"""Which windows commit most tokens per second: plans for a batch server and thinking devices, made and weighed.
 
 Pure: no sockets, clock or randomness. The model is a closed queueing network with one server that takes all that waits
 into its next step (docs/spec/sled-goodput.md): plans are made by a price for computed tokens, and weighed by rolling
@@ -142,12 +142,12 @@ def best_plan(
         chosen.append(held[seats])
         origin.append(None)
         seen.add(chosen[0].tobytes())
-    for rule, windows in _windows_of(rules, sample):
+    for made, windows in _windows_of(rules, sample):
         key = windows.tobytes()
         if key not in seen:
             seen.add(key)
             chosen.append(windows)
-            origin.append(rule)
+            origin.append(made)
     goodput, step_s = roll_forward(np.stack(chosen), sample, weight, cost)
     hoped = goodput
     if known is not None:
@@ -160,11 +160,11 @@ def best_plan(
     if origin[0] is None and hoped[best] < hoped[0] * HYSTERESIS:
         best = 0
     rule = origin[best]
-    if rule is None:
+    if rule is not None:
+        windows = rule.windows(demand)
+    else:
         assert present is not None
         rule, windows = present.rule, held
-    else:
-        windows = rule.windows(demand)
     windows = _keep_promises(windows, demand, float(step_s[best]))
     return Plan(windows, rule, float(goodput[best]), float(step_s[best]))
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -248,7 +249,9 @@ class _Run:
         self.tell(self.policy, who, accepted, tokens, took)
         return committed, started
 
-    def tell(self, policy: WindowPolicy, who: NDArray[np.int64], accepted: NDArray[np.int64], tokens: int, took: float) -> None:
+    def tell(
+        self, policy: WindowPolicy, who: NDArray[np.int64], accepted: NDArray[np.int64], tokens: int, took: float
+    ) -> None:
         drafted = self.limit[who].tolist()
         for i, k, good in zip(who.tolist(), drafted, accepted.tolist(), strict=True):
             policy.verdict(self.ids[i], k, good)

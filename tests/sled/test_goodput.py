@@ -107,7 +107,7 @@ COSTS = {table: known_cost(table) for table in STEP_TIMES}
 
 
 def test_the_present_plan_stays_unless_another_is_better_by_the_hysteresis():
-    cost, demand = COSTS["cpu_bf16"], demand_of([0.8, 0.8], [(0.005, 0.002)] * 2, 8)
+    cost, demand = COSTS["cpu_bf16"], demand_of([0.6, 0.6], [(0.005, 0.0005)] * 2, 8)
     best = best_plan(demand, cost)
     everything = list(product(range(9), repeat=2))
     close = [

@@ -81,7 +81,9 @@ def test_predictions_are_positive_and_rise_with_tokens_rounds_and_context(steps,
     assert float(many[0]) == pytest.approx(base)
 
 
-@pytest.mark.parametrize("step", [(0, 0, 0, 0.1), (5, 1, 0, 0.0), (5, 1, 0, -1.0), (5, 1, 0, math.inf), (5, 1, 0, math.nan)])
+@pytest.mark.parametrize(
+    "step", [(0, 0, 0, 0.1), (5, 1, 0, 0.0), (5, 1, 0, -1.0), (5, 1, 0, math.inf), (5, 1, 0, math.nan)]
+)
 def test_what_cannot_be_a_step_teaches_nothing(step):
     cost = StepCost()
     cost.observe(4, 2, 0, 0.02)
