@@ -5,7 +5,7 @@ SOURCES := pyproject.toml setup.py constraints.txt scripts/setup.sh \
            $(wildcard kernels/csrc/* kernels/edgekernels/*.pyx kernels/edgekernels/*.pxd) \
            $(wildcard edgebus/*.pyx edgebus/*.pxd) $(patsubst %.pxd,%.py,$(filter-out edgebus/_port.pxd,$(wildcard edgebus/*.pxd)))
 
-.PHONY: cuda demo test check lint types bench peers kernel-peers serving-peers fuzz arm sanitize callgrind proof install clean help
+.PHONY: demo test check lint types bench peers kernel-peers serving-peers fuzz arm cuda sanitize callgrind proof goodput install clean help
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 16
@@ -65,6 +65,9 @@ callgrind: $(STAMP)  ## instructions of a fixed list of kernel calls against ben
 proof: $(STAMP)  ## the whole exactness grid and every plan's promise (about 40 minutes); writes bench/results/
 	$(PY) -m bench.macro.exactness
 	$(PY) -m bench.macro.partition
+
+goodput: $(STAMP)  ## window limits beside fixed windows under every load, simulated (about 3 minutes); writes bench/results/
+	$(PY) -m bench.macro.goodput
 
 install: $(STAMP)  ## only make .venv and install
 

@@ -12,9 +12,10 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from sled.plan_trials import Trials
 from sled.step_cost import StepCost
 from sled.survival import Survival, Survivals, ThinkTime, ThinkTimes
-from sled.window_plan import Demand, Kind, Plan, Rule, best_plan, cycles, kinds
+from sled.window_plan import Demand, Plan, Rule, best_plan, cycles, kinds
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
@@ -23,12 +24,8 @@ REPLAN_S = 0.05
 REPLAN_SHARE = 0.25  # of the active sessions that came or went since: then a plan is made at once
 AWAY = 4.0  # cycles without a verdict, after which a session is not counted as active
 STRAY_ROUNDS = 32  # once in so many rounds a session's window is another, which tells drafting time from link
-SCOUT_S, SCOUT_MAX_S = 1.0, 128.0  # from one trial of sessions that do not draft to the next, twice as long each time
-SCOUT_SHARE, SCOUT_ROUNDS = 64, 12  # one in so many sessions, for so many rounds
-SETTLE_CYCLES = 2.0  # of a new plan are not counted
-TRIAL_STEPS, TRIAL_MEMORY = 24, 80.0  # of a plan: enough to be known by, remembered
-DOUBT_STEPS = 6.0  # for which what a plan commits is thought to be what the model says
-TRIAL_OLD_S = 120.0  # after which it is tried again
+SCOUT_S, SCOUT_MAX_S = 1.0, 81.0  # between trials of sessions that do not draft, three times as long each time
+SCOUT_SHARE, SCOUT_ROUNDS = 64, 8  # one in so many sessions, for so many rounds
 MEAN_STEPS = 30.0  # steps that means of context and prefill go back
 
 
@@ -143,20 +140,6 @@ def _demand(
     return Demand(np.cumsum(survive, axis=1), width, think, rate, prefill, context, deviation)
 
 
-@dataclass(slots=True)
-class _Trial:
-    committed: float = 0.0
-    expected: float = 0.0
-    steps: float = 0.0
-    at: float = 0.0
-
-    @property
-    def ratio(self) -> float:
-        """Committed in parts of expected, as if some steps before had kept to the model."""
-        before = self.expected * DOUBT_STEPS / max(self.steps, 1.0)
-        return (self.committed + before) / max(self.expected + before, 1e-9)
-
-
 class GoodputPolicy:
     """Learns what steps, drafts and devices are like, and gives every session its window limit.
 
@@ -190,9 +173,7 @@ class GoodputPolicy:
         self._step_tokens, self._prefill, self._context = 0, 0.0, 0.0
         self._planned_at, self._now = -1e9, 0.0
         self._changed, self._active = 0, 0
-        self._trials: dict[Kind, _Trial] = {}
-        self._kind: Kind = (-1, -1, -1)
-        self._settled_at, self._weighed_at = 0.0, 0
+        self._trials, self._weighed_at = Trials(), 0
         self._scouts: dict[int, int] = {}  # row -> rounds at which it has seen enough
         self._scout_at, self._scout_pause, self._drafters = SCOUT_S, SCOUT_S, 0
 
@@ -325,7 +306,7 @@ class GoodputPolicy:
                 held[late] = present.rule.windows(demand.of(np.nonzero(late)[0]))
             present = replace(present, windows=held)
         self.plans += 1
-        self._plan = best_plan(demand, self.cost, present, self._known(now))
+        self._plan = best_plan(demand, self.cost, present, self._trials.known(now))
         if not self.cost.seen(len(rows), len(rows)):
             # What the server does alone must be known, not guessed: it is what no plan may fall behind.
             self._plan = replace(self._plan, windows=np.zeros(len(rows), np.int64), rule=Rule(0))
@@ -337,7 +318,7 @@ class GoodputPolicy:
         """Hold what the present plan commits against what the model says of it.
 
         Both count rounds with the same belief of what a round commits, so chance in acceptance does not matter: what
-        is compared is how often rounds come round. A batch server with thinking devices can settle in more than one rhythm.
+        is compared is how often rounds come round.
         """
         rounds = np.array(self._decided, np.float64)[rows]
         self._decided = [0] * len(self._decided)
@@ -346,30 +327,10 @@ class GoodputPolicy:
             return
         windows = np.maximum(np.array(self._limits, np.int64)[rows], 0)
         (kind,) = kinds(windows[None], len(rows))
-        if kind != self._kind:
-            self._kind = kind
-            self._settled_at = now + SETTLE_CYCLES * (float(demand.think.max()) + 2.0 * self._plan.step_s)
-        if now - elapsed < self._settled_at or self._scouts:
-            return
-        committed = float(rounds @ demand.gain[np.arange(len(rows)), windows])
-        expected = self._plan.goodput * elapsed
-        trial = self._trials.get(kind)
-        if trial is None or now - trial.at > TRIAL_OLD_S:
-            trial = self._trials[kind] = _Trial()
-        fade = max(0.0, 1.0 - steps / TRIAL_MEMORY)
-        trial.committed = trial.committed * fade + committed
-        trial.expected = trial.expected * fade + expected
-        trial.steps = trial.steps * fade + steps
-        trial.at = now
-
-    def _known(self, now: float) -> dict[Kind, float]:
-        """Committed in parts of expected, of the kinds of plans that were in force for long enough, and lately."""
-        return {
-            # what the server does alone is known without trial
-            kind: 1.0 if kind[2] == 2 else float(np.clip(trial.ratio, 0.7, 1.3))
-            for kind, trial in self._trials.items()
-            if trial.steps >= TRIAL_STEPS and now - trial.at <= TRIAL_OLD_S
-        }
+        cycle = float(demand.think.max()) + 2.0 * self._plan.step_s
+        if self._trials.told(kind, now=now, elapsed_s=elapsed, cycle_s=cycle) and not self._scouts:
+            committed = float(rounds @ demand.gain[np.arange(len(rows)), windows])
+            self._trials.add(committed, self._plan.goodput * elapsed, steps, now=now)
 
     def _scout(self, rows: Ints, demand: Demand, plan: Plan, now: float) -> None:
         """Have one in so many sessions that do not draft do so for some rounds: what changed is found out by few.
@@ -389,7 +350,7 @@ class GoodputPolicy:
         open_to = idle[(speed[:, 1:].max(axis=1) > 1.0 / plan.step_s) | (np.array(rounds) == 0)]
         if now >= self._scout_at and len(open_to):
             self._scout_at = now + self._scout_pause
-            self._scout_pause = min(2.0 * self._scout_pause, SCOUT_MAX_S)
+            self._scout_pause = min(3.0 * self._scout_pause, SCOUT_MAX_S)
             first = self.plans % len(open_to)
             chosen = open_to[(first + np.arange(max(1, len(rows) // SCOUT_SHARE))) % len(open_to)].tolist()
             self._scouts = {int(rows[at]): self._rounds[rows[at]] + SCOUT_ROUNDS for at in chosen}

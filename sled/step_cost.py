@@ -16,14 +16,13 @@ Floats = NDArray[np.float64]
 
 KNOTS = np.array([1.0, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096])
 FAR = 1e6
-PRIOR_PER_TOKEN = 0.004  # of a one-token step; low on purpose: what was never tried is thought cheap, and so is tried
+PRIOR_PER_TOKEN = 0.004  # of a one-token step; low on purpose: what is thought cheap is tried
 PRIOR_WEIGHT = 0.05  # observations that the prior counts as, for each coefficient
-AGAINST_ROUNDS = (
-    40.0  # times that for what rounds cost beyond their tokens: it is believed only where nothing else fits
-)
+AGAINST_ROUNDS = 40.0  # times that for what rounds cost beyond their tokens, believed where nothing else fits
 MEMORY = 64.0  # observations that a cell's mean goes back
 FADE = 0.999  # of what a cell weighs, with each observation elsewhere
 SPIKE = 0.25  # deviations beyond this share of what is known count no more than this
+LEAST_SHARE = 0.05  # of the fastest step known, that any step takes at least
 SOLVES = 12  # of the fit at most
 _DRAFTING, _ROUNDS, _CONTEXT = len(KNOTS), len(KNOTS) + 1, len(KNOTS) + 2
 _NUM = len(KNOTS) + 3
@@ -179,6 +178,7 @@ class StepCost:
         diagonal += trust
         right += trust * start
         self._solution = _non_negative(gram, right) * scale
+        self._solution[0] = max(self._solution[0], LEAST_SHARE * float(means[:, 3].min()))
 
 
 def _scales(means: Floats, base: float) -> Floats:

@@ -86,7 +86,8 @@ class Survivals:
         self._tried *= fade[:, None]
         self._passed *= fade[:, None]
         for table, new in ((self._tried, tried), (self._passed, passed)):
-            np.add.at(table, (slice(None), rows), new)
+            for kind in range(2):
+                np.add.at(table[kind], rows, new[kind])
         fade_all = max(0.2, 1.0 - len(rows) / POPULATION_ROUNDS)
         self._all_tried = np.maximum(self._all_tried * fade_all, 0.0) + tried.sum(axis=1)
         self._all_passed = self._all_passed * fade_all + passed.sum(axis=1)

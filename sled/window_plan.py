@@ -1,4 +1,4 @@
-"""Which windows commit most tokens per second: plans for a batch server and thinking devices, weighed against each other.
+"""Which windows commit most tokens per second: plans for a batch server and thinking devices, made and weighed.
 
 Pure: no sockets, clock or randomness. The model is a closed queueing network with one server that takes all that waits
 into its next step (docs/spec/sled-goodput.md): plans are made by a price for computed tokens, and weighed by rolling
@@ -24,7 +24,7 @@ Kind = tuple[int, int, int]
 PRICES = np.array([0.0, 0.2, 0.4, 0.6, 0.75])  # committed tokens that one computed token must bring
 MAX_SEATS = 32  # sessions that a plan is weighed with; beyond, each stands for several
 WARM_STEPS, STEPS = 6, 22
-TRIAL = 1.05
+TRIAL = 1.1  # a plan of a kind that was never in force is thought so much better, or a root of it
 HYSTERESIS = 1.01  # a plan replaces the present one if it commits so much more
 BLUR = 0.25  # of a step, by which an arrival misses or catches the next one
 NOISE = 0.17  # breadth of a step's deviation, so that no plan rests on arrivals that hit a step's end exactly
@@ -128,7 +128,7 @@ def best_plan(
         present: the plan that holds, its windows in the order of these sessions; it stays unless another is better by
             the hysteresis.
         known: for kinds of plans that were in force, what they committed in parts of what the model says. A kind that
-            never was is thought `TRIAL` better, so that each that may be best is tried once. None tries nothing.
+            never was is thought better, so that each that may be best is tried once. None tries nothing.
     """
     top = demand.gain.shape[1] - 1
     rules = _rules(demand, cost, present.step_s if present else 0.0)
@@ -142,27 +142,29 @@ def best_plan(
         chosen.append(held[seats])
         origin.append(None)
         seen.add(chosen[0].tobytes())
-    for rule, windows in _windows_of(rules, sample):
+    for made, windows in _windows_of(rules, sample):
         key = windows.tobytes()
         if key not in seen:
             seen.add(key)
             chosen.append(windows)
-            origin.append(rule)
+            origin.append(made)
     goodput, step_s = roll_forward(np.stack(chosen), sample, weight, cost)
     hoped = goodput
     if known is not None:
-        hope = {kind[:2]: 1.0 for kind in known}
         of = kinds(np.stack(chosen), len(demand.gain))
-        hoped = goodput * np.array([known.get(kind, hope.get(kind[:2], TRIAL)) for kind in of])
+        tried = {kind[:2] for kind in known}
+        # the more plans of so many sessions were tried, the more the model is trusted for the others
+        hope = TRIAL ** (1.0 / (1.0 + sum(kind[0] == of[0][0] for kind in known)))
+        hoped = goodput * np.array([known.get(kind, 1.0 if kind[:2] in tried else hope) for kind in of])
     best = int(np.argmax(hoped))
     if origin[0] is None and hoped[best] < hoped[0] * HYSTERESIS:
         best = 0
     rule = origin[best]
-    if rule is None:
+    if rule is not None:
+        windows = rule.windows(demand)
+    else:
         assert present is not None
         rule, windows = present.rule, held
-    else:
-        windows = rule.windows(demand)
     windows = _keep_promises(windows, demand, float(step_s[best]))
     return Plan(windows, rule, float(goodput[best]), float(step_s[best]))
 

@@ -68,7 +68,7 @@ def test_the_plan_is_near_the_best_of_all_plans(table, passes, link):
     everything = list(product(range(4), repeat=3))
     goodput = weigh(demand, cost, *everything)
     chosen = best_plan(demand, cost, best_plan(demand, cost))
-    assert goodput[everything.index(tuple(chosen.windows.tolist()))] >= 0.96 * max(goodput)
+    assert goodput[everything.index(tuple(chosen.windows.tolist()))] >= 0.92 * max(goodput)
 
 
 @settings(max_examples=30, deadline=None)
@@ -107,12 +107,18 @@ COSTS = {table: known_cost(table) for table in STEP_TIMES}
 
 
 def test_the_present_plan_stays_unless_another_is_better_by_the_hysteresis():
-    cost, demand = COSTS["cpu_bf16"], demand_of([0.8, 0.8], [(0.005, 0.002)] * 2, 8)
+    cost, demand = COSTS["cpu_bf16"], demand_of([0.6, 0.6], [(0.005, 0.0005)] * 2, 8)
     best = best_plan(demand, cost)
-    near = np.maximum(best.windows - 1, 1)
-    value = weigh(demand, cost, tuple(near))[0]
-    assert value * HYSTERESIS > best.goodput  # by hand: one draft less changes less than the hysteresis here
-    assert (best_plan(demand, cost, Plan(near, best.rule, value, best.step_s)).windows == near).all()
+    everything = list(product(range(9), repeat=2))
+    close = [
+        (windows, goodput)
+        for windows, goodput in zip(everything, weigh(demand, cost, *everything), strict=True)
+        if best.goodput / (HYSTERESIS - 0.001) < goodput and windows != tuple(best.windows)
+    ]
+    assert close
+    for windows, goodput in close:
+        present = Plan(np.array(windows), best.rule, goodput, best.step_s)
+        assert tuple(best_plan(demand, cost, present).windows) == windows
     bad = np.zeros(2, np.int64)
     assert (best_plan(demand, cost, Plan(bad, Rule(0), 1.0, best.step_s)).windows > 0).all()
 
@@ -206,7 +212,7 @@ def test_limits_follow_a_load_that_rises_and_falls_without_flapping():
     policy = GoodputPolicy(8)
     ours = world.run(policy, phases)
     assert min(np.array(ours.goodput) / fixed.max(axis=0)) >= 0.97
-    assert ours.mean_limit[0] > 2.0 > ours.mean_limit[1] + 0.5
+    assert ours.mean_limit[0] > 3.0 > ours.mean_limit[1]
     assert sum(ours.limit_changes_by_phase) < 0.12 * ours.verdicts
 
 
