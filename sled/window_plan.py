@@ -165,7 +165,7 @@ def best_plan(
     else:
         assert present is not None
         rule, windows = present.rule, held
-    windows = _keep_promises(windows, demand, float(step_s[best]))
+    windows = keep_promises(windows, demand, float(step_s[best]))
     return Plan(windows, rule, float(goodput[best]), float(step_s[best]))
 
 
@@ -249,7 +249,7 @@ def _seats(demand: Demand) -> tuple[Ints, Floats]:
     return seats, np.full(MAX_SEATS, num / MAX_SEATS)
 
 
-def _keep_promises(windows: Ints, demand: Demand, step_s: float) -> Ints:
+def keep_promises(windows: Ints, demand: Demand, step_s: float) -> Ints:
     """Decode on the server for those whom drafting would keep under the rate they were promised."""
     at = np.arange(len(windows))
     speed = demand.gain[at, windows] / cycles(demand.think[at, windows], step_s)

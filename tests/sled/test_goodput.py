@@ -11,9 +11,10 @@ from hypothesis import strategies as st
 
 from bench.macro._goodput_world import STEP_TIMES, Drafter, Fixed, Fleet, Phase, World
 from sled.goodput import GoodputPolicy, Pace, window_limits
+from sled.plan_trials import Trials
 from sled.step_cost import StepCost
 from sled.survival import Survival, ThinkTime
-from sled.window_plan import HYSTERESIS, Demand, Plan, Rule, best_plan, cycles, roll_forward
+from sled.window_plan import HYSTERESIS, Demand, Plan, Rule, best_plan, cycles, keep_promises, roll_forward
 
 GOOD = Drafter((0.8,), 0.002)
 JUNK = Drafter((0.02,), 0.002)
@@ -124,10 +125,36 @@ def test_the_present_plan_stays_unless_another_is_better_by_the_hysteresis():
 
 
 def test_a_promised_rate_is_kept_where_drafting_would_break_it():
-    cost, passes = COSTS["h100"], [0.95] * 4
-    slow = demand_of(passes, [(0.15, 0.0)] * 4, 8, rate=80.0)
-    plan = best_plan(slow, cost, Plan(np.full(4, 8), Rule(8), 1e9, 0.007))
-    assert plan.windows.tolist() == [0] * 4
+    # steps of 10 ms: decoding gives 100 tokens/s; drafting from afar 7.4 tokens each 165 ms, so 45
+    drafting = np.array([8])
+    for rate, kept in ((0.0, 8), (40.0, 8), (60.0, 0), (500.0, 0)):
+        demand = demand_of([0.95], [(0.150, 0.0)], 8, rate=rate)
+        assert keep_promises(drafting, demand, 0.010).tolist() == [kept]
+    near = demand_of([0.95], [(0.001, 0.0)], 8, rate=500.0)  # 370 tokens/s: less than promised, more than decoding
+    assert keep_promises(drafting, near, 0.010).tolist() == [8]
+
+
+def test_trials_hand_worked():
+    trials, drafting, alone = Trials(), (4, 5, 0), (4, 0, 2)
+    assert not trials.told(drafting, now=1.0, elapsed_s=0.5, cycle_s=0.2)  # settles until 1.4
+    assert not trials.told(drafting, now=1.5, elapsed_s=0.5, cycle_s=0.2)
+    assert trials.told(drafting, now=2.0, elapsed_s=0.5, cycle_s=0.2)
+    trials.add(49.0, 50.0, 20, now=2.0)
+    assert trials.known(2.0) == {}  # 20 steps are not enough where it is as expected
+    trials.add(49.0, 50.0, 20, now=2.5)
+    (ratio,) = trials.known(2.5).values()
+    assert ratio == pytest.approx(0.98, abs=0.005)  # between what was seen and the model's 1
+    assert trials.known(200.0) == {}  # forgotten, so that it is tried again
+    trials.told(alone, now=3.0, elapsed_s=0.5, cycle_s=0.2)
+    trials.add(10.0, 50.0, 60, now=4.0)
+    assert trials.known(4.0)[alone] == 1.0
+
+
+def test_a_hopeless_trial_ends_early():
+    trials = Trials()
+    trials.told((4, 5, 0), now=1.0, elapsed_s=0.5, cycle_s=0.2)
+    trials.add(35.0, 50.0, 10, now=2.0)
+    assert trials.known(2.0)[4, 5, 0] == pytest.approx((35 + 30) / (50 + 30))
 
 
 def pace(passes: float, link_s: float, draft_s: float) -> Pace:
