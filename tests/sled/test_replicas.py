@@ -46,11 +46,24 @@ class Rising(FixedWindow):
         return 0 if self.left > 0 else 4
 
 
+class Held(ToyTarget):
+    """Computes no more than a part of an answer until it is let go on."""
+
+    def __init__(self, steps) -> None:
+        super().__init__()
+        self.left, self.go_on = steps, threading.Event()
+
+    def verify(self, chunks, rounds):
+        self.left -= 1
+        assert self.left >= 0 or self.go_on.wait(20.0)
+        return super().verify(chunks, rounds)
+
+
 @contextmanager
-def two(served, *, device=None, proxied=False, other=None, **more):
+def two(served, *, device=None, proxied=False, target=None, other=None, **more):
     """Two servers of one target, and a device that begins at the first one."""
     with ExitStack() as stack:
-        first = stack.enter_context(served.serving(target=ToyTarget(), **more))
+        first = stack.enter_context(served.serving(target=target or ToyTarget(), **more))
         second = stack.enter_context(served.serving(target=other or ToyTarget(), name="other", **more))
         served.proxy = None
         if proxied:
@@ -87,10 +100,12 @@ def committed(served, name):
 @pytest.mark.parametrize("policy", [lambda: None, lambda: FixedWindow(0)], ids=["rounds", "stream"])
 def test_server_that_vanishes_is_replaced_and_the_answer_is_the_same(served, policy):
     """The connection is cut and the port refuses: what a killed process looks like."""
-    with two(served, proxied=True, policy=policy()) as device:
+    target = Held(steps=8)
+    with two(served, proxied=True, policy=policy(), target=target) as device:
         stream, iterator, got = begin(served, device)
         served.proxy.refuse()
         served.proxy.cut()
+        target.go_on.set()
         got += [token.id for token in iterator]
         assert got == right(served) == stream.answer().tokens
         assert stream.moves >= 1
@@ -101,9 +116,11 @@ def test_server_that_vanishes_is_replaced_and_the_answer_is_the_same(served, pol
 
 @pytest.mark.parametrize("policy", [lambda: None, lambda: FixedWindow(0)], ids=["rounds", "stream"])
 def test_server_that_drains_hands_its_answers_over(served, policy):
-    with two(served, drain_s=0.0, policy=policy()) as device:
+    target = Held(steps=8)
+    with two(served, drain_s=0.0, policy=policy(), target=target) as device:
         stream, iterator, got = begin(served, device)
         served.servers["server"].drain()
+        target.go_on.set()
         got += [token.id for token in iterator]
         assert got == right(served)
         assert stream.moves >= 1
