@@ -102,6 +102,7 @@ ROWS = (
     ("... over transformers' continuous batching, float32", "sled.server.cpu_ratio_hf_64", "x{:.2f}"),
     ("... over llama.cpp's server, the same weights in F32", "sled.server.cpu_ratio_llamacpp_f32_64", "x{:.2f}"),
     ("... over llama.cpp's server, Q4_1, products of integers", "sled.server.cpu_ratio_llamacpp_64", "x{:.2f}"),
+    ("... one session alone over llama.cpp's server, Q4_1", "sled.server.cpu_ratio_llamacpp_1", "x{:.2f}"),
     ("importing edgebus, milliseconds above an empty Python", "bus.import_ms", "{:.0f}"),
 )
 
