@@ -16,7 +16,6 @@ GUARD = """
 import ctypes, mmap, sys
 import numpy as np
 from edgekernels import PackedMatrix, _gemm, _select, matmul
-from tests.edgekernels.gil import lets_others_run
 
 libc = ctypes.CDLL(None, use_errno=True)
 libc.mprotect.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]

@@ -16,7 +16,6 @@ import ctypes, mmap, sys
 import numpy as np
 from edgekernels import Accepted, Bias, History, SparseQ, _accept, _bits, _select, accept, noise_bits, sample
 from edgekernels import dequantise, pack, quantise, unpack
-from tests.edgekernels.gil import lets_others_run
 
 libc = ctypes.CDLL(None, use_errno=True)
 libc.mprotect.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
