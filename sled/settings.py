@@ -34,6 +34,7 @@ class ServeSettings(Struct, frozen=True, kw_only=True):
         device: "cpu", "cuda", or "cuda:1".
         attention: how attention over pages is computed; "auto" takes the fastest that is exact enough for the dtype.
         max_window: drafts that a device may send per round.
+        windows: "goodput" tells devices how many drafts pay at this load; "fixed" always allows max_window.
         threads: of the target on CPUs; 0 lets torch decide.
         kv_bytes: memory of keys and values, as "2GiB"; "auto" takes what the target proposes.
         page_tokens: positions in one page of keys and values; 0 takes what suits the device.
@@ -60,6 +61,7 @@ class ServeSettings(Struct, frozen=True, kw_only=True):
     device: Annotated[str, Meta(pattern=r"^(cpu|cuda(:[0-9]{1,2})?)\Z")] = "cpu"
     attention: Attention = "auto"
     max_window: Annotated[int, Meta(ge=0, le=64)] = 16
+    windows: Literal["goodput", "fixed"] = "goodput"
     threads: Annotated[int, Meta(ge=0, le=1024)] = 0
     kv_bytes: _Text = "auto"
     page_tokens: Annotated[int, Meta(ge=0, le=1024)] = 0

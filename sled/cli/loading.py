@@ -26,13 +26,16 @@ def load(settings: ServeSettings) -> Loaded:
     """
     from sled.constraint import FormFactory
     from sled.goodput import GoodputPolicy
+    from sled.server import FixedWindow
 
     target = _target(settings)
     warm_up(target)
     vocabulary, shape = target.vocabulary, target.shape
     forms = FormFactory(vocabulary.pieces, vocabulary.special_ids, shape.stop_ids, shape.vocab_size)
-    policy = GoodputPolicy(settings.max_window)
     close = target.close if settings.tensor_parallel > 1 else _nothing
+    if settings.windows == "fixed":
+        return Loaded(target, form_of=forms, policy=FixedWindow(settings.max_window), close=close)
+    policy = GoodputPolicy(settings.max_window)
     return Loaded(target, form_of=forms, policy=policy, cost=policy.cost, close=close)
 
 

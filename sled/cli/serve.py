@@ -35,6 +35,13 @@ class Attention(StrEnum):
     TRITON = "triton"
 
 
+class Windows(StrEnum):
+    """What limits the drafts of a device."""
+
+    GOODPUT = "goodput"
+    FIXED = "fixed"
+
+
 class Share(StrEnum):
     """Whose prompts share pages."""
 
@@ -61,6 +68,9 @@ def serve(
     attention: Annotated[Attention | None, typer.Option(help="How attention over pages is computed.")] = None,
     max_window: Annotated[
         int | None, typer.Option(min=0, max=64, help="Drafts a device may send per round; default 16.")
+    ] = None,
+    windows: Annotated[
+        Windows | None, typer.Option(help="goodput (default): as many drafts as pay at this load; fixed: max-window.")
     ] = None,
     threads: Annotated[int | None, typer.Option(min=0, help="CPU threads for the target; 0 lets torch decide.")] = None,
     kv_bytes: Annotated[str | None, typer.Option(help="Memory of keys and values, e.g. 2GiB; default auto.")] = None,
@@ -107,6 +117,7 @@ def serve(
         "device": device,
         "attention": attention,
         "max_window": max_window,
+        "windows": windows,
         "threads": threads,
         "kv_bytes": kv_bytes,
         "page_tokens": page_tokens,

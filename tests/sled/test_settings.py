@@ -45,6 +45,7 @@ def test_model_beside_the_file_is_found_there(tmp_path):
         ({"page_tokens": -1}, "page_tokens"),
         ({"page_tokens": 24}, "power of two"),
         ({"max_sessions": 0}, "max_sessions"),
+        ({"windows": "wide"}, "windows"),
         ({"rate": 0.0}, "rate"),
         ({"rate": float("nan")}, "rate"),
         ({"drain_s": -1.0}, "drain_s"),
