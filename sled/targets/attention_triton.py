@@ -14,6 +14,7 @@ import numpy as np
 import torch
 import triton
 import triton.language as tl
+from torch import library
 
 from sled.targets.attention import Layer, LayerPool, Terms
 from sled.targets.graphs import Batch, Pages
@@ -135,7 +136,7 @@ def rows_for(most_tokens: int, group: int) -> int:
     return int(min(64, max(16, triton.next_power_of_2(most_tokens * group))))
 
 
-@torch.library.custom_op("sled::paged_attention", mutates_args=("keys", "values"))
+@library.custom_op("sled::paged_attention", mutates_args=("keys", "values"))
 def paged_attention(
     query: torch.Tensor,
     key: torch.Tensor,
