@@ -72,12 +72,6 @@ def check_law(shape: TargetShape, draft: Sequence[int], law: SparseLaw) -> None:
         raise Refusal("invalid", "a draft is not among the ids of its own law; send the law it was sampled from")
 
 
-def cut_law(law: SparseLaw, num_drafts: int) -> SparseLaw:
-    """The laws of the first drafts."""
-    size = 4 * sum(law.counts[:num_drafts])
-    return SparseLaw(law.counts[:num_drafts], law.ids[:size], law.probabilities[:size])
-
-
 class StopTexts:
     """Watches the bytes of an answer for texts that end it, token by token, however the tokens came.
 

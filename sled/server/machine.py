@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from sled.acceptance import Decision, RoundRows
 from sled.messages import Decode, Open, Opened, Verdict, Verify
 from sled.server.book import Book, agreeing, mean_of
-from sled.server.checks import check_draft, check_law, check_text, cut_law
+from sled.server.checks import check_draft, check_law, check_text
 from sled.server.limits import Refusal
 from sled.server.session import Answer, Round, Session, Step, Stream, Ticket
 
@@ -89,7 +89,7 @@ class Server(Book[Ticket]):
         think_s = now - session.told_at if session.told_at is not None else None
         self._policy.round(session.id, len(message.draft), think_s)
         draft = self._cut_draft(session, message.draft, now)
-        law = cut_law(law, len(draft)) if law is not None and draft else None
+        law = law.first(len(draft)) if law is not None and draft else None
         session.round = Round(draft, [ticket], law, now)
         self._waiting[session] = None
         self._ask(session, now)
