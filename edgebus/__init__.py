@@ -55,6 +55,7 @@ if TYPE_CHECKING:
     from edgebus.inbox import Inbox, Peer, Request
     from edgebus.link_states import Health
     from edgebus.links import Link
+    from edgebus.loans import Loan
     from edgebus.members import Patience
     from edgebus.node import Node
     from edgebus.pool import Pool
@@ -73,6 +74,7 @@ _LAZY = {
     "Inbox": "inbox",
     "Link": "links",
     "LinkStats": "stats",
+    "Loan": "loans",
     "Node": "node",
     "NodeStats": "stats",
     "Part": "calls",
@@ -112,6 +114,7 @@ __all__ = [
     "Link",
     "LinkLost",
     "LinkStats",
+    "Loan",
     "LocalError",
     "MessageTooLarge",
     "Node",

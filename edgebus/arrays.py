@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from edgebus.loans import Loan
 from edgebus.messages import ArraySpec
 from edgebus.streams import Frames, Specs
 from edgebus.wire import ITEM_BYTES
@@ -27,7 +28,7 @@ def pack_arrays(arrays: Sequence[Array], *, copy: bool = True) -> tuple[tuple[Ar
 
     Args:
         arrays: any shape of at most 8 dimensions; dtypes of wire.ITEM_BYTES.
-        copy: False lends what is contiguous and little-endian; the rest is copied.
+        copy: False lends what is contiguous and little-endian; the rest is copied. Loans are always lent.
 
     Raises:
         TypeError: not an array, or a dtype that does not travel.
@@ -37,7 +38,12 @@ def pack_arrays(arrays: Sequence[Array], *, copy: bool = True) -> tuple[tuple[Ar
     frames: list[Any] = []
     for array in arrays:
         specs.append(_spec(array))
-        if not copy and array.nbytes and array.flags.c_contiguous and array.dtype.newbyteorder("<") == array.dtype:
+        if (
+            (not copy or (type(array) is Loan and array._is_lent))
+            and array.nbytes
+            and array.flags.c_contiguous
+            and array.dtype.newbyteorder("<") == array.dtype
+        ):
             frames.append(lend(array))
         else:
             frames.append(array.astype(array.dtype.newbyteorder("<"), copy=False).tobytes())

@@ -32,6 +32,6 @@ cdef class Attached:
     cdef object __weakref__
     cdef public LinkFront link
     cdef public tuple route
-    cdef public object key, peer_id, hello_id, bulk_route, sharing, shared_with
+    cdef public object key, peer_id, hello_id, bulk_route, near, sharing, shared_with
     cdef public Traffic traffic
     cdef public double scheduled_at

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from edgebus.link import LinkMachine
     from edgebus.link_states import Event, State
     from edgebus.messages import Message, Request, WireLimits
+    from edgebus.near import NearLane
     from edgebus.pace import Pace
     from edgebus.requests import Caller
 
@@ -97,6 +98,7 @@ class Attached:
         self.hello_id = hello_id
         self.traffic = traffic
         self.bulk_route: Route | None = None
+        self.near: NearLane | None = None  # what speaks of shared memory goes this way
         self.sharing = "unknown"  # whether the peer sees our shared memory: unknown, asked, yes, no
         self.shared_with = b""  # incarnation of the peer that was asked
         self.scheduled_at = math.inf

@@ -47,6 +47,7 @@ class _Outgoing:
     heard_of: bool = False  # announced at all: the receiver may hold a piece of it
     asks: bool = False  # it may be there already: wait for a word before the first chunk
     went_whole: bool = False  # in one message with its header
+    asked: int | None = None  # what had been sent of it when it was announced again
 
 
 class BulkSender:
@@ -66,6 +67,7 @@ class BulkSender:
         self._next_number = 0
         self._retry_at = math.inf
         self._backoff = 1
+        self._asking = False
         self.queued_bytes = 0
         self.in_flight_bytes = 0
         self.credited_bytes = 0  # of all transfers ever: how fast this grows is the rate of the lane
@@ -96,6 +98,11 @@ class BulkSender:
         self._queue[outgoing.number] = self._by_name[name] = outgoing
         self.queued_bytes += total
         return True
+
+    @property
+    def largest_bytes(self) -> int:
+        """Of the largest content that is still being sent."""
+        return max((outgoing.total for outgoing in self._queue.values()), default=0)
 
     def knows(self, number: int) -> bool:
         """True for a content that is still being sent."""
@@ -158,9 +165,14 @@ class BulkSender:
         if credit.received == 0 and not credit.rewind and outgoing.went_whole:
             self._start_over(outgoing)  # what came with the header got lost: it was asked about, and is news over there
             return None
+        # The answer to an announcement that was made again: on a slow link all that went before it was still coming.
+        all_came = outgoing.asked is not None and credit.received >= outgoing.asked
         if credit.rewind:
+            outgoing.asked = None
+            if all_came:
+                return None  # and it is no credit: there may be no room for what has come
             self.rewinds += 1
-            if credit.received == 0:
+            if credit.received == 0 and outgoing.sent:  # before a first chunk it only answers an announcement
                 self._start_over(outgoing)  # it has nothing of it (any more)
             self._set_sent(outgoing, max(credit.received, outgoing.credited))
             return None
@@ -200,6 +212,11 @@ class BulkSender:
         out: list[tuple[int, Message]] = []
         chunk_bytes = max(1, min(chunk_bytes, window_bytes - credit_step(window_bytes)))
         window_bytes = min(window_bytes, MAX_CHUNKS_AHEAD * chunk_bytes)
+        if self._asking:
+            self._asking = False
+            for outgoing in self._queue.values():
+                if not outgoing.announced and outgoing.sent > outgoing.credited:
+                    self._announce(outgoing, lane, out)
         for outgoing in self._queue.values():
             if whole and 0 < outgoing.total <= chunk_bytes and not (outgoing.sent or outgoing.asks):
                 if self.in_flight_bytes and self.in_flight_bytes + outgoing.total > window_bytes:
@@ -210,9 +227,7 @@ class BulkSender:
                 self._set_sent(outgoing, outgoing.total)
                 continue
             if not outgoing.announced:
-                outgoing.announced = outgoing.heard_of = True
-                outgoing.lane = lane
-                out.append((lane, Message(outgoing.message.header)))
+                self._announce(outgoing, lane, out)
             if outgoing.asks:
                 continue
             while outgoing.sent < outgoing.total:
@@ -232,11 +247,23 @@ class BulkSender:
         return self._retry_at if self._queue else math.inf
 
     def handle_timer(self, *, now: float) -> None:
-        """No word for long: ask the receiver how far it is by announcing the oldest content again."""
+        """No word for long: ask the receiver how far it is, by announcing again what is on its way, and the oldest.
+
+        What is lost of any of them takes room in the window, for which the oldest may be waiting.
+        """
         if self._queue and now >= self._retry_at:
             next(iter(self._queue.values())).announced = False
+            for outgoing in self._queue.values():
+                if outgoing.sent > outgoing.credited:
+                    outgoing.announced, self._asking = False, True
             self._backoff = min(8, 2 * self._backoff)
             self._retry_at = now + self._retry_s * self._backoff
+
+    def _announce(self, outgoing: _Outgoing, lane: int, out: list[tuple[int, Message]]) -> None:
+        outgoing.announced = outgoing.heard_of = True
+        outgoing.lane = lane
+        outgoing.asked = outgoing.sent or None
+        out.append((lane, Message(outgoing.message.header)))
 
     def _next_chunk(self, outgoing: _Outgoing, chunk_bytes: int) -> Message:
         begin = outgoing.sent
@@ -263,6 +290,7 @@ class BulkSender:
         self.in_flight_bytes += outgoing.credited
         outgoing.credited = 0
         outgoing.went_whole = False
+        outgoing.asked = None
         self._announce_again(outgoing)
 
     def _set_sent(self, outgoing: _Outgoing, sent: int) -> None:

@@ -22,6 +22,9 @@ CREDIT_LATER_S = 0.005
 """What came in one message is credited within this time, or with a quarter of the window: its sender has sent it all,
 and mostly hears that it has arrived by its answer. A credit of its own would wake a thread at both ends."""
 
+CREDIT_EVERY_S = 0.25
+"""On a slow link a credit step takes long: its sender hears of what has arrived, and that we are there, so often."""
+
 
 @dataclass(slots=True, eq=False)
 class _Incoming:
@@ -34,6 +37,7 @@ class _Incoming:
     filled: int = 0  # bytes of that frame
     received: int = 0
     credited: int = 0
+    credited_at: float | None = None  # or when its first chunk came
     admitted: bool = False
     rewinding: bool = False
     came_at: float | None = None  # if it came whole, in one message
@@ -144,7 +148,7 @@ class BulkReceiver:
         self._forget_later(header.transfer.id)
         self._messages.append(Message(Credit(header.transfer.id, sum(header.transfer.sizes))))
 
-    def receive(self, chunk: Chunk, frame: Any) -> Message | None:
+    def receive(self, chunk: Chunk, frame: Any, *, now: float) -> Message | None:
         """Take a chunk; returns the message once its content is whole."""
         incoming = self._partial.get(chunk.transfer)
         if incoming is None:
@@ -168,10 +172,12 @@ class BulkReceiver:
         incoming.rewinding = False
         self._fill(incoming, incoming.sizes[index], frame, size)
         incoming.received += size
+        if incoming.credited_at is None:
+            incoming.credited_at = now
         if not incoming.admitted and self._uncredited() > self._window_bytes + size:
             self._overrun(chunk.transfer)
             return None
-        return self._complete(chunk.transfer, incoming)
+        return self._complete(chunk.transfer, incoming, now)
 
     def drop(self, number: int) -> None:
         """The rest of a content will not come, or nobody waits for its credit."""
@@ -280,12 +286,12 @@ class BulkReceiver:
             incoming.frames.append(incoming.filling.data)
             incoming.filling, incoming.filled = None, 0
 
-    def _complete(self, number: int, incoming: _Incoming) -> Message | None:
+    def _complete(self, number: int, incoming: _Incoming, now: float = -math.inf) -> Message | None:
         while len(incoming.frames) < len(incoming.sizes) and not incoming.sizes[len(incoming.frames)]:
             incoming.frames.append(b"")
         if incoming.received < incoming.total or not incoming.admitted:
             if incoming.admitted:
-                self._give_credit(number, incoming)
+                self._give_credit(number, incoming, now)
             return None
         del self._partial[number]
         if incoming.came_at is None:
@@ -296,9 +302,11 @@ class BulkReceiver:
         frames: Frames = tuple(incoming.frames)
         return Message(incoming.header, (bytes(frames[0]), *frames[1:]))
 
-    def _give_credit(self, number: int, incoming: _Incoming) -> None:
-        if incoming.received - incoming.credited >= self._credit_step:
+    def _give_credit(self, number: int, incoming: _Incoming, now: float) -> None:
+        late = incoming.credited_at is not None and now >= incoming.credited_at + CREDIT_EVERY_S
+        if incoming.received - incoming.credited >= self._credit_step or late:
             incoming.credited = incoming.received
+            incoming.credited_at = max(now, incoming.credited_at or now)
             self._messages.append(Message(Credit(number, incoming.received)))
 
     def _uncredited(self) -> int:

@@ -13,9 +13,12 @@ from edgebus.messages import Block, Message
 from edgebus.streams import Frames, Specs
 
 if TYPE_CHECKING:
+    from numpy.typing import DTypeLike
+
     from edgebus.answerer import Answerer
     from edgebus.attached import Attached
     from edgebus.engine import Engine
+    from edgebus.loans import Loan
 
 
 Shared = tuple[Specs, tuple[Block, ...]]
@@ -41,6 +44,9 @@ class Desk(Protocol):
 
     def share(self, attached: Attached, payload: bytes, arrays: Sequence[Array]) -> Shared | None:
         """Put arrays into memory that the peer sees; None if they have to be sent."""
+
+    def loan(self, attached: Attached, shape: int | tuple[int, ...], dtype: DTypeLike) -> Loan:
+        """An array to be filled in place and sent without a copy."""
 
     def unshare(self, attached: Attached, blocks: Sequence[Block]) -> None:
         """What was put there will not be sent."""
@@ -78,6 +84,9 @@ class NodeDesk:
 
     def share(self, attached: Attached, payload: bytes, arrays: Sequence[Array]) -> Shared | None:
         return self._engine.put_shared(attached, payload, arrays)
+
+    def loan(self, attached: Attached, shape: int | tuple[int, ...], dtype: DTypeLike) -> Loan:
+        return self._engine.loan(attached, shape, dtype)
 
     def unshare(self, attached: Attached, blocks: Sequence[Block]) -> None:
         self._engine.drop_shared(attached, blocks)

@@ -11,7 +11,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from edgebus.answerer import Answerer
 from edgebus.arrays import Array
@@ -19,7 +19,7 @@ from edgebus.attached import Attached, Route
 from edgebus.calls import Pending
 from edgebus.config import Limits
 from edgebus.desk import NodeDesk
-from edgebus.errors import QueueFull
+from edgebus.errors import NodeClosed, QueueFull
 from edgebus.express import Express
 from edgebus.handshake import HandshakeWatch
 from edgebus.heap import keep_freed_memory
@@ -27,8 +27,10 @@ from edgebus.hub import Hub, Judge
 from edgebus.inbox import Inbox, Request, offer
 from edgebus.keyed import KeyedAnswers
 from edgebus.keys import AllowList, Keys
-from edgebus.link_states import BulkUp, Failed, Gone, ShareDone, ShareNews, State, Surroundings, Up, WantBulk
+from edgebus.link_states import BulkUp, Down, Failed, Gone, ShareDone, ShareNews, State, Surroundings, Up, WantBulk
+from edgebus.loans import Loan
 from edgebus.messages import Block, Message, Reply, Terms
+from edgebus.near import NEAR_SOCKET, NearLanes
 from edgebus.outcomes import Arrived, Outcome, PartArrived, Room, Settled, Superseded, Withdrawn
 from edgebus.requests import refusal
 from edgebus.runner import Runner
@@ -37,6 +39,9 @@ from edgebus.sockets import Sent
 from edgebus.stats import NodeStats, link_stats
 from edgebus.streams import Frames, Specs, content_bytes
 from edgebus.zap import zap_answer
+
+if TYPE_CHECKING:
+    from numpy.typing import DTypeLike
 
 PING_SERVICE = "edgebus.ping"
 PING_BYTES = 1024
@@ -109,12 +114,16 @@ class Engine:
         self.express = Express(self.hub, self._deliver, self.on_frames, self.runner)
         self.express.inboxes, self.express.desk = self._inboxes, self._desk
         self.runner.sockets.take_messages = self.express.take
+        self.near = NearLanes(self.hub, self.runner.sockets, self.express, self.sharing, self.on_frames)
+        self.sharing.near = self.near
+        self.express.free_leases = self.sharing.done
         self.hub.taker = self
 
     # -- driven by the runner -----------------------------------------------------------------------
 
     def on_frames(self, route: Route, frames: list[Any], key: str | None) -> None:
         """A message came in that is not plain and small, or from a node of this process."""
+        self.near.catch_up(route)
         self.hub.receive(route, frames, key, now=time.monotonic())
 
     def arrived(self, attached: Attached, arrived: Arrived) -> None:
@@ -179,6 +188,10 @@ class Engine:
             if not sending:
                 return min(hub.next_timer(), self._next_look_at, self.sharing.report_at)
             for route, frames in sending:
+                if route[0] == NEAR_SOCKET:
+                    if self.near.send(route, frames):
+                        continue
+                    route = self.near.go_round(route)  # noqa: PLW2901
                 sent = runner.sockets.send(route, frames)
                 if sent is not Sent.OK:
                     self.hub.unroutable += 1
@@ -197,13 +210,30 @@ class Engine:
             return None
         if len(payload) >= self.limits.bulk_from_bytes:
             return None  # it goes in pieces, and a content goes one way as a whole
-        if attached.sharing == "unknown":
-            self.runner.do_unless_closed(self.share, attached)
+        if not self._prepare_sharing(attached):
+            return None
         return self.sharing.put(attached, arrays)
 
     def drop_shared(self, attached: Attached, blocks: Sequence[Block]) -> None:
         """What was put there for a message that will not be sent."""
-        self.runner.do_unless_closed(self.sharing.done, attached, [block.lease for block in blocks])
+        self.sharing.unput(attached, blocks)
+
+    def loan(self, attached: Attached, shape: int | tuple[int, ...], dtype: DTypeLike) -> Loan:
+        """An array to be filled in place and sent without a copy."""
+        if not self.runner.is_mine and not attached.link.is_local:
+            self._prepare_sharing(attached)
+        return self.sharing.loan(attached, shape, dtype)
+
+    def _prepare_sharing(self, attached: Attached) -> bool:
+        """Before memory is taken: find out whether the peer sees it, and what it has given back; False if closed."""
+        if attached.sharing == "unknown":
+            self.runner.do_unless_closed(self.share, attached)
+        if attached.near is not None:
+            try:
+                self.runner.do_small(self.sharing.collect, attached)
+            except NodeClosed:
+                return False
+        return True
 
     # -- commands of the application threads --------------------------------------------------------
 
@@ -315,7 +345,7 @@ class Engine:
         if fault := caller.room_fault(content_bytes(frames)):
             self.hub.touch(dialled.attached, now=now)
             raise QueueFull(f"{fault} (max_outstanding_bytes): wait for outcomes, or see Limits.on_full")
-        _count_copies(dialled.attached, frames, blocks)
+        self._count_copies(dialled.attached, frames, blocks)
         pending.request_id = caller.start(
             service,
             specs,
@@ -361,7 +391,7 @@ class Engine:
     def answer(self, attached: Attached, answerer: Answerer, request_id: int, message: Message) -> None:
         """Answer a request; nothing happens if nobody waits any more, or its link has another answerer by now."""
         if answerer.answer(request_id, message) and message.frames:
-            _count_copies(attached, message.frames, getattr(message.header, "blocks", None))
+            self._count_copies(attached, message.frames, getattr(message.header, "blocks", None))
         self.hub.touch(attached, now=time.monotonic())
 
     def push(
@@ -372,7 +402,7 @@ class Engine:
         if not room:
             return room
         pos = answerer.push(request_id, specs, frames)
-        _count_copies(attached, frames, None)
+        self._count_copies(attached, frames, None)
         self.hub.touch(attached, now=time.monotonic())
         return pos
 
@@ -416,6 +446,13 @@ class Engine:
 
     # -- inside -------------------------------------------------------------------------------------
 
+    def _count_copies(self, attached: Attached, frames: Frames, blocks: tuple[Block, ...] | None) -> None:
+        """Count the bytes of arrays that were copied for a message: what was lent is no bytes object."""
+        copied_bytes = self.sharing.copied_bytes(blocks or ()) + sum(
+            len(each) for each in frames[1:] if type(each) is bytes
+        )
+        attached.traffic.copied_bytes_sent += copied_bytes
+
     def _look_at_list(self, allow: AllowList, now: float) -> None:
         """Cut the links of keys that may not stay."""
         self._next_look_at = now + LIST_LOOK_S
@@ -443,14 +480,14 @@ class Engine:
         stalled_s = max((inbox.stalled_s(now) for inbox in self._inboxes.values()), default=0.0)
         return int(1000 * stalled_s)
 
-    def _dial_socket(self, endpoint: str, server_key: str | None) -> int:
+    def _dial_socket(self, endpoint: str, server_key: str | None, *, is_bulk: bool = False) -> int:
         keys = self._keys if server_key is not None else None
-        return self.runner.sockets.dial(endpoint, keys, server_key)
+        return self.runner.sockets.dial(endpoint, keys, server_key, is_bulk=is_bulk)
 
     def _open_lane(self, dialled: Dialled) -> None:
         if dialled.bulk_socket_id is not None:
             return
-        socket_id = self._dial_socket(dialled.endpoint, dialled.server_key)
+        socket_id = self._dial_socket(dialled.endpoint, dialled.server_key, is_bulk=True)
         dialled.bulk_socket_id = socket_id
         self._dialled[socket_id] = dialled
         self.hub.add_lane(dialled.attached, (socket_id, b""))
@@ -496,6 +533,8 @@ class Engine:
                 self.sharing.done(attached, event.leases)
             case Gone():
                 self.sharing.gone(attached)
+            case Down() if attached.link.state is State.CLOSED:
+                self.near.drop(attached)  # its descriptors are not kept for forget_s
             case WantBulk() if (dialled := self._dialled.get(attached.route[0])) is not None:
                 self._open_lane(dialled)
             case BulkUp():
@@ -539,12 +578,6 @@ class Engine:
             served = ", ".join(sorted({*self._inboxes, *self._handlers})) or "nothing"
             refused = refusal(arrived.id, "unknown_service", f"{service!r} is not served here; served: {served}")
             self.answer(attached, arrived.answerer, arrived.id, refused)
-
-
-def _count_copies(attached: Attached, frames: Frames, blocks: tuple[Block, ...] | None) -> None:
-    """Count the bytes of arrays that were copied for a message: what was lent is no bytes object."""
-    copied_bytes = sum(block.size for block in blocks or ())
-    attached.traffic.copied_bytes_sent += copied_bytes + sum(len(each) for each in frames[1:] if type(each) is bytes)
 
 
 def _serve(handler: Handle, request: Request) -> None:

@@ -9,7 +9,7 @@ from edgebus.requests cimport Caller
 
 cdef class Express:
     cdef public HubFront _hub
-    cdef public object _sockets, _runner, _deliver, _on_frames, desk
+    cdef public object _sockets, _runner, _deliver, _on_frames, desk, free_leases
     cdef public dict _by_route, inboxes
 
     @cython.locals(caller=Caller, link=LinkFront, traffic=Traffic, hub=HubFront)
@@ -18,5 +18,10 @@ cdef class Express:
     cpdef answer(self, Attached attached, Answerer answerer, request_id, payload)
     cpdef take(self, opened, event)
     cpdef _take(self, opened, event)
-    @cython.locals(attached=Attached, link=LinkFront, hub=HubFront, traffic=Traffic, pending=Pending, now=double)
-    cpdef _receive(self, route, frame, key)
+    @cython.locals(attached=Attached, link=LinkFront, hub=HubFront)
+    cpdef receive_small(self, route, frame, key)
+    @cython.locals(link=LinkFront, hub=HubFront, traffic=Traffic, pending=Pending, now=double)
+    cpdef receive_header(self, Attached attached, header, long frame_bytes)
+    cpdef deliver(self, Attached attached, arrived)
+    @cython.locals(caller=Caller)
+    cpdef _free_leases(self, Attached attached, double now)

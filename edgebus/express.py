@@ -21,7 +21,7 @@ from edgebus.attached import Attached, Route
 from edgebus.calls import Pending
 from edgebus.inbox import offer
 from edgebus.link_states import State
-from edgebus.messages import INLINE_BYTES, Reply, Request, decode_header, encode_header
+from edgebus.messages import INLINE_BYTES, Header, Reply, Request, decode_header, encode_header
 from edgebus.outcomes import Arrived
 from edgebus.rawzmq import BURST, end_message, take_rest
 
@@ -63,6 +63,7 @@ class Express:
         self._by_route = hub.by_route
         self.inboxes: dict[str, Inbox] = {}  # by service
         self.desk: Desk | None = None  # where those are answered; set by whoever fills inboxes
+        self.free_leases: Callable[[Attached, list[int]], None] | None = None  # told of memory that is done with
 
     def request(self, attached: Attached, service: str, payload: bytes, pending: Pending, now: float) -> bool:
         """Start and send a request; False if it has to go the usual way."""
@@ -122,14 +123,15 @@ class Express:
             return False
         header = Reply(request_id, (), payload)
         frame = encode_header(header)
-        try:
-            opened.port.send(routing_id, frame)
-        except zmq.ZMQError as error:
-            self._not_sent(attached, error, _now())
-        except BaseException:
-            end_message(opened.sock)
-            raise
-        self._sockets.touched.add(opened.fd)
+        if attached.near is None or not attached.near.pipes.send([frame]):
+            try:
+                opened.port.send(routing_id, frame)
+            except zmq.ZMQError as error:
+                self._not_sent(attached, error, _now())
+            except BaseException:
+                end_message(opened.sock)
+                raise
+            self._sockets.touched.add(opened.fd)
         answerer.answer_small(header, payload)
         traffic = attached.traffic
         traffic.messages_sent += 1
@@ -162,13 +164,14 @@ class Express:
                 frames = [frame]
                 take_rest(opened.sock, frames)
                 self._on_frames(route, frames, key)
-            elif not self._receive(route, frame, key):
+            elif not self.receive_small(route, frame, key):
                 self._on_frames(route, [frame], key)
             if left and not port.readable():
                 return False
         return True
 
-    def _receive(self, route: Route, frame: bytes, key: str | None) -> bool:  # noqa: PLR0911, PLR0912 - the hot path
+    def receive_small(self, route: Route, frame: bytes, key: str | None) -> bool:
+        """Take a message of one frame; False if it has to go the usual way."""
         attached = self._by_route.get(route)
         if attached is None or len(frame) > _FRAME_BYTES or (attached.key != key and attached.key is not None):
             return False
@@ -179,6 +182,13 @@ class Express:
             header = decode_header(frame)
         except (msgspec.MsgspecError, RecursionError, ValueError, OverflowError):
             return False
+        return self.receive_header(attached, header, len(frame))
+
+    def receive_header(  # noqa: PLR0911 - the hot path
+        self, attached: Attached, header: Header, frame_bytes: int
+    ) -> bool:
+        """Like receive_small, for a message that is decoded and came over a link that is up, with no taps."""
+        link, hub = attached.link, self._hub
         kind = type(header)
         if kind is not Reply and kind is not Request:
             return False
@@ -189,12 +199,14 @@ class Express:
         now = _now()
         if isinstance(header, Reply):
             pending = link.caller.awaits_small(header)
-            if pending is None:
+            if pending is None or (link.sender and link.sender.sends(header.id)):
                 return False
             assert isinstance(pending, Pending)
             # In this order: if a signal handler raises in between, the answer comes again and finds it settled.
             pending.settle_small(payload)
             link.caller.answered_small(header.id)
+            if link.caller.leases_done:
+                self._free_leases(attached, now)
             self._runner.stirred = True
             if pending.on_done is not None:
                 self._runner.soon(pending.on_done)
@@ -209,18 +221,30 @@ class Express:
             arrived = link.answerer.receive_small(header, payload, now)
             if arrived is None:
                 return False
-            inbox = self.inboxes.get(arrived.service)
-            if inbox is None or self.desk is None:
-                self._deliver(attached, arrived)
-            else:
-                self._runner.stirred = True
-                offer(inbox, attached, arrived, self.desk)
+            self.deliver(attached, arrived)
         link.heard_at = now
         traffic = attached.traffic
         traffic.messages_received += 1
-        traffic.bytes_received += len(frame)
+        traffic.bytes_received += frame_bytes
         traffic.content_bytes_received += len(payload)
         return True
+
+    def deliver(self, attached: Attached, arrived: Arrived) -> None:
+        """Hand a plain request to whoever serves it."""
+        inbox = self.inboxes.get(arrived.service)
+        if inbox is None or self.desk is None:
+            self._deliver(attached, arrived)
+        else:
+            self._runner.stirred = True
+            offer(inbox, attached, arrived, self.desk)
+
+    def _free_leases(self, attached: Attached, now: float) -> None:
+        caller = attached.link.caller
+        if self.free_leases is None:
+            self._hub.touch(attached, now=now)
+            return
+        leases, caller.leases_done, caller.leases_unsent = caller.leases_done, [], []
+        self.free_leases(attached, leases)
 
     def _not_sent(self, attached: Attached, error: zmq.ZMQError, now: float) -> None:
         self._hub.unroutable += 1

@@ -12,8 +12,14 @@ def cache_dir() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "edgebus"
 
 
-def write_whole(path: Path, content: bytes) -> None:
+def write_whole(path: Path, content: bytes, *, private: bool = False, durable: bool = False) -> None:
     """Write a file under another name and give it its own at the end.
+
+    Args:
+        path: of the file; its folder is made if there is none.
+        content: of the file.
+        private: for its owner alone, whatever the umask.
+        durable: it has its own name only when its content is on the disk.
 
     Raises:
         OSError: it cannot be written; nothing is left behind.
@@ -23,7 +29,11 @@ def write_whole(path: Path, content: bytes) -> None:
     try:
         with os.fdopen(handle, "wb") as file:
             file.write(content)
-        os.chmod(temporary, 0o666 & ~_umask())
+            if durable:
+                file.flush()
+                os.fsync(file.fileno())
+        if not private:  # which is how it was made
+            os.chmod(temporary, 0o666 & ~_umask())
         os.replace(temporary, path)
     except BaseException:
         os.unlink(temporary)

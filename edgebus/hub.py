@@ -20,6 +20,7 @@ from edgebus.attached import Attached, HubFront, Route, Traffic
 from edgebus.errors import ConfigError, WireError
 from edgebus.link import LinkMachine
 from edgebus.link_states import Event, Gone, Surroundings
+from edgebus.near import goes_near
 from edgebus.outcomes import Arrived, Settled
 from edgebus.requests import refusal
 from edgebus.stats import LinkStats, link_stats
@@ -28,8 +29,9 @@ from edgebus.wire import decode, encode
 
 Resolve = Callable[[Attached, m.Content], tuple[Any, ...] | None]
 """The arrays of a message that lie in shared memory; None if they cannot be seen."""
-Number = Callable[[Attached, m.Content], m.Content]
-"""The header of a message that leaves, with the leases of its shared memory as the link calls them."""
+Number = Callable[[Attached, m.Content], tuple[m.Content, bool]]
+"""The header of a message that leaves, with the leases of its shared memory as the link calls them, and whether it
+may go by the near lane."""
 Judge = Callable[[str | None, str, int, float], tuple[str, str] | None]
 """Says why a peer (its key) may not ask for a service with so many bytes now: code and detail, or None."""
 _log = logging.getLogger("edgebus")
@@ -301,9 +303,12 @@ class Hub(HubFront):
         sending = []
         for route, attached, message in outbox:
             try:
+                near = True
                 if attached is not None and self._number is not None and getattr(message.header, "blocks", None):
-                    header = self._number(attached, message.header)  # type: ignore[arg-type]
+                    header, near = self._number(attached, message.header)  # type: ignore[arg-type]
                     message = m.Message(header, message.frames)  # noqa: PLW2901
+                if attached is not None and attached.near is not None and goes_near(message.header, near):
+                    route = attached.near.route  # noqa: PLW2901
                 frames = encode(message, attached.link.version if attached is not None else 1)
             except Exception:  # one that does not encode must not take the others with it
                 _log.exception("edgebus: internal error, a %s does not encode", type(message.header).__name__)

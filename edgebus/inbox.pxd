@@ -18,7 +18,7 @@ cdef class Request:
 
 cdef class Inbox:
     cdef object __weakref__
-    cdef public object services, _unregister, _wait, _nudge, _waiting, _pid, _forks, _filled
+    cdef public object services, _unregister, _wait, _nudge, _waiting, _pid, _forks, _mutex, _filled
     cdef public dict _held
     cdef public long _depth, _share, _followers
     cdef public double _looked_at

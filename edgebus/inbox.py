@@ -22,8 +22,11 @@ from edgebus.streams import Frames, Specs
 from edgebus.wire import check_outgoing
 
 if TYPE_CHECKING:
+    from numpy.typing import DTypeLike
+
     from edgebus.answerer import Answerer
     from edgebus.attached import Attached
+    from edgebus.loans import Loan
 
 
 class Peer(NamedTuple):
@@ -125,6 +128,21 @@ class Request:
             return
         specs, frames = pack_content(payload, arrays, copy)
         self._send(Message(Reply(self._id, specs), frames), specs)
+
+    def loan(self, shape: int | tuple[int, ...], dtype: DTypeLike = "float32") -> Loan:
+        """An array to be filled in place and sent with this request's reply: it is not copied then.
+
+        It lies in memory that the peer sees, where the peer is on this host and shares memory; else in ordinary memory,
+        which is sent as it lies. Its first content is arbitrary.
+
+        Args:
+            shape: at most 8 dimensions.
+            dtype: one of those that travel, little-endian.
+
+        Raises:
+            TypeError, ValueError: a dtype or shape that does not travel.
+        """
+        return self._desk.loan(self._attached, shape, dtype)
 
     def refuse(self, code: str, detail: str, info: bytes = b"") -> None:
         """Answer no; the caller gets Refused(code, detail, info).
@@ -268,7 +286,8 @@ class Inbox:
         self._waiting: OrderedDict[tuple[Answerer, int], Request] = OrderedDict()
         self._held: dict[str, int] = {}  # requests waiting by peer
         self._pid, self._forks = os.getpid(), forks[0]
-        self._filled = threading.Condition()
+        self._mutex = threading.RLock()  # taken by itself: a condition takes it through two calls of Python
+        self._filled = threading.Condition(self._mutex)
         self._followers = 0  # threads that sleep until it is filled
         self._closed = False
         self._woken = False  # somebody wants who waits to look at something else
@@ -294,7 +313,7 @@ class Inbox:
         until = math.inf if timeout_s is None else time.monotonic() + timeout_s
         while True:
             self._look(until)
-            with self._filled:
+            with self._mutex:
                 self._looked_at = time.monotonic()
                 woken, self._woken = self._woken, False
                 if not self._waiting:
@@ -330,7 +349,7 @@ class Inbox:
 
         From any thread, also from a callback of the bus; for an inbox that one thread reads.
         """
-        with self._filled:
+        with self._mutex:
             self._woken = True
             self._filled.notify_all()
         self._nudge()
@@ -344,7 +363,7 @@ class Inbox:
 
     def shut(self) -> None:
         """Refuse what waits and wake whoever waits in get()."""
-        with self._filled:
+        with self._mutex:
             self._closed = True
             requests = self._take_all()
             self._filled.notify_all()
@@ -354,14 +373,14 @@ class Inbox:
 
     def stalled_s(self, now: float) -> float:
         """How long the oldest request has been lying here without the application looking, seconds."""
-        with self._filled:
+        with self._mutex:
             oldest = next(iter(self._waiting.values()), None)
         return 0.0 if oldest is None else max(0.0, now - max(oldest.arrived_at, self._looked_at))
 
     def put(self, request: Request) -> bool:
         """Offer a request; False if the inbox, or the peer's half of it, is full, or it is closed."""
         owner = request.owner
-        with self._filled:
+        with self._mutex:
             held = self._held.get(owner, 0)
             if self._closed or len(self._waiting) >= self._depth or held >= self._share:
                 return False
@@ -374,7 +393,7 @@ class Inbox:
 
     def withdraw(self, answerer: Answerer, request_id: int) -> bool:
         """Let go of a request that nobody waits for any more; False if the application has it already."""
-        with self._filled:
+        with self._mutex:
             if (answerer, request_id) not in self._waiting:
                 return False
             self._take((answerer, request_id)).forget()
@@ -387,7 +406,7 @@ class Inbox:
 
     def follow(self, wait_s: float) -> None:
         """Sleep until something may have come, at most so long."""
-        with self._filled:
+        with self._mutex:
             if not self._waiting and not self._closed and not self._woken and wait_s > 0:
                 self._followers += 1
                 try:
@@ -413,7 +432,7 @@ class Inbox:
         return request
 
     def _take_all(self) -> list[Request]:
-        with self._filled:
+        with self._mutex:
             requests = list(self._waiting.values())
             self._waiting.clear()
             self._held.clear()

@@ -31,7 +31,7 @@ from edgebus.link_states import (
     wire_limits,
 )
 from edgebus.outcomes import Arrived, Settled
-from edgebus.pace import Pace
+from edgebus.pace import LEAST_BYTES, Pace
 from edgebus.requests import Caller, refusal
 from edgebus.streams import content_bytes
 
@@ -40,6 +40,9 @@ _FINAL = {"version": "version", "forbidden": "key_not_allowed", "expired_key": "
 """Goodbyes after which a dialler does not try again, and what its requests end with."""
 BULK_PATIENCE_S = 1.0
 """Contents wait so long for their own lane before they go by the control lane."""
+
+WHOLE_WINDOW_BYTES = 4 * 1024 * 1024
+"""A sender with this window loses nothing by credit that comes 5 ms late, whatever the receiver's is."""
 
 
 class LinkMachine(LinkFront):
@@ -211,7 +214,7 @@ class LinkMachine(LinkFront):
         match self.state:
             case State.UP:
                 at = min(at, self._ping_at(), self._silent_at(), self.sender.next_timer(), self.receiver.credit_at)
-                if self.sender and not self._bulk_up and self._bulk_wanted_at > -math.inf:
+                if not self._bulk_up and -math.inf < self._bulk_wanted_at < math.inf and self._has_large:
                     at = min(at, self._bulk_wanted_at + BULK_PATIENCE_S)
                 return at
             case State.GREETING:
@@ -261,7 +264,11 @@ class LinkMachine(LinkFront):
         for message in outgoing:
             if self._is_large(message):
                 self._offer(message)
+            elif self._repeats(message):
+                self._offer(message, asks=True)  # it is only late, mostly: its content does not go twice
             else:
+                if isinstance(message.header, m.Content):
+                    message.header.transfer = None  # an earlier one, in pieces
                 messages.append(message)
         if self.receiver.credit_at < math.inf:
             self.receiver.credit_due(self.heard_at, self._hears_of)
@@ -278,7 +285,7 @@ class LinkMachine(LinkFront):
         out, self._lane_messages = self._lane_messages, []
         if not self.sender or self.state is not State.UP:
             return out
-        if not self._bulk_up:
+        if not self._bulk_up and self._has_large:
             if self._bulk_wanted_at == math.inf:
                 self._bulk_wanted_at = now
                 if self._dialled:
@@ -296,9 +303,11 @@ class LinkMachine(LinkFront):
             window_bytes = min(window_bytes, self.peer_limits.bulk_bytes)
             chunk_bytes = min(chunk_bytes, self.peer_limits.max_frame_bytes)
         lane = int(self._bulk_up)
-        # What goes whole is credited late: not where the window is smaller than the receiver thinks.
-        whole = self._bulk_up and self.peer_limits is not None and window_bytes == self.peer_limits.bulk_bytes
+        # What goes whole is credited late: not under a window that a quarter of the receiver's would stop.
+        whole = self._bulk_up and self.peer_limits is not None
+        whole = whole and window_bytes >= min(self.peer_limits.bulk_bytes, WHOLE_WINDOW_BYTES)  # type: ignore[union-attr]
         out += self.sender.pump(lane, chunk_bytes=chunk_bytes, window_bytes=window_bytes, now=now, whole=whole)
+        self.pace.sent(self.sender.credited_bytes + self.sender.in_flight_bytes, now=now)
         return out
 
     def events(self) -> list[Event]:
@@ -343,18 +352,32 @@ class LinkMachine(LinkFront):
 
     # -- inside -------------------------------------------------------------------------------------
 
+    @property
+    def _has_large(self) -> bool:
+        """True while something is being sent that the bulk lane is for; what is smaller does not wait for it."""
+        return self.sender.largest_bytes >= self._limits.bulk_from_bytes
+
     def _is_large(self, message: m.Message) -> bool:
         header, frames = message
-        if self.version < 2 or not isinstance(header, m.Content):
+        if self.version < 2 or not isinstance(header, m.Content) or header.blocks is not None:
+            return False  # what lies in shared memory goes whole, whatever the link has shown
+        if header.transfer is not None and self.sender.knows(header.transfer.id):
+            return True
+        if self.is_local and header.transfer is None:  # what began elsewhere goes on in chunks
             return False
-        if self.is_local and getattr(header, "transfer", None) is None:  # what began elsewhere goes on in chunks
-            return False
-        return content_bytes(frames) >= self._limits.bulk_from_bytes
+        return content_bytes(frames) >= min(self._limits.bulk_from_bytes, self.pace.proven_bytes + 1)
 
-    def _offer(self, message: m.Message) -> None:
+    def _repeats(self, message: m.Message) -> bool:
+        """True for a request that went whole by this very connection, and has more than a header's worth of content."""
+        header, frames = message
+        if self.version < 2 or self.is_local or not isinstance(header, m.Request) or header.blocks is not None:
+            return False
+        return content_bytes(frames) > LEAST_BYTES and self.caller.repeats(header.id)
+
+    def _offer(self, message: m.Message, *, asks: bool = False) -> None:
         """Have a content sent in pieces. If its queue is full the resend of a request or part offers it again."""
         header = message.header
-        taken = self.sender.offer(message, asks=self.sender.has_arrived(header))
+        taken = self.sender.offer(message, asks=asks or self.sender.has_arrived(header))
         if isinstance(header, m.Reply):
             if taken:
                 self.answerer.sending.add(header.id)
@@ -382,6 +405,7 @@ class LinkMachine(LinkFront):
             self._stalled_s, self._leased_until = 0.0, -math.inf
             self._bulk_wanted_at = math.inf
             self.sender.lane_lost()
+            self.pace.lost()
             self.caller.set_up(True, now=now)
         elif before is State.UP:
             self._events.append(Down(reason))
@@ -545,7 +569,7 @@ class LinkMachine(LinkFront):
                 self._messages += self.sender.withdraw_answers(header.id)
                 self.answerer.sending.discard(header.id)
             case m.Chunk():
-                whole = self.receiver.receive(header, message.frames[0])
+                whole = self.receiver.receive(header, message.frames[0], now=now)
                 if whole is not None:
                     self._complete(whole, now)
             case m.Credit():

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from types import TracebackType
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from edgebus.arrays import Array, checked_content, pack_content
 from edgebus.calls import Pending, Reply
@@ -13,6 +13,7 @@ from edgebus.engine import Dialled, Engine
 from edgebus.errors import ConfigError, MessageTooLarge, QueueFull
 from edgebus.keys import is_key
 from edgebus.link_states import Health
+from edgebus.loans import Loan
 from edgebus.messages import INLINE_BYTES, MAX_TIMEOUT_S, ONE_WAY, PLAIN, STREAM, Block, Terms
 from edgebus.outcomes import Outcome, Settled
 from edgebus.requests import Caller
@@ -20,6 +21,9 @@ from edgebus.stats import LinkStats, link_stats
 from edgebus.stream import Stream
 from edgebus.streams import Frames, Specs, content_bytes
 from edgebus.wire import check_name, check_outgoing
+
+if TYPE_CHECKING:
+    from numpy.typing import DTypeLike
 
 
 class Link:
@@ -151,6 +155,21 @@ class Link:
         pending = self._start(service, payload, arrays, timeout_s, terms, copy)
         return Stream(pending, from_pos, self._consume, self._engine.runner.wait, abandon=self._abandon)
 
+    def loan(self, shape: int | tuple[int, ...], dtype: DTypeLike = "float32") -> Loan:
+        """An array to be filled in place and sent over this link once: it is not copied then.
+
+        It lies in memory that the peer sees, where the peer is on this host and shares memory; else in ordinary memory,
+        which is sent as it lies. Its first content is arbitrary.
+
+        Args:
+            shape: at most 8 dimensions.
+            dtype: one of those that travel, little-endian.
+
+        Raises:
+            TypeError, ValueError: a dtype or shape that does not travel.
+        """
+        return self._engine.loan(self._attached, shape, dtype)
+
     def has_room(self, num_bytes: int) -> bool:
         """True if a request of this size would be accepted now, see Limits.max_outstanding_bytes and on_full."""
         return self._link.caller.outstanding_bytes + num_bytes <= self._engine.limits.max_outstanding_bytes
@@ -218,6 +237,11 @@ class Link:
         shared = engine.put_shared(self._dialled.attached, payload, arrays) if arrays and not runner.is_mine else None
         if shared is not None:
             specs, blocks = shared
+            if terms is None:
+                now = time.monotonic()
+                pending = Pending(service, timeout_s, now + timeout_s, self._cancel, self._dialled.endpoint, self._wait)
+                if self._do_small(engine.near.request, self._attached, service, payload, specs, blocks, pending, now):
+                    return pending
             frames: Frames = (bytes(payload),)
         else:
             specs, frames = pack_content(payload, arrays, copy)

@@ -5,6 +5,7 @@ The bus itself carries payloads without looking into them.
 
 from __future__ import annotations
 
+import threading
 from typing import TypeVar
 
 import msgspec
@@ -17,6 +18,7 @@ class Payload(msgspec.Struct, frozen=True, array_like=True):
 _encoder = msgspec.msgpack.Encoder()
 _P = TypeVar("_P", bound=Payload)
 _decoders: dict[type[Payload], msgspec.msgpack.Decoder[Payload]] = {}
+_making = threading.Lock()
 
 
 def encode(payload: Payload) -> bytes:
@@ -32,7 +34,8 @@ def decode(kind: type[_P], payload: bytes) -> _P:
     """
     decoder = _decoders.get(kind)
     if decoder is None:
-        decoder = _decoders[kind] = msgspec.msgpack.Decoder(kind)
+        with _making:  # msgspec crashes where two threads describe the same types to it at once
+            decoder = _decoders[kind] = _decoders.get(kind) or msgspec.msgpack.Decoder(kind)
     try:
         return decoder.decode(payload)  # type: ignore[return-value]
     except (msgspec.DecodeError, RecursionError, UnicodeDecodeError) as error:

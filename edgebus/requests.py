@@ -29,6 +29,7 @@ from edgebus.messages import (
     Terms,
 )
 from edgebus.outcomes import Event, Outcome, PartArrived, Settled
+from edgebus.pace import LEAST_BYTES
 from edgebus.streams import Frames, InStream, Specs, content_bytes
 
 if TYPE_CHECKING:
@@ -179,14 +180,15 @@ class Caller:
         entry = self.outstanding.get(reply.id)
         if entry is None or entry.stream is not None or entry.size_bytes >= self._bulk_from_bytes:
             return None
-        if entry.header.blocks is not None:
-            return None
         return entry.ref
 
     def answered_small(self, request_id: int) -> None:
         """Like receive, for a plain small reply that awaits_small told whose it is."""
-        self.outstanding_bytes -= self.outstanding.pop(request_id).size_bytes
+        entry = self.outstanding.pop(request_id)
+        self.outstanding_bytes -= entry.size_bytes
         self.num_answered += 1
+        if entry.header.blocks is not None:
+            self.leases_done += [block.lease for block in entry.header.blocks]
 
     @property
     def first_due_at(self) -> float:
@@ -203,6 +205,11 @@ class Caller:
         elif entry.attempts and len(self._late_cancels) < _MAX_LATE_CANCELS:
             self._late_cancels.append(request_id)
         self._settle(entry, Outcome.CANCELLED)
+
+    def repeats(self, request_id: int) -> bool:
+        """True for a request that was sent before since the link came up."""
+        entry = self.outstanding.get(request_id)
+        return entry is not None and entry.backoff > 2
 
     def is_small(self, request_id: int) -> bool:
         """True for a request that went by the control lane: its answer should not wait behind large contents."""
@@ -415,7 +422,7 @@ class Caller:
     def _finish(self, entry: _Outstanding, settled: Settled) -> None:
         del self.outstanding[entry.id]
         self.outstanding_bytes -= entry.size_bytes
-        if entry.size_bytes >= self._limits.bulk_from_bytes:
+        if entry.size_bytes > LEAST_BYTES:  # it may be on its way in pieces
             self._ended.append(entry.id)
         if entry.header.blocks:
             leases = [block.lease for block in entry.header.blocks]

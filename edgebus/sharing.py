@@ -9,8 +9,11 @@ from __future__ import annotations
 import math
 import os
 import threading
+import time
+import weakref
 from collections import deque
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -20,13 +23,19 @@ from edgebus import messages as m
 from edgebus import shm
 from edgebus.arrays import Array, describe_arrays
 from edgebus.config import Limits
+from edgebus.loans import Loan, claim, loan_bytes, make_loan, put_back
 from edgebus.streams import Frames, Specs
 
 if TYPE_CHECKING:
+    from numpy.typing import DTypeLike
+
     from edgebus.attached import Attached
+    from edgebus.near import NearLanes
 
 _PROBE = b"edgebus"
+_PROBE_BYTES = 64  # with what a near lane is found by
 _SWEEP_S = 5.0
+_POOL_S = 0.02  # that whoever drives waits for the pool, which mostly is taken for microseconds
 _SEGMENT_BYTES = 64 << 20
 _MAX_ARRAYS = 32  # in one message: their blocks have to fit into the smallest header
 REPORT_S = 0.005
@@ -42,10 +51,14 @@ class Sharing:
     Args:
         limits: how much of it there may be.
         wake: has `take_back` called soon; used on any thread, at any moment.
+
+    Attributes:
+        near: what speaks of this memory may go by it.
     """
 
     def __init__(self, limits: Limits, wake: Callable[[], None]) -> None:
         self._wake = wake
+        self.near: NearLanes | None = None  # set by whoever has one
         self._returned: deque[tuple[Attached, shm.Ledger, int]] = deque()  # the garbage collector only appends
         self._returned_share = 0.0  # of the segments they lie in, together
         self._is_due_soon = False  # take_back will be called anyhow: nobody need be woken
@@ -56,6 +69,10 @@ class Sharing:
         self._putting: set[int] = set()  # threads
         # What a signal handler that came in the middle of a put could not do, with the pool's lock taken under it.
         self._postponed: deque[Callable[[], None]] = deque()
+        self._loans: weakref.WeakValueDictionary[int, Loan] = weakref.WeakValueDictionary()  # by lease
+        self._unsent_loans: set[int] = set()  # leases whose loan nobody has sent
+        self._sent_loans: set[int] = set()  # leases that went without a copy
+        self._dropped: deque[tuple[Attached, list[int]]] = deque()  # leases of what is not sent
         self._pool: shm.Pool | None = None
         self._swept_at = 0.0
         self.share: m.Share | None = None
@@ -88,14 +105,78 @@ class Sharing:
         specs, contiguous = describe_arrays(arrays)
         self._putting.add(me)
         try:
-            blocks = self._pool.put(contiguous, attached.peer_id, keep=True)
+            lent = [self._claim(attached, array) if type(array) is Loan else None for array in arrays]
+            copied = [array for array, block in zip(contiguous, lent, strict=True) if block is None]
+            put = self._pool.put(copied, attached.peer_id, keep=True) if copied else []
+            if put is None:
+                self.unput(attached, [block for block in lent if block is not None])
+                return None
         finally:
             self._putting.discard(me)
             if self._postponed:
                 self._wake()
-        if blocks is None:
-            return None
-        return specs, tuple(_to_wire(block) for block in blocks)
+        rest = iter(put)
+        return specs, tuple([_to_wire(next(rest)) if block is None else block for block in lent])
+
+    def unput(self, attached: Attached, blocks: Sequence[m.Block]) -> None:
+        """A message with these blocks is not sent: loans among them may go with another one. From any thread."""
+        put = []
+        for block in blocks:
+            loan = self._loans.get(block.lease)
+            if loan is None:
+                put.append(block.lease)
+            else:
+                self._sent_loans.discard(block.lease)
+                self._unsent_loans.add(block.lease)
+                put_back(loan, block)
+        if put:
+            self._dropped.append((attached, put))
+            self._wake()
+
+    def loan(self, attached: Attached, shape: int | tuple[int, ...], dtype: DTypeLike) -> Loan:
+        """An array to be filled in place, where the peer sees it if that can be.
+
+        Raises:
+            TypeError, ValueError: an array that does not travel.
+        """
+        size, me = loan_bytes(shape, dtype), threading.get_ident()
+        memory = None
+        if size >= self._from_bytes and attached.sharing == "yes" and self._pool is not None and not self._is_putting:
+            self._putting.add(me)
+            try:
+                memory = self._pool.loan(size, attached.peer_id, keep=True)
+            finally:
+                self._putting.discard(me)
+        if memory is None:
+            return make_loan(shape, dtype, None, attached)
+        block = _to_wire(memory[1])
+        loan = make_loan(shape, dtype, (memory[0], block), attached)
+        self._loans[block.lease] = loan
+        self._unsent_loans.add(block.lease)
+        weakref.finalize(loan, self._loan_ended, attached, block.lease).atexit = False
+        return loan
+
+    def copied_bytes(self, blocks: Sequence[m.Block]) -> int:
+        """How much of these blocks was copied there."""
+        return sum([block.size for block in blocks if block.lease not in self._sent_loans])
+
+    def _claim(self, attached: Attached, loan: Loan) -> m.Block | None:
+        assert self._pool is not None
+        block = claim(loan, attached)
+        if block is None or block.size != loan.nbytes or not self._pool.has(block.lease, attached.peer_id):
+            return (
+                None  # its owner is another one by now: what it holds is copied, and stays as long as it is looked at
+            )
+        self._unsent_loans.discard(block.lease)
+        self._sent_loans.add(block.lease)
+        return block
+
+    def _loan_ended(self, attached: Attached, lease: int) -> None:
+        """From the garbage collector: the memory of a loan that was not sent is free."""
+        if lease in self._unsent_loans:
+            self._unsent_loans.discard(lease)
+            self._dropped.append((attached, [lease]))
+            self._wake()
 
     def ask(self, attached: Attached) -> None:
         """Find out whether the peer can see our memory."""
@@ -106,7 +187,8 @@ class Sharing:
             return  # the next one asks
         attached.sharing = "no"
         if share.host_id == self.share.host_id and attached.link.version >= 2:
-            probe = self._pool.put([_PROBE], attached.peer_id)
+            offered = self.near.offer(attached) if self.near is not None else b""
+            probe = self._pool.put([_PROBE + offered], attached.peer_id)
             if probe is not None:
                 attached.sharing = "asked"
                 block = _to_wire(probe[0])
@@ -117,14 +199,33 @@ class Sharing:
     def done(self, attached: Attached, leases: Sequence[int]) -> None:
         """Messages with these leases will not be sent again."""
         if self._pool is not None:
-            self._give_free(attached, self._names(attached).done(leases), list(leases))
+            self._sent_loans.difference_update(leases)
+            known = self._numbers.get(id(attached))
+            if known is not None:  # else its link has ended, or they were lent to an earlier life of the peer
+                self._give_free(attached, known[1].done(leases), list(leases))
 
-    def number(self, attached: Attached, header: m.Content) -> m.Content:
-        """A message is about to leave: its header with the leases as this link calls them from now on."""
+    def number(self, attached: Attached, header: m.Content) -> tuple[m.Content, bool]:
+        """A message is about to leave: its header with the leases as this link calls them from now on.
+
+        Returns: the header, and whether the message may go by the near lane: it leaves for the first time, and would
+            overtake nothing.
+        """
         assert header.blocks is not None
         names = self._names(attached)
+        near = attached.near is not None and names.in_order
+        near = near and not any(names.was_sent(block.lease) for block in header.blocks)
         blocks = tuple(msgspec.structs.replace(block, lease=names.number(block.lease)) for block in header.blocks)
-        return msgspec.structs.replace(header, blocks=blocks)
+        if not near:
+            names.went_round()
+        return msgspec.structs.replace(header, blocks=blocks), near
+
+    def in_order(self, attached: Attached) -> bool:
+        """Whether a message with blocks may go by the near lane and overtake nothing."""
+        return self._names(attached).in_order
+
+    def went_round(self, attached: Attached) -> None:
+        """A message that has its numbers goes by the control lane."""
+        self._names(attached).went_round()
 
     def recover(self, blocks: Sequence[m.Block]) -> Frames | None:
         """Arrays out of our own shared memory, for a message that has to go by sockets after all."""
@@ -156,8 +257,10 @@ class Sharing:
 
     def take_back(self, now: float) -> list[Attached]:
         """Views have gone: if it is time, tell their owners, which may use the memory again. Returns the links told."""
-        while self._postponed and not self._is_putting:
-            self._postponed.popleft()()
+        for _ in range(0 if self._is_putting else len(self._postponed)):
+            self._now_or_later(self._postponed.popleft())
+        while self._dropped:
+            self.done(*self._dropped.popleft())
         if now < self.report_at and not self._is_much:
             if self._returned:
                 self._is_due_soon = True
@@ -178,12 +281,31 @@ class Sharing:
                 attached.link.say(m.Leases(*report))
         return [attached for attached, _ in told.values()]
 
+    def collect(self, attached: Attached) -> bool:
+        """Take the memory back that the peer's board says it does not use; True, as whoever calls this expects."""
+        near = attached.near
+        if near is not None and near.peer_board is not None:
+            free = self._names(attached).read(near.peer_board)
+            if free:
+                self._give_free(attached, free, [])
+        return True
+
+    def view_board(self, attached: Attached, block: m.Block) -> memoryview | None:
+        """The board of a peer; None if it cannot be seen."""
+        if self._pool is None or block.size != shm.BOARD_BYTES:
+            return None
+        view = self._view(attached, block, None)
+        return None if view is None else view.cast("Q")
+
     def news(self, attached: Attached, header: m.Probe | m.Seen | m.Leases) -> None:
         """A word of the peer about its memory or ours."""
         match header:
             case m.Probe():
                 view = self._view(attached, header.block, None) if self._pool is not None else None
-                attached.link.say(m.Seen(view is not None and bytes(view[: len(_PROBE)]) == _PROBE))
+                probe = bytes(view[:_PROBE_BYTES]) if view is not None else b""
+                if self.near is not None and probe.startswith(_PROBE):
+                    self.near.accept(attached, header.block.pid, probe[len(_PROBE) :])
+                attached.link.say(m.Seen(probe.startswith(_PROBE)))
             case m.Seen():
                 attached.sharing = "yes" if header.ok and attached.sharing in ("asked", "yes") else "no"
             case m.Leases() if self._pool is not None:
@@ -193,11 +315,11 @@ class Sharing:
 
     def up(self, attached: Attached) -> None:
         """A link is up (again): tell what is still in use here, and do not trust what was found out before."""
-        attached.sharing = "unknown"
         incarnation = attached.link.peer_incarnation
         if attached.shared_with not in (b"", incarnation):
             # Another life of the peer: what the last one had in use it cannot give back.
             self.gone(attached)
+        attached.sharing = "unknown"
         attached.shared_with = incarnation
         known = self._ledgers.get(id(attached))
         if known is not None and (report := known[1].report()) is not None:
@@ -207,12 +329,12 @@ class Sharing:
         """A link has ended: its memory is not used again before the peer is known to have let go."""
         if self._pool is None:
             return
+        attached.sharing = "no"  # nothing is put or lent for it that nobody would ever take back
+        if self.near is not None:
+            self.near.drop(attached)
         share = attached.link.peer_share
         dead = share is not None and not shm.process_alive(share.pid, share.started)
-        if self._is_putting:
-            self._postponed.append(partial(self._pool.retire, attached.peer_id, dead=dead))
-        else:
-            self._pool.retire(attached.peer_id, dead=dead)
+        self._now_or_later(partial(self._pool.retire, attached.peer_id, dead=dead, wait_s=_POOL_S))
         self._mapper.forget(attached.peer_id)
         self._ledgers.pop(id(attached), None)
         self._numbers.pop(id(attached), None)
@@ -221,10 +343,13 @@ class Sharing:
         """Look from time to time which memory of links that have ended is free."""
         if self._pool is not None and now >= self._swept_at + _SWEEP_S and not self._is_putting:
             self._swept_at = now
-            self._pool.sweep()
+            with suppress(shm.PoolBusy):
+                self._pool.sweep(wait_s=_POOL_S)
 
     def close(self) -> None:
         """Let go of everything; views that live keep their memory."""
+        if self.near is not None:
+            self.near.close()
         if self._pool is not None:
             self._pool.close()
             self._mapper.close()
@@ -249,11 +374,22 @@ class Sharing:
     def _give_free(self, attached: Attached, unused: list[int], done: list[int]) -> None:
         """Our leases that the peer does not use, and those that are not sent again."""
         assert self._pool is not None
-        if self._is_putting:
-            self._postponed.append(partial(self._give_free, attached, unused, done))
-            return
-        self._pool.release(unused, attached.peer_id)
-        self._pool.done(done, attached.peer_id)
+        for function, leases in ((self._pool.release, unused), (self._pool.done, done)):
+            if leases:
+                self._now_or_later(partial(function, leases, attached.peer_id, wait_s=_POOL_S))
+
+    def _now_or_later(self, function: Callable[[], None]) -> None:
+        """Do something at the pool, unless a thread holds it that may be waiting for this one.
+
+        A signal handler may come in the middle of a put and wait for an answer; whoever drives would wait for the put.
+        """
+        if not self._is_putting:
+            with suppress(shm.PoolBusy):
+                function()
+                return
+        self._postponed.append(function)
+        self._is_due_soon = True
+        self.report_at = min(self.report_at, time.monotonic() + REPORT_S)
 
     @property
     def _is_much(self) -> bool:
@@ -261,8 +397,15 @@ class Sharing:
 
     def _give_back(self, attached: Attached, ledger: shm.Ledger, block: m.Block) -> None:
         """Nobody looks at a block any more; from the garbage collector, on any thread."""
+        board = None if attached.near is None else attached.near.board
+        known = self._ledgers.get(id(attached))
+        if known is None or known[1] is not ledger:
+            board = None  # lent by an earlier life of the peer: this one's numbers are others
+        if board is not None:
+            board.give_back(block.lease)
         self._returned.append((attached, ledger, block.lease))
-        self._returned_share += block.size / max(1, block.segment_bytes)
+        if board is None:
+            self._returned_share += block.size / max(1, block.segment_bytes)
         if not self._is_due_soon or self._is_much:
             self._wake()
 

@@ -26,6 +26,9 @@ from edgebus.rawzmq import BURST, EVENTS, MORE, NOBLOCK, POLLIN, ZERO_COPY_BYTES
 from edgebus.zap import ZAP_DOMAIN, ZAP_ENDPOINT, zap_denied
 
 _log = logging.getLogger("edgebus")
+_LANE_PATIENCE = 2.5
+"""libzmq's beat on a connection that carries large contents one way waits behind them for its answer: on a slow link
+for longer than silence_s. The link's own beat, on the control lane, does not."""
 _HANDSHAKE_MS = 2000  # libzmq's own 30 s lets idle raw connections pile up
 _MONITORED = (
     zmq.EVENT_CONNECT_DELAYED
@@ -116,6 +119,12 @@ class Sockets:
         self._takers[fd] = take
         self._epoll.register(fd, select.EPOLLIN)
 
+    def unwatch_fd(self, fd: int) -> None:
+        """Forget a descriptor, before it is closed; nothing happens if it is not watched."""
+        if self._takers.pop(fd, None) is not None:
+            self.touched.discard(fd)
+            self._epoll.unregister(fd)
+
     def poll(self, timeout_s: float | None) -> list[tuple[int, int]]:
         """Wait until something is readable; the only method that may be called without the lock."""
         try:
@@ -144,7 +153,7 @@ class Sockets:
         """Open a listening socket; with keys it speaks CURVE and asks on_zap, without it is plaintext."""
         if endpoint.startswith(SCHEME):
             return self._local.bind(endpoint, keys)
-        sock = self._open(zmq.ROUTER, endpoint)
+        sock = self._open(zmq.ROUTER, endpoint, is_bulk=True)
         sock.setsockopt(zmq.ROUTER_MANDATORY, 1)
         try:
             if keys is not None:
@@ -162,11 +171,11 @@ class Sockets:
         self._add(sock, partial(self.take_messages, opened))
         return sock.getsockopt_string(zmq.LAST_ENDPOINT).rstrip("\0")
 
-    def dial(self, endpoint: str, keys: Keys | None, server_key: str | None) -> int:
+    def dial(self, endpoint: str, keys: Keys | None, server_key: str | None, *, is_bulk: bool = False) -> int:
         """Open a dialling socket; on_monitor tells how it goes. Returns its socket id."""
         if endpoint.startswith(SCHEME):
             return self._local.dial(endpoint, keys, server_key)
-        sock = self._open(zmq.DEALER, endpoint)
+        sock = self._open(zmq.DEALER, endpoint, is_bulk=is_bulk)
         # Not IMMEDIATE: with it libzmq 4.3.5 throws away what was received and not yet read when a connection
         # ends (40 of 40 tails lost). What it is for, no stale requests at a new server, the greeting does:
         # a message that comes by a new connection ahead of hello is answered by a reset, never executed.
@@ -260,16 +269,17 @@ class Sockets:
             sock.send_multipart(answer)
         return False
 
-    def _open(self, kind: int, endpoint: str) -> ZmqSocket:
+    def _open(self, kind: int, endpoint: str, *, is_bulk: bool) -> ZmqSocket:
         sock: ZmqSocket = self._context.socket(kind)
         heartbeat_ms = int(self._limits.heartbeat_s * 1000)
+        silence_s = self._limits.silence_s * (_LANE_PATIENCE if is_bulk else 1.0)
         try:
             for option, value in (
                 (zmq.LINGER, 1000),
                 (zmq.MAXMSGSIZE, max(self._limits.max_frame_bytes, self._limits.max_header_bytes)),
                 (zmq.HANDSHAKE_IVL, _HANDSHAKE_MS),
                 (zmq.HEARTBEAT_IVL, heartbeat_ms),
-                (zmq.HEARTBEAT_TIMEOUT, int(self._limits.silence_s * 1000)),
+                (zmq.HEARTBEAT_TIMEOUT, int(silence_s * 1000)),
                 (zmq.SNDHWM, 1000),
                 (zmq.RCVHWM, 1000),
                 # On an IPv4 address it would only make LAST_ENDPOINT unreadable ([::ffff:127.0.0.1]).

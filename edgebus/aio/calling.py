@@ -14,8 +14,11 @@ from edgebus.errors import QueueFull
 from edgebus.messages import MAX_TIMEOUT_S
 
 if TYPE_CHECKING:
+    from numpy.typing import DTypeLike
+
     from edgebus import calls, links, stream
     from edgebus.link_states import Health
+    from edgebus.loans import Loan
     from edgebus.stats import LinkStats
 
 _ROOM_LOOK_S = 0.005
@@ -141,6 +144,10 @@ class Link:
     def health(self) -> Health:
         """Whether the peer can be reached, and if its application looks at its requests."""
         return self.sync.health
+
+    def loan(self, shape: int | tuple[int, ...], dtype: DTypeLike = "float32") -> Loan:
+        """An array to be filled in place and sent over this link. As edgebus.Link.loan."""
+        return self.sync.loan(shape, dtype)
 
     async def request(
         self,

@@ -6,12 +6,17 @@ import asyncio
 import threading
 import time
 from collections.abc import Awaitable, Callable, Generator, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from edgebus import inbox
 from edgebus.aio.loops import FAIR, Bell
 from edgebus.arrays import Array, pack_content
 from edgebus.errors import DeadlineExceeded, StreamEnded
+
+if TYPE_CHECKING:
+    from numpy.typing import DTypeLike
+
+    from edgebus.loans import Loan
 
 
 class _Done:
@@ -46,6 +51,10 @@ class Request:
         """Answer yes; of a stream, end it."""
         self.sync.reply(payload, arrays, copy=copy)
         return _Done()
+
+    def loan(self, shape: int | tuple[int, ...], dtype: DTypeLike = "float32") -> Loan:
+        """An array to be filled in place and sent with the reply. As edgebus.Request.loan."""
+        return self.sync.loan(shape, dtype)
 
     def refuse(self, code: str, detail: str, info: bytes = b"") -> Awaitable[None]:
         """Answer no; the caller gets Refused(code, detail, info)."""

@@ -110,7 +110,7 @@ class Directory:
                 if _NAME.fullmatch(file.name):
                     with contextlib.suppress(FileNotFoundError):
                         status = file.stat(follow_symlinks=False)
-                        sort = Sort(Path(file.name).suffix)
+                        sort = Sort(file.name[64:] if len(file.name) >= 64 else file.name[32:])
                         found.append(Entry(file.name, sort, status.st_size, status.st_mtime_ns))
         return sorted(found, key=lambda entry: (entry.used_at, entry.name))
 
@@ -189,9 +189,14 @@ class Directory:
         return sum(entry.size for entry in before) - sum(entry.size for entry in self.entries())
 
     def _evict(self, short: int, *, all_or_nothing: bool = True) -> int:
-        """Evict the longest unused files of at least so many bytes; returns how many they had."""
+        """Evict the longest unused files of at least so many bytes; returns how many they had.
+
+        One over the whole budget, its manifest included, goes first: it has no place here whatever else goes, and no
+        blob is that large.
+        """
         entries = self.entries()
         manifests = {entry.name[:64]: entry.size for entry in entries if entry.sort is Sort.MANIFEST}
+        entries.sort(key=lambda entry: max(entry.size, manifests.get(entry.name[:64], 0)) <= self.budget_bytes)
         left = {entry.name for entry in entries}
         freed = 0
         chosen: list[tuple[str, int]] = []
@@ -224,7 +229,7 @@ class Directory:
     def _claim(self, name: str) -> int | None:
         """A file's exclusive lock, None if it is in use."""
         try:
-            fd = os.open(self.path / name, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+            fd = os.open(self.path / name, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
         except OSError:
             return None
         try:

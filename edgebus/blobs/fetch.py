@@ -21,16 +21,26 @@ from edgebus.payloads import decode, encode
 
 if TYPE_CHECKING:
     from edgebus.blobs.store import BlobStore
-    from edgebus.calls import Pending
+    from edgebus.calls import Reply
 
 DEFAULT_MEMORY_BYTES = 256 << 20
 Progress = Callable[[int, int], object]
 
 
+class Asked(Protocol):
+    """What is needed of a Pending."""
+
+    def result(self) -> Reply:
+        """Wait for the answer."""
+
+    def cancel(self) -> object:
+        """It is not wanted any more."""
+
+
 class AskLink(Protocol):
     """What is needed of an edgebus.Link."""
 
-    def send_request(self, service: str, payload: bytes = ..., *, timeout_s: float = ...) -> Pending:
+    def send_request(self, service: str, payload: bytes = ..., *, timeout_s: float = ...) -> Asked:
         """Send a request."""
 
 
@@ -46,6 +56,7 @@ class BlobFetch:
         progress: called with (bytes at hand, bytes of the blob) whenever a chunk is kept, never twice at once.
         if_full: "raise" BlobStoreFull when the store cannot take it, or fetch it into "memory" then.
         max_memory_bytes: largest blob that is fetched into memory.
+        max_bytes: largest blob that is fetched at all; None leaves that to budget and memory.
 
     Raises:
         ValueError: no link, or a bound that is not positive.
@@ -62,6 +73,7 @@ class BlobFetch:
         progress: Progress | None = None,
         if_full: Literal["raise", "memory"] = "raise",
         max_memory_bytes: int = DEFAULT_MEMORY_BYTES,
+        max_bytes: int | None = None,
     ) -> None:
         if not links or window < 1 or not 0 < timeout_s <= MAX_TIMEOUT_S:
             raise ValueError(
@@ -76,10 +88,11 @@ class BlobFetch:
         self._progress = progress
         self._falls_back = if_full == "memory"
         self._max_memory_bytes = max_memory_bytes
+        self._max_bytes = max_bytes
         names = [str(getattr(link, "endpoint", f"source {index}")) for index, link in enumerate(links)]
         self._machine = FetchMachine(self.blob_id, names, window=window)
         self._changed = threading.Condition(threading.RLock())  # guards the machine and what follows
-        self._pending: dict[tuple[int, Item], Pending] = {}
+        self._pending: dict[tuple[int, Item], Asked] = {}
         self._partial: Partial | MemoryPartial | None = None
         self._keeping = threading.RLock()  # one writer at a time; never taken while _changed is held
         self._changes = 0
@@ -103,7 +116,7 @@ class BlobFetch:
         threads: list[threading.Thread] = []
         try:
             if self._store is not None:
-                if (blob := self._store.get(self.blob_id)) is not None:
+                if (blob := self._store.get(self.blob_id, max_bytes=self._max_bytes)) is not None:
                     return blob
                 self._resume(self._store)
             for source in range(1, len(self._links)):
@@ -129,7 +142,7 @@ class BlobFetch:
 
     def _work(self, source: int) -> None:
         """Ask one link, keep what it answers, until the end or until it is not asked any more."""
-        asked: deque[tuple[Item, Pending]] = deque()
+        asked: deque[tuple[Item, Asked]] = deque()
         try:
             while not self._is_over():
                 seen = self._ask(source, asked)
@@ -143,7 +156,7 @@ class BlobFetch:
         except BaseException as error:
             self._end(error)
 
-    def _ask(self, source: int, asked: deque[tuple[Item, Pending]]) -> int:
+    def _ask(self, source: int, asked: deque[tuple[Item, Asked]]) -> int:
         """Fill the window; returns the state it was decided on, for _pause."""
         while True:
             with self._changed:
@@ -169,7 +182,7 @@ class BlobFetch:
             if is_late and failure is None:
                 pending.cancel()
 
-    def _take(self, source: int, item: Item, pending: Pending) -> None:
+    def _take(self, source: int, item: Item, pending: Asked) -> None:
         failure: EdgebusError | None = None
         payload: Data = b""
         try:
@@ -234,6 +247,10 @@ class BlobFetch:
             self._handle_events()
 
     def _open(self, manifest: Manifest) -> None:
+        if self._max_bytes is not None and manifest.size > self._max_bytes:
+            raise BlobStoreFull(
+                f"blob {self.blob_id} has {manifest.size} bytes, over the {self._max_bytes} allowed: raise max_bytes"
+            )
         with self._keeping:
             if self._partial is None:
                 self._partial = self._place(manifest)
@@ -357,6 +374,7 @@ def fetch_blob(
     progress: Progress | None = None,
     if_full: Literal["raise", "memory"] = "raise",
     max_memory_bytes: int = DEFAULT_MEMORY_BYTES,
+    max_bytes: int | None = None,
 ) -> Blob:
     """Fetch a blob over one link, or spread over several; see BlobFetch for arguments and BlobFetch.run for errors.
 
@@ -372,6 +390,7 @@ def fetch_blob(
         progress=progress,
         if_full=if_full,
         max_memory_bytes=max_memory_bytes,
+        max_bytes=max_bytes,
     ).run()
 
 

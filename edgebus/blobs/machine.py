@@ -19,7 +19,7 @@ from edgebus.errors import DeadlineExceeded, EdgebusError, LinkLost, Refused, Re
 from edgebus.payloads import decode
 
 MAX_BAD_ANSWERS = 3
-_PASSING = {"busy", "closing", "dropped", "expired", "forgotten"}  # refusals that another moment may lift
+PASSING = {"busy", "closing", "dropped", "expired", "forgotten"}  # refusals that another moment may lift
 _FIRST_WAIT_S, _LONGEST_WAIT_S = 0.05, 2.0
 
 
@@ -205,7 +205,7 @@ class FetchMachine:
                 self._drop(asker, BlobNotFound(text))
             case DeadlineExceeded() | LinkLost():
                 self._leave_alone(asker, now)
-            case Refused() if error.code in _PASSING:
+            case Refused() if error.code in PASSING:
                 self._leave_alone(asker, now)
             case _:
                 self._drop(asker, error)

@@ -24,6 +24,7 @@ _HEAD = struct.Struct("<4sIQ")
 _MAGIC = b"EBM1"
 MAX_HEAD_BYTES = _HEAD.size + MAX_CHUNKS // PAGE_HASHES * HASH_BYTES
 MAX_PAGE_BYTES = PAGE_HASHES * HASH_BYTES
+MAX_MANIFEST_BYTES = MAX_HEAD_BYTES + MAX_CHUNKS * HASH_BYTES
 _ADDRESS = re.compile(r"[0-9a-f]{64}")
 
 
@@ -94,9 +95,14 @@ class Head:
         return -(-self.num_chunks // PAGE_HASHES)
 
     @property
+    def head_bytes(self) -> int:
+        """Size of the head."""
+        return _HEAD.size + self.num_pages * HASH_BYTES
+
+    @property
     def manifest_bytes(self) -> int:
         """Size of the head and all pages."""
-        return _HEAD.size + (self.num_pages + self.num_chunks) * HASH_BYTES
+        return self.head_bytes + self.num_chunks * HASH_BYTES
 
     def chunk_size(self, index: int) -> int:
         """Exact size of a chunk."""

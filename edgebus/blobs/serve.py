@@ -6,7 +6,7 @@ import logging
 import threading
 import weakref
 from collections import Counter, deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from types import TracebackType
 from typing import TYPE_CHECKING, Protocol
 
@@ -14,17 +14,22 @@ from edgebus import serving
 from edgebus.blobs.manifest import BlobId, Data, Manifest
 from edgebus.blobs.memory import MemoryBlobs
 from edgebus.blobs.messages import (
+    ANSWER_BYTES,
     INLINE_BYTES,
     MAX_ASK_BYTES,
+    MAX_CONTENTS_BYTES,
     SERVICE,
     Ask,
     AskChunk,
+    AskContents,
     AskHave,
     AskManifest,
     AskPage,
     HaveAnswer,
     ManifestAnswer,
     decode_ask,
+    encode_contents,
+    is_small,
 )
 from edgebus.errors import ConfigError
 from edgebus.payloads import encode
@@ -56,6 +61,8 @@ def answer(source: BlobSource, ask: Ask) -> bytes | None:
         case AskHave():
             sizes = (source.size(_address(raw)) for raw in ask.blobs)
             return encode(HaveAnswer(tuple(-1 if size is None else size for size in sizes)))
+        case AskContents():
+            return encode_contents(_contents(source, ask))
         case AskChunk():
             return source.chunk(_address(ask.blob), ask.index)
         case AskManifest() | AskPage():
@@ -68,6 +75,22 @@ def answer(source: BlobSource, ask: Ask) -> bytes | None:
             if manifest.num_chunks == 1 and manifest.size <= INLINE_BYTES:
                 content = source.chunk(manifest.blob_id, 0)
             return encode(ManifestAnswer(manifest.head.encode(), manifest.page(0), content or b""))
+
+
+def _contents(source: BlobSource, ask: AskContents) -> Iterator[Data | None]:
+    """As many as an answer may have, the first in any case."""
+    left = ANSWER_BYTES
+    for place, raw in enumerate(ask.blobs):
+        blob_id, content = _address(raw), None
+        size = source.size(blob_id)
+        if size is not None and size <= MAX_CONTENTS_BYTES:
+            if place and size > left:
+                return
+            manifest = source.manifest(blob_id)
+            if manifest is not None and is_small(manifest.head):
+                content = source.chunk(blob_id, 0) if size else b""
+        left -= len(content or b"")
+        yield content
 
 
 class BlobServer:

@@ -9,16 +9,17 @@ import os
 import secrets
 import threading
 from collections import Counter, OrderedDict
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
 from edgebus.blobs.blob import Blob, map_blob
 from edgebus.blobs.disk import Directory, Sort
-from edgebus.blobs.errors import BlobStoreFull
+from edgebus.blobs.errors import BlobStoreBusy, BlobStoreFull
 from edgebus.blobs.manifest import (
     CHUNK_BYTES,
+    MAX_MANIFEST_BYTES,
     BlobId,
     Data,
     Manifest,
@@ -31,9 +32,11 @@ from edgebus.blobs.manifest import (
 from edgebus.blobs.partial import Partial, is_file, save_manifest, write_at
 from edgebus.errors import ConfigError
 from edgebus.files import cache_dir
+from edgebus.keyfiles import read_bounded
 
 DEFAULT_BUDGET_BYTES = 1 << 30
 _CACHED_MANIFESTS = 8
+_PUT_AT_ONCE = 64
 _log = logging.getLogger(__name__)
 
 
@@ -119,12 +122,27 @@ class BlobStore:
             return self._write(split(source, chunk_bytes), memoryview(source).nbytes, chunk_bytes)
         return self._write(_chunks(source, chunk_bytes, None), None, chunk_bytes)
 
-    def get(self, blob_id: str, *, verify: bool = True) -> Blob | None:
+    def put_many(self, contents: Sequence[Data]) -> list[BlobId]:
+        """Keep several small blobs, of the default chunk size, for about the price of one in waiting for the disk.
+
+        Raises:
+            BlobStoreFull: those of a group of 64 do not fit together; the groups before it are kept.
+        """
+        kept = []
+        for at in range(0, len(contents), _PUT_AT_ONCE):
+            group = {manifest_of(content): content for content in contents[at : at + _PUT_AT_ONCE]}
+            kept += [manifest.blob_id for manifest in group]
+            new = {manifest.blob_id: (manifest, content) for manifest, content in group.items()}
+            self._write_group([pair for blob_id, pair in new.items() if self._known(blob_id) is None])
+        return kept
+
+    def get(self, blob_id: str, *, verify: bool = True, max_bytes: int | None = None) -> Blob | None:
         """A blob, or None if it is not there whole; it counts as used now.
 
         Args:
             blob_id: its address.
             verify: read and hash all of it first; False only compares the size.
+            max_bytes: most that it can have as far as the caller knows; a larger file without a manifest is damaged.
         """
         blob_id = BlobId(blob_id)
         fd = self._open(blob_id)
@@ -132,7 +150,7 @@ class BlobStore:
             self._count("misses")
             return None
         try:
-            manifest = self._manifest_beside(blob_id, fd)
+            manifest = self._manifest_beside(blob_id, fd, max_bytes)
             if (
                 manifest is not None
                 and os.fstat(fd).st_size == manifest.size
@@ -291,12 +309,42 @@ class BlobStore:
         finally:
             os.close(fd)
 
+    def _write_group(self, group: Sequence[tuple[Manifest, Data]]) -> None:
+        """Write all, then wait for the disk, then give them their addresses: one wait serves them all."""
+        directory, fds = self._directory, dict[Path, int]()
+        try:
+            with directory.locked():
+                directory.make_room(sum(manifest.size + manifest.head.manifest_bytes for manifest, _ in group))
+                for manifest, _ in group:
+                    path = self.path / f"{secrets.token_hex(16)}{Sort.PUT.value}"
+                    fds[path] = fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+                    fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    directory.allocate(fd, manifest.size)
+            for fd, (_, content) in zip(fds.values(), group, strict=True):
+                write_at(directory, fd, content, 0)
+            for fd in fds.values():
+                os.fsync(fd)
+            with directory.locked():
+                for (path, fd), (manifest, _) in zip(fds.items(), group, strict=True):
+                    save_manifest(directory, manifest)
+                    os.replace(path, self.path / manifest.blob_id)
+                    directory.touch(self.path / manifest.blob_id)
+                    directory.remove(f"{manifest.blob_id}{Sort.PART.value}")  # of one that was damaged, if it was
+                    fcntl.flock(fd, fcntl.LOCK_UN)  # it is anybody's now
+        finally:
+            with contextlib.suppress(BlobStoreBusy, OSError), directory.locked():
+                for path in fds:
+                    directory.remove(path.name)  # what has its address is not there any more
+            for fd in fds.values():
+                os.close(fd)
+
     def _open(self, blob_id: BlobId) -> int | None:
         """A whole blob's file, marked as used and locked against eviction."""
         path = self.path / blob_id
         with self._directory.locked():
             try:
-                fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+                # Without waiting: the file may be a pipe that somebody put there.
+                fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
             except FileNotFoundError:
                 return None
             fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
@@ -309,7 +357,8 @@ class BlobStore:
                 self._manifests.move_to_end(blob_id)
                 return manifest
         try:
-            manifest = Manifest.decode((self.path / f"{blob_id}{Sort.MANIFEST.value}").read_bytes(), blob_id)
+            content, _ = read_bounded(self.path / f"{blob_id}{Sort.MANIFEST.value}", MAX_MANIFEST_BYTES)
+            manifest = Manifest.decode(content, blob_id)
         except (OSError, ValueError):
             return None
         with self._lock:
@@ -318,12 +367,17 @@ class BlobStore:
                 self._manifests.popitem(last=False)
         return manifest
 
-    def _manifest_beside(self, blob_id: BlobId, fd: int) -> Manifest | None:
-        """The manifest of a whole blob; where it was lost it is made anew from the content, which proves itself."""
+    def _manifest_beside(self, blob_id: BlobId, fd: int, max_bytes: int | None = None) -> Manifest | None:
+        """The manifest of a whole blob; where it was lost it is made anew from the content, which proves itself.
+
+        What is larger than it can be is not read: a sparse file may say that it has a terabyte.
+        """
         manifest = self._load_manifest(blob_id)
         if manifest is not None:
             return manifest
         size = os.fstat(fd).st_size
+        if size > min(self.budget_bytes, self.budget_bytes if max_bytes is None else max_bytes):
+            return None
         with contextlib.suppress(OSError, ValueError), open(fd, "rb", closefd=False) as file:
             file.seek(0)
             made = build(_chunks(file, CHUNK_BYTES, size), CHUNK_BYTES)
@@ -342,6 +396,8 @@ class BlobStore:
             part = self.path / f"{blob_id}{Sort.PART.value}"
             if manifest is not None and not part.exists():
                 os.replace(self.path / blob_id, part)
+                if os.fstat(fd).st_size > manifest.size:
+                    os.truncate(part, manifest.size)  # or it would count for more than it will be
             else:
                 self._directory.remove(blob_id)
         self._count("corrupt")

@@ -15,9 +15,10 @@ import edgebus
 from edgebus import messages
 from edgebus.config import Limits
 from edgebus.daemon.reports import StatsReport, ask_stats
-from edgebus.doctor_facts import GREETING_BYTES, Facts, Greeting, KeyFacts, Reach, Session, parse_greeting
-from edgebus.errors import ConfigError, EdgebusError, KeyFileError, Refused, WrongServerKey
+from edgebus.doctor_facts import Facts, Greeting, KeyFacts, Reach, Session, parse_greeting
+from edgebus.errors import EdgebusError, KeyFileError, Refused, WrongServerKey
 from edgebus.keys import PUBLIC_FILE, SECRET_FILE
+from edgebus.plain import SIGNATURE, exchange, host_port_path, open_plain
 
 _PINGS = 10
 _BURST = 64
@@ -84,13 +85,8 @@ def key_facts(directory: Path) -> KeyFacts:
 
 
 def _parts(endpoint: str) -> dict[str, object]:
-    kind, mark, rest = endpoint.partition("://")
-    if kind == "ipc" and rest:
-        return {"path": rest}
-    host, colon, port = rest.rpartition(":")
-    if kind != "tcp" or not mark or not colon or not host or not port.isdecimal() or not 0 < int(port) < 65536:
-        raise ConfigError(f"endpoint {endpoint!a} is not tcp://HOST:PORT or ipc://PATH")
-    return {"host": host.removeprefix("[").removesuffix("]"), "port": int(port)}
+    host, port, path = host_port_path(endpoint)
+    return {"path": path} if path else {"host": host, "port": port}
 
 
 def _resolve(facts: Facts) -> Facts:
@@ -103,25 +99,12 @@ def _resolve(facts: Facts) -> Facts:
     return replace(facts, addresses=tuple(dict.fromkeys(str(item[4][0]) for item in found)))
 
 
-def _connect(facts: Facts, timeout_s: float) -> socket.socket:
-    if facts.path:
-        sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-        sock.settimeout(timeout_s)
-        try:
-            sock.connect(facts.path)
-        except BaseException:
-            sock.close()
-            raise
-        return sock
-    return socket.create_connection((facts.host, facts.port), timeout_s)
-
-
 def _reach(facts: Facts, timeout_s: float) -> Facts:
     if facts.resolve_error:
         return facts
     start = time.perf_counter()
     try:
-        with _connect(facts, timeout_s) as sock:
+        with open_plain(facts.host, facts.port, facts.path, timeout_s) as sock:
             took_s = time.perf_counter() - start
             mss = None if facts.path else int(sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_MAXSEG))
             return replace(facts, reach=Reach.CONNECTED, connect_s=took_s, mss_bytes=mss)
@@ -134,32 +117,13 @@ def _reach(facts: Facts, timeout_s: float) -> Facts:
 
 def _greet(facts: Facts, timeout_s: float) -> Greeting:
     """Say how a ZMTP 3.1 greeting begins and look at what comes back; ask a silent listener as a browser would."""
-    # Signature and version only: to a mechanism that is not its own, libzmq closes before it says which it has.
-    seen = parse_greeting(*_exchange(facts, b"\xff" + bytes(8) + b"\x7f" + bytes((3, 1)), timeout_s))
+    where = facts.host, facts.port, facts.path
+    seen = parse_greeting(*exchange(*where, SIGNATURE, timeout_s))
     if seen.kind in ("silent", "closed"):
-        other = parse_greeting(*_exchange(facts, b"GET / HTTP/1.0\r\n\r\n", timeout_s))
+        other = parse_greeting(*exchange(*where, b"GET / HTTP/1.0\r\n\r\n", timeout_s))
         if other.kind == "http":
             return other
     return seen
-
-
-def _exchange(facts: Facts, content: bytes, timeout_s: float) -> tuple[bytes, bool]:
-    """What a listener answers, up to a greeting's size, and whether it ended the connection itself."""
-    answer, until = b"", time.monotonic() + timeout_s
-    try:
-        with _connect(facts, timeout_s) as sock:
-            sock.sendall(content)
-            while len(answer) < GREETING_BYTES:
-                sock.settimeout(max(0.001, until - time.monotonic()))
-                piece = sock.recv(GREETING_BYTES - len(answer))
-                if not piece:
-                    return answer, True
-                answer += piece
-    except TimeoutError:
-        return answer, False
-    except OSError:
-        return answer, True
-    return answer, False
 
 
 def _session(facts: Facts, keys: Path | None, timeout_s: float) -> Session:

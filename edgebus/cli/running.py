@@ -7,8 +7,10 @@ import sys
 
 import typer
 
+from edgebus.cli.options import safe
 from edgebus.errors import ConfigError, EdgebusError, KeyFileError
 
+_MOST = 4000
 # typer brings click along under different names from version to version; this one is in all of them.
 _UsageError: type[Exception] = next(c for c in typer.BadParameter.__mro__ if c.__name__ == "ClickException")
 
@@ -42,5 +44,5 @@ def run_app(app: typer.Typer, name: str, usage_errors: tuple[type[EdgebusError],
 
 
 def _fail(name: str, message: str, status: int) -> None:
-    print(f"{name}: {message}", file=sys.stderr)
+    print(f"{name}: {safe(message, _MOST)}", file=sys.stderr)  # a peer may have said it
     sys.exit(status)

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from types import FrameType
 from typing import NamedTuple
 
 from edgebus.errors import ConfigError
@@ -58,7 +60,29 @@ def ready_line(endpoint: str, access: Access) -> str:
     return f"ready {endpoint} key {access.public_key or 'none (insecure)'}"
 
 
-def stop_on_signals(stop: Callable[[], None]) -> None:
-    """Have SIGTERM and SIGINT call `stop`."""
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda *_: stop())
+@contextmanager
+def ended_by_signals(drain: Callable[[], None], stop: Callable[[], None]) -> Iterator[None]:
+    """SIGTERM and SIGINT drain a server, the second one stops it, the third ends the process.
+
+    Args:
+        drain, stop: called in a signal handler; they set flags only.
+    """
+    numbers = (signal.SIGTERM, signal.SIGINT)
+    count = 0
+
+    def handle(number: int, frame: FrameType | None) -> None:
+        nonlocal count
+        count += 1
+        if count == 1:
+            drain()
+            return
+        stop()
+        for each in numbers:
+            signal.signal(each, signal.SIG_DFL)
+
+    before = {number: signal.signal(number, handle) for number in numbers}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

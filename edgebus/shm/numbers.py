@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Sequence
+from itertools import islice, takewhile
+
+_LOOKED_AT = 32  # numbers that are looked up on a board, the oldest first
 
 
 class Numbers:
@@ -16,8 +19,10 @@ class Numbers:
 
     def __init__(self) -> None:
         self._next = 0
+        self._detour = -1  # the last number that went by the slow way
         self._leases: dict[int, int] = {}  # by number, which only grows
         self._sent: Counter[int] = Counter()  # numbers a lease has
+        self._numbered: set[int] = set()  # leases that had a number, and whose message may be sent again
         self._done: set[int] = set()  # leases whose message is not sent again
 
     def __len__(self) -> int:
@@ -28,12 +33,27 @@ class Numbers:
         number, self._next = self._next, self._next + 1
         self._leases[number] = lease_id
         self._sent[lease_id] += 1
+        self._numbered.add(lease_id)
         return number
+
+    def went_round(self) -> None:
+        """What has a number by now goes by a slow way, or may: what comes after must not overtake it."""
+        self._detour = self._next - 1
+
+    @property
+    def in_order(self) -> bool:
+        """Whether the quick way may be taken: the peer has received all that went by the slow one."""
+        return self._detour not in self._leases
+
+    def was_sent(self, lease_id: int) -> bool:
+        """Whether a lease whose message may still be sent again has had a number."""
+        return lease_id in self._numbered
 
     def done(self, lease_ids: Iterable[int]) -> list[int]:
         """Messages with these leases are not sent again; returns those that the peer does not use."""
         free = []
         for lease_id in lease_ids:
+            self._numbered.discard(lease_id)
             if self._sent[lease_id]:
                 self._done.add(lease_id)
             else:
@@ -43,12 +63,22 @@ class Numbers:
 
     def settle(self, upto: int, held: Collection[int]) -> list[int]:
         """The peer uses none of the numbers up to `upto` but those held; returns leases that nobody uses any more."""
-        free, held = [], frozenset(held)
-        for number in list(self._leases):
-            if number > upto:
-                break
-            if number in held:
-                continue
+        held = frozenset(held)
+        return self._returned([number for number in takewhile(upto.__ge__, self._leases) if number not in held])
+
+    def read(self, board: Sequence[int]) -> list[int]:
+        """The peer uses none of the numbers on its board; returns leases that nobody uses any more.
+
+        Args:
+            board: place n % len(board) holds n + 1 for each number n that was given back.
+        """
+        places = len(board)
+        oldest = islice(self._leases, _LOOKED_AT)
+        return self._returned([number for number in oldest if board[number % places] == number + 1])
+
+    def _returned(self, numbers: list[int]) -> list[int]:
+        free = []
+        for number in numbers:
             lease_id = self._leases.pop(number)
             self._sent[lease_id] -= 1
             if not self._sent[lease_id]:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import threading
 import weakref
 from collections import deque
-from collections.abc import Collection, Hashable, Iterable, Sequence
+from collections.abc import Collection, Hashable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -19,8 +20,13 @@ from edgebus.shm.segments import COMMIT_BYTES, HEADER_BYTES, Segment, SegmentInf
 ALIGN_BYTES = 64
 MAX_LEASES = 4096
 """Of one owner at once; bounds the search for free memory and what a peer has to report."""
+FOR_EVER = -1.0  # of `wait_s`
 
 Bytes = npt.NDArray[np.uint8]
+
+
+class PoolBusy(Exception):
+    """The pool was held for longer than whoever wanted something of it could wait."""
 
 
 class Block(NamedTuple):
@@ -151,9 +157,16 @@ class Pool:
         weakref.finalize(base, self._written.append, (owner, block.lease_id)).atexit = False
         return base.data, block
 
-    def release(self, lease_ids: Iterable[int], owner: Hashable) -> None:
-        """The peer needs these leases no longer; those it does not have are counted and nothing else."""
-        with self._lock:
+    def release(self, lease_ids: Iterable[int], owner: Hashable, *, wait_s: float = FOR_EVER) -> None:
+        """The peer needs these leases no longer; those it does not have are counted and nothing else.
+
+        Args:
+            wait_s: most seconds to wait for other threads that are at the pool.
+
+        Raises:
+            PoolBusy: they did not finish: nothing was done.
+        """
+        with self._taken(wait_s):
             leases = self._leases(owner)
             for lease_id in lease_ids:
                 lease = leases.get(lease_id)
@@ -174,15 +187,20 @@ class Pool:
                     lease.with_peer = False
                     self._free_if_unused(owner, lease_id, lease)
 
-    def done(self, lease_ids: Iterable[int], owner: Hashable) -> None:
-        """We shall not resend what these leases hold: the end of `keep`."""
-        with self._lock:
+    def done(self, lease_ids: Iterable[int], owner: Hashable, *, wait_s: float = FOR_EVER) -> None:
+        """We shall not resend what these leases hold: the end of `keep`. `wait_s` as in `release`."""
+        with self._taken(wait_s):
             leases = self._leases(owner)
             for lease_id in lease_ids:
                 lease = leases.get(lease_id)
                 if lease is not None and lease.kept:
                     lease.kept = False
                     self._free_if_unused(owner, lease_id, lease)
+
+    def has(self, lease_id: int, owner: Hashable) -> bool:
+        """Whether the owner has this lease, so that its block may be sent."""
+        with self._lock:
+            return lease_id in self._leases(owner)
 
     def read(self, lease_id: int, size: int) -> bytes | None:
         """The content of a block, to go by another way; None if it is not in use."""
@@ -192,13 +210,14 @@ class Pool:
                     return lease.segment.memory[lease.offset : lease.offset + size].tobytes()
         return None
 
-    def retire(self, owner: Hashable, *, dead: bool = False) -> None:
+    def retire(self, owner: Hashable, *, dead: bool = False, wait_s: float = FOR_EVER) -> None:
         """The peer is gone without giving back: write to nothing it had, ever.
 
         Args:
             dead: its process is known to be dead (`process_alive`). May follow in a later call.
+            wait_s: as in `release`.
         """
-        with self._lock:
+        with self._taken(wait_s):
             account = self._accounts.pop(owner, None)
             if account is not None:
                 self._in_use -= sum(lease.span for lease in account.leases.values())
@@ -207,9 +226,9 @@ class Pool:
                 self._close_orphans([item for item in self._orphans if item[0] == owner])
             self._sweep()
 
-    def sweep(self) -> None:
-        """Let go of orphans that nobody maps any more; also done where memory runs short."""
-        with self._lock:
+    def sweep(self, *, wait_s: float = FOR_EVER) -> None:
+        """Let go of orphans that nobody maps any more; also done where memory runs short. `wait_s` as in `release`."""
+        with self._taken(wait_s):
             self._sweep()
 
     def trim(self) -> None:
@@ -250,6 +269,15 @@ class Pool:
         self._open = False
         self._accounts, self._orphans, self._in_use = {}, [], 0
         self._budget = Budget(0)
+
+    @contextmanager
+    def _taken(self, wait_s: float) -> Iterator[None]:
+        if not self._lock.acquire(timeout=wait_s):
+            raise PoolBusy
+        try:
+            yield
+        finally:
+            self._lock.release()
 
     def _reserve(
         self, sizes: list[int], owner: Hashable, *, keep: bool, written: bool = False

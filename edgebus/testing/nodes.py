@@ -14,6 +14,7 @@ from edgebus.errors import ConfigError, NodeClosed
 from edgebus.hub import Hub
 from edgebus.inbox import Request
 from edgebus.link_states import Surroundings
+from edgebus.loans import Loan, make_loan
 from edgebus.messages import STREAM, VERSION_MAX, VERSION_MIN, Block, Message, Terms
 from edgebus.outcomes import Arrived, Outcome, PartArrived, Room, Settled
 from edgebus.requests import refusal
@@ -23,6 +24,8 @@ from edgebus.streams import Frames, Specs, content_bytes
 from edgebus.testing.clocks import NodeClock
 
 if TYPE_CHECKING:
+    from numpy.typing import DTypeLike
+
     from edgebus.testing.network import SimNetwork
 
 Handler = Callable[[Request], None]
@@ -214,6 +217,9 @@ class SimDesk:
         self, attached: Attached, payload: bytes, arrays: Sequence[Array]
     ) -> tuple[Specs, tuple[Block, ...]] | None:
         return None
+
+    def loan(self, attached: Attached, shape: int | tuple[int, ...], dtype: DTypeLike) -> Loan:
+        return make_loan(shape, dtype, None, attached)
 
     def unshare(self, attached: Attached, blocks: Sequence[Block]) -> None:
         pass

@@ -5,25 +5,26 @@ from __future__ import annotations
 import math
 from collections import deque
 
-_BURST_S = 0.02
+BURST_S = 0.02
 
 
 class Bucket:
-    """A token bucket: lets bytes pass at a rate, those of an idle 20 ms at once.
+    """A token bucket: lets bytes pass at a rate, those of an idle `burst_s` at once.
 
     Args:
         bytes_per_s: None lets everything pass.
+        burst_s: short where small messages are to take their time too.
 
     >>> bucket = Bucket(1000.0, now=0.0)
     >>> bucket.allows(now=0.0), bucket.allows(now=0.01), bucket.allows(now=9.0)
     (0, 10, 20)
     """
 
-    def __init__(self, bytes_per_s: float | None, *, now: float) -> None:
+    def __init__(self, bytes_per_s: float | None, *, now: float, burst_s: float = BURST_S) -> None:
         if bytes_per_s is not None and not 0 < bytes_per_s < math.inf:
             raise ValueError(f"bytes_per_s must be above 0, or None for no bound, got {bytes_per_s!r}")
         self.bytes_per_s = bytes_per_s
-        self._burst = max(1.0, (bytes_per_s or 0.0) * _BURST_S)
+        self._burst = max(1.0, (bytes_per_s or 0.0) * burst_s)
         self._tokens = 0.0
         self._at = now
 

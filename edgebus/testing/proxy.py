@@ -16,7 +16,7 @@ from types import TracebackType
 from typing import TypeVar
 
 from edgebus.testing.connection import HOST, TO_CLIENT, TO_TARGET, Connection, port_of, socket_at
-from edgebus.testing.pipe import Bucket
+from edgebus.testing.pipe import BURST_S, Bucket
 
 T = TypeVar("T")
 _BUFFER_BYTES = 256 * 1024
@@ -53,16 +53,17 @@ class Proxy:
     Args:
         target: a port, or a node's endpoint `tcp://127.0.0.1:PORT`; `target_port` may be changed later.
         buffer_bytes: most that it holds for each direction of a connection; then senders feel it.
+        burst_s: with a bound on bytes per second, those of so many idle seconds pass at once.
 
     Attributes:
         target_port: where the next connections go.
     """
 
-    def __init__(self, target: int | str, *, buffer_bytes: int = _BUFFER_BYTES) -> None:
+    def __init__(self, target: int | str, *, buffer_bytes: int = _BUFFER_BYTES, burst_s: float = BURST_S) -> None:
         self.target_port = port_of(target)
         if buffer_bytes < 1:
             raise ValueError(f"buffer_bytes must be at least 1, got {buffer_bytes}")
-        self._buffer_bytes = buffer_bytes
+        self._buffer_bytes, self._burst_s = buffer_bytes, burst_s
         self._delay_s = 0.0
         self._buckets = [Bucket(None, now=0.0), Bucket(None, now=0.0)]
         self._stalled = [False, False]
@@ -267,7 +268,7 @@ class Proxy:
             self._tell(connection)
 
     def _set_rate(self, bytes_per_s: float | None) -> None:
-        self._buckets = [Bucket(bytes_per_s, now=time.monotonic()) for _ in range(2)]
+        self._buckets = [Bucket(bytes_per_s, now=time.monotonic(), burst_s=self._burst_s) for _ in range(2)]
         for connection in self._connections:
             self._tell(connection)
 

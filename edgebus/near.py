@@ -1,0 +1,333 @@
+"""The near lane: messages about shared memory go from process to process through a pipe, past libzmq's threads.
+
+Where two nodes of one host share memory, what announces a tensor costs more than the tensor: four threads are woken for
+it. A near lane is a pipe each way (`edgebus/shm/pipes.py`), offered with the probe of docs/spec/bus-shm.md. It may lose
+what it likes: whatever is sent again goes by the control lane. Every method is called with the runner's lock held.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+
+from edgebus import shm
+from edgebus.attached import Attached, Route
+from edgebus.link_states import State
+from edgebus.messages import INLINE_BYTES, Block, Header, Leases, Message, Request, decode_header, encode_header
+from edgebus.shm.pipes import PACKET_BYTES
+from edgebus.streams import Specs
+from edgebus.wire import spec_fault
+
+if TYPE_CHECKING:
+    from edgebus.calls import Pending
+    from edgebus.express import Express
+    from edgebus.hub import Hub
+    from edgebus.sharing import Sharing
+    from edgebus.sockets import Sockets
+
+NEAR_SOCKET = 0
+"""First part of the routes of near lanes: libzmq's sockets count from 1, those of this process from -1 downwards."""
+_GREETING = b""  # the first packet of whoever found the pipes: from then on the maker may use them
+_MOST_ARRAYS = 8  # of a message that goes the short way: its header fits a packet
+_MOST_LANES = 3  # of one link: one for each end that offers, and one more while another is offered anew
+_MOST_PACKETS = 256  # taken at once, whoever fills the pipe meanwhile
+_UP = State.UP
+_now = time.monotonic
+_encode_block = msgspec.msgpack.Encoder().encode
+_decode_block = msgspec.msgpack.Decoder(Block).decode
+_log = logging.getLogger("edgebus")
+
+
+class NearLane:
+    """One end of a near lane.
+
+    Args:
+        attached: whose it is.
+        route: what its messages seem to come by.
+        pipes: our end.
+    """
+
+    def __init__(self, attached: Attached, route: Route, pipes: shm.Pipes) -> None:
+        self.attached = attached
+        self.route = route
+        self.pipes = pipes
+        self.offered = b""  # what the peer finds it by, if we made it
+        self.board: shm.Board | None = None  # ours
+        self.peer_board: memoryview | None = None
+
+
+class NearLanes:
+    """The near lanes of one node, and the short way of plain requests with arrays in shared memory over them.
+
+    Args:
+        hub: whose links they belong to.
+        sockets: tell when something has come.
+        express: takes plain small messages, and has what a request is delivered by.
+        sharing: whose memory is spoken of.
+        on_frames: takes any other message.
+    """
+
+    def __init__(
+        self,
+        hub: Hub,
+        sockets: Sockets,
+        express: Express,
+        sharing: Sharing,
+        on_frames: Callable[[Route, list[Any], str | None], None],
+    ) -> None:
+        self._hub, self._sockets = hub, sockets
+        self._express, self._sharing, self._on_frames = express, sharing, on_frames
+        self._lanes: dict[Route, NearLane] = {}
+        self._of: dict[str, list[NearLane]] = {}  # by link, the oldest first
+        self._next = 0
+
+    def offer(self, attached: Attached) -> bytes:
+        """Make a lane; returns what the peer finds it by, b"" if there is none to be made."""
+        if attached.near is not None or (made := shm.make_pipes()) is None:
+            return b""
+        pipes, names = made
+        lane = self._watch(attached, pipes)
+        if lane is None:
+            return b""
+        lane.offered = names.pack()
+        return lane.offered
+
+    def accept(self, attached: Attached, pid: int, offered: bytes) -> None:
+        """Use the lane that a peer offers, if it can be found: who offers one has no other, whatever we think."""
+        names = shm.PipeNames.unpack(offered)
+        if names is None or any(lane.offered == offered for lane in self._lanes.values()):
+            return  # nothing, or what we offer ourselves, thrown back
+        try:
+            pipes = shm.find_pipes(pid, names)
+        except shm.SegmentUnavailable as error:
+            _log.debug("edgebus: no near lane: %s", error)
+            return
+        lane = self._watch(attached, pipes)
+        if lane is not None and self._greet(lane):
+            attached.near = lane
+
+    def send(self, route: Route, frames: list[Any]) -> bool:
+        """Send a message; False if it has to go another way."""
+        lane = self._lanes.get(route)
+        if lane is None:  # dropped in this very turn: it is sent again if it is still wanted
+            return True
+        return self._sharing.in_order(lane.attached) and lane.pipes.send(frames)
+
+    def go_round(self, route: Route) -> Route:
+        """A message goes by the control lane, whose route is returned: the next ones do not overtake it."""
+        attached = self._lanes[route].attached
+        self._sharing.went_round(attached)
+        return attached.route
+
+    def catch_up(self, route: Route) -> None:
+        """A message has come by another route: those in the pipe are older, if it had to go round."""
+        attached = self._hub.by_route.get(route)
+        if attached is None or attached.near is None or route[0] == NEAR_SOCKET:
+            return
+        for lane in tuple(self._of.get(attached.peer_id, ())):
+            for _ in range(_MOST_PACKETS):
+                if not self._take(lane):
+                    break
+
+    def request(
+        self,
+        attached: Attached,
+        service: str,
+        payload: bytes,
+        specs: Specs,
+        blocks: tuple[Block, ...],
+        pending: Pending,
+        now: float,
+    ) -> bool:
+        """Start and send a plain request whose arrays lie in shared memory; False if it has to go the usual way."""
+        lane, link, hub = attached.near, attached.link, self._hub
+        caller, limits = link.caller, link.peer_limits
+        if (
+            lane is None
+            or link.state is not _UP
+            or limits is None
+            or hub.taps
+            or len(payload) > min(INLINE_BYTES, limits.max_frame_bytes)
+            or len(specs) > _MOST_ARRAYS
+            or limits.max_header_bytes < PACKET_BYTES
+            or limits.max_frames < 2 + len(specs)
+            or caller.outstanding_bytes + len(payload) > caller.max_bytes
+            or not self._sharing.in_order(attached)
+        ):
+            return False
+        header = caller.small_header(service, payload, pending.deadline_at, now)
+        header.arrays, header.blocks = specs, blocks
+        frame = encode_header(self._sharing.number(attached, header)[0])
+        if not lane.pipes.send((frame,)):
+            return False
+        # Sent first: what follows is done while the peer is at work.
+        pending.request_id = header.id
+        caller.start_small(header, payload, pending.deadline_at, pending, now)
+        shared_bytes = sum([block.size for block in blocks])
+        traffic = attached.traffic
+        traffic.messages_sent += 1
+        traffic.bytes_sent += len(frame)
+        traffic.content_bytes_sent += len(payload) + shared_bytes
+        traffic.copied_bytes_sent += self._sharing.copied_bytes(blocks)
+        at = caller.first_due_at
+        if at < attached.scheduled_at:
+            hub.schedule(attached, at)
+        return True
+
+    def drop(self, attached: Attached) -> None:
+        """A link has ended, or its peer is another one."""
+        attached.near = None
+        self._drop(attached)
+
+    def close(self) -> None:
+        """Close all lanes."""
+        for lane in list(self._lanes.values()):
+            self.drop(lane.attached)
+
+    def _drop(self, attached: Attached) -> None:
+        boards = {lane.board for lane in self._of.get(attached.peer_id, ()) if lane.board is not None}
+        for lane in tuple(self._of.get(attached.peer_id, ())):
+            self._close_lane(lane)
+        for board in boards:
+            board.close()
+
+    def _close_lane(self, lane: NearLane) -> None:
+        attached = lane.attached
+        lanes = self._of[attached.peer_id]
+        lanes.remove(lane)
+        if not lanes:
+            del self._of[attached.peer_id]
+        if attached.near is lane:
+            attached.near = None
+        del self._lanes[lane.route]
+        self._hub.by_route.pop(lane.route, None)
+        self._sockets.unwatch_fd(lane.pipes.read_fd)
+        lane.pipes.close()
+
+    def _greet(self, lane: NearLane) -> bool:
+        """Say that this end is there, and where its board is."""
+        mine = [other.board for other in self._of[lane.attached.peer_id] if other.board is not None]
+        try:
+            lane.board = mine[0] if mine else shm.Board() if shm.ORDERED else None
+        except OSError:
+            lane.board = None
+        if lane.board is None:
+            return lane.pipes.send((_GREETING,))
+        info = lane.board.info
+        block = Block(0, info.pid, info.fd, info.size, info.nonce, shm.HEADER_BYTES, shm.BOARD_BYTES)
+        return lane.pipes.send((_GREETING, _encode_block(block)))
+
+    def _greeted(self, lane: NearLane, frames: list[bytes]) -> None:
+        """The other end is there."""
+        attached = lane.attached
+        if len(frames) == 2 and lane.peer_board is None:
+            try:
+                lane.peer_board = self._sharing.view_board(attached, _decode_block(frames[1]))
+            except (msgspec.MsgspecError, ValueError, OverflowError):
+                self._hub.malformed += 1
+                return
+        if lane.board is None and attached.near is not lane:  # we made the pipes: now it knows our board, too
+            self._greet(lane)
+        if attached.near is None:
+            attached.near = lane
+
+    def _watch(self, attached: Attached, pipes: shm.Pipes) -> NearLane | None:
+        if len(lanes := self._of.get(attached.peer_id, [])) >= _MOST_LANES:
+            self._close_lane(lanes[0])
+        self._next += 1
+        lane = NearLane(attached, (NEAR_SOCKET, self._next.to_bytes(8, "big")), pipes)
+        try:
+            self._sockets.watch_fd(pipes.read_fd, lambda event: self._take_one(lane))
+        except OSError:
+            pipes.close()
+            return None
+        self._lanes[lane.route] = lane
+        self._of.setdefault(attached.peer_id, []).append(lane)
+        self._hub.by_route[lane.route] = attached
+        return lane
+
+    def _take_one(self, lane: NearLane) -> bool:
+        """For the sockets: no more than one, the descriptor goes on telling."""
+        self._take(lane)
+        return False
+
+    def _take(self, lane: NearLane) -> bool:
+        """Take in one message; False if there was none."""
+        frames = lane.pipes.take()
+        if frames is None:
+            return False
+        attached = lane.attached
+        try:
+            if frames and frames[0] == _GREETING:
+                self._greeted(lane, frames)
+            elif len(frames) != 1 or not self._receive(attached, frames[0]):
+                self._on_frames(lane.route, frames, attached.key)
+        except Exception:
+            _log.exception("edgebus: internal error while a message was taken in")
+        return True
+
+    def _receive(self, attached: Attached, frame: bytes) -> bool:  # noqa: PLR0911 - the hot path
+        """Take a message of one frame; False if it has to go the usual way."""
+        link, hub = attached.link, self._hub
+        if link.state is not _UP or hub.taps:
+            return False
+        try:
+            header = decode_header(frame)
+        except (msgspec.MsgspecError, RecursionError, ValueError, OverflowError):
+            return False
+        if type(header) is not Request or header.blocks is None:
+            return self._express.receive_header(attached, header, len(frame))
+        payload, blocks, now = header.inline, header.blocks, _now()
+        if (
+            payload is None
+            or header.terms is not None
+            or header.transfer is not None
+            or hub.outbox
+            or hub.news
+            or link.receiver  # contents that wait come first
+            or len(blocks) != len(header.arrays)
+            or len(blocks) > _MOST_ARRAYS
+            or link.answerer.knows(header.id)
+        ):
+            return False
+        shared_bytes = 0
+        for spec, block in zip(header.arrays, blocks, strict=True):
+            if spec_fault(spec, block.size):
+                return False
+            shared_bytes += block.size
+        judge = hub.judge if attached.hello_id is not None else None
+        if judge is not None and judge(attached.key, header.service, len(payload), now) is not None:
+            return False  # asked again on the usual way, which refuses it; what is denied costs nothing
+        views = self._sharing.resolve(attached, header)
+        if views is None:
+            return False  # asked again likewise
+        header.blocks = None
+        content = (payload, *views)
+        traffic = attached.traffic
+        traffic.messages_received += 1
+        traffic.bytes_received += len(frame)
+        traffic.content_bytes_received += len(payload) + shared_bytes
+        arrived = link.answerer.receive_plain(header, content, now)
+        if arrived is None:
+            link.receive(Message(header, content), now=now)
+            hub.touch(attached, now=now)
+            return True
+        link.heard_at = now
+        self._express.deliver(attached, arrived)
+        if link.answerer.has_news:
+            hub.touch(attached, now=now)
+        return True
+
+
+def goes_near(header: Header, may: bool) -> bool:
+    """Whether a message goes by the near lane: what speaks of shared memory.
+
+    Args:
+        header: of the message.
+        may: False if it is sent again, or would overtake what went by the control lane.
+    """
+    return may and (type(header) is Leases or getattr(header, "blocks", None) is not None)

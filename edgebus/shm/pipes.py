@@ -1,0 +1,187 @@
+"""Two pipes between two processes of one host, for messages about what lies in shared memory: made, found, checked.
+
+A packet is one message. Nothing of it has a name: like a segment a pipe is found as a descriptor of the process that
+made it, and it is gone when nobody has it open.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+import struct
+import sys
+import weakref
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from edgebus.shm.forks import leave_when_forked
+from edgebus.shm.segments import SegmentUnavailable, available
+
+if sys.platform == "linux":
+    import fcntl
+    import resource
+
+PACKET_BYTES = 4096
+"""The kernel's PIPE_BUF: a packet is written as a whole or not at all."""
+_HEAD = struct.Struct("<H")
+_HAS_MORE = 0x8000  # in the head: bytes after the first frame are a second one
+_NAMES = struct.Struct("<iQiQ")
+_made_here: set[tuple[int, int]] = set()  # inodes of what this process made and has not closed
+
+
+class PipeNames(NamedTuple):
+    """Where the maker's two pipes are: descriptors and inodes of what it writes to and of what it reads from."""
+
+    written_fd: int
+    written_inode: int
+    read_fd: int
+    read_inode: int
+
+    def pack(self) -> bytes:
+        """As bytes, for `unpack`."""
+        return _NAMES.pack(*self)
+
+    @classmethod
+    def unpack(cls, data: bytes) -> PipeNames | None:
+        """What pack gave, None if this is something else."""
+        return cls(*_NAMES.unpack(data)) if len(data) == _NAMES.size else None
+
+
+class Pipes:
+    """One end. Both descriptors are open for reading and writing: a peer that dies is no signal and no end of file.
+
+    Args:
+        read_fd, write_fd: of this end; closed with it.
+        made: inodes of what it writes to and reads from, at the end that made them.
+    """
+
+    def __init__(self, read_fd: int, write_fd: int, made: tuple[int, int] | None = None) -> None:
+        self.read_fd, self._write_fd = read_fd, write_fd
+        self._closer = weakref.finalize(self, _close, read_fd, write_fd, made)
+        self._closer.atexit = False
+        leave_when_forked(self)
+
+    def send(self, frames: Sequence[bytes]) -> bool:
+        """Send a message of one or two frames; False if it does not fit, now or ever."""
+        first = frames[0]
+        size = len(first)
+        if len(frames) == 1:
+            packet = _HEAD.pack(size) + first if size <= PACKET_BYTES - 2 else b""
+        elif len(frames) == 2 and size + len(frames[1]) <= PACKET_BYTES - 2:
+            packet = _HEAD.pack(size | _HAS_MORE) + first + frames[1]
+        else:
+            return False
+        if not packet or self._write_fd < 0:
+            return False
+        try:
+            return os.write(self._write_fd, packet) == len(packet)
+        except OSError:  # full
+            return False
+
+    def take(self) -> list[bytes] | None:
+        """The frames of the next message, empty if it is none; None if there is none."""
+        try:
+            packet = os.read(self.read_fd, PACKET_BYTES) if self.read_fd >= 0 else b""
+        except OSError:
+            return None
+        if len(packet) < 2:
+            return [] if packet else None
+        size = packet[0] | packet[1] << 8
+        if not size & _HAS_MORE:
+            return [packet[2:]] if size == len(packet) - 2 else []
+        size += 2 - _HAS_MORE
+        return [packet[2:size], packet[size:]] if size <= len(packet) else []
+
+    def close(self) -> None:
+        """Give up the descriptors; closing twice is fine."""
+        self.read_fd = self._write_fd = -1
+        self._closer()
+
+    def leave_to_parent(self) -> None:
+        """In a forked child: its parent talks here, not we."""
+        self.close()
+
+
+def make_pipes() -> tuple[Pipes, PipeNames] | None:
+    """This end of two new pipes, and what the other end finds them by; None where that does not work."""
+    if not available():
+        return None
+    opened: list[int] = []
+    try:
+        for _ in range(2):
+            pair = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
+            try:
+                opened.append(_reopened(pair[0]))
+            finally:
+                os.close(pair[0])
+                os.close(pair[1])
+        _check_room(opened)
+        written, read = (os.fstat(fd).st_ino for fd in opened)
+    except OSError:
+        for fd in opened:
+            os.close(fd)
+        return None
+    _made_here.add((written, read))
+    return Pipes(opened[1], opened[0], (written, read)), PipeNames(opened[0], written, opened[1], read)
+
+
+def find_pipes(pid: int, names: PipeNames) -> Pipes:
+    """The other end of what process `pid` made.
+
+    Nothing is opened before it is known to be the very pipe that was announced, and ours to open.
+
+    Raises:
+        SegmentUnavailable: it is not.
+    """
+    if pid == os.getpid() and (names.written_inode, names.read_inode) not in _made_here:
+        # A peer that lies about who it is must not have us read what our other pipes carry.
+        raise SegmentUnavailable("not_a_segment", f"fd {names.written_fd} of our own is no near lane")
+    opened: list[int] = []
+    try:
+        for fd, inode in ((names.written_fd, names.written_inode), (names.read_fd, names.read_inode)):
+            handle = os.open(f"/proc/{pid}/fd/{fd}", os.O_PATH | os.O_CLOEXEC)
+            try:
+                found = os.fstat(handle)
+                if not stat.S_ISFIFO(found.st_mode) or found.st_ino != inode or found.st_uid != os.geteuid():
+                    raise SegmentUnavailable("not_a_segment", f"pid {pid} fd {fd} is not the pipe that was announced")
+                opened.append(_reopened(handle))
+            finally:
+                os.close(handle)
+        _check_room(opened)
+    except (OSError, SegmentUnavailable) as error:
+        for fd in opened:
+            os.close(fd)
+        if isinstance(error, SegmentUnavailable):
+            raise
+        raise SegmentUnavailable("gone", f"pipes of pid {pid}: {error}") from None
+    return Pipes(opened[0], opened[1])
+
+
+def _reopened(fd: int) -> int:
+    """The pipe of a descriptor, open for both directions, without waiting, a packet a message."""
+    both = os.open(f"/proc/self/fd/{fd}", os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC)
+    try:
+        fcntl.fcntl(both, fcntl.F_SETFL, os.O_NONBLOCK | os.O_DIRECT)
+    except OSError:
+        os.close(both)
+        raise
+    return both
+
+
+def _check_room(fds: list[int]) -> None:
+    """Descriptors are given out from the lowest on: more than half of them in use are left to connections.
+
+    Raises:
+        OSError: it is so.
+    """
+    most = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+    if most != resource.RLIM_INFINITY and 2 * max(fds) >= most:
+        raise OSError(errno.EMFILE, f"descriptor {max(fds)} of {most}")
+
+
+def _close(read_fd: int, write_fd: int, made: tuple[int, int] | None) -> None:
+    if made is not None:
+        _made_here.discard(made)
+    os.close(read_fd)
+    os.close(write_fd)
