@@ -7,15 +7,17 @@
 
 #define EK_BLOCK 16  /* rows which lie interleaved, one lane each */
 #define EK_UNIT 32   /* columns whose codes share a run of planes */
+#define EK_NOT_BENT (-1)
 #define EK_PLANE 64  /* bytes of a plane: 16 rows x 4 columns */
 
-/* A matrix (rows, columns) of codes: value = code * scale + offset, or (code - 2^(bits - 1)) * scale without offset.
-   Arrays hold whole blocks of rows; scale and offset are (blocks, groups, 16) and of one type. */
+/* A matrix (rows, columns) of codes: value = code * scale + offset, or (code - 2^(bits - 1)) * scale without offset, or
+   where it is bent (1 - a) u + a u^3 times scale, u = (2 code + 1) / 2^bits - 1, a = bend / 16. Arrays hold whole blocks of rows; scale and offset are (blocks, groups, 16) and of one type. */
 typedef struct {
     int64_t rows;
     int64_t columns;     /* a multiple of group */
     int32_t bits;        /* 1 .. 8 */
-    int32_t group;       /* columns which share a scale: 16, 32, 64, 128 or 256 */
+    int32_t group;       /* columns which share a scale: 16, 32, 64, 128 or 256; all, a multiple of 32, where bent */
+    int32_t bend;        /* EK_NOT_BENT, or 0 .. 15: float activations only, and no offset */
     int32_t half_scales; /* scale and offset are float16 instead of float32 */
     const uint8_t *data; /* ek_data_bytes of them, aligned to 64 bytes */
     const void *scale;
@@ -76,5 +78,7 @@ int ek_pack_blocks(const uint8_t *codes, int64_t rows, int64_t columns, int32_t 
 void ek_row_codes(const ek_packed *matrix, int64_t row, uint8_t *codes);
 /* Write the values (columns) of one row: a float32 product and a float32 sum, each rounded. */
 void ek_row_values(const ek_packed *matrix, int64_t row, float *values);
+/* Write the values (up to 16 rows, columns) of one block of rows; the same, and faster. */
+void ek_block_values(const ek_packed *matrix, int64_t block, float *values);
 
 #endif

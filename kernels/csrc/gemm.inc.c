@@ -112,9 +112,9 @@ INLINE void multiply(const job *job, int64_t first, int64_t token, float *y, con
             memcpy(y + (t * vectors + v) * FLOATS, &total[t][v], sizeof(vfloat));
 }
 
-/* The same for float activations. */
+/* The same for float activations; where the codes are bent, all columns are one group. */
 INLINE void multiply_floats(const job *job, int64_t first, int64_t token, float *y, const int count, const int vectors,
-                            const int bits, const int steps)
+                            const int bits, const int steps, const int is_bent)
 {
     const ek_packed *matrix = job->matrix;
     const int64_t columns = matrix->columns, group = matrix->group;
@@ -122,6 +122,7 @@ INLINE void multiply_floats(const job *job, int64_t first, int64_t token, float 
     const float middle = (float)(1 << (bits - 1));
     const place at = place_of(matrix, first, bits);
     const float *x = job->x + token * columns, *sum = job->tokens.sum + token * at.groups;
+    const curve k = is_bent ? curve_of(matrix->bend, bits) : (curve){{0}, {0}, {0}, {0}, {0}};
     vfloat total[MOST_TOKENS][MOST_VECTORS];
     UNROLL for (int t = 0; t < count; t++)
         UNROLL for (int v = 0; v < vectors; v++)
@@ -141,7 +142,7 @@ INLINE void multiply_floats(const job *job, int64_t first, int64_t token, float 
         {                                                                                                              \
             vfloat w[MOST_VECTORS];                                                                                    \
             UNROLL for (int v = 0; v < vectors; v++)                                                                   \
-                w[v] = floats_of(c[v], bits, j);                                                                       \
+                w[v] = is_bent ? bent_floats_of(&k, c[v], bits, j) : floats_of(c[v], bits, j);                         \
             UNROLL for (int t = 0; t < count; t++) {                                                                   \
                 const vfloat activation = spread_float(x[t * columns + column + (i)*4 + j]);                           \
                 UNROLL for (int v = 0; v < vectors; v++)                                                               \
@@ -153,7 +154,11 @@ INLINE void multiply_floats(const job *job, int64_t first, int64_t token, float 
         }
         vfloat scale[MOST_VECTORS], offset[MOST_VECTORS];
         load_factors(matrix->scale, &at, g, vectors, half, scale);
-        if (matrix->offset != NULL) {
+        if (is_bent) {
+            UNROLL for (int t = 0; t < count; t++)
+                UNROLL for (int v = 0; v < vectors; v++)
+                    total[t][v] += scale[v] * d[t][v];
+        } else if (matrix->offset != NULL) {
             load_factors(matrix->offset, &at, g, vectors, half, offset);
             UNROLL for (int t = 0; t < count; t++)
                 UNROLL for (int v = 0; v < vectors; v++)
@@ -184,20 +189,29 @@ typedef struct {
 #define FLOATS_TOO(count, vectors, bits, steps)                                                                        \
     static void floats_##count##_##vectors##_##bits##_##steps(const job *job, int64_t first, int64_t token, float *y)  \
     {                                                                                                                  \
-        multiply_floats(job, first, token, y, count, vectors, bits, steps);                                            \
+        multiply_floats(job, first, token, y, count, vectors, bits, steps, 0);                                         \
+    }
+#define BENT(count, vectors, bits)                                                                                     \
+    static void bent_##count##_##vectors##_##bits(const job *job, int64_t first, int64_t token, float *y)              \
+    {                                                                                                                  \
+        multiply_floats(job, first, token, y, count, vectors, bits, EK_STEPS, 1);                                      \
     }
 #define FOR_BITS(X) X(1) X(2) X(3) X(4) X(5) X(6) X(7) X(8)
-#define DEFINE(bits) WHOLE(INTS, bits, 8) PLAIN(INTS, bits, 4) PLAIN(FLOATS_TOO, bits, 8) PLAIN(FLOATS_TOO, bits, 4)
+#define DEFINE(bits)                                                                                                   \
+    WHOLE(INTS, bits, 8) PLAIN(INTS, bits, 4) PLAIN(FLOATS_TOO, bits, 8) PLAIN(FLOATS_TOO, bits, 4) PLAIN(BENT, bits)
 FOR_BITS(DEFINE)
 
 #define INTS_ENTRY(count, vectors, bits, steps) {count, vectors, ints_##count##_##vectors##_##bits##_##steps},
 #define FLOATS_ENTRY(count, vectors, bits, steps) {count, vectors, floats_##count##_##vectors##_##bits##_##steps},
+#define BENT_ENTRY(count, vectors, bits) {count, vectors, bent_##count##_##vectors##_##bits},
+#define BENT_ROW(bits) {PLAIN(BENT_ENTRY, bits)},
 #define INTS_ROW(bits) {{WHOLE(INTS_ENTRY, bits, 8)}, {PLAIN(INTS_ENTRY, bits, 4)}},
 #define FLOATS_ROW(bits) {{PLAIN(FLOATS_ENTRY, bits, 8)}, {PLAIN(FLOATS_ENTRY, bits, 4)}},
 
 /* By bits - 1, and whether a unit holds two groups. */
 static const kernel int_kernels[8][2][16] = {FOR_BITS(INTS_ROW)};
 static const kernel float_kernels[8][2][16] = {FOR_BITS(FLOATS_ROW)};
+static const kernel bent_kernels[8][16] = {FOR_BITS(BENT_ROW)};
 
 /* The first kernel in its order which is not too large; the smallest ones fit everything. */
 static const kernel *choose(const kernel *from, int64_t count, int64_t vectors)
@@ -249,7 +263,9 @@ static void multiply_floating(const ek_packed *matrix, const float *x, const flo
                               int64_t to, const float *bias, float *y, int64_t stride)
 {
     const job job = {matrix, {NULL, NULL, (float *)sum}, x};
-    run(float_kernels[matrix->bits - 1][matrix->group < EK_UNIT], &job, count, from, to, bias, y, stride);
+    const kernel *kernels = matrix->bend != EK_NOT_BENT ? bent_kernels[matrix->bits - 1]
+                                                        : float_kernels[matrix->bits - 1][matrix->group < EK_UNIT];
+    run(kernels, &job, count, from, to, bias, y, stride);
 }
 
 #define SMALLEST 0x1p-120f /* below it 127 / x would overflow: a group without a larger activation counts as 0 */

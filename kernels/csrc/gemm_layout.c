@@ -94,22 +94,74 @@ static float factor(const void *factors, int64_t i, int half)
     return half ? half_to_float(((const uint16_t *)factors)[i]) : ((const float *)factors)[i];
 }
 
+/* Values of n codes of one group. All but the last product of a bent one is exact, fused or not. */
+static void values_of(const ek_packed *matrix, float scale, float offset, const uint8_t *codes, int n, float *values)
+{
+    if (matrix->bend != EK_NOT_BENT) {
+        const float bend = (float)matrix->bend / 16, straight = 1 - bend, step = 2.0f / (float)(1 << matrix->bits);
+        for (int c = 0; c < n; c++) {
+            const float u = (float)codes[c] * step + (step / 2 - 1), shape = u * (u * u * bend + straight);
+            values[c] = shape * scale;
+        }
+    } else if (matrix->offset != NULL) {
+        for (int c = 0; c < n; c++)
+            values[c] = (float)codes[c] * scale + offset;
+    } else {
+        const float middle = (float)(1 << (matrix->bits - 1));
+        for (int c = 0; c < n; c++)
+            values[c] = ((float)codes[c] - middle) * scale;
+    }
+}
+
+/* The codes of one unit: 16 rows of 32, of which columns behind the last one are 0. */
+static void unit_codes(const uint8_t *planes, int bits, uint8_t codes[EK_BLOCK][EK_UNIT])
+{
+    for (int step = 0; step < EK_STEPS; step++) {
+        uint8_t lanes[EK_PLANE] = {0};
+        for (int done = 0; done < bits;) {
+            const ek_piece p = ek_piece_of(bits, step, done);
+            const uint8_t *plane = planes + p.plane * EK_PLANE, mask = (uint8_t)((1 << p.size) - 1);
+            for (int i = 0; i < EK_PLANE; i++)
+                lanes[i] |= (uint8_t)((plane[i] >> p.at & mask) << done);
+            done += p.size;
+        }
+        for (int r = 0; r < EK_BLOCK; r++)
+            memcpy(codes[r] + step * 4, lanes + r * 4, 4);
+    }
+}
+
 void ek_row_values(const ek_packed *matrix, int64_t row, float *values)
 {
     const int64_t groups = matrix->columns / matrix->group;
-    const float middle = (float)(1 << (matrix->bits - 1));
     uint8_t codes[EK_MAX_GROUP];
-    for (int64_t g = 0; g < groups; g++, values += matrix->group) {
-        const int64_t i = (row / EK_BLOCK * groups + g) * EK_BLOCK + row % EK_BLOCK;
+    for (int64_t g = 0; g < groups; g++) {
+        const int64_t i = (row / EK_BLOCK * groups + g) * EK_BLOCK + row % EK_BLOCK, end = (g + 1) * matrix->group;
         const float scale = factor(matrix->scale, i, matrix->half_scales);
-        row_codes(matrix, row, g * matrix->group, (g + 1) * matrix->group, codes);
-        if (matrix->offset != NULL) {
-            const float offset = factor(matrix->offset, i, matrix->half_scales);
-            for (int c = 0; c < matrix->group; c++)
-                values[c] = (float)codes[c] * scale + offset;
-        } else {
-            for (int c = 0; c < matrix->group; c++)
-                values[c] = ((float)codes[c] - middle) * scale;
+        const float offset = matrix->offset != NULL ? factor(matrix->offset, i, matrix->half_scales) : 0;
+        for (int64_t c = g * matrix->group, n; c < end; c += n) {
+            n = end - c < EK_MAX_GROUP ? end - c : EK_MAX_GROUP;
+            row_codes(matrix, row, c, c + n, codes);
+            values_of(matrix, scale, offset, codes, (int)n, values + c);
         }
+    }
+}
+
+void ek_block_values(const ek_packed *matrix, int64_t block, float *values)
+{
+    const int64_t columns = matrix->columns, units = (columns + EK_UNIT - 1) / EK_UNIT, group = matrix->group;
+    const int64_t groups = columns / group, left = matrix->rows - block * EK_BLOCK;
+    const int64_t rows = left < EK_BLOCK ? left : EK_BLOCK;
+    uint8_t codes[EK_BLOCK][EK_UNIT];
+    for (int64_t first = 0; first < columns; first += EK_UNIT) {
+        const int64_t end = first + EK_UNIT < columns ? first + EK_UNIT : columns;
+        const int n = end - first < group ? (int)(end - first) : (int)(group < EK_UNIT ? group : EK_UNIT);
+        unit_codes(matrix->data + (block * units + first / EK_UNIT) * matrix->bits * EK_PLANE, matrix->bits, codes);
+        for (int64_t c = first; c < end; c += n)
+            for (int64_t r = 0; r < rows; r++) {
+                const int64_t i = (block * groups + c / group) * EK_BLOCK + r;
+                const float scale = factor(matrix->scale, i, matrix->half_scales);
+                const float offset = matrix->offset != NULL ? factor(matrix->offset, i, matrix->half_scales) : 0;
+                values_of(matrix, scale, offset, codes[r] + (c - first), n, values + r * columns + c);
+            }
     }
 }

@@ -305,3 +305,38 @@ INLINE vfloat floats_of(vwords codes, const int bits, const int j)
     (void)bits;
     return __builtin_convertvector((c >> 8 * j) & 255, vfloat);
 }
+
+/* What bends an evenly spaced code: u = code * step + first, and u (u^2 bend + straight), of which all but the last
+   product is exact. Few codes are looked up in a register. */
+typedef struct {
+    vfloat step, first, bend, straight, table;
+} curve;
+
+INLINE vfloat bent(const curve *k, vfloat code)
+{
+    const vfloat u = multiply_add(code, k->step, k->first);
+    return u * multiply_add(u * u, k->bend, k->straight);
+}
+
+INLINE curve curve_of(int32_t sixteenths, const int bits)
+{
+    const float step = 2.0f / (float)(1 << bits), bend = (float)sixteenths / 16;
+    curve k = {spread_float(step), spread_float(step / 2 - 1), spread_float(bend), spread_float(1 - bend), {0}};
+    for (int i = 0; i < FLOATS; i++)
+        k.table[i] = (float)i;
+    k.table = bent(&k, k.table);
+    return k;
+}
+
+/* Code j of each row, bent. */
+INLINE vfloat bent_floats_of(const curve *k, vwords codes, const int bits, const int j)
+{
+#if defined(__AVX512F__)
+    if (bits <= 4)
+        return (vfloat)_mm512_permutexvar_ps((__m512i)((vint32)codes >> 8 * j), (__m512)k->table);
+#elif defined(__AVX2__)
+    if (bits <= 3) /* the low 3 bits of a lane choose */
+        return (vfloat)_mm256_permutevar8x32_ps((__m256)k->table, (__m256i)((vint32)codes >> 8 * j));
+#endif
+    return bent(k, floats_of(codes, bits, j));
+}

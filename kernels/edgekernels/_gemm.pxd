@@ -8,6 +8,7 @@ cdef extern from "gemm.h" nogil:
         int64_t columns
         int32_t bits
         int32_t group
+        int32_t bend
         int32_t half_scales
         const uint8_t* data
         const void* scale
@@ -34,6 +35,7 @@ cdef extern from "gemm.h" nogil:
                        uint8_t* data) noexcept
     void ek_row_codes(const ek_packed* matrix, int64_t row, uint8_t* codes) noexcept
     void ek_row_values(const ek_packed* matrix, int64_t row, float* values) noexcept
+    void ek_block_values(const ek_packed* matrix, int64_t block, float* values) noexcept
 
 
 cdef class Native:

@@ -15,6 +15,7 @@ cdef extern from "cpu.h" nogil:
 cdef enum:
     BLOCK = 16  # rows which lie interleaved
     SLICE = 64  # rows: the kernels like multiples of it
+    NOT_BENT = -1
     CHUNK = 64  # tokens whose quantised activations are kept at a time
 
 cdef const ek_gemm* LEVEL = NULL
@@ -57,6 +58,7 @@ cdef class Native:
         self.arrays = (matrix.data, matrix.scale_blocks, matrix.offset_blocks)
         self.matrix.rows, self.matrix.columns = matrix.rows, matrix.columns
         self.matrix.bits, self.matrix.group = matrix.bits, matrix.group
+        self.matrix.bend = NOT_BENT if matrix.bend is None else matrix.bend
         self.matrix.half_scales = matrix.scale_blocks.itemsize == 2
         self.matrix.data = &data[0]
         self.matrix.scale = &factors[0]
@@ -98,6 +100,15 @@ def row_values(object matrix, const int64_t[::1] rows, float[:, ::1] values):
     with nogil:
         for i in range(rows.shape[0]):
             ek_row_values(packed, rows[i], &values[i, 0])
+
+
+def values(object matrix, float[:, ::1] values):
+    """Write all values."""
+    cdef const ek_packed* packed = &native(matrix).matrix
+    cdef int64_t block
+    with nogil:
+        for block in range((packed.rows + BLOCK - 1) // BLOCK):
+            ek_block_values(packed, block, &values[block * BLOCK, 0])
 
 
 cdef void multiply_slice(const ek_gemm* level, const ek_packed* packed, const ek_tokens* tokens, const float* x,

@@ -59,6 +59,12 @@ def row_values(matrix: "PackedMatrix", rows: Indices, values: Floats) -> None:
     """Write the values (n, columns) of some rows: a float32 product and a float32 sum, each rounded."""
     codes = np.empty(values.shape, np.uint8)
     row_codes(matrix, rows, codes)
+    if matrix.bend is not None:
+        u = (2 * np.arange(1 << matrix.bits) + 1) / (1 << matrix.bits) - 1  # in float64 the grid is exact
+        grid = ((16 - matrix.bend) / 16 * u + matrix.bend / 16 * u**3).astype(np.float32)
+        with np.errstate(all="ignore"):
+            np.multiply(grid[codes], matrix.scale[rows].astype(np.float32), out=values)
+        return
     grouped = codes.reshape(len(rows), -1, matrix.group).astype(np.float32)
     scale, offset = matrix.scale, matrix.offset
     with np.errstate(all="ignore"):
@@ -67,6 +73,11 @@ def row_values(matrix: "PackedMatrix", rows: Indices, values: Floats) -> None:
         else:
             spread = grouped * scale[rows, :, None].astype(np.float32) + offset[rows, :, None].astype(np.float32)
     values[:] = spread.reshape(values.shape)
+
+
+def values(matrix: "PackedMatrix", values: Floats) -> None:
+    """Write all values (rows, columns)."""
+    row_values(matrix, np.arange(matrix.rows), values)
 
 
 def quantise_tokens(x: Floats, group: int, codes: npt.NDArray[np.int8], scale: Floats, sums: Floats) -> None:

@@ -46,23 +46,27 @@ def in_blocks(factors: Factors) -> Factors:
 class PackedMatrix:
     """A matrix (rows, columns) of low-bit codes with a scale, and perhaps an offset, for each group of columns.
 
-    value = code * scale + offset, or without offset (symmetric) value = (code - 2**(bits - 1)) * scale.
+    value = code * scale + offset, or without offset (symmetric) value = (code - 2**(bits - 1)) * scale. Where it is
+    bent, steps are small in the middle and large at the ends: value = ((1 - a) * u + a * u**3) * scale with
+    u = (2 * code + 1) / 2**bits - 1 and a = bend / 16.
 
     Attributes:
         rows, columns: shape; columns is a multiple of group.
         bits: width of a code, 1 .. 8.
-        group: columns which share a scale: 16, 32, 64, 128 or 256.
+        group: columns which share a scale: 16, 32, 64, 128 or 256; all of them where it is bent.
+        bend: None, or 0 .. 15 sixteenths.
         data: the codes, uint8 (bytes,), 64-byte aligned, in the kernels' layout; the same on every machine.
         scale_blocks, offset_blocks: float32 or float16 (blocks of 16 rows, groups, 16); the offset may be None.
         native: what the compiled kernels keep with it.
     """
 
-    __slots__ = ("bits", "columns", "data", "group", "native", "offset_blocks", "rows", "scale_blocks")
+    __slots__ = ("bend", "bits", "columns", "data", "group", "native", "offset_blocks", "rows", "scale_blocks")
 
     rows: int
     columns: int
     bits: int
     group: int
+    bend: int | None
     data: Bytes
     scale_blocks: Factors
     offset_blocks: Factors | None
@@ -75,12 +79,21 @@ class PackedMatrix:
         return {name: getattr(self, name) for name in self.__slots__ if name != "native"}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        self.native = None  # made again when it is used
+        self.native, self.bend = None, None  # made again when it is used; not in older ones
         for name, value in state.items():
             setattr(self, name, realigned(value) if isinstance(value, np.ndarray) else value)
 
     @classmethod
-    def from_codes(cls, codes: Bytes, bits: int, *, group: int, scale: Factors, offset: Factors | None = None) -> Self:
+    def from_codes(
+        cls,
+        codes: Bytes,
+        bits: int,
+        *,
+        group: int,
+        scale: Factors,
+        offset: Factors | None = None,
+        bend: int | None = None,
+    ) -> Self:
         """Pack codes.
 
         Args:
@@ -89,6 +102,8 @@ class PackedMatrix:
             group: columns which share a scale: 16, 32, 64, 128 or 256; divides columns.
             scale: float32 or float16 (rows, columns / group), finite; kept in its dtype.
             offset: the value of code 0, of the same dtype and shape; None if code 2**(bits - 1) means 0.
+            bend: 0 .. 15 sixteenths; then there is no offset, one group for the whole row, and columns is a multiple of
+                32. Products of a bent matrix take float activations only.
 
         Returns:
             The matrix, which shares no memory with the arguments.
@@ -103,9 +118,14 @@ class PackedMatrix:
         [-1.0, -0.5, 0.0, 0.5, 1.0]
         """
         codes = _checks.array("codes", codes, np.uint8, 2)
-        bits, group = _bits_checks.bits(bits), _matrix_checks.group(group)
+        bits = _bits_checks.bits(bits)
+        if bend is None:
+            group = _matrix_checks.group(group)
+        else:
+            bend, group = _matrix_checks.bent("codes", bend, codes.shape, group, offset)
         rows, columns = _matrix_checks.shape("codes", codes.shape, group)
         matrix = object.__new__(cls)
+        matrix.bend = bend
         matrix.rows, matrix.columns, matrix.bits, matrix.group, matrix.native = rows, columns, bits, group, None
         factors = (rows, columns // group)
         matrix.scale_blocks = in_blocks(_matrix_checks.factors("scale", scale, factors))
@@ -218,6 +238,7 @@ class PackedMatrix:
 
     def __repr__(self) -> str:
         kind = "symmetric" if self.symmetric else "affine"
+        kind = kind if self.bend is None else f"bent {self.bend}/16"
         return f"<PackedMatrix {self.rows} x {self.columns}, {self.bits} bits, group {self.group}, {kind}>"
 
     def codes(self) -> Bytes:
@@ -228,7 +249,9 @@ class PackedMatrix:
 
     def dequantise(self) -> Floats:
         """All values, float32 (rows, columns): a product and a sum, each rounded to float32, the same everywhere."""
-        return self.gather(np.arange(self.rows))
+        values = np.empty((self.rows, self.columns), np.float32)
+        _select.active_gemm.values(self, values)
+        return values
 
     def gather(self, rows: npt.NDArray[np.int64], *, out: Floats | None = None) -> Floats:
         """Values of some rows, such as embeddings.
@@ -295,6 +318,8 @@ def matmul(
         bias = _matrix_checks.bias(bias, matrix.rows)
     if activations not in ("int8", "float"):
         raise ValueError(f"activations is {activations!r}; pass 'int8' or 'float'")
+    if matrix.bend is not None and activations == "int8":
+        raise ValueError("activations is 'int8', but bent codes are no multiples of a step; pass 'float'")
     if num_threads != 1:
         num_threads = _checks.num_threads(num_threads)
     y = _bits_checks.output("out", out, (len(x), matrix.rows), np.float32, x, bias)

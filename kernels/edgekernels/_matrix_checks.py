@@ -8,6 +8,9 @@ import numpy.typing as npt
 from edgekernels import _bits_checks, _checks
 
 GROUPS = (16, 32, 64, 128, 256)
+UNIT = 32
+"""Columns of a unit; a bent matrix has whole ones."""
+MOST_BEND = 15
 FACTORS = (np.dtype(np.float32), np.dtype(np.float16))
 
 
@@ -27,6 +30,22 @@ def shape(name: str, found: tuple[int, ...], group: int) -> tuple[int, int]:
     if columns % group:
         raise ValueError(f"{name} has {columns} columns, {columns % group} more than groups of {group} hold")
     return rows, columns
+
+
+def bent(name: str, value: object, found: tuple[int, ...], group: object, offset: object) -> tuple[int, int]:
+    """Insist on a bend, and on a matrix that may have one: a scale for each row of whole units, and no offsets.
+
+    Returns:
+        The bend, and the size of the only group.
+    """
+    bend = _bits_checks.integer("bend", value, 0, MOST_BEND)
+    columns = found[1]
+    if columns < UNIT or columns % UNIT or group != columns or offset is not None:
+        raise ValueError(
+            f"{name} has {columns} columns, group is {group} and offset {'given' if offset is not None else 'None'}; "
+            f"bent codes have no offset, one scale for each row (group = columns), and a multiple of {UNIT} columns"
+        )
+    return bend, columns
 
 
 def factor_type(value: npt.DTypeLike) -> np.dtype[Any]:

@@ -47,6 +47,8 @@ class GemmBackend(Protocol):
         self, matrix: "PackedMatrix", rows: npt.NDArray[np.int64], values: npt.NDArray[np.float32]
     ) -> None: ...
 
+    def values(self, matrix: "PackedMatrix", values: npt.NDArray[np.float32]) -> None: ...
+
     def multiply(
         self,
         matrix: "PackedMatrix",

@@ -9,6 +9,17 @@
 from edgekernels.decoder.cache import KVCache
 from edgekernels.decoder.config import DecoderConfig, DecoderError
 from edgekernels.decoder.model import Decoder, load_decoder
+from edgekernels.decoder.reduce import reduced
 from edgekernels.decoder.weights import Layer, Linear, Weights
 
-__all__ = ["Decoder", "DecoderConfig", "DecoderError", "KVCache", "Layer", "Linear", "Weights", "load_decoder"]
+__all__ = [
+    "Decoder",
+    "DecoderConfig",
+    "DecoderError",
+    "KVCache",
+    "Layer",
+    "Linear",
+    "Weights",
+    "load_decoder",
+    "reduced",
+]

@@ -56,6 +56,8 @@ def _matrix(name: str, value: Any, shape: tuple[int, int]) -> None:
         _floats(name, value, shape)
     elif (value.rows, value.columns) != shape:
         raise DecoderError(f"{name} has shape {(value.rows, value.columns)}; {shape} is needed")
+    elif value.bend is not None:
+        raise DecoderError(f"{name} is bent; the decoder's products need evenly spaced codes")
 
 
 def _floats(name: str, value: Any, shape: tuple[int, ...]) -> None:
