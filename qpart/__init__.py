@@ -11,6 +11,10 @@ with Device("tcp://server:5555", server_key="server.key", keys="keys", model="re
 
 from __future__ import annotations
 
+import importlib
+from typing import TYPE_CHECKING, Any
+
+from qpart.drift import DriftLimits
 from qpart.errors import (
     ArtefactError,
     Infeasible,
@@ -27,14 +31,24 @@ from qpart.messages import Planned
 from qpart.plan import Plan
 from qpart.profile import Channel, DeviceProfile, Request, ServerProfile, Weights
 from qpart.run.cache import PieceCache
-from qpart.run.device import Device, Traffic
+from qpart.run.device import Device
+from qpart.run.stream import InferStream
+from qpart.run.traffic import Traffic
+
+if TYPE_CHECKING:
+    from qpart.run.aio import AsyncDevice
+
+_LAZY = {"AsyncDevice": "qpart.run.aio"}  # asyncio costs a device script more than all the rest
 
 __all__ = [
     "ArtefactError",
+    "AsyncDevice",
     "Channel",
     "Device",
     "DeviceProfile",
+    "DriftLimits",
     "Infeasible",
+    "InferStream",
     "PieceCache",
     "Plan",
     "Planned",
@@ -51,3 +65,15 @@ __all__ = [
     "UnsupportedModel",
     "Weights",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _LAZY:
+        raise AttributeError(f"module 'qpart' has no attribute {name!r}")
+    found = getattr(importlib.import_module(_LAZY[name]), name)
+    globals()[name] = found
+    return found
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_LAZY})

@@ -17,15 +17,18 @@ import numpy.typing as npt
 
 from edgebus.files import write_whole
 from qpart import sizes
+from qpart.effort import Effort
 from qpart.errors import ArtefactError, QpartError
 from qpart.inputs import as_float
 from qpart.messages import MAX_NAME
 from qpart.network import Network, Parameters
-from qpart.pieces import ID_BYTES, content_id
+from qpart.noise import Law
+from qpart.pieces import ADDRESS_BYTES, content_id
 from qpart.quantiser import MOST, Floats, Range
 from qpart.tables import WIDTHS, Tables
+from qpart.verify import PatternKey
 
-FORMAT = 1
+FORMAT = 2
 _KEY = "qpart"
 
 
@@ -38,11 +41,59 @@ class Shrink(msgspec.Struct, frozen=True):
 
 
 class Trial(msgspec.Struct, frozen=True):
-    """One random pattern of the budget map: predicted noise, noise as a whole, predictions that changed."""
+    """One random pattern of the budget map.
+
+    Attributes:
+        psi: predicted noise, the sum over its tensors.
+        joint_psi: noise as a whole.
+        changed: predictions that changed, of `inputs`.
+        drop: of the accuracy, where labels are known.
+    """
 
     psi: float
     joint_psi: float
     changed: int
+    inputs: int
+    drop: float | None = None
+
+    @property
+    def share(self) -> float:
+        """Of the predictions that changed."""
+        return self.changed / self.inputs
+
+
+class Verified(msgspec.Struct, frozen=True):
+    """One pattern that was run as a whole when levels were verified."""
+
+    cut: int
+    weight_bits: tuple[int, ...]
+    live_bits: tuple[int, ...]
+    psi: float
+    changed: float
+    drop: float | None = None
+
+    @property
+    def key(self) -> PatternKey:
+        """What makes it this pattern."""
+        return self.cut, self.weight_bits, self.live_bits
+
+
+class Extent(msgspec.Struct, frozen=True, kw_only=True):
+    """How much was run.
+
+    Attributes:
+        effort: inputs and patterns of each stage.
+        row_inputs: inputs of the longest row of the noise table, which ends early where noise is known well enough.
+        rows: tensors that were measured alone.
+        row_forwards: inputs times widths of all rows together.
+        accuracy: share of the calibration inputs that the model answers rightly; None without labels.
+    """
+
+    effort: Effort
+    row_inputs: int
+    rows: int
+    row_forwards: int
+    accuracy: float | None = None
 
 
 class Record(msgspec.Struct, frozen=True, kw_only=True):
@@ -57,6 +108,10 @@ class Record(msgspec.Struct, frozen=True, kw_only=True):
     shrink: tuple[Shrink, ...]
     trials: tuple[Trial, ...]
     seed: int
+    weight_laws: dict[int, Law]
+    value_laws: dict[int, Law]
+    verified: tuple[Verified, ...]
+    extent: Extent
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,13 +123,17 @@ class Artefact:
         tables: for the planner.
         parameters: full precision, by node.
         ranges: of every value that may travel, at each of `WIDTHS`.
-        piece_ids: address of every layer's piece at each of `WIDTHS`.
+        piece_ids: address of every layer's piece that takes it to each of `WIDTHS`; empty where there is none.
         inputs: calibration inputs (n, *input_shape), float32 or uint8 pixels.
         logits: the model's answers to them, float32 (n, classes).
         margin: half the mean squared margin of these.
         shrink: by (cut, index of level).
         trials: what the budget map was fitted to.
         seed: of the random patterns.
+        weight_laws: the law of noise fitted to every weight, by node: a fast bound, never a decision.
+        value_laws: likewise of every value that may travel, where it first may.
+        verified: patterns of the levels that were run as a whole.
+        extent: how much was run.
         model_id: hash of the file; empty before it is written.
     """
 
@@ -89,11 +148,21 @@ class Artefact:
     shrink: Mapping[tuple[int, int], float]
     trials: tuple[Trial, ...]
     seed: int
+    weight_laws: Mapping[int, Law]
+    value_laws: Mapping[int, Law]
+    verified: tuple[Verified, ...]
+    extent: Extent
     model_id: bytes = field(default=b"")
 
     @property
     def network(self) -> Network:
         return self.tables.network
+
+    def known(self) -> dict[PatternKey, Verified]:
+        """What need not be run again: patterns that were verified on all inputs."""
+        if self.extent.effort.verify_inputs < len(self.inputs):
+            return {}
+        return {one.key: one for one in self.verified}
 
     @property
     def num_classes(self) -> int:
@@ -122,6 +191,10 @@ def save(artefact: Artefact, path: Path) -> Artefact:
         shrink=tuple(Shrink(cut, level, factor) for (cut, level), factor in sorted(artefact.shrink.items())),
         trials=artefact.trials,
         seed=artefact.seed,
+        weight_laws=dict(artefact.weight_laws),
+        value_laws=dict(artefact.value_laws),
+        verified=artefact.verified,
+        extent=artefact.extent,
     )
     arrays = {"inputs": artefact.inputs, "logits": artefact.logits}
     for node, (weight, bias) in artefact.parameters.items():
@@ -190,6 +263,10 @@ def _checked(record: Record, arrays: dict[str, npt.NDArray[Any]], model_id: byte
         shrink={(s.cut, s.level): s.factor for s in record.shrink},
         trials=record.trials,
         seed=record.seed,
+        weight_laws=record.weight_laws,
+        value_laws=record.value_laws,
+        verified=record.verified,
+        extent=record.extent,
         model_id=model_id,
     )
 
@@ -202,8 +279,12 @@ def _check_record(record: Record) -> None:
     rows = (*record.ranges.values(), *record.piece_ids.values())
     if not complete or any(len(row) != len(WIDTHS) for row in rows):
         raise ValueError("ranges or addresses are missing")
-    if any(len(address) != ID_BYTES for row in record.piece_ids.values() for address in row):
-        raise ValueError("an address has another length")
+    for node, row in record.piece_ids.items():
+        if any(
+            len(address) != (ADDRESS_BYTES if size else 0)
+            for address, size in zip(row, tables.piece_bytes[node], strict=True)
+        ):
+            raise ValueError("an address has another length")
     if not all(0 <= scale <= MOST and abs(offset) <= MOST for row in record.ranges.values() for scale, offset in row):
         raise ValueError("a range is no range of float32")
     if not 0 < record.margin < inf or not 1 <= len(record.name) <= MAX_NAME:
@@ -211,6 +292,10 @@ def _check_record(record: Record) -> None:
     cuts, levels = network.num_nodes + 1, len(tables.levels)
     if not all(0 <= s.cut < cuts and 0 <= s.level < levels and 0 <= s.factor <= 1 for s in record.shrink):
         raise ValueError("a shrunk budget is out of range")
+    if set(record.weight_laws) != set(network.parametric) or set(record.value_laws) != live:
+        raise ValueError("laws are missing")
+    if not record.trials or any(not 0 <= trial.changed <= trial.inputs or not trial.inputs for trial in record.trials):
+        raise ValueError("random patterns are missing or impossible")
     if any(getattr(tables, field) != found for field, found in sizes.all_sizes(network)._asdict().items()):
         raise ValueError("sizes are not those of this version")
 

@@ -5,33 +5,44 @@ Labels are not needed: an accuracy drop is bounded by the share of predictions t
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from hashlib import blake2b
+from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 import numpy.typing as npt
 import torch
 
-from qpart import noise, sizes
-from qpart.artefact import Artefact, Trial
+import qpart
+from qpart import confidence, noise, sizes
+from qpart import effort as efforts
+from qpart.artefact import Artefact, Extent, Trial
+from qpart.effort import Effort
 from qpart.errors import RequestError, UnsupportedModel
+from qpart.executors import patterns, sensitivity
+from qpart.executors.patterns import Data, Labels
 from qpart.executors.simulator import Simulator, fit_ranges
 from qpart.executors.with_torch import TorchExecutor
 from qpart.inputs import as_float
+from qpart.journal import Journal
 from qpart.network import INPUT, Network, Parameters
-from qpart.pieces import content_id, encode_piece
+from qpart.pieces import addresses_of, encode_pieces
 from qpart.quantiser import Floats
-from qpart.tables import WIDTHS, Tables
-from qpart.verify import Measure, verify_levels
+from qpart.stages import PATTERNS, PREPARING, ROWS, VERIFYING, Progress, Stages
+from qpart.tables import Tables
+from qpart.verify import Measure
+
+log = logging.getLogger(__name__)
 
 LEVELS = (0.0025, 0.005, 0.01, 0.02, 0.03, 0.05, 0.1)
 """Accuracy drops for which patterns are verified."""
 _CHUNK, _CHUNK_BYTES = 250, 1 << 28
 _RANGE_INPUTS, _RANGE_ITEMS = 128, 1 << 18
-_SHARES = (0.05, 0.45, 0.25, 0.25)  # of the time: ranges and addresses, noise, trials, verifying
-
-Progress = Callable[[float], None]
-PsiPerWidth = tuple[float, ...]
+_OTHER_CODE = {"cli", "demo", "profiles", "run"}  # measures nothing
 
 
 def calibrate(
@@ -40,68 +51,89 @@ def calibrate(
     inputs: npt.NDArray[Any],
     *,
     name: str,
+    labels: Labels | None = None,
     levels: Sequence[float] = LEVELS,
-    num_patterns: int = 200,
-    noise_inputs: int = 1000,
+    num_patterns: int | None = None,
+    noise_inputs: int | None = None,
+    effort: float = 1.0,
     seed: int = 0,
     device: str = "cpu",
-    progress: Progress = lambda share: None,
+    partial: Path | None = None,
+    progress: Progress = lambda stage, share: None,
 ) -> Artefact:
     """Measure everything that planning needs.
 
     Args:
         network, parameters: from `qpart.graph`.
         inputs: (n, *input_shape), float32 or uint8 pixels, like those that will come and none of the training set;
-            1,000 or more are advised.
+            1,000 or more are advised, and fewer said to make the promise weaker (a warning of the log, once).
         name: how a server will offer the model.
+        labels: (n,) classes of the inputs; only to report how much accuracy patterns lose, nothing is decided by them.
         levels: accuracy drops to verify patterns for, ascending in (0, 1).
-        num_patterns: random patterns for the budget map.
-        noise_inputs: how many of the inputs measure single tensors; the others count for predictions only.
+        num_patterns: random patterns for the budget map; None for 200, or fewer of a large network.
+        noise_inputs: how many inputs measure single tensors at most; None for 1,000, or fewer of a large network.
+        effort: times the work that a large network gets (see `qpart.effort`).
         seed: of the random patterns.
         device: torch's name of where to compute.
-        progress: called with the share that is done, 0 .. 1.
+        partial: file for results on the way: the same call goes on where a killed one was. It stays:
+            remove it once the artefact is saved.
+        progress: called with the stage's name and the share of all work that is done.
 
     Raises:
         UnsupportedModel: the model has no margins, or numbers that the quantiser cannot take.
         ShapeMismatch: inputs of another shape.
-        RequestError: too few inputs or patterns.
+        RequestError: too few inputs or patterns, other labels than inputs, or another process at work on `partial`.
     """
-    if len(inputs) < 100 or num_patterns < 20:
-        raise RequestError(f"{len(inputs)} inputs and {num_patterns} patterns are given; give 100 and 20 or more")
-    numbers = as_float(inputs, network.input_shape)
-    stages = _stages(progress)
-    full = TorchExecutor(network.nodes, parameters, device)
-    ranges = fit_ranges(_samples(network, full, numbers[: _fitting(network, _RANGE_INPUTS)]))
-    piece_ids = {
-        node: tuple(content_id(encode_piece(parameters[node], bits)) for bits in WIDTHS) for node in network.parametric
-    }
-    simulator = Simulator(network, parameters, ranges, device)
-    logits = _answers(network, full, numbers)
-    margin = noise.squared_margin(logits)
-    next(stages)(1.0)
-    weight_psi, live_psi = _psi_tables(simulator, numbers[:noise_inputs], margin, next(stages))
-    trials = _trials(simulator, weight_psi, live_psi, numbers, logits, margin, num_patterns, seed, next(stages))
-    tables = Tables(
+    _check(inputs, labels, num_patterns)
+    if weaker := confidence.doubt(len(inputs)):
+        log.warning("calibrating %s: %s", name, weaker)
+    numbers, row_work = as_float(inputs, network.input_shape), sensitivity.row_work(network)
+    chosen = efforts.choose(
+        network, row_work, len(numbers), len(levels),
+        effort=effort, num_patterns=num_patterns, noise_inputs=noise_inputs,
+    )  # fmt: skip
+    stages = Stages(network, parameters, len(numbers), sum(row_work), chosen, progress)
+    key = _key(network, parameters, inputs, labels, (name, tuple(levels), chosen, seed, device))
+    with Journal(partial, key) as journal:
+        ranges, piece_ids, data = _prepared(network, parameters, numbers, labels, device, journal, stages)
+        simulator = Simulator(network, parameters, ranges, device)
+        found = sensitivity.measure(simulator, numbers[: chosen.noise_inputs], data.margin, journal, stages.of(ROWS))
+        trials = patterns.run_random(simulator, found, data, chosen, seed, journal, stages.of(PATTERNS))
+        tables = _tables(network, found, trials, levels)
+        shrink, verified = patterns.run_verified(simulator, tables, data, chosen, journal, stages.of(VERIFYING))
+    return Artefact(
+        name=name, tables=tables, parameters=parameters, ranges=ranges, piece_ids=piece_ids, inputs=inputs,
+        logits=data.logits, margin=data.margin, shrink=shrink, trials=trials, seed=seed, verified=verified,
+        weight_laws={node: noise.law_of(psi) for node, psi in found.weight_psi.items()},
+        value_laws={
+            value: noise.law_of(found.live_psi[cut][value])
+            for value, cut in sensitivity.first_values(network).items()
+        },
+        extent=_extent(found, chosen, data),
+    )  # fmt: skip
+
+
+def _tables(network: Network, found: sensitivity.Found, trials: Sequence[Trial], levels: Sequence[float]) -> Tables:
+    """What planning reads."""
+    return Tables(
         network=network,
-        weight_psi=weight_psi,
-        live_psi=live_psi,
+        weight_psi=found.weight_psi,
+        live_psi=found.live_psi,
         **sizes.all_sizes(network)._asdict(),
-        budget=noise.fit_budget([t.psi for t in trials], [t.changed for t in trials], len(numbers)),
+        budget=noise.fit_budget([t.psi for t in trials], [t.changed for t in trials], trials[0].inputs),
         levels=tuple(levels),
     )
-    shrink = verify_levels(tables, measure(simulator, numbers, logits, margin), next(stages))
-    return Artefact(
-        name=name,
-        tables=tables,
-        parameters=parameters,
-        ranges=ranges,
-        piece_ids=piece_ids,
-        inputs=inputs,
-        logits=logits,
-        margin=margin,
-        shrink=shrink,
-        trials=trials,
-        seed=seed,
+
+
+def _extent(found: sensitivity.Found, chosen: Effort, data: Data) -> Extent:
+    """How much was run."""
+    accuracy = None if data.labels is None else noise.num_right(data.logits, data.labels) / len(data.labels)
+    return Extent(
+        effort=chosen,
+        row_inputs=found.spent.inputs,
+        rows=found.spent.rows,
+        row_forwards=found.spent.forwards,
+        accuracy=accuracy,
     )
 
 
@@ -110,12 +142,72 @@ def measure(simulator: Simulator, inputs: Floats, logits: Floats, margin: float)
     return lambda p: simulator.joint(p.cut, p.weight_bits, p.live_bits, inputs, logits, margin)
 
 
-def _stages(progress: Progress) -> Iterator[Progress]:
-    """For each stage, how it reports its own share."""
-    done = 0.0
-    for share in _SHARES:
-        yield lambda part, start=done, width=share: progress(start + width * part)  # type: ignore[misc]
-        done += share
+def _check(inputs: npt.NDArray[Any], labels: Labels | None, num_patterns: int | None) -> None:
+    if len(inputs) < 100 or (num_patterns is not None and num_patterns < 20):
+        patterns = "" if num_patterns is None else f" and {num_patterns} patterns"
+        raise RequestError(f"{len(inputs)} inputs{patterns} are given; give 100 inputs and 20 patterns or more")
+    if labels is not None and labels.shape != (len(inputs),):
+        raise RequestError(f"labels have shape {labels.shape}; give one for each of the {len(inputs)} inputs")
+
+
+def _key(
+    network: Network,
+    parameters: Mapping[int, Parameters],
+    inputs: npt.NDArray[Any],
+    labels: Labels | None,
+    options: tuple[object, ...],
+) -> bytes:
+    """Hash of everything that results depend on: model, inputs, options and our code."""
+    digest = blake2b(digest_size=16)
+    digest.update(msgspec.msgpack.encode((network, options, inputs.shape, str(inputs.dtype))))
+    arrays = [inputs, *([] if labels is None else [labels])]
+    arrays += [array for p in parameters.values() for array in p if array is not None]
+    for array in arrays:
+        digest.update(np.ascontiguousarray(array).data)
+    code = (file for folder in qpart.__path__ for file in Path(folder).rglob("*.py"))
+    for file in sorted(file for file in code if file.parent.name not in _OTHER_CODE):
+        digest.update(file.read_bytes())
+    return digest.digest()
+
+
+def _prepared(
+    network: Network,
+    parameters: Mapping[int, Parameters],
+    numbers: Floats,
+    labels: Labels | None,
+    device: str,
+    journal: Journal,
+    stages: Stages,
+) -> tuple[dict[int, Any], dict[int, tuple[bytes, ...]], Data]:
+    """Ranges of what travels, addresses of the pieces, and the answers of full precision."""
+    progress = stages.of(PREPARING)
+    full = TorchExecutor(network.nodes, parameters, device)
+    ranges = fit_ranges(_samples(network, full, numbers[: _fitting(network, _RANGE_INPUTS)]))
+    logits = _answers(network, full, numbers)
+    data = Data(numbers, logits, noise.squared_margin(logits), labels)
+    progress(0.2)
+    return ranges, _piece_ids(network, parameters, journal, lambda share: progress(0.2 + 0.8 * share)), data
+
+
+def _piece_ids(
+    network: Network, parameters: Mapping[int, Parameters], journal: Journal, progress: Callable[[float], None]
+) -> dict[int, tuple[bytes, ...]]:
+    """Addresses of every layer's pieces, two layers at a time: quantising is numpy, which lets others run meanwhile."""
+
+    def addresses(node: int) -> tuple[bytes, ...]:
+        name = f"pieces {node}"
+        known = journal.recall(name, tuple[bytes, ...])
+        if known is None:
+            known = addresses_of(encode_pieces(parameters[node]))
+        return known
+
+    found = {}
+    with ThreadPoolExecutor(max(1, torch.get_num_threads())) as pool:
+        for node, ids in zip(network.parametric, pool.map(addresses, network.parametric), strict=True):
+            found[node] = ids
+            journal.keep(f"pieces {node}", ids)
+            progress(len(found) / len(network.parametric))
+    return found
 
 
 def _fitting(network: Network, count: int) -> int:
@@ -139,76 +231,3 @@ def _answers(network: Network, full: TorchExecutor, inputs: Floats) -> Floats:
     if not np.isfinite(logits).all():
         raise UnsupportedModel("the model answers with numbers that are not finite; check inputs and weights")
     return logits
-
-
-def _psi_tables(
-    simulator: Simulator, inputs: Floats, margin: float, progress: Progress
-) -> tuple[dict[int, PsiPerWidth], tuple[dict[int, PsiPerWidth], ...]]:
-    """Noise of every weight and of every value at every cut, one tensor quantised at a time."""
-    network, last = simulator.network, simulator.network.num_nodes
-    readers = _readers(network)
-    weight_errors = {node: np.zeros(len(WIDTHS)) for node in network.parametric}
-    live_errors = {reader: np.zeros(len(WIDTHS)) for reader in set(readers.values())}
-    chunk = _fitting(network, _CHUNK)
-    with torch.inference_mode():
-        for start in range(0, len(inputs), chunk):
-            part = {INPUT: torch.from_numpy(inputs[start : start + chunk]).to(simulator.executor.device)}
-            values = simulator.executor.run(part, 0, last, range(last + 1))
-            reference = values[last].cpu().numpy()
-            for node, errors in weight_errors.items():
-                given = {value: values[value] for value in network.live[node]}
-                for i, bits in enumerate(WIDTHS):
-                    replaced = {node: simulator.weight(node, bits)}
-                    found = simulator.executor.run(given, node, last, [last], replaced)[last]
-                    errors[i] += noise.squared_error(found.cpu().numpy(), reference)
-            for (value, first), errors in live_errors.items():
-                given = {other: values[other] for other in network.live[first]}
-                for i, bits in enumerate(WIDTHS):
-                    given[value] = simulator.round_trip(value, bits, values[value])
-                    found = simulator.executor.run(given, first, last, [last])[last]
-                    errors[i] += noise.squared_error(found.cpu().numpy(), reference)
-            progress(min(1.0, (start + chunk) / len(inputs)))
-    scale = len(inputs) * margin
-    weight_psi = {node: tuple((errors / scale).tolist()) for node, errors in weight_errors.items()}
-    psi = {reader: tuple((errors / scale).tolist()) for reader, errors in live_errors.items()}
-    live_psi = tuple({value: psi[readers[cut, value]] for value in live} for cut, live in enumerate(network.live))
-    return weight_psi, live_psi
-
-
-def _readers(network: Network) -> dict[tuple[int, int], tuple[int, int]]:
-    """For every (cut, value): (value, first node that reads it from there on), on which alone its noise depends."""
-    return {
-        (cut, value): (value, next(i for i in range(cut, network.num_nodes) if value in network.nodes[i].inputs))
-        for cut, live in enumerate(network.live)
-        for value in live
-    }
-
-
-def _trials(
-    simulator: Simulator,
-    weight_psi: Mapping[int, PsiPerWidth],
-    live_psi: Sequence[Mapping[int, PsiPerWidth]],
-    inputs: Floats,
-    logits: Floats,
-    margin: float,
-    num_patterns: int,
-    seed: int,
-    progress: Progress,
-) -> tuple[Trial, ...]:
-    """Random mixed patterns: summed noise of their tensors against what they do together."""
-    network, random = simulator.network, np.random.default_rng(seed)
-    trials = []
-    for k in range(num_patterns):
-        cut = int(random.integers(network.num_nodes + 1))
-        nodes, live = [i for i in network.parametric if i < cut], network.live[cut]
-        centre = random.integers(len(WIDTHS))
-        drawn = np.clip(centre + random.integers(-2, 3, len(nodes) + len(live)), 0, len(WIDTHS) - 1).tolist()
-        of_weights, of_live = drawn[: len(nodes)], drawn[len(nodes) :]
-        psi = sum(weight_psi[node][i] for node, i in zip(nodes, of_weights, strict=True))
-        psi += sum(live_psi[cut][value][i] for value, i in zip(live, of_live, strict=True))
-        joint = simulator.joint(
-            cut, [WIDTHS[i] for i in of_weights], [WIDTHS[i] for i in of_live], inputs, logits, margin
-        )
-        trials.append(Trial(float(psi), joint.psi, round(joint.changed * len(inputs))))
-        progress((k + 1) / num_patterns)
-    return tuple(trials)

@@ -43,12 +43,18 @@ def closed_form(
     """
     nodes, live = tables.network.parametric[: tables.num_weights(cut)], tables.network.live[cut]
     psi = [tables.weight_psi[i] for i in nodes] + [tables.live_psi[cut][v] for v in live]
-    slopes = [down_weight * _bytes_per_bit(tables.weight_bytes[i]) for i in nodes]
-    slopes += [up_weight * _bytes_per_bit(tables.live_bytes[cut][v]) for v in live]
     alpha, scales = fit_law(psi)
-    bits = [ceil(b - 1e-9) for b in real_widths(scales, np.array(slopes), alpha, budget)]
+    slopes = bit_slopes(tables, cut, down_weight, up_weight)
+    bits = [ceil(b - 1e-9) for b in real_widths(scales, slopes, alpha, budget)]
     pattern = evaluate(tables, cut, bits[: len(nodes)], bits[len(nodes) :])
     return ClosedForm(pattern, pattern.psi <= budget)
+
+
+def bit_slopes(tables: Tables, cut: int, down_weight: float, up_weight: float) -> Floats:
+    """(tensors,) what one bit more costs, of the weights first and then of the live values."""
+    nodes, live = tables.network.parametric[: tables.num_weights(cut)], tables.network.live[cut]
+    slopes = [down_weight * _bytes_per_bit(tables.weight_bytes[i]) for i in nodes]
+    return np.array(slopes + [up_weight * _bytes_per_bit(tables.live_bytes[cut][v]) for v in live])
 
 
 def fit_law(psi: Sequence[Sequence[float]]) -> tuple[float, Floats]:

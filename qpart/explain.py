@@ -7,7 +7,9 @@ from collections.abc import Sequence
 
 from qpart.plan import CutRow, Plan
 
-HEADER = ["cut", "after", "weights", "sent", "down", "up", "device", "channel", "server", "energy", "U", ""]
+MOVES = ("weights", "sent", "down", "up", "memory")
+COSTS = ("device", "channel", "server", "energy", "price", "U")
+HEADER = ["cut", "after", *MOVES, *COSTS, ""]
 WHY_NOT = {"accuracy": "not accurate enough", "memory": "not enough memory", "raw_input_stays": "shows the input"}
 MAX_WIDTHS_SHOWN = 12
 
@@ -27,10 +29,12 @@ def _cells(row: CutRow, chosen: bool) -> list[str]:
         widths(row.live_bits),
         size(row.download_bytes),
         size(row.up_bytes),
+        size(row.memory_bytes),
         seconds(row.device_time_s),
         seconds(row.channel_time_s),
         seconds(row.server_time_s),
-        f"{row.energy_j:.3g} J",
+        joules(row.energy_j),
+        f"{row.price:.3g}",
         f"{row.objective:.4g}",
         "chosen" if chosen else "",
     ]
@@ -115,6 +119,32 @@ def seconds(time_s: float) -> str:
     >>> seconds(0.0), seconds(0.0000123), seconds(0.25), seconds(12.0)
     ('0 s', '12.3 us', '250 ms', '12 s')
     """
-    if time_s == 0 or time_s >= 1:
-        return f"{time_s:.3g} s"
-    return f"{time_s * 1e3:.3g} ms" if time_s >= 1e-3 else f"{time_s * 1e6:.3g} us"
+    return _with_prefix(time_s, "s")
+
+
+def joules(energy_j: float) -> str:
+    """Energy, shortened.
+
+    >>> joules(0.0), joules(0.0000123), joules(0.25), joules(12.0)
+    ('0 J', '12.3 uJ', '250 mJ', '12 J')
+    """
+    return _with_prefix(energy_j, "J")
+
+
+def _with_prefix(number: float, unit: str) -> str:
+    for factor, prefix in ((1.0, ""), (1e-3, "m"), (1e-6, "u")):
+        if number >= factor or number == 0:
+            return f"{number / factor:.3g} {prefix}{unit}"
+    return f"{number / 1e-9:.3g} n{unit}"
+
+
+def rate(bits_per_s: float) -> str:
+    """A rate, shortened.
+
+    >>> rate(800.0), rate(12_300.0), rate(5e6)
+    ('800 bit/s', '12.3 kbit/s', '5 Mbit/s')
+    """
+    for factor, prefix in ((1e6, "M"), (1e3, "k")):
+        if bits_per_s >= factor:
+            return f"{bits_per_s / factor:.3g} {prefix}bit/s"
+    return f"{bits_per_s:.3g} bit/s"

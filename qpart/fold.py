@@ -1,80 +1,46 @@
-"""From the steps read out of a graph to a network: fold, name, number, check."""
+"""From the steps read out of a graph to a network: rewrite, name, number, check."""
 
 from __future__ import annotations
 
-from collections import Counter
-from dataclasses import replace
-
-import msgspec
 import numpy as np
 
-from qpart.aten import PerChannel, Step, Value
-from qpart.errors import UnknownOperation, UnsupportedModel
-from qpart.network import INPUT, MAX_NODES, Network, Node, Parameters
-from qpart.ops import Add, AnyOp, Conv2d, Linear, Shape
+from qpart import rewrite
+from qpart.aten import PerChannel, Step, Steps, Value
+from qpart.errors import ShapeMismatch, UnsupportedModel
+from qpart.network import MAX_NODES, Network, Node, Parameters
+from qpart.ops import Add, AddConstant, AnyOp, Mul, MulConstant, Shape
 
 MAX_NAME = 64
 
 
 def assemble(input_shape: Shape, steps: list[Step], output: Value) -> tuple[Network, dict[int, Parameters]]:
-    """Make a network of steps in topological order, all of which the output depends on.
+    """Make a network of steps in topological order.
 
     Returns:
         The network, its last node being the output, and the parameters by node index.
 
     Raises:
-        UnknownOperation: a batch norm, or a bias by hand, that cannot be folded.
         UnsupportedModel: too many nodes, or parameters that are not finite.
     """
-    folded, ids = _fold(steps, output)
-    if len(folded) > MAX_NODES:
-        raise UnsupportedModel(f"the model has {len(folded)} nodes, at most {MAX_NODES} are possible")
+    made = rewrite.simplified(input_shape, steps, output.id)
+    if not made.steps:
+        raise UnsupportedModel("the model's output is not computed from its input")
+    if len(made.steps) > MAX_NODES:
+        raise UnsupportedModel(f"the model has {len(made.steps)} nodes, at most {MAX_NODES} are possible")
     nodes, parameters, names = [], {}, _Names()
-    for i, step in enumerate(folded):
+    for i, step in enumerate(made.steps):
         assert not isinstance(step.op, PerChannel)
-        inputs = tuple(ids[value] for value in step.inputs)
-        nodes.append(Node(step.op, inputs, names.next(step, inputs)))
+        nodes.append(Node(step.op, step.inputs, names.next(step, step.inputs)))
         if step.weight is not None:
             parameters[i] = _parameters(step, nodes[-1].name)
-    assert ids[output.id] == len(nodes), "the output depends on every step, so it is the last"
-    return Network(input_shape, tuple(nodes)), parameters
+    return _checked(input_shape, tuple(nodes), made), parameters
 
 
-def _fold(steps: list[Step], output: Value) -> tuple[list[Step], dict[int, int]]:
-    """Work every scale and shift per channel into the layer before it.
-
-    Returns:
-        The steps that stay, and for every value id of before its id now.
-    """
-    uses = Counter(value for step in steps for value in step.inputs)
-    uses[output.id] += 1
-    kept: list[Step] = []
-    ids = {INPUT: INPUT}
-    for i, step in enumerate(steps):
-        if isinstance(step.op, PerChannel):
-            before = ids[step.inputs[0]]
-            foldable = (
-                before != INPUT and uses[step.inputs[0]] == 1 and isinstance(kept[before - 1].op, Linear | Conv2d)
-            )
-            if not foldable:
-                raise UnknownOperation(
-                    f"batch_norm or added constant at {step.name!r} has no conv2d or linear right before it whose "
-                    "result nothing else uses, so it cannot be folded: move it behind one"
-                )
-            kept[before - 1] = _folded(kept[before - 1], step.op)
-            ids[i + 1] = before
-        else:
-            kept.append(step)
-            ids[i + 1] = len(kept)
-    return kept, ids
-
-
-def _folded(layer: Step, after: PerChannel) -> Step:
-    assert layer.weight is not None
-    assert isinstance(layer.op, Linear | Conv2d)
-    weight = layer.weight * after.scale.reshape(-1, *(1,) * (layer.weight.ndim - 1))
-    bias = after.shift if layer.bias is None else layer.bias * after.scale + after.shift
-    return replace(layer, op=msgspec.structs.replace(layer.op, bias=True), weight=weight, bias=bias)
+def _checked(input_shape: Shape, nodes: tuple[Node, ...], made: Steps) -> Network:
+    try:
+        return Network(input_shape, nodes)
+    except ShapeMismatch as error:
+        raise UnsupportedModel(f"the model has something larger than a segment may: {error}") from None
 
 
 def _parameters(step: Step, name: str) -> Parameters:
@@ -106,9 +72,11 @@ class _Names:
             count += 1
             name = f"{wanted}_{count}"
         self._used.add(name)
-        self._roots.append(root or name if step.weight is not None or isinstance(step.op, Add) else root)
+        own = step.weight is not None and not isinstance(step.op, AddConstant | MulConstant)
+        self._roots.append(root or name if own or isinstance(step.op, Add | Mul) else self._roots[inputs[0]])
         return name
 
 
 def _tag(op: AnyOp) -> str:
-    return str(op.__struct_config__.tag)
+    found = str(op.__struct_config__.tag)
+    return str(op.function) if found == "activation" else found  # type: ignore[union-attr]

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from bisect import bisect_left
 from collections.abc import Sequence
+from math import inf
 from typing import NamedTuple
 
 import numpy as np
@@ -83,6 +84,13 @@ def extend(front: Front, num_bytes: Sequence[int], psi: Sequence[float]) -> Fron
     return Front(all_bytes[order], all_psi[order], parent.astype(np.int32), chosen)
 
 
+def within(front: Front, most_psi: float) -> Front:
+    """The front without the points that are noisier than this, but for its quietest: noise only ever grows."""
+    num_left = int(np.searchsorted(front.psi[::-1], most_psi, side="right"))
+    first = len(front.psi) - max(num_left, 1)
+    return Front(front.num_bytes[first:], front.psi[first:], front.parent[first:], front.width[first:])
+
+
 def _useful_widths(num_bytes: Sequence[int], psi: Sequence[float]) -> list[int]:
     """Widths that no other width of the tensor beats, in ascending bytes."""
     useful: list[int] = []
@@ -99,14 +107,19 @@ class Chain:
         num_bytes: (tensors, widths) costs.
         psi: (tensors, widths) noise.
         known: fronts of the first prefixes, if they are known already.
+        most_psi: points with more noise are left out, but for the quietest of each front.
     """
 
     def __init__(
-        self, num_bytes: Sequence[Sequence[int]], psi: Sequence[Sequence[float]], known: Sequence[Front] = ()
+        self,
+        num_bytes: Sequence[Sequence[int]],
+        psi: Sequence[Sequence[float]],
+        known: Sequence[Front] = (),
+        most_psi: float = inf,
     ) -> None:
         self.fronts = list(known) or [start()]
         for k in range(len(self.fronts) - 1, len(psi)):
-            self.fronts.append(extend(self.fronts[-1], num_bytes[k], psi[k]))
+            self.fronts.append(within(extend(self.fronts[-1], num_bytes[k], psi[k]), most_psi))
 
     def widths(self, num_tensors: int, position: int) -> list[int]:
         """Width index of each of the first tensors at a point of their front."""
@@ -119,6 +132,6 @@ class Chain:
     def summed(self, values: Sequence[Sequence[int]]) -> list[Ints]:
         """For every front and every point on it: the sum of another (tensors, widths) table over its pattern."""
         sums = [np.zeros(1, np.int64)]
-        for front, row in zip(self.fronts[1:], values, strict=True):
+        for front, row in zip(self.fronts[1:], values, strict=False):  # the fronts may stop before the tensors do
             sums.append(sums[-1][front.parent] + np.array(row, np.int64)[front.width])
         return sums

@@ -6,6 +6,7 @@ import importlib
 import importlib.util
 import logging
 import sys
+import traceback
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
@@ -15,14 +16,17 @@ from typing import Any
 
 import torch
 
+from qpart.aten import unknown
 from qpart.errors import QpartError, UnsupportedModel
 from qpart.executors.with_torch import TorchExecutor
-from qpart.exported import Reading
+from qpart.exported import Reading, unknown_calls
 from qpart.fold import assemble
 from qpart.network import INPUT, Network, Parameters
+from qpart.ops import Embedding
 
 Traced = tuple[Network, dict[int, Parameters]]
 _NUM_COMPARED = 5  # a batch size that nobody exports with
+_MAX_DECOMPOSITIONS = 6
 TOLERANCE = 1e-4  # of the largest logit; folding and other kernels cost a few roundings
 
 
@@ -53,7 +57,9 @@ def export(module: torch.nn.Module, example: torch.Tensor) -> torch.export.Expor
             dynamic = {0: torch.export.Dim.AUTO}
             return torch.export.export(module.eval(), (example,), dynamic_shapes=(dynamic,))
     except Exception as error:
-        raise UnsupportedModel(f"torch.export cannot trace {type(module).__name__}: {_first_line(error)}") from error
+        raise UnsupportedModel(
+            f"torch.export cannot trace {type(module).__name__}{_place(error)}: {_advice(error)}{_first_line(error)}"
+        ) from error
 
 
 def from_exported(program: torch.export.ExportedProgram) -> Traced:
@@ -61,17 +67,39 @@ def from_exported(program: torch.export.ExportedProgram) -> Traced:
 
     Returns and raises as `trace` does. The result has been compared with the program on a few inputs.
     """
-    try:
-        with _quiet():
-            functional = program.run_decompositions({})  # without operations in place
-    except Exception as error:
-        raise UnsupportedModel(f"torch.export cannot rewrite the program: {_first_line(error)}") from error
-    _check_signature(functional)
+    functional = _decomposed(program)
     reading = Reading(functional)
     output = reading.read()
     network, parameters = assemble(reading.input_shape, reading.steps, output)
-    _compare(program, network, parameters)
+    _compare(program, network, parameters, reading.takes_integers)
     return network, parameters
+
+
+def _decomposed(program: torch.export.ExportedProgram) -> torch.export.ExportedProgram:
+    """The program without operations in place, and with those that are not known in terms of others, if torch can."""
+    tried: set[Any] = set()
+    table: dict[Any, Any] = {}
+    for _ in range(_MAX_DECOMPOSITIONS):
+        try:
+            with _quiet():
+                found = program.run_decompositions(table)
+        except Exception as error:
+            raise UnsupportedModel(f"torch.export cannot rewrite the program: {_first_line(error)}") from error
+        _check_signature(found)
+        left = unknown_calls(found)
+        known = torch.export.default_decompositions() if left else {}
+        table = {overload: known[overload] for overload in left if overload in known and overload not in tried}
+        if not table:
+            break
+        tried |= set(table)
+        program = found
+    if left:
+        raise unknown({_name(overload): places for overload, places in left.items()})
+    return found
+
+
+def _name(overload: Any) -> str:
+    return str(overload._schema.name.removeprefix("aten::"))
 
 
 def load_model(source: str) -> Traced:
@@ -149,6 +177,25 @@ def _first_line(error: BaseException) -> str:
     return (lines[0] if lines else type(error).__name__)[:300]
 
 
+def _place(error: BaseException) -> str:
+    """The last line of the model's own code that ran."""
+    frames = traceback.extract_tb(error.__traceback__)
+    home = str(Path(torch.__file__).parent)
+    own = [frame for frame in frames if not frame.filename.startswith((home, "<")) and frame.filename != __file__]
+    if not own:
+        return ""
+    return f" at {Path(own[-1].filename).name} line {own[-1].lineno}, {(own[-1].line or '?')[:100]!r}"
+
+
+def _advice(error: BaseException) -> str:
+    if "DataDependent" in type(error).__name__:
+        return (
+            "what it does next depends on the numbers of the input, and a plan must hold for all inputs (compute both "
+            "sides and choose with torch.where by a fixed mask, or fix the choice). "
+        )
+    return ""
+
+
 def _check_signature(program: torch.export.ExportedProgram) -> None:
     signature = program.graph_signature
     kinds = [spec.kind.name for spec in signature.input_specs]
@@ -162,13 +209,20 @@ def _check_signature(program: torch.export.ExportedProgram) -> None:
         raise UnsupportedModel(f"the model has {num_outputs} outputs, one tensor of logits is needed: wrap it")
 
 
-def _compare(program: torch.export.ExportedProgram, network: Network, parameters: dict[int, Parameters]) -> None:
+def _compare(
+    program: torch.export.ExportedProgram, network: Network, parameters: dict[int, Parameters], integers: bool
+) -> None:
     """A network that does not compute what the program computes must not leave here."""
     device = next((tensor.device for tensor in program.state_dict.values()), torch.device("cpu"))
     inputs = torch.randn(_NUM_COMPARED, *network.input_shape, generator=torch.Generator().manual_seed(0))
+    given = inputs
+    if integers:
+        rows = min((node.op.num_rows for node in network.nodes if isinstance(node.op, Embedding)), default=2)
+        given = (inputs.abs() * 1e6).long() % rows
+        inputs = given.float()
     try:
         with _quiet(), torch.no_grad():
-            right = program.module()(inputs.to(device, copy=True)).cpu()  # which some models write to
+            right = program.module()(given.to(device, copy=True)).cpu()  # which some models write to
     except Exception as error:
         raise UnsupportedModel(
             f"the model does not run for a batch of {_NUM_COMPARED}, so its code depends on the batch size it was "

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import MutableMapping
 
 import numpy as np
 import numpy.typing as npt
@@ -12,8 +13,9 @@ from qpart.executors import Executor
 from qpart.executors.with_numpy import NumpyExecutor
 from qpart.messages import Segment
 from qpart.network import INPUT, Parameters
-from qpart.pieces import Piece, content_id
+from qpart.pieces import Data, Layer, address_of
 from qpart.quantiser import Floats, Range, quantise_activation
+from qpart.segment import split_addresses
 
 
 class Head:
@@ -21,16 +23,17 @@ class Head:
 
     Args:
         segment: as received, after `qpart.segment.inspect`.
-        pieces: bytes of every piece it names, by address.
+        pieces: bytes of every piece it names, by address; each is taken out once its last layer is put together,
+            so that packed weights are not held twice.
 
     Raises:
         SegmentRejected: a piece does not match its hash, or the layer it is for.
     """
 
-    def __init__(self, segment: Segment, pieces: Mapping[bytes, bytes]) -> None:
+    def __init__(self, segment: Segment, pieces: MutableMapping[bytes, Data]) -> None:
         self.segment = segment
-        self._pieces = _open_pieces(segment, pieces)
-        self._executor: Executor = NumpyExecutor(segment.nodes, self._parameters)
+        self._layers = _put_together(segment, pieces)
+        self._executor: Executor = NumpyExecutor(segment.nodes, self._parameters, self._product)
 
     @property
     def is_whole(self) -> bool:
@@ -40,7 +43,12 @@ class Head:
     @property
     def weight_bits(self) -> tuple[int, ...]:
         """Width of every layer with weights, in order."""
-        return tuple(piece.bits for piece in self._pieces.values())
+        return tuple(layer.bits for layer in self._layers.values())
+
+    @property
+    def held_bytes(self) -> int:
+        """Bytes of the packed weights and biases in memory."""
+        return sum(layer.held_bytes for layer in self._layers.values())
 
     def run(self, inputs: Floats) -> list[npt.NDArray[np.uint8] | npt.NDArray[np.float16]]:
         """What travels for a batch of inputs (batch, *input_shape): one array for each live value, packed.
@@ -63,15 +71,25 @@ class Head:
         return self._executor.run_arrays({INPUT: inputs}, 0, len(self.segment.nodes), wanted)
 
     def _parameters(self, node: int) -> Parameters:
-        return self._pieces[node].parameters()
+        return self._layers[node].parameters()
+
+    def _product(self, node: int, x: Floats) -> Floats | None:
+        return self._layers[node].product(x)
 
 
-def _open_pieces(segment: Segment, pieces: Mapping[bytes, bytes]) -> dict[int, Piece]:
+def _put_together(segment: Segment, pieces: MutableMapping[bytes, Data]) -> dict[int, Layer]:
     parametric = [i for i, node in enumerate(segment.nodes) if node.op.weight_shape is not None]
-    opened = {}
-    for node, address in zip(parametric, segment.pieces, strict=True):
-        content = pieces[address]
-        if content_id(content) != address:
-            raise SegmentRejected(f"the piece of node {node} does not match its hash; fetch it again")
-        opened[node] = Piece(content, segment.nodes[node].op)
-    return opened
+    rows = [split_addresses(row) for row in segment.pieces]
+    uses = Counter(address for row in rows for address in row)
+    layers = {}
+    for node, row, bits in zip(parametric, rows, segment.weight_bits, strict=True):
+        own = [bytes(pieces[address]) for address in row]  # a cached file is mapped, and may change once it is checked
+        for address, content in zip(row, own, strict=True):
+            if address_of(content) != address:
+                raise SegmentRejected(f"a piece of node {node} does not match its hash; fetch it again")
+        layers[node] = Layer(own, segment.nodes[node].op, bits)
+        uses.subtract(row)
+        for address in row:
+            if not uses[address]:
+                del pieces[address]
+    return layers

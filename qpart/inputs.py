@@ -1,4 +1,4 @@
-"""Inputs of a network from files and from memory: float32 as they are, uint8 as pixels."""
+"""Inputs of a network from files and from memory: float32 as they are, uint8 as pixels, integers as tokens."""
 
 from __future__ import annotations
 
@@ -12,13 +12,15 @@ from qpart.errors import ArtefactError, ShapeMismatch
 from qpart.ops import Shape
 
 PIXEL_MAX = 255
+TOKEN_MAX = 1 << 24
 
 
 def load_inputs(path: str | Path, shape: Shape) -> NDArray[np.float32]:
     """Read inputs from a .npy file.
 
     Args:
-        path: of an array (n, *shape), or of one sample (*shape), float32 or uint8; uint8 are pixels and divided by 255.
+        path: of an array (n, *shape), or of one sample (*shape), float32, uint8, int32 or int64; uint8 are pixels
+            and divided by 255, other integers are tokens and stay what they are.
         shape: what the network takes, per sample.
 
     Returns:
@@ -46,6 +48,8 @@ def load_inputs(path: str | Path, shape: Shape) -> NDArray[np.float32]:
 
 def as_float(array: NDArray[np.generic], shape: Shape, *, name: str = "the input") -> NDArray[np.float32]:
     """Inputs in memory as a network takes them; arguments, result and errors as of `load_inputs`."""
+    if not isinstance(array, np.ndarray):
+        raise ArtefactError(f"{name} is a {type(array).__name__}, not an array: use numpy.asarray")
     if array.shape == shape:
         array = array[None]
     if array.shape[1:] != shape or array.ndim != len(shape) + 1 or not len(array):
@@ -54,15 +58,48 @@ def as_float(array: NDArray[np.generic], shape: Shape, *, name: str = "the input
         )
     if array.dtype == np.uint8:
         return array.astype(np.float32) / np.float32(PIXEL_MAX)
+    if array.dtype in (np.int32, np.int64):
+        if not bool((abs(array.astype(np.float64)) <= TOKEN_MAX).all()):
+            raise ArtefactError(f"{name} has integers beyond {TOKEN_MAX}, which float32 cannot tell apart")
+        return array.astype(np.float32)
     if array.dtype != np.float32:
         raise ArtefactError(
-            f"{name} is of {array.dtype}; float32, or uint8 for pixels, is needed: use array.astype(numpy.float32)"
+            f"{name} is of {array.dtype}; float32, uint8 for pixels, or int32 or int64 for tokens is needed: "
+            "use array.astype(numpy.float32)"
         )
     result = np.ascontiguousarray(array, np.float32)
     bad = np.flatnonzero(~np.isfinite(result).reshape(len(result), -1).all(axis=1))
     if len(bad):
         raise ArtefactError(f"{name} has numbers that are not finite in {len(bad)} samples, first in sample {bad[0]}")
     return result
+
+
+def load_labels(path: str | Path) -> NDArray[np.int64]:
+    """Read labels from a .npy file: one array (n,) of whole numbers.
+
+    Raises:
+        ArtefactError: there is no such file, or it holds something else.
+    """
+    try:
+        labels = np.load(path, allow_pickle=False)
+    except (OSError, ValueError, EOFError) as error:
+        raise ArtefactError(f"labels {path} cannot be read: {error}; write them with numpy.save") from None
+    if not isinstance(labels, np.ndarray) or labels.ndim != 1 or labels.dtype.kind not in "iu":
+        raise ArtefactError(f"labels {path} must be one array (n,) of whole numbers")
+    return labels.astype(np.int64)
+
+
+def check_labels(labels: NDArray[np.int64], num_inputs: int, num_classes: int) -> NDArray[np.int64]:
+    """Labels (n,) as they are, if they are for so many inputs and classes.
+
+    Raises:
+        ShapeMismatch: they are not.
+    """
+    if len(labels) != num_inputs:
+        raise ShapeMismatch(f"{len(labels)} labels are given for {num_inputs} inputs")
+    if len(labels) and not 0 <= int(labels.min()) <= int(labels.max()) < num_classes:
+        raise ShapeMismatch(f"labels go from {labels.min()} to {labels.max()}, the model has {num_classes} classes")
+    return labels
 
 
 def _first_line(error: BaseException) -> str:

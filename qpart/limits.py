@@ -11,9 +11,12 @@ from math import inf
 from types import MappingProxyType
 from typing import Literal, NamedTuple
 
+import numpy as np
+from numpy.typing import NDArray
+
 from qpart.errors import Infeasible
 from qpart.profile import Request
-from qpart.solve import Solver
+from qpart.solve import AnySolver, Solver
 from qpart.tables import Tables
 
 Constraint = Literal["accuracy", "memory", "raw_input_stays"]
@@ -55,6 +58,33 @@ def factor(shrink: Shrink, cut: int, level_index: int) -> float:
     return shrink.get((cut, level_index), 1.0)
 
 
+class EachCut(NamedTuple):
+    """`Allowance` of every cut: (cuts,) each."""
+
+    budget: NDArray[np.float64]
+    level: NDArray[np.float64]
+    level_index: NDArray[np.int64]
+
+
+def at_each_cut(granted: list[Allowance], num_cuts: int, shrink: Shrink) -> EachCut:
+    """What `at_cut` says of every cut, at once."""
+    rows = {one.level_index: row for row, one in enumerate(granted)}
+    left = np.ones((len(granted), num_cuts))
+    if BELOW_ALL in rows:
+        left[0] = [factor(shrink, cut, BELOW_ALL) for cut in range(num_cuts)] if shrink else 1.0
+    else:
+        for (cut, level_index), share in shrink.items():
+            if level_index in rows:
+                left[rows[level_index], cut] = share
+    budgets = np.array([one.budget for one in granted])[:, None] * left
+    best = len(granted) - 1 - np.argmax(budgets[::-1], axis=0)  # of equal ones the loosest level
+    return EachCut(
+        budgets[best, np.arange(num_cuts)],
+        np.array([one.level for one in granted])[best],
+        np.array([one.level_index for one in granted])[best],
+    )
+
+
 def at_cut(granted: list[Allowance], cut: int, shrink: Shrink) -> Allowance:
     """The largest at a cut once shrunk: a tighter level serves too, and may have been shrunk less."""
     return max(one._replace(budget=one.budget * factor(shrink, cut, one.level_index)) for one in granted)
@@ -83,9 +113,17 @@ class _Remedy(NamedTuple):
         return " and ".join([*wishes, "let the raw input travel"] if self.raw_input else wishes)
 
 
-def refusal(solver: Solver, request: Request, shrink: Shrink) -> Infeasible:
+def refusal(solver: AnySolver, request: Request, shrink: Shrink) -> Infeasible:
     """The error for a request that no cut satisfies."""
-    network, memory_bytes = solver.tables.network, request.device.memory_bytes
+    memory_bytes = request.device.memory_bytes
+    if not isinstance(solver, Solver):
+        return Infeasible(
+            f"the {solver.kind} solver finds no widths for an accuracy drop within {request.accuracy:g} and "
+            f"{memory_bytes} bytes of memory; ask the exact one",
+            constraint="accuracy",
+            nearest_accuracy=None,
+        )
+    network = solver.tables.network
     cuts = [
         _Cut(
             cut,

@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from qpart.errors import ShapeMismatch
-from qpart.ops import MAX_DIMS, MAX_TENSOR_ITEMS, AnyOp, Shape, Size
+from qpart.ops import MAX_DIMS, MAX_INPUTS, MAX_TENSOR_ITEMS, AnyOp, Shape, Size
 
 MAX_NODES = 4096
 INPUT = 0
@@ -36,7 +36,7 @@ class Node(msgspec.Struct, frozen=True, array_like=True):
     """
 
     op: AnyOp
-    inputs: Annotated[tuple[ValueId, ...], msgspec.Meta(min_length=1, max_length=2)]
+    inputs: Annotated[tuple[ValueId, ...], msgspec.Meta(min_length=1, max_length=MAX_INPUTS)]
     name: Annotated[str, msgspec.Meta(max_length=64)] = ""
 
 
@@ -67,7 +67,10 @@ class Network(msgspec.Struct, frozen=True, dict=True):
     @cached_property
     def macs(self) -> tuple[int, ...]:
         """Multiply-accumulates of every node, per sample."""
-        return tuple(node.op.macs(self.shapes[i + 1]) for i, node in enumerate(self.nodes))
+        shapes = self.shapes
+        return tuple(
+            node.op.macs(shapes[i + 1], *(shapes[value] for value in node.inputs)) for i, node in enumerate(self.nodes)
+        )
 
     @property
     def num_nodes(self) -> int:
@@ -106,13 +109,15 @@ class Network(msgspec.Struct, frozen=True, dict=True):
 
 
 def showing_input(nodes: tuple[Node, ...]) -> tuple[bool, ...]:
-    """For every value whether it shows the input: the input itself, and what is made of it without any weights.
+    """For every value whether it shows the input: the input itself, and what no weights have mixed on the way.
 
-    A ReLU of pixels is the picture, an average of it a smaller picture, and a sum with it still has it inside.
+    A ReLU of pixels is the picture, an average of it a smaller picture, and a sum with it still has it inside. So has a
+    product or an attention one of whose sides shows it. Constants, gains and tables of embeddings change nothing about
+    that: whoever has the model takes them off again.
     """
     showing = [True]
     for node in nodes:
-        showing.append(node.op.weight_shape is None and any(showing[value] for value in node.inputs))
+        showing.append(not node.op.hides_input and any(showing[value] for value in node.inputs))
     return tuple(showing)
 
 
@@ -132,6 +137,9 @@ def infer_shapes(
     Raises:
         ShapeMismatch: see `Network`.
     """
+    for value, shape in known.items():
+        if not shape or len(shape) > MAX_DIMS or min(shape) < 1 or prod(shape) > max_items:
+            raise ShapeMismatch(f"value {value} has the shape {shape}, which cannot be")
     shapes: list[Shape] = [known.get(INPUT, ())]
     available = set(known)
     for i, node in enumerate(nodes):
@@ -142,6 +150,7 @@ def infer_shapes(
         if missing:
             raise ShapeMismatch(f"{label} takes value {missing[0]}, which nothing has computed before it")
         try:
+            check_numbers(node.op)
             shapes.append(_output_shape(node.op, [shapes[value] for value in node.inputs], max_items))
         except ShapeMismatch as error:
             raise ShapeMismatch(f"{label}: {error}") from None
@@ -149,10 +158,24 @@ def infer_shapes(
     return tuple(shapes)
 
 
+def check_numbers(op: AnyOp) -> None:
+    """Refuse parameters out of their bounds, which those that came off the wire never are.
+
+    Raises:
+        ShapeMismatch: one is.
+    """
+    try:
+        msgspec.convert(msgspec.to_builtins(op), type(op))
+    except (msgspec.ValidationError, TypeError, OverflowError) as error:
+        raise ShapeMismatch(f"has parameters out of bounds: {error}") from None
+
+
 def _output_shape(op: AnyOp, inputs: list[Shape], max_items: int) -> Shape:
     shape = op.output_shape(*inputs)
     if not shape or len(shape) > MAX_DIMS:
         raise ShapeMismatch(f"makes a tensor of shape {shape}; 1 to {MAX_DIMS} dimensions are allowed")
+    if min(shape) < 1:
+        raise ShapeMismatch(f"makes a tensor of shape {shape}, which is empty")
     largest = max(prod(shape), op.scratch_items(*inputs), prod(op.weight_shape or (0,)))
     if largest > max_items:
         raise ShapeMismatch(f"holds {largest} numbers in one tensor; at most {max_items} are allowed")

@@ -8,15 +8,21 @@ Source: Zhou et al., Adaptive Quantization for Deep Neural Network, AAAI'18.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
+import msgspec
 import numpy as np
 import numpy.typing as npt
 
 from qpart.errors import UnsupportedModel
-from qpart.tables import BudgetMap
+from qpart.tables import WIDTHS, BudgetMap
 
 Floats = npt.NDArray[np.float32]
 Doubles = npt.NDArray[np.float64]
 
+LAW_BITS = WIDTHS[:-1]
+"""Widths that the law speaks of: float16 is no step of the same scale."""
+LEAST_R2 = 0.95
 _ONE_SIDED_95 = 1.6448536269514722
 
 
@@ -46,6 +52,72 @@ def squared_error(logits: Floats, reference: Floats) -> float:
 def num_changed(logits: Floats, reference: Floats) -> int:
     """Inputs whose predicted class is another one; both (n, classes)."""
     return int((logits.argmax(axis=1) != reference.argmax(axis=1)).sum())
+
+
+def num_right(logits: Floats, labels: npt.NDArray[np.int64]) -> int:
+    """Inputs whose predicted class is their label; logits (n, classes), labels (n,)."""
+    return int((logits.argmax(axis=1) == labels).sum())
+
+
+class Law(msgspec.Struct, frozen=True):
+    """The law psi = scale e^(-alpha b) of one tensor, fitted to its measured noise at 2 to 8 bits, and where it holds.
+
+    Attributes:
+        scale, alpha: of the law; both 0 where nothing could be fitted.
+        r2: share of the variance of log psi that it explains.
+        low, high: the longest stretch of widths at which it is within a factor of 2 of what was measured; 0 if none.
+    """
+
+    scale: float
+    alpha: float
+    r2: float
+    low: int
+    high: int
+
+    @property
+    def holds(self) -> bool:
+        """Whether it may stand for the table: within a factor of 2 at every width, and R^2 of 0.95 or more."""
+        return self.r2 >= LEAST_R2 and (self.low, self.high) == (LAW_BITS[0], LAW_BITS[-1])
+
+
+def law_of(psi: Sequence[float]) -> Law:
+    """Least squares of log psi against bits; zeros have no logarithm and are left out.
+
+    Args:
+        psi: noise at each of `WIDTHS`.
+
+    Source: Zhou et al., AAAI'18, whose alpha is ln 4.
+
+    >>> law = law_of([4.0 ** -b for b in (2, 3, 4, 5, 6, 7, 8, 16)])
+    >>> round(law.alpha, 3), round(law.scale, 3), law.low, law.high
+    (1.386, 1.0, 2, 8)
+    """
+    row = np.array(psi[: len(LAW_BITS)], np.float64)
+    known = row > 0
+    if known.sum() < 2:
+        return Law(0.0, 0.0, 0.0, 0, 0)
+    bits, logs = np.array(LAW_BITS, np.float64)[known], np.log(row[known])
+    slope, intercept = np.polyfit(bits, logs, 1)
+    fitted = slope * bits + intercept
+    spread = float(np.square(logs - logs.mean()).sum())
+    r2 = 1 - float(np.square(logs - fitted).sum()) / spread if spread > 0 else 0.0
+    near = np.zeros(len(LAW_BITS), bool)
+    near[known] = np.abs(logs - fitted) <= np.log(2) + 1e-12
+    low, high = _longest(near)
+    return Law(float(np.exp(intercept)), float(-slope), r2, low, high)
+
+
+def _longest(near: npt.NDArray[np.bool_]) -> tuple[int, int]:
+    """First and last of the longest run of widths that are true, the lower one of two; (0, 0) if there is none."""
+    best, start = (0, 0), None
+    for i, good in enumerate([*near.tolist(), False]):
+        if good and start is None:
+            start = i
+        if not good and start is not None:
+            if i - start > (best[1] - best[0] + 1 if best[0] else 0):
+                best = LAW_BITS[start], LAW_BITS[i - 1]
+            start = None
+    return best
 
 
 def upper_bound(changed: npt.ArrayLike, total: int) -> Doubles:

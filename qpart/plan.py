@@ -5,16 +5,23 @@ Pure: no clock, no sockets, no randomness; the same question has the same answer
 
 from __future__ import annotations
 
-from math import inf
-from typing import Annotated, Literal
+from typing import Annotated, Literal, get_args
 
 import msgspec
+import numpy as np
+from numpy.typing import NDArray
 
-from qpart.limits import BELOW_ALL, NO_SHRINK, Allowance, Constraint, Shrink, allowances, at_cut, refusal
+from qpart.costs import CutCosts, Fixed, costs
+from qpart.cuts import Choices
+from qpart.fronts import Floats
+from qpart.limits import BELOW_ALL, NO_SHRINK, Shrink, allowances, at_each_cut, refusal
 from qpart.network import MAX_NODES
 from qpart.profile import Request, ServerProfile, Weights
-from qpart.solve import Pattern, Solver
+from qpart.solve import AnySolver, Pattern, evaluate
 from qpart.tables import MAX_LEVELS, BitList, Tables
+
+Why = Literal["", "accuracy", "memory", "raw_input_stays"]
+_WHY: tuple[Why, ...] = get_args(Why)
 
 
 class Cost(msgspec.Struct, frozen=True, kw_only=True):
@@ -26,21 +33,22 @@ class Cost(msgspec.Struct, frozen=True, kw_only=True):
     objective: float
 
 
-class CutRow(msgspec.Struct, frozen=True, kw_only=True):
-    """One cut of a plan: its best pattern and what one inference costs.
+class CutRow(msgspec.Struct, frozen=True, kw_only=True, gc=False, array_like=True):
+    """One cut of a plan: its best pattern and what one inference costs; it travels as an array, there are many.
 
     Attributes:
         cut: the device runs nodes[:cut].
         after: name of the last of them, or "input".
         allowed: whether the request can be served here; where not, all numbers are 0.
         why: the constraint that forbids it, or empty.
+        memory_bytes: what the device holds: its part of the network, activations, a dequantised layer.
         channel_time_s: request, answer, round trip, and the download divided by the inferences.
     """
 
     cut: Annotated[int, msgspec.Meta(ge=0, le=MAX_NODES)]
     after: Annotated[str, msgspec.Meta(max_length=64)]
     allowed: bool
-    why: Literal["", "accuracy", "memory", "raw_input_stays"] = ""
+    why: Why = ""
     weight_bits: BitList = ()
     live_bits: BitList = ()
     download_bytes: int = 0
@@ -51,6 +59,7 @@ class CutRow(msgspec.Struct, frozen=True, kw_only=True):
     energy_j: float = 0.0
     price: float = 0.0
     objective: float = 0.0
+    memory_bytes: int = 0
 
     @property
     def time_s(self) -> float:
@@ -93,7 +102,7 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
             raise ValueError(f"the plan is for cut {self.pattern.cut}, which none of its rows allows")
 
 
-def plan(solver: Solver, request: Request, server: ServerProfile, *, shrink: Shrink = NO_SHRINK) -> Plan:
+def plan(solver: AnySolver, request: Request, server: ServerProfile, *, shrink: Shrink = NO_SHRINK) -> Plan:
     """The cut and the widths with the least objective for a request.
 
     Args:
@@ -109,64 +118,70 @@ def plan(solver: Solver, request: Request, server: ServerProfile, *, shrink: Shr
     Raises:
         Infeasible: no cut satisfies the request.
     """
-    tables = solver.tables
-    granted = allowances(tables, request.accuracy)
-    rows: list[CutRow] = []
-    best: tuple[tuple[float, int, int], Pattern, Allowance] | None = None
-    for cut in range(tables.network.num_nodes + 1):
-        allowance = at_cut(granted, cut, shrink)
-        found = _pattern(solver, request, cut, allowance.budget)
-        if not isinstance(found, Pattern):
-            rows.append(CutRow(cut=cut, after=tables.network.name_of(cut), allowed=False, why=found))
-            continue
-        rows.append(cost_row(tables, found, request, server))
-        rank = (rows[-1].objective, found.download_bytes + found.up_bytes, cut)
-        if best is None or rank < best[0]:
-            best = rank, found, allowance
-    if best is None:
+    tables, fixed = solver.tables, solver.fixed
+    allowed = at_each_cut(allowances(tables, request.accuracy), tables.network.num_nodes + 1, shrink)
+    down, up = byte_weights(request)
+    memory_bytes, cached = request.device.memory_bytes, request.cached
+    found = solver.best_of_each(
+        allowed.budget, down_weight=down, up_weight=up, memory_bytes=memory_bytes, cached=cached
+    )
+    why = _why_not(solver, request, found)
+    cost = _costs_of_each(fixed, found, request, server)
+    served = np.flatnonzero(why == 0).tolist()
+    if not served:
         raise refusal(solver, request, shrink)
-    _, pattern, allowance = best
-    row = rows[pattern.cut]
+    rows = _rows(fixed, found, cost, why)
+    cut = min(served, key=lambda c: (rows[c].objective, rows[c].download_bytes + rows[c].up_bytes, c))
+    row = rows[cut]
     return Plan(
-        pattern=pattern,
+        pattern=evaluate(tables, cut, row.weight_bits, row.live_bits, cached=cached),
         accuracy=request.accuracy,
-        level=allowance.level,
-        level_index=allowance.level_index,
-        budget=allowance.budget,
+        level=float(allowed.level[cut]),
+        level_index=int(allowed.level_index[cut]),
+        budget=float(allowed.budget[cut]),
         cost=Cost(time_s=row.time_s, energy_j=row.energy_j, price=row.price, objective=row.objective),
         inferences=request.inferences,
         weights=request.weights,
-        rows=tuple(rows),
+        rows=rows,
     )
 
 
-def cost_row(tables: Tables, pattern: Pattern, request: Request, server: ServerProfile) -> CutRow:
-    """What one inference with a pattern costs, whoever chose it; see design section 2."""
-    cut, network, channel = pattern.cut, tables.network, request.channel
-    device_macs = sum(network.macs[:cut])
-    device_s = device_macs / request.device.macs_per_s
-    server_s = sum(network.macs[cut:]) / server.macs_per_s
-    up_s = 8 * pattern.up_bytes / channel.up_bits_per_s
-    load_s = 8 * pattern.download_bytes / (request.inferences * channel.down_bits_per_s)
-    down_s = load_s + 8 * tables.answer_bytes[cut] / channel.down_bits_per_s
-    channel_s = up_s + down_s + (channel.round_trip_s if cut < network.num_nodes else 0.0)
-    energy = request.device.joules_per_mac * device_macs + channel.tx_watts * up_s + channel.rx_watts * down_s
-    price = server.price_per_s * server_s
-    weights = request.weights
+def cost_row(
+    tables: Tables, pattern: Pattern, request: Request, server: ServerProfile, *, fixed: Fixed | None = None
+) -> CutRow:
+    """What one inference with a pattern costs, whoever chose it; see design section 2.
+
+    Args:
+        fixed: of these tables, where it is at hand.
+    """
+    cut, fixed = pattern.cut, fixed or Fixed(tables)
+    compute = fixed.compute(request, server)
+    cost = costs(
+        request,
+        server,
+        device_macs=float(compute.device_macs[cut]),
+        device_s=float(compute.device_s[cut]),
+        server_s=float(compute.server_s[cut]),
+        download_bytes=float(pattern.download_bytes),
+        up_bytes=float(pattern.up_bytes),
+        answer_bytes=float(fixed.answer_bytes[cut]),
+        round_trips=float(fixed.round_trips[cut]),
+    )
     return CutRow(
         cut=cut,
-        after=network.name_of(cut),
+        after=fixed.after[cut],
         allowed=True,
         weight_bits=pattern.weight_bits,
         live_bits=pattern.live_bits,
         download_bytes=pattern.download_bytes,
         up_bytes=pattern.up_bytes,
-        device_time_s=device_s,
-        channel_time_s=channel_s,
-        server_time_s=server_s,
-        energy_j=energy,
-        price=price,
-        objective=weights.time * (device_s + channel_s + server_s) + weights.energy * energy + weights.price * price,
+        device_time_s=cost.device_s,
+        channel_time_s=cost.channel_s,
+        server_time_s=cost.server_s,
+        energy_j=cost.energy_j,
+        price=cost.price,
+        objective=cost.objective,
+        memory_bytes=pattern.device_bytes,
     )
 
 
@@ -177,13 +192,49 @@ def byte_weights(request: Request) -> tuple[float, float]:
     return down, 8 * (weights.time + weights.energy * channel.tx_watts) / channel.up_bits_per_s
 
 
-def _pattern(solver: Solver, request: Request, cut: int, budget: float) -> Pattern | Constraint:
-    """The best pattern of a cut, or the constraint that forbids it."""
-    if request.raw_input_stays and solver.tables.network.shows_input(cut):
-        return "raw_input_stays"
-    memory_bytes = request.device.memory_bytes
-    down, up = byte_weights(request)
-    pattern = solver.best(cut, budget, down_weight=down, up_weight=up, memory_bytes=memory_bytes, cached=request.cached)
-    if pattern is not None:
-        return pattern
-    return "memory" if solver.least_psi(cut, memory_bytes) == inf else "accuracy"
+def _why_not(solver: AnySolver, request: Request, found: Choices) -> NDArray[np.int8]:
+    """(cuts,) 0 where a cut is allowed, else the position in `_WHY` of what forbids it."""
+    fits = solver.fitting(request.device.memory_bytes)
+    why = np.where(found.exists, 0, np.where(fits, _WHY.index("accuracy"), _WHY.index("memory"))).astype(np.int8)
+    if request.raw_input_stays:
+        why[solver.fixed.shows_input] = _WHY.index("raw_input_stays")
+    return why
+
+
+def _costs_of_each(fixed: Fixed, found: Choices, request: Request, server: ServerProfile) -> CutCosts[Floats]:
+    compute = fixed.compute(request, server)
+    return costs(
+        request,
+        server,
+        device_macs=compute.device_macs,
+        device_s=compute.device_s,
+        server_s=compute.server_s,
+        download_bytes=found.download_bytes.astype(np.float64),
+        up_bytes=found.up_bytes.astype(np.float64),
+        answer_bytes=fixed.answer_bytes,
+        round_trips=fixed.round_trips,
+    )
+
+
+def _rows(fixed: Fixed, found: Choices, cost: CutCosts[Floats], why: NDArray[np.int8]) -> tuple[CutRow, ...]:
+    columns = zip(
+        fixed.after,
+        why.tolist(),
+        found.weight_bits,
+        found.live_bits,
+        *(column.tolist() for column in (found.download_bytes, found.up_bytes, found.device_bytes, *cost)),
+        strict=True,
+    )
+    rows = []
+    for cut, (after, bad, weight_bits, live_bits, down, up, held, device, channel, server, *rest) in enumerate(columns):
+        if bad:
+            rows.append(CutRow(cut=cut, after=after, allowed=False, why=_WHY[bad]))
+            continue
+        rows.append(
+            CutRow(
+                cut=cut, after=after, allowed=True, weight_bits=weight_bits, live_bits=live_bits, download_bytes=down,
+                up_bytes=up, device_time_s=device, channel_time_s=channel, server_time_s=server, energy_j=rest[0],
+                price=rest[1], objective=rest[2], memory_bytes=held,
+            )
+        )  # fmt: skip
+    return tuple(rows)

@@ -14,6 +14,9 @@ from qpart.network import MAX_NODES
 from qpart.tables import WIDTHS
 
 MAX_CACHED = MAX_NODES * len(WIDTHS)
+LayerTimes = Annotated[tuple[float, ...], msgspec.Meta(max_length=MAX_NODES)]
+"""Seconds of every node of one network, for one sample."""
+MAX_LAYER_S = 3600.0
 
 
 def _check(name: str, value: float, low: float, high: float) -> None:
@@ -21,8 +24,22 @@ def _check(name: str, value: float, low: float, high: float) -> None:
         raise RequestError(f"{name} is {value}, give {low:g} to {high:g}")
 
 
+def _check_layers(layer_s: tuple[float, ...]) -> None:
+    if len(layer_s) > MAX_NODES:
+        raise RequestError(f"layer_s has {len(layer_s)} entries, give at most {MAX_NODES}")
+    if not all(0.0 <= seconds <= MAX_LAYER_S for seconds in layer_s):  # not a number is out of every range
+        raise RequestError(f"layer_s has times out of range, give seconds from 0 to {MAX_LAYER_S:g}")
+
+
 class DeviceProfile(msgspec.Struct, frozen=True, kw_only=True):
-    """A device's speed, its energy per multiply-accumulate, and the memory it gives to its part.
+    """A device's speed, its energy, and the memory it gives to its part.
+
+    Attributes:
+        macs_per_s: multiply-accumulates per second, where no layer was measured.
+        joules_per_mac: energy of one of them.
+        memory_bytes: what the device gives.
+        watts: power while it computes beyond what it draws anyway; counts beside `joules_per_mac`.
+        layer_s: measured seconds of every node of the network that is asked for; () where none was measured.
 
     Raises:
         RequestError: a number is out of range.
@@ -31,8 +48,12 @@ class DeviceProfile(msgspec.Struct, frozen=True, kw_only=True):
     macs_per_s: float
     joules_per_mac: float
     memory_bytes: int
+    watts: float = 0.0
+    layer_s: LayerTimes = ()
 
     def __post_init__(self) -> None:
+        _check("watts", self.watts, 0.0, 1e6)
+        _check_layers(self.layer_s)
         _check("macs_per_s", self.macs_per_s, 1.0, 1e18)
         _check("joules_per_mac", self.joules_per_mac, 0.0, 1.0)
         _check("memory_bytes", self.memory_bytes, 1, 1 << 50)
@@ -83,14 +104,21 @@ class Channel(msgspec.Struct, frozen=True, kw_only=True):
 class ServerProfile(msgspec.Struct, frozen=True, kw_only=True):
     """A server's speed and what a second of it costs.
 
+    Attributes:
+        macs_per_s: multiply-accumulates per second, where no layer was measured.
+        price_per_s: of a second.
+        layer_s: measured seconds of every node of the network that it serves; () where none was measured.
+
     Raises:
         RequestError: a number is out of range.
     """
 
     macs_per_s: float
     price_per_s: float = 0.0
+    layer_s: LayerTimes = ()
 
     def __post_init__(self) -> None:
+        _check_layers(self.layer_s)
         _check("macs_per_s", self.macs_per_s, 1.0, 1e18)
         _check("price_per_s", self.price_per_s, 0.0, 1e9)
 

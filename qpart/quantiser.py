@@ -1,20 +1,22 @@
-"""The quantiser that ships: low-bit codes with one scale per output channel, or one scale and offset per activation.
+"""The quantiser that ships: nested low-bit codes for weights, one scale and offset for each activation.
 
-Arithmetic and bitstream are those of docs/spec/kernels.md, so planner, device and server mean the same numbers.
-Clipping is chosen for the least squared error; what that does to the answer is measured, not assumed
-(`qpart.calibrate`).
+The bitstream is that of docs/spec/kernels.md, the arithmetic that of docs/spec/qpart-protocol.md, so planner, device
+and server mean the same numbers. What quantising does to the answer is measured, not assumed (`qpart.calibrate`).
 """
 
 from __future__ import annotations
 
+from hashlib import blake2b
 from math import prod
 from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
-from edgekernels import dequantise, packed_bytes, quantise
+from edgekernels import dequantise, pack, packed_bytes, quantise, unpack
 
+from qpart import nesting
 from qpart.errors import UnsupportedModel
+from qpart.nesting import NESTED, TOP, Chain
 
 Floats = npt.NDArray[np.float32]
 Bytes = npt.NDArray[np.uint8]
@@ -25,91 +27,103 @@ _SHARES = np.geomspace(0.2, 1.0, 28)
 MOST = 1e30
 """Largest number of an activation, with room for sums in float32."""
 _MAX_HALF = float(np.finfo(np.float16).max)
+_BLOCK_ITEMS = 1 << 15  # dequantised at once: scratch stays small, and in a cache
+_FEW_CODES = 1 << 14
+"""Up to so many a table takes less time than the many calls without one."""
+_KEPT_CHAINS = 2
 
 
 class QuantisedWeight(NamedTuple):
-    """Codes of a weight.
+    """Codes of a weight: value = scale[channel] * gain * grid(bend, bits)[code].
 
     Attributes:
         bits: 2 .. 8, or 16 for float16.
-        has_zero: whether a code stands for 0 exactly; otherwise the codes lie evenly around it.
+        bend: of the grid, see `qpart.nesting`; 0 for float16.
+        gain: factor at this width; 1 for float16.
         scale: float16 (output channels,); empty for float16.
         codes: packed bytes, output channels in order without padding; float16 numbers as bytes.
     """
 
     bits: int
-    has_zero: bool
+    bend: int
+    gain: np.float16
     scale: npt.NDArray[np.float16]
     codes: Bytes
 
 
 class Range(NamedTuple):
-    """Where the codes of an activation lie: value = code * scale + offset."""
+    """Where the codes of an activation lie: value = code * scale + offset.
+
+    At 16 bits a scale of 0 stands for float16 numbers, another one for codes of 16 bits.
+    """
 
     scale: float
     offset: float
 
 
-def offsets(bits: int, has_zero: bool, scale: npt.NDArray[np.float16]) -> Floats:
-    """Value of code 0 for every channel, exact in float32."""
-    steps = 2 ** (bits - 1) if has_zero else (2**bits - 1) / 2
-    return -scale.astype(np.float32) * np.float32(steps)
+def nested_code(weight: Floats) -> Chain:
+    """The 8-bit code of a weight (output channels, ...), of which every width below is the first bits.
 
-
-def quantise_weight(weight: Floats, bits: int) -> QuantisedWeight:
-    """Codes of a weight (output channels, ...) at this width.
-
-    Every channel gets the scale of least squared error; the tensor as a whole gets the better of two grids, one with
-    a zero and one without (which at 2 bits is worth having, because it is symmetric).
+    The last ones made are kept, since whoever asks for one width of a weight mostly asks for all.
 
     Raises:
         UnsupportedModel: numbers too large for float16 scales.
     """
     rows = np.ascontiguousarray(weight, np.float32).reshape(weight.shape[0], -1)
+    key = blake2b(rows.data, digest_size=16, salt=len(rows).to_bytes(8, "little")).digest()
+    if key not in _kept:
+        made = nesting.nest(rows)
+        while len(_kept) >= _KEPT_CHAINS:
+            _kept.pop(next(iter(_kept)), None)
+        _kept[key] = made
+        return made
+    return _kept[key]
+
+
+_kept: dict[bytes, Chain] = {}
+
+
+def quantise_weight(weight: Floats, bits: int) -> QuantisedWeight:
+    """Codes of a weight (output channels, ...) at this width: the first bits of its nested code, or float16.
+
+    Raises:
+        UnsupportedModel: numbers too large for float16, or for float16 scales.
+    """
     if bits == HALF:
+        rows = np.ascontiguousarray(weight, np.float32)
         if np.abs(rows).max(initial=0) > _MAX_HALF:
             raise UnsupportedModel(f"a weight of {np.abs(rows).max()} does not fit float16; rescale the layer")
-        return QuantisedWeight(bits, True, np.empty(0, np.float16), _as_bytes(rows.astype(np.float16)))
-    _, has_zero, scale = min((_best_scales(rows, bits, grid) for grid in (True, False)), key=lambda found: found[0])
-    offset = offsets(bits, has_zero, scale)
-    return QuantisedWeight(bits, has_zero, scale, quantise(rows, bits, scale=scale.astype(np.float32), offset=offset))
+        return QuantisedWeight(bits, 0, np.float16(1), np.empty(0, np.float16), _as_bytes(rows.astype(np.float16)))
+    chain = nested_code(weight)
+    gain, codes = chain.gain[NESTED.index(bits)], np.right_shift(chain.codes.reshape(-1), TOP - bits, dtype=np.uint8)
+    return QuantisedWeight(bits, chain.bend, gain, chain.scale, pack(codes, bits))
 
 
 def dequantise_weight(packed: QuantisedWeight, shape: tuple[int, ...]) -> Floats:
-    """The weight which codes stand for, float32 of `shape`."""
+    """The weight which codes stand for, float32 of `shape`: scale times gain, which is exact, times the grid."""
     if packed.bits == HALF:
         return packed.codes.view(np.float16).astype(np.float32).reshape(shape)
-    columns = prod(shape[1:])
-    scale, offset = packed.scale.astype(np.float32), offsets(packed.bits, packed.has_zero, packed.scale)
-    return dequantise(packed.codes, packed.bits, scale=scale, offset=offset, columns=columns).reshape(shape)
-
-
-def _best_scales(rows: Floats, bits: int, has_zero: bool) -> tuple[float, bool, npt.NDArray[np.float16]]:
-    """Least squared error over a grid of clipping shares, channel by channel."""
-    most = np.abs(rows).max(axis=1)
-    reach = 2 ** (bits - 1) - (1 if has_zero else 0.5)
-    least = np.full(len(rows), np.inf)
-    best = np.zeros(len(rows), np.float16)
-    for share in _SHARES:
-        with np.errstate(over="ignore"):
-            scale = (share * most / reach).astype(np.float16)
-        if not np.isfinite(scale).all():
-            raise UnsupportedModel(f"a weight of {most.max()} is too large for a float16 scale; rescale the layer")
-        error = _squared_error(rows, bits, scale, offsets(bits, has_zero, scale))
-        better = error < least
-        least[better], best[better] = error[better], scale[better]
-    return float(least.sum()), has_zero, best
-
-
-def _squared_error(rows: Floats, bits: int, scale: npt.NDArray[np.float16], offset: Floats) -> npt.NDArray[np.float64]:
-    """Squared error of every row; the arithmetic is the kernels', without packing."""
-    wide, low = scale.astype(np.float32)[:, None], offset[:, None]
-    with np.errstate(divide="ignore", invalid="ignore"):
-        codes = np.nan_to_num(np.rint((rows - low) / wide))
-    np.clip(codes, 0, 2**bits - 1, out=codes)
-    difference = np.where(wide > 0, codes * wide + low, 0) - rows
-    error: npt.NDArray[np.float64] = np.square(difference, dtype=np.float64).sum(axis=1)
-    return error
+    num_codes, bend = prod(shape), np.float32(packed.bend / 16)
+    factor = (packed.scale.astype(np.float32) * np.float32(packed.gain))[:, None]
+    if num_codes <= _FEW_CODES:
+        few: Floats = nesting.grid(packed.bend, packed.bits).take(unpack(packed.codes, num_codes, packed.bits))
+        few = few.reshape(shape[0], -1)
+        few *= factor
+        return few.reshape(shape)
+    first, step = np.array([2.0**-packed.bits - 1], np.float32), np.array([2.0 ** (1 - packed.bits)], np.float32)
+    rows = dequantise(packed.codes, packed.bits, scale=step, offset=first, columns=num_codes).reshape(shape[0], -1)
+    at_once = max(1, _BLOCK_ITEMS // rows.shape[1])
+    scratch = np.empty((min(at_once, len(rows)), rows.shape[1]), np.float32)
+    for start in range(0, len(rows), at_once):
+        some, bent = rows[start : start + at_once], scratch[: len(rows) - start]
+        np.multiply(
+            some, some, out=bent
+        )  # up to here and for the next two all is exact: `nesting.grid` without a table
+        bent *= bend
+        bent += 1 - bend
+        some *= bent
+        some *= factor[start : start + at_once]
+    return rows.reshape(shape)
 
 
 def fit_range(sample: Floats, bits: int) -> Range:
@@ -121,7 +135,7 @@ def fit_range(sample: Floats, bits: int) -> Range:
         UnsupportedModel: numbers that are not finite, or too large.
     """
     if bits == HALF:
-        return Range(0.0, 0.0)
+        return Range(1.0, 0.0) if _are_tokens(sample) else Range(0.0, 0.0)
     numbers = np.ascontiguousarray(sample, np.float32).reshape(1, -1)
     low, high = float(numbers.min()), float(numbers.max())
     if not (np.isfinite(low) and np.isfinite(high) and high - low < MOST):
@@ -141,6 +155,12 @@ def fit_range(sample: Floats, bits: int) -> Range:
     return best
 
 
+def _are_tokens(sample: Floats) -> bool:
+    """Integers that float16 would round, and 16 bits hold: indices into a table."""
+    most = float(sample.max())
+    return 2048 < most < 1 << 16 and float(sample.min()) >= 0 and bool((sample == np.rint(sample)).all())
+
+
 def _round_trip(numbers: Floats, bits: int, found: Range) -> Floats:
     codes = quantise(numbers, bits, scale=found.scale, offset=found.offset)
     return dequantise(codes, bits, scale=found.scale, offset=found.offset, columns=numbers.shape[1])
@@ -152,8 +172,15 @@ def activation_bytes(items: int, bits: int) -> int:
 
 
 def quantise_activation(values: Floats, bits: int, found: Range) -> npt.NDArray[np.uint8] | npt.NDArray[np.float16]:
-    """Activation (batch, ...) as it travels: uint8 (batch, bytes), or float16 (batch, items)."""
+    """Activation (batch, ...) as it travels: uint8 (batch, bytes), or float16 (batch, items).
+
+    Codes of 16 bits travel in the place of float16 numbers.
+    """
     rows = np.ascontiguousarray(values, np.float32).reshape(len(values), -1)
+    if bits == HALF and found.scale:
+        codes = np.rint((rows - np.float32(found.offset)) / np.float32(found.scale))
+        carried: npt.NDArray[np.float16] = np.clip(codes, 0, (1 << HALF) - 1).astype("<u2").view("<f2")
+        return carried
     if bits == HALF:
         return np.clip(rows, -_MAX_HALF, _MAX_HALF).astype(np.float16)
     return quantise(rows, bits, scale=found.scale, offset=found.offset, align_rows=True)
@@ -163,6 +190,9 @@ def dequantise_activation(
     packed: npt.NDArray[np.uint8] | npt.NDArray[np.float16], bits: int, found: Range, shape: tuple[int, ...]
 ) -> Floats:
     """What arrived, as float32 (batch, *shape)."""
+    if bits == HALF and found.scale:
+        codes = np.ascontiguousarray(packed, "<f2").view("<u2").astype(np.float32)
+        return (codes * np.float32(found.scale) + np.float32(found.offset)).reshape(len(packed), *shape)
     if bits == HALF:
         return packed.astype(np.float32).reshape(len(packed), *shape)
     rows = dequantise(

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
+from math import prod
 
 from qpart.errors import SegmentRejected, ShapeMismatch
 from qpart.messages import Chosen, Live, ModelInfo, Segment
 from qpart.network import INPUT, infer_shapes, showing_input
 from qpart.ops import MAX_TENSOR_ITEMS
-from qpart.pieces import piece_bytes
+from qpart.pieces import ADDRESS_BYTES, step_bytes, steps_to
 from qpart.profile import Request
 from qpart.quantiser import MOST
 from qpart.sizes import peak_items
@@ -19,7 +20,7 @@ def inspect(segment: Segment, chosen: Chosen, model: ModelInfo, request: Request
     """Check a segment, and say which pieces it needs.
 
     Returns:
-        Bytes of every piece, by address.
+        Bytes of every piece, by address, in the order in which they are needed.
 
     Raises:
         SegmentRejected: it is not what was planned, its shapes do not fit together, it sends what must stay on the
@@ -59,12 +60,26 @@ def _check_live(live: tuple[Live, ...], num_values: int, showing: tuple[bool, ..
 
 def _pieces(segment: Segment, chosen: Chosen) -> dict[bytes, int]:
     ops = [node.op for node in segment.nodes if node.op.weight_shape is not None]
-    if not len(ops) == len(segment.pieces) == len(chosen.weight_bits):
-        raise SegmentRejected(f"the segment has {len(ops)} layers with weights and {len(segment.pieces)} pieces")
-    sizes = {}
-    for op, address, bits in zip(ops, segment.pieces, chosen.weight_bits, strict=True):
+    if segment.weight_bits != chosen.weight_bits or not len(ops) == len(segment.pieces) == len(chosen.weight_bits):
+        raise SegmentRejected(
+            f"the segment has {len(ops)} layers with weights, {len(segment.pieces)} rows of pieces and other widths "
+            "than the plan; ask for a plan again"
+        )
+    sizes: dict[bytes, int] = {}
+    for op, row, bits in zip(ops, segment.pieces, chosen.weight_bits, strict=True):
         if bits not in WIDTHS:
             raise SegmentRejected(f"the plan has a layer at {bits} bits, known are {WIDTHS}")
         assert op.weight_shape is not None
-        sizes[address] = piece_bytes(op.weight_shape, op.has_bias, bits)
+        steps, addresses = steps_to(prod(op.weight_shape), bits), split_addresses(row)
+        if len(row) != ADDRESS_BYTES * len(steps) or len(set(addresses)) != len(steps):
+            raise SegmentRejected(f"a layer at {bits} bits takes {len(steps)} pieces, each once; ask for a plan again")
+        for address, step in zip(addresses, steps, strict=True):
+            size = step_bytes(op.weight_shape, op.has_bias, step)
+            if sizes.setdefault(address, size) != size:
+                raise SegmentRejected(f"piece {address.hex()} is to be of two sizes; ask for a plan again")
     return sizes
+
+
+def split_addresses(row: bytes) -> list[bytes]:
+    """The addresses of a layer's pieces, as a segment joins them."""
+    return [row[at : at + ADDRESS_BYTES] for at in range(0, len(row), ADDRESS_BYTES)]

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
+from itertools import accumulate
 from math import prod
 from typing import NamedTuple
 
-from qpart.messages import infer_bytes, manifest_bytes
+from edgebus.blobs.messages import framing_bytes
+from qpart.messages import ANSWERED_BYTES, infer_bytes, manifest_bytes
 from qpart.network import INPUT, Network, Node
 from qpart.ops import Shape
-from qpart.pieces import piece_bytes
-from qpart.quantiser import activation_bytes
+from qpart.pieces import ADDRESS_BYTES, Step, ladder, step_bytes
+from qpart.quantiser import HALF, activation_bytes
 from qpart.tables import WIDTHS
 
 BytesPerWidth = tuple[int, ...]
@@ -20,6 +22,7 @@ class Sizes(NamedTuple):
     """Everything a network weighs; the fields are those of `qpart.tables.Tables`."""
 
     weight_bytes: dict[int, BytesPerWidth]
+    piece_bytes: dict[int, BytesPerWidth]
     live_bytes: tuple[dict[int, BytesPerWidth], ...]
     manifest_bytes: tuple[int, ...]
     infer_bytes: tuple[int, ...]
@@ -31,6 +34,7 @@ def all_sizes(network: Network) -> Sizes:
     """What this version ships and holds for a network."""
     return Sizes(
         weight_sizes(network),
+        piece_sizes(network),
         live_sizes(network),
         manifest_sizes(network),
         infer_sizes(network),
@@ -40,12 +44,25 @@ def all_sizes(network: Network) -> Sizes:
 
 
 def weight_sizes(network: Network) -> dict[int, BytesPerWidth]:
-    """Bytes of every layer's piece, by node and width."""
+    """Bytes of everything that a layer needs at a width, addresses and framing included, by node and width."""
+    sizes = {}
+    for node, row in piece_sizes(network).items():
+        *nested, half = (ADDRESS_BYTES + size if size else 0 for size in row)
+        sizes[node] = (*accumulate(nested), half)
+    return sizes
+
+
+def piece_sizes(network: Network) -> dict[int, BytesPerWidth]:
+    """Bytes that each piece of a layer is as a blob on the link, by node and the first width that needs it."""
     sizes = {}
     for i in network.parametric:
         op = network.nodes[i].op
         assert op.weight_shape is not None
-        sizes[i] = tuple(piece_bytes(op.weight_shape, op.has_bias, bits) for bits in WIDTHS)
+        row = dict.fromkeys(WIDTHS, 0)
+        for step in (*ladder(prod(op.weight_shape)), Step(HALF, HALF)):
+            size = step_bytes(op.weight_shape, op.has_bias, step)
+            row[step.first] = size + framing_bytes(size)
+        sizes[i] = tuple(row.values())
     return sizes
 
 
@@ -69,7 +86,7 @@ def infer_sizes(network: Network) -> tuple[int, ...]:
 
 def answer_sizes(network: Network) -> tuple[int, ...]:
     """Bytes of one sample's answer, by cut."""
-    return (*(4 * network.items(network.num_nodes) for _ in range(network.num_nodes)), 0)
+    return (*(ANSWERED_BYTES + 4 * network.items(network.num_nodes) for _ in range(network.num_nodes)), 0)
 
 
 def device_items(network: Network) -> tuple[int, ...]:

@@ -9,20 +9,23 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Collection, Sequence
 from math import inf
-from typing import NamedTuple
+from typing import Protocol
 
 import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
+from qpart.costs import Fixed
+from qpart.cuts import Choices, Joined, Pairs
 from qpart.fronts import Chain, Floats, Ints
+from qpart.problems import NO_LOADS, Loads, Problem, Reach, search
 from qpart.tables import WIDTHS, BitList, Tables
 
 MAX_KEPT_PROBLEMS = 16
 TO_LOAD = (1, 0)
 MIXES = ((8, 1), (2, 1), (1, 2), (0, 1))  # bytes to load, bytes to hold; the last finds what fits if anything does
-NEVER = np.iinfo(np.int64).max
 Pieces = frozenset[tuple[int, int]]
+_NONE: Pieces = frozenset()
 
 
 class Pattern(msgspec.Struct, frozen=True, kw_only=True):
@@ -33,8 +36,8 @@ class Pattern(msgspec.Struct, frozen=True, kw_only=True):
         weight_bits: one per node with weights among them, in order.
         live_bits: one per value that crosses the cut, in order.
         psi: summed noise.
-        download_bytes: manifest and the pieces that the device does not have.
-        segment_bytes: manifest and all pieces.
+        download_bytes: manifest, addresses, and the pieces that the device does not have.
+        segment_bytes: manifest, addresses and all pieces.
         up_bytes: one inference request.
         device_bytes: what the device holds: segment, activations, a dequantised layer.
     """
@@ -67,11 +70,16 @@ def evaluate(
         cut: 0 .. L.
         weight_bits: one of `WIDTHS` per node with weights in nodes[:cut].
         live_bits: one per value in network.live[cut].
-        cached: (node, bits) of the pieces that the device has.
+        cached: (node, bits) of the pieces that the device has: those that take a layer to this width.
 
     Raises:
         ValueError: another number of widths, or a width that is none.
     """
+    return _evaluated(tables, cut, weight_bits, live_bits, tables.load_bytes(cached) if cached else NO_LOADS)
+
+
+def _evaluated(tables: Tables, cut: int, weight_bits: Sequence[int], live_bits: Sequence[int], loads: Loads) -> Pattern:
+    """The same, where what is to be loaded of layers with cached pieces is known."""
     nodes, values = tables.network.parametric[: tables.num_weights(cut)], tables.network.live[cut]
     if len(weight_bits) != len(nodes) or len(live_bits) != len(values):
         raise ValueError(
@@ -84,14 +92,16 @@ def evaluate(
     for value, width in zip(values, lives, strict=True):
         live_psi += tables.live_psi[cut][value][width]
     sizes = [tables.weight_bytes[node][width] for node, width in zip(nodes, weights, strict=True)]
-    missing = [(node, bits) not in cached for node, bits in zip(nodes, weight_bits, strict=True)]
+    new = [
+        loads[node][width] if node in loads else size for node, width, size in zip(nodes, weights, sizes, strict=True)
+    ]
     segment = tables.manifest_bytes[cut] + sum(sizes)
     return Pattern(
         cut=cut,
         weight_bits=tuple(weight_bits),
         live_bits=tuple(live_bits),
         psi=weight_psi + live_psi,
-        download_bytes=tables.manifest_bytes[cut] + sum(n for n, new in zip(sizes, missing, strict=True) if new),
+        download_bytes=tables.manifest_bytes[cut] + sum(new),
         segment_bytes=segment,
         up_bytes=tables.infer_bytes[cut]
         + sum(tables.live_bytes[cut][value][width] for value, width in zip(values, lives, strict=True)),
@@ -105,6 +115,15 @@ def _width(bits: int) -> int:
     return WIDTHS.index(bits)
 
 
+def least_bytes(tables: Tables) -> Ints:
+    """(cuts,) the least that the device holds at a cut, whatever the noise."""
+    smallest = [min(tables.weight_bytes[node]) for node in tables.network.parametric]
+    sums = np.concatenate([[0], np.cumsum(smallest, dtype=np.int64)])
+    held = sums[[tables.num_weights(cut) for cut in range(tables.network.num_nodes + 1)]]
+    found: Ints = held + np.array(tables.manifest_bytes) + 4 * np.array(tables.device_items)
+    return found
+
+
 def uniform(tables: Tables, cut: int, bits: int, *, cached: Collection[tuple[int, int]] = frozenset()) -> Pattern:
     """The pattern with one width everywhere: the heuristic to beat.
 
@@ -115,12 +134,25 @@ def uniform(tables: Tables, cut: int, bits: int, *, cached: Collection[tuple[int
     return evaluate(tables, cut, (bits,) * num_weights, (bits,) * num_live, cached=cached)
 
 
-class _Problem(NamedTuple):
-    """A chain over the weights with, for every point of every prefix, the bytes to load and the bytes to hold."""
+class AnySolver(Protocol):
+    """What a plan asks of whoever chooses widths; `Solver` says what each means."""
 
-    chain: Chain
-    download: Sequence[Ints]
-    segment: Sequence[Ints]
+    @property
+    def kind(self) -> str: ...
+    @property
+    def tables(self) -> Tables: ...
+    @property
+    def fixed(self) -> Fixed: ...
+    def best_of_each(
+        self,
+        budgets: Floats,
+        *,
+        down_weight: float,
+        up_weight: float,
+        memory_bytes: int | None,
+        cached: Collection[tuple[int, int]],
+    ) -> Choices: ...
+    def fitting(self, memory_bytes: int) -> NDArray[np.bool_]: ...
 
 
 class Solver:
@@ -131,19 +163,26 @@ class Solver:
             lately costs one dynamic programme more, from the first cached tensor on, and four where memory binds.
     """
 
+    kind = "exact"
+
     def __init__(self, tables: Tables) -> None:
         self.tables = tables
+        self.fixed = Fixed(tables)
         nodes = tables.network.parametric
         self._bytes = [tables.weight_bytes[node] for node in nodes]
         self._psi = [tables.weight_psi[node] for node in nodes]
         chain = Chain(self._bytes, self._psi)
         own = [front.num_bytes for front in chain.fronts]
-        self._plain = _Problem(chain, own, own)
+        self._plain = Problem(chain, own, None)
         self._live = [
             Chain([num_bytes[value] for value in live], [psi[value] for value in live])
             for live, num_bytes, psi in zip(tables.network.live, tables.live_bytes, tables.live_psi, strict=True)
         ]
-        self._kept: OrderedDict[tuple[Pieces, tuple[int, int]], _Problem] = OrderedDict()
+        self._kept: OrderedDict[tuple[Pieces, tuple[int, int], float, int], Problem] = OrderedDict()
+        self._pairs = Pairs(tables, self._live)
+        self._least_bytes = least_bytes(tables)
+        self._plain_joined = Joined(chain, self._pairs)
+        self._joined: OrderedDict[tuple[Pieces, float], Joined] = OrderedDict()
 
     def front_sizes(self) -> list[int]:
         """Points on the weights' front of every prefix of the nodes with weights."""
@@ -177,16 +216,77 @@ class Solver:
         Returns:
             None if nothing meets budget and memory. Of equal costs: fewest bytes, then least noise.
         """
-        room = self._room(cut, memory_bytes)
         pieces = self._relevant(cut, cached)
+        reach = Reach(inf, len(self._psi))
+        return self._best(cut, budget, (down_weight, up_weight), memory_bytes, pieces, reach)
+
+    def _best(
+        self,
+        cut: int,
+        budget: float,
+        byte_weights: tuple[float, float],
+        memory_bytes: int | None,
+        pieces: Pieces,
+        reach: Reach,
+    ) -> Pattern | None:
+        """`best` with relevant pieces; fronts with a cache are made as far as it says."""
+        room = self._room(cut, memory_bytes)
         if not pieces:
-            return self._cheapest((self._plain,), cut, budget, down_weight, up_weight, room, pieces)
-        loading = self._with_cache(pieces, TO_LOAD)
-        found = self._cheapest((loading,), cut, budget, down_weight, up_weight, None, pieces)
+            return self._cheapest((self._plain,), cut, budget, *byte_weights, room)
+        loading = self._with_cache(pieces, TO_LOAD, reach)
+        found = self._cheapest((loading,), cut, budget, *byte_weights, None)
         if found is None or memory_bytes is None or found.device_bytes <= memory_bytes:
             return found
-        problems = (loading, *(self._with_cache(pieces, mix) for mix in MIXES))
-        return self._cheapest(problems, cut, budget, down_weight, up_weight, room, pieces)
+        problems = (loading, *(self._with_cache(pieces, mix, reach) for mix in MIXES))
+        return self._cheapest(problems, cut, budget, *byte_weights, room)
+
+    def best_of_each(
+        self,
+        budgets: Floats,
+        *,
+        down_weight: float = 1.0,
+        up_weight: float = 1.0,
+        memory_bytes: int | None = None,
+        cached: Collection[tuple[int, int]] = frozenset(),
+    ) -> Choices:
+        """What `best` finds at every cut, in one pass; arguments as there.
+
+        Args:
+            budgets: (cuts,) most summed noise.
+        """
+        pieces, most_psi = self._relevant(self.tables.network.num_nodes, cached), float(budgets.max())
+        joined = self._joined_fronts(pieces, most_psi)
+        limit = None if pieces else memory_bytes
+        found = joined.choices(joined.cheapest(joined.positions(budgets), down_weight, up_weight, limit))
+        if not pieces or memory_bytes is None:
+            return found
+        tight = np.flatnonzero(found.exists & (found.device_bytes > memory_bytes)).tolist()
+        feasible = {cut for cut in tight if self.least_psi(cut, memory_bytes) <= budgets[cut]}
+        deepest = self.tables.num_weights(max(feasible, default=0))
+        for cut in tight:
+            mine = pieces if any(node < cut for node, _ in pieces) else _NONE
+            one = None
+            if cut in feasible:
+                weights = down_weight, up_weight
+                one = self._best(cut, float(budgets[cut]), weights, memory_bytes, mine, Reach(most_psi, deepest))
+            found.put(cut, one)
+        return found
+
+    def fitting(self, memory_bytes: int) -> NDArray[np.bool_]:
+        """(cuts,) whether any pattern of a cut fits into the memory, however noisy."""
+        return self._least_bytes <= memory_bytes
+
+    def _joined_fronts(self, pieces: Pieces, most_psi: float) -> Joined:
+        if not pieces:
+            return self._plain_joined
+        key = pieces, most_psi
+        if key not in self._joined:
+            chain = self._with_cache(pieces, TO_LOAD, Reach(most_psi, len(self._psi))).chain
+            self._joined[key] = Joined(chain, self._pairs, self._bytes)
+            if len(self._joined) > MAX_KEPT_PROBLEMS:
+                self._joined.popitem(last=False)
+        self._joined.move_to_end(key)
+        return self._joined[key]
 
     def least_psi(self, cut: int, memory_bytes: int | None = None) -> float:
         """The smallest noise that can be had at a cut within the memory; infinite if nothing fits."""
@@ -211,17 +311,16 @@ class Solver:
         pieces = frozenset((node, bits) for node in nodes for bits in WIDTHS if (node, bits) in known)
         return pieces if any(node < cut for node, _ in pieces) else frozenset()
 
-    def _with_cache(self, pieces: Pieces, mix: tuple[int, int]) -> _Problem:
+    def _with_cache(self, pieces: Pieces, mix: tuple[int, int], reach: Reach | None = None) -> Problem:
         """The problem whose fronts are of so many times the bytes to load plus so many times the bytes to hold."""
-        key, (load_weight, hold_weight) = (pieces, mix), mix
+        most_psi, deepest = reach or Reach(inf, len(self._psi))
+        key, (load_weight, hold_weight) = (pieces, mix, most_psi, deepest), mix
         if key in self._kept:
             self._kept.move_to_end(key)
             return self._kept[key]
         nodes, chain = self.tables.network.parametric, self._plain.chain
-        load = [
-            [0 if (node, bits) in pieces else n for bits, n in zip(WIDTHS, row, strict=True)]
-            for node, row in zip(nodes, self._bytes, strict=True)
-        ]
+        loads = self.tables.load_bytes(pieces)
+        load = [loads.get(node, row) for node, row in zip(nodes, self._bytes, strict=True)]
         if load_weight:
             first = min(nodes.index(node) for node, _ in pieces)  # before it, loading is holding
             known = [f._replace(num_bytes=(load_weight + hold_weight) * f.num_bytes) for f in chain.fronts[: first + 1]]
@@ -229,28 +328,28 @@ class Solver:
                 [load_weight * n + hold_weight * m for n, m in zip(some, own, strict=True)]
                 for some, own in zip(load, self._bytes, strict=True)
             ]
-            chain = Chain(mixed, self._psi, known=known)
-        self._kept[key] = _Problem(chain, chain.summed(load), chain.summed(self._bytes))
+            chain = Chain(mixed[:deepest], self._psi[:deepest], known=known[: deepest + 1], most_psi=most_psi)
+        download = chain.summed(load) if hold_weight else [front.num_bytes for front in chain.fronts]
+        self._kept[key] = Problem(chain, download, self._bytes, loads)
         if len(self._kept) > MAX_KEPT_PROBLEMS:
             self._kept.popitem(last=False)
         return self._kept[key]
 
     def _cheapest(
         self,
-        problems: Sequence[_Problem],
+        problems: Sequence[Problem],
         cut: int,
         budget: float,
         down_weight: float,
         up_weight: float,
         room: int | None,
-        pieces: Pieces,
     ) -> Pattern | None:
         """The best over some problems of: for each useful combination of live widths, the cheapest weights."""
         num_weights, live = self.tables.num_weights(cut), self._live[cut]
         ups = live.fronts[-1].num_bytes + self.tables.infer_bytes[cut]
-        best: tuple[tuple[float, ...], _Problem, int, int] | None = None
+        best: tuple[tuple[float, ...], Problem, int, int] | None = None
         for problem in problems:
-            position, exists = _search(problem, num_weights, live.fronts[-1].psi, budget, room)
+            position, exists = search(problem, num_weights, live.fronts[-1].psi, budget, room)
             if not exists.any():
                 continue
             downs = problem.download[num_weights][position] + self.tables.manifest_bytes[cut]
@@ -264,27 +363,4 @@ class Solver:
             return None
         weights, lives = best[1].chain.widths(num_weights, best[2]), live.widths(len(live.fronts) - 1, best[3])
         bits = [[WIDTHS[width] for width in widths] for widths in (weights, lives)]
-        return evaluate(self.tables, cut, *bits, cached=pieces)
-
-
-def _search(
-    problem: _Problem, num_weights: int, extra: Floats, budget: float, room: int | None
-) -> tuple[Ints, NDArray[np.bool_]]:
-    """For each noise on top: the point that loads least among those within the budget that fit, if there is one.
-
-    Returns:
-        (m,) positions on the weights' front, (m,) whether they stand for anything.
-    """
-    download, segment = problem.download[num_weights], problem.segment[num_weights]
-    size = len(download)
-    first = problem.chain.fronts[num_weights].first_within(extra, budget)
-    position, exists = np.minimum(first, size - 1), first < size
-    if room is None:
-        return position, exists
-    if segment is download:  # bytes ascend: if the first point does not fit, none after it does
-        return position, exists & (segment[position] <= room)
-    load = np.where(segment <= room, download, NEVER)
-    least = np.minimum.accumulate(load[::-1])[::-1]  # from here on
-    attained = np.where(load == least, np.arange(size), size)
-    where = np.minimum.accumulate(attained[::-1])[::-1]
-    return where[position], exists & (least[position] < NEVER)
+        return _evaluated(self.tables, cut, bits[0], bits[1], best[1].loads)

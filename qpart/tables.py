@@ -6,8 +6,8 @@ Pure: numbers only. Everything is per sample; a cut c in 0 .. L means that the d
 from __future__ import annotations
 
 from bisect import bisect_left, bisect_right
-from collections.abc import Iterable, Mapping, Sequence
-from itertools import pairwise
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from itertools import accumulate, pairwise
 from math import inf, isfinite, nextafter, sqrt
 from typing import Annotated
 
@@ -100,7 +100,10 @@ class Tables(msgspec.Struct, frozen=True, kw_only=True):
     Attributes:
         network: what is divided.
         weight_psi: by index of a node with weights: its noise at each of `WIDTHS`; measured, so it may rise with bits.
-        weight_bytes: likewise, bytes of the piece that ships (header, scales, codes, bias).
+        weight_bytes: likewise, bytes of everything that ships for this width: pieces, their addresses, framing.
+        piece_bytes: likewise, bytes of the one piece that takes the width below to this one, which are saved where it
+            is cached; 0 where there is no such piece. The piece of 16 bits stands alone. Left out, weight_bytes are
+            taken for pieces without addresses.
         live_psi: for every cut 0 .. L, by value id in network.live[cut]: noise at each width.
         live_bytes: likewise, bytes of the value in one inference request.
         manifest_bytes: per cut, the segment's description, down once; its ranges travel at cut 0 too.
@@ -125,9 +128,12 @@ class Tables(msgspec.Struct, frozen=True, kw_only=True):
     device_items: tuple[int, ...]
     budget: BudgetMap
     levels: tuple[float, ...]
+    piece_bytes: dict[int, tuple[int, ...]] = {}
 
     def __post_init__(self) -> None:
         _check_tensors("weight", self.weight_psi, self.weight_bytes, self.network.parametric)
+        if self.piece_bytes:
+            _check_pieces(self.piece_bytes, self.weight_bytes)
         num_cuts = self.network.num_nodes + 1
         for name in ("live_psi", "live_bytes", "manifest_bytes", "infer_bytes", "answer_bytes", "device_items"):
             if len(getattr(self, name)) != num_cuts:
@@ -144,9 +150,36 @@ class Tables(msgspec.Struct, frozen=True, kw_only=True):
         if any(b <= a for a, b in pairwise(self.levels)) or not all(0 < level < 1 for level in self.levels):
             raise ValueError(f"levels must ascend strictly between 0 and 1, got {self.levels}")
 
+    def load_bytes(self, cached: Collection[tuple[int, int]]) -> dict[int, tuple[int, ...]]:
+        """Bytes to load for a layer at each width, of the layers of which the device has any of these pieces."""
+        loads = {}
+        for node in {node for node, _ in cached} & set(self.weight_bytes):
+            whole = self.weight_bytes[node]
+            row = self.piece_bytes[node] if self.piece_bytes else _increments(whole)
+            had = [size if (node, bits) in cached else 0 for bits, size in zip(WIDTHS, row, strict=True)]
+            saved = (*accumulate(had[:-1]), had[-1])
+            loads[node] = tuple(size - less for size, less in zip(whole, saved, strict=True))
+        return loads
+
     def num_weights(self, cut: int) -> int:
         """How many tensors with weights the device holds at a cut: the first ones of network.parametric."""
         return bisect_left(self.network.parametric, cut)
+
+
+def _increments(row: Sequence[int]) -> tuple[int, ...]:
+    """What each width has more than the one below; of rows that fall, as much as is sure to be needed."""
+    sure = [min(row[i:-1]) for i in range(len(row) - 1)]
+    return (sure[0], *(b - a for a, b in pairwise(sure)), row[-1])
+
+
+def _check_pieces(pieces: Mapping[int, Sequence[int]], num_bytes: Mapping[int, Sequence[int]]) -> None:
+    if set(pieces) != set(num_bytes):
+        raise ValueError(f"piece_bytes are for {sorted(pieces)}, not for {sorted(num_bytes)}")
+    for node, row in pieces.items():
+        if len(row) != len(WIDTHS) or min(row) < 0:
+            raise ValueError(f"piece bytes of {node} must be {len(WIDTHS)} counts from 0 up, got {row}")
+        if any(a > b for a, b in zip((*accumulate(row[:-1]), row[-1]), num_bytes[node], strict=True)):
+            raise ValueError(f"pieces of {node} have {row} bytes, together more than {num_bytes[node]}")
 
 
 def _check_tensors(

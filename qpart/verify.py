@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Mapping
 from typing import Protocol
 
 from qpart.solve import Pattern, Solver
@@ -23,6 +23,13 @@ class Measured(Protocol):
 
 
 Measure = Callable[[Pattern], Measured]
+PatternKey = tuple[int, tuple[int, ...], tuple[int, ...]]
+"""Cut, widths of the weights, widths of what travels."""
+
+
+def key_of(pattern: Pattern) -> PatternKey:
+    """What a measurement of a pattern depends on."""
+    return pattern.cut, pattern.weight_bits, pattern.live_bits
 
 
 class Verifier:
@@ -31,15 +38,16 @@ class Verifier:
     Args:
         tables: of the model.
         measure: runs a pattern on the calibration inputs.
+        known: patterns that need not be run, and what they did.
     """
 
-    def __init__(self, tables: Tables, measure: Measure) -> None:
+    def __init__(self, tables: Tables, measure: Measure, known: Mapping[PatternKey, Measured] | None = None) -> None:
         self._tables, self._measure = tables, measure
-        self._known: dict[tuple[int, tuple[int, ...], tuple[int, ...]], Measured] = {}
+        self._known: dict[PatternKey, Measured] = dict(known or {})
 
     def holds(self, pattern: Pattern, accuracy: float) -> bool:
         """Whether the pattern as a whole stays within the noise of an accuracy drop, and within the drop itself."""
-        key = pattern.cut, pattern.weight_bits, pattern.live_bits
+        key = key_of(pattern)
         if key not in self._known:
             if len(self._known) >= MAX_KNOWN:
                 del self._known[next(iter(self._known))]
@@ -49,29 +57,44 @@ class Verifier:
 
 
 def verify_levels(
-    tables: Tables, measure: Measure, progress: Callable[[float], None] = lambda share: None
+    tables: Tables,
+    measure: Measure,
+    progress: Callable[[float], None] = lambda share: None,
+    *,
+    skipped: Collection[int] = (),
 ) -> dict[tuple[int, int], float]:
     """Share of the noise budget that may be spent, by (cut, index of level), so that the cheapest pattern holds.
 
-    On failure the budget shrinks by 0.8 and the front is read again; 0 if nothing holds.
+    On failure the budget shrinks by 0.8 and the front is read again; 0 if nothing holds. Skipped cuts get the share
+    of the next one that is not.
     """
     solver, verifier = Solver(tables), Verifier(tables, measure)
+    cuts, levels = tables.network.num_nodes + 1, len(tables.levels)
+    steps = [0] * levels
     shares: dict[tuple[int, int], float] = {}
-    cuts = tables.network.num_nodes + 1
-    for cut in range(cuts):
-        for level in range(len(tables.levels)):
-            shares[cut, level] = _share(solver, verifier, cut, tables.levels[level])
-        progress((cut + 1) / cuts)
+    for cut in reversed(range(cuts)):
+        for level in range(levels):
+            if cut not in skipped:
+                steps[level] = _steps(solver, verifier, cut, tables.levels[level], steps[level])
+            shares[cut, level] = SHRINK ** steps[level] if steps[level] < MAX_SHRINKS else 0.0
+            progress((cuts - 1 - cut + (level + 1) / levels) / cuts)
     return {key: share for key, share in shares.items() if share < 1.0}
 
 
-def _share(solver: Solver, verifier: Verifier, cut: int, accuracy: float) -> float:
-    share, budget = 1.0, solver.tables.budget.budget(accuracy)
-    for _ in range(MAX_SHRINKS):
-        pattern = solver.best(cut, budget * share)
-        if pattern is None:
-            return share  # there is nothing to hold: a tighter budget would find nothing either
-        if verifier.holds(pattern, accuracy):
-            return share
-        share *= SHRINK
-    return 0.0
+def _steps(solver: Solver, verifier: Verifier, cut: int, accuracy: float, guess: int) -> int:
+    """How often the budget shrinks until the pattern holds; `MAX_SHRINKS` if none does.
+
+    The next cut needs about as many, so the search begins there: most patterns that do not hold are never run.
+    """
+    budget = solver.tables.budget.budget(accuracy)
+
+    def holds(steps: int) -> bool:
+        pattern = solver.best(cut, budget * SHRINK**steps)
+        return pattern is None or verifier.holds(pattern, accuracy)  # where there is nothing, nothing fails
+
+    steps = guess if guess < MAX_SHRINKS else 0
+    if holds(steps):
+        while steps and holds(steps - 1):
+            steps -= 1
+        return steps
+    return next((more for more in range(steps + 1, MAX_SHRINKS) if holds(more)), MAX_SHRINKS)

@@ -6,9 +6,14 @@ import typer
 
 from qpart.cli.calibrate import calibrate
 from qpart.cli.infer import infer
+from qpart.cli.keygen import keygen
 from qpart.cli.options import with_request
 from qpart.cli.plan import plan
+from qpart.cli.plot import plot
+from qpart.cli.profile import profile
 from qpart.cli.serve import serve
+from qpart.cli.solve import solve
+from qpart.cli.stats import stats
 
 app = typer.Typer(
     name="qpart",
@@ -18,6 +23,11 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 app.command()(calibrate)
+app.command()(solve)
 app.command()(with_request(plan))
+app.command()(with_request(plot, accuracy=0.01))
+app.command()(profile)
 app.command()(serve)
+app.command()(stats)
+app.command()(keygen)
 app.command()(with_request(infer))

@@ -3,22 +3,21 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
-from collections import Counter
 from itertools import pairwise
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
-import numpy as np
-import numpy.typing as npt
 import typer
 
-from edgebus.cli.progress import load_bar
-from qpart.artefact import Artefact
+from edgebus.cli.progress import stage_bar
+from qpart import journal
+from qpart.cli import calibrated
+from qpart.datasets import load_data
 from qpart.errors import RequestError
-from qpart.inputs import load_inputs
+from qpart.inputs import check_labels, load_labels
 from qpart.messages import MAX_NAME
-from qpart.ops import Shape
 from qpart.run.models import require_torch
 from qpart.tables import MAX_LEVELS
 
@@ -27,11 +26,20 @@ _LEVELS = "0.0025,0.005,0.01,0.02,0.03,0.05,0.1"
 
 def calibrate(
     model: Annotated[str, typer.Argument(help="A .pt2 file of torch.export, or package.module:factory.")],
-    inputs: Annotated[Path, typer.Option(help=".npy, (n, *shape) float32 or uint8 pixels; 1,000 or more, no labels.")],
+    inputs: Annotated[
+        Path,
+        typer.Option(
+            "--data",
+            "--inputs",
+            help=".npy or .npz, (n, *shape) float32 or uint8, or a directory of pictures; 1,000 up.",
+        ),
+    ],
     out: Annotated[Path, typer.Option(help="File to write, e.g. fc.qpart.")],
     name: Annotated[str | None, typer.Option(help="How a server offers the model; default: the file's name.")] = None,
+    labels: Annotated[Path | None, typer.Option(help=".npy, (n,): report accuracy too; decides nothing.")] = None,
     levels: Annotated[str, typer.Option(help="Accuracy drops to verify patterns for, ascending.")] = _LEVELS,
-    patterns: Annotated[int, typer.Option(min=20, help="Random patterns for the map from noise to accuracy.")] = 200,
+    patterns: Annotated[int | None, typer.Option(min=20, help="Random patterns; default 200 or fewer.")] = None,
+    effort: Annotated[float, typer.Option(min=0.01, max=1000, help="Times the work that a large model gets.")] = 1.0,
     limit: Annotated[int | None, typer.Option(min=100, help="Use the first N inputs only.")] = None,
     seed: Annotated[int, typer.Option(min=0, help="Of the random patterns.")] = 0,
     threads: Annotated[int, typer.Option(min=0, help="CPU threads; 0 lets torch decide.")] = 0,
@@ -39,14 +47,17 @@ def calibrate(
 ) -> None:
     """Measure a model once: the noise of every tensor at every width, and how much an accuracy drop allows.
 
-    MODEL runs code of whoever wrote it (a factory, or torch.export.load): use your own models only.
+    MODEL runs code of whoever wrote it (a factory, or torch.export.load): use your own models only. Whoever is killed
+    goes on where it was: results on the way are kept in OUT.partial until OUT stands.
 
     Example:
 
-        qpart calibrate net.pt2 --inputs images.npy --out net.qpart
+        qpart calibrate net.pt2 --data images.npy --out net.qpart
     """
+    logging.basicConfig(level=logging.WARNING, format="qpart calibrate: %(levelname)s %(message)s")
     _check_writable(out)
     called, asked = _check_name(out.stem if name is None else name), _parse_levels(levels)
+    known = None if labels is None else load_labels(labels)
     require_torch("calibrating")
     import torch
 
@@ -56,13 +67,21 @@ def calibrate(
     if threads:
         torch.set_num_threads(threads)
     network, parameters = graph.load_model(model)
-    samples = _samples(inputs, network.input_shape)[:limit]
-    with load_bar(f"calibrating {called}") as progress:
+    samples = load_data(inputs, network.input_shape)
+    if known is not None:
+        known = check_labels(known, len(samples), network.items(network.num_nodes))[:limit]
+    partial = out.with_name(out.name + journal.SUFFIX)
+    with stage_bar(f"calibrating {called}") as progress:
         found = run(
-            network, parameters, samples, name=called, levels=asked, num_patterns=patterns, seed=seed, progress=progress
-        )
-    summary = _summary(artefact.save(found, out), out)
-    print(json.dumps(summary) if as_json else _text(summary))
+            network, parameters, samples[:limit], name=called, labels=known, levels=asked, num_patterns=patterns,
+            effort=effort, seed=seed, partial=partial, progress=progress,
+        )  # fmt: skip
+        saved = artefact.save(found, out)
+        partial.unlink(missing_ok=True)
+    if as_json:
+        print(json.dumps(calibrated.summary(saved, out)))
+    else:
+        calibrated.show(saved, out)
 
 
 def _check_name(name: str) -> str:
@@ -88,44 +107,3 @@ def _check_writable(out: Path) -> None:
     out.parent.mkdir(parents=True, exist_ok=True)
     if out.is_dir() or not os.access(out.parent, os.W_OK):
         raise RequestError(f"{out} cannot be written; name a file in a directory of yours (--out)")
-
-
-def _samples(path: Path, shape: Shape) -> npt.NDArray[Any]:
-    """Inputs, checked; pixels stay bytes, which makes the artefact a quarter of the size."""
-    numbers = load_inputs(path, shape)
-    raw = np.load(path, allow_pickle=False)
-    return raw if raw.dtype == np.uint8 and raw.shape == numbers.shape else numbers
-
-
-def _summary(artefact: Artefact, out: Path) -> dict[str, Any]:
-    tables = artefact.tables
-    shrunk = Counter(level for _, level in artefact.shrink)
-    return {
-        "name": artefact.name,
-        "model_id": artefact.model_id.hex(),
-        "file": str(out),
-        "file_bytes": out.stat().st_size,
-        "nodes": artefact.network.num_nodes,
-        "cuts": artefact.network.num_nodes + 1,
-        "inputs": len(artefact.inputs),
-        "margin": artefact.margin,
-        "levels": [
-            {"accuracy": level, "budget": tables.budget.budget(level), "cuts_shrunk": shrunk[i]}
-            for i, level in enumerate(tables.levels)
-        ],
-        "patterns": len(artefact.trials),
-    }
-
-
-def _text(summary: dict[str, Any]) -> str:
-    lines = [
-        f"{summary['name']}: {summary['nodes']} nodes, {summary['cuts']} cuts, {summary['inputs']} inputs, "
-        f"{summary['patterns']} patterns, half the mean squared margin {summary['margin']:.4g}",
-        *(
-            f"accuracy drop {level['accuracy']:<7g} noise budget {level['budget']:<10.4g} "
-            f"shrunk at {level['cuts_shrunk']} of {summary['cuts']} cuts"
-            for level in summary["levels"]
-        ),
-        f"{summary['file']}: {summary['file_bytes']:,} bytes, model {summary['model_id']}",
-    ]
-    return "\n".join(lines)

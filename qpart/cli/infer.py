@@ -8,31 +8,52 @@ import statistics
 import time
 from collections.abc import Callable
 from dataclasses import asdict
+from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, NamedTuple
 
 import msgspec
 import numpy as np
-import numpy.typing as npt
 import typer
 
+from edgebus.cli.options import safe
 from edgebus.cli.progress import load_bar
 from edgebus.files import write_whole
-from qpart.cli.show import console, plan_lines, plan_object, plan_table
-from qpart.errors import ArtefactError, ShapeMismatch
-from qpart.inputs import load_inputs
+from qpart.cli.show import console, plan_lines, plan_object, plan_table, printable
+from qpart.inputs import check_labels, load_inputs, load_labels
 from qpart.profile import Request
 from qpart.quantiser import Floats
 from qpart.run.cache import PieceCache
-from qpart.run.device import Device, Traffic
+from qpart.run.device import Device
+from qpart.run.stream import MAX_DEPTH
+from qpart.run.traffic import Traffic
+
+
+class Loss(StrEnum):
+    """What to do without a server."""
+
+    FAIL = "fail"
+    LOCAL = "local"
+    WAIT = "wait"
+
+
+class Ran(NamedTuple):
+    """Logits of all samples, the seconds of it all, and those until each answer after the one before."""
+
+    logits: Floats
+    seconds: float
+    times_s: list[float]
 
 
 def infer(
     request: Request,
-    server: Annotated[str, typer.Option(help="The server's endpoint, e.g. tcp://10.0.0.5:5556.")],
+    server: Annotated[
+        list[str], typer.Option(help="The server's endpoint, e.g. tcp://10.0.0.5:5556; more of the same artefact too.")
+    ],
     inputs: Annotated[Path, typer.Option(help=".npy, one sample or (n, *shape); float32, or uint8 for pixels.")],
     server_key: Annotated[
-        str | None, typer.Option(help="The server's public key: its node.key file or 40 characters.")
+        list[str] | None,
+        typer.Option(help="The server's public key: its node.key file or 40 characters; one, or one for each."),
     ] = None,
     keys: Annotated[Path | None, typer.Option(help="This device's key directory (`edgebus keygen DIR`).")] = None,
     insecure: Annotated[bool, typer.Option("--insecure", help="No encryption, no authentication.")] = False,
@@ -42,9 +63,21 @@ def infer(
         int | None, typer.Option(help="Over how many the download counts; default: the inputs that are run.")
     ] = None,
     batch: Annotated[int, typer.Option(min=1, help="Inputs in one request.")] = 1,
+    depth: Annotated[
+        int, typer.Option(min=1, max=MAX_DEPTH, help="Requests on their way at once: heads run while tails are away.")
+    ] = 2,
+    on_loss: Annotated[
+        Loss, typer.Option(help="When no server answers any more: fail, finish locally, or wait for one.")
+    ] = Loss.FAIL,
+    adapt: Annotated[
+        bool, typer.Option("--adapt", help="Change the plan when channel or device are not what was said.")
+    ] = False,
     limit: Annotated[int | None, typer.Option(min=1, help="Run the first N inputs only.")] = None,
     out: Annotated[Path | None, typer.Option(help="Write the logits to this .npy file.")] = None,
     cache: Annotated[Path | None, typer.Option(help="Where pieces are kept; default ~/.cache/edgebus/pieces.")] = None,
+    publisher: Annotated[
+        str | None, typer.Option(help="Run only what this key signed: a publisher.key file, or 64 hexadecimal digits.")
+    ] = None,
     timeout: Annotated[float, typer.Option(help="Seconds to wait for the server, each time.")] = 30.0,
     explain: Annotated[bool, typer.Option("--explain", help="Show every cut, and not the chosen one only.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object at the end.")] = False,
@@ -55,7 +88,7 @@ def infer(
 
         qpart infer --server tcp://10.0.0.5:5556 --server-key server.key --keys ./device --inputs x.npy --accuracy 0.01
     """
-    answers = None if labels is None else _load_labels(labels)
+    answers = None if labels is None else load_labels(labels)
     with Device(
         server,
         model=model,
@@ -64,65 +97,56 @@ def infer(
         insecure=insecure,
         timeout_s=timeout,
         cache=None if cache is None else PieceCache(cache),
+        on_loss=on_loss.value,
+        adapt=adapt,
+        publisher=publisher,
     ) as device:
         samples = load_inputs(inputs, device.model.input_shape)
-        answers = None if answers is None else _check_labels(answers, samples, device.model.num_classes)[:limit]
+        answers = None if answers is None else check_labels(answers, len(samples), device.model.num_classes)[:limit]
         samples = samples[:limit]
         planned = device.prepare(msgspec.structs.replace(request, inferences=inferences or len(samples)))
         if not as_json:
-            for line in plan_lines(planned.plan):
+            shown = printable(planned.plan)
+            for line in plan_lines(shown):
                 console().print(line, markup=False)
             if explain:
-                console().print(plan_table(planned.plan))
-        with load_bar(f"inferring with {device.model.name}", quiet=as_json) as progress:
-            logits, times_s = _run(device, samples, batch, progress)
+                console().print(plan_table(shown))
+        with load_bar(f"inferring with {safe(device.model.name, 64)}", quiet=as_json) as progress:
+            ran = _run(device, samples, batch, depth, progress)
         result = {
             "model": device.model.name,
             "model_id": device.model.model_id.hex(),
             "plan": plan_object(planned.plan, rows=explain),
             "batch": batch,
-            "predictions": len(logits),
-            "accuracy": None if answers is None else float((logits.argmax(axis=1) == answers).mean()),
+            "predictions": len(ran.logits),
+            "local_answers": device.local_answers,
+            "switches": device.switches,
+            "accuracy": None if answers is None else float((ran.logits.argmax(axis=1) == answers).mean()),
             "traffic": asdict(device.traffic),
-            "seconds": sum(times_s),
-            "seconds_per_inference": sum(times_s) / len(logits),
-            "median_request_s": statistics.median(times_s),
+            "seconds": ran.seconds,
+            "seconds_per_inference": ran.seconds / len(ran.logits),
+            "median_request_s": statistics.median(ran.times_s),
         }
     if out is not None:
-        _write_logits(out, logits)
+        _write_logits(out, ran.logits)
     if as_json:
         print(json.dumps(result))
     else:
         console().print("\n".join(_figures(result, device.traffic)), markup=False)
 
 
-def _run(device: Device, samples: Floats, batch: int, progress: Callable[[float], None]) -> tuple[Floats, list[float]]:
-    """Logits of all samples, and the seconds of every batch."""
-    parts, times_s = [], []
-    for start in range(0, len(samples), batch):
-        began = time.perf_counter()
-        parts.append(device.infer(samples[start : start + batch]))
-        times_s.append(time.perf_counter() - began)
-        progress(min(1.0, (start + batch) / len(samples)))
-    return np.concatenate(parts), times_s
-
-
-def _load_labels(path: Path) -> npt.NDArray[Any]:
-    try:
-        labels = np.load(path, allow_pickle=False)
-    except (OSError, ValueError, EOFError) as error:
-        raise ArtefactError(f"labels {path} cannot be read: {error}; write them with numpy.save") from None
-    if not isinstance(labels, np.ndarray) or labels.ndim != 1 or labels.dtype.kind not in "iu":
-        raise ArtefactError(f"labels {path} must be one array (n,) of whole numbers")
-    return labels
-
-
-def _check_labels(labels: npt.NDArray[Any], samples: Floats, num_classes: int) -> npt.NDArray[Any]:
-    if len(labels) != len(samples):
-        raise ShapeMismatch(f"{len(labels)} labels are given for {len(samples)} inputs")
-    if len(labels) and not 0 <= int(labels.min()) <= int(labels.max()) < num_classes:
-        raise ShapeMismatch(f"labels go from {labels.min()} to {labels.max()}, the model has {num_classes} classes")
-    return labels
+def _run(device: Device, samples: Floats, batch: int, depth: int, progress: Callable[[float], None]) -> Ran:
+    """Answer all samples, so many at once."""
+    parts, times_s, began = [], [], time.perf_counter()
+    batches = (samples[start : start + batch] for start in range(0, len(samples), batch))
+    before = began
+    for logits in device.infer_stream(batches, depth):
+        parts.append(logits)
+        now = time.perf_counter()
+        times_s.append(now - before)
+        before = now
+        progress(min(1.0, len(parts) * batch / len(samples)))
+    return Ran(np.concatenate(parts), before - began, times_s)
 
 
 def _write_logits(path: Path, logits: Floats) -> None:
@@ -140,4 +164,8 @@ def _figures(result: dict[str, Any], traffic: Traffic) -> list[str]:
         f"{result['predictions']:,} inferences in {result['seconds']:.2f} s, "
         f"{1e3 * result['seconds_per_inference']:.2f} ms each",
     ]
+    if result["local_answers"]:
+        lines.append(f"{result['local_answers']:,} of them on this device alone")
+    if result["switches"]:
+        lines.append(f"the plan was changed {result['switches']} times")
     return lines if result["accuracy"] is None else [*lines, f"accuracy {result['accuracy']:.2%}"]

@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import functools
 import inspect
-import tomllib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
+from qpart import profiles
 from qpart.errors import Infeasible, RequestError
-from qpart.profile import Channel, DeviceProfile, Request, Weights
+from qpart.heuristics import KINDS, Kind
+from qpart.profile import Channel, DeviceProfile, Request, ServerProfile, Weights
 
 DEFAULTS: dict[str, dict[str, float]] = {
-    "device": {"macs_per_s": 1e9, "joules_per_mac": 1e-9, "memory_bytes": 64 << 20},
+    "device": {"macs_per_s": 1e9, "joules_per_mac": 1e-9, "memory_bytes": 64 << 20, "watts": 0.0},
     "channel": {
         "up_bits_per_s": 1e7,
         "down_bits_per_s": 5e7,
@@ -26,10 +27,7 @@ DEFAULTS: dict[str, dict[str, float]] = {
     "weights": {"time": 1.0, "energy": 0.0, "price": 0.0},
 }
 """A phone on a middling mobile network that minds time only."""
-
-_ANALYTIC = ("clock_hz", "cycles_per_mac", "kappa")
-_KNOWN = {table: (*keys, *(_ANALYTIC if table == "device" else ())) for table, keys in DEFAULTS.items()}
-Settings = dict[str, dict[str, float]]
+read_profile = profiles.read
 
 
 def request_from(
@@ -37,13 +35,18 @@ def request_from(
     accuracy: Annotated[
         float, typer.Option(help="Largest accuracy drop, as a share of predictions: 0.01 is one in a hundred.")
     ],
+    device: Annotated[
+        str | None, typer.Option(help=f"A board whose profile is known: {', '.join(profiles.names())}.")
+    ] = None,
     profile: Annotated[
-        Path | None, typer.Option(help="TOML file with the tables device, channel and weights; flags override it.")
+        Path | None,
+        typer.Option(help="TOML file with tables device, channel, weights, as of `qpart profile`; flags override it."),
     ] = None,
     device_macs_per_s: Annotated[
         float | None, typer.Option(help="Multiply-accumulates per second of the device; default 1e9.")
     ] = None,
     joules_per_mac: Annotated[float | None, typer.Option(help="Energy of one of them; default 1e-9.")] = None,
+    watts: Annotated[float | None, typer.Option(help="Power of the device while it computes; default 0.")] = None,
     memory_bytes: Annotated[int | None, typer.Option(help="What the device gives to its part; default 64 MiB.")] = None,
     up_bits_per_s: Annotated[float | None, typer.Option(help="Rate to the server; default 1e7.")] = None,
     down_bits_per_s: Annotated[float | None, typer.Option(help="Rate from the server; default 5e7.")] = None,
@@ -62,9 +65,15 @@ def request_from(
     Raises:
         RequestError: the file cannot be read, says what nobody knows, or a number is out of range.
     """
+    known = profiles.board(device) if device is not None else {}
     settings = read_profile(profile) if profile is not None else {}
     flags: dict[str, dict[str, float | None]] = {
-        "device": {"macs_per_s": device_macs_per_s, "joules_per_mac": joules_per_mac, "memory_bytes": memory_bytes},
+        "device": {
+            "macs_per_s": device_macs_per_s,
+            "joules_per_mac": joules_per_mac,
+            "memory_bytes": memory_bytes,
+            "watts": watts,
+        },
         "channel": {
             "up_bits_per_s": up_bits_per_s,
             "down_bits_per_s": down_bits_per_s,
@@ -74,21 +83,58 @@ def request_from(
         },
         "weights": {"time": weight_time, "energy": weight_energy, "price": weight_price},
     }
-    device, channel, weights = (
-        {**DEFAULTS[table], **settings.get(table, {}), **{key: x for key, x in given.items() if x is not None}}
+    asked = {
+        table: {
+            **DEFAULTS[table],
+            **known.get(table, {}),
+            **settings.get(table, {}),
+            **{key: x for key, x in given.items() if x is not None},
+        }
         for table, given in flags.items()
-    )
+    }
+    if device_macs_per_s is not None:
+        asked["device"].pop("layer_s", None)  # who says a speed does not mean the measured seconds
     return Request(
         accuracy=accuracy,
         device=DeviceProfile(
-            macs_per_s=device["macs_per_s"],
-            joules_per_mac=device["joules_per_mac"],
-            memory_bytes=_whole("memory_bytes", device["memory_bytes"]),
+            **{**asked["device"], "memory_bytes": _whole("memory_bytes", asked["device"]["memory_bytes"])}
         ),
-        channel=Channel(**channel),
-        weights=Weights(**weights),
+        channel=Channel(**asked["channel"]),
+        weights=Weights(**asked["weights"]),
         raw_input_stays=raw_input_stays,
     )
+
+
+ServerFile = Annotated[
+    Path | None, typer.Option(help="TOML file with a table server, as of `qpart profile --server`; flags override it.")
+]
+ServerSpeed = Annotated[float | None, typer.Option(help="Multiply-accumulates per second of the server; default 1e10.")]
+ServerPrice = Annotated[float | None, typer.Option(help="What a second of the server costs; default 0.")]
+
+
+def server_from(path: Path | None, macs_per_s: float | None, price_per_s: float | None) -> ServerProfile:
+    """The server which these options describe; errors as of `request_from`."""
+    settings = profiles.read(path).get("server", {}) if path is not None else {}
+    given = {"macs_per_s": macs_per_s, "price_per_s": price_per_s}
+    asked = {"macs_per_s": 1e10, **settings, **{key: x for key, x in given.items() if x is not None}}
+    if macs_per_s is not None:
+        asked.pop("layer_s", None)
+    return ServerProfile(**asked)
+
+
+SOLVER_HELP = f"How widths are chosen: {', '.join(KINDS)}."
+
+
+def check_solver(name: str) -> Kind:
+    """The solver of this name.
+
+    Raises:
+        RequestError: there is none.
+    """
+    for kind in KINDS:
+        if name == kind:
+            return kind
+    raise RequestError(f"there is no solver {name!r}; known are {', '.join(KINDS)}")
 
 
 def _whole(name: str, value: float) -> int:
@@ -97,10 +143,17 @@ def _whole(name: str, value: float) -> int:
     return int(value)
 
 
-def with_request(command: Callable[..., None]) -> Callable[..., None]:
-    """Give a command the options of `request_from` in place of its parameter `request`."""
+def with_request(command: Callable[..., None], *, accuracy: float | None = None) -> Callable[..., None]:
+    """Give a command the options of `request_from` in place of its parameter `request`.
+
+    Args:
+        command: that has this parameter.
+        accuracy: its default; None to have it demanded.
+    """
     own = [p for p in inspect.signature(command, eval_str=True).parameters.values() if p.name != "request"]
     shared = list(inspect.signature(request_from, eval_str=True).parameters.values())
+    if accuracy is not None:
+        shared = [p.replace(default=accuracy) if p.name == "accuracy" else p for p in shared]
     parameters = [p.replace(kind=inspect.Parameter.KEYWORD_ONLY) for p in (*own, *shared)]
 
     @functools.wraps(command)
@@ -119,50 +172,3 @@ def with_request(command: Callable[..., None]) -> Callable[..., None]:
     run.__annotations__ = {p.name: p.annotation for p in parameters}
     del run.__wrapped__
     return run
-
-
-def read_profile(path: Path) -> Settings:
-    """Tables and numbers of a profile file, with the analytic model of a device worked out.
-
-    Raises:
-        RequestError: see `request_from`.
-    """
-    try:
-        found = tomllib.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise RequestError(f"profile {path} cannot be read: {error.strerror or error}") from None
-    except ValueError as error:  # not TOML, or not UTF-8
-        raise RequestError(f"profile {path} is not TOML: {error}") from None
-    _check_known(path, "table", found, _KNOWN)
-    settings: Settings = {}
-    for table, keys in found.items():
-        if not isinstance(keys, dict):
-            raise RequestError(f"{table} in {path} is {keys!r}, make it a table: [{table}]")
-        _check_known(path, f"key of [{table}]", keys, _KNOWN[table])
-        for key, value in keys.items():
-            if isinstance(value, bool) or not isinstance(value, int | float):
-                raise RequestError(f"{key} of [{table}] in {path} is {value!r}, give a number")
-        settings[table] = keys
-    if "device" in settings:
-        settings["device"] = _worked_out(path, settings["device"])
-    return settings
-
-
-def _check_known(path: Path, what: str, found: Mapping[str, Any], known: Any) -> None:
-    for name in found:
-        if name not in known:
-            raise RequestError(f"{name!r} in {path} is no {what}; known are {', '.join(known)}")
-
-
-def _worked_out(path: Path, device: dict[str, float]) -> dict[str, float]:
-    """A device by its clock becomes one by its speed."""
-    given = [key for key in _ANALYTIC if key in device]
-    if not given:
-        return device
-    if len(given) < len(_ANALYTIC) or "macs_per_s" in device or "joules_per_mac" in device:
-        raise RequestError(f"[device] in {path}: give {', '.join(_ANALYTIC)}, or macs_per_s and joules_per_mac instead")
-    found = DeviceProfile.from_clock(
-        clock_hz=device["clock_hz"], cycles_per_mac=device["cycles_per_mac"], kappa=device["kappa"], memory_bytes=1
-    )
-    rest = {key: value for key, value in device.items() if key not in _ANALYTIC}
-    return {"macs_per_s": found.macs_per_s, "joules_per_mac": found.joules_per_mac, **rest}

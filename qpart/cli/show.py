@@ -7,14 +7,16 @@ from typing import Any
 
 import msgspec
 from rich import box
-from rich.console import Console
+from rich.console import Console, Group
 from rich.table import Table
+from rich.text import Text
 
+from edgebus.cli.options import safe
 from qpart import explain
-from qpart.plan import Plan
+from qpart.plan import CutRow, Plan
 
 WIDTH = 120
-_WEIGHTS, _LEFT_COLUMNS = 2, 4
+_LEFT = ("cut", "after", "weights", "sent")
 
 
 def console() -> Console:
@@ -25,9 +27,17 @@ def console() -> Console:
 def plan_object(plan: Plan, *, rows: bool) -> dict[str, Any]:
     """A plan for JSON, with its reason; the table of all cuts only if it is wanted."""
     found: dict[str, Any] = msgspec.to_builtins(plan)
+    names = CutRow.__struct_fields__
+    found["rows"] = [dict(zip(names, row, strict=True)) for row in found["rows"]]
     if not rows:
         del found["rows"]
     return {**found, "after": plan.rows[plan.pattern.cut].after, "reason": explain.reason(plan)}
+
+
+def printable(plan: Plan) -> Plan:
+    """A plan from elsewhere, with names that may reach a terminal."""
+    replace = msgspec.structs.replace
+    return replace(plan, rows=tuple(replace(row, after=safe(row.after, 64)) for row in plan.rows))
 
 
 def plan_lines(plan: Plan) -> list[str]:
@@ -43,27 +53,41 @@ def plan_lines(plan: Plan) -> list[str]:
         f"{load} (all of it: {pattern.segment_bytes:,}), {pattern.up_bytes:,} bytes up per inference; "
         f"{pattern.device_bytes:,} in memory",
         f"per inference: device {explain.seconds(row.device_time_s)}, channel {explain.seconds(row.channel_time_s)}, "
-        f"server {explain.seconds(row.server_time_s)}, {row.energy_j:.3g} J, price {row.price:.3g}, "
+        f"server {explain.seconds(row.server_time_s)}, energy {explain.joules(row.energy_j)}, price {row.price:.3g}, "
         f"U = {row.objective:.4g}",
         explain.reason(plan),
     ]
 
 
-def plan_table(plan: Plan) -> Table:
+def plan_table(plan: Plan, *, width: int | None = None) -> Group:
     """All cuts of a plan; the chosen one stands out, on a terminal and without one.
 
-    Energy is left out where it does not count, a forbidden cut says why in place of its widths, and the chosen one
-    has its mark in front: the table of a network of twenty layers fits into 120 columns.
+    A price is left out where there is none, a forbidden cut says why in place of its widths, and the chosen one has its
+    mark in front. What does not fit side by side stands in two tables: what moves and is held, and what it costs.
+
+    Args:
+        width: columns that there are; those of the terminal if left out.
     """
     head, rows = explain.table(plan)
-    shown = [i for i, name in enumerate(head) if name and (name != "energy" or plan.weights.energy)]
+    left_out = () if any(row.price for row in plan.rows) else ("price",)
+    shown = [name for name in head if name and name not in left_out]
+    longest = [max(len(cells[i]) for cells in (head, *rows)) for i, name in enumerate(head) if name in shown]
+    if sum(longest) + 2 * len(longest) + 2 <= (width or console().width):
+        return Group(_part(plan, head, rows, shown))
+    parts = [name for name in shown if name in explain.MOVES], [name for name in shown if name in explain.COSTS]
+    return Group(*(_part(plan, head, rows, ["cut", "after", *part]) for part in parts))
+
+
+def _part(plan: Plan, head: list[str], rows: list[list[str]], shown: list[str]) -> Table:
     table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
-    for i in shown:
-        table.add_column(head[i], justify="left" if i < _LEFT_COLUMNS else "right", no_wrap=i != _WEIGHTS)
+    for name in shown:
+        table.add_column(name, justify="left" if name in _LEFT else "right", no_wrap=name != "weights")
+    why_in = next(name for name in shown if name not in ("cut", "after"))
     for row, cells in zip(plan.rows, rows, strict=True):
         chosen = row.cut == plan.pattern.cut
-        cells[0] = f"> {row.cut}" if chosen else f"  {row.cut}"
+        said = dict(zip(head, cells, strict=True))
+        said["cut"] = f"> {row.cut}" if chosen else f"  {row.cut}"
         if not row.allowed:
-            cells[_WEIGHTS] = cells[-1]
-        table.add_row(*(cells[i] for i in shown), style="bold green" if chosen else None)
+            said[why_in] = said[""] if why_in == "weights" else "-"
+        table.add_row(*(Text(said[name]) for name in shown), style="bold green" if chosen else None)
     return table

@@ -16,7 +16,7 @@ from qpart import artefact as files
 from qpart.demo import prepare, processes, proof, screen
 from qpart.demo.held_out import HeldOut, load_images
 from qpart.demo.proof import Finding, Outcome
-from qpart.demo.roles import HOPELESS_ACCURACY, NETS, NUM_IMAGES, ROLES, Role
+from qpart.demo.roles import CLOSER_ACCURACY, HOPELESS_ACCURACY, NETS, NUM_IMAGES, ROLES, Role
 from qpart.profile import ServerProfile
 from qpart.run.models import make_served
 from qpart.run.served import ServedModel
@@ -41,8 +41,9 @@ def main() -> int:
             site = processes.Site(ready["endpoint"], keys, NETS_DIR, root)
             outcomes = _run(site, ROLES)
             again = _run(site, ROLES[:1])[0]
+            closer = _run(site, [ROLES[0].asking(CLOSER_ACCURACY)])[0]
             refusal = site.refusal(ROLES[0], HOPELESS_ACCURACY)
-        holds = _report(console, artefacts, ready["models"], outcomes, again, refusal)
+        holds = _report(console, artefacts, ready["models"], outcomes, [again, closer], refusal)
     _say(console, f"demo took {time.monotonic() - started_at:.0f} s")
     return 0 if holds else 1
 
@@ -71,7 +72,7 @@ def _report(
     artefacts: dict[str, Path],
     models: list[dict[str, Any]],
     outcomes: list[Outcome],
-    again: Outcome,
+    later: list[Outcome],
     refusal: str,
 ) -> bool:
     """Show plans and figures, draw the picture, and hold everything against what it should be."""
@@ -91,13 +92,15 @@ def _report(
         rows.append((outcome, held, screen.ways(outcome, held, server)))
     console.print(screen.comparison(rows))
     findings = _findings(outcomes, few)
-    findings += [proof.fetched_once(outcomes[0], again)]
+    again, closer = later
+    findings += [proof.fetched_once(outcomes[0], again), proof.planes_alone(outcomes[0], closer)]
+    findings += [proof.accuracy_as_promised(closer, few[closer.role.net])]
     findings += [proof.refusal_helps(refusal, ROLES[0], nets[ROLES[0].net][0])]
     for finding in findings:
         console.print(
             f"{'proof:' if finding.holds else '[bold red]FAILED:[/bold red]'} {finding.text}", highlight=False
         )
-    _draw(console, nets)
+    _draw(console, nets, artefacts)
     holds = all(finding.holds for finding in findings)
     console.print("PROOF HOLDS" if holds else "PROOF FAILED")
     return holds
@@ -112,7 +115,7 @@ def _findings(outcomes: list[Outcome], few: dict[str, HeldOut]) -> list[Finding]
     return [*found, *accuracy, total, *answers]
 
 
-def _draw(console: Console, nets: dict[str, tuple[ServedModel, HeldOut]]) -> None:
+def _draw(console: Console, nets: dict[str, tuple[ServedModel, HeldOut]], artefacts: dict[str, Path]) -> None:
     from qpart.demo import curve
 
     with console.status("drawing payload against accuracy: every level planned, and run on all held-out images"):
@@ -122,6 +125,10 @@ def _draw(console: Console, nets: dict[str, tuple[ServedModel, HeldOut]]) -> Non
             _say(console, f"no picture: {error.name} is not installed (pip install 'edgebus[plots]')")
             return
     _say(console, f"picture: {PICTURE}, {plans} plans, {violated} of them lost more on held-out images than promised")
+    for role in ROLES[:1]:
+        with console.status(f"drawing what {role.name} pays at other rates, and its bits by layer"):
+            drawn = processes.plot(artefacts[role.net], role, OUT)
+        _say(console, f"pictures of what {role.name} asks for: {', '.join(drawn)}")
 
 
 def _say(console: Console, line: str) -> None:

@@ -61,7 +61,7 @@ class HeldOut:
         served, model_id = self._served, self.artefact.model_id
         raw = served.segment(Chosen(model_id, pattern.cut, pattern.weight_bits, pattern.live_bits))
         segment = decode(Segment, raw)
-        head = Head(segment, {address: served.piece(address) for address in segment.pieces})
+        head = Head(segment, served.published.pieces(segment))
         asked, answers = Infer(model_id, pattern.cut, pattern.live_bits), []
         for k in range(count):
             one = self.inputs[k : k + 1]

@@ -22,14 +22,34 @@ def _qpart(*arguments: object) -> list[str]:
     return [sys.executable, "-m", "qpart.cli", *map(str, arguments)]
 
 
-def calibrate(net: Path, images: Path, out: Path, *, limit: int, patterns: int) -> None:
+def calibrate(
+    net: Path,
+    images: Path,
+    out: Path,
+    *,
+    limit: int,
+    patterns: int,
+    labels: Path | None = None,
+    within_s: float = CALIBRATED_WITHIN_S,
+) -> None:
     """`qpart calibrate`; its progress bar goes to our stderr."""
-    options = ("--inputs", images, "--out", out, "--limit", limit, "--patterns", patterns, "--json")
-    done = subprocess.run(
-        _qpart("calibrate", net, *options), stdout=subprocess.PIPE, timeout=CALIBRATED_WITHIN_S, check=False
-    )
+    options: list[object] = ["--inputs", images, "--out", out, "--limit", limit, "--patterns", patterns, "--json"]
+    options += [] if labels is None else ["--labels", labels]
+    done = subprocess.run(_qpart("calibrate", net, *options), stdout=subprocess.PIPE, timeout=within_s, check=False)
     if done.returncode:
         raise DemoFailed(f"calibrating {net.stem} ended with status {done.returncode}")
+
+
+def plot(artefact: Path, role: Role, out: Path) -> list[str]:
+    """`qpart plot` of what a device asks for: cost against bandwidth, and bits by layer; names of the pictures."""
+    drawn = []
+    for what in ("cost", "bits"):
+        command = _qpart("plot", artefact, *role.arguments(), "--what", what, "--out", out)
+        done = subprocess.run(command, capture_output=True, text=True, timeout=DEVICE_WITHIN_S, check=False)
+        if done.returncode:
+            raise DemoFailed(f"drawing {artefact.stem} ended with status {done.returncode}: {done.stderr.strip()}")
+        drawn.append(done.stdout.strip())
+    return drawn
 
 
 @contextmanager
@@ -94,7 +114,7 @@ class Site:
             "out": self.logits(role),
         }
         flags = [part for name, value in options.items() for part in (f"--{name}", value)]
-        return _qpart("infer", *flags, *role.arguments(accuracy), "--explain", "--json")
+        return _qpart("infer", *flags, "--model", role.net, *role.arguments(accuracy), "--explain", "--json")
 
 
 def _result(name: str, process: subprocess.Popen[str], errors: IO[str]) -> dict[str, Any]:

@@ -12,7 +12,7 @@ import numpy as np
 from qpart.demo.held_out import HeldOut
 from qpart.demo.roles import Role
 from qpart.errors import Infeasible
-from qpart.plan import Plan
+from qpart.plan import CutRow, Plan
 from qpart.quantiser import Floats
 from qpart.run.served import ServedModel
 
@@ -37,7 +37,9 @@ class Outcome:
     @property
     def plan(self) -> Plan:
         """The plan that the device was given."""
-        return msgspec.convert(self.printed["plan"], Plan)
+        printed = self.printed["plan"]
+        rows = [[row[name] for name in CutRow.__struct_fields__] for row in printed["rows"]]  # arrays, as they travel
+        return msgspec.convert({**printed, "rows": rows}, Plan)
 
     @property
     def traffic(self) -> dict[str, int]:
@@ -128,10 +130,29 @@ def fetched_once(first: Outcome, again: Outcome) -> Finding:
     plan = again.plan
     pieces = plan.pattern.segment_bytes - plan.pattern.download_bytes
     loaded = again.traffic["download_bytes"]
-    same = np.array_equal(first.logits, again.logits)
+    same = _alike(first.logits, again.logits)  # batches of the server were others, and so was its rounding
     holds = loaded == plan.pattern.download_bytes and loaded + pieces == first.traffic["download_bytes"] and same
     return Finding(
         f"{first.role.name} again: {loaded:,} bytes loaded and not {first.traffic['download_bytes']:,}, "
         f"the other {pieces:,} are in its cache; answers are {'the same' if same else 'OTHER ONES'}",
         holds and pieces > 0,
+    )
+
+
+def _alike(some: Floats, others: Floats) -> bool:
+    """Whether answers are the same but for rounding."""
+    near = float(np.abs(some - others).max()) <= TOLERANCE * float(np.abs(some).max())
+    return near and np.array_equal(some.argmax(axis=1), others.argmax(axis=1))
+
+
+def planes_alone(first: Outcome, closer: Outcome) -> Finding:
+    """For a closer accuracy a device loads what its layers lack, and nothing that it has."""
+    plan, before = closer.plan, first.plan
+    loaded, whole = closer.traffic["download_bytes"], plan.pattern.segment_bytes
+    widths = " ".join(map(str, plan.pattern.weight_bits))
+    old = " ".join(map(str, before.pattern.weight_bits[: len(plan.pattern.weight_bits)]))
+    return Finding(
+        f"{closer.role.name} at {plan.accuracy:.0%} and no more at {before.accuracy:.0%}: weights from {old} to "
+        f"{widths} bits by {loaded:,} bytes loaded and not {whole:,}, the planes that it lacks",
+        loaded == plan.pattern.download_bytes and loaded < whole,
     )

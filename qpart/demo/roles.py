@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+
+import msgspec
 
 from qpart.profile import Channel, DeviceProfile, Request, Weights
 
 NUM_IMAGES = 1000
 """Held-out images that every device answers, one at a time."""
-NETS = {"fc": (5000, 200), "resnet": (2000, 120)}
+NETS = {"fc": (2500, 120), "resnet": (1500, 80)}
 """Nets, and with how many inputs and random patterns each is calibrated."""
 NET_NAMES = {"fc": "fully connected net", "resnet": "residual net"}
 HOPELESS_ACCURACY = 1e-5
+CLOSER_ACCURACY = 0.01
+"""What the first device asks for when it comes back, instead of its own."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,11 +27,14 @@ class Role:
     about: str
     request: Request
 
+    def asking(self, accuracy: float) -> Role:
+        """The same device with another accuracy."""
+        return replace(self, request=msgspec.structs.replace(self.request, accuracy=accuracy))
+
     def arguments(self, accuracy: float | None = None) -> list[str]:
-        """Options of `qpart infer` that make up the request, perhaps with another accuracy."""
+        """Options that make up the request, perhaps with another accuracy."""
         r = self.request
         options = {
-            "model": self.net,
             "accuracy": accuracy or r.accuracy,
             "inferences": r.inferences,
             "device-macs-per-s": r.device.macs_per_s,

@@ -7,7 +7,7 @@ import io
 import os
 import sys
 import time
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -31,12 +31,16 @@ SMALL_SET = 10_000
 
 
 class Recipe(NamedTuple):
-    """How a net is made and trained; few images need more epochs and smaller batches."""
+    """How a net is made and trained; few images need more epochs and smaller batches.
+
+    `bfloat16` pays for plain convolutions and not for depthwise ones or small matrices.
+    """
 
     make: Callable[[tuple[int, ...], int], torch.nn.Module]
     epochs: int
     quick_epochs: int
     learning_rate: float
+    bfloat16: bool = True
 
 
 RECIPES = {
@@ -69,8 +73,9 @@ class Summary(msgspec.Struct, frozen=True):
 
 def train_all(
     out: Path,
-    names: Collection[str] = tuple(RECIPES),
+    names: Collection[str] | None = None,
     *,
+    recipes: Mapping[str, Recipe] = RECIPES,
     epochs: int | None = None,
     quick: bool = False,
     seed: int = 0,
@@ -81,6 +86,8 @@ def train_all(
     """Train nets and write them with their images; nets that are there already are left alone.
 
     Args:
+        names: of nets; None for all of `recipes`.
+        recipes: nets by name, and how they are trained.
         out: directory for <net>.pt2, calibration_images.npy, test_images.npy, test_labels.npy and nets.json.
         epochs: None for each net's own number.
         quick: a few seconds instead of half a minute, for some percent of accuracy.
@@ -98,17 +105,17 @@ def train_all(
     summary = Summary(dataset.name, dataset.note, len(images), len(calibration), len(dataset.test_images), {})
     done = {} if force else _done(out, summary)
     _write_images(out, dataset, calibration)
-    for name in names:
-        wanted = epochs or _epochs(RECIPES[name], len(images), quick)
+    for name in recipes if names is None else names:
+        wanted = epochs or _epochs(recipes[name], len(images), quick)
         found = done.get(name)
         if found is not None and (found.epochs, found.seed) == (wanted, seed):
             say(f"{name}: already in {out}, {found.accuracy:.2%} of the test images; --force trains it again")
             continue
         with _threads(threads):
-            net, seconds = _trained(name, images, labels, wanted, seed, say)
+            net, seconds = _trained(name, recipes[name], images, labels, wanted, seed, say)
         accuracy = evaluate(net, dataset.test_images, dataset.test_labels)
         say(f"{name}: {accuracy:.2%} of the test images after {seconds:.1f} s")
-        _write_net(out / f"{name}.pt2", net, dataset.test_images[:2])
+        write_net(out / f"{name}.pt2", net, dataset.test_images[:2])
         parameters = sum(parameter.numel() for parameter in net.parameters())
         done[name] = Trained(f"{name}.pt2", round(accuracy, 6), parameters, wanted, seed, round(seconds, 2))
         _write_summary(out, msgspec.structs.replace(summary, nets=done))
@@ -149,6 +156,7 @@ def _epochs(recipe: Recipe, num_images: int, quick: bool) -> int:
 
 def _trained(
     name: str,
+    recipe: Recipe,
     images: NDArray[np.uint8],
     labels: NDArray[np.int64],
     epochs: int,
@@ -158,7 +166,7 @@ def _trained(
     """AdamW, one cycle of the learning rate. Returns the net and the seconds that it took."""
     began = time.perf_counter()
     torch.manual_seed(seed)
-    recipe, batch = RECIPES[name], 512 if len(images) > SMALL_SET else 32
+    batch = 512 if len(images) > SMALL_SET else 32
     net = recipe.make(images.shape[1:], data.NUM_CLASSES).to(memory_format=torch.channels_last)
     pixels, answers = torch.from_numpy(images), torch.from_numpy(labels)
     optimiser = torch.optim.AdamW(net.parameters(), recipe.learning_rate, weight_decay=0.01)
@@ -168,7 +176,7 @@ def _trained(
         total = 0.0
         for rows in torch.randperm(len(images))[: steps * batch].view(steps, batch):
             x = (pixels[rows].float() / 255).contiguous(memory_format=torch.channels_last)
-            with _autocast():
+            with _autocast(recipe.bfloat16):
                 loss = functional.cross_entropy(net(x).float(), answers[rows])
             optimiser.zero_grad(set_to_none=True)
             loss.backward()
@@ -179,10 +187,10 @@ def _trained(
     return net.to(memory_format=torch.contiguous_format), time.perf_counter() - began
 
 
-def _autocast() -> AbstractContextManager[Any]:
+def _autocast(wanted: bool) -> AbstractContextManager[Any]:
     """bfloat16 where the processor computes in it; elsewhere it is slower than float32."""
     supported = getattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)()
-    return torch.autocast("cpu", torch.bfloat16) if supported else nullcontext()
+    return torch.autocast("cpu", torch.bfloat16) if wanted and supported else nullcontext()
 
 
 def _done(out: Path, wanted: Summary) -> dict[str, Trained]:
@@ -210,7 +218,8 @@ def _write_images(out: Path, dataset: data.Dataset, calibration: NDArray[np.uint
             write_whole(path, content.getvalue())
 
 
-def _write_net(path: Path, net: torch.nn.Module, images: NDArray[np.uint8]) -> None:
+def write_net(path: Path, net: torch.nn.Module, images: NDArray[np.uint8]) -> None:
+    """Export a net for inputs like these pixels, two of them."""
     content = io.BytesIO()
     torch.export.save(export(net, torch.from_numpy(images).float() / 255), content)
     write_whole(path, content.getvalue())
@@ -220,22 +229,28 @@ def _write_summary(out: Path, summary: Summary) -> None:
     write_whole(out / "nets.json", msgspec.json.format(msgspec.json.encode(summary), indent=2) + b"\n")
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
+def main(
+    arguments: Sequence[str] | None = None,
+    *,
+    recipes: Mapping[str, Recipe] = RECIPES,
+    prog: str = "python -m qpart.demo.train",
+) -> int:
     """Entry point; status 0, 1 for what went wrong, 2 for usage."""
-    parser = argparse.ArgumentParser(prog="python -m qpart.demo.train", description=__doc__)
+    parser = argparse.ArgumentParser(prog=prog, description="Trains networks on images that the machine has.")
     parser.add_argument("--out", type=Path, required=True, help="directory for the nets and their images")
-    parser.add_argument("--net", choices=[*RECIPES, "all"], default="all")
+    parser.add_argument("--net", choices=[*recipes, "all"], default="all")
     parser.add_argument("--epochs", type=_positive, help="instead of each net's own number")
     parser.add_argument("--quick", action="store_true", help="a few seconds, for some percent of accuracy")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--threads", type=_positive, default=1, help="more are faster on idle cores only")
     parser.add_argument("--force", action="store_true", help="train again what is there already")
     args = parser.parse_args(arguments)
-    names = list(RECIPES) if args.net == "all" else [args.net]
+    names = list(recipes) if args.net == "all" else [args.net]
     try:
         train_all(
             args.out,
             names,
+            recipes=recipes,
             epochs=args.epochs,
             quick=args.quick,
             seed=args.seed,

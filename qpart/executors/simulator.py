@@ -6,11 +6,12 @@ from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
+import numpy.typing as npt
 import torch
 
 from qpart.executors.with_torch import TorchExecutor
 from qpart.network import INPUT, Network, Parameters
-from qpart.noise import num_changed, squared_error
+from qpart.noise import num_changed, num_right, squared_error
 from qpart.quantiser import (
     Floats,
     Range,
@@ -20,16 +21,24 @@ from qpart.quantiser import (
     quantise_activation,
     quantise_weight,
 )
+from qpart.sizes import peak_items
 from qpart.tables import WIDTHS
 
-CHUNK = 256
+CHUNK, CHUNK_BYTES = 256, 1 << 28
 
 
 class Joint(NamedTuple):
-    """What a whole pattern did: its noise with all tensors quantised together, and the share of changed predictions."""
+    """What a whole pattern did.
+
+    Attributes:
+        psi: its noise with all tensors quantised together.
+        changed: share of changed predictions.
+        drop: of the accuracy, where labels are known: below 0 if the pattern is right more often.
+    """
 
     psi: float
     changed: float
+    drop: float | None = None
 
 
 class Simulator:
@@ -52,6 +61,15 @@ class Simulator:
         self.executor = TorchExecutor(network.nodes, parameters, device)
         self._parameters, self._ranges = parameters, ranges
         self._weights: dict[tuple[int, int], torch.Tensor] = {}
+        peak_bytes = 4 * peak_items(network.nodes, network.shapes, ())
+        self.chunk = max(1, min(CHUNK, CHUNK_BYTES // peak_bytes))
+
+    def all_values(self, inputs: Floats) -> dict[int, torch.Tensor]:
+        """Every value of these inputs (n, *input_shape) in full precision."""
+        last = self.network.num_nodes
+        with torch.inference_mode():
+            given = {INPUT: torch.from_numpy(inputs).to(self.executor.device)}
+            return self.executor.run(given, 0, last, range(last + 1))
 
     def weight(self, node: int, bits: int) -> torch.Tensor:
         """A layer's weight after quantisation; kept for the next time."""
@@ -77,8 +95,8 @@ class Simulator:
         last = self.network.num_nodes
         answers = []
         with torch.inference_mode():
-            for start in range(0, len(inputs), CHUNK):
-                values = {INPUT: torch.from_numpy(inputs[start : start + CHUNK]).to(self.executor.device)}
+            for start in range(0, len(inputs), self.chunk):
+                values = {INPUT: torch.from_numpy(inputs[start : start + self.chunk]).to(self.executor.device)}
                 if cut == last:
                     values = self.executor.run(values, 0, last, [last], replaced)
                 else:
@@ -97,11 +115,13 @@ class Simulator:
         inputs: Floats,
         reference: Floats,
         margin: float,
+        labels: npt.NDArray[np.int64] | None = None,
     ) -> Joint:
-        """Hold a pattern against the answers of full precision, `reference` (n, classes)."""
+        """Hold a pattern against the answers of full precision, `reference` (n, classes), and perhaps labels (n,)."""
         found = self.logits(cut, weight_bits, live_bits, inputs)
         psi = squared_error(found, reference) / len(inputs) / margin
-        return Joint(psi, num_changed(found, reference) / len(inputs))
+        drop = None if labels is None else (num_right(reference, labels) - num_right(found, labels)) / len(inputs)
+        return Joint(psi, num_changed(found, reference) / len(inputs), drop)
 
 
 def fit_ranges(values: Mapping[int, Floats]) -> dict[int, tuple[Range, ...]]:

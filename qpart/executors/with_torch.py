@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping
-from typing import Any
+from collections.abc import Collection, Mapping
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch.nn import functional
 
 from qpart.executors import walk
+from qpart.executors.torch_functions import PLAIN, WEIGHTED
 from qpart.network import Node, Parameters
-from qpart.ops import Add, AvgPool2d, Clamp, Conv2d, GlobalMean, Linear, MaxPool2d, Op, Relu, Reshape
 
 Array = NDArray[np.float32]
 
@@ -54,9 +52,9 @@ class TorchExecutor:
         def compute(i: int, inputs: list[torch.Tensor]) -> torch.Tensor:
             op = self.nodes[i].op
             if op.weight_shape is None:
-                return _PLAIN[type(op)](op, *inputs)
+                return PLAIN[type(op)](op, *inputs)
             weight = other[i] if i in other else self._weights[i]
-            return _WEIGHTED[type(op)](op, inputs[0], weight, self._biases.get(i))
+            return WEIGHTED[type(op)](op, inputs[0], weight, self._biases.get(i))
 
         return walk(self.nodes, compute, values, first, last, wanted)
 
@@ -73,22 +71,3 @@ class TorchExecutor:
 def _tensor(array: Array) -> torch.Tensor:
     """torch warns of arrays that nobody may write to, which is what comes off the wire."""
     return torch.from_numpy(array if array.flags.writeable else array.copy())
-
-
-def _conv2d(op: Conv2d, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
-    return functional.conv2d(x, weight, bias, op.stride, op.padding, op.dilation, op.groups)
-
-
-_WEIGHTED: dict[type[Op], Callable[..., Any]] = {
-    Linear: lambda op, x, weight, bias: functional.linear(x, weight, bias),
-    Conv2d: _conv2d,
-}
-_PLAIN: dict[type[Op], Callable[..., Any]] = {
-    MaxPool2d: lambda op, x: functional.max_pool2d(x, op.kernel, op.stride, op.padding),
-    AvgPool2d: lambda op, x: functional.avg_pool2d(x, op.kernel, op.stride, op.padding),
-    GlobalMean: lambda op, x: x.mean((2, 3), keepdim=op.keep),
-    Relu: lambda op, x: functional.relu(x),
-    Clamp: lambda op, x: x.clamp(op.low, op.high),
-    Add: lambda op, x, y: x + y,
-    Reshape: lambda op, x: x.reshape(len(x), *op.shape),
-}

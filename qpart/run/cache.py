@@ -1,73 +1,71 @@
-"""Pieces on the device's disk, each in a file named by its address."""
+"""Pieces on the device's disk: a blob store that a device can do without."""
 
 from __future__ import annotations
 
-import contextlib
-import os
-import re
+import logging
+from collections.abc import Mapping
+from functools import cached_property
 from pathlib import Path
 
-from edgebus.files import write_whole
-from qpart.messages import MAX_NAMED_PIECES
-from qpart.pieces import ID_BYTES, content_id
+from edgebus.blobs import BlobStore, BlobStoreBusy, fetch_blobs
+from edgebus.blobs.fetch import AskLink
+from qpart.messages import MARK_BYTES, MAX_NAMED_PIECES
+from qpart.pieces import Data
 
 DEFAULT_MAX_BYTES = 256 << 20
-_NAME = re.compile(rf"[0-9a-f]{{{2 * ID_BYTES}}}\.piece")
+_log = logging.getLogger(__name__)
 
 
 class PieceCache:
-    """A directory of pieces; the longest unused go when it grows over its bound.
+    """A directory of pieces, shared by any number of processes; the longest unused go when it grows over its bound.
 
-    A file that is not what its name says is removed and fetched again; a directory that cannot be written only means
-    that the next start fetches again.
+    A file that is not what its name says is fetched again; a directory that cannot be written, or a full disk, only
+    means that the next start fetches again.
 
     Args:
-        directory: where; made when something is kept.
-        max_bytes: of all pieces.
+        directory: where; made when it is first used.
+        max_bytes: of all files together.
     """
 
     def __init__(self, directory: Path, max_bytes: int = DEFAULT_MAX_BYTES) -> None:
         self._directory, self._max_bytes = directory, max_bytes
 
-    def addresses(self) -> tuple[bytes, ...]:
-        """What is there, latest use first; at most as many as a request may name."""
-        return tuple(bytes.fromhex(path.stem) for _, path in self._by_use()[:MAX_NAMED_PIECES])
-
-    def get(self, address: bytes) -> bytes | None:
-        """A piece, or None; it is what its address says."""
-        path = self._path(address)
+    @cached_property
+    def _store(self) -> BlobStore | None:
         try:
-            content = path.read_bytes()
-            if content_id(content) == address:
-                with contextlib.suppress(OSError):  # gone meanwhile, or not ours to touch
-                    os.utime(path)
-                return content
-            path.unlink()
+            return BlobStore(self._directory, self._max_bytes)
+        except (OSError, BlobStoreBusy) as error:
+            _log.warning("pieces are not kept, so every start fetches them: %s", error)
+            return None
+
+    def marks(self) -> bytes:
+        """What is there, as a device says it: the beginning of every address, latest use first, as many as may be."""
+        if self._store is None:
+            return b""
+        try:
+            latest = self._store.ids()[: -MAX_NAMED_PIECES - 1 : -1]
         except OSError:
-            pass
-        return None
+            return b""
+        return b"".join(address.raw[:MARK_BYTES] for address in latest)
 
-    def put(self, address: bytes, content: bytes) -> None:
-        """Keep a piece whose address has been checked."""
-        with contextlib.suppress(OSError):
-            write_whole(self._path(address), content)
-            self._evict()
+    def fetch(self, link: AskLink, sizes: Mapping[bytes, int], timeout_s: float) -> dict[bytes, Data]:
+        """Pieces by address, from here or from the server, each proven to be what its address says.
 
-    def _evict(self) -> None:
-        total = 0
-        for _, path in self._by_use():
-            total += path.stat().st_size
-            if total > self._max_bytes:
-                path.unlink()
+        Args:
+            link: to the server.
+            sizes: what is wanted, and how large it may be.
+            timeout_s: for all of it.
 
-    def _by_use(self) -> list[tuple[float, Path]]:
-        found = []
-        with contextlib.suppress(OSError):
-            for path in self._directory.iterdir():
-                if _NAME.fullmatch(path.name):
-                    with contextlib.suppress(OSError):
-                        found.append((path.stat().st_mtime, path))
-        return sorted(found, reverse=True)
-
-    def _path(self, address: bytes) -> Path:
-        return self._directory / f"{address.hex()}.piece"
+        Raises:
+            edgebus.blobs.BlobStoreFull: more than these sizes together would come.
+            edgebus.EdgebusError: the server is gone, late, or has not got them.
+        """
+        wanted, most = [address.hex() for address in sizes], sum(sizes.values())
+        try:
+            blobs = fetch_blobs(link, wanted, self._store, timeout_s=timeout_s, if_full="memory", max_bytes=most)
+        except (OSError, BlobStoreBusy) as error:
+            if self._store is None:
+                raise
+            _log.warning("the pieces' directory cannot be used, they are fetched into memory: %s", error)
+            blobs = fetch_blobs(link, wanted, timeout_s=timeout_s, max_bytes=most)
+        return {blob_id.raw: blob.view for blob_id, blob in blobs.items()}

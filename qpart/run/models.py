@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import statistics
-import time
 from pathlib import Path
 
 import numpy as np
@@ -15,9 +13,9 @@ from qpart.errors import ArtefactError, RequestError
 from qpart.executors import Executor
 from qpart.network import INPUT
 from qpart.profile import ServerProfile
+from qpart.run.published import Sign
 from qpart.run.served import ServedModel
-
-_WARM_UP, _MEASURED = 3, 9
+from qpart.run.speed import server_profile
 
 
 def load_artefacts(paths: list[Path]) -> list[Artefact]:
@@ -41,9 +39,15 @@ def load_artefacts(paths: list[Path]) -> list[Artefact]:
 
 
 def make_served(
-    artefact: Artefact, *, macs_per_s: float | None = None, price_per_s: float = 0.0, threads: int = 0
+    artefact: Artefact,
+    *,
+    macs_per_s: float | None = None,
+    price_per_s: float = 0.0,
+    threads: int = 0,
+    profile: ServerProfile | None = None,
+    sign: Sign | None = None,
 ) -> tuple[ServedModel, ServerProfile]:
-    """A model on torch; its speed is measured unless it is given.
+    """A model on torch; the seconds of its nodes are measured unless a speed, or a profile, is given.
 
     Raises:
         ConfigError: there is no torch.
@@ -61,12 +65,13 @@ def make_served(
         torch.set_num_threads(threads)
     executor = TorchExecutor(artefact.network.nodes, artefact.parameters)
     _check_answers(artefact, executor)
-    profile = ServerProfile(
-        macs_per_s=measure_speed(artefact, executor) if macs_per_s is None else macs_per_s, price_per_s=price_per_s
-    )
+    if profile is None and macs_per_s is not None:
+        profile = ServerProfile(macs_per_s=macs_per_s, price_per_s=price_per_s)
+    elif profile is None:
+        profile = server_profile(artefact.network, executor, artefact.float_inputs()[:1], price_per_s=price_per_s)
     simulator = Simulator(artefact.network, artefact.parameters, artefact.ranges)
     run = measure(simulator, artefact.float_inputs(), artefact.logits, artefact.margin)
-    return ServedModel(artefact, executor, run, profile), profile
+    return ServedModel(artefact, executor, run, profile, sign), profile
 
 
 def _check_answers(artefact: Artefact, executor: Executor) -> None:
@@ -76,17 +81,6 @@ def _check_answers(artefact: Artefact, executor: Executor) -> None:
     expected = artefact.logits[some]
     if not np.allclose(found, expected, rtol=0, atol=1e-3 * float(np.abs(expected).max())):
         raise ArtefactError(f"{artefact.name} does not give the answers it was calibrated with: calibrate it again")
-
-
-def measure_speed(artefact: Artefact, executor: Executor) -> float:
-    """Multiply-accumulates per second of the whole network, one input at a time: median of a few."""
-    inputs, last = artefact.float_inputs()[:1], artefact.network.num_nodes
-    times_s = []
-    for _ in range(_WARM_UP + _MEASURED):
-        start = time.perf_counter()
-        executor.run_arrays({INPUT: np.ascontiguousarray(inputs)}, 0, last, [last])
-        times_s.append(time.perf_counter() - start)
-    return max(1.0, sum(artefact.network.macs) / statistics.median(times_s[_WARM_UP:]))
 
 
 def require_torch(what: str) -> None:

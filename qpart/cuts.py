@@ -1,0 +1,221 @@
+"""The cheapest pattern of every cut in one pass over arrays: what `Solver.best` finds, for all cuts at once.
+
+Pure: numpy only. The fronts of all prefixes lie end to end, and beside them every useful combination of live widths of
+every cut, a *pair*. For each pair one binary search finds the cheapest weights that still keep to the budget. Nothing
+is approximate: what is compared is the rounded sum of the two noises, as `qpart.solve.evaluate` sums them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from math import inf
+from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from qpart.fronts import Chain, Floats, Ints
+from qpart.tables import WIDTHS, Tables
+
+if TYPE_CHECKING:
+    from qpart.solve import Pattern
+
+MAX_KEPT_POSITIONS = 16
+Bools = NDArray[np.bool_]
+_BITS = np.array(WIDTHS, np.uint8)
+
+
+class Pairs:
+    """Every useful combination of live widths of every cut, cut by cut.
+
+    Attributes:
+        cut: (pairs,) which cut it is of.
+        prefix: (pairs,) how many tensors with weights the device holds there.
+        psi: (pairs,) noise of the live values.
+        manifest: (pairs,) bytes of the segment's description.
+        held: (pairs,) bytes that the device holds besides the pieces.
+        up: (pairs,) bytes of one inference request.
+        first: (cuts,) the first pair of each cut.
+        live_bits: (pairs,) widths of the live values.
+    """
+
+    def __init__(self, tables: Tables, live: Sequence[Chain]) -> None:
+        fronts = [chain.fronts[-1] for chain in live]
+        sizes = [len(front.psi) for front in fronts]
+        self.cut = np.repeat(np.arange(len(live)), sizes)
+        self.prefix = np.repeat([tables.num_weights(cut) for cut in range(len(live))], sizes)
+        self.psi: Floats = np.concatenate([front.psi for front in fronts])
+        self.manifest: Ints = np.repeat(tables.manifest_bytes, sizes)
+        self.held: Ints = np.repeat(np.array(tables.manifest_bytes) + 4 * np.array(tables.device_items), sizes)
+        self.up: Ints = np.concatenate(
+            [front.num_bytes + n for front, n in zip(fronts, tables.infer_bytes, strict=True)]
+        )
+        self.first = np.concatenate([[0], np.cumsum(sizes)[:-1]])
+        self.live_bits = [
+            tuple(WIDTHS[width] for width in chain.widths(len(chain.fronts) - 1, k))
+            for chain, size in zip(live, sizes, strict=True)
+            for k in range(size)
+        ]
+
+
+class Found(NamedTuple):
+    """The best of every cut; where `exists` is false, the other entries of a cut mean nothing.
+
+    Attributes:
+        exists: (cuts,) whether anything meets budget and memory.
+        pair: (cuts,) the combination of live widths.
+        point: (cuts,) the point on the joined fronts.
+    """
+
+    exists: Bools
+    pair: Ints
+    point: Ints
+
+
+class Choices(NamedTuple):
+    """What is best at every cut; where `exists` is false, there is nothing and its other entries mean nothing.
+
+    Attributes:
+        exists, download_bytes, device_bytes, up_bytes: (cuts,) each; see `qpart.solve.Pattern`.
+        weight_bits, live_bits: one tuple for each cut.
+    """
+
+    exists: Bools
+    download_bytes: Ints
+    device_bytes: Ints
+    up_bytes: Ints
+    weight_bits: list[tuple[int, ...]]
+    live_bits: list[tuple[int, ...]]
+
+    @classmethod
+    def of(cls, patterns: Sequence[Pattern | None]) -> Choices:
+        """One pattern for each cut, or None."""
+        cuts = len(patterns)
+        down, held, up = (np.zeros(cuts, np.int64) for _ in range(3))
+        found = cls(np.zeros(cuts, np.bool_), down, held, up, [()] * cuts, [()] * cuts)
+        for cut, pattern in enumerate(patterns):
+            found.put(cut, pattern)
+        return found
+
+    def put(self, cut: int, pattern: Pattern | None) -> None:
+        """Another pattern for a cut, or that there is none."""
+        self.exists[cut] = pattern is not None
+        if pattern is not None:
+            self.download_bytes[cut], self.device_bytes[cut] = pattern.download_bytes, pattern.device_bytes
+            self.up_bytes[cut] = pattern.up_bytes
+            self.weight_bits[cut], self.live_bits[cut] = pattern.weight_bits, pattern.live_bits
+
+
+class Joined:
+    """The fronts of all prefixes, end to end.
+
+    Args:
+        chain: with the fronts.
+        pairs: of the same tables.
+        held: (tensors, widths) bytes that the device holds; None where the fronts are of these, and not of what is
+            loaded.
+    """
+
+    def __init__(self, chain: Chain, pairs: Pairs, held: Sequence[Sequence[int]] | None = None) -> None:
+        fronts = chain.fronts
+        sizes = np.array([len(front.psi) for front in fronts])
+        starts = np.concatenate([[0], np.cumsum(sizes)[:-1]])
+        self._pairs = pairs
+        self._known: dict[bytes, tuple[Ints, Bools]] = {}
+        self._held = None if held is None else np.array(held, np.int64).reshape(-1, len(WIDTHS))
+        self._bytes: Ints = np.concatenate([front.num_bytes for front in fronts])
+        self._psi: Floats = np.concatenate([[inf], *(front.psi for front in fronts)])  # at i + 1: noise of point i
+        before = (0, *starts[:-1].tolist())
+        self._parent: Ints = np.concatenate([f.parent + n for f, n in zip(fronts, before, strict=True)])
+        self._width: NDArray[np.int8] = np.concatenate([front.width for front in fronts])
+        self._start, self._end = starts[pairs.prefix], (starts + sizes)[pairs.prefix]
+        self._steps = [1 << k for k in reversed(range(int(sizes.max()).bit_length()))]
+
+    def positions(self, budgets: Floats) -> tuple[Ints, Bools]:
+        """For every pair the first point with noise within its cut's budget: bytes ascend, so it loads least.
+
+        Args:
+            budgets: (cuts,) most summed noise.
+
+        Returns:
+            (pairs,) points, of the front's last where none is within; (pairs,) whether one is.
+        """
+        key = budgets.tobytes()
+        if key in self._known:  # levels are few, and whoever asks for one gets its budgets
+            return self._known[key]
+        found = self._searched(budgets)
+        if len(self._known) >= MAX_KEPT_POSITIONS:
+            del self._known[next(iter(self._known))]
+        self._known[key] = found
+        return found
+
+    def _searched(self, budgets: Floats) -> tuple[Ints, Bools]:
+        """See `positions`: a binary search for all pairs at once."""
+        budget, extra = budgets[self._pairs.cut], self._pairs.psi
+        found, probe = self._start.copy(), np.empty_like(self._start)
+        noise, outside = np.empty(len(extra)), np.empty(len(extra), np.bool_)
+        for step in self._steps:  # found: as many points as are known to be outside, from the first one on
+            np.minimum(np.add(found, step, out=probe), self._end, out=probe)
+            np.take(self._psi, probe, out=noise, mode="clip")  # of the point before
+            np.greater(np.add(noise, extra, out=noise), budget, out=outside)
+            np.copyto(found, probe, where=outside)
+        exists = found < self._end
+        return np.minimum(found, self._end - 1), exists
+
+    def cheapest(
+        self, positions: tuple[Ints, Bools], down_weight: float, up_weight: float, memory_bytes: int | None
+    ) -> Found:
+        """The best pair of every cut at these weights; of equal ones fewest bytes, then least noise.
+
+        Args:
+            positions: of `positions`.
+            down_weight: cost of a byte to load.
+            up_weight: cost of a byte of one inference request.
+            memory_bytes: most that the device may hold; None for no limit.
+        """
+        point, exists = positions
+        pairs, download = self._pairs, self._bytes[point] + self._pairs.manifest
+        if memory_bytes is not None:
+            assert self._held is None, "fronts of what is loaded say nothing of what is held"
+            exists = exists & (self._bytes[point] + pairs.held <= memory_bytes)
+        cost = down_weight * download + up_weight * pairs.up
+        cost[~exists] = inf
+        least = np.minimum.reduceat(cost, pairs.first)
+        hit = exists & (cost == least[pairs.cut])
+        hit[pairs.first[least == inf]] = True  # a cut without any has an entry too
+        chosen = np.flatnonzero(hit)
+        if len(chosen) > len(pairs.first):
+            psi = self._psi[point[chosen] + 1] + pairs.psi[chosen]
+            chosen = chosen[np.lexsort((psi, download[chosen] + pairs.up[chosen], pairs.cut[chosen]))]
+            chosen = chosen[np.flatnonzero(np.diff(pairs.cut[chosen], prepend=-1))]
+        return Found(exists[chosen], chosen, point[chosen])
+
+    def choices(self, found: Found) -> Choices:
+        """Bytes and widths of what was found."""
+        pairs, pair = self._pairs, found.pair
+        prefix, widths = pairs.prefix[pair], self._widths(found)
+        loaded = held = self._bytes[found.point]
+        if self._held is not None:
+            present = np.arange(widths.shape[1]) < prefix[:, None]
+            held = np.where(present, self._held[np.arange(widths.shape[1]), widths], 0).sum(axis=1)
+        text, most = _BITS[widths].tobytes(), widths.shape[1]
+        return Choices(
+            found.exists,
+            loaded + pairs.manifest[pair],
+            held + pairs.held[pair],
+            pairs.up[pair],
+            [tuple(text[i * most : i * most + n]) for i, n in enumerate(prefix.tolist())],
+            [pairs.live_bits[k] for k in pair.tolist()],
+        )
+
+    def _widths(self, found: Found) -> NDArray[np.int8]:
+        """(cuts, tensors) which width each tensor has; 0 for those that the device does not hold at a cut."""
+        prefix = self._pairs.prefix[found.pair]  # ascends with the cut
+        most, at = int(prefix[-1]), found.point.copy()
+        table = np.zeros((len(prefix), most), np.int8)
+        first = np.searchsorted(prefix, np.arange(1, most + 1)).tolist()
+        for k in range(most - 1, -1, -1):
+            points = at[first[k] :]
+            table[first[k] :, k] = self._width[points]
+            at[first[k] :] = self._parent[points]
+        return table
