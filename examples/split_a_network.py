@@ -16,6 +16,7 @@ from qpart.calibrate import calibrate
 from qpart.graph import trace
 from qpart.messages import SERVICES
 from qpart.run.models import make_served
+from qpart.run.published import serve_pieces
 from qpart.run.server import PlanServer
 
 
@@ -25,9 +26,7 @@ def main(directory: Path) -> None:
     head = nn.Sequential(nn.Conv2d(1, 8, 3, stride=2, padding=1), nn.ReLU(), nn.Flatten())
     net = nn.Sequential(head, nn.Linear(392, 64), nn.ReLU(), nn.Linear(64, 4))
     network, parameters = trace(net, torch.randn(2, 1, 14, 14))
-    inputs = (
-        np.random.default_rng(0).normal(size=(500, 1, 14, 14)).astype(np.float32)
-    )  # yours: like those that will come
+    inputs = np.random.default_rng(0).normal(size=(500, 1, 14, 14)).astype(np.float32)  # yours: like those to come
     model = artefact.save(calibrate(network, parameters, inputs, name="mine"), directory / "mine.qpart")
     for name in ("server", "device"):
         edgebus.generate_keys(directory / name)
@@ -35,7 +34,8 @@ def main(directory: Path) -> None:
     edgebus.add_to_allow_list(allowed, directory / "device" / "node.key")
     keys, allow = edgebus.load_keys(directory / "server"), edgebus.AllowList.from_file(allowed)
     with edgebus.Node("server", keys=keys, allow=allow) as node:
-        server = PlanServer(node.serve(*SERVICES), [make_served(model)[0]])
+        served, _ = make_served(model)
+        server, pieces = PlanServer(node.serve(*SERVICES), [served]), serve_pieces(node, [served.published])
         thread = threading.Thread(target=server.run)
         thread.start()
         endpoint = node.bind("tcp://127.0.0.1:0")
@@ -51,6 +51,7 @@ def main(directory: Path) -> None:
             )
         server.stop()
         thread.join()
+        pieces.close()
 
 
 if __name__ == "__main__":

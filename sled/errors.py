@@ -27,6 +27,14 @@ class AnswerIncomplete(LocalError):
     """The answer was broken off before its end."""
 
 
+class StateUnusable(LocalError, ValueError):
+    """A saved answer cannot be gone on with: no such file, damaged, of another version, or of another target."""
+
+
+class DirectoryInUse(LocalError):
+    """Another process works in the directory."""
+
+
 class ConstraintUnavailable(LocalError, ValueError):
     """A constraint was asked for where the library that holds answers to one is not installed."""
 

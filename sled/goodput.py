@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from sled.plan_trials import Trials
 from sled.step_cost import StepCost
 from sled.survival import Survival, Survivals, ThinkTime, ThinkTimes
-from sled.window_plan import Demand, Plan, Rule, best_plan, cycles, kinds
+from sled.window_plan import Demand, Plan, Rule, best_plan, cycles, kinds, size_of
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
@@ -25,8 +25,11 @@ REPLAN_SHARE = 0.25  # of the active sessions that came or went since: then a pl
 AWAY = 4.0  # cycles without a verdict, after which a session is not counted as active
 STRAY_ROUNDS = 32  # once in so many rounds a session's window is another, which tells drafting time from link
 SCOUT_S, SCOUT_MAX_S = 1.0, 81.0  # between trials of sessions that do not draft, three times as long each time
+SCOUT_BUDGET = 0.01  # of the time since the last trial is what the next one may cost, in seconds of the whole server
 SCOUT_SHARE, SCOUT_ROUNDS = 64, 8  # one in so many sessions, for so many rounds
 MEAN_STEPS = 30.0  # steps that means of context and prefill go back
+LEAST_HORIZON_S = 1.0  # that a plan is thought to last; as long as the load has lasted, where that is longer
+ALONE_SHARE, ALONE_STEPS, ALONE_AT_MOST = 0.75, 3, 12  # what the server does alone is known after so many steps of such
 
 
 class WindowPolicy(Protocol):
@@ -168,14 +171,20 @@ class GoodputPolicy:
         self._rounds: list[int] = []  # by row: rounds with drafts
         self._decided: list[int] = []  # by row: rounds since the last plan
         self._plan: Plan | None = None
+        self._undrafted = 0  # rounds of sessions that may draft and did not, since the last plan
+        self._step_alone = 0  # rounds of this step that had no drafts
+        self._alone: dict[int, int] = {}  # size of the load -> steps in which the server did nearly all alone
+        self._asked_alone: dict[int, int] = {}  # size of the load -> steps done since it was first asked to
         self._verdicts: list[tuple[int, int, int, int]] = []  # row, drafted, accepted, limit
         self._thought: list[tuple[int, float, float]] = []  # row, drafted, seconds
         self._step_tokens, self._prefill, self._context = 0, 0.0, 0.0
         self._planned_at, self._now = -1e9, 0.0
+        self._began_at: float | None = None  # all times are counted from the first one that is told
         self._changed, self._active = 0, 0
         self._trials, self._weighed_at = Trials(), 0
+        self._load, self._load_since = 0, 0.0  # about how many sessions there are, and since when
         self._scouts: dict[int, int] = {}  # row -> rounds at which it has seen enough
-        self._scout_at, self._scout_pause, self._drafters = SCOUT_S, SCOUT_S, 0
+        self._scout_at, self._scout_pause, self._drafters, self._scouted = SCOUT_S, SCOUT_S, 0, 0.0
 
     def opened(self, session_id: bytes, rate: float = 0.0) -> None:
         """See `WindowPolicy.opened`."""
@@ -203,7 +212,12 @@ class GoodputPolicy:
         row = self._rows.get(session_id)
         if row is None:
             return
-        self._decided[row] += 1
+        if drafted == 0:
+            self._step_alone += 1
+        if drafted == 0 < self._told[row]:
+            self._undrafted += 1
+        else:
+            self._decided[row] += 1
         if drafted > 0:
             self._verdicts.append((row, drafted, accepted, self._told[row]))
             self._rounds[row] += 1
@@ -213,12 +227,18 @@ class GoodputPolicy:
         self.cost.observe(tokens, rounds, context, took_s)
         share = 1.0 / MEAN_STEPS
         self._prefill += share * (max(0, tokens - self._step_tokens) - self._prefill)
-        self._step_tokens = 0
+        if rounds > 0 and self._step_alone >= ALONE_SHARE * rounds:
+            size = size_of(rounds)
+            self._alone[size] = self._alone.get(size, 0) + 1
+        self._step_tokens = self._step_alone = 0
         if rounds > 0:
             self._context += (share if self._context else 1.0) * (context / rounds - self._context)
 
     def limit(self, session_id: bytes, now: float) -> int:
         """See `WindowPolicy.limit`; 0 for a session that was not opened."""
+        if self._began_at is None:
+            self._began_at = now
+        now -= self._began_at
         self._now = max(self._now, now)
         row = self._rows.get(session_id)
         if row is None:
@@ -285,6 +305,8 @@ class GoodputPolicy:
         self._learn()
         if self._changed > REPLAN_SHARE * self._active:
             self._scout_pause = SCOUT_S
+        if abs(size_of(len(self._rows)) - self._load) > 1:
+            self._load, self._load_since = size_of(len(self._rows)), now
         elapsed, self._planned_at, self._changed = min(now - self._planned_at, 60.0), now, 0
         rows = np.fromiter(self._rows.values(), np.int64, len(self._rows))
         limits = np.array(self._limits, np.int64)
@@ -306,13 +328,25 @@ class GoodputPolicy:
                 held[late] = present.rule.windows(demand.of(np.nonzero(late)[0]))
             present = replace(present, windows=held)
         self.plans += 1
-        self._plan = best_plan(demand, self.cost, present, self._trials.known(now))
-        if not self.cost.seen(len(rows), len(rows)):
-            # What the server does alone must be known, not guessed: it is what no plan may fall behind.
+        self._plan = best_plan(
+            demand, self.cost, present, self._trials.known(now), max(LEAST_HORIZON_S, now - self._load_since)
+        )
+        if not self._knows_alone(len(rows)):
             self._plan = replace(self._plan, windows=np.zeros(len(rows), np.int64), rule=Rule(0))
         for row, window in zip(rows.tolist(), self._plan.windows.tolist(), strict=True):
             self._limits[row] = window
         self._scout(rows, demand, self._plan, now)
+
+    def _knows_alone(self, sessions: int) -> bool:
+        """Whether it is known, not guessed, what the server does alone: it is what no plan may fall behind.
+
+        Prefill and devices that go on drafting may be in every step, so it is not waited for without end.
+        """
+        size = size_of(sessions)
+        since = self._asked_alone.setdefault(size, self.cost.observations)
+        if self.cost.observations - since >= ALONE_AT_MOST:
+            return True
+        return any(self._alone.get(near, 0) >= ALONE_STEPS for near in (size - 1, size, size + 1))
 
     def _weigh(self, rows: Ints, demand: Demand, now: float, elapsed: float) -> None:
         """Hold what the present plan commits against what the model says of it.
@@ -322,6 +356,7 @@ class GoodputPolicy:
         """
         rounds = np.array(self._decided, np.float64)[rows]
         self._decided = [0] * len(self._decided)
+        undrafted, self._undrafted = self._undrafted, 0
         steps, self._weighed_at = self.cost.observations - self._weighed_at, self.cost.observations
         if self._plan is None:
             return
@@ -329,7 +364,7 @@ class GoodputPolicy:
         (kind,) = kinds(windows[None], len(rows))
         cycle = float(demand.think.max()) + 2.0 * self._plan.step_s
         if self._trials.told(kind, now=now, elapsed_s=elapsed, cycle_s=cycle) and not self._scouts:
-            committed = float(rounds @ demand.gain[np.arange(len(rows)), windows])
+            committed = float(rounds @ demand.gain[np.arange(len(rows)), windows]) + undrafted
             self._trials.add(committed, self._plan.goodput * elapsed, steps, now=now)
 
     def _scout(self, rows: Ints, demand: Demand, plan: Plan, now: float) -> None:
@@ -348,7 +383,11 @@ class GoodputPolicy:
         speed = np.cumsum(np.sqrt(survive), axis=1) / cycles(demand.think[idle], plan.step_s, busy=False)
         rounds = [self._rounds[row] for row in rows[idle].tolist()]
         open_to = idle[(speed[:, 1:].max(axis=1) > 1.0 / plan.step_s) | (np.array(rounds) == 0)]
-        if now >= self._scout_at and len(open_to):
+        # at worst no draft survives: one token a cycle where the server would commit one a step
+        lost = cycles(demand.think[idle, 1:], plan.step_s, busy=len(rows) > 1).mean() - plan.step_s
+        lost_s = SCOUT_ROUNDS * float(lost) * max(1, len(rows) // SCOUT_SHARE) / len(rows)
+        if now >= self._scout_at and len(open_to) and lost_s <= SCOUT_BUDGET * (now - self._scouted):
+            self._scouted = now
             self._scout_at = now + self._scout_pause
             self._scout_pause = min(3.0 * self._scout_pause, SCOUT_MAX_S)
             first = self.plans % len(open_to)

@@ -35,7 +35,7 @@ class History:
         """Commit further tokens."""
         last = self._digests[-1]
         for token in tokens:
-            last = hashlib.blake2b(last + token.to_bytes(4, "little"), digest_size=DIGEST_BYTES).digest()
+            last = _next_digest(last, token)
             self.tokens.append(token)
             self._digests.append(last)
 
@@ -48,3 +48,14 @@ class History:
         if not 0 <= length <= len(self.tokens):
             raise IndexError(f"length {length} of a history of {len(self.tokens)} tokens")
         return self._digests[length]
+
+    def digest_with(self, further: Iterable[int]) -> bytes:
+        """Digest of the whole text and further tokens, which are not committed, 8 bytes."""
+        last = self._digests[-1]
+        for token in further:
+            last = _next_digest(last, token)
+        return last
+
+
+def _next_digest(last: bytes, token: int) -> bytes:
+    return hashlib.blake2b(last + token.to_bytes(4, "little"), digest_size=DIGEST_BYTES).digest()

@@ -7,7 +7,7 @@ float32 first, sampled second (SLED, arXiv 2506.09397; Leviathan et al., arXiv 2
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import edgekernels
 import numpy as np
@@ -92,19 +92,18 @@ def changed(
     return row
 
 
-@dataclass(slots=True)
-class Laws:
-    """The laws of a round's drafts as they travel."""
+def certain(token: int) -> Law:
+    """The law of a draft that nothing was sampled for."""
+    return Law(np.array([token], np.int32), np.ones(1, np.float32))
 
-    laws: list[Law] = field(default_factory=list)
 
-    def packed(self) -> SparseLaw | None:
-        """None where there are none."""
-        if not self.laws:
-            return None
-        ids = np.concatenate([law.ids for law in self.laws]).astype("<i4")
-        probabilities = np.concatenate([law.probabilities for law in self.laws]).astype("<f4")
-        return SparseLaw([len(law.ids) for law in self.laws], ids.tobytes(), probabilities.tobytes())
+def packed(laws: Sequence[Law]) -> SparseLaw | None:
+    """The laws of a round's drafts as they travel; None where there are none."""
+    if not laws:
+        return None
+    ids = np.concatenate([law.ids for law in laws]).astype("<i4")
+    probabilities = np.concatenate([law.probabilities for law in laws]).astype("<f4")
+    return SparseLaw([len(law.ids) for law in laws], ids.tobytes(), probabilities.tobytes())
 
 
 def unpacked(law: SparseLaw) -> Sequence[Law]:

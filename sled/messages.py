@@ -10,7 +10,7 @@ from typing import Annotated
 import msgspec
 
 from edgebus.payloads import Payload
-from sled.types import FinishReason, Logprob, Sampling, SparseLaw, Terms
+from sled.types import FinishReason, Logprob, Message, Sampling, SparseLaw, Terms
 
 DESCRIBE, VOCABULARY, OPEN, VERIFY, DECODE, CLOSE, STATS, TRACE = (
     "sled.describe",
@@ -27,6 +27,7 @@ SERVICES = (DESCRIBE, VOCABULARY, OPEN, VERIFY, DECODE, CLOSE, STATS, TRACE)
 MAX_WINDOW = 64
 MAX_PROMPT_CHARS = 1 << 20
 MAX_TOKENS = 1 << 17
+MAX_MESSAGES = 1024
 
 TokenId = Annotated[int, msgspec.Meta(ge=0, lt=2**31)]
 SessionId = Annotated[bytes, msgspec.Meta(min_length=8, max_length=8)]
@@ -60,9 +61,10 @@ class Vocabulary(Payload, frozen=True, array_like=True):
 class Open(Payload, frozen=True, array_like=True):
     """Open a session, or take one up again where its committed text ends.
 
-    `prompt` is text (through the target's chat template if `chat`) or token ids; `answer` holds tokens already
-    committed, after a server lost the session or when another server takes over; a server whose target is not
-    `target_id` refuses, since it would go on with another model's text. Empty means any target.
+    `prompt` is text (through the target's chat template if `chat`), or token ids, or empty with `messages`, a
+    conversation for the template. `answer` holds tokens already committed, after a server lost the session or when
+    another server takes over; a server whose target is not `target_id` refuses, since it would go on with another
+    model's text. Empty means any target.
     """
 
     session: SessionId
@@ -72,6 +74,7 @@ class Open(Payload, frozen=True, array_like=True):
     answer: Tokens = msgspec.field(default_factory=list)
     target_id: Annotated[bytes, msgspec.Meta(max_length=16)] = b""
     terms: Terms = Terms()
+    messages: Annotated[list[Message], msgspec.Meta(max_length=MAX_MESSAGES)] = msgspec.field(default_factory=list)
 
 
 class Opened(Payload, frozen=True, array_like=True):

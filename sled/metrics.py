@@ -5,7 +5,6 @@ Pure: no sockets, clock or threads. The table of names is in docs/guide/server.m
 
 from __future__ import annotations
 
-from bisect import bisect_left
 from collections import Counter, deque
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -13,44 +12,19 @@ from typing import Annotated
 
 from msgspec import Meta
 
+from edgebus.daemon.histograms import COUNTS, SECONDS, Histogram, HistogramReport, histogram_lines
 from edgebus.daemon.metrics import Sample, family
 from edgebus.payloads import Payload
 from sled.acceptance import Decision, RoundRows
 from sled.messages import MAX_WINDOW
 
-STEP_BOUNDS_S = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
-COUNT_BOUNDS = (1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0, 128.0, 256.0, 512.0, 1024.0, 2048.0, 4096.0)
+STEP_BOUNDS_S, COUNT_BOUNDS = SECONDS, COUNTS
 LIMIT_BOUNDS = (0.0, 1.0, 2.0, 3.0, 4.0, 6.0, 8.0, 12.0, 16.0, 32.0, 64.0)
 GOODPUT_OVER_S = 10.0
 
 _Name = Annotated[str, Meta(max_length=128)]
 _Numbers = Annotated[dict[_Name, float], Meta(max_length=128)]
 _Counts = Annotated[list[int], Meta(max_length=MAX_WINDOW)]
-
-
-@dataclass(slots=True)
-class Histogram:
-    """How often a value was at most each bound, and the sum of all values."""
-
-    bounds: tuple[float, ...]
-    counts: list[int] = field(default_factory=list)
-    total: float = 0.0
-
-    def __post_init__(self) -> None:
-        self.counts = self.counts or [0] * (len(self.bounds) + 1)
-
-    def observe(self, value: float) -> None:
-        """Count a value."""
-        self.counts[bisect_left(self.bounds, value)] += 1
-        self.total += value
-
-
-class HistogramReport(Payload, frozen=True, array_like=True):
-    """A histogram: values up to each bound, those above the last one at the end, and the sum of all."""
-
-    bounds: Annotated[list[float], Meta(max_length=64)]
-    counts: Annotated[list[int], Meta(max_length=65)]
-    total: float
 
 
 class ServerReport(Payload, frozen=True, array_like=True):
@@ -155,7 +129,7 @@ class Board:
             "queue_seconds": self.queue_s,
             "window_limit": self.window_limit,
         }
-        return {name: HistogramReport(list(each.bounds), list(each.counts), each.total) for name, each in found.items()}
+        return {name: each.report() for name, each in found.items()}
 
     def _forget_before(self, moment: float) -> None:
         while self._committed and self._committed[0][0] <= moment:
@@ -222,20 +196,12 @@ def render(report: ServerReport, *, name: str, version: str) -> str:
         samples: list[Sample] = [({"position": str(i + 1)}, value) for i, value in enumerate(counts)]
         lines += family(f"sled_{key}_total", "counter", f"Drafts {key[:-3]} at a position of the window.", samples)
     for key, histogram in report.histograms.items():
-        lines += _histogram(f"sled_{key}", _help(key), histogram)
+        lines += histogram_lines(f"sled_{key}", _help(key), histogram)
     return "\n".join(lines) + "\n"
 
 
 def _help(key: str) -> str:
     return HELP.get(key, f"{key.replace('_', ' ').capitalize()}.")
-
-
-def _histogram(name: str, text: str, histogram: HistogramReport) -> list[str]:
-    lines, count = [f"# HELP {name} {text}", f"# TYPE {name} histogram"], 0
-    for bound, number in zip([*map(repr, map(float, histogram.bounds)), "+Inf"], histogram.counts, strict=True):
-        count += number
-        lines.append(f'{name}_bucket{{le="{bound}"}} {count}')
-    return [*lines, f"{name}_sum {float(histogram.total):.17g}", f"{name}_count {count}"]
 
 
 def trimmed(counts: Sequence[int]) -> list[int]:

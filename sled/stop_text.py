@@ -27,6 +27,13 @@ class AnswerText:
         self._held = ""
         self.stopped = False
 
+    def fork(self) -> AnswerText:
+        """Another one that stands where this one does."""
+        other = AnswerText(self._stop)
+        other._decoder.setstate(self._decoder.getstate())
+        other._held, other.stopped = self._held, self.stopped
+        return other
+
     def add(self, piece: bytes, *, last: bool = False) -> str:
         """What may be shown once this token has come; with `last`, all that was held back."""
         if self.stopped:

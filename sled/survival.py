@@ -20,7 +20,7 @@ ALIKE_ROUNDS = 50.0  # and where they do not
 NEIGHBOUR_ROUNDS = 4.0  # rounds that the position before counts as
 FORGET = 0.996  # of the past, with each round
 RELAX_S = 20.0  # half-life of what is known of a session that does not draft
-HOPE = 1.0  # standard deviations that what is little known is thought better, so that it is given its chance
+HOPE = 1.5  # standard deviations that what is little known is thought better, so that it is given its chance
 SETTLED_ROUNDS = 100.0  # rounds after which nothing is hoped for any more
 POPULATION_ROUNDS = 400.0
 

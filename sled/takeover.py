@@ -69,10 +69,14 @@ class Patience:
     Args:
         within_s: all tries together.
         chance: of the pauses.
+        tries: how many.
+        most_pause_s: the longest pause, if none was asked for.
     """
 
     within_s: float
     chance: random.Random
+    tries: int = MAX_TRIES
+    most_pause_s: float = 5.0
     _tries: int = 0
     _until: float = 0.0
     _length: int = -1
@@ -88,11 +92,11 @@ class Patience:
         if length != self._length:
             self._length, self._tries, self._until, self._pause_s = length, 0, now + self.within_s, 0.0
         self._tries += 1
-        return self._tries <= MAX_TRIES and now < self._until
+        return self._tries <= self.tries and now < self._until
 
     def pause_s(self, at_least_s: float, *, now: float) -> float:
         """How long to wait before asking the same server: as it asked for, else growing with jitter."""
-        self._pause_s = next_delay(self._pause_s, self.chance)
+        self._pause_s = next_delay(self._pause_s, self.chance, most_s=self.most_pause_s)
         return min(max(self._pause_s, at_least_s), self.left_s(now=now))
 
     def left_s(self, *, now: float) -> float:

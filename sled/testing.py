@@ -21,9 +21,8 @@ from sled.acceptance import Decision, RoundRows, decide
 from sled.messages import SERVICES, Described, Vocabulary
 from sled.run.server import ServedTarget, TargetServer
 from sled.server import ServerLimits, TargetShape
-from sled.types import Chunk, Sampling
+from sled.types import Chunk, Message, Sampling
 from sled.vocabulary import vocabulary_hash
-from sled.window import Window
 
 
 class ToyCodec:
@@ -34,7 +33,14 @@ class ToyCodec:
 
     def encode(self, text: str, *, chat: bool) -> list[int]:
         """Ids of the characters; chat puts token 1 in front."""
-        return [1] * chat + [2 + ord(char) % (self._vocab_size - 2) for char in text]
+        return [1] * chat + self._ids(text)
+
+    def encode_chat(self, messages: Sequence[Message]) -> list[int]:
+        """As a chat: every message after token 1."""
+        return [token for message in messages for token in [1, *self._ids(message.content)]]
+
+    def _ids(self, text: str) -> list[int]:
+        return [2 + ord(char) % (self._vocab_size - 2) for char in text]
 
 
 class ToyTarget:
@@ -165,18 +171,18 @@ class ToyDrafter:
         self._rng = np.random.default_rng(seed)
         self._sampling = Sampling()
 
-    def start(self, sampling: Sampling) -> None:
+    def start(self, sampling: Sampling, num_prompt: int) -> None:
         """Remember how the target samples."""
         self._sampling = sampling
 
-    def draft(self, prefix: Sequence[int], limit: int, window: Window) -> list[int]:
+    def draft(self, text: Sequence[int], limit: int) -> Iterator[int]:
         """`limit` tokens, some of them wrong."""
-        text = list(prefix)
+        text = list(text)
         for _ in range(limit):
             token = _sample(self._target.row(text), self._sampling, len(text))
             wrong = self._rng.random() < self._error
             text.append(int(self._rng.integers(self._target.shape.vocab_size)) if wrong else token)
-        return text[len(prefix) :]
+            yield text[-1]
 
 
 def _sample(row: NDArray[np.float32], sampling: Sampling, position: int) -> int:

@@ -90,6 +90,18 @@ class Sampling(msgspec.Struct, frozen=True, array_like=True):
         return self.repetition_penalty != 1.0 or self.presence_penalty != 0.0 or self.frequency_penalty != 0.0
 
 
+class Message(msgspec.Struct, frozen=True, array_like=True):
+    """One message of a conversation, for the target's chat template.
+
+    Args:
+        role: "system", "user", "assistant", or what else the template knows.
+        content: text.
+    """
+
+    role: Annotated[str, msgspec.Meta(min_length=1, max_length=64)]
+    content: Annotated[str, msgspec.Meta(max_length=1 << 20)]
+
+
 class Terms(msgspec.Struct, frozen=True, array_like=True):
     """When the answer ends, what is told along with it, and how fast it should come.
 

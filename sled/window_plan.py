@@ -24,7 +24,7 @@ Kind = tuple[int, int, int]
 PRICES = np.array([0.0, 0.2, 0.4, 0.6, 0.75])  # committed tokens that one computed token must bring
 MAX_SEATS = 32  # sessions that a plan is weighed with; beyond, each stands for several
 WARM_STEPS, STEPS = 6, 22
-TRIAL = 1.1  # a plan of a kind that was never in force is thought so much better, or a root of it
+TRIAL = 1.03  # a plan of a kind that was never in force is thought so much better, or a root of it
 HYSTERESIS = 1.01  # a plan replaces the present one if it commits so much more
 BLUR = 0.25  # of a step, by which an arrival misses or catches the next one
 NOISE = 0.17  # breadth of a step's deviation, so that no plan rests on arrivals that hit a step's end exactly
@@ -105,9 +105,14 @@ def cycles(think: Floats, step_s: float, *, busy: bool = True) -> Floats:
     return np.where(think > 0.0, (whole + 1.0) * step_s, step_s)
 
 
+def size_of(sessions: int) -> int:
+    """About how many sessions: half octaves."""
+    return round(2.0 * math.log2(max(1, sessions)))
+
+
 def kinds(windows: Ints, sessions: int) -> list[Kind]:
     """What makes plans (plans, n) alike: about how many sessions, which mean window, and whom the server decodes."""
-    size = round(2.0 * math.log2(sessions))
+    size = size_of(sessions)
     means, alone = windows.mean(axis=1).tolist(), (windows == 0).mean(axis=1).tolist()
     return [
         (size, round(2.0 * math.log2(1.0 + mean)), math.ceil(share) + math.floor(share))
@@ -116,7 +121,11 @@ def kinds(windows: Ints, sessions: int) -> list[Kind]:
 
 
 def best_plan(
-    demand: Demand, cost: StepCost, present: Plan | None = None, known: Mapping[Kind, float] | None = None
+    demand: Demand,
+    cost: StepCost,
+    present: Plan | None = None,
+    known: Mapping[Kind, float] | None = None,
+    horizon_s: float = math.inf,
 ) -> Plan:
     """The plan that commits most, by the model.
 
@@ -129,6 +138,7 @@ def best_plan(
             the hysteresis.
         known: for kinds of plans that were in force, what they committed in parts of what the model says. A kind that
             never was is thought better, so that each that may be best is tried once. None tries nothing.
+        horizon_s: seconds that a plan is thought to last; it has to make up for what the change to it costs.
     """
     top = demand.gain.shape[1] - 1
     rules = _rules(demand, cost, present.step_s if present else 0.0)
@@ -156,6 +166,11 @@ def best_plan(
         # the more plans of so many sessions were tried, the more the model is trusted for the others
         hope = TRIAL ** (1.0 / (1.0 + sum(kind[0] == of[0][0] for kind in known)))
         hoped = goodput * np.array([known.get(kind, 1.0 if kind[:2] in tried else hope) for kind in of])
+    if origin[0] is None and horizon_s < math.inf:
+        # whom the server decoded commits nothing while it drafts its first round
+        begins = (chosen[0] == 0) & (np.stack(chosen) > 0)
+        idle_s = (begins * sample.think[np.arange(len(seats)), np.stack(chosen)]).mean(axis=1)
+        hoped = hoped * (1.0 - np.minimum(idle_s / horizon_s, 1.0))
     best = int(np.argmax(hoped))
     if origin[0] is None and hoped[best] < hoped[0] * HYSTERESIS:
         best = 0
@@ -189,7 +204,10 @@ def roll_forward(windows: Ints, demand: Demand, weight: Floats, cost: StepCost) 
     committed, seconds, busy, steps = np.zeros(plans), np.zeros(plans), np.zeros(plans), 0.0
     swing = demand.deviation * 12.0**0.5  # phases are evenly spread over 0 .. 1
     late = 1.0 + swing * (_PHASES[(np.arange(WARM_STEPS + STEPS)[:, None] * (num + 17) + at + num) % 4096] - 0.5)
+    edge = np.minimum(np.arange(1.0, STEPS + 1), np.arange(STEPS, 0.0, -1))
+    shares = np.minimum(1.0, edge / 6.0)  # no edge counts whole
     slow = 1.0 + NOISE * (_PHASES[3 : 7 * (WARM_STEPS + STEPS) : 7] - 0.5)
+    slow /= float(slow[WARM_STEPS:] @ shares) / float(shares.sum())
     for step in range(WARM_STEPS + STEPS):
         now = np.maximum(now, ready.min(axis=1))
         waiting = ready <= now[:, None]
@@ -198,7 +216,7 @@ def roll_forward(windows: Ints, demand: Demand, weight: Floats, cost: StepCost) 
         took *= slow[step]
         now = now + took
         if step >= WARM_STEPS:
-            share = min(1.0, (step - WARM_STEPS + 1) / 6.0, (WARM_STEPS + STEPS - step) / 6.0)  # no edge counts whole
+            share = float(shares[step - WARM_STEPS])
             committed += share * gain
             seconds += share * (now - before)
             busy += share * took

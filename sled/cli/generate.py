@@ -2,26 +2,26 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-import msgspec
 import typer
 
 from edgebus.cli.progress import load_bar
+from sled.cli.showing import print_event, show
 from sled.errors import ParameterError
-from sled.run.device import Answer, Device, Stream
-from sled.types import MAX_CONSTRAINT_CHARS, Constraint, Sampling, Token
-from sled.window import AUTO_CONFIDENCE, Window
-
-_GREEN, _PLAIN = "\x1b[32m", "\x1b[0m"
+from sled.loss import RELEASE_AFTER_S, OnLoss
+from sled.run.device import Device
+from sled.types import MAX_CONSTRAINT_CHARS, Constraint, Sampling
+from sled.window import DEFAULT_SIZE, Window
 
 
 def generate(
-    prompt: Annotated[str, typer.Argument(help="The user's text; `-` reads it from standard input.")],
     server: Annotated[str, typer.Option(help="The server's endpoint, e.g. tcp://10.0.0.5:5555.")],
+    prompt: Annotated[
+        str | None, typer.Argument(help="The user's text; `-` reads it from standard input; none with --resume.")
+    ] = None,
     server_key: Annotated[
         str | None, typer.Option(help="The server's public key: its node.key file or 40 characters.")
     ] = None,
@@ -29,15 +29,16 @@ def generate(
     drafter: Annotated[
         str,
         typer.Option(
-            help="none, ngram, smollm2-12m, a .gguf file, or a model directory; torch:PATH runs a model in torch."
+            help="none, ngram, smollm2-12m, a .gguf file, a model directory, or a chain, e.g. ngram+smollm2-12m; "
+            "`sled drafters` lists them."
         ),
     ] = "ngram",
-    window: Annotated[
-        str, typer.Option(help="Tokens drafted per round: 0 to 64, or auto (confidence decides).")
-    ] = "auto",
+    window: Annotated[str, typer.Option(help="Tokens drafted per round: 0 to 64, or auto (as many as pay).")] = "auto",
     confidence: Annotated[
         float | None,
-        typer.Option(help="Stop drafting below this confidence, 0 to 1; default 0.4 with auto, else off."),
+        typer.Option(
+            help="Stop drafting below this confidence, 0 to 1, with a window of 8 or the one given; default off."
+        ),
     ] = None,
     max_tokens: Annotated[int, typer.Option(help="Tokens in the answer at most.")] = 128,
     temperature: Annotated[float, typer.Option(help="0 is greedy; higher is more varied.")] = 0.0,
@@ -71,6 +72,24 @@ def generate(
         int, typer.Option(min=0, help="CPU threads for a model drafter; 0 is one, or what torch decides.")
     ] = 0,
     timeout: Annotated[float, typer.Option(help="Seconds to wait for the server.")] = 30.0,
+    on_loss: Annotated[
+        str,
+        typer.Option(
+            help="Without a server: fail (after --timeout), wait, or release: show what is drafted, unverified."
+        ),
+    ] = "fail",
+    wait: Annotated[
+        float | None, typer.Option(help="Seconds to wait for a server; default: for ever, with release --timeout.")
+    ] = None,
+    release_after: Annotated[
+        float, typer.Option(help="With release: seconds without a server before drafts are shown.")
+    ] = RELEASE_AFTER_S,
+    save: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Keep the answer there while it comes, for --resume.")
+    ] = None,
+    resume: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Go on with a saved answer; its sampling and terms are kept.")
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object at the end.")] = False,
     events: Annotated[
         bool, typer.Option("--events", help="Print a JSON line per event: connected, each token, the answer.")
@@ -79,12 +98,18 @@ def generate(
 ) -> None:
     """Generate an answer; drafted tokens that the target accepted are shown in green on a terminal.
 
+    The status is 1 if the answer ends with unverified text, which is yellow and told apart in JSON.
+
     Example:
 
         sled generate "Why is the sky blue?" --server tcp://10.0.0.5:5555 --server-key server.key --keys device-keys
     """
-    text = sys.stdin.read() if prompt == "-" else prompt
-    sampling = _sampling(
+    if (prompt is None) == (resume is None):
+        raise ParameterError("give a prompt, or --resume FILE, which has one")
+    if resume is not None and save is not None:
+        raise ParameterError("--resume goes on saving to its own file; leave --save out")
+    text = sys.stdin.read() if prompt == "-" else prompt or ""
+    sampling = sampling_of(
         temperature=temperature,
         top_k=top_k,
         top_p=top_p,
@@ -97,7 +122,7 @@ def generate(
         rule=_rule(rule),
         constraint=_constraint(json_schema, regex, grammar),
     )
-    size = _window(window, confidence)
+    size = parse_window(window, confidence)
     is_model = drafter not in ("none", "ngram")
     quiet = as_json or events or not is_model
     with load_bar(f"loading drafter {drafter}", quiet=quiet) as progress:
@@ -110,24 +135,45 @@ def generate(
             insecure=insecure,
             timeout_s=timeout,
             progress=progress,
+            on_loss=parse_on_loss(on_loss),
+            wait_s=wait,
+            release_after_s=release_after,
         )
     with device:
         if events:
-            _print_event("connected", {"target": device.target.name, "drafter": device.drafter.name})
-        stream = device.generate(
-            text,
-            max_tokens=max_tokens,
-            sampling=sampling,
-            window=size,
-            chat=not raw,
-            stop=stop or [],
-            logprobs=logprobs,
-            rate=rate,
-        )
-        _show(stream, as_json=as_json, events=events)
+            print_event("connected", {"target": device.target.name, "drafter": device.drafter.name})
+        if resume is not None:
+            stream = device.resume(resume, window=size)
+        else:
+            stream = device.generate(
+                text,
+                max_tokens=max_tokens,
+                sampling=sampling,
+                window=size,
+                chat=not raw,
+                stop=stop or [],
+                logprobs=logprobs,
+                rate=rate,
+                save_to=save,
+            )
+        answer = show(stream, as_json=as_json, events=events)
+    if not answer.finish_reason:
+        raise typer.Exit(1)
 
 
-def _sampling(**values: Any) -> Sampling:
+def parse_on_loss(word: str) -> OnLoss:
+    match word:
+        case "fail" | "wait" | "release":
+            return word
+    raise ParameterError(f"on-loss is {word!r}, give fail, wait or release")
+
+
+def sampling_of(**values: Any) -> Sampling:
+    """How to sample, from options.
+
+    Raises:
+        ParameterError: a value out of range.
+    """
     try:
         return Sampling(**values)
     except ValueError as error:
@@ -174,50 +220,16 @@ def _read(path: Path) -> str:
         raise ParameterError(f"cannot read {path}: {error}; give a text file") from None
 
 
-def _window(window: str, confidence: float | None) -> Window:
+def parse_window(window: str, confidence: float | None) -> Window:
+    """The window that options name.
+
+    Raises:
+        ParameterError: none.
+    """
     if window == "auto":
-        return Window.auto(AUTO_CONFIDENCE if confidence is None else confidence)
+        return Window.auto() if confidence is None else Window(DEFAULT_SIZE, confidence)
     try:
         size = int(window)
     except ValueError:
         raise ParameterError(f"window is {window!r}, give a number from 0 to 64, or auto") from None
     return Window(size, confidence or 0.0)
-
-
-def _show(stream: Stream, *, as_json: bool, events: bool) -> None:
-    colour = sys.stdout.isatty()
-    for token in stream:
-        if events:
-            values = {"token": token.id, "drafted": token.drafted, "text": token.text}
-            logprob = {"logprob": msgspec.to_builtins(token.logprob)} if token.logprob is not None else {}
-            _print_event("token", values | logprob)
-        elif not as_json:
-            print(_coloured(token) if colour else token.text, end="", flush=True)
-    answer = stream.answer()
-    if events:
-        _print_event("answer", msgspec.to_builtins(answer))
-    elif as_json:
-        print(json.dumps(msgspec.to_builtins(answer)), flush=True)
-    else:
-        _print_figures(answer)
-
-
-def _print_figures(answer: Answer) -> None:
-    s = answer.stats
-    print(flush=True)
-    print(
-        f"{len(answer.tokens)} tokens ({answer.finish_reason}), {s.tokens_per_s:.1f} tokens/s, "
-        f"{s.accepted} of {s.drafted} drafts accepted, {s.mean_accepted_length:.2f} tokens a round, "
-        f"{s.bytes_per_token:.0f} bytes a token",
-        file=sys.stderr,
-    )
-
-
-def _print_event(kind: str, values: dict[str, Any]) -> None:
-    print(json.dumps({"event": kind, **values}), flush=True)
-
-
-def _coloured(token: Token) -> str:
-    """The token for a terminal: green if drafted, and nothing in it that could drive the terminal."""
-    text = "".join(char if char.isprintable() or char in "\n\t" else "\ufffd" for char in token.text)
-    return f"{_GREEN}{text}{_PLAIN}" if token.drafted and text else text

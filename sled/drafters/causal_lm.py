@@ -1,27 +1,25 @@
-"""Any causal language model of transformers as a drafter."""
+"""Any causal language model of transformers as a drafter's model, whole or reduced."""
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from edgekernels import PackedMatrix
 from numpy.typing import NDArray
-from safetensors import safe_open
 from transformers import DynamicCache
 
-from sled.drafters.model import ModelDrafter, check_map, check_vocabulary
 from sled.errors import UnknownModel
-from sled.messages import Described
 from sled.targets.loading import load_causal_lm
-from sled.vocabulary import vocabulary_hash
 
 
 class TorchModel:
     """A model of transformers and its cache, as a `LanguageModel`.
+
+    Its cache keeps all keys and values of sliding layers too, since one that has let them go cannot roll back.
 
     Args:
         model: a causal language model.
@@ -31,8 +29,7 @@ class TorchModel:
         self._model = model.eval()
         self.vocab_size = model.config.get_text_config().vocab_size
         self.max_positions = model.config.get_text_config().max_position_embeddings
-        self._cache = DynamicCache(config=model.config)
-        self._length = 0
+        self._cache, self._length = DynamicCache(), 0
 
     @torch.inference_mode()
     def read(self, ids: NDArray[np.int64]) -> NDArray[np.float32]:
@@ -46,44 +43,74 @@ class TorchModel:
     def forget(self, length: int) -> None:
         """See LanguageModel."""
         if length == 0:
-            self._cache = DynamicCache(config=self._model.config)
+            self._cache = DynamicCache()
         elif length < self._length:
             self._cache.crop(length - self._length)
         self._length = length
 
 
-def load_drafter(
-    path: Path, target: Described, *, name: str, progress: Callable[[float], None] | None = None
-) -> ModelDrafter:
-    """A drafter from a GGUF file or a model directory, checked against the target's vocabulary.
+def load_in_torch(
+    path: Path,
+    *,
+    skip: tuple[int, ...] = (),
+    bits: int | None = None,
+    group: int = 64,
+    progress: Callable[[float], None] | None = None,
+) -> TorchModel:
+    """A model from a GGUF file or a model directory.
 
-    A directory may hold `draft_to_target` (int32, one target id per draft id) in its safetensors file when the
-    drafter has a smaller vocabulary of its own, and then names the target's vocabulary by `target_vocab_hash`.
+    Args:
+        path: the file or the directory.
+        skip: layers to leave out.
+        bits: width to which the layers' matrices are rounded, computed in float32 all the same; None leaves them.
+        group: columns for each scale of those.
+        progress: called with the share loaded, 0 .. 1.
 
     Raises:
-        UnknownModel: the files hold no model we can load.
-        VocabularyMismatch: its ids are not the target's.
+        UnknownModel: the files hold no model we can load, or no such layers.
     """
-    loaded, codec = load_causal_lm("gguf" if path.is_file() else "directory", path, torch.float32, progress)
-    model = TorchModel(loaded)
-    own_hash = vocabulary_hash(codec.vocabulary()) if codec else None
-    target_ids = None
-    if path.is_dir():
-        config = json.loads((path / "config.json").read_text())
-        own_hash = bytes.fromhex(config.get("target_vocab_hash", "")) or own_hash
-        target_ids = _read_map(path, model.vocab_size, target)
-    if own_hash is None:
-        raise UnknownModel(f"{path} has neither tokenizer.json nor target_vocab_hash in config.json; add one of them")
-    check_vocabulary(name, own_hash, target)
-    return ModelDrafter(model, name=name, target_ids=target_ids, target_vocab_size=target.vocab_size)
+    model, _ = load_causal_lm("gguf" if path.is_file() else "directory", path, torch.float32, progress)
+    if skip:
+        _leave_out(model, skip)
+    if bits is not None:
+        _round(model, bits, group)
+    return TorchModel(model)
 
 
-def _read_map(path: Path, vocab_size: int, target: Described) -> NDArray[np.int32] | None:
-    file = path / "model.safetensors"
-    if not file.is_file():
-        return None
-    with safe_open(file, framework="numpy") as tensors:
-        if "draft_to_target" not in tensors.keys():  # noqa: SIM118 - not a dict
-            return None
-        ids = np.ascontiguousarray(tensors.get_tensor("draft_to_target"), dtype=np.int32)
-    return check_map(file, ids, vocab_size, target)
+def _layers(model: Any) -> tuple[Any, str]:
+    """The part that holds the list of layers, and the list's name."""
+    count = model.config.get_text_config().num_hidden_layers
+    for part in model.modules():
+        for name, child in part.named_children():
+            if isinstance(child, torch.nn.ModuleList) and len(child) == count:
+                return part, name
+    raise UnknownModel(f"{type(model).__name__} has no plain list of {count} layers to leave some out")
+
+
+def _leave_out(model: Any, skip: tuple[int, ...]) -> None:
+    part, name = _layers(model)
+    layers, config = getattr(part, name), model.config.get_text_config()
+    kept = [number for number in range(len(layers)) if number not in skip]
+    if not kept or max(skip) >= len(layers):
+        raise UnknownModel(f"cannot skip {skip}: the model has layers 0 to {len(layers) - 1}, and needs one of them")
+    setattr(part, name, torch.nn.ModuleList(layers[number] for number in kept))
+    for index, layer in enumerate(getattr(part, name)):
+        for module in layer.modules():
+            if hasattr(module, "layer_idx"):
+                module.layer_idx = index
+    if getattr(config, "layer_types", None):
+        config.layer_types = [config.layer_types[number] for number in kept]
+    config.num_hidden_layers = len(kept)
+
+
+def _round(model: Any, bits: int, group: int) -> None:
+    part, name = _layers(model)
+    for module in getattr(part, name).modules():
+        if isinstance(module, torch.nn.Linear):
+            size = next(
+                (size for size in (256, 128, 64, 32, 16) if size <= group and module.in_features % size == 0), 0
+            )
+            if size:
+                values = np.ascontiguousarray(module.weight.detach().numpy())
+                packed = PackedMatrix.quantise(values, bits, group=size, clip="mse")
+                module.weight = torch.nn.Parameter(torch.from_numpy(packed.dequantise()), requires_grad=False)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Protocol
 
 import edgekernels
@@ -10,11 +10,10 @@ import numpy as np
 from edgekernels import Bias, History
 from numpy.typing import NDArray
 
-from sled.errors import VocabularyMismatch
-from sled.law import Laws, changed, law_of
-from sled.messages import Described
-from sled.types import Sampling, SparseLaw
-from sled.window import Window
+from sled.drafters.following import agreed
+from sled.law import changed, law_of
+from sled.proposal import Proposal
+from sled.types import Sampling
 
 _NOTHING = History(np.empty(0, np.int32), np.array([0, 0]))
 
@@ -29,7 +28,7 @@ class LanguageModel(Protocol):
         """Take in more tokens; the logits (1, vocab_size) of what follows them."""
 
     def forget(self, length: int) -> None:
-        """Keep the first `length` tokens only."""
+        """Keep the first `length` tokens only; with 0 whatever a read that failed has left is gone too."""
 
 
 class ModelDrafter:
@@ -58,57 +57,52 @@ class ModelDrafter:
         self._vocab = min(model.vocab_size, target_vocab_size) if target_ids is None else len(target_ids)
         self._columns = np.full(target_vocab_size, -1, np.int32)  # of the target's ids; -1 is none
         self._columns[np.arange(self._vocab) if target_ids is None else target_ids] = np.arange(self._vocab)
-        self.law: SparseLaw | None = None
         self._read: list[int] = []
-        self.start(Sampling())
+        self._turn = 0
+        self.start(Sampling(), 0)
 
-    def start(self, sampling: Sampling) -> None:
-        """A new answer: forget the last text, remember how the target samples."""
-        self._sampling = sampling
-        self._num_prompt: int | None = None
-        self.law = None
+    def start(self, sampling: Sampling, num_prompt: int) -> None:
+        """A new answer: remember how the target samples; what the cache holds serves as far as the texts agree."""
+        self._sampling, self._num_prompt = sampling, num_prompt
+        self._is_new = True
+        self._turn += 1
         added: dict[int, float] = {}
         for token, value in sampling.bias:
             if token < len(self._columns) and self._columns[token] >= 0:
                 added[int(self._columns[token])] = added.get(int(self._columns[token]), 0.0) + value
         ids, values = np.array(list(added), np.int32), np.array(list(added.values()), np.float32)
         self._bias = Bias(ids, values, np.array([0, len(ids)]))
-        self.model.forget(0)
-        self._read = []
 
-    def opened(self, num_prompt: int) -> None:
-        """See SamplingDrafter."""
-        self._num_prompt = num_prompt
+    def draft(self, text: Sequence[int], limit: int) -> Iterator[Proposal]:
+        """Tokens sampled by the answer's rule, each at its own position."""
+        self._turn += 1
+        turn = self._turn
+        keep = self._roll_back(text)
+        feed = list(text[keep:])
+        if not feed or min(feed) < 0 or max(feed) >= len(self._own_ids):
+            return  # ids that the vocabulary lacks, by the server's mistake: it decides without drafts
+        counts = self._sampling.counts_tokens
+        by_law = self._sampling.rule == "rejection" and self._sampling.temperature > 0
+        for _ in range(limit):
+            if turn != self._turn or len(self._read) + len(feed) > self.model.max_positions:
+                return  # somebody has gone on without us, or the model's context is full
+            logits = self._take_in(feed)
+            position = len(self._read)
+            known = self._known(self._read) if counts else _NOTHING
+            proposal = self._pick(logits, known, position) if by_law else self._choose(logits, known, position)
+            yield proposal
+            feed = [proposal.token]
 
-    def draft(self, prefix: Sequence[int], limit: int, window: Window) -> list[int]:
-        """Up to `limit` tokens, each sampled by the answer's rule at its own position."""
-        drafts: list[int] = []
-        self.law = None
-        if not prefix or min(prefix) < 0 or max(prefix) >= len(self._own_ids):
-            return drafts  # ids that the vocabulary lacks, by the server's mistake: it decides without drafts
-        if self._num_prompt is None:
-            self._num_prompt = len(prefix)
-        self._roll_back(prefix)
-        laws = Laws() if self._sampling.rule == "rejection" and self._sampling.temperature else None
-        feed = list(prefix[len(self._read) :])
-        while len(drafts) < limit and len(self._read) + len(feed) <= self.model.max_positions:
+    def _take_in(self, feed: list[int]) -> NDArray[np.float32]:
+        """The logits of what follows when the model has read these too."""
+        try:
             logits = self.model.read(self._own_ids[feed])
-            self._read += feed
-            if logits.shape[1] != self._vocab:
-                logits = np.ascontiguousarray(logits[:, : self._vocab])
-            text = self._known([*prefix, *drafts]) if self._sampling.counts_tokens else _NOTHING
-            position = len(prefix) + len(drafts)
-            token = (
-                self._choose(logits, text, position, window)
-                if laws is None
-                else self._pick(logits, text, position, window, laws)
-            )
-            if token is None:
-                break
-            drafts.append(token)
-            feed = [token]
-        self.law = laws.packed() if laws is not None else None
-        return drafts
+        except BaseException:  # whatever it is, the cache may hold a part of them
+            self._read.clear()
+            self.model.forget(0)
+            raise
+        self._read += feed
+        return logits if logits.shape[1] == self._vocab else np.ascontiguousarray(logits[:, : self._vocab])
 
     def _known(self, text: Sequence[int]) -> History:
         """What penalties count: the columns of the text's tokens, without those the drafter has none for."""
@@ -117,19 +111,17 @@ class ModelDrafter:
         columns = columns[columns >= 0]
         return History(columns, np.array([0, len(columns)]), num_prompt)
 
-    def _roll_back(self, prefix: Sequence[int]) -> None:
-        """Keep of the cache what agrees with the committed text, and leave at least its last token to feed."""
-        keep = 0
-        for have, want in zip(self._read, prefix[:-1], strict=False):
-            if have != want:
-                break
-            keep += 1
+    def _roll_back(self, text: Sequence[int]) -> int:
+        """Keep of the cache what agrees with the text, and leave at least its last token to feed; how much is kept."""
+        keep = min(agreed(self._read, text, whole=self._is_new), max(0, len(text) - 1))
         if keep < len(self._read):
             self.model.forget(keep)
             del self._read[keep:]
+        self._is_new = False
+        return keep
 
-    def _choose(self, logits: NDArray[np.float32], text: History, position: int, window: Window) -> int | None:
-        """The token that the target would choose by the coupled rule; None if it is not worth sending."""
+    def _choose(self, logits: NDArray[np.float32], text: History, position: int) -> Proposal:
+        """The token that the target would choose by the coupled rule."""
         s = self._sampling
         token = int(
             edgekernels.sample(
@@ -148,21 +140,19 @@ class ModelDrafter:
                 bias=self._bias if s.bias else None,
             )[0]
         )
-        return token if window.wants(self._confidence(logits[0], token) if window.confidence else 1.0) else None
+        return Proposal(token, self._confidence(self._shaped(logits[0], text), token))
 
-    def _pick(
-        self, logits: NDArray[np.float32], text: History, position: int, window: Window, laws: Laws
-    ) -> int | None:
-        """A sample of the law that is told; whether it is worth it is asked of the law, before there is a sample."""
-        row, s = logits[0], self._sampling
-        if s.bias or s.counts_tokens:
-            ids, values, _ = self._bias
-            row = changed(row, s, text=text.ids, num_prompt=text.num_prompt, bias_ids=ids, bias=values)
-        law = law_of(row, s, self._target_ids)
-        if not window.wants(float(law.probabilities.max())):
-            return None
-        laws.laws.append(law)
-        return law.pick(s.seed, position)
+    def _pick(self, logits: NDArray[np.float32], text: History, position: int) -> Proposal:
+        """A sample of the law that is told; how sure it is is asked of the law, before there is a sample."""
+        law = law_of(self._shaped(logits[0], text), self._sampling, self._target_ids)
+        return Proposal(law.pick(self._sampling.seed, position), float(law.probabilities.max()), law)
+
+    def _shaped(self, row: NDArray[np.float32], text: History) -> NDArray[np.float32]:
+        """Logits after the answer's bias and penalties."""
+        if not (self._sampling.bias or self._sampling.counts_tokens):
+            return row
+        ids, values, _ = self._bias
+        return changed(row, self._sampling, text=text.ids, num_prompt=text.num_prompt, bias_ids=ids, bias=values)
 
     def _confidence(self, logits: NDArray[np.float32], token: int) -> float:
         """The drafter's probability of the token it chose, at the answer's temperature (1 when greedy)."""
@@ -170,30 +160,3 @@ class ModelDrafter:
         with np.errstate(over="ignore"):  # far likelier ones than the chosen: confidence 0
             odds = np.exp((logits - logits[own]) * np.float32(1 / (self._sampling.temperature or 1.0)))
             return float(1 / odds.sum(dtype=np.float64))
-
-
-def check_vocabulary(name: str, own_hash: bytes, target: Described) -> None:
-    """Insist on the target's vocabulary.
-
-    Raises:
-        VocabularyMismatch: the hash of the drafter's is another.
-    """
-    if own_hash != target.vocab_hash:
-        raise VocabularyMismatch(
-            f"drafter {name!r} has vocabulary {own_hash.hex()[:8]}, the target {target.name!r} has "
-            f"{target.vocab_hash.hex()[:8]}; use a drafter made for this target, or ngram"
-        )
-
-
-def check_map(where: object, ids: NDArray[np.int32], vocab_size: int, target: Described) -> NDArray[np.int32]:
-    """Insist on one id of the target for each of the drafter's.
-
-    Raises:
-        VocabularyMismatch: another number of ids, or one which the target does not have.
-    """
-    if ids.shape != (vocab_size,) or ids.min() < 0 or ids.max() >= target.vocab_size:
-        raise VocabularyMismatch(
-            f"{where}: draft_to_target has shape {ids.shape} and ids up to {ids.max(initial=0)}; "
-            f"{vocab_size} ids under {target.vocab_size} are needed"
-        )
-    return ids

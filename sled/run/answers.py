@@ -19,7 +19,7 @@ from sled.run.streams import Asked, Streamed
 from sled.server import Form, Refusal, Server, TargetShape
 from sled.targets import Target
 from sled.traces import Traces
-from sled.types import Constraint
+from sled.types import Constraint, Message
 
 log = logging.getLogger("sled.server")
 
@@ -33,6 +33,9 @@ class PromptEncoder(Protocol):
 
     def encode(self, text: str, *, chat: bool) -> list[int]:
         """Token ids of a prompt; ValueError if the model cannot take it so."""
+
+    def encode_chat(self, messages: Sequence[Message]) -> list[int]:
+        """Token ids of a conversation; ValueError likewise."""
 
 
 class ServedTarget(Target, Protocol):
@@ -199,10 +202,13 @@ class Desk:
 
     def _take_opening(self, request: Request, owner: str) -> bytes | None:
         message = decode(Open, request.payload)
-        if isinstance(message.prompt, str) and len(message.prompt) > self._max_chars:
+        if message.messages and message.prompt:
+            raise ValueError("a prompt and messages: give one of them")
+        num_chars = len(message.prompt) if isinstance(message.prompt, str) else 0
+        num_chars += sum(len(each.content) for each in message.messages)
+        if num_chars > self._max_chars:
             raise Refusal(
-                "prompt_too_long",
-                f"{len(message.prompt)} characters, the target takes {self._max_chars}; shorten the prompt",
+                "prompt_too_long", f"{num_chars} characters, the target takes {self._max_chars}; shorten the prompt"
             )
         if not isinstance(message.prompt, str) and message.sampling.constraint is None:
             return self._open(Prepared(request, owner, message, message.prompt))
@@ -222,6 +228,17 @@ class Desk:
             self._shelf.ready = None
         self._traces.opened(job.message.session, job.owner, now=now)
         return encode(opened)
+
+
+def prompt_ids(codec: PromptEncoder, message: Open) -> list[int]:
+    """Token ids of what an opening asks to continue.
+
+    Raises:
+        ValueError: the model cannot take it so.
+    """
+    if message.messages:
+        return codec.encode_chat(message.messages)
+    return codec.encode(message.prompt, chat=message.chat) if isinstance(message.prompt, str) else message.prompt
 
 
 def _encoded(payload: Payload | None) -> bytes | None:

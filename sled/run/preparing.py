@@ -39,14 +39,14 @@ class Preparer:
     Before `start` everything is done at once, by whoever submits it.
 
     Args:
-        encode: text and chat to token ids; raises ValueError if the model cannot take it so.
+        encode: the token ids of an opening's prompt; raises ValueError if the model cannot take it so.
         form_of: compiles a constraint; None where there are none.
         ring: called, on the thread, when something is done.
     """
 
     def __init__(
         self,
-        encode: Callable[[str, bool], list[int]],
+        encode: Callable[[Open], list[int]],
         form_of: Callable[[Constraint], Form] | None,
         ring: Callable[[], object],
     ) -> None:
@@ -123,8 +123,7 @@ class Preparer:
             return  # nobody waits for it any more
         message = job.message
         try:
-            prompt = message.prompt
-            job.tokens = self._encode(prompt, message.chat) if isinstance(prompt, str) else prompt
+            job.tokens = self._encode(message)
             if message.sampling.constraint is not None and self._form_of is not None:
                 job.form = self._form_of(message.sampling.constraint)
         except Exception as error:  # told to whoever asked, by the server's thread

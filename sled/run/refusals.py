@@ -1,13 +1,29 @@
-"""Refusals of a server as a device's errors."""
+"""A server's answers as a device reads them, its refusals as a device's errors."""
 
 from __future__ import annotations
+
+from typing import TypeVar
 
 import msgspec
 
 import edgebus
-from edgebus.payloads import decode
-from sled.errors import PromptTooLong, ServerBusy, SessionUnknown, StaleBase, TargetChanged
+from edgebus.payloads import Payload, decode
+from sled.errors import PromptTooLong, ProtocolError, ServerBusy, SessionUnknown, StaleBase, TargetChanged
 from sled.messages import Later
+
+_M = TypeVar("_M", bound=Payload)
+
+
+def decoded(kind: type[_M], payload: bytes) -> _M:
+    """A server's answer.
+
+    Raises:
+        ProtocolError: it is not what we know.
+    """
+    try:
+        return decode(kind, payload)
+    except ValueError as error:
+        raise ProtocolError(f"{error}; check that device and server run the same version") from None
 
 
 def as_error(refused: edgebus.Refused) -> edgebus.EdgebusError:

@@ -15,7 +15,7 @@ from sled.drain import Drain, Phase
 from sled.errors import OutOfMemory, TargetLost
 from sled.messages import Verdict
 from sled.metrics import Board, ServerReport, trimmed
-from sled.run.answers import Desk, FormShelf, PromptEncoder, ServedTarget
+from sled.run.answers import Desk, FormShelf, PromptEncoder, ServedTarget, prompt_ids
 from sled.run.preparing import Preparer
 from sled.run.streams import Asked, Streamed
 from sled.scheduler import Cost
@@ -71,7 +71,7 @@ class TargetServer:
         self._machine: Server[Asked] = Server(target.shape, limits, form_of=shelf, policy=policy, cost=cost)
         self._board, self._traces, self._drain = Board(), Traces(), Drain(drain_s)
         self._roomy: deque[Streamed] = deque()  # streams that have room again; filled on any thread
-        self._preparer = Preparer(lambda text, chat: target.codec.encode(text, chat=chat), form_of, self._wake)
+        self._preparer = Preparer(lambda message: prompt_ids(target.codec, message), form_of, self._wake)
         self._desk = Desk(
             self._machine,
             target,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -18,6 +18,7 @@ Where = tuple[str, str | None]
 """Endpoint and public key, None in plaintext."""
 
 MAX_SERVERS = 64
+_LOOK_S = 0.1  # how often whoever waits for a server is asked whether it is still wanted
 
 
 class Servers:
@@ -29,14 +30,23 @@ class Servers:
         service: what servers announce themselves as in the directory; only with several endpoints, or `directory`.
         directory: the endpoints may name further servers.
         timeout_s: how long to wait for the first.
+        clock: seconds.
 
     Raises:
         edgebus.EdgebusError: none can be reached.
     """
 
     def __init__(
-        self, node: Node, endpoints: Sequence[Where], *, service: str, directory: bool, timeout_s: float
+        self,
+        node: Node,
+        endpoints: Sequence[Where],
+        *,
+        service: str,
+        directory: bool,
+        timeout_s: float,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
+        self._clock = clock
         self._node, self._service = node, service
         self._endpoints = list(endpoints)
         self._trusted = [key for _, key in endpoints if key] if directory else []
@@ -56,14 +66,28 @@ class Servers:
         """Whether there may be another server."""
         return self._pool is not None
 
-    def choose(self, timeout_s: float) -> Link:
+    def choose(self, timeout_s: float, unwanted: Callable[[], bool] = lambda: False) -> Link:
         """The link to ask for the next answer.
+
+        Args:
+            timeout_s: how long to wait for a server that lives.
+            unwanted: asked while waiting; then the link is whichever there was.
 
         Raises:
             PeerUnreachable: no server lives.
         """
-        if self._pool is not None and not self._take_other(0.0):
-            self._use(self._pool.link(timeout_s))
+        if self._pool is None or self._take_other(0.0):
+            return self.link
+        until = self._clock() + timeout_s
+        while not unwanted():
+            left_s = until - self._clock()
+            try:
+                self._use(self._pool.link(max(0.0, min(_LOOK_S, left_s))))
+                break
+            except PeerUnreachable as error:
+                if left_s <= _LOOK_S:
+                    why = str(error).partition(": ")[2]
+                    raise PeerUnreachable(f"no server lived within {timeout_s:.3g} s: {why}") from None
         return self.link
 
     def leave(self, avoid_s: float, others: Sequence[Where] = ()) -> bool:
@@ -73,16 +97,19 @@ class Servers:
             avoid_s: for how long.
             others: servers that the one in use has named; one that is authenticated is believed.
         """
-        self._avoided[self.link.endpoint] = time.monotonic() + avoid_s
+        self._avoided[self.link.endpoint] = self._clock() + avoid_s
         for endpoint, key in others:
             self._add(endpoint, key)
         return self._pool is not None and self._take_other(1.0 if others else 0.0)
 
     def lost(self, link: Link) -> bool:
         """Whether there is no use in waiting for a link any longer: its server is gone, and another one lives."""
-        if self._pool is None or link.health != "down":
-            return False
-        return self._other(0.0) is not None
+        return link.health == "down" and self.elsewhere
+
+    @property
+    def elsewhere(self) -> bool:
+        """Whether another server lives."""
+        return self._pool is not None and self._other(0.0) is not None
 
     def traffic(self) -> tuple[int, int]:
         """Bytes sent and received over all links that were used."""
@@ -102,7 +129,7 @@ class Servers:
 
     def _other(self, timeout_s: float) -> Link | None:
         assert self._pool is not None
-        now = time.monotonic()
+        now = self._clock()
         self._avoided = {endpoint: until for endpoint, until in self._avoided.items() if until > now}
         try:
             return self._pool.link(timeout_s, but=lambda link: link.endpoint in self._avoided)

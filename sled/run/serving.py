@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 import logging
-import signal
-import time
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable
+from contextlib import ExitStack
 from pathlib import Path
-from types import FrameType
 from typing import NamedTuple
 
 import edgebus
-from edgebus.cli.serving import Access, read_access
+from edgebus.cli.serving import Access, ended_by_signals, read_access
 from edgebus.daemon.announcing import reachable
 from edgebus.daemon.daemon import version
+from edgebus.daemon.exporter import Exporter
 from edgebus.daemon.http import MetricsServer
 from edgebus.errors import ConfigError
 from sled.drain import Phase
@@ -31,7 +29,6 @@ from sled.types import Constraint
 log = logging.getLogger("sled.server")
 
 NODE_NAME = "sled-server"
-STUCK_S = 60.0
 
 
 class Loaded(NamedTuple):
@@ -56,32 +53,6 @@ class Ready(NamedTuple):
     metrics: str
 
 
-class Exporter:
-    """The server's numbers for Prometheus: what the loop has told last; stuck or not ready yet is an error."""
-
-    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
-        self._clock = clock
-        self._report: ServerReport | None = None
-        self._told_at = 0.0
-
-    def tell(self, report: ServerReport) -> None:
-        """Take a report."""
-        self._report, self._told_at = report, self._clock()
-
-    def text(self) -> str:
-        """What Prometheus reads.
-
-        Raises:
-            RuntimeError: there is no report yet, or none any more.
-        """
-        report, age_s = self._report, self._clock() - self._told_at
-        if report is None:
-            raise RuntimeError("the target is being loaded")
-        if age_s > STUCK_S:
-            raise RuntimeError(f"the server has told nothing for {age_s:.0f} s: a forward hangs")
-        return render(report, name=NODE_NAME, version=version())
-
-
 def run_server(
     settings: ServeSettings, load: Callable[[ServeSettings], Loaded], on_ready: Callable[[Ready], None]
 ) -> None:
@@ -102,7 +73,7 @@ def run_server(
         insecure=settings.insecure,
     )
     others = [_other(replica.endpoint, replica.server_key) for replica in settings.replicas]
-    exporter = Exporter()
+    exporter = Exporter[ServerReport](lambda report: render(report, name=NODE_NAME, version=version()))
     limits = edgebus.Limits(max_peers=max(256, 2 * settings.max_sessions))
     with ExitStack() as stack:
         metrics = None
@@ -149,7 +120,7 @@ def run_server(
             )
             stack.callback(presence.withdraw)
         exporter.tell(server.report())
-        with ended_by_signals(server):
+        with ended_by_signals(server.drain, server.stop):
             log.info("serving", extra={"endpoint": endpoint, "target": loaded.target.described.name})
             on_ready(Ready(endpoint, access, metrics.address if metrics else ""))
             server.run()
@@ -165,30 +136,6 @@ def server_limits(settings: ServeSettings) -> ServerLimits:
         rate=settings.rate,
         max_rate=max(settings.rate, default.max_rate),
     )
-
-
-@contextmanager
-def ended_by_signals(server: TargetServer) -> Iterator[None]:
-    """SIGTERM and SIGINT drain a server, the second one stops it, the third ends the process; flags only are set."""
-    numbers = (signal.SIGTERM, signal.SIGINT)
-    count = 0
-
-    def handle(number: int, frame: FrameType | None) -> None:
-        nonlocal count
-        count += 1
-        if count == 1:
-            server.drain()
-            return
-        server.stop()
-        for each in numbers:
-            signal.signal(each, signal.SIG_DFL)
-
-    before = {number: signal.signal(number, handle) for number in numbers}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 def _announced_endpoints(settings: ServeSettings, bound: str) -> list[str]:

@@ -160,6 +160,7 @@ class Book(Generic[Ticket]):
 
     def _forget(self, session: Session[Ticket]) -> list[Ticket]:
         tickets = session.tickets
+        session.held = None
         self._end_round(session)
         self._drop_stream(session)
         session.gone = True
@@ -175,6 +176,7 @@ class Book(Generic[Ticket]):
         """Its forward failed: whoever waits for it is told so, and what was computed is not trusted."""
         tickets = session.tickets
         self.totals.failed_rounds += bool(tickets)
+        session.held = None
         self._end_round(session)
         self._drop_stream(session)
         session.failures += 1
@@ -198,6 +200,13 @@ class Book(Generic[Ticket]):
     def _next_number(self) -> int:
         self._num_asked += 1
         return self._num_asked
+
+    def _drop_held(self, session: Session[Ticket]) -> None:
+        """A round that hung on hope is not waited for any longer; whoever asked is told so."""
+        if session.held is not None:
+            tickets, refusal = session.held.round.tickets, self._stale(session, session.held.base)
+            session.held = None
+            self._outbox.append(Answer(tickets, self._empty(session), refusal=refusal))
 
     def _end_round(self, session: Session[Ticket]) -> None:
         session.round = None

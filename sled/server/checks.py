@@ -54,8 +54,10 @@ def check_law(shape: TargetShape, draft: Sequence[int], law: SparseLaw) -> None:
             f"{len(counts)} laws of {len(law.ids)} and {len(law.probabilities)} bytes for {len(draft)} drafts; "
             f"give one for each draft, {size} bytes of ids and of probabilities",
         )
-    if not size:
+    if not len(counts):
         return
+    if counts.min() < 1:
+        raise Refusal("invalid", "a law is empty; send the one that the draft was sampled from")
     ids, probabilities = np.frombuffer(law.ids, "<i4"), np.frombuffer(law.probabilities, "<f4").astype(np.float64)
     starts = np.concatenate([[0], np.cumsum(counts)[:-1]])
     rising = np.diff(ids.astype(np.int64)) > 0

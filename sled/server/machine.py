@@ -13,7 +13,7 @@ from sled.messages import Decode, Open, Opened, Verdict, Verify
 from sled.server.book import Book, agreeing, mean_of
 from sled.server.checks import check_draft, check_law, check_text
 from sled.server.limits import Refusal
-from sled.server.session import Answer, Round, Session, Step, Stream, Ticket
+from sled.server.session import Answer, Held, Round, Session, Step, Stream, Ticket
 
 
 class Server(Book[Ticket]):
@@ -71,13 +71,13 @@ class Server(Book[Ticket]):
         session = self._owned(owner, message.session)
         self._use(session, now)
         length = len(session.history)
+        if session.round is not None and message.base > length:
+            self._hold(session, message, ticket, now)
+            return None
         if message.base != length:
             return self._told_before(session, message)
         self._check_digest(session, message.base, message.digest)
-        check_draft(self.shape, message.draft)
-        law = message.law if session.sampling.rule == "rejection" else None
-        if law is not None:
-            check_law(self.shape, message.draft, law)
+        asked = self._round_of(session, message, ticket, now)
         if session.finish:
             return self._empty(session)
         if session.round is not None:
@@ -86,13 +86,7 @@ class Server(Book[Ticket]):
         self._check_fits(session)
         self._check_queue()
         self._end_stream(session)
-        think_s = now - session.told_at if session.told_at is not None else None
-        self._policy.round(session.id, len(message.draft), think_s)
-        draft = self._cut_draft(session, message.draft, now)
-        law = law.first(len(draft)) if law is not None and draft else None
-        session.round = Round(draft, [ticket], law, now)
-        self._waiting[session] = None
-        self._ask(session, now)
+        self._begin(session, asked, now)
         return None
 
     def decode(self, owner: str, message: Decode, ticket: Ticket, *, now: float) -> None:
@@ -119,6 +113,53 @@ class Server(Book[Ticket]):
         self._outbox += self._tell(session, 0)
         if session.stream is not None and session.round is None:
             self._ask(session, now)
+
+    def _round_of(self, session: Session[Ticket], message: Verify, ticket: Ticket, now: float) -> Round[Ticket]:
+        check_draft(self.shape, message.draft)
+        law = message.law if session.sampling.rule == "rejection" else None
+        if law is not None:
+            check_law(self.shape, message.draft, law)
+        return Round(tuple(message.draft), [ticket], law, now)
+
+    def _begin(self, session: Session[Ticket], asked: Round[Ticket], now: float) -> None:
+        """A round continues the committed text: it waits for a forward from now on."""
+        think_s = now - session.told_at if session.told_at is not None else None
+        self._policy.round(session.id, len(asked.draft), think_s)
+        draft = self._cut_draft(session, asked.draft, now)
+        law = asked.law.first(len(draft)) if asked.law is not None and draft else None
+        session.round = Round(draft, asked.tickets, law, now)
+        self._waiting[session] = None
+        self._ask(session, now)
+
+    def _hold(self, session: Session[Ticket], message: Verify, ticket: Ticket, now: float) -> None:
+        """A round ahead of the text, while another one of its session is decided: it may be right by then.
+
+        Raises:
+            Refusal: stale_base (the round that is decided cannot lead there), invalid or window_too_long.
+        """
+        assert session.round is not None
+        if message.base > len(session.history) + self.shape.max_window + 1:
+            raise self._stale(session, message.base)
+        asked = self._round_of(session, message, ticket, now)
+        held = session.held
+        if held is not None and (held.base, held.digest) == (message.base, message.digest):
+            held.round.tickets.append(ticket)  # asked twice
+            return
+        self._drop_held(session)
+        session.held = Held(asked, message.base, message.digest)
+
+    def _take_held(self, session: Session[Ticket], now: float) -> list[Answer[Ticket]]:
+        """The round that hung on hope goes on now, or its hope has failed."""
+        held, session.held = session.held, None
+        if held is None:
+            return []
+        base, right = len(session.history), False
+        if held.base == base and not session.finish and session.stream is None:
+            right = session.history.digest(base) == held.digest
+        if right and base <= self.shape.pool_tokens:
+            self._begin(session, held.round, now)
+            return []
+        return [Answer(held.round.tickets, self._empty(session), refusal=self._stale(session, held.base))]
 
     def pause(self, ticket: Ticket) -> None:
         """The receiver of this stream has no room: nothing is decoded for it until `resume`."""
@@ -147,9 +188,12 @@ class Server(Book[Ticket]):
     def withdraw(self, gone: Callable[[Ticket], bool]) -> None:
         """Forget rounds and streams that nobody waits for any more."""
         for session in list(self._waiting):
+            if session.held is not None and all(map(gone, session.held.round.tickets)):
+                session.held = None
             if session.round is not None and any(map(gone, session.round.tickets)):
                 session.round.tickets = [ticket for ticket in session.round.tickets if not gone(ticket)]
                 if not session.round.tickets and not session.computing:  # what is being computed is kept
+                    self._drop_held(session)
                     self._end_round(session)
                     self._agenda.put(session)
         for session in list(self._streams.values()):
@@ -265,13 +309,16 @@ class Server(Book[Ticket]):
         self._count_round(session, len(drafts), accepted, count, now)
         self._update_limit(session, now)
         if session.terms.logprobs >= 0:
-            session.keep_logprobs(decision.logprobs[:count], anew=session.stream is None)
+            # A token that was computed for a stream given up meanwhile may be told again with those before it.
+            anew = session.stream is None and session.round is not None
+            session.keep_logprobs(decision.logprobs[:count], anew=anew)
         answers = []
         answers = self._tell_round(session, rows, accepted, count, batch, now)
         answers += self._tell(session, batch)
         self._use(session, now)
         self._agenda.settle(session)
-        if session.wants_token:
+        answers += self._take_held(session, now)
+        if session.round is None and session.wants_token:
             self._ask(session, now)
         return answers
 

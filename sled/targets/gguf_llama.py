@@ -27,10 +27,11 @@ _BLOCK_NAMES = {
     "attn_norm": "input_layernorm",
     "ffn_norm": "post_attention_layernorm",
 }
+_TOKENIZER = "tokenizer.ggml.model"
 _TOP_NAMES = {"token_embd": "model.embed_tokens", "output_norm": "model.norm", "output": "lm_head"}
 
 
-def _config(metadata: dict[str, Any], tied: bool, stop_ids: list[int]) -> LlamaConfig:
+def _config(metadata: dict[str, Any], vocab_size: int, tied: bool, stop_ids: list[int]) -> LlamaConfig:
     def value(key: str) -> Any:
         try:
             return metadata[f"llama.{key}"]
@@ -39,7 +40,7 @@ def _config(metadata: dict[str, Any], tied: bool, stop_ids: list[int]) -> LlamaC
 
     heads = value("attention.head_count")
     return LlamaConfig(
-        vocab_size=len(metadata["tokenizer.ggml.tokens"]),
+        vocab_size=vocab_size,
         hidden_size=value("embedding_length"),
         intermediate_size=value("feed_forward_length"),
         num_hidden_layers=value("block_count"),
@@ -75,8 +76,8 @@ def _unpermute(weight: np.ndarray[Any, Any], heads: int) -> np.ndarray[Any, Any]
 
 def load_gguf_llama(
     path: Path, dtype: torch.dtype, progress: Progress | None = None
-) -> tuple[LlamaForCausalLM, TextCodec]:
-    """Load a Llama-family GGUF file.
+) -> tuple[LlamaForCausalLM, TextCodec | None]:
+    """Load a Llama-family GGUF file, and its tokenizer if it has one, which drafters may lack.
 
     Args:
         path: the file.
@@ -93,9 +94,10 @@ def load_gguf_llama(
                 raise UnknownModel(f"{path} holds a {architecture!r} model; GGUF files of llama models are supported")
             if file.metadata.get("llama.rope.scaling.type", "none") != "none":
                 raise UnknownModel(f"{path} scales its rotary frequencies; use the model's Hugging Face directory")
-            codec = codec_from_gguf(file.metadata)
+            codec = codec_from_gguf(file.metadata) if _TOKENIZER in file.metadata else None
             tied = "output.weight" not in file.tensors
-            config = _config(file.metadata, tied, codec.stop_ids)
+            vocab_size = file.tensors["token_embd.weight"].shape[0]
+            config = _config(file.metadata, vocab_size, tied, codec.stop_ids if codec else [])
             state = _read_state(file, config, dtype, progress)
     except GgufError as error:
         raise UnknownModel(f"cannot read the model: {error}; give a sound GGUF file") from None

@@ -45,6 +45,11 @@ def load_model(
         raise ParameterError(f"dtype is {dtype!r}; give one of {', '.join(DTYPES)}")
     if device.startswith("cuda") and not torch.cuda.is_available():
         raise ParameterError(f"device is {device!r}, and torch finds no CUDA here; give cpu")
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        why = str(error).partition("\n")[0][:200]
+        raise ParameterError(f"device is {device!r}, which torch does not have here ({why}); give cpu") from None
     model, codec = load_causal_lm(files.kind, files.path, DTYPES[dtype], progress, **more)
     if codec is None:
         raise UnknownModel(f"{files.path} has no tokenizer; a target needs tokenizer.json beside its weights")

@@ -13,6 +13,7 @@ from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 from sled.errors import UnknownModel
 from sled.messages import Vocabulary
 from sled.pieces import vocabulary_of_tokenizer
+from sled.types import Message
 
 
 class TextCodec:
@@ -46,10 +47,18 @@ class TextCodec:
         if not chat:
             ids: list[int] = self.tokenizer.encode(text).ids
             return ids
+        return self.encode_chat([Message("user", text)])
+
+    def encode_chat(self, messages: Sequence[Message]) -> list[int]:
+        """Token ids of a conversation, up to where the next answer begins.
+
+        Raises:
+            ValueError: the model has no template, or the template refuses.
+        """
         if self.chat_template is None:
             raise ValueError("this model has no chat template; send the prompt as it is (--raw)")
         try:
-            rendered = self._render([{"role": "user", "content": text}])
+            rendered = self._render([{"role": each.role, "content": each.content} for each in messages])
         except TemplateError as error:
             raise ValueError(f"the model's chat template failed: {error}") from error
         return list(self.tokenizer.encode(rendered, add_special_tokens=False).ids)

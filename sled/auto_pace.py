@@ -1,0 +1,288 @@
+"""Windows that pay: one more draft while it brings more tokens per second than the answer has been coming at.
+
+Pure: no sockets, clock or randomness; times are told. The derivation is in docs/spec/sled-windows.md.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from sled.by_itself import ByItself
+from sled.calibration import ANYWHERE, Calibration
+from sled.messages import MAX_WINDOW
+from sled.turnaround import Turnaround
+
+AHEAD = 8  # further drafts that are thought of at once, since turnarounds rise in steps
+FOLLOW = 1 / 32  # of the rate, with each round
+FIRST_ROUNDS = 2  # rounds before there is a rate
+FIRST_SURVIVAL = 0.35  # until then a draft is wanted that is this likely
+HOPE = 0.15  # a round is sent on hope that is this likely
+LEAST = 0.02  # less survival than this is no use, however cheap
+QUEUED_DRAFTS = 8  # a verdict may be seen a draft late: what came sooner behind another one teaches nothing
+EXPLORE = 12  # rounds from one that may be of another length than it would be, to see what that takes, to the next
+NEW_EXPLORE, NEW_ROUNDS = 5, 32  # the same at first
+TRY_SURVIVAL = 0.2  # such rounds get longer by drafts that are this likely, and worth at least their own time
+STALL = 4.0  # what takes so many times the usual counts as no more than that
+IDLE_ROUNDS = 16  # without a token drafted, after which one is tried,
+IDLE_TOKENS = 0.02  # and what that may cost of what came meanwhile
+
+
+@dataclass(slots=True)
+class Learned:
+    """What a device has learned of its drafter and its server, kept from answer to answer.
+
+    Attributes:
+        calibration: how often the drafter is right.
+        turnaround: how long rounds are away.
+        draft_s: seconds to draft a token.
+        tokens, seconds: of late; their quotient is the rate.
+        rounds: verdicts heard of.
+        idle: rounds since a token was drafted.
+        by_itself: what the server brings without drafts, beside what they bring.
+    """
+
+    calibration: Calibration = field(default_factory=Calibration)
+    turnaround: Turnaround = field(default_factory=Turnaround)
+    draft_s: float = 0.0
+    tokens: float = 0.0
+    seconds: float = 0.0
+    weight: float = 0.0
+    length: float = 2.0
+    rounds: int = 0
+    idle: int = 0
+    by_itself: ByItself = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.by_itself = ByItself(self.turnaround)
+
+    @property
+    def rate(self) -> float:
+        """Committed tokens per second of late; 0 before anything is known."""
+        return self.tokens / self.seconds if self.rounds >= FIRST_ROUNDS and self.seconds > 0 else 0.0
+
+    @property
+    def is_idle(self) -> bool:
+        """Whether the drafter was left alone for so long that a look at it is due."""
+        return self.idle >= IDLE_ROUNDS and self.idle * IDLE_TOKENS >= self.rate * self.draft_s
+
+
+class AutoPace:
+    """Maximises committed tokens per second from what it measures; see `Pace`.
+
+    Args:
+        learned: the device's; goes on learning.
+    """
+
+    def __init__(self, learned: Learned) -> None:
+        self.learned = learned
+        learned.by_itself.answer()
+        self._told_at: float | None = None
+        self._told_again = False  # the next verdict tells what a stream had decoded already
+        self._least, self._most = 0, MAX_WINDOW  # drafts of the next round that follows committed text
+
+    def another(
+        self, round_: Sequence[float], hoped: Sequence[float], waited_s: float | None, *, hop: bool = False
+    ) -> bool:
+        """See Pace."""
+        if waited_s is None:
+            return self._pays(round_, hoped)
+        return self._pays_ahead(round_, hoped, self.learned.turnaround.of(0) - waited_s, hop)
+
+    def _pays_ahead(self, round_: Sequence[float], hoped: Sequence[float], left_s: float, hop: bool) -> bool:
+        """Whether drafting on is worth it while a verdict is due in `left_s`, which may have to wait for the token.
+
+        A token at hand when its round's turn comes saves its time, or brings what it is worth, if that is less.
+        """
+        learned, calibration = self.learned, self.learned.calibration
+        draft_s, rate = learned.draft_s, learned.rate
+        if left_s >= (1 + hop) * draft_s:
+            return True
+        run = calibration.run + len(hoped) + len(round_)
+        chance = calibration.survival(hoped, calibration.run)
+        last = round_[-1] if round_ else hoped[-1] if hoped else None
+        following = calibration.next_acceptance(calibration.place(last, run), run)
+        if hop:
+            chance *= following
+            run += 1
+            following = calibration.next_acceptance(ANYWHERE, run)
+        survival = calibration.survival(round_, run - len(round_) - hop) * following
+        value = 0.0
+        for count in range(1, AHEAD + 1):
+            value += chance * min(survival, rate * draft_s)
+            if value > rate * max((count + hop) * draft_s - left_s, 0.0):
+                return True
+            run += 1
+            survival *= calibration.next_acceptance(ANYWHERE, run)
+        return False
+
+    def _pays(self, round_: Sequence[float], hoped: Sequence[float]) -> bool:
+        """Whether drafting further, now that the round waits for it, brings more than the rate asks for its time."""
+        learned, calibration = self.learned, self.learned.calibration
+        if len(round_) >= self._most:
+            return False
+        if not round_ and learned.is_idle:
+            return True
+        start = calibration.run + len(hoped)
+        run, rate = start + len(round_), learned.rate
+        survival = calibration.survival(round_, start)
+        last = round_[-1] if round_ else hoped[-1] if hoped else None
+        survival *= calibration.next_acceptance(calibration.place(last, run), run)
+        if not rate:
+            return survival >= FIRST_SURVIVAL
+        if len(round_) < self._least and survival > max(TRY_SURVIVAL, rate * learned.draft_s):
+            return True
+        return self._best(len(round_), run + 1, survival, rate, learned.draft_s) > 0.0
+
+    def _best(self, length: int, run: int, survival: float, rate: float, first_s: float) -> float:
+        """Most tokens over what the rate asks for, by one more draft of this survival and up to AHEAD - 1 behind it."""
+        learned, best, tokens = self.learned, -1.0, 0.0
+        for further in range(1, AHEAD + 1):
+            tokens += survival
+            time_s = first_s + (further - 1) * learned.draft_s + learned.turnaround.rise(length, further)
+            best = max(best, tokens - rate * time_s)
+            survival *= learned.calibration.next_acceptance(ANYWHERE, run)
+            run += 1
+            if survival < LEAST:
+                break
+        return best
+
+    def more(self, round_: Sequence[float], confidence: float, hoped: Sequence[float]) -> bool:
+        """See Pace."""
+        learned, calibration = self.learned, self.learned.calibration
+        start = calibration.run + len(hoped)
+        run, rate = start + len(round_), learned.rate
+        survival = calibration.survival(round_, start) * calibration.acceptance(confidence, run)
+        last = round_[-1] if round_ else hoped[-1] if hoped else None
+        calibration.drafted(calibration.place(last, run), confidence)
+        if not hoped and len(round_) >= self._most:
+            return False
+        if not rate:
+            return survival >= FIRST_SURVIVAL
+        if survival < LEAST:
+            return False
+        if not hoped and len(round_) < self._least and survival >= TRY_SURVIVAL:
+            return True
+        return self._best(len(round_), run + 1, survival, rate, 0.0) > 0.0
+
+    def send(self, round_: Sequence[float], hoped: Sequence[float]) -> bool:
+        """See Pace."""
+        calibration = self.learned.calibration
+        return calibration.survival(hoped, calibration.run) >= HOPE
+
+    def drafted(self, count: int, took_s: float) -> None:
+        """See Pace."""
+        learned = self.learned
+        if count < 1:
+            return
+        learned.idle = 0
+        each = took_s / count
+        if not learned.draft_s:
+            learned.draft_s = each
+        learned.draft_s += 0.05 * (min(each, STALL * learned.draft_s) - learned.draft_s)
+
+    def told(
+        self,
+        round_: Sequence[float],
+        accepted: int,
+        took_s: float,
+        hoped: Sequence[float],
+        *,
+        now: float,
+        hop: tuple[float, bool] | None = None,
+        batch: int = 1,
+    ) -> None:
+        """See Pace."""
+        learned = self.learned
+        if self._told_again:  # neither its time nor its tokens are a round's
+            self._told_again, self._told_at = False, now
+            learned.calibration.told(round_, accepted)
+            return
+        learned.rounds += 1
+        learned.idle += 1
+        alone_s = len(round_) * learned.draft_s + learned.turnaround.of(len(round_))
+        if not hoped:
+            learned.turnaround.told(len(round_), took_s)
+            learned.length += FOLLOW * (len(round_) - learned.length)
+        elif self._told_at is not None and now - self._told_at > QUEUED_DRAFTS * learned.draft_s:
+            learned.turnaround.told_queued(len(round_), now - self._told_at)
+        self._least, self._most = 0, MAX_WINDOW
+        if learned.rounds % (EXPLORE if learned.rounds > NEW_ROUNDS else NEW_EXPLORE) == 0:
+            self._explore()
+        if hop is not None and accepted == len(round_):
+            learned.calibration.told([*round_, hop[0]], accepted + hop[1])
+        else:
+            learned.calibration.told(round_, accepted)
+        passed_s = took_s if self._told_at is None else now - self._told_at
+        self._told_at = now
+        if learned.seconds:
+            passed_s = min(passed_s, STALL * learned.seconds / learned.weight)
+        if learned.rounds > FIRST_ROUNDS:  # before, there was nothing to compare with
+            learned.by_itself.told(alone_s, passed_s, batch)
+        self._count(accepted + 1.0, passed_s)
+
+    def _count(self, tokens: float, seconds: float) -> None:
+        learned = self.learned
+        fade = 1.0 - FOLLOW
+        learned.weight = fade * learned.weight + 1.0
+        learned.tokens = fade * learned.tokens + tokens
+        learned.seconds = fade * learned.seconds + seconds
+        learned.by_itself.count(tokens, seconds, learned.tokens / learned.weight, learned.seconds / learned.weight)
+
+    def _explore(self) -> None:
+        """Have the next round be shorter or longer than usual, if little is known of such rounds."""
+        usual, away = round(self.learned.length), self.learned.turnaround
+        shorter = away.little_known(sorted({usual // 2, max(usual - 1, 0), 0} - {usual}, reverse=True))
+        if shorter is not None:
+            self._most = shorter
+        else:
+            self._least = away.little_known(range(usual + 1, min(2 * usual + 3, MAX_WINDOW + 1))) or 0
+
+    def lost(self) -> None:
+        """See Pace."""
+        # The time it took counts: that is what hoping costs.
+
+    # -- the server by itself
+
+    def streams(self, remaining: int, ping_s: float) -> bool:
+        """See Pace."""
+        return not self._told_again and self.learned.by_itself.begins(remaining, ping_s)
+
+    def stream_begun(self, now: float) -> None:
+        """See Pace."""
+        self.learned.by_itself.begun(now)
+
+    def streamed(self, tokens: int, now: float, batch: int = 1, *, waited: bool = True) -> None:
+        """See Pace."""
+        self._told_at = now
+        self.learned.by_itself.streamed(tokens, now, batch, waited=waited)
+
+    def stays(self, remaining: int) -> bool:
+        """See Pace."""
+        learned, other = self.learned, self.learned.by_itself
+        link = other.link_s * learned.weight
+        without = learned.tokens / max(learned.seconds - link, 0.1 * learned.seconds) if learned.seconds else 0.0
+        self._told_again = not other.stays(remaining, without)
+        return not self._told_again
+
+    def shadows(self) -> bool:
+        """See Pace."""
+        return self.learned.by_itself.wants_shadow(self.learned.draft_s)
+
+    def shadowing(self, accepted: int, size: int) -> None:
+        """See Pace."""
+        self.learned.by_itself.shadowing(accepted + 1.0, self._shadow_s(size))
+
+    def shadowed(self, drafts: Sequence[float], accepted: int, size: int) -> None:
+        """See Pace."""
+        learned = self.learned
+        learned.rounds += 1
+        learned.idle += 1
+        learned.by_itself.shadowed()
+        learned.calibration.told(drafts, accepted)
+        self._count(min(accepted, size) + 1.0, self._shadow_s(size))
+
+    def _shadow_s(self, size: int) -> float:
+        """What a round in the shadow would have taken."""
+        learned = self.learned
+        return (size * learned.draft_s + learned.turnaround.of(size)) * learned.by_itself.overlap

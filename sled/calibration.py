@@ -1,0 +1,142 @@
+"""How often a drafter is right when it says so: its confidences turned into shares that were measured.
+
+Pure: no sockets, clock or randomness.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from collections.abc import Sequence
+
+EDGES = (0.1, 0.2, 0.35, 0.5, 0.65, 0.8, 0.9, 0.96, 0.99)
+_CENTRES = (0.05, 0.15, 0.28, 0.43, 0.58, 0.73, 0.85, 0.93, 0.975, 1.0)
+_BINS = range(len(_CENTRES))
+_RUNS = (0, 1, 2, 2, 3, 3, 3, 3, 4)  # of a run of so many right tokens, its row; longer ones share the last
+_LONGEST = len(_RUNS) - 1
+_ROWS = _RUNS[-1] + 1
+TRUST = 0.9  # a drafter nothing is known of is right as often as it says, times this
+PRIOR_TOKENS = 4.0  # that this belief counts as
+ROW_PRIOR_TOKENS = 6.0  # that all runs count as where one of them is asked for
+UNHEARD = 0.3  # tokens that a confidence nothing was heard of counts as, against its neighbours
+FORGET = 0.998  # of the past, with each token heard of
+TEXT_FORGET = 0.97  # of what this text has shown so far
+TEXT_PRIOR = 2.0  # wrong tokens that the belief in the shares counts as, against what this text shows
+AFTER_WRONG, AFTER_RIGHT, ANYWHERE = len(_CENTRES), len(_CENTRES) + 1, len(_CENTRES) + 2
+
+
+class Calibration:
+    """Acceptance by stated confidence and by run, how many tokens right before were the drafter's and right.
+
+    The run tells copying from guessing for drafters whose confidence says nothing: a token that was looked up is right
+    more often behind ten that were. Each cell is a share with exponential forgetting, drawn towards the share of its
+    confidence over all runs, and that towards the confidence itself. Within a run the shares never fall with confidence
+    (pool adjacent violators), since a drafter's order is more trustworthy than its numbers.
+
+    Attributes:
+        run: the run at the end of the committed text.
+
+    >>> round(Calibration().acceptance(0.58, 0), 3)
+    0.522
+
+    Source: isotonic calibration, Zadrozny and Elkan 2002.
+    """
+
+    def __init__(self) -> None:
+        self.run = 0
+        self._tried = [[0.0 for _ in _BINS] for _ in range(_ROWS)]
+        self._right = [[0.0 for _ in _BINS] for _ in range(_ROWS)]
+        self._next = [[0.2 * (1 + (bin_ == before)) for bin_ in _BINS] for before in range(ANYWHERE + 1)]
+        self._wrong = self._feared = 0.0  # tokens of late that were wrong, and that the shares had said would be
+        self._expected: dict[tuple[int, int], float] = {}
+        self._shares: list[list[float]] = []
+        self._table: list[list[float]] = []
+        self._tabulate()
+
+    def acceptance(self, confidence: float, run: int) -> float:
+        """Share of tokens of this confidence that are right, where the `run` before them were."""
+        return self._table[_RUNS[run if run < _LONGEST else _LONGEST]][bisect_right(EDGES, confidence)]
+
+    def survival(self, confidences: Sequence[float], run: int) -> float:
+        """Probability that all of these, which follow each other behind a run, are right."""
+        product, table = 1.0, self._table
+        for confidence in confidences:
+            product *= table[_RUNS[run if run < _LONGEST else _LONGEST]][bisect_right(EDGES, confidence)]
+            run += 1
+        return product
+
+    def next_acceptance(self, before: int, run: int) -> float:
+        """Expected acceptance of a token that is not drafted yet.
+
+        Args:
+            before: where it stands, of `place`, or ANYWHERE.
+            run: right tokens before it.
+        """
+        row = _RUNS[run if run < _LONGEST else _LONGEST]
+        known = self._expected.get((before, row))
+        if known is None:
+            weights, shares = self._next[before], self._table[row]
+            known = sum(w * p for w, p in zip(weights, shares, strict=True)) / sum(weights)
+            self._expected[before, row] = known
+        return known
+
+    def place(self, before: float | None, run: int) -> int:
+        """Where a token stands: behind one of this confidence, or at the end of the committed text."""
+        if before is None:
+            return AFTER_RIGHT if run else AFTER_WRONG
+        return bisect_right(EDGES, before)
+
+    def drafted(self, before: int, confidence: float) -> None:
+        """A token of this confidence was drafted at such a place."""
+        found = bisect_right(EDGES, confidence)
+        for row in (self._next[before], self._next[ANYWHERE]):
+            for i in _BINS:
+                row[i] *= 0.98
+            row[found] += 1.0
+
+    def told(self, confidences: Sequence[float], accepted: int) -> None:
+        """Learn from tokens behind the committed text, the first `accepted` of them right, and move to their end."""
+        heard = confidences[: accepted + 1]
+        fade = FORGET ** len(heard)
+        for table in (self._tried, self._right):
+            for row in table:
+                for i in _BINS:
+                    row[i] *= fade
+        for i, confidence in enumerate(heard):
+            at, bin_ = _RUNS[min(self.run + i, _LONGEST)], bisect_right(EDGES, confidence)
+            self._tried[at][bin_] += 1.0
+            self._right[at][bin_] += i < accepted
+            self._wrong = TEXT_FORGET * self._wrong + (i >= accepted)
+            self._feared = TEXT_FORGET * self._feared + 1.0 - self._shares[at][bin_]
+        self.run = 0 if accepted < len(confidences) else self.run + accepted
+        if heard:
+            self._tabulate()
+
+    def _tabulate(self) -> None:
+        overall = []
+        for i in _BINS:
+            tried, right = sum(row[i] for row in self._tried), sum(row[i] for row in self._right)
+            overall.append((right + PRIOR_TOKENS * TRUST * _CENTRES[i]) / (tried + PRIOR_TOKENS))
+        self._shares = []
+        for tried_row, right_row in zip(self._tried, self._right, strict=True):
+            shares = [(right_row[i] + ROW_PRIOR_TOKENS * overall[i]) / (tried_row[i] + ROW_PRIOR_TOKENS) for i in _BINS]
+            self._shares.append(rising(shares, [tried + UNHEARD for tried in tried_row]))
+        worse = (self._wrong + TEXT_PRIOR) / (self._feared + TEXT_PRIOR)
+        self._table = [[max(0.0, 1.0 - worse * (1.0 - share)) for share in row] for row in self._shares]
+        self._expected.clear()
+
+
+def rising(values: Sequence[float], weights: Sequence[float]) -> list[float]:
+    """The nearest values that never fall, by weighted least squares (pool adjacent violators).
+
+    >>> rising([0.2, 0.6, 0.4, 0.9], [1, 1, 1, 1])
+    [0.2, 0.5, 0.5, 0.9]
+    """
+    pools: list[tuple[float, float, int]] = []
+    for pool in zip(values, weights, [1] * len(values), strict=True):
+        mean, weight, count = pool
+        while pools and pools[-1][0] > mean:
+            before, its_weight, its_count = pools.pop()
+            mean = (before * its_weight + mean * weight) / (its_weight + weight)
+            weight, count = weight + its_weight, count + its_count
+        pools.append((mean, weight, count))
+    return [mean for mean, _, count in pools for _ in range(count)]

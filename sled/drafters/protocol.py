@@ -1,0 +1,48 @@
+"""What a drafter is."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Protocol
+
+from sled.proposal import Proposal
+from sled.types import Sampling
+
+
+class Drafter(Protocol):
+    """Proposes tokens that continue a text; a wrong proposal costs time, never correctness.
+
+    Whoever asks decides how many proposals are worth taking; a drafter only says how sure it is of each.
+    """
+
+    name: str
+
+    def start(self, sampling: Sampling, num_prompt: int) -> None:
+        """A new answer begins.
+
+        Args:
+            sampling: how the target samples it.
+            num_prompt: so many tokens of the text are the prompt; penalties count what comes behind them.
+        """
+
+    def draft(self, text: Sequence[int], limit: int) -> Iterable[int | Proposal]:
+        """Target token ids that may follow `text`, one after the other; a plain id counts as certain.
+
+        Args:
+            text: what is committed, and perhaps speculative tokens behind it: from one call to the next it grows, or
+                loses its end and grows differently.
+            limit: tokens that are taken at most; it may stop at any time before.
+        """
+
+
+class NoDrafter:
+    """Drafts nothing: the server decodes token by token."""
+
+    name = "none"
+
+    def start(self, sampling: Sampling, num_prompt: int) -> None:
+        """Nothing to prepare."""
+
+    def draft(self, text: Sequence[int], limit: int) -> list[int]:
+        """An empty draft."""
+        return []
