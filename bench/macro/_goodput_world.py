@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from sled.goodput import WindowPolicy
 
 Floats = NDArray[np.float64]
+Ints = NDArray[np.int64]
 
 H100_ROUNDS = np.array([1.0, 8, 32, 64, 128, 256])
 H100_WIDTHS = np.array([1.0, 3, 5, 9])
@@ -57,10 +58,16 @@ def _cpu(table: Sequence[float]) -> Callable[[float, float], float]:
     return step
 
 
+def _serving(tokens: float, rounds: float) -> float:
+    """`sled serve` in fp32 on two cores shared with its load: fitted by hand to bench/results/serving.json."""
+    return 0.065 + 0.0016 * tokens + 0.0024 * rounds
+
+
 STEP_TIMES: dict[str, Callable[[float, float], float]] = {
     "h100": _h100,
     "cpu_bf16": _cpu(_CPU_BF16_MS),
     "cpu_fp32": _cpu(_CPU_FP32_MS),
+    "serving": _serving,
 }
 """Seconds of a step of so many tokens and rounds, without noise."""
 
@@ -72,10 +79,12 @@ class Drafter:
     Args:
         passes: for each position the probability that its draft survives if those before it did.
         draft_s: seconds to draft one token.
+        most: drafts it makes at most, whatever the limit.
     """
 
     passes: tuple[float, ...]
     draft_s: float
+    most: int = 1 << 10
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,18 +94,18 @@ class Fleet:
     kinds: tuple[tuple[Drafter, float], ...]
     link_s: float
 
-    def lay_out(self, num: int, max_window: int) -> tuple[Floats, Floats]:
-        """Conditional survival (num, max_window) and draft time (num,) of `num` devices, kinds evenly interleaved."""
+    def lay_out(self, num: int, max_window: int) -> tuple[Floats, Floats, Ints]:
+        """Conditional survival (num, max_window), draft time and most drafts (num,), kinds evenly interleaved."""
         kinds, shares = [kind for kind, _ in self.kinds], np.array([share for _, share in self.kinds])
         have = np.zeros(len(kinds))
-        passes, draft_s = np.empty((num, max_window)), np.empty(num)
+        passes, draft_s, most = np.empty((num, max_window)), np.empty(num), np.empty(num, np.int64)
         for i in range(num):
             choice = int(np.argmax(shares * (i + 1) / shares.sum() - have))
             have[choice] += 1
             known = kinds[choice].passes
             passes[i] = [known[min(j, len(known) - 1)] for j in range(max_window)]
-            draft_s[i] = kinds[choice].draft_s
-        return passes, draft_s
+            draft_s[i], most[i] = kinds[choice].draft_s, kinds[choice].most
+        return passes, draft_s, most
 
 
 class Fixed:
@@ -138,6 +147,9 @@ class World:
         context: positions each session has, for what the policy is told.
         noise: relative deviation of step and think times.
         seed: of everything random.
+        answer: tokens after which a session ends and another takes its place; 0 has none end. First answers are cut
+            short by different lengths.
+        prompt: tokens of prefill before a session's first round.
     """
 
     step_time: Callable[[float, float], float]
@@ -147,6 +159,8 @@ class World:
     context: int = 512
     noise: float = 0.05
     seed: int = 0
+    answer: int = 0
+    prompt: int = 0
 
     def run(self, policy: WindowPolicy | Fixed, phases: Sequence[Phase]) -> Outcome:
         """Let the population follow `phases`; sessions beyond the number wanted leave, new ones open."""
@@ -160,9 +174,12 @@ class _Run:
         self.fixed = policy.window if isinstance(policy, Fixed) else 0
         num = max(phase.sessions for phase in phases)
         self.rng = np.random.default_rng(world.seed)
-        self.passes, self.draft_s = world.fleet.lay_out(num, world.max_window)
+        self.passes, self.draft_s, self.most = world.fleet.lay_out(num, world.max_window)
         self.gain = np.cumsum(np.cumprod(np.insert(self.passes, 0, 1.0, axis=1), axis=1), axis=1)
         self.limit = np.zeros(num, np.int64)
+        self.drafts = np.zeros(num, np.int64)  # of the next round: what the device makes of its limit
+        self.left = np.full(num, np.iinfo(np.int64).max)  # tokens of its answer
+        self.prompt = np.zeros(num, np.int64)  # tokens of prefill in its next step
         self.ready_at = np.full(num, np.inf)  # when its round is there, or its stream has begun
         self.told_at = np.zeros(num)  # last verdict
         self.fresh = np.ones(num, bool)  # its next arrival is the beginning of a round that the policy has not heard of
@@ -194,21 +211,36 @@ class _Run:
             if self.policy is not None:
                 self.policy.closed(self.ids[i])
         for i in range(self.active, wanted):
-            self.generation += 1
-            self.ids[i] = self.generation.to_bytes(8, "little")
-            if self.policy is not None:
-                self.policy.opened(self.ids[i])
-                self.limit[i] = min(self.policy.limit(self.ids[i], self.now), self.world.max_window)
-            else:
-                self.limit[i] = self.fixed
-            self.told_at[i], self.fresh[i] = self.now, True
+            self.open(i, -(-self.world.answer * (i + 1) // wanted))
         new = np.arange(self.active, wanted)
         self.active = wanted
         self.think(new, first=True)
 
+    def open(self, i: int, answer: int) -> None:
+        self.generation += 1
+        self.ids[i] = self.generation.to_bytes(8, "little")
+        limit = self.fixed
+        if self.policy is not None:
+            self.policy.opened(self.ids[i])
+            limit = min(self.policy.limit(self.ids[i], self.now), self.world.max_window)
+        self.limit[i], self.drafts[i] = limit, min(limit, self.most[i])
+        self.told_at[i], self.fresh[i], self.prompt[i] = np.nan, True, self.world.prompt
+        if self.world.answer:
+            self.left[i] = answer
+
+    def reopen(self, who: Ints, accepted: Ints) -> None:
+        """Sessions whose answer is complete give their place to others, which the same devices open."""
+        self.left[who] -= accepted + 1
+        ended = who[self.left[who] <= 0]
+        for i in ended.tolist():
+            if self.policy is not None:
+                self.policy.closed(self.ids[i])
+            self.open(i, self.world.answer)
+        self.think(ended)
+
     def think(self, who: NDArray[np.int64], *, first: bool = False) -> None:
         """When the next round of each is there, counted from now."""
-        seconds = self.world.fleet.link_s + self.limit[who] * self.draft_s[who]
+        seconds = self.world.fleet.link_s + self.drafts[who] * self.draft_s[who]
         seconds = seconds * (1.0 + self.world.noise * self.rng.standard_normal(len(who)).clip(-3, 3))
         if first:  # not all in the same moment
             seconds = seconds + self.rng.random(len(who)) * 0.02
@@ -220,45 +252,50 @@ class _Run:
         self.now = max(self.now, float(self.ready_at.min()))
         started = self.now
         who = np.nonzero(self.ready_at <= self.now)[0]
-        widths = self.limit[who] + 1
+        widths = self.drafts[who] + self.prompt[who] + 1
         if int(widths.sum()) > world.batch_tokens:
             order = np.argsort(self.ready_at[who], kind="stable")
             keep = order[: max(1, int(np.searchsorted(np.cumsum(widths[order]), world.batch_tokens, "right")))]
             who = np.sort(who[keep])
-            widths = self.limit[who] + 1
+            widths = self.drafts[who] + self.prompt[who] + 1
         if self.policy is not None:
             for i in who[self.fresh[who] & (self.limit[who] > 0)].tolist():
-                self.policy.round(self.ids[i], int(self.limit[i]), float(self.ready_at[i] - self.told_at[i]))
+                think_s = float(self.ready_at[i] - self.told_at[i])
+                self.policy.round(self.ids[i], int(self.drafts[i]), None if np.isnan(think_s) else think_s)
             self.fresh[who] = False
         tokens = int(widths.sum())
+        self.prompt[who] = 0
         took = world.step_time(float(tokens), float(len(who)))
         took *= 1.0 + world.noise * float(np.clip(self.rng.standard_normal(), -3, 3))
         self.now += took
         self.steps += 1
         self.verdicts += len(who)
         alive = self.rng.random((len(who), world.max_window)) < self.passes[who]
-        alive &= np.arange(world.max_window) < self.limit[who, None]
+        alive &= np.arange(world.max_window) < self.drafts[who, None]
         accepted = np.logical_and.accumulate(alive, axis=1).sum(axis=1)
         # what is counted is the mean of what these rounds commit, so that chance does not choose the best window
-        committed = float(self.gain[who, self.limit[who]].sum())
-        drafting = self.limit[who] > 0
+        committed = float(self.gain[who, self.drafts[who]].sum())
         if self.policy is None:
             self.told_at[who] = self.now
-            self.think(who[drafting])
-            return committed, started
-        self.tell(self.policy, who, accepted, tokens, took)
+            self.think(who[self.limit[who] > 0])
+            self.ready_at[who[self.limit[who] == 0]] = self.now
+        else:
+            self.tell(self.policy, who, accepted, tokens, took)
+        if world.answer:
+            self.reopen(who, accepted)
         return committed, started
 
     def tell(
         self, policy: WindowPolicy, who: NDArray[np.int64], accepted: NDArray[np.int64], tokens: int, took: float
     ) -> None:
         drafted = self.limit[who].tolist()
-        for i, k, good in zip(who.tolist(), drafted, accepted.tolist(), strict=True):
-            policy.verdict(self.ids[i], k, good)
+        for i, good in zip(who.tolist(), accepted.tolist(), strict=True):
+            policy.verdict(self.ids[i], int(self.drafts[i]), good)
         policy.step(tokens, len(who), len(who) * self.world.context, took)
         new = [min(policy.limit(self.ids[i], self.now), self.world.max_window) for i in who.tolist()]
         self.changes += sum(a != b for a, b in zip(drafted, new, strict=True))
         self.limit[who] = new
+        self.drafts[who] = np.minimum(self.limit[who], self.most[who])
         self.told_at[who] = self.now
         was, now = np.array(drafted), np.array(new)
         thinking = (was > 0) | (now > 0)  # a stream that goes on needs no word from its device

@@ -45,10 +45,10 @@ class JunkDrafter:
     def __init__(self, vocab_size: int, seed: int) -> None:
         self._vocab_size, self._rng = vocab_size, np.random.default_rng(seed)
 
-    def start(self, sampling: Sampling) -> None:
+    def start(self, sampling: Sampling, num_prompt: int) -> None:
         """Nothing to remember."""
 
-    def draft(self, prefix: Any, limit: int, window: Window) -> list[int]:
+    def draft(self, text: Any, limit: int) -> list[int]:
         """Noise."""
         return self._rng.integers(self._vocab_size, size=limit).tolist()
 

@@ -9,9 +9,9 @@ from typing import Any
 import torch
 from transformers import ContinuousBatchingConfig, GenerationConfig
 
-from bench.macro.serving.account import Arrival, Asked, Record
 from bench.macro.serving.cells import MAX_TOKENS, asks
 from bench.macro.serving.worker import answer_lines
+from sled.swarm.account import Arrival, Asked, Record
 from sled.targets.catalog import find_model
 from sled.targets.gguf_llama import load_gguf_llama
 

@@ -8,8 +8,8 @@ import time
 from collections.abc import Awaitable, Callable
 from typing import Any
 
-from bench.macro.serving.account import Arrival, Asked, Record
 from bench.macro.serving.cells import asks
+from sled.swarm.account import Arrival, Asked, Record
 
 Arrived = Callable[[int], None]
 # (session, prompt, wanted, arrived) -> when the answer is complete; calls arrived(tokens) whenever some came.

@@ -18,11 +18,11 @@ from typing import Any
 import msgspec
 
 from bench import others
-from bench.macro.serving import account
 from bench.macro.serving.cells import MAX_TOKENS, Turn
 from bench.macro.serving.worker import Process, WorkerFailed, worker
 from bench.peers import usage
 from edgebus.cli.demo import KeyRing
+from sled.swarm import account
 
 START_S = 120.0
 SLOT_TOKENS = 256  # room for the longest prompt and its answer

@@ -105,13 +105,20 @@ class Device:
             lambda going_on: self._stream(num_bytes, MANY, 2 * max_s, going_on),
         )
 
-    def hand_over(self, num_bytes: int, count: int, max_s: float) -> dict[str, list[float]]:
-        """Seconds from before the call until the server had read both ends, and until its answer was here."""
+    def hand_over(self, num_bytes: int, count: int, max_s: float, loan: bool = False) -> dict[str, list[float]]:
+        """Seconds from before the call until the server had read both ends, and until its answer was here.
+
+        With `loan` the tensor is filled in memory that both see, and the time is from when it is full.
+        """
         tensors = tensors_of(num_bytes)
         one_way, answered = [], []
         until = time.perf_counter() + max_s
         for pos in range(count):
             tensor = tensors.stamped(pos)
+            if loan:
+                loaned = self._link.loan(tensor.shape, tensor.dtype)
+                loaned[...] = tensor
+                tensor = loaned
             before = time.perf_counter()
             answer = self._link.request(_READ, arrays=[tensor], timeout_s=ASK_S, **self._owned).payload
             after = time.perf_counter()

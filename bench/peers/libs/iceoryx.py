@@ -59,8 +59,16 @@ class _Way:
 
     def send(self, data: Any, num_bytes: int) -> None:
         """Copy `data`, an address or bytes, into shared memory, hand it over and say so."""
-        sample = self._publisher.loan_slice_uninit(num_bytes)
+        sample = self.loan(num_bytes)
         ctypes.memmove(sample.payload_ptr, data, num_bytes)
+        self.hand_over(sample)
+
+    def loan(self, num_bytes: int) -> Any:
+        """Shared memory to be filled."""
+        return self._publisher.loan_slice_uninit(num_bytes)
+
+    def hand_over(self, sample: Any) -> None:
+        """Publish what was filled, and say so."""
         sample.assume_init().send()
         self._notifier.notify()
 
@@ -130,15 +138,24 @@ class Device:
         """See contract."""
         return streamed(self._send_tensor, lambda: self._receive()[:4], num_bytes, count, max_s)
 
-    def hand_over(self, num_bytes: int, count: int, max_s: float) -> dict[str, list[float]]:
-        """Seconds from before the copy until the server had read both ends, and until its answer was here."""
+    def hand_over(self, num_bytes: int, count: int, max_s: float, loan: bool = False) -> dict[str, list[float]]:
+        """Seconds from before the copy until the server had read both ends, and until its answer was here.
+
+        With `loan` the time is from when the loaned memory is full.
+        """
         tensors = tensors_of(num_bytes)
         one_way, answered = [], []
         until = time.perf_counter() + max_s
         for pos in range(count):
             tensor = tensors.stamped(pos)
+            sample = self._asked.loan(num_bytes) if loan else None
+            if sample is not None:
+                ctypes.memmove(sample.payload_ptr, tensor.ctypes.data, num_bytes)
             before = time.perf_counter()
-            self._send_tensor(tensor)
+            if sample is not None:
+                self._asked.hand_over(sample)
+            else:
+                self._send_tensor(tensor)
             answer = self._receive()
             after = time.perf_counter()
             check_receipt(answer[:4], pos)

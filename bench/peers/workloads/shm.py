@@ -1,6 +1,7 @@
 """One tensor handed over on one host: copied into shared memory, announced, both ends read by the server.
 
-The time is from before the copy until the server has read; both processes see the same monotonic clock.
+The time is from before the copy until the server has read; both processes see the same monotonic clock. Beside it the
+same without a copy: the tensor is made in memory on loan, and the time is from when it is full.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from typing import Any
 from bench.peers.stats import Blocks, Scale, in_turn, opened, ratio, spread_us
 
 SIZES = {"1MiB": (1 << 20, 200), "16MiB": (16 << 20, 50)}
+KINDS = ("one_way", "answered", "loaned")
 NAMES = ("iceoryx2", "edgebus_shm", "edgebus")
 MAX_S = 3.0
 
@@ -27,9 +29,11 @@ def measure(scale: Scale) -> dict[str, Any]:
                 if name in blocks.of:
                     with blocks.trying(name) as done:
                         how = {"num_bytes": num_bytes, "count": scale(count, 10), "max_s": MAX_S}
-                        done.append(pairs[name].device.ask("hand_over", **how))
+                        times = pairs[name].device.ask("hand_over", **how)
+                        loaned = pairs[name].device.ask("hand_over", loan=True, **how)
+                        done.append({**times, "loaned": loaned["one_way"]})
             rows = {
-                name: {kind: spread_us([block[kind] for block in done]) for kind in ("one_way", "answered")}
+                name: {kind: spread_us([block[kind] for block in done]) for kind in KINDS}
                 for name, done in blocks.of.items()
             }
             results[size] = {"peers": rows, "ratios": _ratios(rows)}
@@ -40,8 +44,7 @@ def _ratios(rows: dict[str, Any]) -> dict[str, float]:
     if not {"edgebus_shm", "iceoryx2"} <= set(rows):
         return {}
     return {
-        kind: ratio(rows["edgebus_shm"][kind]["block_p50_us"], rows["iceoryx2"][kind]["block_p50_us"])
-        for kind in ("one_way", "answered")
+        kind: ratio(rows["edgebus_shm"][kind]["block_p50_us"], rows["iceoryx2"][kind]["block_p50_us"]) for kind in KINDS
     }
 
 

@@ -1,0 +1,451 @@
+"""One device on a link, on a virtual clock: the loop of the device's shell around a drafter, a pace and a server.
+
+What is right at each position is drawn once for a seed, so every policy meets the same text. Pure.
+"""
+
+from __future__ import annotations
+
+import math
+import random
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from itertools import pairwise
+from typing import TypeAlias
+
+from sled.pace import AutoPace, FixedPace, Learned, Pace
+from sled.shadow import Shadow
+from sled.window import Window
+
+REQUEST_BYTES, REPLY_BYTES, STREAM_BYTES, TOKEN_BYTES = 150, 110, 40, 5
+MAX_FLIGHTS = 2
+Draw: TypeAlias = Callable[[], tuple[float, bool, bool]]
+Start: TypeAlias = Callable[[random.Random], Draw]
+GRACE_S = 0.005
+_CLOCK_S = 1e-4  # what the device does with each round beside drafting
+
+
+@dataclass(frozen=True)
+class Link:
+    """A link: seconds there and back, bytes per second each way, and seconds between cuts and of each."""
+
+    name: str
+    round_s: float
+    bytes_per_s: float
+    cut_every_s: float = math.inf
+    cut_s: float = 0.0
+
+
+LINKS = (
+    Link("lan", 0.001, 125e6),
+    Link("wifi", 0.005, 5e6),
+    Link("lte", 0.040, 1.25e6),
+    Link("bad", 0.150, 0.125e6, cut_every_s=8.0, cut_s=0.4),
+)
+
+
+@dataclass(frozen=True)
+class Drafter:
+    """A drafter as the world sees it.
+
+    Args:
+        name: for the table.
+        draft_s: seconds per token.
+        draw: of a random source, one position: (confidence, is right, has anything to say).
+    """
+
+    name: str
+    draft_s: float
+    draw: Start
+
+
+def _sigmoid(x: float) -> float:
+    return 1.0 / (1.0 + math.exp(-x))
+
+
+def confident(ease: float, spread: float, stated: float, memory: float = 0.5) -> Start:
+    """A model: what is easy comes in stretches; it states its confidence with its own scale `stated` (1 is honest)."""
+
+    def start(source: random.Random) -> Draw:
+        latent = 0.0
+
+        def draw() -> tuple[float, bool, bool]:
+            nonlocal latent
+            latent = memory * latent + math.sqrt(1 - memory**2) * source.gauss(0.0, 1.0)
+            logit = ease + spread * latent
+            return _sigmoid(stated * logit + source.gauss(0.0, 0.5)), source.random() < _sigmoid(logit), True
+
+        return draw
+
+    return start
+
+
+def copying(chance: float, begins: float, ends: float, dry: float) -> Start:
+    """Prompt lookup: certain of everything, right in bursts; outside of them often silent."""
+
+    def start(source: random.Random) -> Draw:
+        is_copying = False
+
+        def draw() -> tuple[float, bool, bool]:
+            nonlocal is_copying
+            is_copying = source.random() >= ends if is_copying else source.random() < begins
+            if is_copying:
+                return 1.0, source.random() < 0.97, True
+            return 1.0, source.random() < chance, source.random() >= dry
+
+        return draw
+
+    return start
+
+
+def certain(chance: float) -> Start:
+    """A user's own drafter that gives bare tokens."""
+
+    def start(source: random.Random) -> Draw:
+        return lambda: (1.0, source.random() < chance, True)
+
+    return start
+
+
+def boasting(chance: float) -> Start:
+    """Junk: hardly ever right, and sure of itself."""
+
+    def start(source: random.Random) -> Draw:
+        return lambda: (0.6 + 0.4 * source.random(), source.random() < chance, True)
+
+    return start
+
+
+# Acceptance and times as measured with SmolLM2-135M (sled.md, 7): .72 and .77 of drafts that follow right ones.
+DRAFTERS = (
+    Drafter("distilled", 0.002, confident(1.6, 2.2, 1.3)),
+    Drafter("distilled, easy text", 0.002, confident(3.6, 2.2, 1.1)),
+    Drafter("distilled, slow", 0.006, confident(1.6, 2.2, 1.3)),
+    Drafter("n-gram", 0.00005, copying(0.12, 0.03, 0.06, 0.5)),
+    Drafter("low-bit", 0.020, confident(2.0, 2.2, 0.7)),
+    Drafter("junk", 0.003, boasting(0.05)),
+    Drafter("junk, slow", 0.020, boasting(0.05)),
+    Drafter("bare tokens", 0.004, certain(0.65)),
+)
+
+
+@dataclass
+class Text:
+    """What a drafter will say at each position behind the right text, and whether it is right."""
+
+    confidence: list[float]
+    right: list[bool]
+    speaks: list[bool]
+
+    @classmethod
+    def of(cls, drafter: Drafter, length: int, seed: int) -> Text:
+        """Drawn by a seed."""
+        draw = drafter.draw(random.Random(f"{drafter.name} {seed}"))
+        drawn = [draw() for _ in range(length)]
+        return cls(*(list(column) for column in zip(*drawn, strict=True)))
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One world: who drafts, over what link, and what a forward of so many tokens takes."""
+
+    drafter: Drafter
+    link: Link
+    forward_s: Callable[[int], float]
+    jitter: float = 0.05
+    stall: float = 0.0  # chance that a forward takes four times as long
+    ping: float = 1.0  # times as long as the link does a ping take; not a number: there is none
+
+
+@dataclass
+class _Flight:
+    size: int
+    sent_at: float
+    hoped: list[float]
+    due_at: float = 0.0
+    told_again: int = 0  # tokens that a stream had decoded already
+
+
+@dataclass
+class World:
+    """Runs one answer of `length` tokens; `run` returns tokens per second.
+
+    Speculative tokens are (confidence, may still be right): one that follows a wrong one is worthless, and draws its
+    confidence from elsewhere in the text.
+    """
+
+    cell: Cell
+    text: Text
+    pace: Pace
+    length: int
+    limit: int
+    seed: int
+    now: float = 0.0
+    done: int = 0
+    bytes: int = 0
+    rounds: int = 0
+    drafted: int = 0
+    start: int = 0
+    size: int = 0
+    full: bool = False
+    dry: bool = False
+    chain: list[tuple[float, bool]] = field(default_factory=list)
+    flights: list[_Flight] = field(default_factory=list)
+    server_free_at: float = 0.0
+    looked_at: float = 0.0
+    waited: bool = True
+    asked_at: int = -1
+    streamed: int = 0
+    told_again: int = 0
+    chance: random.Random = field(default_factory=random.Random)
+
+    def run(self) -> float:
+        self.chance = random.Random(self.seed)
+        while self.done < self.length:
+            while self.flights and self.flights[0].due_at <= self.now and self.done < self.length:
+                self._verdict()
+            if not self.flights and self.asked_at != self.done < self.length:
+                self.asked_at = self.done
+                if self.pace.streams(self.length - self.done, self.cell.link.round_s * self.cell.ping):
+                    self._follow_stream()
+                    continue
+            self.looked_at, self.waited = self.now, False
+            if self.done < self.length and not self._act():
+                self.now, self.waited = max(self.now, self.flights[0].due_at), True
+        return self.done / self.now
+
+    # -- the shell ----------------------------------------------------------------------------------
+
+    def _hoped(self) -> list[float]:
+        return [confidence for confidence, _ in self.chain[: self.start]]
+
+    def _round(self) -> list[float]:
+        return [confidence for confidence, _ in self.chain[self.start : self.start + self.size]]
+
+    def _act(self) -> bool:
+        """One step: send, take a token in, or draft one; False if there is nothing to do but to wait."""
+        hoped, waited = self._hoped(), self.now - self.flights[0].sent_at if self.flights else None
+        if len(self.chain) < self.start:  # the hop is missing
+            return self._draft(waited)
+        round_ = self._round()
+        if not self.full:
+            room = min(self.limit, self.length - self.done - self.start - 1)
+            if self.size >= room:
+                self.full = True
+            elif len(self.chain) > self.start + self.size:
+                if self.pace.more(round_, self.chain[self.start + self.size][0], hoped):
+                    self.size += 1
+                else:
+                    self.full = True
+                return True
+            elif waited is not None:
+                if self._draft(waited):
+                    return True
+            elif self.dry or not self.pace.another(round_, hoped, None):
+                self.full = True
+            else:
+                return self._draft(None) or True
+        if not self.flights or (
+            self.full and len(self.flights) < MAX_FLIGHTS and self.size and self.pace.send(round_, hoped)
+        ):
+            self._send(round_, hoped)
+            return True
+        return False
+
+    def _draft(self, waited: float | None) -> bool:
+        if self.dry:
+            return False
+        hoped = [confidence for confidence, _ in self.chain[: self.start]]
+        if waited is not None and not self.pace.another(self._round(), hoped, waited, hop=len(self.chain) < self.start):
+            return False
+        position = self.done + len(self.chain)
+        alive = all(right for _, right in self.chain)
+        at = position if alive else (position * 7 + 13) % len(self.text.right)
+        if not self.text.speaks[at]:
+            self.dry = True
+            return False
+        took = self.cell.drafter.draft_s * (1 + 0.1 * self.chance.random())
+        self.now += took
+        self.pace.drafted(1, took)
+        self.drafted += 1
+        self.chain.append((self.text.confidence[at], alive and self.text.right[at]))
+        return True
+
+    def _send(self, round_: list[float], hoped: list[float]) -> None:
+        self.now += _CLOCK_S
+        cell, link = self.cell, self.cell.link
+        request, reply = REQUEST_BYTES + TOKEN_BYTES * self.size, REPLY_BYTES + TOKEN_BYTES * (self.size + 1)
+        self.bytes += request + reply
+        self.rounds += 1
+        jitter = 1 + cell.jitter * self.chance.expovariate(1.0)
+        arrives = self._through_cut(self.now + link.round_s / 2 * jitter + request / link.bytes_per_s)
+        told_again, self.told_again = self.told_again, 0
+        alive = all(right for _, right in self.chain[: self.start])
+        begins = max(arrives, self.server_free_at)
+        ends = (
+            begins
+            + cell.forward_s(self.size + 1)
+            * (1 + cell.jitter * self.chance.random() + 3 * (self.chance.random() < cell.stall))
+            if alive and not told_again
+            else begins
+        )
+        self.server_free_at = ends
+        due = self._through_cut(ends + link.round_s / 2 * jitter + reply / link.bytes_per_s)
+        self.flights.append(_Flight(self.size, self.now, hoped, due, told_again))
+        self.start += self.size + 1
+        self.size, self.full = 0, False
+
+    def _follow_stream(self) -> None:
+        """The server decodes by itself; what is drafted meanwhile is not sent."""
+        cell, link, pace = self.cell, self.cell.link, self.pace
+        self.now += _CLOCK_S
+        self.chain, self.start, self.size, self.full, self.dry = [], 0, 0, False, False
+        pace.stream_begun(self.now)
+        self.bytes += REQUEST_BYTES
+        jitter = 1 + cell.jitter * self.chance.expovariate(1.0)
+        decoded_at = self._through_cut(self.now + link.round_s / 2 * jitter + REQUEST_BYTES / link.bytes_per_s)
+        decoded_at = max(decoded_at, self.server_free_at)
+        came_at, shadow = 0.0, None
+        while self.done < self.length:
+            slow = 1 + cell.jitter * self.chance.random() + 3 * (self.chance.random() < cell.stall)
+            decoded_at += cell.forward_s(1) * slow
+            jitter = 1 + cell.jitter * self.chance.expovariate(1.0)
+            due = decoded_at + link.round_s / 2 * jitter + STREAM_BYTES / link.bytes_per_s
+            came_at = max(came_at, self._through_cut(due))
+            waited = False
+            while self.now < came_at:
+                if shadow is None and pace.shadows():
+                    shadow = Shadow(pace, self.done)
+                if shadow is None or not shadow.wants(min(self.limit, self.length - shadow.base - 1)):
+                    self.now, waited = came_at, True
+                else:
+                    self._draft_in(shadow)
+            self.now += _CLOCK_S
+            self.done, self.streamed, self.bytes = self.done + 1, self.streamed + 1, self.bytes + STREAM_BYTES
+            pace.streamed(1, self.now, waited=waited)
+            if shadow is not None and shadow.compared(range(shadow.base, self.done)):
+                shadow = None
+            if self.done < self.length and not pace.stays(self.length - self.done):
+                break
+        # What the server decodes until it hears of that is told again.
+        heard_at = self.now + link.round_s / 2
+        while decoded_at + cell.forward_s(1) < heard_at and self.done + self.told_again < self.length:
+            decoded_at += cell.forward_s(1)
+            self.told_again += 1
+        self.server_free_at = decoded_at
+
+    def _draft_in(self, shadow: Shadow) -> None:
+        position = shadow.base + len(shadow.tokens)
+        alive = all(token >= 0 for token in shadow.tokens)
+        at = position if alive else (position * 7 + 13) % len(self.text.right)
+        if not self.text.speaks[at]:
+            shadow.end()
+            return
+        took = self.cell.drafter.draft_s * (1 + 0.1 * self.chance.random())
+        self.now += took
+        self.pace.drafted(1, took)
+        self.drafted += 1
+        shadow.add(position if alive and self.text.right[at] else -1, self.text.confidence[at])
+
+    def _through_cut(self, at: float) -> float:
+        """When what would arrive at this time does arrive: after the cut that is on then."""
+        link = self.cell.link
+        if link.cut_every_s == math.inf:
+            return at
+        phase = at % link.cut_every_s
+        return at - phase + link.cut_s + link.round_s if phase < link.cut_s and at > link.cut_every_s else at
+
+    def _verdict(self) -> None:
+        flight = self.flights.pop(0)
+        drafts = self.chain[: flight.size]
+        accepted = next((i for i, (_, right) in enumerate(drafts) if not right), len(drafts))
+        hop = None
+        holds = False
+        if accepted == flight.size and len(self.chain) > flight.size:
+            confidence, right = self.chain[flight.size]
+            hop, holds = (confidence, right), right
+        if flight.told_again:
+            accepted, holds = min(accepted, flight.told_again), False
+        self.done += flight.told_again or accepted + 1
+        # While a token is drafted nobody looks, until the node's own thread has taken over.
+        looked_at = max(self.looked_at, flight.sent_at)
+        came_at = self.now if self.waited else max(flight.due_at, looked_at + GRACE_S)
+        came_at = came_at if came_at <= self.now else (looked_at + self.now) / 2
+        self.now += _CLOCK_S
+        stated = [confidence for confidence, _ in drafts]
+        self.pace.told(stated, accepted, came_at - flight.sent_at, flight.hoped, now=self.now, hop=hop)
+        self.dry = False
+        if holds:
+            cut = flight.size + 1
+            self.chain = self.chain[cut:]
+            self.start -= cut
+            self.size, self.full = 0, False  # asked again, now that more is known
+        else:
+            if self.flights:
+                self.flights.clear()
+                self.pace.lost()
+            self.chain, self.start, self.size, self.full = [], 0, 0, False
+
+
+def flat(seconds: float) -> Callable[[int], float]:
+    """A GPU's forward: nearly the same for any round."""
+    return lambda tokens: seconds * (1 + 0.01 * (tokens - 1))
+
+
+def stepped(seconds: float) -> Callable[[int], float]:
+    """A CPU's forward in float32, as measured (sled.md, 7), scaled to `seconds` for one token."""
+    return _between(
+        (1, 27.8), (2, 30.6), (4, 48.1), (5, 50.3), (9, 64.0), (16, 64.5), (32, 80.0), (65, 120.0), first_s=seconds
+    )
+
+
+def jumping(seconds: float) -> Callable[[int], float]:
+    """A forward of one token is a special case, and all others take nearly twice as long (one thread, no AMX)."""
+    return _between((1, 60.0), (2, 105.0), (9, 112.0), (17, 135.0), (65, 300.0), first_s=seconds)
+
+
+def _between(*knots: tuple[int, float], first_s: float) -> Callable[[int], float]:
+    least = knots[0][1]
+
+    def forward(tokens: int) -> float:
+        for (x0, y0), (x1, y1) in pairwise(knots):
+            if tokens <= x1:
+                return first_s * (y0 + (y1 - y0) * (tokens - x0) / (x1 - x0)) / least
+        return first_s * knots[-1][1] / least
+
+    return forward
+
+
+FORWARDS = {
+    "flat 5 ms": flat(0.005),
+    "flat 15 ms": flat(0.015),
+    "flat 60 ms": flat(0.060),
+    "steps 28 ms": stepped(0.0278),
+    "steps 50 ms": stepped(0.050),
+    "jump 60 ms": jumping(0.060),
+}
+FIXED = (0, 1, 2, 3, 4, 5, 6, 8, 10, 12, 14, 16)
+
+
+def rate_of(cell: Cell, pace: Callable[[], Pace], limit: int, *, tokens: int, answers: int, seed: int) -> float:
+    """Tokens per second over some answers."""
+    done, spent_s = 0, 0.0
+    for number in range(answers):
+        text = Text.of(cell.drafter, tokens + 200, seed * 1000 + number)
+        world = World(cell, text, pace(), tokens, limit, seed * 1000 + number)
+        world.run()
+        done, spent_s = done + world.done, spent_s + world.now
+    return done / spent_s
+
+
+def compare(
+    cell: Cell, *, tokens: int, answers: int, seed: int, sizes: Sequence[int] = FIXED
+) -> tuple[float, int, float]:
+    """Tokens per second with auto, which begins knowing nothing; the best fixed window, and what that does."""
+    learned = Learned()
+    auto = rate_of(cell, lambda: AutoPace(learned), 16, tokens=tokens, answers=answers, seed=seed)
+    fixed = {
+        size: rate_of(cell, lambda size=size: FixedPace(Window(size)), size, tokens=tokens, answers=answers, seed=seed)
+        for size in sizes
+    }
+    best = max(fixed, key=fixed.__getitem__)
+    return auto, best, fixed[best]

@@ -1,0 +1,259 @@
+"""Are promises kept over the real bus: bytes to the byte, accuracy on images that nobody has seen, payload saved?
+
+`python -m bench.macro.promise`, about 6 minutes on two idle cores once the nets are there (another 10 to train and
+calibrate them). `qpart serve` runs in a process of its own over tcp with CURVE; devices ask for plans with random
+accuracies, rates, memories, numbers of inferences and caches, run their heads on numpy, and send what crosses the cut.
+
+Per net there are four more requests. The paper's is of a board (10^8 multiply-accumulates per second) behind 100 kbit/s
+that keeps its images to itself and announces 1,000 inferences; another is of a microcontroller (5 x 10^6 per second) at
+1 Mbit/s that asks for one, so that the cut is near the input and activations weigh. Each asks once that 1 % of the
+predictions change at most, and once for as many changes as cost 1 % of the accuracy at most, which calibration with
+labels knows (the level whose verified patterns lose less, with a one-sided 95 % bound on the calibration images; no
+held-out image has a say). The payload is what the link counted for the head and for one image,
+against the very same head in float32: weights, biases and one image's activations at 4 bytes a number, no framing.
+Results go to bench/results/promise.json.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections import Counter
+from math import sqrt
+from typing import Any
+
+import msgspec
+import numpy as np
+
+from bench import record, report
+from bench.macro._partition_world import HeldOut, Net, Site, nets, say, site
+from bench.nets.recipes import RECIPES, TITLES
+from qpart import Channel, Device, DeviceProfile, Request
+from qpart.artefact import Artefact
+from qpart.errors import Infeasible
+from qpart.solve import Pattern
+
+COMMAND = "python -m bench.macro.promise"
+PLANS, IMAGES, BATCH = 40, 2000, 250
+CACHES = 4
+MOST_DROP = 0.01
+ONE_SIDED_95 = 1.645
+PAPER = Request(
+    accuracy=MOST_DROP,
+    device=DeviceProfile(macs_per_s=1e8, joules_per_mac=1e-9, memory_bytes=1 << 22),
+    channel=Channel(up_bits_per_s=1e5, down_bits_per_s=1e5, round_trip_s=0.05),
+    inferences=1000,
+    raw_input_stays=True,
+)
+MICROCONTROLLER = Request(
+    accuracy=MOST_DROP,
+    device=DeviceProfile(macs_per_s=5e6, joules_per_mac=1e-9, memory_bytes=1 << 22),
+    channel=Channel(up_bits_per_s=1e6, down_bits_per_s=1e6, round_trip_s=0.01),
+    raw_input_stays=True,
+)
+
+
+def random_request(random: np.random.Generator) -> Request:
+    """Anything that a device may ask."""
+    return Request(
+        accuracy=float(10 ** random.uniform(-2.6, -1)),
+        device=DeviceProfile(
+            macs_per_s=float(10 ** random.uniform(6, 10)),
+            joules_per_mac=1e-10,
+            memory_bytes=int(10 ** random.uniform(5, 8)),
+        ),
+        channel=Channel(
+            up_bits_per_s=float(10 ** random.uniform(4, 8)), down_bits_per_s=float(10 ** random.uniform(4, 8))
+        ),
+        inferences=int(10 ** random.uniform(0, 6)),
+        raw_input_stays=bool(random.random() < 0.7),
+    )
+
+
+def carried_out(device: Device, request: Request, held: HeldOut, count: int) -> dict[str, Any]:
+    """One plan, from its request to the predictions for so many images."""
+    planned = device.prepare(request)
+    loaded = device.traffic.download_bytes
+    logits = [device.infer(held.pixels[start : start + BATCH]) for start in range(0, count, BATCH)]
+    traffic, pattern = device.traffic, planned.plan.pattern
+    kinds = ("download", "up", "answer")
+    planned_bytes = {kind: getattr(traffic, f"planned_{kind}_bytes") for kind in kinds}
+    sent_bytes = {kind: getattr(traffic, f"{kind}_bytes") for kind in kinds}
+    return {
+        "accuracy": request.accuracy,
+        "cut": pattern.cut,
+        "weight_bits": pattern.weight_bits,
+        "live_bits": pattern.live_bits,
+        "from_cache_bytes": pattern.segment_bytes - loaded,
+        "loaded_bytes": loaded,
+        "planned_minus_sent_bytes": sum(abs(planned_bytes[kind] - sent_bytes[kind]) for kind in kinds),
+        "resends": traffic.resends + traffic.asked_again,
+        "images": count,
+        **held.judged(np.concatenate(logits).argmax(axis=1)),
+    }
+
+
+def served(where: Site, net: Net, held: HeldOut, plans: int, seed: int = 0) -> tuple[list[dict[str, Any]], int]:
+    """Random requests of devices with caches in different states; how many were refused as infeasible."""
+    random, rows, refused = np.random.default_rng(seed), [], 0
+    count = min(IMAGES, len(held.pixels))
+    while len(rows) < plans and refused < 5 * plans:
+        cache = f"{net.name}-{random.integers(CACHES)}-{len(rows) // 12}"
+        with where.device(net.name, cache) as device:
+            try:
+                rows.append(
+                    {
+                        "net": net.name,
+                        **carried_out(device, random_request(random), held, count),
+                    }
+                )
+            except Infeasible:
+                refused += 1
+    return rows, refused
+
+
+def level_by_labels(artefact: Artefact) -> float:
+    """The largest level of changes whose verified patterns lose at most 1 % of the accuracy, with a 95 % bound.
+
+    Of n inputs a share `changed` became right or wrong, so the drop is known to a standard error of sqrt(changed / n).
+    """
+    fitting = [min(MOST_DROP, artefact.tables.levels[-1])]
+    for level in artefact.tables.levels:
+        held = [one for one in artefact.verified if one.changed <= level and one.drop is not None]
+        bounds = [one.drop + ONE_SIDED_95 * sqrt(one.changed / len(artefact.inputs)) for one in held]
+        if held and max(bounds) <= MOST_DROP:
+            fitting.append(level)
+    return max(fitting)
+
+
+def claimed(where: Site, net: Net, held: HeldOut, request: Request, cache: str) -> dict[str, Any]:
+    """Payload of head and one image from an empty cache, and what it costs on all held-out images."""
+    with where.device(net.name, cache) as device:
+        row = carried_out(device, request, held, len(held.pixels))
+        assert device.planned is not None
+        pattern = device.planned.plan.pattern
+    with where.device(net.name, cache) as device:
+        device.prepare(request)
+        device.infer(held.pixels[:1])
+        up_bytes = device.traffic.up_bytes
+    whole, payload = float32_bytes(net.artefact, pattern), row["loaded_bytes"] + up_bytes
+    return {
+        "net": net.name,
+        **row,
+        "promised_drop": MOST_DROP,
+        "nodes": net.artefact.network.num_nodes,
+        "one_image_up_bytes": up_bytes,
+        "payload_bytes": payload,
+        "float32_bytes": whole,
+        "reduction": 1 - payload / whole,
+        "float32_accuracy": held.accuracy,
+    }
+
+
+def float32_bytes(artefact: Artefact, pattern: Pattern) -> int:
+    """The same head in float32, with one image's activations; not a byte of framing."""
+    network = artefact.network
+    heads = [artefact.parameters[node] for node in network.parametric if node < pattern.cut]
+    numbers = sum(p.weight.size + (0 if p.bias is None else p.bias.size) for p in heads)
+    return 4 * (numbers + sum(network.items(value) for value in network.live[pattern.cut]))
+
+
+KINDS = (
+    ("", PAPER, False, "1 % of the predictions may change"),
+    ("_labels", PAPER, True, "1 % of the accuracy by calibration with labels"),
+    ("_split", MICROCONTROLLER, False, "a cut near the input, 1 % of the predictions may change"),
+    ("_split_labels", MICROCONTROLLER, True, "a cut near the input, 1 % of the accuracy by calibration with labels"),
+)
+"""Ending of the figure's name, request, whether labels say how much may change, and that in words."""
+
+
+def figures(
+    rows: list[dict[str, Any]], claims: dict[str, list[dict[str, Any]]], stamped: dict[str, Any]
+) -> dict[str, Any]:
+    """Headline figures.
+
+    Args:
+        rows: plans of random requests.
+        claims: by the ending of `KINDS`, one for each net.
+        stamped: the stamp of the run.
+    """
+
+    def figure(value: float, unit: str, peer: str) -> record.Figure:
+        return record.figure(value, unit, peer, COMMAND, stamped)
+
+    def least(several: list[dict[str, Any]], asked: str) -> record.Figure:
+        one = min(several, key=lambda row: row["reduction"])
+        unit = f"share of the bytes of head and one image, least of {len(several)} nets ({TITLES[one['net']]}), {asked}"
+        return figure(round(one["reduction"], 4), unit, "the same head and activations in float32")
+
+    asked = [row for several in claims.values() for row in several]
+    every = [*rows, *asked]
+    most = max(asked, key=lambda row: row["drop"])
+    return {
+        **{f"qpart.payload_reduction_min{end}": least(claims[end], words) for end, _, _, words in KINDS},
+        "qpart.accuracy_drop_max": figure(
+            round(most["drop"], 4),
+            f"share of {most['images']:,} held-out images, most of {len(asked)} plans of {len(claims[''])} nets "
+            f"({TITLES[most['net']]})",
+            "the same net in float32",
+        ),
+        "qpart.promises_broken": figure(
+            sum(row["drop"] > row.get("promised_drop", row["accuracy"]) for row in every),
+            "plans whose accuracy on held-out images dropped by more than was asked for",
+            "0",
+        ),
+        "qpart.changed_over_promise": figure(
+            sum(row["changed"] > row["accuracy"] for row in every),
+            "plans that changed a larger share of predictions than was asked for: stricter than the accuracy",
+            "0",
+        ),
+        "qpart.plans_served": figure(len(every), "plans carried out over tcp with CURVE", ""),
+        "qpart.planned_minus_sent_bytes": figure(
+            sum(row["planned_minus_sent_bytes"] for row in every),
+            "bytes, sum over plans of the differences of download, requests and answers",
+            "bytes counted by the link",
+        ),
+    }
+
+
+def main() -> None:
+    """Measure, record, render."""
+    parser = argparse.ArgumentParser(prog=COMMAND, description=__doc__)
+    parser.add_argument("--net", choices=list(RECIPES), action="append", help="these only")
+    parser.add_argument("--plans", type=int, default=PLANS, help="random requests of each net")
+    parser.add_argument("--images", type=int, default=10_000, help="held-out images of the paper's claim")
+    parser.add_argument("--dry", action="store_true", help="record nothing")
+    args = parser.parse_args()
+    stamped = record.stamp()
+    found = nets(args.net or tuple(RECIPES))
+    rows, refused = [], Counter[str]()
+    claims: dict[str, list[dict[str, Any]]] = {end: [] for end, *_ in KINDS}
+    with site(found) as where:
+        for net in found.values():
+            held = HeldOut(net, args.images)
+            by_labels = level_by_labels(net.artefact)
+            for end, request, labels, _ in KINDS:
+                asked = msgspec.structs.replace(request, accuracy=by_labels) if labels else request
+                claim = claimed(where, net, held, asked, f"{net.name}-claim{end}")
+                claims[end].append(claim)
+                say(
+                    f"{net.name}: {claim['accuracy']:.2%} may change, cut {claim['cut']} of {claim['nodes']}: "
+                    f"{claim['payload_bytes']:,} bytes and not {claim['float32_bytes']:,}, {claim['reduction']:.1%} "
+                    f"less, accuracy drop {claim['drop']:.2%}"
+                )
+            more, refused[net.name] = served(where, net, held, args.plans)
+            rows += more
+            broken = sum(row["drop"] > row["accuracy"] for row in more)
+            say(f"{net.name}: {len(more)} plans served, {refused[net.name]} infeasible, {broken} promises broken")
+    headline = figures(rows, claims, stamped)
+    for name, figure in headline.items():
+        say(f"{name}: {figure['value']} {figure['unit']}")
+    if args.dry:
+        return
+    calibration = {net.name: {"float_accuracy": net.accuracy, "seconds": net.calibration_s} for net in found.values()}
+    data = {"nets": calibration, "claims": claims, "infeasible": dict(refused), "rows": rows}
+    record.write("promise", data, headline, stamped)
+    report.render()
+
+
+if __name__ == "__main__":
+    main()

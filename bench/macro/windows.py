@@ -1,0 +1,66 @@
+"""Windows that pay beside every fixed window, on a virtual clock.
+
+`python -m bench.macro.windows`, some two minutes on two cores; writes bench/results/windows.json and the figure
+`sled.device.simulated_window_ratio_min`. Drafters, links and forwards of all kinds (`bench/macro/_links_world.py`);
+auto begins every cell knowing nothing. Nothing here is timed, so other work on the machine changes no number. Seeds 1
+and 2 were used to find the constants; the ones here were not.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+from concurrent.futures import ProcessPoolExecutor
+from typing import Any
+
+from bench import record
+from bench.macro._links_world import DRAFTERS, FORWARDS, LINKS, Cell, compare
+
+COMMAND = "python -m bench.macro.windows"
+SEEDS = (11, 12, 13)
+GRID = [
+    (drafter, link, forward) for drafter in range(len(DRAFTERS)) for link in range(len(LINKS)) for forward in FORWARDS
+]
+
+
+def cell(index: int, tokens: int = 200, answers: int = 3) -> dict[str, Any]:
+    """One world, mean over the seeds."""
+    drafter, link, forward = GRID[index]
+    world = Cell(DRAFTERS[drafter], LINKS[link], FORWARDS[forward])
+    found = [compare(world, tokens=tokens, answers=answers, seed=seed) for seed in SEEDS]
+    ratios = [auto / best for auto, _, best in found]
+    return {
+        "drafter": world.drafter.name,
+        "link": world.link.name,
+        "forward": forward,
+        "auto": round(statistics.mean(auto for auto, _, _ in found), 2),
+        "best_fixed": [window for _, window, _ in found],
+        "of_it": round(statistics.mean(best for _, _, best in found), 2),
+        "ratio": round(statistics.mean(ratios), 4),
+        "ratio_min": round(min(ratios), 4),
+    }
+
+
+def main() -> None:
+    """Run the grid and write."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--processes", type=int, default=2)
+    given = parser.parse_args()
+    stamp = record.stamp()
+    with ProcessPoolExecutor(given.processes) as pool:
+        cells = sorted(pool.map(cell, range(len(GRID))), key=lambda each: float(each["ratio_min"]))
+    for each in cells[:10]:
+        print(each)
+    ratios = [each["ratio"] for each in cells]
+    summary = {"cells": len(cells), "ratio_min": cells[0]["ratio_min"], "ratio_median": statistics.median(ratios)}
+    print(summary)
+    unit = (
+        f"tokens/s with auto over those with the best fixed window, least of {len(cells)} worlds and {len(SEEDS)} seeds"
+    )
+    peer = "the best of 12 fixed windows, same simulation"
+    figure = record.figure(cells[0]["ratio_min"], unit, peer, COMMAND, stamp)
+    record.write("windows", {**summary, "rows": cells}, {"sled.device.simulated_window_ratio_min": figure}, stamp)
+
+
+if __name__ == "__main__":
+    main()

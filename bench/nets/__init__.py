@@ -1,0 +1,1 @@
+"""The four nets of the paper's claim: fully connected, ResNet, MobileNet-style and a small transformer encoder."""
