@@ -13,7 +13,7 @@ from bench import report
 from qpart.messages import SERVICES as QPART_SERVICES
 from qpart.network import Parameters
 from qpart.ops import AnyOp
-from qpart.pieces import encode_piece
+from qpart.pieces import encode_pieces
 from sled.messages import SERVICES
 from sled.metrics import HELP
 from sled.settings import ServeSettings
@@ -59,13 +59,15 @@ def test_qpart_spec_names_every_service_operation_and_refusal():
     assert set(re.findall(r"`(qpart\.[a-z]+)`", spec)) == set(QPART_SERVICES)
     named = set(re.findall(r"`([a-z_0-9]+)`", spec))
     assert {op.__struct_config__.tag for op in get_args(AnyOp)} <= named
-    made = set(re.findall(r'refuse\(\s*request, "(\w+)"', (ROOT / "qpart/run/server.py").read_text()))
-    assert made
+    shells = "".join((ROOT / f"qpart/run/{name}.py").read_text() for name in ("server", "worker"))
+    made = set(re.findall(r'refuse\(\s*[\w.\[\]]*request, "(\w+)"', shells))
+    assert {"busy", "closing", "expired", "invalid"} <= made
     assert made <= named
 
 
 def test_qpart_spec_shows_a_real_piece():
-    content = encode_piece(Parameters(np.array([[-1.5, -0.5, 0.5, 1.5]], np.float32), np.array([2], np.float32)), 2)
+    weight, bias = np.array([[-15.75, -5.25, 5.25, 15.75]], np.float32), np.array([2], np.float32)
+    content = encode_pieces(Parameters(weight, bias))[0]
     spec = (ROOT / "docs/spec/qpart-protocol.md").read_text().replace(" ", "")
     assert f"`{content.hex()}`" in spec
 

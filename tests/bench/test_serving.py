@@ -15,11 +15,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from bench import losses, record
-from bench.macro.serving import account, cells, float_gguf, report
-from bench.macro.serving.account import Arrival, Asked, Record
+from bench.macro.serving import cells, float_gguf, report
 from bench.macro.serving.loop import drive
-from bench.macro.serving.replay import Replay
 from bench.macro.serving.worker import Process, WorkerFailed
+from sled.swarm import account
+from sled.swarm.account import Arrival, Asked, Record
+from sled.swarm.replay import Replay
 
 
 def test_throughput_is_counted_from_the_last_session_s_first_token_to_the_end():

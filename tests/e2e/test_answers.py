@@ -62,7 +62,8 @@ def test_sampled_answer_is_the_same_for_every_drafter_and_differs_by_seed(genera
 
 def test_json_has_what_scripts_need(generate):
     answer = generate("Say hi.", "--json", drafter="ngram").json
-    assert set(answer) == {"text", "tokens", "prompt_tokens", "finish_reason", "stats", "logprobs"}
+    names = {"text", "tokens", "prompt_tokens", "finish_reason", "stats", "logprobs", "unverified", "unverified_text"}
+    assert set(answer) == names
     assert {
         "rounds",
         "drafted",

@@ -64,11 +64,28 @@ def test_own_drafter(server, keys):
     assert second <= 4
 
 
+@pytest.mark.model
+def test_async_device(server, keys):
+    pytest.importorskip("torch")
+    out = run_example("async_device.py", server["endpoint"], keys / "server" / "node.key", keys / "device")
+    assert len(out) > 100
+    assert out.endswith("no time for a story; the device is free again\nlength\n")
+
+
 def test_split_a_network(tmp_path):
     pytest.importorskip("torch")
     out = run_example("split_a_network.py", tmp_path)
     cut, last = (int(number) for number in re.findall(r"cut (\d+) of (\d+), ", out)[0])
     assert 0 < cut < last
+
+
+def test_plan_for_boards():
+    pytest.importorskip("torch")
+    out = run_example("plan_for_boards.py").splitlines()
+    boards = [line for line in out if ": " in line and "bit/s" in line.split(": ")[0]]
+    assert len(boards) == 9
+    assert all("wins with U" in line for line in boards)
+    assert all(float(line.split(": x")[1].split()[0]) >= 1 for line in out[9:])
 
 
 def test_every_example_is_short_and_tested():

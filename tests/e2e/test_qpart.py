@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from qpart.tail import BATCH_TOLERANCE
 from tests.e2e.conftest import Ran, ServerProcess, run
 
 pytest.importorskip("torch")
@@ -28,14 +29,25 @@ def files(tmp_path_factory):
     return write_files(tmp_path_factory.mktemp("qpart"))
 
 
-def start(keys: Path, *artefacts: Path) -> ServerProcess:
-    return ServerProcess("qpart.cli", *artefacts, "--keys", keys / "server", "--macs-per-s", "1e12", "--json")
+def start(keys: Path, *artefacts: Path, more: tuple[object, ...] = ()) -> ServerProcess:
+    return ServerProcess("qpart.cli", *artefacts, "--keys", keys / "server", "--macs-per-s", "1e12", "--json", *more)
 
 
 @pytest.fixture(scope="module")
-def serving(keys, files):
+def signing(tmp_path_factory) -> Path | None:
+    """A publisher's key directory, where there is the library for it."""
+    directory = tmp_path_factory.mktemp("signing") / "keys"
+    ran = run("qpart.cli", "keygen", directory)
+    if ran.status:
+        assert "edgebus[sign]" in ran.err
+        return None
+    return directory
+
+
+@pytest.fixture(scope="module")
+def serving(keys, files, signing):
     """One server with two models for all tests here; it must outlive everything they do to it."""
-    process = start(keys, files.artefact, files.other)
+    process = start(keys, files.artefact, files.other, more=() if signing is None else ("--sign", signing))
     yield json.loads(process.ready_line)
     status, errors = process.end()
     assert status == 0, errors
@@ -108,7 +120,7 @@ def test_planned_bytes_are_counted_bytes_and_pieces_travel_once(infer, files, tm
     manifest = again["plan"]["pattern"]["download_bytes"]
     assert moved(again["traffic"], "download") == (manifest, manifest)
     assert manifest < again["plan"]["pattern"]["segment_bytes"]
-    assert np.array_equal(np.load(tmp_path / "logits.npy"), logits)
+    assert np.allclose(np.load(tmp_path / "logits.npy"), logits, rtol=0, atol=BATCH_TOLERANCE * np.abs(logits).max())
 
 
 def test_text_says_plan_reason_and_bytes(infer, files):
@@ -177,3 +189,13 @@ def test_sigterm_ends_an_idle_server_in_peace(keys, files):
     status, errors = start(keys, files.artefact).end()
     assert status == 0
     assert "Traceback" not in errors
+
+
+def test_only_what_the_publisher_signed_runs(infer, signing):
+    if signing is None:
+        pytest.skip("needs PyNaCl")
+    ran = infer(*SPLIT, "--json", publisher=signing / "publisher.key")
+    assert ran.status == 0, ran.err
+    assert_one_line(infer(*SPLIT, publisher="ab" * 32), 1, "not signed by the publisher", "abab")
+    assert_one_line(infer(*SPLIT, publisher="nowhere"), 2, "publisher.key")
+    assert_one_line(run("qpart.cli", "keygen", signing), 2, "--force")

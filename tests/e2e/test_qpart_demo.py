@@ -16,6 +16,7 @@ from qpart.demo import baselines, proof
 from qpart.demo.held_out import HeldOut
 from qpart.demo.roles import ROLES, Role
 from qpart.errors import Infeasible
+from qpart.messages import ANSWERED_BYTES
 from qpart.run.models import make_served
 from tests.qpart import small
 
@@ -111,13 +112,27 @@ def test_pieces_travel_once(outcome):
     assert not proof.fetched_once(outcome, replace(again, logits=outcome.logits + 1)).holds
 
 
+def test_a_closer_accuracy_loads_what_is_missing(outcome):
+    assert not proof.planes_alone(outcome, outcome).holds, "everything was loaded"
+    plan = outcome.plan
+    fewer = msgspec.structs.replace(plan.pattern, download_bytes=plan.pattern.segment_bytes - 100)
+    printed = {**outcome.printed, "plan": plan_object(msgspec.structs.replace(plan, pattern=fewer), rows=True)}
+    traffic = {**outcome.traffic, "download_bytes": fewer.download_bytes}
+    assert proof.planes_alone(outcome, replace(outcome, printed={**printed, "traffic": traffic})).holds
+    traffic["download_bytes"] += 1
+    assert not proof.planes_alone(outcome, replace(outcome, printed={**printed, "traffic": traffic})).holds
+
+
 def test_baselines_are_counted_like_plans(held, role, served):
     tables, request = held.artefact.tables, role.request
     plan = served.plan(request).plan
-    n = request.inferences
-    assert baselines.payload(tables, plan.pattern, n) == plan.pattern.download_bytes / n + plan.pattern.up_bytes + 16
+    n, answer = request.inferences, 16 + ANSWERED_BYTES
+    assert (
+        baselines.payload(tables, plan.pattern, n) == plan.pattern.download_bytes / n + plan.pattern.up_bytes + answer
+    )
     raw = baselines.raw(held, request)
-    assert raw.payload_bytes == pytest.approx(36 + tables.infer_bytes[0] + 16 + tables.manifest_bytes[0] / n)
+    moved = 36 + tables.infer_bytes[0] + answer
+    assert raw.payload_bytes == pytest.approx(moved + tables.manifest_bytes[0] / n)
     assert raw.note
     full = baselines.full_precision(held, request)
     weights = sum(p.weight.size + p.bias.size for p in held.artefact.parameters.values())

@@ -57,6 +57,12 @@ class Duo:
         [attached] = self.server.links
         return attached.link
 
+    def prove(self):
+        """As if large contents had come and gone: both ends know that the link is fast."""
+        for link in (self.link, self.far):
+            link.pace.proven_bytes = self.limits.max_frame_bytes
+        return self
+
     def ask(self, *frames, timeout_s=60.0, terms=None, service="s"):
         """The device's application asks; its request id."""
         frames = frames or (b"",)

@@ -27,7 +27,7 @@ def shown():
 
 
 def test_spec_shows_real_bytes_that_another_decoder_reads():
-    manifest, ask_manifest, ask_chunk, ask_have, have = shown()
+    manifest, ask_manifest, ask_chunk, ask_have, have, ask_contents, contents = shown()
     assert manifest == HELLO.encode()
     assert str(HELLO.blob_id) in SPEC
     assert [encode(each) for each in (messages.AskManifest(RAW), messages.AskChunk(RAW, 0))] == [
@@ -40,6 +40,10 @@ def test_spec_shows_real_bytes_that_another_decoder_reads():
     assert msgpack.unpackb(have) == [[5]]
     assert messages.decode_ask(ask_have) == messages.AskHave((RAW,))
     assert encode(messages.HaveAnswer((5,))) == have
+    assert msgpack.unpackb(ask_contents) == [5, [RAW, RAW[::-1]]]
+    assert encode(messages.AskContents((RAW, RAW[::-1]))) == ask_contents
+    assert messages.encode_contents((b"hello", None)) == contents
+    assert contents == (5).to_bytes(4, "little") + b"hello" + b"\xff" * 4
 
 
 def test_messages_of_another_encoder_and_a_newer_version_are_read():
@@ -49,7 +53,20 @@ def test_messages_of_another_encoder_and_a_newer_version_are_read():
 
 
 @pytest.mark.parametrize(
-    "payload", [[], [0, RAW], [5, RAW], [1, RAW[1:]], [3, RAW, -1], [3, RAW, 1 << 20], [2, RAW, 256], [4, [RAW] * 1025]]
+    "payload",
+    [
+        [],
+        [0, RAW],
+        [6, RAW],
+        [5, RAW],
+        [5, []],
+        [1, RAW[1:]],
+        [3, RAW, -1],
+        [3, RAW, 1 << 20],
+        [2, RAW, 256],
+        [4, [RAW] * 1025],
+        [5, [RAW] * 1025],
+    ],
 )
 def test_question_out_of_its_bounds_is_none(payload):
     with pytest.raises(ValueError, match="not a question"):
@@ -63,11 +80,19 @@ def test_largest_question_is_within_the_bound_the_spec_states():
     assert f"{MAX_HEAD_BYTES:,} B" in SPEC
 
 
+@pytest.mark.parametrize(
+    ("payload", "asked"), [(b"", 1), (b"\0", 1), (b"\5\0\0\0hell", 1), (b"\0\0\0\0" * 3, 2), (b"\1\0\x10\0", 1)]
+)
+def test_contents_that_are_cut_off_or_too_many_are_refused(payload, asked):
+    with pytest.raises(ValueError, match="content"):
+        messages.decode_contents(payload, asked)
+
+
 def test_spec_names_every_question_refusal_and_state():
     named = set(re.findall(r"`([a-z_]+)`", SPEC))
     made = set(re.findall(r'refuse\(\s*request, "(\w+)"', (ROOT / "edgebus/blobs/serve.py").read_text()))
-    assert made | machine._PASSING | {"too_large"} <= named
-    assert {"AskManifest", "AskPage", "AskChunk", "AskHave"} <= set(re.findall(r"Ask\w+", SPEC))
+    assert made | machine.PASSING | {"too_large"} <= named
+    assert {"AskManifest", "AskPage", "AskChunk", "AskHave", "AskContents"} <= set(re.findall(r"Ask\w+", SPEC))
     assert all(f"| {state.value} |" in SPEC or f" {state.value} |" in SPEC for state in machine.State)
 
 

@@ -324,6 +324,63 @@ def test_lost_manifest_and_damaged_content_leave_nothing(store):
     assert [file.name for file in store.path.iterdir()] == [".lock"]
 
 
+@pytest.fixture
+def unread(monkeypatch):
+    """Nothing is hashed to see whether it is a blob."""
+    monkeypatch.setattr(edgebus.blobs.store, "build", lambda *_: pytest.fail("it would be hashed whole"))
+
+
+@pytest.mark.parametrize("manifest", ["there", "lost"])
+def test_sparse_terabyte_in_the_place_of_a_blob_is_not_read_and_costs_no_other(store, unread, manifest):
+    others, blob_id = [put(store, content_of(CHUNK, seed)) for seed in range(3)], store.put(b"hello")
+    if manifest == "lost":
+        (store.path / f"{blob_id}.manifest").unlink()
+        store = BlobStore(store.path, store.budget_bytes)
+    os.truncate(store.path / blob_id, 1 << 40)
+    assert store.get(blob_id) is None
+    assert not store.has(blob_id)
+    assert store.stats().corrupt == 1
+    assert store.put(b"hello" * CHUNK)
+    assert disk_bytes(store) <= store.budget_bytes
+    assert all(store.has(other) for other in others)
+
+
+@pytest.mark.parametrize("suffix", ["", ".manifest"])
+def test_sparse_terabyte_goes_before_all_blobs_when_a_store_is_opened(store, suffix):
+    others, blob_id = [put(store, content_of(CHUNK, seed)) for seed in range(3)], put(store, b"hello")
+    os.truncate(store.path / f"{blob_id}{suffix}", 1 << 40)
+    again = BlobStore(store.path, store.budget_bytes)
+    assert not again.has(blob_id)
+    assert all(again.has(other) for other in others)
+
+
+def test_file_without_a_manifest_that_is_larger_than_what_is_wanted_is_not_read(store, unread):
+    blob_id = store.put(b"hello")
+    (store.path / f"{blob_id}.manifest").unlink()
+    os.truncate(store.path / blob_id, store.budget_bytes // 2)
+    again = BlobStore(store.path, store.budget_bytes)
+    assert again.get(blob_id, max_bytes=5) is None
+    assert not again.has(blob_id)
+
+
+def test_sparse_terabyte_in_the_place_of_a_manifest_is_not_read(store):
+    blob_id = store.put(content_of(CHUNK))
+    os.truncate(store.path / f"{blob_id}.manifest", 1 << 40)
+    again = BlobStore(store.path, 1 << 50)
+    again.get(blob_id).close()
+    assert (store.path / f"{blob_id}.manifest").stat().st_size == BESIDE
+
+
+def test_pipe_in_the_place_of_a_blob_is_not_waited_for(store):
+    """Nobody writes to it; whoever opened it would wait for ever, with the directory locked."""
+    blob_id = store.put(b"hello")
+    (store.path / blob_id).unlink()
+    os.mkfifo(store.path / blob_id)
+    assert store.get(blob_id) is None
+    store.gc()
+    assert store.put(b"hello") == blob_id
+
+
 def test_symlink_in_the_place_of_a_blob_is_not_followed(store, tmp_path):
     content = content_of(CHUNK)
     blob_id = put(store, content)
@@ -502,3 +559,42 @@ def test_forked_child_can_use_the_store(store):
             finally:
                 os._exit(0 if ok else 1)
     assert os.waitpid(pid, 0)[1] == 0
+
+
+def test_many_are_kept_at_once_and_leave_nothing_else_behind(tmp_path):
+    store = BlobStore(tmp_path)
+    contents = [bytes([number]) * 50 for number in range(150)]
+    known = store.put(contents[7])
+    ids = store.put_many([*contents, b"", contents[3]])
+    assert ids[7] == known
+    assert len(set(ids)) == 151
+    assert [store.get(each).tobytes() for each in ids] == [*contents, b"", contents[3]]
+    assert not [path for path in tmp_path.iterdir() if path.name.endswith((".put", ".part"))]
+
+
+def test_many_evict_the_longest_unused_and_never_exceed_the_budget(tmp_path):
+    store = BlobStore(tmp_path, budget_bytes=20 * (100 + 80))
+    old = store.put_many([bytes([number]) * 100 for number in range(20)])
+    new = store.put_many([bytes([100 + number]) * 100 for number in range(5)])
+    assert store.ids() == [*old[5:], *new]
+    assert store.stats().used_bytes <= store.budget_bytes
+    with pytest.raises(BlobStoreFull):
+        store.put_many([bytes([number]) * 101 for number in range(20)])
+    assert set(new) <= set(store.ids())
+
+
+def test_a_disk_that_fails_amid_many_keeps_none_of_their_group_half(tmp_path, monkeypatch):
+    from edgebus.blobs import store as module
+
+    store, real = BlobStore(tmp_path), module.write_at
+
+    def write_at(directory, fd, data, offset):
+        if bytes(data) == b"3":
+            raise OSError(5, "input/output error")
+        real(directory, fd, data, offset)
+
+    monkeypatch.setattr(module, "write_at", write_at)
+    with pytest.raises(OSError, match="input/output"):
+        store.put_many([b"1", b"2", b"3"])
+    assert store.ids() == []
+    assert store.stats().used_bytes == 0

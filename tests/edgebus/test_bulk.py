@@ -13,7 +13,7 @@ from edgebus import messages as m
 from edgebus.bulk import CREDIT_EVERY_BYTES, MAX_PARTIAL, BulkSender
 from edgebus.bulk_receiver import BulkReceiver
 from edgebus.config import Limits
-from edgebus.pace import Pace
+from edgebus.pace import LEAST_BYTES, START_BYTES, Pace
 from tests.edgebus.duo import BULK, CONTROL, Duo, through_the_wire
 
 KIB, MIB = 1 << 10, 1 << 20
@@ -67,7 +67,7 @@ class Ends:
         """The receiver takes a message; its answers."""
         header = message.header
         if isinstance(header, m.Chunk):
-            done = self.receiver.receive(header, message.frames[0])
+            done = self.receiver.receive(header, message.frames[0], now=0.0)
         elif isinstance(header, m.Drop):
             self.receiver.drop(header.transfer)
             done = None
@@ -207,7 +207,7 @@ def test_sender_that_ignores_credit_is_cut_off_after_one_window():
     chunk = bytes(256 * KIB)
     most = 0
     for number in range(256):
-        receiver.receive(m.Chunk(0, number * len(chunk)), chunk)
+        receiver.receive(m.Chunk(0, number * len(chunk)), chunk, now=0.0)
         most = max(most, receiver.held_bytes)
     assert most <= MIB + 2 * len(chunk)
     assert receiver.overruns == 1
@@ -218,7 +218,7 @@ def test_announcements_without_end_are_bounded():
     receiver = BulkReceiver(max_bytes=MIB, window_bytes=MIB)
     for number in range(2000):
         receiver.announce(m.Request(number, "s", 60_000, 0, (), transfer=m.Transfer(number, (200_000,))))
-        receiver.receive(m.Chunk(5000 + number, 0), b"x")
+        receiver.receive(m.Chunk(5000 + number, 0), b"x", now=0.0)
     assert len(receiver._partial) == MAX_PARTIAL
     assert len(receiver._asked) <= MAX_PARTIAL
 
@@ -230,7 +230,7 @@ def test_announcements_without_end_are_bounded():
 def test_chunk_that_does_not_fit_is_never_written(offset, size):
     receiver = BulkReceiver(MIB, MIB)
     receiver.announce(m.Request(0, "s", 60_000, 0, (m.ArraySpec("u1", (50,)),), transfer=m.Transfer(0, (100, 50))))
-    assert receiver.receive(m.Chunk(0, offset), bytes(size)) is None
+    assert receiver.receive(m.Chunk(0, offset), bytes(size), now=0.0) is None
     assert receiver.held_bytes == 0
 
 
@@ -356,41 +356,6 @@ def test_lost_last_credit_is_found_out_by_asking():
     assert not ends.sender
 
 
-# -- pace ---------------------------------------------------------------------------------------------
-
-
-def test_pace_worked_by_hand():
-    """Alone: the largest pieces. At 1 GB/s beside small messages: 0.075 ms are 75,000 B, four of them on the way."""
-    pace = Pace(max_chunk_bytes=4 * MIB, window_bytes=32 * MIB)
-    assert pace.chunk_and_window(now=0.0) == (4 * MIB, 32 * MIB)
-    pace.small(now=1.0)
-    assert pace.chunk_and_window(now=1.0) == (75_000, 300_000)
-    assert pace.chunk_and_window(now=1.0 + Pace.BUSY_S) == (75_000, 300_000)
-    assert pace.chunk_and_window(now=1.01 + Pace.BUSY_S) == (4 * MIB, 32 * MIB), "it grows again"
-
-
-@pytest.mark.parametrize(
-    ("rate", "low", "high"), [(1e6, 16 * KIB, 16 * KIB), (4e8, 25_000, 35_000), (1e11, 256 * KIB, 256 * KIB)]
-)
-def test_pace_follows_the_rate_of_the_lane(rate, low, high):
-    pace = Pace(max_chunk_bytes=4 * MIB, window_bytes=32 * MIB)
-    for step in range(200):
-        pace.credited(int(rate * 0.005 * step), now=0.005 * step, in_flight=True)
-    pace.small(now=1.0)
-    chunk_bytes, window_bytes = pace.chunk_and_window(now=1.0)
-    assert low <= chunk_bytes <= high
-    assert window_bytes == 4 * chunk_bytes
-    assert pace.rate == pytest.approx(rate, rel=0.05)
-
-
-def test_pace_does_not_count_idle_time_as_slowness():
-    pace = Pace(max_chunk_bytes=4 * MIB, window_bytes=32 * MIB)
-    pace.credited(MIB, now=0.0, in_flight=True)
-    pace.credited(2 * MIB, now=0.001, in_flight=False)
-    pace.credited(3 * MIB, now=30.0, in_flight=True)
-    assert pace.rate == 1e9
-
-
 # -- two whole hubs -----------------------------------------------------------------------------------
 
 
@@ -493,7 +458,7 @@ def test_cancelled_answer_stops_in_the_middle():
 
 
 def test_lane_lost_in_the_middle_while_control_stays():
-    duo = Duo(LIMITS)
+    duo = Duo(LIMITS).prove()
     frames = content(1, 0, MIB, MIB, MIB)
     duo.ask(*frames)
     duo.run(most=10)
@@ -608,3 +573,124 @@ def test_pieces_shrink_beside_small_messages_and_grow_again():
     assert len(sizes) > 8
     duo.advance(Pace.BUSY_S + 0.01)
     assert max(pieces_while(small=False)) > MIB // 2
+
+
+def test_a_link_that_has_shown_nothing_carries_even_middling_contents_in_pieces_and_without_a_lane():
+    duo = Duo(LIMITS)
+    sizes = [START_BYTES, START_BYTES + 1, 30_000]
+    for size in sizes:
+        duo.ask(bytes(size))
+    duo.run()
+    assert sorted(len(arrived.frames[0]) for arrived in duo.arrived) == sorted(sizes)
+    assert duo.count(m.Chunk, lane=CONTROL) == 2 + 4
+    assert duo.count(m.Chunk, lane=BULK) == duo.count(m.OpenBulk) == 0
+    duo.carried.clear()
+    duo.ask(bytes(30_000))
+    duo.run()
+    assert duo.count(m.Chunk) == 0, "it has shown that it is fast enough"
+
+
+def test_a_middling_request_that_has_its_outcome_is_not_sent_any_further():
+    duo = Duo(LIMITS)
+    duo.link.pace.proven_bytes = LEAST_BYTES
+    duo.ask(bytes(40_000))
+    request_id = duo.ask(bytes(20_000))
+    duo.run(most=4)
+    assert duo.link.sender.sends(request_id)
+    duo.cancel(request_id)
+    duo.run()
+    assert not duo.link.sender
+    assert [len(arrived.frames[0]) for arrived in duo.arrived] == [40_000]
+
+
+@pytest.mark.parametrize("lost", [False, True])
+def test_a_middling_request_that_is_only_late_does_not_take_its_content_along_again(lost):
+    duo = Duo(LIMITS).prove()
+    first = []
+    duo.loses = lambda from_device, lane, header: lost and isinstance(header, m.Request) and not first and (
+        first.append(header) is None
+    )  # fmt: skip
+    duo.ask(bytes(30_000))
+    duo.advance(5.0)
+    [arrived] = duo.arrived
+    sent_bytes = sum(size for from_device, *_, size in duo.carried if from_device)
+    assert sent_bytes == 30_000
+    assert duo.link.caller.retries >= 2
+    duo.answer(arrived, b"late")
+    duo.run()
+    assert [settled.outcome for settled in duo.settled] == ["answered"]
+    assert not duo.link.sender
+
+
+def test_a_request_that_went_in_pieces_goes_whole_when_the_link_has_shown_more():
+    duo = Duo(LIMITS)
+    duo.ask(bytes(30_000))
+    duo.cut()
+    duo.prove()
+    duo.reconnect()
+    assert [len(arrived.frames[0]) for arrived in duo.arrived] == [30_000]
+    duo.answer(duo.arrived[0], b"yes")
+    duo.advance(3.0)
+    assert [settled.outcome for settled in duo.settled] == ["answered"]
+    assert not duo.link.sender
+    assert not duo.far.receiver
+
+
+def test_what_is_lost_of_a_later_content_does_not_stop_an_earlier_one():
+    """Both wait in one window: it is full of what was lost of the second, and the first goes on from a rewind."""
+    ends = Ends(chunk_bytes=30_000, window_bytes=120_000)
+    for number in range(2):
+        ends.sender.offer(request(number, content(number, 60_000)))
+    for message in ends.pump():
+        ends.take(message) if not isinstance(message.header, m.Chunk) else None  # all chunks are lost
+    assert ends.sender.in_flight_bytes == 120_000
+    ends.sender.handle_timer(now=ends.sender.next_timer())
+    ends.run()
+    assert [whole.header.id for whole in ends.whole] == [0, 1]
+
+
+def test_an_announcement_that_is_answered_while_the_window_is_full_is_not_made_again():
+    sender = BulkSender(MIB, 1.0)
+    for number in range(2):
+        sender.offer(request(number, content(number, 60_000)))
+    sent = sender.pump(0, chunk_bytes=30_000, window_bytes=60_000, now=0.0)
+    assert [type(message.header) for _, message in sent] == [m.Request, m.Chunk, m.Chunk, m.Request]
+    sender.receive(m.Credit(1, 0, True), now=0.1)
+    assert sender.pump(0, chunk_bytes=30_000, window_bytes=60_000, now=0.1) == []
+
+
+def test_a_large_content_given_up_before_its_lane_is_there_leaves_no_timer_behind():
+    """A middling one goes on by the control lane; the node must not wait for the lane in a circle."""
+    duo = Duo(lanes=False)
+    large, middling = duo.ask(bytes(200_000)), duo.ask(bytes(20_000))
+    duo.loses = lambda from_device, lane, header: isinstance(header, m.Credit)
+    duo.cancel(large)
+    for _ in range(20):
+        duo.now += 0.3
+        duo.device.handle_timer(now=duo.now)
+        duo.run()
+    duo.loses = lambda from_device, lane, header: False
+    duo.advance(10)
+    assert middling in {arrived.id for arrived in duo.arrived}
+
+
+@pytest.mark.parametrize("lost", [False, True])
+def test_the_answer_to_an_announcement_made_again_has_only_sent_again_what_is_lost(lost):
+    """A slow link: nothing was heard for a second, the announcement waits behind 40,000 B, and more goes meanwhile."""
+    sender = BulkSender(MIB, 1.0)
+    sender.offer(request(0, content(0, 100_000)))
+    sender.pump(0, chunk_bytes=10_000, window_bytes=40_000, now=0.0)
+    sender.handle_timer(now=1.0)
+    assert [type(each.header) for _, each in sender.pump(0, chunk_bytes=10_000, window_bytes=40_000, now=1.0)] == [
+        m.Request
+    ]
+    sender.receive(m.Credit(0, 20_000), now=2.0)
+    sender.pump(0, chunk_bytes=10_000, window_bytes=40_000, now=2.0)
+    assert sender.in_flight_bytes == 40_000
+    sender.receive(m.Credit(0, 30_000 if lost else 40_000, True), now=3.0)
+    sent = sender.pump(0, chunk_bytes=10_000, window_bytes=40_000, now=3.0)
+    assert lost or not sent, "it is no credit"
+    sender.receive(m.Credit(0, 30_000 if lost else 40_000), now=3.0)
+    sent += sender.pump(0, chunk_bytes=10_000, window_bytes=40_000, now=3.0)
+    offsets = [each.header.offset for _, each in sent if isinstance(each.header, m.Chunk)]
+    assert offsets == ([30_000, 40_000, 50_000, 60_000] if lost else [60_000, 70_000])

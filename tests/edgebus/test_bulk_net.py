@@ -215,3 +215,21 @@ def test_credit_of_a_whole_request_that_is_worked_on_for_long_comes_in_time():
         assert slow.result().payload == b"ok"
         worker.join(5)
         waiting.cancel()
+
+
+@pytest.mark.parametrize("way", ["to_server", "to_device"])
+@pytest.mark.parametrize("size", [30_000, 70_000])
+def test_on_a_slow_link_a_large_content_takes_its_time_and_nobody_is_thought_gone(way, size):
+    """As one message it would take 1.5 s or 3.5 s, in which nothing else is heard: after 1 s a peer is gone."""
+    server, device = nodes(heartbeat_s=0.4, silence_s=1.0)
+    with server, device:
+        server.handle("s", lambda request: request.reply(b"" if way == "to_server" else bytes(size)))
+        with Proxy(server.bind("tcp://127.0.0.1:0")) as proxy:
+            proxy.bytes_per_s = 20_000
+            link = device.connect(proxy.endpoint)
+            asked = bytes(size) if way == "to_server" else b""
+            pendings = [link.send_request("s", asked, timeout_s=20.0) for _ in range(2)]
+            assert [len(asked) + len(pending.result().payload) for pending in pendings] == [size, size]
+            assert link.stats().reconnects == 0
+            passed = proxy.stats()
+            assert passed.bytes_to_target + passed.bytes_to_client < 2 * size + 10_000, "something was sent again"

@@ -42,7 +42,7 @@ class Ends:
     def take(self, message):
         header, frames = message
         if isinstance(header, m.Chunk):
-            done = self.receiver.receive(header, frames[0])
+            done = self.receiver.receive(header, frames[0], now=self.now)
         elif any(each.header.id == header.id for each in self.taken):
             done = self.receiver.refuse(header)  # as the link does
         elif frames:
@@ -267,7 +267,7 @@ def test_loss_duplication_and_reordering_of_wholes_and_chunks_change_nothing(see
 
 
 def test_large_request_that_is_answered_costs_one_message_each_way():
-    duo = Duo(LIMITS)
+    duo = Duo(LIMITS).prove()
     duo.ask(b"", *content(1, 500_000))
     duo.run()
     duo.carried.clear()
@@ -286,7 +286,7 @@ def test_large_request_that_is_answered_costs_one_message_each_way():
 
 
 def test_answered_requests_need_no_credit_under_a_wide_window():
-    duo = Duo(Limits(max_frame_bytes=MIB, max_pending_bytes=32 * MIB, bulk_bytes=32 * MIB))
+    duo = Duo(Limits(max_frame_bytes=MIB, max_pending_bytes=32 * MIB, bulk_bytes=32 * MIB)).prove()
     duo.ask(b"", *content(1, 500_000))
     duo.run()
     duo.answer(duo.arrived[-1], b"seen")

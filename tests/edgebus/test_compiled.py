@@ -4,6 +4,7 @@ import importlib
 import importlib.util
 import os
 import re
+import runpy
 import shutil
 import subprocess
 import sys
@@ -48,6 +49,26 @@ def test_setup_compiles_what_is_said_to_be_compiled():
     text = (TESTS.parents[1] / "setup.py").read_text()
     named = text[text.index("BUS = (") :].partition(")")[0]
     assert sorted(re.findall(r'"(\w+)"', named)) == sorted(SAID)
+
+
+@pytest.mark.parametrize("copied", [["kernels"], ["kernels", "edgebus"]])
+def test_what_setup_names_is_there_in_a_copy_of_the_kernels_alone(tmp_path, monkeypatch, copied):
+    """scripts/sanitize.sh and scripts/fuzz.sh build one."""
+    build, setuptools = pytest.importorskip("Cython.Build"), pytest.importorskip("setuptools")
+    for name in copied:
+        (tmp_path / name).symlink_to(TESTS.parents[1] / name)
+    sources = []
+
+    def cythonize(modules, **options):
+        sources.extend(source for module in modules for source in module.sources)
+        return modules
+
+    monkeypatch.setattr(build, "cythonize", cythonize)
+    monkeypatch.setattr(setuptools, "setup", lambda **options: None)
+    monkeypatch.chdir(tmp_path)
+    runpy.run_path(str(TESTS.parents[1] / "setup.py"))
+    assert {Path(source).parts[0] for source in sources} == set(copied)
+    assert [source for source in sources if not Path(source).exists()] == []
 
 
 def test_a_tree_with_some_modules_compiled_runs_as_python(tmp_path):

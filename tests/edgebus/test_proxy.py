@@ -336,7 +336,8 @@ def test_absent_target_is_counted_and_may_come_later(ends):
     with socket.socket() as absent:
         absent.bind(("127.0.0.1", 0))
         world.proxy.target_port = absent.getsockname()[1]
-        assert is_reset(world.connect())
+        with contextlib.suppress(ConnectionResetError):  # it may be so quick that connecting ends so
+            assert is_reset(world.connect())
     assert world.proxy.wait_for(lambda stats: stats.failed == 1 and stats.open == 0)
     world.proxy.target_port = world.listener.getsockname()[1]
     client, server = world.dial()

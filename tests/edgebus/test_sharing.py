@@ -410,8 +410,12 @@ def test_view_from_an_earlier_life_of_the_peer_gives_nothing_of_this_one_back():
             assert sharing._ledger(attached)._held == {number: 1}
 
 
-def test_signal_handler_in_the_middle_of_a_put_can_wait_for_answers():
-    """It finds the pool's lock taken by its own thread: what it would free is freed afterwards."""
+@pytest.mark.parametrize("pause_s", [0.0, 0.2])
+def test_signal_handler_in_the_middle_of_a_put_can_wait_for_answers(pause_s):
+    """It finds the pool's lock taken by its own thread: what it would free is freed afterwards.
+
+    After a pause the node's own thread drives, which must not wait for the put that waits for it.
+    """
     with two_nodes() as (_server, device, link):
         warm(link)
         pool = pool_of(device)
@@ -420,6 +424,7 @@ def test_signal_handler_in_the_middle_of_a_put_can_wait_for_answers():
         def interrupted(*args):
             if not inside:
                 inside.append(link.send_request("echo", b"", [array(7)]))  # goes by socket
+                time.sleep(pause_s)
                 assert pending.result().arrays[0].nbytes == MIB
                 assert (inside[0].result().arrays[0] == array(7)).all()
             return place(*args)

@@ -7,7 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 from edgekernels import PackedMatrix, _select
-from edgekernels.decoder import Decoder, DecoderConfig, DecoderError, Layer, Linear, Weights, model
+from edgekernels.decoder import Decoder, DecoderConfig, DecoderError, Layer, Linear, Weights, model, reduced
 from edgekernels.decoder._reference import rotate
 from edgekernels.decoder.config import frequencies
 from edgekernels.decoder.weights import halves_order
@@ -408,3 +408,48 @@ def test_frequencies_of_another_type_are_refused():
 def test_frequencies_which_are_not_finite_are_refused(theta, factor):
     with pytest.raises(DecoderError, match=r"not finite|a positive number is needed"):
         frequencies(16, theta, {"rope_type": "linear", "factor": factor})
+
+
+def test_a_reduced_copy_is_the_model_made_so():
+    """Left out and narrowed by hand: the copy computes what a decoder of those weights does; the model is as it was."""
+    config = shape(layers=3)
+    decoder = Decoder(config, random_weights(config, packed(8, 32), bias=True), activations="float")
+    tokens = np.arange(20) % 7
+    before = decoder.forward(tokens, decoder.new_cache())
+    copy, shares = reduced(decoder, skip=[1], bits=4, group=32, progress=(progress := []).append), progress
+
+    def narrow(part):
+        if not isinstance(part, Linear):
+            return part
+        values = PackedMatrix.quantise(part.matrix.dequantise(), 4, group=32, clip="mse")
+        return Linear(values, part.bias)
+
+    names = Layer.__dataclass_fields__
+    layers = [
+        Layer(**{name: narrow(getattr(layer, name)) for name in names})
+        for layer in (decoder.weights.layers[0], decoder.weights.layers[2])
+    ]
+    by_hand = Decoder(
+        replace(config, num_layers=2), replace(decoder.weights, layers=tuple(layers)), activations="float"
+    )
+    got, wanted = (one.forward(tokens, one.new_cache()) for one in (copy, by_hand))
+    np.testing.assert_array_equal(got, wanted)
+    np.testing.assert_array_equal(decoder.forward(tokens, decoder.new_cache()), before)
+    assert copy.weights.embedding is decoder.weights.embedding
+    assert copy.nbytes < decoder.nbytes
+    assert shares == [0.5, 1.0]
+
+
+@pytest.mark.parametrize(
+    ("more", "what"),
+    [
+        ({"skip": [2]}, "cannot skip layer 2: the model has layers 0 to 1"),
+        ({"skip": [0, 1]}, "cannot skip all layers"),
+        ({"bits": 9}, "bits"),
+        ({"bits": 4, "group": 48}, "group is 48; pass one of 16, 32"),
+    ],
+)
+def test_copies_that_cannot_be_are_refused(more, what):
+    config = shape()
+    with pytest.raises(ValueError, match=what):
+        reduced(Decoder(config, random_weights(config)), **more)

@@ -38,8 +38,8 @@ pytestmark = [
 class Packed(ctypes.Structure):
     _fields_ = [
         ("rows", ctypes.c_int64), ("columns", ctypes.c_int64), ("bits", ctypes.c_int32), ("group", ctypes.c_int32),
-        ("half_scales", ctypes.c_int32), ("data", ctypes.c_void_p), ("scale", ctypes.c_void_p),
-        ("offset", ctypes.c_void_p),
+        ("bend", ctypes.c_int32), ("half_scales", ctypes.c_int32), ("data", ctypes.c_void_p),
+        ("scale", ctypes.c_void_p), ("offset", ctypes.c_void_p),
     ]  # fmt: skip
 
 
@@ -87,7 +87,7 @@ def multiply(kernels, matrix, x, *, bias=None, first=0, last=None):
     codes, scale, sums = np.empty(x.shape, np.int8), *np.empty((2, len(x), groups), np.float32)
     _gemm_reference.quantise_tokens(x, matrix.group, codes, scale, sums)
     packed = Packed(
-        matrix.rows, matrix.columns, matrix.bits, matrix.group, matrix.scale_blocks.itemsize == 2,
+        matrix.rows, matrix.columns, matrix.bits, matrix.group, -1, matrix.scale_blocks.itemsize == 2,
         matrix.data.ctypes.data, matrix.scale_blocks.ctypes.data,
         None if matrix.symmetric else matrix.offset_blocks.ctypes.data,
     )  # fmt: skip

@@ -45,21 +45,24 @@ for bits in range(1, 9):
         front = bool(rng.integers(2))
         codes = guarded(rng.integers(0, 1 << bits, (rows, columns)).astype(np.uint8), front)
         scale = rng.normal(0, 1, (rows, columns // group)).astype(dtype)
-        for offset in (None, scale):
-            matrix = PackedMatrix.from_codes(codes, bits, group=group, scale=scale, offset=offset)
-            clean = matmul(matrix, np.ones((1, columns), np.float32))
+        bends = [(None, 8)] if group == columns and columns % 32 == 0 else []
+        for offset, bend in ((None, None), (scale, None), *bends):
+            matrix = PackedMatrix.from_codes(codes, bits, group=group, scale=scale, offset=offset, bend=bend)
+            kinds = ("int8", "float") if bend is None else ("float",)
+            clean = matmul(matrix, np.ones((1, columns), np.float32), activations=kinds[0])
             for name in ("data", "scale_blocks", "offset_blocks"):
                 if getattr(matrix, name) is not None:
                     setattr(matrix, name, guarded(getattr(matrix, name), front))
             matrix.native = None  # look at the arrays again
-            assert np.array_equal(clean, matmul(matrix, np.ones((1, columns), np.float32)))
+            assert np.array_equal(clean, matmul(matrix, np.ones((1, columns), np.float32), activations=kinds[0]))
             for tokens in (1, 2, 3, 4, 9):
                 x = guarded(rng.normal(0, 1, (tokens, columns)).astype(np.float32), front)
                 bias = guarded(np.ones(rows, np.float32), front)
-                for activations in ("int8", "float"):
+                for activations in kinds:
                     out = guarded(np.zeros((tokens, rows), np.float32), front)
                     matmul(matrix, x, bias=bias, activations=activations, out=out, num_threads=1 + tokens % 2)
             matrix.gather(np.arange(rows), out=guarded(np.zeros((rows, columns), np.float32), front))
+            _gemm.values(matrix, guarded(np.zeros((rows, columns), np.float32), front))
         keep.clear()
 print("clean")
 """

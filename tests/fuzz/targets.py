@@ -19,7 +19,14 @@ import edgebus
 from edgebus import messages as m
 from edgebus.arrays import view_arrays
 from edgebus.blobs.manifest import BlobId, Head, _head_hash
-from edgebus.blobs.messages import Ask, HaveAnswer, ManifestAnswer, decode_ask
+from edgebus.blobs.messages import (
+    Ask,
+    HaveAnswer,
+    ManifestAnswer,
+    decode_ask,
+    decode_contents,
+    encode_contents,
+)
 from edgebus.daemon.reports import StatsReport
 from edgebus.daemon.tapping import TapRequest
 from edgebus.directory import Directory, decode_record
@@ -33,7 +40,7 @@ from edgebus.state import Entry, Part, Publication, Subscribe
 from edgebus.wire import decode as decode_frames
 from edgebus.wire import encode as encode_message
 from edgebus.zap import zap_answer
-from tests.fuzz import model_files, socket_world
+from tests.fuzz import model_files, qpart_parts, socket_world
 from tests.fuzz.hub_world import attack
 from tests.fuzz.source import Source, join_frames, split_frames
 from tests.vectors.golden import OLD_VECTORS, VECTORS, frames_of
@@ -94,6 +101,10 @@ def blobs(data: bytes) -> None:
         assert decode_ask(encode(asked)) == asked
     except ValueError:
         pass
+    with contextlib.suppress(ValueError):
+        records = decode_contents(data, 4)
+        assert 1 <= len(records) <= 4
+        assert encode_contents(records) == data
     try:
         head = Head.decode(data, BlobId(_head_hash(data).hex()))
     except ValueError:
@@ -252,9 +263,20 @@ TARGETS: dict[str, Callable[[bytes], None]] = {
     "zap": zap,
     "gguf": gguf,
     "safetensors": safetensors,
+    "networks": qpart_parts.networks,
+    "segments": qpart_parts.segments,
+    "pieces": qpart_parts.pieces,
 }
 SOCKET_TARGETS: dict[str, Callable[[bytes], None]] = {"sockets": socket_world.say}
 """What needs sockets, and so is fuzzed by tests.fuzz.run alone."""
+
+
+_SEEDS = {
+    **model_files.SEEDS,
+    "networks": qpart_parts.network_seeds,
+    "segments": qpart_parts.segment_seeds,
+    "pieces": qpart_parts.piece_seeds,
+}
 
 
 def seeds(target: str) -> Iterator[bytes]:
@@ -292,7 +314,8 @@ def seeds(target: str) -> Iterator[bytes]:
             )
         case "blobs":
             vectors = [[tag, bytes(32), 0][:size] for tag, size in ((1, 2), (2, 3), (3, 3))]
-            yield from (msgpack.packb(plain) for plain in [*vectors, [4, [bytes(32)]]])
+            yield from (msgpack.packb(plain) for plain in [*vectors, [4, [bytes(32)]], [5, [bytes(32)]]])
+            yield encode_contents([b"hello", None, b""])
             yield b"EBM1" + bytes.fromhex("000010000500000000000000") + bytes(32)
         case "directory":
             record = msgpack.packb(["s", "a", "", ["tcp://127.0.0.1:1"], 5, 1, 0.5, 4.0, {"zone": "x"}])
@@ -305,5 +328,5 @@ def seeds(target: str) -> Iterator[bytes]:
         case "zap":
             yield join_frames([b"1.0", b"7", b"edgebus", b"127.0.0.1", b"", b"CURVE", bytes(32)])
             yield join_frames([b"1.0", b"7", b"edgebus", b"127.0.0.1", b"", b"NULL"])
-        case "gguf" | "safetensors":
-            yield from model_files.SEEDS[target]()
+        case _:
+            yield from _SEEDS[target]()

@@ -39,3 +39,20 @@ def write_files(directory: Path) -> Files:
 def files(tmp_path_factory) -> Files:
     pytest.importorskip("torch")
     return write_files(tmp_path_factory.mktemp("qpart"))
+
+
+@pytest.fixture
+def served(tmp_path):
+    """A model to serve, and keys for a server and a device."""
+    pytest.importorskip("torch")
+    from tests.qpart.serving import Served
+
+    return Served(tmp_path)
+
+
+@pytest.fixture
+def inputs():
+    """Twelve inputs that calibration has not seen."""
+    from qpart.inputs import as_float
+
+    return as_float(small.examples(12, seed=8)[0], small.SHAPE)

@@ -67,12 +67,21 @@ def random_tables(network: Network, seed: int, *, widths: int = 8, law: bool = F
 
     cuts = network.num_nodes + 1
     items = {i: int(np.prod(network.nodes[i].op.weight_shape)) for i in network.parametric}
+
+    def pieces(row: tuple[int, ...]) -> tuple[int, ...]:
+        """What each width adds, less an address or two; some widths add nothing."""
+        sure = [min(row[i:-1]) for i in range(7)]
+        added = [sure[0], *(b - a for a, b in itertools.pairwise(sure)), row[-1]]
+        return tuple(max(0, n - 4 * (i % 3)) for i, n in enumerate(added))
+
+    weight_bytes = {i: num_bytes(n) for i, n in items.items()}
     levels = (0.002, 0.005, 0.01, 0.02, 0.05)
     scale = 1e5 if whole else 1.0
     return Tables(
         network=network,
         weight_psi={i: psi() for i in network.parametric},
-        weight_bytes={i: num_bytes(n) for i, n in items.items()},
+        weight_bytes=weight_bytes,
+        piece_bytes={i: pieces(row) for i, row in weight_bytes.items()},
         live_psi=tuple({v: psi() for v in live} for live in network.live),
         live_bytes=tuple({v: num_bytes(network.items(v)) for v in live} for live in network.live),
         manifest_bytes=(0, *(20 + 30 * c for c in range(1, cuts))),

@@ -4,13 +4,14 @@ import msgspec
 import numpy as np
 import pytest
 
+from edgebus.blobs import framing_bytes
 from qpart import noise
 from qpart.calibrate import calibrate, measure
 from qpart.errors import RequestError, ShapeMismatch, UnsupportedModel
 from qpart.executors.simulator import Simulator
 from qpart.inputs import as_float
 from qpart.network import Parameters
-from qpart.pieces import content_id, encode_piece
+from qpart.pieces import address_of, encode_pieces
 from qpart.solve import Solver
 from qpart.tables import WIDTHS
 from qpart.verify import SHRINK, verify_levels
@@ -55,6 +56,19 @@ def test_pixels_cost_no_noise_at_eight_bits():
     assert small.artefact().tables.live_psi[0][0][WIDTHS.index(8)] < 1e-9
 
 
+@pytest.mark.parametrize(("count", "warned"), [(400, 1), (1000, 0)])
+def test_few_inputs_are_said_to_make_the_promise_weaker(caplog, count, warned):
+    artefact = small.artefact()
+    inputs = np.resize(artefact.inputs, (count, *artefact.inputs.shape[1:]))
+    calibrate(artefact.network, artefact.parameters, inputs, name="few", levels=(0.1,), num_patterns=20)
+    said = [record.getMessage() for record in caplog.records if record.name == "qpart.calibrate"]
+    assert len(said) == warned
+    for line in said:  # 1.645^2 / (400 + 1.645^2) and the same of 1,000: Wilson's bound of none
+        assert line.startswith("calibrating few: 400 inputs are few")
+        assert "0.67 % of all (upper 95 % bound; 0.27 % with 1,000)" in line
+        assert line.endswith("give 1,000 or more")
+
+
 def test_calibration_is_repeatable():
     again = calibrate(
         small.network(),
@@ -71,10 +85,10 @@ def test_calibration_is_repeatable():
 def test_addresses_are_those_of_the_pieces():
     artefact = small.artefact()
     for node, row in artefact.piece_ids.items():
-        for bits, address in zip(WIDTHS, row, strict=True):
-            content = encode_piece(artefact.parameters[node], bits)
-            assert content_id(content) == address
-            assert len(content) == artefact.tables.weight_bytes[node][WIDTHS.index(bits)]
+        contents = encode_pieces(artefact.parameters[node])
+        for address, content, size in zip(row, contents, artefact.tables.piece_bytes[node], strict=True):
+            assert address == (address_of(content) if content else b"")
+            assert size == (len(content) + framing_bytes(len(content)) if content else 0)
 
 
 def test_every_verified_pattern_holds_as_a_whole():
@@ -123,10 +137,14 @@ def test_progress_rises_to_one():
     seen = []
     calibrate(
         small.network(), small.parameters(), small.examples(100, seed=2)[0], name="x", num_patterns=20,
-        levels=(0.1,), progress=seen.append,
+        levels=(0.1,), progress=lambda stage, share: seen.append((stage, share)),
     )  # fmt: skip
-    assert seen == sorted(seen)
-    assert seen[-1] == pytest.approx(1.0)
+    shares = [share for _, share in seen]
+    assert shares == sorted(shares)
+    assert shares[-1] == pytest.approx(1.0)
+    assert list(dict.fromkeys(stage for stage, _ in seen)) == [
+        "preparing", "noise of single tensors", "random patterns", "verifying",
+    ]  # fmt: skip
 
 
 def test_bad_input_is_refused():

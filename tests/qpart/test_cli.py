@@ -5,12 +5,12 @@ from __future__ import annotations
 import json
 import sys
 
-import msgspec
 import numpy as np
 import pytest
 
 from qpart.cli.options import DEFAULTS, read_profile, request_from
 from qpart.errors import RequestError
+from tests.qpart.commands import assert_one_line, caller
 
 pytest.importorskip("torch")
 
@@ -26,36 +26,9 @@ def make():
 SLOW_DEVICE = ("--raw-input-stays", "--device-macs-per-s", "1e4", "--round-trip-s", "0")
 
 
-class Ran(msgspec.Struct):
-    status: int
-    out: str
-    err: str
-
-
 @pytest.fixture
 def qpart(monkeypatch, capsys):
-    """`qpart` in this process; keyword arguments are options."""
-    from qpart.cli import main
-
-    def call(*arguments, **options):
-        flat = [part for name, value in options.items() for part in (f"--{name.replace('_', '-')}", str(value))]
-        monkeypatch.setattr(sys, "argv", ["qpart", *map(str, arguments), *flat])
-        with pytest.raises(SystemExit) as ended:
-            main()
-        said = capsys.readouterr()
-        assert "Traceback" not in said.err
-        return Ran(ended.value.code or 0, said.out, said.err)
-
-    return call
-
-
-def assert_one_line(ran, status, *words):
-    assert ran.status == status, ran
-    lines = [line for line in ran.err.splitlines() if not line.startswith("calibrating")]
-    assert len(lines) == 1, ran.err
-    assert lines[0].startswith("qpart: ")
-    for word in words:
-        assert word in lines[0], lines[0]
+    return caller(monkeypatch, capsys)
 
 
 def test_plan_as_json_has_costs_and_reason_and_rows_only_when_asked(qpart, files):
@@ -71,19 +44,6 @@ def test_plan_as_json_has_costs_and_reason_and_rows_only_when_asked(qpart, files
     assert "rows" not in plan
     explained = json.loads(qpart("plan", files.artefact, "--json", "--explain", *SLOW_DEVICE, accuracy=0.05).out)
     assert [row["cut"] for row in explained["plan"]["rows"]] == list(range(7))
-
-
-def test_plan_in_words_shows_every_cut_within_120_columns(qpart, files):
-    ran = qpart("plan", files.artefact, "--explain", *SLOW_DEVICE, accuracy=0.05)
-    assert ran.status == 0, ran.err
-    lines = ran.out.splitlines()
-    assert max(map(len, lines)) <= 120
-    assert sum(line.startswith(" > ") for line in lines) == 1
-    assert "shows the input" in ran.out
-    assert all(name in ran.out for name in ("stem", "block.conv", "block.add", "mean", "fc"))
-    assert "energy" not in ran.out
-    weighed = qpart("plan", files.artefact, "--explain", *SLOW_DEVICE, accuracy=0.05, weight_energy=1)
-    assert "energy" in weighed.out
 
 
 def test_flags_reach_the_plan(qpart, files):
@@ -198,7 +158,9 @@ def test_calibrate_writes_what_plan_reads(qpart, files, model, tmp_path):
     assert ran.status == 0, ran.err
     found = json.loads(ran.out)
     assert (found["name"], found["nodes"], found["cuts"], found["inputs"]) == ("net", 4, 5, 150)
+    assert "150 inputs are few" in found["doubt"]
     assert found["file_bytes"] == out.stat().st_size
+    assert list(out.parent.iterdir()) == [out]  # what a killed run would have left for the next one is gone
     assert [level["accuracy"] for level in found["levels"]] == [0.05, 0.2]
     assert "100%" in ran.err
     assert json.loads(qpart("plan", out, "--json", accuracy=0.2).out)["model_id"] == found["model_id"]
@@ -284,3 +246,41 @@ def test_missing_typer_is_one_line(qpart, monkeypatch):
     monkeypatch.setitem(sys.modules, "typer", None)
     ran = qpart("plan")
     assert (ran.status, ran.err) == (1, "qpart: the command line needs typer and rich: pip install 'edgebus[cli]'\n")
+
+
+@pytest.mark.net
+def test_what_a_server_says_cannot_command_the_terminal(qpart, served, inputs, tmp_path):
+    """Names of models and nodes, and reasons of refusals, are whatever a server likes."""
+    import msgspec
+
+    from qpart.run.served import ServedModel
+
+    class Loud(ServedModel):
+        def __init__(self, honest):
+            self.__dict__.update(honest.__dict__)
+
+        @property
+        def info(self):
+            return msgspec.structs.replace(super().info, name="loud\x1b[2J")
+
+        def plan(self, request, cached=b""):
+            if request.inferences == 13:
+                raise RequestError("out\x1b[2J")
+            planned = super().plan(request, cached)
+            rows = tuple(msgspec.structs.replace(row, after="\x1b[31m[/b]\n") for row in planned.plan.rows)
+            return msgspec.structs.replace(planned, plan=msgspec.structs.replace(planned.plan, rows=rows))
+
+    np.save(tmp_path / "inputs.npy", inputs)
+    with served.serving(models=[Loud(served.model())]) as endpoint:
+        options = {
+            "server": endpoint,
+            "server_key": served.directory / "server" / "node.key",
+            "keys": served.directory / "device",
+            "inputs": tmp_path / "inputs.npy",
+            "cache": tmp_path / "cache",
+        }
+        for more in ({}, {"model": "quiet"}, {"inferences": 13}):
+            ran = qpart("infer", "--explain", *SLOW_DEVICE, accuracy=0.2, **options, **more)
+            assert ran.status == (1 if more else 0), ran.err
+            assert "\x1b" not in ran.out + ran.err
+            assert "\\x1b" in ran.err

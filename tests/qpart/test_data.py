@@ -100,7 +100,8 @@ def test_pixels_are_divided_and_floats_taken_as_they_are(tmp_path):
     ("array", "error", "word"),
     [
         (np.zeros((2, 3)), ArtefactError, "float64"),
-        (np.zeros((2, 3), np.int64), ArtefactError, "astype"),
+        (np.zeros((2, 3), np.float64), ArtefactError, "astype"),
+        (np.full((2, 3), 1 << 25, np.int64), ArtefactError, "integers beyond"),
         (np.zeros((3, 2), np.float32), ShapeMismatch, r"one sample \(3,\) or several \('n', 3\)"),
         (np.zeros((1, 1, 3), np.float32), ShapeMismatch, "shape"),
         (np.zeros((0, 3), np.float32), ShapeMismatch, "shape"),

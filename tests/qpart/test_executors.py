@@ -5,14 +5,47 @@ from __future__ import annotations
 import subprocess
 import sys
 import tracemalloc
+from typing import get_args
 
 import numpy as np
 import pytest
 
-from qpart.executors import walk, with_numpy
+from qpart.executors import numpy_windows, walk
 from qpart.executors.with_numpy import NumpyExecutor
 from qpart.network import Network, Node, Parameters
-from qpart.ops import Add, AvgPool2d, Clamp, Conv2d, GlobalMean, Linear, MaxPool2d, Relu, Reshape
+from qpart.ops import (
+    Activation,
+    AdaptivePool2d,
+    Add,
+    AddConstant,
+    Affine,
+    Attention,
+    AvgPool2d,
+    Clamp,
+    Concat,
+    Conv2d,
+    Elu,
+    Embedding,
+    Expand,
+    Function,
+    GlobalMean,
+    LeakyRelu,
+    Linear,
+    MatMul,
+    MaxPool2d,
+    Mul,
+    MulConstant,
+    Norm,
+    Pad,
+    Permute,
+    Reduce,
+    Relu,
+    Rescale,
+    Reshape,
+    Slice,
+    Softmax,
+    products,
+)
 
 RNG = np.random.default_rng(0)
 
@@ -31,6 +64,7 @@ CASES = {
     "conv2d, 1 x 1": (Conv2d((1, 1), (2, 2), (0, 0), 5, 3), (5, 7, 7)),
     "conv2d, depthwise": (Conv2d((3, 3), (2, 2), (1, 1), 5, 5, groups=5), (5, 8, 7)),
     "conv2d, depthwise and dilated": (Conv2d((2, 3), (1, 2), (2, 4), 4, 4, (3, 2), 4, False), (4, 8, 9)),
+    "conv2d, depthwise, many channels": (Conv2d((3, 2), (2, 1), (1, 0), 100, 100, (1, 2), 100), (100, 8, 7)),
     "conv2d, two outputs per channel": (Conv2d((3, 3), (1, 1), (0, 0), 4, 8, groups=4), (4, 6, 6)),
     "conv2d, window of the whole image": (Conv2d((4, 5), (1, 1), (0, 0), 2, 3), (2, 4, 5)),
     "max_pool2d": (MaxPool2d((3, 2), (2, 1), (1, 1)), (3, 7, 6)),
@@ -40,6 +74,41 @@ CASES = {
     "relu": (Relu(), (4, 3)),
     "clamp": (Clamp(-0.5, 0.25), (4, 3)),
     "reshape": (Reshape((3, 4)), (2, 6)),
+    "avg_pool2d, padding not counted": (AvgPool2d((3, 2), (2, 1), (1, 1), False), (3, 7, 6)),
+    "adaptive_pool2d": (AdaptivePool2d((3, 4)), (3, 7, 6)),
+    "adaptive_pool2d, largest": (AdaptivePool2d((5, 2), True), (3, 7, 6)),
+    "norm over one axis": (Norm(6, 1, 1e-5), (4, 6)),
+    "norm over two axes, no bias": (Norm(24, 2, 1e-3, bias=False), (2, 4, 6)),
+    "norm, plain": (Norm(6, 1, 1e-5, affine=False, bias=False), (4, 6)),
+    "rms norm": (Norm(6, 1, 1e-6, centred=False, bias=False), (4, 6)),
+    "affine": (Affine(4, 0), (4, 3, 5)),
+    "affine along the middle": (Affine(3, 1, bias=False), (4, 3, 5)),
+    "add_constant": (AddConstant((4, 1, 5)), (4, 3, 5)),
+    "mul_constant": (MulConstant((4, 3, 5)), (4, 3, 5)),
+    "leaky_relu": (LeakyRelu(0.2), (4, 3)),
+    "elu": (Elu(1.7, 1.1, 0.5), (4, 3)),
+    "rescale": (Rescale(0.3, -1.5), (4, 3)),
+    "softmax": (Softmax(0), (4, 3)),
+    "log_softmax": (Softmax(1, True), (4, 3)),
+    "mean": (Reduce("mean", (0, 2)), (4, 3, 5)),
+    "sum, kept": (Reduce("sum", (1,), True), (4, 3, 5)),
+    "largest": (Reduce("max", (2,)), (4, 3, 5)),
+    "permute": (Permute((2, 0, 1)), (4, 3, 5)),
+    "slice": (Slice(1, 1, 6, 2), (4, 6)),
+    "pad": (Pad((1, 0, 2), (0, 3, 1), 0.5), (4, 3, 5)),
+    "expand": (Expand((4, 6, 5)), (4, 1, 5)),
+    **{name: (Activation(name), (40, 50)) for name in get_args(Function)},
+}
+SEVERAL = {
+    "add": (Add(), (4, 3), (4, 3)),
+    "add, repeated": (Add(), (4, 1, 5), (4, 3, 1)),
+    "mul": (Mul(), (4, 3), (1, 3)),
+    "concat": (Concat(1, 3), (4, 3), (4, 1), (4, 2)),
+    "matmul": (MatMul(), (2, 4, 3), (2, 3, 5)),
+    "matmul, transposed": (MatMul(True), (2, 4, 3), (2, 5, 3)),
+    "attention": (Attention(2, 3, 3, 0.5), (4, 6), (5, 6), (5, 6)),
+    "attention of packed columns, causal": (Attention(2, 3, 2, 0.5, (1, 7, 13), True), (5, 18), (5, 18), (5, 18)),
+    "attention in windows": (Attention(3, 2, 4, 0.7), (2, 4, 6), (2, 4, 6), (2, 4, 12)),
 }
 
 
@@ -56,15 +125,79 @@ def reference(op, x, parameters):
     x = torch.from_numpy(x).double()
     weight, bias = (None if p is None else torch.from_numpy(p).double() for p in parameters.get(0, (None, None)))
     windowed = {"stride": getattr(op, "stride", 1), "padding": getattr(op, "padding", 0)}
+    along = getattr(op, "axis", 0) + 1
+    axes = tuple(axis + 1 for axis in getattr(op, "axes", ())) if isinstance(op, Reduce) else ()
     return {
         Linear: lambda: functional.linear(x, weight, bias),
         Conv2d: lambda: functional.conv2d(x, weight, bias, **windowed, dilation=op.dilation, groups=op.groups),
         MaxPool2d: lambda: functional.max_pool2d(x, op.kernel, **windowed),
-        AvgPool2d: lambda: functional.avg_pool2d(x, op.kernel, **windowed),
+        AvgPool2d: lambda: functional.avg_pool2d(x, op.kernel, **windowed, count_include_pad=op.count_padding),
+        AdaptivePool2d: lambda: getattr(functional, f"adaptive_{'max' if op.largest else 'avg'}_pool2d")(x, op.size),
         GlobalMean: lambda: x.mean((2, 3), keepdim=op.keep),
+        Reduce: lambda: {"mean": x.mean, "sum": x.sum, "max": x.amax}[op.kind](axes, keepdim=op.keep),
+        Norm: lambda: _norm(torch, op, x, weight, bias),
+        Affine: lambda: (x.movedim(along, -1) * weight + (0 if bias is None else bias)).movedim(-1, along),
+        AddConstant: lambda: x + weight,
+        MulConstant: lambda: x * weight,
         Relu: x.relu,
+        LeakyRelu: lambda: torch.where(x > 0, x, op.slope * x),
+        Elu: lambda: op.scale * torch.where(x > 0, x, op.alpha * (torch.exp(op.rate * x) - 1)),
         Clamp: lambda: x.clamp(op.low, op.high),
+        Activation: lambda: _activation(torch, op.function, x),
+        Rescale: lambda: x * op.scale + op.shift,
+        Softmax: lambda: x.log_softmax(along) if op.log else x.softmax(along),
         Reshape: lambda: x.reshape(len(x), *op.shape),
+        Permute: lambda: x.permute(0, *(axis + 1 for axis in op.order)),
+        Slice: lambda: x.movedim(along, 0)[op.start : op.stop : op.step].movedim(0, along),
+        Pad: lambda: _pad(torch, op, x),
+        Expand: lambda: x.expand(len(x), *op.shape),
+    }[type(op)]()
+
+
+def _norm(torch, op, x, weight, bias):
+    rows = x.reshape(len(x), -1, op.features)
+    rows = rows - rows.mean(-1, keepdim=True) if op.centred else rows
+    rows = rows / torch.sqrt((rows**2).mean(-1, keepdim=True) + op.eps)
+    return (rows * (1 if weight is None else weight) + (0 if bias is None else bias)).reshape(x.shape)
+
+
+def _activation(torch, name, x):
+    known = {"gelu_tanh": lambda x: torch.nn.functional.gelu(x, approximate="tanh")}
+    return (known.get(name) or getattr(torch.nn.functional, name, None) or getattr(torch, name))(x)
+
+
+def _pad(torch, op, x):
+    for axis, (before, after) in enumerate(zip(op.before, op.after, strict=True)):
+        sides = [
+            torch.full((*x.shape[: axis + 1], n, *x.shape[axis + 2 :]), op.value, dtype=x.dtype)
+            for n in (before, after)
+        ]
+        x = torch.cat([sides[0], x, sides[1]], axis + 1)
+    return x
+
+
+def reference_of_several(op, *tensors):
+    """The same of operations with several inputs."""
+    torch = pytest.importorskip("torch")
+    x, y, *more = (torch.from_numpy(tensor).double() for tensor in tensors)
+    if isinstance(op, Attention):
+        heads = []
+        for h in range(op.heads):
+            sizes = (op.head_size, op.head_size, op.value_size)
+            q, k, v = (
+                t[..., o + h * s : o + (h + 1) * s] for t, o, s in zip((x, y, *more), op.offsets, sizes, strict=True)
+            )
+            scores = q @ k.transpose(-1, -2) * op.scale
+            if op.causal:
+                hidden = torch.ones(scores.shape[-2:]).triu(1).bool()
+                scores = scores.masked_fill(hidden, float("-inf"))
+            heads.append(scores.softmax(-1) @ v)
+        return torch.cat(heads, -1)
+    return {
+        Add: lambda: x + y,
+        Mul: lambda: x * y,
+        Concat: lambda: torch.cat([x, y, *more], 2),
+        MatMul: lambda: x @ (y.transpose(-1, -2) if getattr(op, "transposed", False) else y),
     }[type(op)]()
 
 
@@ -75,10 +208,46 @@ def test_operation_is_what_torch_computes(name, batch, kind):
     op, shape = CASES[name]
     network, parameters, x = Network(shape, (Node(op, (0,)),)), parameters_of(op), floats(batch, *shape)
     found = make(kind, network, parameters).run_arrays({0: x}, 0, 1, [1])[1]
+    if isinstance(op, Activation) and op.function in ("log", "rsqrt", "sqrt", "reciprocal"):
+        x = np.abs(x) + np.float32(0.1)
+        found = make(kind, network, parameters).run_arrays({0: x}, 0, 1, [1])[1]
     right = reference(op, x, parameters).numpy()
     assert found.dtype == np.float32
     assert found.shape == (batch, *network.shapes[1]) == right.shape
     assert np.abs(found - right).max() <= 1e-6 * max(1.0, np.abs(right).max())
+
+
+@pytest.mark.parametrize("name", SEVERAL)
+@pytest.mark.parametrize("kind", ["numpy", "torch"])
+def test_operation_on_several_tensors_is_what_torch_computes(name, kind):
+    op, *shapes = SEVERAL[name]
+    tensors = [floats(3, *shape) for shape in shapes]
+    nodes = (*(Node(Relu(), (0,)) for _ in shapes), Node(op, tuple(range(1, len(shapes) + 1))))
+    last = len(nodes)
+    executor = NumpyExecutor(nodes, {}.__getitem__) if kind == "numpy" else make(kind, Network((1,), nodes[:1]), {})
+    executor.nodes = nodes
+    found = executor.run_arrays(dict(enumerate(tensors, 1)), last - 1, last, [last])[last]
+    right = reference_of_several(op, *tensors).numpy()
+    assert found.dtype == np.float32
+    assert found.shape == (3, *op.output_shape(*shapes)) == right.shape
+    assert np.abs(found - right).max() <= 2e-6 * max(1.0, np.abs(right).max())
+
+
+@pytest.mark.parametrize("kind", ["numpy", "torch"])
+def test_embedding_takes_the_next_row_there_is(kind):
+    network, table = Network((5,), (Node(Embedding(4, 2), (0,)),)), floats(4, 2)
+    rows = np.array([[0, 3, 0.6, -7, 99]], np.float32)
+    found = make(kind, network, {0: Parameters(table, None)}).run_arrays({0: rows}, 0, 1, [1])[1]
+    assert np.array_equal(found, table[[[0, 3, 1, 0, 3]]])
+
+
+def test_attention_takes_heads_in_parts(monkeypatch):
+    op, x = Attention(6, 2, 2, 0.5, (0, 12, 24)), floats(2, 7, 36)
+    nodes = (Node(op, (0, 0, 0)),)
+    whole = NumpyExecutor(nodes, {}.__getitem__).run({0: x}, 0, 1, [1])[1]
+    monkeypatch.setattr(products, "SCORE_ITEMS", 2 * 7 * 7)
+    assert op.heads_at_once(7, 7) == 2
+    assert np.array_equal(NumpyExecutor(nodes, {}.__getitem__).run({0: x}, 0, 1, [1])[1], whole)
 
 
 def make(kind: str, network: Network, parameters):
@@ -175,7 +344,7 @@ def test_convolutions_take_the_batch_in_parts(monkeypatch):
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert peak < whole / 4
-    monkeypatch.setattr(with_numpy, "SCRATCH_BYTES", whole)
+    monkeypatch.setattr(numpy_windows, "SCRATCH_BYTES", whole)
     assert np.array_equal(executor.run({0: x}, 0, 1, [1])[1], found)
 
 

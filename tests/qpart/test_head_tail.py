@@ -1,5 +1,7 @@
 """Head and tail on one machine: equal to the simulation at every cut; hostile segments and arrays refused."""
 
+from dataclasses import replace
+
 import msgspec
 import numpy as np
 import pytest
@@ -11,12 +13,12 @@ from qpart.executors.with_numpy import NumpyExecutor
 from qpart.executors.with_torch import TorchExecutor
 from qpart.head import Head
 from qpart.inputs import as_float
-from qpart.messages import Chosen, Infer, Live, ModelInfo, Segment, segment_of
+from qpart.messages import Chosen, Infer, Live, ModelInfo, Segment
 from qpart.network import Node
 from qpart.ops import Linear, Relu
-from qpart.pieces import encode_piece
 from qpart.profile import Channel, DeviceProfile, Request
-from qpart.segment import inspect
+from qpart.run.published import Published
+from qpart.segment import inspect, split_addresses
 from qpart.tables import WIDTHS
 from qpart.tail import MAX_ITEMS, Tail
 from tests.qpart import small
@@ -29,13 +31,11 @@ def inputs():
 
 def chosen(cut, bits=3):
     """Segment and pieces at a cut with one width everywhere."""
-    artefact = small.artefact()
-    network, index = artefact.network, WIDTHS.index(bits)
+    published, network = Published(replace(small.artefact(), model_id=bytes(16))), small.network()
     nodes = [i for i in network.parametric if i < cut]
-    live = tuple(Live(v, bits, *artefact.ranges[v][index]) for v in network.live[cut])
-    pieces = {artefact.piece_ids[i][index]: encode_piece(artefact.parameters[i], bits) for i in nodes}
-    addresses = tuple(artefact.piece_ids[i][index] for i in nodes)
-    return segment_of(network, bytes(16), cut, addresses, live), pieces
+    raw = published.segment(Chosen(bytes(16), cut, (bits,) * len(nodes), (bits,) * len(network.live[cut])))
+    segment = decode(Segment, raw)
+    return segment, published.pieces(segment)
 
 
 def tail(executor=TorchExecutor):
@@ -116,6 +116,12 @@ def test_an_honest_segment_passes_and_names_its_pieces():
         {"nodes": chosen(2)[0].nodes},
         {"nodes": chosen(4)[0].nodes},
         {"pieces": ()},
+        {"pieces": (b"", *chosen(3)[0].pieces[1:])},
+        {"pieces": (chosen(3)[0].pieces[0][:-1], *chosen(3)[0].pieces[1:])},
+        {"pieces": (chosen(3)[0].pieces[0] * 2, *chosen(3)[0].pieces[1:])},
+        {"pieces": chosen(3)[0].pieces[:1] * 2},
+        {"weight_bits": (2, 3)},
+        {"weight_bits": ()},
         {"live": ()},
         {"live": chosen(3)[0].live[:1]},
         {"live": chosen(3)[0].live[:1] * 2},
@@ -166,7 +172,7 @@ def test_a_segment_larger_than_the_memory_is_rejected():
 
 def test_a_piece_that_is_not_what_its_address_says_never_runs():
     segment, pieces = chosen(3)
-    address = segment.pieces[0]
+    address = split_addresses(segment.pieces[0])[0]
     pieces[address] = pieces[address][:-1] + bytes([pieces[address][-1] ^ 1])
     with pytest.raises(SegmentRejected, match="does not match its hash"):
         Head(segment, pieces)

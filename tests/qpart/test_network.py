@@ -9,7 +9,32 @@ from qpart import sizes
 from qpart.errors import ShapeMismatch
 from qpart.executors.with_numpy import NumpyExecutor
 from qpart.network import Network, Node, Parameters
-from qpart.ops import Add, AvgPool2d, Clamp, Conv2d, GlobalMean, Linear, MaxPool2d, Relu, Reshape
+from qpart.ops import (
+    Activation,
+    AdaptivePool2d,
+    Add,
+    AddConstant,
+    Affine,
+    Attention,
+    AvgPool2d,
+    Clamp,
+    Concat,
+    Conv2d,
+    Embedding,
+    GlobalMean,
+    Linear,
+    MatMul,
+    MaxPool2d,
+    Mul,
+    MulConstant,
+    Norm,
+    Pad,
+    Permute,
+    Relu,
+    Reshape,
+    Slice,
+    Softmax,
+)
 
 
 def test_every_value_that_is_still_needed_is_live():
@@ -79,9 +104,58 @@ def test_what_is_made_of_the_input_without_weights_shows_it(op):
 
 
 def test_a_sum_with_the_input_shows_it_and_a_layer_does_not():
-    conv = Conv2d((1, 1), (1, 1), (0, 0), 1, 1)
+    conv = Conv2d((3, 3), (1, 1), (1, 1), 1, 1)
     network = Network((1, 4, 4), (Node(conv, (0,)), Node(Add(), (1, 0)), Node(conv, (2,)), Node(Relu(), (3,))))
     assert [network.shows_input(cut) for cut in range(5)] == [True, True, True, False, False]
+
+
+SHOWS = {
+    "a softmax": (Softmax(0),),
+    "a permutation and a slice": (Permute((1, 0)), Slice(0, 0, 2)),
+    "a norm with gains": (Norm(4, 1, 1e-5),),
+    "a batch norm": (Affine(4, 1),),
+    "a constant added": (AddConstant((4, 4)),),
+    "a constant multiplied": (MulConstant((4, 4)),),
+    "a table": (Embedding(256, 3),),
+    "a layer of one number": (Reshape((4, 4, 1)), Linear(1, 3)),
+    "a product with itself": (Mul(),),
+    "attention to itself": (Attention(1, 4, 4, 1.0),),
+    "a convolution of one tap": (Reshape((1, 4, 4)), Conv2d((1, 1), (1, 1), (0, 0), 1, 3)),
+    "a depthwise convolution of one tap": (Reshape((4, 2, 2)), Conv2d((1, 1), (1, 1), (0, 0), 4, 4, (1, 1), 4)),
+}
+HIDES = {
+    "a layer": (Linear(4, 4),),
+    "a depthwise convolution": (Reshape((4, 2, 2)), Conv2d((2, 2), (1, 1), (0, 0), 4, 4, (1, 1), 4)),
+    "a layer over an embedding": (Embedding(256, 3), Linear(3, 4)),
+}
+
+
+@pytest.mark.parametrize("name", [*SHOWS, *HIDES])
+def test_only_weighted_sums_hide_the_input(name):
+    nodes = []
+    for op in (SHOWS | HIDES)[name]:
+        nodes.append(Node(op, (len(nodes),) * op.arity))
+    network = Network((4, 4), (*nodes, Node(Relu(), (len(nodes),))))
+    assert network.shows_input(len(nodes)) == (name in SHOWS)
+
+
+def test_attention_with_one_side_of_the_input_shows_it():
+    nodes = (Node(Linear(4, 4), (0,)), Node(Attention(1, 4, 4, 1.0), (1, 1, 0)), Node(Relu(), (2,)))
+    assert Network((4, 4), nodes).shows_input(2)
+    hidden = (nodes[0], Node(Attention(1, 4, 4, 1.0), (1, 1, 1)), nodes[2])
+    assert not Network((4, 4), hidden).shows_input(2)
+
+
+def test_both_products_of_attention_count():
+    nodes = (
+        Node(Linear(6, 18), (0,)),
+        Node(Attention(2, 3, 3, 1.0, (0, 6, 12)), (1, 1, 1)),
+        Node(MatMul(transposed=True), (2, 2)),
+        Node(Embedding(9, 5), (3,)),
+    )
+    network = Network((7, 6), nodes)
+    assert network.macs == (7 * 6 * 18, 2 * (7 * 7 * 3 + 7 * 7 * 3), 7 * 7 * 6, 0)
+    assert network.parametric == (0, 3)
 
 
 MEMORY = {
@@ -91,13 +165,28 @@ MEMORY = {
     "linear": (Linear(600, 700), (600,)),
     "pool": (MaxPool2d((3, 3), (2, 2), (1, 1)), (32, 64, 64)),
     "relu": (Relu(), (32, 64, 64)),
+    "depthwise, many channels": (Conv2d((3, 3), (2, 2), (1, 1), 128, 128, (1, 1), 128), (128, 32, 32)),
+    "linear over tokens": (Linear(64, 256), (196, 64)),
+    "gelu": (Activation("gelu"), (196, 256)),
+    "softmax": (Softmax(1), (196, 256)),
+    "norm": (Norm(256, 1, 1e-5), (196, 256)),
+    "affine": (Affine(32, 0), (32, 64, 64)),
+    "attention": (Attention(4, 16, 16, 0.25, (0, 64, 128)), (196, 192)),
+    "causal attention": (Attention(4, 16, 16, 0.25, (0, 64, 128), True), (300, 192)),
+    "matmul": (MatMul(transposed=True), (4, 100, 100)),
+    "concat": (Concat(0, 2), (32, 64, 64)),
+    "permute": (Permute((2, 1, 0)), (32, 64, 64)),
+    "pad": (Pad((0, 2, 2), (0, 2, 2)), (32, 64, 64)),
+    "adaptive": (AdaptivePool2d((5, 5)), (32, 64, 64)),
+    "embedding": (Embedding(50, 64), (512,)),
+    "uncounted": (AvgPool2d((3, 3), (1, 1), (1, 1), False), (8, 64, 64)),
 }
 
 
 @pytest.mark.parametrize("name", MEMORY)
 def test_the_memory_that_is_planned_is_what_a_device_uses(name):
     op, shape = MEMORY[name]
-    network = Network(shape, (Node(op, (0,)), Node(Relu(), (1,))))
+    network = Network(shape, (Node(op, (0,) * op.arity), Node(Relu(), (1,))))
     random = np.random.default_rng(0)
 
     def parameters(node):

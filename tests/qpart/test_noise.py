@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from qpart.errors import UnsupportedModel
-from qpart.noise import fit_budget, num_changed, squared_error, squared_margin, upper_bound
+from qpart.noise import fit_budget, law_of, num_changed, squared_error, squared_margin, upper_bound
 
 
 def test_margin_error_and_changes_by_hand():
@@ -69,3 +69,21 @@ def test_the_first_step_counts_to_its_end():
 def test_quantisation_that_changes_nothing_cannot_be_planned():
     with pytest.raises(UnsupportedModel, match="nothing to plan"):
         fit_budget([0.0, 0.0], [0, 0], 100)
+
+
+def test_the_law_of_a_tensor_is_fitted_and_judged():
+    steps = np.arange(2, 9)
+    law = law_of([*(3.0 * np.exp(-1.3 * steps)), 0.0])
+    assert (law.alpha, law.scale, law.r2) == pytest.approx((1.3, 3.0, 1.0))
+    assert law.holds
+    wrong = 3.0 * np.exp(-1.3 * steps)
+    wrong[:2] *= 40  # at 2 and 3 bits it is wrong by an order of magnitude
+    law = law_of([*wrong, 0.0])
+    assert not law.holds
+    assert law.low > 2
+    assert law.r2 < 1
+
+
+def test_no_law_is_made_of_nothing():
+    assert law_of([0.0] * 8) == law_of([1.0, *[0.0] * 7])
+    assert not law_of([0.0] * 8).holds

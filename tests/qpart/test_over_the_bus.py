@@ -4,94 +4,29 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from pathlib import Path
 
 import msgspec
 import numpy as np
 import pytest
 
 import edgebus
+from edgebus.blobs import BlobCorrupt
 from edgebus.payloads import encode
-from qpart import messages
-from qpart.artefact import Artefact, save
-from qpart.calibrate import measure
+from qpart import Device, messages
 from qpart.errors import Infeasible, ProtocolError, RequestError, SegmentRejected, ShapeMismatch, UnknownModel
 from qpart.executors.simulator import Simulator
-from qpart.executors.with_torch import TorchExecutor
 from qpart.inputs import as_float
-from qpart.messages import SERVICES, Chosen, Fetch, Infer
-from qpart.profile import Channel, DeviceProfile, Request, ServerProfile
+from qpart.messages import Chosen, Infer
+from qpart.pieces import ADDRESS_BYTES
 from qpart.run.cache import PieceCache
-from qpart.run.device import Device
+from qpart.run.line import Line
+from qpart.run.published import Published
 from qpart.run.served import ServedModel
-from qpart.run.server import PlanServer
 from tests.qpart import small
+from tests.qpart.serving import FAST, LAZY, MANY, PRIVATE
 
 pytestmark = pytest.mark.net
-
-FAST = DeviceProfile(macs_per_s=1e9, joules_per_mac=1e-10, memory_bytes=1 << 20)
-SLOW_CHANNEL = Channel(up_bits_per_s=1e4, down_bits_per_s=1e6)
-MANY = Request(accuracy=0.05, device=FAST, channel=SLOW_CHANNEL, inferences=100_000)
-PRIVATE = Request(
-    accuracy=0.2, device=FAST, channel=Channel(up_bits_per_s=1e7, down_bits_per_s=1e7), raw_input_stays=True
-)
-LAZY = Request(
-    accuracy=0.05,
-    device=DeviceProfile(macs_per_s=1e3, joules_per_mac=0, memory_bytes=1 << 20),
-    channel=Channel(up_bits_per_s=1e9, down_bits_per_s=1e9),
-)
-
-
-class Served:
-    """A server thread on loopback with CURVE, and key directories."""
-
-    def __init__(self, directory) -> None:
-        self.directory = directory
-        for name in ("server", "device"):
-            edgebus.generate_keys(directory / name)
-        self.allow_file = directory / "server" / "allowed_keys"
-        edgebus.add_to_allow_list(self.allow_file, directory / "device" / "node.key")
-        self.artefact = save(small.artefact(), directory / "small.qpart")
-
-    def model(self, artefact: Artefact | None = None) -> ServedModel:
-        a = artefact or self.artefact
-        simulator = Simulator(a.network, a.parameters, a.ranges)
-        run = measure(simulator, a.float_inputs(), a.logits, a.margin)
-        return ServedModel(a, TorchExecutor(a.network.nodes, a.parameters), run, ServerProfile(macs_per_s=1e10))
-
-    @contextmanager
-    def serving(self, endpoint="tcp://127.0.0.1:0", models=None) -> Iterator[str]:
-        keys = edgebus.load_keys(self.directory / "server")
-        with edgebus.Node(name="server", keys=keys, allow=edgebus.AllowList.from_file(self.allow_file)) as node:
-            server = PlanServer(node.serve(*SERVICES), models or [self.model()])
-            real = node.bind(endpoint)
-            thread = threading.Thread(target=server.run)
-            thread.start()
-            try:
-                yield real
-            finally:
-                server.stop()
-                thread.join(30)
-
-    def device(self, endpoint, cache="cache", **more) -> Device:
-        return Device(
-            endpoint,
-            server_key=self.directory / "server" / "node.key",
-            keys=self.directory / "device",
-            cache=PieceCache(self.directory / cache),
-            **{"timeout_s": 10.0, **more},
-        )
-
-
-@pytest.fixture
-def served(tmp_path) -> Served:
-    return Served(tmp_path)
-
-
-@pytest.fixture
-def inputs():
-    return as_float(small.examples(12, seed=8)[0], small.SHAPE)
 
 
 @pytest.mark.parametrize(
@@ -115,6 +50,23 @@ def test_planned_bytes_are_sent_and_answers_are_the_simulated_ones(served, input
     assert np.allclose(logits, simulated, atol=1e-4 * np.abs(simulated).max())
 
 
+@pytest.mark.parametrize("kind", [str, Path, PieceCache])
+def test_a_cache_may_be_said_as_a_directory(served, inputs, kind):
+    where = served.directory / "pieces here"
+    with (
+        served.serving() as endpoint,
+        Device(
+            endpoint,
+            server_key=served.directory / "server" / "node.key",
+            keys=served.directory / "device",
+            cache=kind(where),
+        ) as device,
+    ):
+        device.prepare(PRIVATE)
+        assert device.infer(inputs).shape == (len(inputs), small.CLASSES)
+    assert PieceCache(where).marks()
+
+
 def test_plans_differ_with_what_is_asked(served):
     with served.serving() as endpoint, served.device(endpoint) as device:
         cuts = {name: device.prepare(r).plan.pattern.cut for name, r in (("many", MANY), ("lazy", LAZY))}
@@ -135,16 +87,17 @@ def test_pieces_travel_once(served):
         with served.device(endpoint) as device:
             second = device.prepare(PRIVATE).plan.pattern
             assert device.traffic.download_bytes == second.download_bytes
-    manifest = small.artefact().tables.manifest_bytes[second.cut]
-    assert first.download_bytes > manifest
-    assert second.download_bytes == manifest
+    nodes = [i for i in small.network().parametric if i < second.cut]
+    described = small.artefact().tables.manifest_bytes[second.cut] + ADDRESS_BYTES * len(nodes)
+    assert first.download_bytes > described
+    assert second.download_bytes == described
 
 
 def test_a_spoiled_cache_is_fetched_again(served):
     with served.serving() as endpoint:
         with served.device(endpoint) as device:
             first = device.prepare(PRIVATE).plan.pattern
-        for path in (served.directory / "cache").iterdir():
+        for path in (served.directory / "cache").glob("?" * 64):
             path.write_bytes(b"spoiled")
         with served.device(endpoint) as device:
             device.prepare(PRIVATE)
@@ -199,9 +152,6 @@ def test_nothing_runs_before_it_is_prepared_and_shapes_are_checked(served, input
         (messages.PLAN, b"\xc1" * 40, ()),
         (messages.SEGMENT, lambda i: encode(Chosen(i, 99, (), ())), ()),
         (messages.SEGMENT, lambda i: encode(Chosen(i, 3, (9, 9), (3, 3))), ()),
-        (messages.PIECES, lambda i: encode(Fetch(i, (bytes(16),))), ()),
-        (messages.PIECES, lambda i: encode(Fetch(i, (small.artefact().piece_ids[0][0],) * 2)), ()),
-        (messages.PIECES, lambda i: msgspec.msgpack.encode([i, [bytes(16)] * 1000]), ()),
         (messages.INFER, lambda i: encode(Infer(i, 1, (3,))), (np.zeros((1, 3), np.uint8),)),
         (messages.INFER, lambda i: encode(Infer(i, 1, (3,))), ()),
         (messages.INFER, lambda i: encode(Infer(i, 1, (3,))), (np.zeros((1 << 18, 54), np.uint8),)),
@@ -211,7 +161,7 @@ def test_hostile_requests_are_refused_and_the_server_lives_on(served, inputs, se
     with served.serving() as endpoint, served.device(endpoint) as device:
         raw = payload(device.model.model_id) if callable(payload) else payload
         with pytest.raises(edgebus.Refused) as caught:
-            device._link.request(service, raw, arrays, timeout_s=10)
+            device._line.link.request(service, raw, arrays, timeout_s=10)
         assert caught.value.code == "invalid"
         device.prepare(PRIVATE)
         assert device.infer(inputs).shape == (12, small.CLASSES)
@@ -229,20 +179,28 @@ class Lying(ServedModel):
         self._asked = getattr(self, "_asked", 0) + 1
         return raw[:-1] + bytes([raw[-1] ^ 1]) if self._what == "segment" and self._asked > 1 else raw
 
-    def piece(self, address):
-        content = super().piece(address)
-        return content[:-1] + bytes([content[-1] ^ 1]) if self._what == "piece" else content
+
+class Spoiled(Published):
+    """Pieces of which one bit is wrong."""
+
+    def chunk(self, blob_id, index):
+        content = super().chunk(blob_id, index)
+        return content[:-1] + bytes([content[-1] ^ 1])
 
 
-@pytest.mark.parametrize("what", ["segment", "piece"])
-def test_what_does_not_match_its_hash_is_not_run_and_not_kept(served, what):
+@pytest.mark.parametrize(
+    ("what", "error", "match"), [("segment", SegmentRejected, "hash"), ("piece", BlobCorrupt, "3 times")]
+)
+def test_what_does_not_match_its_hash_is_not_run_and_not_kept(served, what, error, match):
     liar = Lying(served.model(), what)
+    if what == "piece":
+        liar.published = Spoiled(served.artefact)
     with served.serving(models=[liar]) as endpoint, served.device(endpoint) as device:
-        with pytest.raises(SegmentRejected, match="hash"):
+        with pytest.raises(error, match=match):
             device.prepare(PRIVATE)
         with pytest.raises(RequestError):
             device.infer(np.zeros((1, *small.SHAPE), np.float32))
-    assert not PieceCache(served.directory / "cache").addresses()
+    assert not PieceCache(served.directory / "cache").marks()
 
 
 def test_unknown_operations_from_a_server_are_rejected(served):
@@ -270,25 +228,13 @@ def test_a_server_that_asks_for_the_input_does_not_get_it(served, inputs):
 
         def segment(self, chosen):
             raw = msgspec.msgpack.decode(super().segment(chosen))
-            raw[4][0][0] = 0  # the first live value is the input now; hash and sizes are all right
+            raw[5][0][0] = 0  # the first live value is the input now; hash and sizes are all right
             return msgspec.msgpack.encode(raw)
 
     with served.serving(models=[Curious(served.model())]) as endpoint, served.device(endpoint) as device:
         with pytest.raises(SegmentRejected, match="was to stay"):
             device.prepare(PRIVATE)
         assert device.traffic.up_bytes == 0
-
-
-def test_large_pieces_come_in_chunks(served, inputs, monkeypatch):
-    with served.serving() as endpoint:
-        with served.device(endpoint) as device:
-            device.prepare(PRIVATE)
-            expected = device.infer(inputs)
-        monkeypatch.setattr(messages, "CHUNK_BYTES", 16)
-        with served.device(endpoint, cache="other") as device:
-            planned = device.prepare(PRIVATE)
-            assert np.array_equal(device.infer(inputs), expected)
-            assert device.traffic.download_bytes == planned.plan.pattern.download_bytes
 
 
 def test_pixels_are_taken_as_they_are(served):
@@ -298,19 +244,20 @@ def test_pixels_are_taken_as_they_are(served):
         assert np.array_equal(device.infer(pixels), device.infer(as_float(pixels, small.SHAPE)))
         with pytest.raises(edgebus.LocalError, match="float64"):
             device.infer(pixels.astype(np.float64))
+        with pytest.raises(edgebus.LocalError, match=r"a list, not an array: use numpy\.asarray"):
+            device.infer(pixels.tolist())
 
 
 def test_a_slow_server_makes_the_bus_ask_again_and_that_is_counted(served, inputs):
-    class Slow(ServedModel):
-        def __init__(self, honest):
-            self.__dict__.update(honest.__dict__)
-            self.real, self.tail = self.tail, self
+    slow = served.model()
+    real = slow.tail.answers
 
-        def answer(self, infer, arrays):
-            threading.Event().wait(1.6)
-            return self.real.answer(infer, arrays)
+    def answers(works):
+        threading.Event().wait(1.6)
+        return real(works)
 
-    with served.serving(models=[Slow(served.model())]) as endpoint, served.device(endpoint) as device:
+    slow.tail.answers = answers
+    with served.serving(models=[slow]) as endpoint, served.device(endpoint) as device:
         device.prepare(PRIVATE)
         device.infer(inputs)
         assert device.traffic.resends == 1
@@ -323,7 +270,7 @@ def test_a_server_that_is_gone_is_named(served, inputs):
         device.prepare(PRIVATE)
     with device:  # it has heard that the link is down
         until = time.monotonic() + 5
-        while device._link.health != "down" and time.monotonic() < until:
+        while device._line.link.health != "down" and time.monotonic() < until:
             time.sleep(0.01)
         started_at = time.monotonic()
         with pytest.raises(edgebus.DeadlineExceeded, match="the peer was not there"):
@@ -332,30 +279,37 @@ def test_a_server_that_is_gone_is_named(served, inputs):
 
 
 @pytest.mark.parametrize("waited_s", [0.5, 2.0])
-def test_a_lost_request_is_asked_again_only_in_what_is_left_of_the_timeout(served, inputs, monkeypatch, waited_s):
+def test_a_lost_request_is_asked_again_only_in_what_is_left_of_the_timeout(monkeypatch, waited_s):
     """The clock stands still but for the time which the first attempt takes until its link is lost."""
-    now, timeouts = [0.0], []
+    now, timeouts = [100.0], []
 
-    def request(service, payload, arrays, *, timeout_s):
-        timeouts.append(timeout_s)
-        if len(timeouts) > 1:
-            raise edgebus.DeadlineExceeded("the peer was not there")
-        now[0] += waited_s
-        raise edgebus.LinkLost("the link went down")
+    class Pending:
+        def __init__(self, error):
+            self.error = error
 
-    with served.serving() as endpoint, served.device(endpoint, timeout_s=2.0) as device:
-        device.prepare(PRIVATE)
-        link = device._link
+        def wait(self, timeout_s):
+            return True
 
-        class Patched:
-            def __getattr__(self, name):
-                return request if name == "request" else getattr(link, name)
+        def result(self):
+            now[0] += waited_s
+            raise self.error
 
-        monkeypatch.setattr(device, "_link", Patched())
-        monkeypatch.setattr("qpart.run.device.time.monotonic", lambda: now[0])
-        with pytest.raises(edgebus.LinkLost, match="went down"):
-            device.infer(inputs)
-        monkeypatch.undo()
+    class Link:
+        health, endpoint = "up", "tcp://there"
+
+        def send_request(self, service, payload, arrays, timeout_s):
+            timeouts.append(timeout_s)
+            late = edgebus.DeadlineExceeded("the peer was not there")
+            return Pending(late if len(timeouts) > 1 else edgebus.LinkLost("the link went down"))
+
+    class Node:
+        def connect(self, endpoint, **options):
+            return Link()
+
+    monkeypatch.setattr("qpart.run.line._now", lambda: now[0])
+    line = Line(Node(), [("tcp://there", None)], 2.0)
+    with pytest.raises(edgebus.LinkLost, match="went down"):
+        line.request(messages.INFER)
     assert timeouts == ([2.0, 1.5] if waited_s == 0.5 else [2.0])
 
 
@@ -369,15 +323,9 @@ def test_a_server_that_comes_back_answers_the_next_request(served, inputs):
 
 
 def test_answers_of_another_shape_are_a_protocol_error(served, inputs):
-    class Short(ServedModel):
-        def __init__(self, honest):
-            self.__dict__.update(honest.__dict__)
-            self.tail = self
-
-        def answer(self, infer, arrays):
-            return np.zeros((1, 1), np.float32)
-
-    with served.serving(models=[Short(served.model())]) as endpoint, served.device(endpoint) as device:
+    short = served.model()
+    short.tail.answers = lambda works: [np.zeros((1, 1), np.float32) for _ in works]
+    with served.serving(models=[short]) as endpoint, served.device(endpoint) as device:
         device.prepare(PRIVATE)
         with pytest.raises(ProtocolError):
             device.infer(inputs)

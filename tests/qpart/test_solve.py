@@ -137,10 +137,33 @@ def test_cached_pieces_cost_nothing_to_load(seed, name):
                 assert least <= cost <= by_trying([again], budget, **asked)
 
 
+def test_loads_with_a_cache_hand_worked():
+    """Pieces of 5, 4, 0, 3 ... bytes behind addresses of 2: a cached one is saved at its width and above."""
+    whole, pieces = (7, 13, 13, 18, 18, 18, 18, 40), (5, 4, 0, 3, 0, 0, 0, 38)
+    tables = msgspec.structs.replace(
+        tiny(), weight_bytes={0: whole, 1: whole}, piece_bytes=dict.fromkeys((0, 1), pieces)
+    )
+    assert tables.load_bytes({(0, 3), (0, 5), (9, 2)}) == {0: (7, 9, 9, 11, 11, 11, 11, 40)}
+    assert tables.load_bytes({(1, 16), (1, 4)}) == {1: (7, 13, 13, 18, 18, 18, 18, 2)}
+    assert tables.load_bytes({(0, b) for b in WIDTHS}) == {0: (2, 4, 4, 6, 6, 6, 6, 2)}
+    assert evaluate(tables, 1, (4,), (2,), cached={(0, 3)}).download_bytes == 7 + 9
+    assert evaluate(tables, 1, (4,), (2,), cached={(0, 3)}).segment_bytes == 7 + 13
+    without = msgspec.structs.replace(tiny(), weight_bytes={0: whole, 1: whole})
+    assert without.load_bytes({(0, 2), (0, 5)}) == {0: (0, 6, 6, 6, 6, 6, 6, 40)}
+
+
+@pytest.mark.parametrize(
+    "pieces", [{0: (1,) * 8}, {0: (1,) * 8, 1: (1,) * 7}, {0: (2,) * 8, 1: (20,) * 8}, {0: (-1,) * 8, 1: (1,) * 8}]
+)
+def test_pieces_that_cannot_be_are_refused(pieces):
+    with pytest.raises(ValueError, match="piece"):
+        msgspec.structs.replace(tiny(), piece_bytes=pieces)
+
+
 def test_fronts_with_a_cache_are_those_made_from_the_start():
     tables = random_tables(NETWORKS["dense"], 1)
     nodes, pieces = tables.network.parametric, frozenset({(3, 4)})
-    load = [[0 if (i, b) in pieces else n for b, n in zip(WIDTHS, tables.weight_bytes[i], strict=True)] for i in nodes]
+    load = [tables.load_bytes(pieces).get(i, tables.weight_bytes[i]) for i in nodes]
     for down, hold in (TO_LOAD, *MIXES):
         rows = zip(nodes, load, strict=True)
         mixed = [[down * n + hold * m for n, m in zip(row, tables.weight_bytes[i], strict=True)] for i, row in rows]

@@ -103,11 +103,11 @@ def test_cancelled_in_the_middle_leaves_nothing_behind(seed):
 class Trusting(BulkReceiver):
     """The mutant: takes chunks for what they should be."""
 
-    def receive(self, chunk, frame):
+    def receive(self, chunk, frame, *, now):
         incoming = self._partial.get(chunk.transfer)
         if incoming is not None:
             chunk = type(chunk)(chunk.transfer, incoming.received)
-        return super().receive(chunk, frame)
+        return super().receive(chunk, frame, now=now)
 
 
 def test_receiver_that_does_not_look_at_offsets_is_caught(monkeypatch):

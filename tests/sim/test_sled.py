@@ -15,6 +15,7 @@ from sled.server import Server
 from sled.testing import ToyDrafter, ToyTarget
 from sled.types import Sampling
 from sled.window import Window
+from tests.sled.drafting import submit
 
 PROMPTS = ([5, 6, 7], [9, 9], [30, 31, 32, 33])
 SAMPLED = Sampling(temperature=0.9, top_k=30, seed=5)
@@ -60,7 +61,7 @@ class SimDevice:
         self._net, self._timeout_s = net, timeout_s
         self._link = net.connect(net.node(f"device{number}"), server.node)
         self._drafter = ToyDrafter(ToyTarget(), error=0.3, seed=number)
-        self._drafter.start(SAMPLED)
+        self._drafter.start(SAMPLED, len(PROMPTS[number]))
         self.machine = Generation(
             bytes([number] * 8),
             PROMPTS[number],
@@ -86,11 +87,11 @@ class SimDevice:
         machine = self.machine
         if machine.state is State.OPENING:
             self._request = (messages.OPEN, encode(machine.open_request()))
-        elif machine.state is State.DRAFTING:
+        elif not machine.chain.flights:
             limit = machine.draft_limit()
             self._request = (
                 messages.VERIFY,
-                encode(machine.submit(self._drafter.draft(machine.history.tokens, limit, machine.window))),
+                encode(submit(machine, list(self._drafter.draft(machine.history.tokens, limit)))),
             )
         else:
             self.asked_again += 1  # the same round once more: its position is its key

@@ -101,7 +101,7 @@ def test_long_text_is_divided_and_merged():
 
 @pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two GPUs")
 def test_two_gpus_compute_what_one_does(tmp_path):
-    """NCCL between the ranks, Triton attention over each one's heads."""
+    """NCCL between the ranks, Triton attention over each one's heads; some transformers want an even vocabulary."""
     import json
     import subprocess
     import sys
@@ -111,13 +111,13 @@ def test_two_gpus_compute_what_one_does(tmp_path):
     from tests.sled.test_tensor_parallel import save_with_tokenizer
     from tests.sled.two_ranks import TEXT, answer
 
-    save_with_tokenizer(tiny("llama"), tmp_path)
+    save_with_tokenizer(tiny("llama", vocab_size=98), tmp_path)
     command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "-m", "tests.sled.two_gpus"]
     ran = subprocess.run([*command, str(tmp_path)], capture_output=True, text=True, timeout=150, check=False)
     lines = [line for line in ran.stdout.splitlines() if line.startswith("RESULT ")]
     assert lines, ran.stdout + ran.stderr
     found = json.loads(lines[0].removeprefix("RESULT "))
-    one = CausalLMTarget(tiny("llama").cuda(), FakeCodec(), name="one", kv_bytes=1 << 22)
+    one = CausalLMTarget(tiny("llama", vocab_size=98).cuda(), FakeCodec(), name="one", kv_bytes=1 << 22)
     logits = one.logits([Chunk(b"a", tuple(TEXT), 0, 4, (3,)), Chunk(b"b", tuple(TEXT[:5]), 0, 2, (5,))])
     np.testing.assert_allclose(found["logits"], logits.cpu().numpy(), atol=2e-4)
     assert found["answer"] == answer(one, TEXT[:7], 12)

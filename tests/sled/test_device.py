@@ -9,6 +9,7 @@ from sled.errors import ProtocolError
 from sled.messages import Opened, Verdict
 from sled.types import Sampling
 from sled.window import Window
+from tests.sled.drafting import submit
 
 
 def generation(max_tokens=10, window=4) -> Generation:
@@ -22,7 +23,7 @@ def generation(max_tokens=10, window=4) -> Generation:
 def test_round_hand_worked():
     machine = generation()
     assert machine.draft_limit() == 4
-    request = machine.submit([1, 2, 3])
+    request = submit(machine, [1, 2, 3])
     assert (request.base, request.draft) == (3, [1, 2, 3])
     committed = machine.verdict(Verdict(3, [1, 9], 1, "", 16, 2))
     assert committed == [Committed(1, 3, True), Committed(9, 4, False)]
@@ -33,7 +34,7 @@ def test_round_hand_worked():
 def test_last_token_is_never_drafted():
     machine = generation(max_tokens=3)
     assert machine.draft_limit() == 2
-    machine.submit([1, 2])
+    submit(machine, [1, 2])
     machine.verdict(Verdict(3, [1, 2, 8], 2, "", 16, 1))
     assert machine.state is State.DONE
     assert (machine.finish, machine.answer) == ("length", [1, 2, 8])
@@ -41,14 +42,14 @@ def test_last_token_is_never_drafted():
 
 def test_server_limit_caps_the_window():
     machine = generation()
-    machine.submit([])
+    submit(machine, [])
     machine.verdict(Verdict(3, [1], 0, "", 1, 1))
     assert machine.draft_limit() == 1
 
 
 def test_stop_ends_the_answer():
     machine = generation()
-    machine.submit([])
+    submit(machine, [])
     machine.verdict(Verdict(3, [0], 0, "stop", 16, 1))
     assert (machine.state, machine.finish) == (State.DONE, "stop")
 
@@ -56,30 +57,30 @@ def test_stop_ends_the_answer():
 def test_acceptance_is_counted_against_our_own_draft():
     """A repeated round may be answered with the verdict of an earlier draft."""
     machine = generation()
-    machine.submit([1, 5])
+    submit(machine, [1, 5])
     committed = machine.verdict(Verdict(3, [1, 2, 3], 2, "", 16, 1))
     assert [c.drafted for c in committed] == [True, False, False]
 
 
 def test_lost_session_is_opened_again_with_committed_text():
     machine = generation()
-    machine.submit([1])
+    submit(machine, [1])
     machine.verdict(Verdict(3, [1, 2], 1, "", 16, 1))
-    machine.submit([])
+    submit(machine, [])
     assert machine.session_lost()
     request = machine.open_request()
     assert (request.prompt, request.answer, request.chat) == ([5, 6, 7], [1, 2], False)
     machine.opened(Opened([5, 6, 7], 5, 16))
-    assert machine.submit([]).base == 5
+    assert submit(machine, []).base == 5
 
 
 def test_session_lost_again_and_again_gives_up():
     machine = generation()
     for _ in range(3):
-        machine.submit([])
+        submit(machine, [])
         assert machine.session_lost()
         machine.opened(Opened([5, 6, 7], 3, 16))
-    machine.submit([])
+    submit(machine, [])
     assert not machine.session_lost()
 
 
@@ -94,14 +95,14 @@ def test_session_lost_again_and_again_gives_up():
 )
 def test_impossible_verdict_is_an_error(verdict):
     machine = generation()
-    machine.submit([1])
+    submit(machine, [1])
     with pytest.raises(ProtocolError, match=r"stand at 3"):
         machine.verdict(verdict)
 
 
 def test_server_with_another_text_is_an_error():
     machine = generation()
-    machine.submit([])
+    submit(machine, [])
     machine.session_lost()
     with pytest.raises(ProtocolError):
         machine.opened(Opened([5, 6, 8], 3, 16))
@@ -109,7 +110,7 @@ def test_server_with_another_text_is_an_error():
 
 def test_draft_over_the_limit_is_cut():
     machine = generation(max_tokens=3)
-    assert machine.submit([1, 2, 3, 4]).draft == [1, 2]
+    assert submit(machine, [1, 2, 3, 4]).draft == [1, 2]
 
 
 def test_target_id_goes_with_the_opening():

@@ -249,3 +249,88 @@ def test_steps_unlike_any_before_are_tried_only_once():
     ours = world.run(GoodputPolicy(8), [Phase(32, 3.0, 1.0), Phase(32, 3.0, 1.0)])
     assert ours.limit_changes_by_phase[1] < 40
     assert ours.mean_limit[1] < 0.1  # far devices, a fast server: it decodes by itself
+
+
+def test_world_of_answers_that_end_hand_worked():
+    world = World(STEP_TIMES["cpu_bf16"], Fleet(((GOOD, 1.0),), 0.0), noise=0.0, answer=4, prompt=15)
+    # window 0: a step with the prompt and a token, three with a token, and the next session begins
+    assert world.run(Fixed(0), [Phase(1, 20.0, 2.0)]).goodput[0] == pytest.approx(4 / (0.0356 + 3 * 0.0289), rel=0.01)
+    stubborn = World(STEP_TIMES["cpu_bf16"], Fleet(((Drafter((0.8,), 0.0, 2), 1.0),), 0.0), noise=0.0)
+    two, eight = (stubborn.run(Fixed(k), [Phase(1, 4.0, 1.0)]).goodput[0] for k in (2, 8))
+    assert two == eight  # it drafts two at most
+
+
+def test_what_the_server_does_alone_is_weighed_without_bias():
+    for table, cost in COSTS.items():
+        alone = weigh(demand_of([0.8] * 8, [(0.010, 0.002)] * 8, 4), cost, (0,) * 8)[0]
+        assert alone == pytest.approx(8 / cost.predict(8, 8), rel=0.003), table
+
+
+@pytest.mark.parametrize(("sessions", "least"), [(16, 0.95), (64, 0.92)])
+def test_short_answers_and_slow_steps_find_their_window_within_seconds(sessions, least):
+    """Prefill is in every step, so no step shows what the server does alone; devices draft four at most."""
+    fleet = Fleet(((Drafter((0.724,), 0.0, 4), 1.0),), 0.002)
+    world = World(STEP_TIMES["serving"], fleet, 8, seed=1, answer=64, prompt=30)
+    phases = [Phase(sessions, 12.0, 4.0)]
+    best = max(world.run(Fixed(k), phases).goodput[0] for k in (0, 2, 4))
+    assert world.run(GoodputPolicy(8), phases).goodput[0] >= least * best
+
+
+def test_rounds_without_drafts_are_not_counted_as_drafted_ones():
+    """Devices that never draft, whatever they may: no plan is thought better than the model for it."""
+    world = World(STEP_TIMES["cpu_bf16"], Fleet(((Drafter((0.8,), 0.0, 0), 1.0),), 0.002))
+    policy = GoodputPolicy(8)
+    world.run(policy, [Phase(8, 6.0, 1.0)])
+    assert max(policy._trials.known(policy._now).values(), default=1.0) <= 1.05
+
+
+def test_a_kind_that_was_left_is_not_hoped_for_again():
+    trials, first, second, other_load = Trials(), (4, 5, 0), (4, 3, 0), (6, 3, 0)
+    trials.told(first, now=1.0, elapsed_s=0.1, cycle_s=1.0)
+    trials.told(second, now=1.5, elapsed_s=0.1, cycle_s=1.0)
+    assert trials.known(1.5) == {first: 0.98}
+    trials.told(other_load, now=2.0, elapsed_s=0.1, cycle_s=1.0)  # the load changed: it had no chance
+    assert trials.known(2.0) == {first: 0.98}
+    assert trials.known(200.0) == {}
+
+
+def test_a_change_of_plan_pays_within_the_time_the_load_has_lasted():
+    cost, demand = COSTS["cpu_bf16"], demand_of([0.8] * 2, [(0.030, 0.001)] * 2, 8)
+    best = best_plan(demand, cost)
+    assert (best.windows > 0).all()
+    alone = Plan(np.zeros(2, np.int64), Rule(0), 1.0, best.step_s)
+    gain = best.goodput / weigh(demand, cost, (0, 0))[0]
+    idle_s = float(demand.think[0, best.windows[0]])
+    for horizon_s, windows in ((0.5 * idle_s / (1.0 - 1.0 / gain), 0), (100.0 * idle_s, best.windows[0])):
+        assert best_plan(demand, cost, alone, None, horizon_s).windows[0] == windows
+
+
+def test_finding_out_what_far_devices_do_costs_little():
+    world = World(STEP_TIMES["cpu_fp32"], Fleet(((Drafter((0.16, 0.45), 0.0002), 1.0),), 0.040))
+    phases = [Phase(1, 20.0, 4.0)]
+    assert world.run(GoodputPolicy(8), phases).goodput[0] >= 0.98 * world.run(Fixed(0), phases).goodput[0]
+
+
+@pytest.mark.parametrize("sessions", [1, 4, 32])
+def test_limits_do_not_depend_on_how_long_the_machine_has_been_up(sessions):
+    def told(clock_s):
+        policy, now, limits, ready = GoodputPolicy(8), clock_s, [], {}
+        ids = [bytes([number]) * 8 for number in range(sessions)]
+        for each in ids:
+            policy.opened(each)
+            ready[each] = now
+            limits.append((each, policy.limit(each, now)))
+        last = dict(limits)
+        for step in range(200):
+            now += 1 / 32
+            rounds = [(each, last[each]) for each in ids if ready[each] < now]
+            for number, (each, drafted) in enumerate(rounds):
+                policy.round(each, drafted, 0.125 if drafted else None)
+                policy.verdict(each, drafted, (step + number) % (drafted + 1))
+                last[each] = policy.limit(each, now)
+                ready[each] = now + (0.125 if last[each] else 0.0)
+                limits.append((each, last[each]))
+            policy.step(sum(drafted + 1 for _, drafted in rounds), len(rounds), 0, 1 / 32)
+        return limits
+
+    assert told(0.0) == told(65536.0)  # exact in binary, as the steps are

@@ -10,15 +10,16 @@ import sys
 import numpy as np
 import pytest
 
-from sled.drafters import PACKAGED, open_drafter
+from sled.drafters import open_drafter
+from sled.drafters.identity import read_map as _read_map
 from sled.drafters.model import ModelDrafter
-from sled.drafters.native import _read_map
 from sled.errors import UnknownModel, VocabularyMismatch
 from sled.messages import Described
 from sled.pieces import byte_level_piece, sentencepiece_piece, vocabulary_of_gguf, vocabulary_of_tokenizer
 from sled.types import Sampling
 from sled.vocabulary import vocabulary_hash
 from sled.window import Window
+from tests.sled.drafting import drafts, proposals
 
 SMOLLM2_HASH = "f596913e4ea84519e4e3a8c35bff02c8"
 
@@ -122,27 +123,28 @@ class Counting:
 def test_a_model_reads_only_what_is_new():
     model = Counting()
     drafter = ModelDrafter(model, name="counting", target_ids=None, target_vocab_size=40)
-    drafter.start(Sampling())
-    assert drafter.draft([3, 4, 5], 3, Window(8)) == [6, 7, 8]
+    drafter.start(Sampling(), 0)
+    assert drafts(drafter, [3, 4, 5], 3, Window(8)) == [6, 7, 8]
     assert model.read_ids == [3, 4, 5, 6, 7]
-    assert drafter.draft([3, 4, 5, 6, 20], 2, Window(8)) == [21, 22]  # 7 was rejected, 20 came instead
+    assert drafts(drafter, [3, 4, 5, 6, 20], 2, Window(8)) == [21, 22]  # 7 was rejected, 20 came instead
     assert model.read_ids == [3, 4, 5, 6, 20, 21]
-    drafter.start(Sampling())
-    assert model.read_ids == []
+    drafter.start(Sampling(), 0)
+    assert drafts(drafter, [3, 4, 9], 1) == [10]  # another answer whose text begins alike
+    assert model.read_ids == [3, 4, 9]
 
 
 def test_drafts_end_where_the_model_does():
     drafter = ModelDrafter(Counting(), name="counting", target_ids=None, target_vocab_size=40)
-    drafter.start(Sampling())
-    assert len(drafter.draft(list(range(10)), 8, Window(8))) == 3  # after positions 9, 10 and 11
-    assert drafter.draft(list(range(13)), 8, Window(8)) == []
+    drafter.start(Sampling(), 0)
+    assert len(drafts(drafter, list(range(10)), 8, Window(8))) == 3  # after positions 9, 10 and 11
+    assert drafts(drafter, list(range(13)), 8, Window(8)) == []
 
 
 @pytest.mark.parametrize("prefix", [[], [1, 1 << 20], [-1, 2]])
 def test_ids_that_the_vocabulary_lacks_get_no_drafts(prefix):
     drafter = ModelDrafter(Counting(), name="counting", target_ids=None, target_vocab_size=40)
-    drafter.start(Sampling())
-    assert drafter.draft(prefix, 4, Window(4)) == []
+    drafter.start(Sampling(), 0)
+    assert drafts(drafter, prefix, 4, Window(4)) == []
 
 
 def test_other_ids_are_translated_both_ways():
@@ -150,18 +152,29 @@ def test_other_ids_are_translated_both_ways():
     model = Counting()
     ids = np.arange(1, 80, 2).astype(np.int32)
     drafter = ModelDrafter(model, name="counting", target_ids=ids, target_vocab_size=90)
-    drafter.start(Sampling())
-    assert drafter.draft([7, 8, 9], 2, Window(8)) == [11, 13]
+    drafter.start(Sampling(), 0)
+    assert drafts(drafter, [7, 8, 9], 2, Window(8)) == [11, 13]
     assert model.read_ids == [3, 0, 4, 5]
 
 
 def test_confidence_is_the_probability_of_the_choice():
     drafter = ModelDrafter(Counting(), name="counting", target_ids=None, target_vocab_size=40)
-    drafter.start(Sampling())
+    drafter.start(Sampling(), 0)
     wanted = np.exp(9.0) / (np.exp(9.0) + 39)
-    assert len(drafter.draft([1], 3, Window(8, wanted - 1e-4))) == 3
-    drafter.start(Sampling())
-    assert drafter.draft([1], 3, Window(8, wanted + 1e-4)) == []
+    assert len(drafts(drafter, [1], 3, Window(8, wanted - 1e-4))) == 3
+    drafter.start(Sampling(), 0)
+    assert drafts(drafter, [1], 3, Window(8, wanted + 1e-4)) == []
+
+
+@pytest.mark.parametrize("rule", ["coupled", "rejection"])
+def test_confidence_follows_bias_and_penalties(rule):
+    """After 1 comes 2 with logit 9; then bias makes 5 sure, or leaves 0 to 2, two of which the text has."""
+    drafter = ModelDrafter(Counting(), name="counting", target_ids=None, target_vocab_size=40)
+    drafter.start(Sampling(0.5, rule=rule, bias=((5, 30.0),)), 0)
+    assert [(one.token, one.confidence > 0.99) for one in proposals(drafter, [1], 1)] == [(5, True)]
+    drafter.start(Sampling(0.5, rule=rule, bias=tuple((n, -50.0) for n in range(3, 40)), presence_penalty=2.0), 0)
+    (one,) = proposals(drafter, [2, 2, 1], 1)  # of 0, 1 and 2 only 0 was not there: 9 - 2, 0 - 2 and 0
+    assert one.confidence == pytest.approx(np.exp(14) / (np.exp(14) + 1 + np.exp(-4)), rel=1e-4)
 
 
 @pytest.fixture(scope="module")
@@ -171,22 +184,22 @@ def packaged():
 
 def test_the_packaged_drafter_drafts(packaged):
     prompt = list(range(100, 130))
-    packaged.start(Sampling())
-    first = packaged.draft(prompt, 8, Window(8))
+    packaged.start(Sampling(), 0)
+    first = drafts(packaged, prompt, 8, Window(8))
     assert len(first) == 8
-    packaged.start(Sampling())
-    assert packaged.draft(prompt, 8, Window(8)) == first
-    packaged.draft([*prompt, 5, 6], 8, Window(8))
-    assert packaged.draft([*prompt, *first[:2]], 6, Window(8)) == first[2:]  # rolled back
+    packaged.start(Sampling(), 0)
+    assert drafts(packaged, prompt, 8, Window(8)) == first
+    drafts(packaged, [*prompt, 5, 6], 8, Window(8))
+    assert drafts(packaged, [*prompt, *first[:2]], 6, Window(8)) == first[2:]  # rolled back
 
 
 @pytest.mark.native
 def test_drafts_do_not_depend_on_threads(packaged):
     other = open_drafter("smollm2-12m", described(bytes.fromhex(SMOLLM2_HASH)), threads=2)
     for drafter in (packaged, other):
-        drafter.start(Sampling(1.0, seed=4))
+        drafter.start(Sampling(1.0, seed=4), 0)
     prompt = list(range(40))
-    assert packaged.draft(prompt, 12, Window(16)) == other.draft(prompt, 12, Window(16))
+    assert drafts(packaged, prompt, 12, Window(16)) == drafts(other, prompt, 12, Window(16))
 
 
 def test_another_vocabulary_is_refused():
@@ -194,12 +207,24 @@ def test_another_vocabulary_is_refused():
         open_drafter("smollm2-12m", described(bytes(16)))
 
 
-def directory(tmp_path, **change):
-    """A directory whose config is that of the packaged drafter, changed; without weights."""
-    from sled import drafters
+CONFIG = {
+    "model_type": "llama",
+    "vocab_size": 40,
+    "hidden_size": 32,
+    "num_hidden_layers": 1,
+    "num_attention_heads": 2,
+    "num_key_value_heads": 1,
+    "intermediate_size": 32,
+    "rms_norm_eps": 1e-5,
+    "tie_word_embeddings": True,
+    "max_position_embeddings": 2048,
+    "target_vocab_hash": SMOLLM2_HASH,
+}
 
-    source = type(tmp_path)(drafters.__file__).parents[1] / "models" / PACKAGED["smollm2-12m"]
-    (tmp_path / "config.json").write_text(json.dumps(json.loads((source / "config.json").read_text()) | change))
+
+def directory(tmp_path, **change):
+    """A directory with the config of a drafter for SmolLM2, changed; without weights."""
+    (tmp_path / "config.json").write_text(json.dumps(CONFIG | change))
     return str(tmp_path)
 
 
@@ -268,10 +293,11 @@ from sled.errors import UnknownModel
 from sled.messages import Described
 from sled.types import Sampling
 from sled.window import Window
+from tests.sled.drafting import drafts
 target = Described("t", "float32", 49152, bytes.fromhex(sys.argv[1]), 256, 16, [2])
 drafter = open_drafter("smollm2-12m", target)
-drafter.start(Sampling(0.7, seed=1))
-print(len(drafter.draft(list(range(20)), 4, Window(4))))
+drafter.start(Sampling(0.7, seed=1), 0)
+print(len(drafts(drafter, list(range(20)), 4, Window(4))))
 for spec in sys.argv[2:]:
     try:
         open_drafter(spec, target)
@@ -300,10 +326,10 @@ def test_native_and_torch_drafters_agree():
     text = ["1", "2", "3", "4", "5", "6", "7", "8"]
     prompt = [1, *(int(word) + 28 for word in text)]
     for drafter in drafters:
-        drafter.start(Sampling())
-    reference = drafters[1].draft(prompt, 40, Window(64))
+        drafter.start(Sampling(), 0)
+    reference = drafts(drafters[1], prompt, 40, Window(64))
     same = [
-        drafters[0].draft([*prompt, *reference[:end]], 1, Window(1)) == reference[end : end + 1] for end in range(40)
+        drafts(drafters[0], [*prompt, *reference[:end]], 1, Window(1)) == reference[end : end + 1] for end in range(40)
     ]
     assert np.mean(same) >= 0.9
 
@@ -320,3 +346,18 @@ def test_gguf_vocabulary_is_that_of_the_tokenizer():
         ours = vocabulary_of_gguf(file.metadata)
         assert ours == codec_from_gguf(file.metadata).vocabulary()
     assert vocabulary_hash(ours).hex() == SMOLLM2_HASH
+
+
+@pytest.mark.model
+def test_native_and_llama_drafters_agree():
+    """The same GGUF file on two engines: almost every draft is the same, also behind what was rolled back."""
+    pytest.importorskip("llama_cpp")
+    target = described(bytes.fromhex(SMOLLM2_HASH))
+    llama, native = (open_drafter(spec, target, threads=1) for spec in ("llama:smollm2-135m", "smollm2-135m"))
+    for drafter in (llama, native):
+        drafter.start(Sampling(), 0)
+    prompt = [1, *range(29, 37)]
+    reference = drafts(native, prompt, 24)
+    drafts(llama, [*prompt, *reference, 999, 998], 4)  # goes far ahead, and comes back
+    same = [drafts(llama, [*prompt, *reference[:end]], 1) == reference[end : end + 1] for end in range(24)]
+    assert np.mean(same) >= 0.9

@@ -7,6 +7,7 @@ import threading
 import pytest
 
 import edgebus
+import sled
 from sled.errors import (
     AnswerIncomplete,
     ParameterError,
@@ -244,3 +245,23 @@ def test_drafter_of_another_vocabulary_is_refused(served):
     other = Described("other", "float32", 49152, bytes(16), 100, 4, [0])
     with pytest.raises(VocabularyMismatch, match="use a drafter made for this target"):
         open_drafter("smollm2-12m", other)
+
+
+@pytest.mark.net
+def test_a_conversation_goes_through_the_template(served):
+    with served.serving() as endpoint, served.device(endpoint) as device:
+        asked = [{"role": "user", "content": "hi"}, sled.Message("assistant", "ho")]
+        answer = device.chat(asked, max_tokens=5).answer()
+        assert answer.prompt_tokens == served.target.codec.encode_chat([sled.Message("user", "hi"), asked[1]])
+        assert answer.tokens == served.target.plain_answer(answer.prompt_tokens, sled.Sampling(), 5)
+        for bad in ([], [{"role": "user"}], [{"role": 3, "content": "x"}], [{"role": "user", "content": "\ud800"}]):
+            with pytest.raises(sled.ParameterError):
+                device.chat(bad)
+
+
+def test_window_of_no_drafts_is_a_stream(served):
+    with served.serving() as endpoint, served.device(endpoint) as device:
+        stream = device.generate(PROMPT, max_tokens=20, window=Window(0))
+        kinds = {type(event).__name__ for event in stream.events()}
+        assert "RoundSent" not in kinds
+        assert stream.answer().tokens == served.target.plain_answer(stream.answer().prompt_tokens, Sampling(), 20)

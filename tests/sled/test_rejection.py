@@ -13,12 +13,18 @@ from scipy import stats
 from edgebus.payloads import decode, encode
 from sled.acceptance import RoundRows, decide
 from sled.device import Generation
-from sled.drafters import NoDrafter, SamplingDrafter
+from sled.drafters import NoDrafter
 from sled.drafters.model import ModelDrafter
-from sled.law import MAX_IDS, Law, Laws, changed, law_of, unpacked
+from sled.law import MAX_IDS, Law, changed, law_of, unpacked
+from sled.law import packed as packed_laws
 from sled.messages import Opened, Verdict, Verify
-from sled.types import Sampling
+from sled.proposal import Proposal
+from sled.server import Refusal
+from sled.server.checks import check_law
+from sled.testing import ToyTarget
+from sled.types import Sampling, SparseLaw
 from sled.window import Window
+from tests.sled.drafting import drafts, proposals, send, submit
 
 VOCAB, PROMPT, LENGTH = 6, [5, 0], 3
 RIGHT, WRONG, RUNS = 1e-5, 1e-6, 900
@@ -49,13 +55,11 @@ def answer(drafter, sampling, window, target=TABLE, tamper=lambda verify: verify
     """An answer of LENGTH tokens: device, encoded messages, rows as a server makes them, rule, verdict, device."""
     machine = Generation(b"12345678", PROMPT, chat=False, sampling=sampling, max_tokens=LENGTH, window=window)
     machine.opened(Opened(PROMPT, len(PROMPT), 16))
-    drafter.start(sampling)
-    if isinstance(drafter, SamplingDrafter):
-        drafter.opened(len(PROMPT))
+    drafter.start(sampling, len(PROMPT))
     while len(machine.answer) < LENGTH:
         text = list(machine.history.tokens)
-        draft = drafter.draft(text, machine.draft_limit(), window)
-        sent = encode(machine.submit(draft, getattr(drafter, "law", None)))
+        draft = proposals(drafter, text, machine.draft_limit(), window)
+        sent = encode(send(machine, draft))
         verify = tamper(decode(Verify, sent))
         rows = np.stack([target[[*text, *verify.draft][: len(text) + i][-1]] for i in range(len(verify.draft) + 1)])
         round_rows = RoundRows(verify.draft, sampling, len(text), text, len(PROMPT), verify.law)
@@ -114,7 +118,7 @@ def test_the_law_holds_where_a_cut_target_rejects_and_confidence_ends_drafts():
 class Copying(NoDrafter):
     """A drafter without a law, always of one mind."""
 
-    def draft(self, prefix, limit, window):
+    def draft(self, text, limit):
         return [2, 4][:limit]
 
 
@@ -125,22 +129,19 @@ def test_drafts_without_a_law_are_lossless_too():
 class FullSample(ModelDrafter):
     """Wrong: tells a law of two ids, and samples from all of them."""
 
-    def _pick(self, logits, text, position, window, laws):
+    def _pick(self, logits, text, position):
         whole = law_of(logits[0], self._sampling)
-        laws.laws.append(law_of(logits[0], Sampling(temperature=self._sampling.temperature, top_k=2)))
-        return whole.pick(self._sampling.seed, position)
+        told = law_of(logits[0], Sampling(temperature=self._sampling.temperature, top_k=2))
+        return Proposal(whole.pick(self._sampling.seed, position), 1.0, told)
 
 
 class Choosy(ModelDrafter):
-    """Wrong: looks at the sample before it decides whether to send it."""
+    """Wrong: looks at the sample before it says how sure it is."""
 
-    def _pick(self, logits, text, position, window, laws):
+    def _pick(self, logits, text, position):
         law = law_of(logits[0], self._sampling)
         token = law.pick(self._sampling.seed, position)
-        if law.probabilities[law.ids == token][0] < 0.3:
-            return None
-        laws.laws.append(law)
-        return token
+        return Proposal(token, float(law.probabilities[law.ids == token][0]), law)
 
 
 def as_it_is(verify):
@@ -152,14 +153,15 @@ def half_of_it(verify):
     if verify.law is None:
         return verify
     laws = [Law(law.ids, (law.probabilities**2 / (law.probabilities**2).sum())) for law in unpacked(verify.law)]
-    return replace(verify, law=Laws(laws).packed())
+    return replace(verify, law=packed_laws(laws))
 
 
 @pytest.mark.parametrize(
     ("kind", "tamper", "runs"), [(FullSample, as_it_is, RUNS), (Choosy, as_it_is, 500), (ModelDrafter, half_of_it, 400)]
 )
 def test_wrong_devices_fail_the_law(kind, tamper, runs):
-    assert p_value(lambda: drafter_of(OTHER, kind), REJECTION, Window(2), runs=runs, tamper=tamper) < WRONG
+    window = Window(2, 0.3 if kind is Choosy else 0.0)
+    assert p_value(lambda: drafter_of(OTHER, kind), REJECTION, window, runs=runs, tamper=tamper) < WRONG
 
 
 def test_the_law_hand_worked():
@@ -167,12 +169,12 @@ def test_the_law_hand_worked():
     law = law_of(logits, Sampling(temperature=1.0, top_p=0.65), np.array([9, 3, 8, 4], np.int32))
     assert law.ids.tolist() == [3, 8]  # 0.4 alone does not reach 0.65, with 0.3 it does
     assert law.probabilities == pytest.approx([4 / 7, 3 / 7])
-    packed = Laws([law, law]).packed()
+    packed = packed_laws([law, law])
     assert packed is not None
     assert (packed.counts, len(packed.ids), len(packed.probabilities)) == ([2, 2], 16, 16)
     first = packed.first(1)
     assert (first.counts, first.ids) == ([2], packed.ids[:8])
-    assert Laws().packed() is None
+    assert packed_laws([]) is None
 
 
 @given(
@@ -196,7 +198,7 @@ def test_laws_are_what_a_server_believes(vocab, sampling, seed):
     law = law_of(logits, sampling)
     assert 1 <= len(law.ids) <= MAX_IDS
     token = law.pick(sampling.seed, 7)
-    packed = Laws([law]).packed()
+    packed = packed_laws([law])
     assert packed is not None
     check_law(TargetShape(vocab, 100, 16, frozenset()), [token], packed)
     (again,) = unpacked(packed)
@@ -227,20 +229,20 @@ def test_bytes_of_a_round_by_both_rules():
     """What a round of 4 drafts costs on the wire, laws of 64 ids each; and a request's frame of messages alone."""
     machine = Generation(b"12345678", PROMPT, chat=False, sampling=REJECTION, max_tokens=9, window=Window(4))
     machine.opened(Opened(PROMPT, 2, 16))
-    laws = Laws([law_of(np.arange(1000, dtype=np.float32) / 100, REJECTION) for _ in range(4)]).packed()
-    with_law = len(encode(machine.submit([999, 998, 997, 996], laws)))
+    laws = packed_laws([law_of(np.arange(1000, dtype=np.float32) / 100, REJECTION) for _ in range(4)])
+    with_law = len(encode(submit(machine, [999, 998, 997, 996], laws)))
     machine.verdict(Verdict(2, [1], 0, "", 16, 1))
-    without = len(encode(machine.submit([999, 998, 997, 996])))
+    without = len(encode(submit(machine, [999, 998, 997, 996])))
     assert without <= 40
     assert 2048 <= with_law - without <= 2048 + 16  # 4 drafts, 64 ids, 8 bytes each
 
 
 def test_laws_go_along_only_under_the_rejection_rule():
-    law = Laws([law_of(np.zeros(3, np.float32), REJECTION)] * 3).packed()
+    law = packed_laws([law_of(np.zeros(3, np.float32), REJECTION)] * 3)
     for sampling, sent in ((Sampling(temperature=0.9), False), (REJECTION, True)):
         machine = Generation(b"12345678", PROMPT, chat=False, sampling=sampling, max_tokens=3, window=Window(4))
         machine.opened(Opened(PROMPT, 2, 16))
-        verify = machine.submit([1, 2, 0], law)  # one too many: the last token is the target's own
+        verify = submit(machine, [1, 2, 0], law)  # one too many: the last token is the target's own
         assert verify.draft == [1, 2]
         assert (verify.law is not None) == sent
         assert not sent or verify.law.counts == [3, 3]
@@ -262,12 +264,11 @@ def test_penalties_and_bias_shape_drafts_as_they_do_answers():
     mapped = ModelDrafter(Permuted(own), name="mapped", target_ids=ids, target_vocab_size=VOCAB)
     for drafter in (drafter_of(TABLE), mapped):
         text = list(PROMPT)
-        drafter.start(sampling)
-        drafter.opened(len(PROMPT))
+        drafter.start(sampling, len(PROMPT))
         for _ in range(12):
             rows = RoundRows((), sampling, len(text), text, len(PROMPT))
             (decision,) = decide(TABLE[text[-1]][None].copy(), [rows])
-            assert drafter.draft(text, 1, Window(4)) == [decision.next_token]
+            assert drafts(drafter, text, 1, Window(4)) == [decision.next_token]
             text.append(decision.next_token)
 
 
@@ -277,21 +278,25 @@ def test_what_a_drafter_has_no_column_for_is_left_out():
     model = Bigram(table)
     model.vocab_size = 2
     drafter = ModelDrafter(model, name="small", target_ids=np.array([0, 3], np.int32), target_vocab_size=4)
-    drafter.start(Sampling(bias=((1, -50.0), (2, -50.0)), repetition_penalty=50.0, presence_penalty=2.0))
-    drafter.opened(1)
-    assert drafter.draft([1, 2, 1], 1, Window(1)) == [0]
-    drafter.start(Sampling(presence_penalty=2.0))
-    drafter.opened(3)  # of which the drafter knows one
-    assert drafter.draft([1, 0, 2, 1], 1, Window(1)) == [0]
+    drafter.start(Sampling(bias=((1, -50.0), (2, -50.0)), repetition_penalty=50.0, presence_penalty=2.0), 1)
+    assert drafts(drafter, [1, 2, 1], 1, Window(1)) == [0]
+    drafter.start(Sampling(presence_penalty=2.0), 3)  # of which the drafter knows one
+    assert drafts(drafter, [1, 0, 2, 1], 1, Window(1)) == [0]
 
 
 def test_penalties_count_from_where_the_prompt_ends_though_the_server_began():
     table = np.zeros((VOCAB, VOCAB), np.float32)
     table[:, 2] = 1.0
     drafter = drafter_of(table)
-    drafter.start(Sampling(presence_penalty=2.0))
-    drafter.opened(1)
-    assert drafter.draft([2, 2], 1, Window(1)) == [0]  # the second 2 is the answer's
-    drafter.start(Sampling(presence_penalty=2.0))
-    drafter.opened(2)
-    assert drafter.draft([2, 2], 1, Window(1)) == [2]
+    drafter.start(Sampling(presence_penalty=2.0), 1)
+    assert drafts(drafter, [2, 2], 1, Window(1)) == [0]  # the second 2 is the answer's
+    drafter.start(Sampling(presence_penalty=2.0), 2)
+    assert drafts(drafter, [2, 2], 1, Window(1)) == [2]
+
+
+@pytest.mark.parametrize("counts", [[0, 1], [1, 0], [0, 0]])
+def test_an_empty_law_is_refused_by_name(counts):
+    size = sum(counts)
+    law = SparseLaw(counts, np.full(size, 3, "<i4").tobytes(), np.ones(size, "<f4").tobytes())
+    with pytest.raises(Refusal, match="empty"):
+        check_law(ToyTarget().shape, [3, 3], law)

@@ -13,8 +13,9 @@ from pathlib import Path
 
 import pytest
 
+from edgebus.daemon.exporter import STUCK_S, Exporter
+from sled.metrics import render
 from sled.run.device import Device
-from sled.run.serving import STUCK_S, Exporter
 from sled.testing import ToyTarget
 from sled.types import Sampling
 
@@ -85,7 +86,7 @@ def test_second_signal_ends_at_once_though_sessions_are_open():
 
 def test_exporter_says_when_the_server_is_not_there_yet_or_hangs():
     now = [0.0]
-    exporter = Exporter(lambda: now[0])
+    exporter = Exporter(lambda report: render(report, name="a", version="1"), lambda: now[0])
     with pytest.raises(RuntimeError, match="being loaded"):
         exporter.text()
     from sled.run.server import TargetServer

@@ -94,7 +94,7 @@ def test_sessions_that_take_long_to_open_do_not_hold_up_rounds_all_at_once():
 
 
 def test_owner_of_many_prompts_does_not_fill_the_queue_for_others():
-    preparer = Preparer(lambda text, chat: [1], None, lambda: None)
+    preparer = Preparer(lambda message: [1], None, lambda: None)
     message = Open(bytes(8), Sampling(), "text")
     job = lambda owner: preparer.submit(opening(prompt="text"), owner, message)  # noqa: E731
     assert all(job("ann") for _ in range(MAX_WAITING_EACH))

@@ -214,3 +214,17 @@ def test_text_taken_up_further_on_during_the_streams_forward_stands():
     driver.open(answer=right[:5])
     answers = [*driver.compute(step), *driver.parts()]
     assert told(answers) == right
+
+
+def test_logprobs_of_a_token_computed_for_a_stream_given_up_meanwhile_are_told_again_with_those_before_it():
+    driver = Driver()
+    driver.open(terms=Terms(logprobs=1), sampling=Sampling())
+    driver.stream(PROMPT, max_tokens=9, ticket="gone")
+    for number in range(3):
+        step = driver.server.next_step(now=0.0)
+        if number == 2:
+            driver.server.withdraw(lambda ticket: ticket == "gone")
+        decision = Decision(0, 7 + number, logprobs=(Logprob(-0.5 - number, [(7, -0.5)]),))
+        driver.server.complete(step, [decision], now=0.0)
+    verdict = driver.ask([*PROMPT, 7])
+    assert (verdict.tokens, [entry.value for entry in verdict.logprobs]) == ([8, 9], [-1.5, -2.5])

@@ -15,6 +15,7 @@ from sled.messages import Open, Verdict, Verify, Vocabulary
 from sled.types import Sampling, Terms
 from sled.vocabulary import VocabularyCache, vocabulary_hash
 from sled.window import Window
+from tests.sled.drafting import drafts
 
 TOKENS = st.lists(st.integers(0, 2**31 - 1), max_size=30)
 
@@ -140,9 +141,9 @@ def test_messages_of_an_older_peer_are_read():
 
 def test_ngram_copies_what_followed_the_longest_match():
     drafter = NgramDrafter()
-    drafter.start(Sampling())
+    drafter.start(Sampling(), 0)
     text = [1, 2, 3, 4, 5, 9, 2, 3, 8, 0, 1, 2, 3]
-    assert drafter.draft(text, 4, Window(8)) == [
+    assert drafts(drafter, text, 4, Window(8)) == [
         4,
         5,
         9,
@@ -152,25 +153,25 @@ def test_ngram_copies_what_followed_the_longest_match():
 
 def test_ngram_goes_on_past_the_end_of_a_repetition():
     drafter = NgramDrafter()
-    drafter.start(Sampling())
-    assert drafter.draft([1, 2, 1, 2], 5, Window(8)) == [1, 2, 1, 2, 1]
+    drafter.start(Sampling(), 0)
+    assert drafts(drafter, [1, 2, 1, 2], 5, Window(8)) == [1, 2, 1, 2, 1]
 
 
 def test_ngram_without_a_match_drafts_nothing():
     drafter = NgramDrafter()
-    drafter.start(Sampling())
-    assert drafter.draft([1, 2, 3, 4], 4, Window(8)) == []
-    assert drafter.draft([], 4, Window(8)) == []
+    drafter.start(Sampling(), 0)
+    assert drafts(drafter, [1, 2, 3, 4], 4, Window(8)) == []
+    assert drafts(drafter, [], 4, Window(8)) == []
 
 
 @given(st.lists(st.integers(0, 3), min_size=1, max_size=40), st.integers(0, 8))
 def test_ngram_index_grown_step_by_step_equals_index_made_at_once(text, limit):
     grown, fresh = NgramDrafter(), NgramDrafter()
-    grown.start(Sampling())
-    fresh.start(Sampling())
+    grown.start(Sampling(), 0)
+    fresh.start(Sampling(), 0)
     for end in range(1, len(text)):
-        grown.draft(text[:end], limit, Window(8))
-    assert grown.draft(text, limit, Window(8)) == fresh.draft(text, limit, Window(8))
+        drafts(grown, text[:end], limit, Window(8))
+    assert drafts(grown, text, limit, Window(8)) == drafts(fresh, text, limit, Window(8))
 
 
 def test_vocabulary_cache_keeps_and_checks(tmp_path):

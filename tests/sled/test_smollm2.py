@@ -20,6 +20,7 @@ from sled.targets.text import codec_from_directory
 from sled.types import Chunk, Constraint, Sampling
 from sled.vocabulary import vocabulary_hash
 from sled.window import Window
+from tests.sled.drafting import drafts, submit
 
 pytestmark = pytest.mark.model
 
@@ -85,44 +86,44 @@ def test_same_tokenizer_saved_as_directory_has_the_same_hash(target, tmp_path):
 def test_distilled_drafter_agrees_with_its_target(target, drafter):
     prompt = target.codec.encode("Write a short story about a fox who learns to swim.", chat=True)
     answer = greedy(target, prompt, 24)
-    drafter.start(Sampling())
+    drafter.start(Sampling(), 0)
     agreed = 0
     for end in range(len(answer) - 1):
         text = prompt + answer[:end]
-        agreed += drafter.draft(text, 1, Window(4)) == answer[end : end + 1]
+        agreed += drafts(drafter, text, 1, Window(4)) == answer[end : end + 1]
     assert agreed >= 10  # about .7 on stories; chance is 1 in 49,152
 
 
 def test_rolled_back_drafter_drafts_like_a_fresh_one(target, drafter):
     """After rejected drafts the cache holds exactly the committed text."""
     prompt = target.codec.encode("The sea, once it casts its spell,", chat=False)
-    drafter.start(Sampling())
+    drafter.start(Sampling(), 0)
     text = list(prompt)
     for step in range(4):
-        drafter.draft(text, 5, Window(8))
+        drafts(drafter, text, 5, Window(8))
         text += [1000 + step, 2000 + step]  # the target said something else
-    after_rollbacks = drafter.draft(text, 5, Window(8))
-    drafter.start(Sampling())
-    assert drafter.draft(text, 5, Window(8)) == after_rollbacks
+    after_rollbacks = drafts(drafter, text, 5, Window(8))
+    drafts(drafter, [7], 1)  # another text: nothing of the cache serves
+    assert drafts(drafter, text, 5) == after_rollbacks
 
 
 def test_drafts_depend_on_seed_and_temperature(target, drafter):
     prompt = target.codec.encode("Once upon a time", chat=True)
 
-    def drafts(sampling):
-        drafter.start(sampling)
-        return drafter.draft(prompt, 8, Window(8))
+    def drafted(sampling):
+        drafter.start(sampling, len(prompt))
+        return drafts(drafter, prompt, 8)
 
-    assert drafts(Sampling(1.0, seed=1)) == drafts(Sampling(1.0, seed=1))
-    assert len({tuple(drafts(Sampling(1.0, seed=s))) for s in range(4)}) > 1
+    assert drafted(Sampling(1.0, seed=1)) == drafted(Sampling(1.0, seed=1))
+    assert len({tuple(drafted(Sampling(1.0, seed=s))) for s in range(4)}) > 1
 
 
 def test_confidence_threshold_shortens_drafts(target, drafter):
     prompt = target.codec.encode("Tell me something.", chat=True)
     lengths = []
     for threshold in (0.0, 0.5, 1.0):
-        drafter.start(Sampling())
-        lengths.append(len(drafter.draft(prompt, 12, Window(16, threshold))))
+        drafter.start(Sampling(), 0)
+        lengths.append(len(drafts(drafter, prompt, 12, Window(16, threshold))))
     assert lengths[0] == 12
     assert lengths[0] >= lengths[1] >= lengths[2]
     assert lengths[2] < 12
@@ -136,9 +137,9 @@ def test_unknown_drafter_says_what_to_give(target):
 def test_gguf_drafter_of_the_same_vocabulary_is_accepted_and_of_another_refused(target):
     path = str(find_model("smollm2-135m").path)
     itself = open_drafter(path, target.described)
-    itself.start(Sampling())
+    itself.start(Sampling(), 0)
     prompt = target.codec.encode("Hi", chat=True)
-    assert itself.draft(prompt, 3, Window(4)) == greedy(target, prompt, 3)
+    assert drafts(itself, prompt, 3, Window(4)) == greedy(target, prompt, 3)
     import msgspec
 
     other = msgspec.structs.replace(target.described, vocab_hash=bytes(16))
@@ -174,12 +175,12 @@ def answer_in_process(target, drafter, sampling, prompt, form_of):
     server = Server(target.shape, form_of=form_of)
     machine = Generation(b"12345678", prompt, chat=False, sampling=sampling, max_tokens=40, window=Window(4))
     machine.opened(server.open("device", machine.open_request(), prompt, now=0.0))
-    drafter.start(sampling)
+    drafter.start(sampling, 0)
     for _ in range(40):
         if machine.state is State.DONE:
             break
-        draft = drafter.draft(machine.history.tokens, machine.draft_limit(), machine.window)
-        verdict = server.verify("device", machine.submit(draft), "ticket", now=0.0)
+        draft = drafts(drafter, machine.history.tokens, machine.draft_limit(), machine.window)
+        verdict = server.verify("device", submit(machine, draft), "ticket", now=0.0)
         while verdict is None:
             step = server.next_step(now=0.0)
             for told in server.complete(step, target.verify(step.chunks, step.rounds), now=0.0, took_s=0.05):

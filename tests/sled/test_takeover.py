@@ -15,6 +15,7 @@ from sled.run.refusals import as_error, later
 from sled.takeover import MAX_TRIES, Next, Patience, after_failure
 from sled.types import Sampling
 from sled.window import Window
+from tests.sled.drafting import submit
 
 
 @pytest.mark.parametrize(
@@ -88,7 +89,7 @@ def test_limit_of_zero_asks_for_a_stream_hand_worked():
     assert machine.streamed(Verdict(4, [8, 7], 0, "", 0, 1)) == [Committed(8, 4, False), Committed(7, 5, False)]
     assert machine.streamed(Verdict(6, [], 0, "", 5, 1)) == []
     assert (machine.state, machine.draft_limit()) == (State.DRAFTING, 2)
-    machine.submit([1, 2])
+    submit(machine, [1, 2])
     machine.verdict(Verdict(6, [1, 2, 3], 2, "", 0, 1))
     assert (machine.state, machine.finish, machine.answer) == (State.DONE, "length", [9, 8, 7, 1, 2, 3])
 
@@ -129,4 +130,4 @@ def test_answer_moves_with_its_text_under_a_new_id():
     request = machine.open_request()
     assert (request.session, request.prompt, request.answer) == (b"87654321", [5, 6, 7], [9])
     machine.opened(Opened([5, 6, 7], 4, 4))
-    assert machine.submit([1]).base == 4
+    assert submit(machine, [1]).base == 4

@@ -21,6 +21,7 @@ from sled.stop_text import AnswerText
 from sled.testing import ToyDrafter
 from sled.types import Constraint, Logprob, Sampling, Terms
 from sled.window import Window
+from tests.sled.drafting import submit
 
 PROMPT = [5, 6, 7, 8, 5, 6]
 SAMPLED = Sampling(temperature=0.8, seed=3)
@@ -85,11 +86,11 @@ def test_terms_and_logprobs_through_the_machine():
     opened = decode(Open, encode(machine.open_request()))
     assert opened.terms == Terms(3, ("x",), 1, 4.0)
     machine.opened(Opened([5], 1, 16))
-    machine.submit([7])
+    submit(machine, [7])
     logprobs = [Logprob(-0.5, [(7, -0.5)]), Logprob(-1.0, [(9, -0.25)])]
     committed = machine.verdict(Verdict(1, [7, 8], 1, "", 16, 1, logprobs))
     assert [c.logprob for c in committed] == logprobs
-    machine.submit([])
+    submit(machine, [])
     assert machine.verdict(Verdict(3, [4], 0, "stop", 16, 1))[0].logprob is None  # asked for, not told
     assert machine.finish == "stop"
 
@@ -168,13 +169,11 @@ def test_an_answer_has_its_form_whoever_drafts(served, sampling):
 
 
 class Attentive(ToyDrafter):
-    """Remembers what it is told, and tells that every draft is certain."""
+    """Remembers what it is told."""
 
-    law = None
-
-    def opened(self, num_prompt):
+    def start(self, sampling, num_prompt):
+        super().start(sampling, num_prompt)
         self.num_prompt = num_prompt
-        assert self._sampling == SHAPED  # after `start`
 
 
 @pytest.mark.net

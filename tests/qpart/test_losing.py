@@ -1,0 +1,198 @@
+"""Devices whose server is lost for good, hangs, or is away for a while."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+
+import msgspec
+import numpy as np
+import pytest
+
+import edgebus
+from qpart import DriftLimits
+from tests.qpart import small
+from tests.qpart.serving import FAST, PRIVATE, close_to, wait_until
+
+pytestmark = pytest.mark.net
+
+ROOMY = msgspec.structs.replace(PRIVATE, device=msgspec.structs.replace(FAST, memory_bytes=1 << 20))
+
+
+class Hungup:
+    """A proxy whose server is away: it accepts and hangs up."""
+
+    def __init__(self, endpoint) -> None:
+        self.listener = socket.create_server(("127.0.0.1", int(endpoint.rpartition(":")[2])))
+        self.listener.settimeout(0.05)
+        self.hung_up, self.closed = 0, threading.Event()
+        self.thread = threading.Thread(target=self.run)
+
+    def run(self):
+        while not self.closed.is_set():
+            with contextlib.suppress(TimeoutError):
+                self.listener.accept()[0].close()
+                self.hung_up += 1
+
+    def __enter__(self):
+        self.thread.start()
+        return self
+
+    def __exit__(self, *_):
+        self.closed.set()
+        self.thread.join(10)
+        self.listener.close()
+
+
+def waiting(device, inputs):
+    """A thread that infers, and what came of it."""
+    outcome = []
+
+    def infer():
+        try:
+            outcome.append(device.infer(inputs))
+        except edgebus.EdgebusError as error:
+            outcome.append(error)
+
+    thread = threading.Thread(target=infer)
+    thread.start()
+    return thread, outcome
+
+
+@pytest.mark.parametrize("what", ["another key", "not allowed", "plaintext"])
+@pytest.mark.parametrize("num_servers", [1, 2])
+def test_a_device_does_not_wait_for_a_server_that_turns_it_away_for_good(served, inputs, what, num_servers):
+    edgebus.generate_keys(served.directory / "second")
+    with served.serving() as endpoint:
+        device = served.device([endpoint] * num_servers, on_loss="wait", timeout_s=0.5)
+        device.prepare(PRIVATE)
+        device.infer(inputs)
+    if what == "not allowed":
+        served.allow_file.write_text(f"{edgebus.read_public_key(served.directory / 'second' / 'node.key')} other\n")
+    with device, contextlib.ExitStack() as there:
+        if what == "plaintext":
+            there.enter_context(edgebus.Node("plain", insecure=True)).bind(endpoint)
+        else:
+            there.enter_context(served.serving(endpoint, name="second" if what == "another key" else "server"))
+        thread, outcome = waiting(device, inputs)
+        thread.join(15)
+        assert not thread.is_alive(), "it would wait for ever"
+        error = edgebus.KeyNotAllowed if what == "not allowed" else edgebus.WrongServerKey
+        assert isinstance(outcome[0], error)
+        assert re.search("node.key|give both sides keys", str(outcome[0]))
+
+
+def test_a_device_waits_behind_a_proxy_that_hangs_up_while_its_server_is_away(served, inputs):
+    with served.serving() as endpoint:
+        device = served.device(endpoint, on_loss="wait", timeout_s=0.5)
+        device.prepare(PRIVATE)
+        before = device.infer(inputs)
+    with device:
+        with Hungup(endpoint) as proxy:
+            thread, outcome = waiting(device, inputs)
+            wait_until(lambda: device.traffic.asked_again >= 3)
+            assert proxy.hung_up > 3
+            assert thread.is_alive(), outcome
+        with served.serving(endpoint):
+            thread.join(20)
+    assert close_to(outcome[0], before)
+
+
+@contextlib.contextmanager
+def stopped_server(served, name="server"):
+    """The endpoint of a server in a process of its own, and what stops that process where it is."""
+    served.allow_file.touch()
+    child = subprocess.Popen(
+        [sys.executable, "-m", "tests.qpart.serving", str(served.directory), name],
+        stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    try:
+        yield child.stdout.readline().strip(), lambda: os.kill(child.pid, signal.SIGSTOP)
+    finally:
+        child.kill()
+        child.wait(10)
+        child.stdin.close()
+        child.stdout.close()
+
+
+@pytest.mark.parametrize("large", [False, True])
+@pytest.mark.parametrize("on_loss", ["fail", "local"])
+def test_a_stopped_server_costs_the_timeout_and_no_more(served, inputs, on_loss, large):
+    """A process that is stopped keeps its connections, and is known to be gone after 4 s only."""
+    many = np.repeat(inputs, 1000 if large else 1, axis=0)
+    with stopped_server(served) as (endpoint, stop):
+        with served.device(endpoint, on_loss=on_loss, timeout_s=1.0) as device:
+            device.prepare(ROOMY)
+            device.infer(inputs)
+            expected = None if device._prepared.whole is None else device._prepared.whole.answer(many)
+            stop()
+            for _ in range(2):
+                began = time.monotonic()
+                if on_loss == "fail":
+                    with pytest.raises((edgebus.DeadlineExceeded, edgebus.LinkLost), match=r"server runs|ask again"):
+                        device.infer(many)
+                else:
+                    assert close_to(device.infer(many), expected)
+                assert time.monotonic() - began < 1.0 + 1.0, "the timeout, the head and the whole network here"
+            began = time.monotonic()
+            with pytest.raises(edgebus.RemoteError, match="server runs"):
+                device.prepare(ROOMY)
+            assert time.monotonic() - began < 1.0 + 0.5
+        assert time.monotonic() - began < 1.0 + 2.0, "closing is bounded, too"
+
+
+def test_a_stopped_server_costs_one_request_where_another_one_lives(served, inputs):
+    edgebus.generate_keys(served.directory / "second")
+    keys = [served.directory / name / "node.key" for name in ("second", "server")]
+    with (
+        stopped_server(served, "second") as (endpoint, stop),
+        served.serving() as kept,
+        served.device([endpoint, kept], server_key=keys, timeout_s=1.0) as device,
+    ):
+        wait_until(lambda: all(each.health == "up" for each in device._line._pool.stats().members.values()))
+        device.prepare(PRIVATE)
+        if device.server == kept:
+            assert device._line.elsewhere()
+        before = device.infer(inputs)
+        assert device.server == endpoint
+        stop()
+        began = time.monotonic()
+        with pytest.raises(edgebus.DeadlineExceeded, match=endpoint):
+            device.infer(inputs)
+        assert close_to(device.infer(inputs), before)
+        assert device.server == kept
+        assert time.monotonic() - began < 1.0 + 1.0
+
+
+def test_a_plan_made_in_the_background_is_waited_for_no_longer_than_the_timeout(served, inputs):
+    reached, let = threading.Event(), threading.Event()
+    slow = msgspec.structs.replace(FAST, macs_per_s=1e4)
+    said = msgspec.structs.replace(PRIVATE, device=slow, inferences=1000)
+    eager = DriftLimits(margin=0.001, hold_s=0.0, gain=0.0, pause_s=0.0, requests=1)
+    with served.serving() as endpoint, served.device(endpoint, adapt=True, drift=eager, timeout_s=0.5) as device:
+        device.prepare(said)
+        real = device._adapter._preparer.ask
+
+        def ask(*arguments):
+            reached.set()
+            assert let.wait(20)
+            return real(*arguments)
+
+        device._adapter._preparer.ask = ask
+        wait_until(lambda: device.infer(inputs[:1]).size and reached.is_set())
+        before, began = device.planned, time.monotonic()
+        for _ in range(2):
+            with pytest.raises(edgebus.DeadlineExceeded, match=r"in the background.*timeout_s"):
+                device.prepare(said)
+        assert time.monotonic() - began < 2 * 0.5 + 0.5
+        assert device.planned is before
+        assert device.infer(inputs).shape == (12, small.CLASSES)
+        let.set()
+        assert device.prepare(said).plan.accuracy == said.accuracy

@@ -1,0 +1,35 @@
+"""What a drafter proposes, as a device that keeps to a window would send it."""
+
+from sled.law import unpacked
+from sled.pace import pace_for
+from sled.proposal import Proposal, as_proposals
+from sled.window import Window
+
+WIDE = Window(64)
+
+
+def proposals(drafter, text, limit, window=WIDE):
+    pace, taken = pace_for(window), []
+    for one in drafter.draft(text, limit):
+        (proposal,) = as_proposals([one])
+        if len(taken) >= limit or not pace.more([each.confidence for each in taken], proposal.confidence, []):
+            break
+        taken.append(proposal)
+    return taken
+
+
+def drafts(drafter, text, limit, window=WIDE):
+    return [proposal.token for proposal in proposals(drafter, text, limit, window)]
+
+
+def send(machine, drafts):
+    """The round of these proposals, in place of what was drafted before."""
+    machine.chain.clear()
+    machine.chain.proposals += drafts
+    return machine.submit(len(drafts))
+
+
+def submit(machine, tokens, law=None):
+    """The round of these tokens, sampled from this law."""
+    laws = unpacked(law) if law is not None else [None] * len(tokens)
+    return send(machine, [Proposal(token, 1.0, one) for token, one in zip(tokens, laws, strict=True)])

@@ -1,0 +1,319 @@
+"""Windows that pay: what confidences are worth, how long rounds are away, and what follows for the next draft."""
+
+import random
+import time
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from bench.macro._links_world import DRAFTERS, FORWARDS, LINKS, Cell, compare, rate_of
+from sled.auto_pace import IDLE_ROUNDS, AutoPace, Learned
+from sled.calibration import ANYWHERE, Calibration, rising
+from sled.errors import ParameterError
+from sled.messages import MAX_WINDOW
+from sled.pace import FixedPace, pace_for
+from sled.turnaround import Turnaround
+from sled.window import Window
+
+confidences = st.floats(0.0, 1.0)
+rounds = st.lists(st.tuples(st.lists(confidences, max_size=8), st.integers(0, 8), st.floats(0.001, 1.0)), max_size=12)
+
+
+def learned_from(told):
+    """A device that has seen these rounds: confidences, how many were right, seconds away."""
+    pace, now = AutoPace(Learned()), 0.0
+    for round_, accepted, away_s in told:
+        pace.drafted(max(len(round_), 1), 0.002 * max(len(round_), 1))
+        now += away_s + 0.002 * len(round_)
+        pace.told(round_, min(accepted, len(round_)), away_s, (), now=now)
+    return pace
+
+
+def steady(acceptance, away_s, draft_s, length, num_rounds=601):
+    """A drafter of bare tokens that is right so often, and rounds of one length."""
+    pace, now, chance = AutoPace(Learned()), 0.0, random.Random(5)
+    for _ in range(num_rounds):
+        drawn = [chance.random() < acceptance for _ in range(length)]
+        now += away_s + length * draft_s
+        pace.drafted(length, length * draft_s)
+        for drafted in range(length):
+            pace.more([1.0] * drafted, 1.0, ())
+        pace.told([1.0] * length, [*drawn, False].index(False), away_s, (), now=now)
+    return pace
+
+
+# -- what a confidence is worth
+
+
+def test_calibration_hand_worked():
+    known = Calibration()
+    assert known.acceptance(0.93, 0) == pytest.approx(0.93 * 0.9)  # nothing known: a little less than it says
+    for _ in range(500):
+        known.told([0.93], 0)
+    assert known.acceptance(0.93, 0) < 0.06
+    assert known.acceptance(0.99, 0) > known.acceptance(0.93, 0)  # nothing was heard of it; its order is kept
+    assert known.run == 0
+    known.told([0.5, 0.5, 0.5], 3)
+    assert known.run == 3
+    known.told([0.5, 0.5], 1)
+    assert known.run == 0
+    assert known.survival([0.9, 0.9], 0) == pytest.approx(known.acceptance(0.9, 0) * known.acceptance(0.9, 1))
+
+
+def test_looking_up_is_worth_more_in_a_run():
+    known = Calibration()
+    for _ in range(60):  # a look-up that fails at once, or goes on for ten tokens; it is always certain
+        known.told([1.0] * 4, 0)
+        known.told([1.0] * 4, 0)
+        known.told([1.0] * 11, 10)
+    assert known.acceptance(1.0, 0) == pytest.approx(1 / 3, abs=0.1)
+    assert known.acceptance(1.0, 3) > 0.9
+
+
+@settings(max_examples=40)
+@given(rounds, confidences, confidences, st.integers(0, 20))
+def test_acceptance_never_falls_with_confidence(told, one, other, run):
+    known = Calibration()
+    for round_, accepted, _ in told:
+        known.told(round_, min(accepted, len(round_)))
+    low, high = sorted([one, other])
+    assert 0.0 <= known.acceptance(low, run) <= known.acceptance(high, run) <= 1.0
+    assert 0.0 <= known.next_acceptance(ANYWHERE, run) <= 1.0
+
+
+@given(st.lists(st.tuples(st.floats(0, 1), st.floats(0.1, 10)), min_size=1, max_size=12))
+def test_rising_keeps_the_mean_and_never_falls(pairs):
+    values, weights = zip(*pairs, strict=True)
+    found = rising(values, weights)
+    assert found == sorted(found)
+    total = sum(v * w for v, w in pairs)
+    assert sum(v * w for v, w in zip(found, weights, strict=True)) == pytest.approx(total)
+
+
+def test_calibration_follows_a_drafter_that_changes():
+    known = Calibration()
+    for _ in range(2000):
+        known.told([0.9], 0)
+    for _ in range(600):
+        known.told([0.9], 1)
+    assert known.acceptance(0.9, 1) > 0.6
+
+
+# -- how long rounds are away
+
+
+def test_turnaround_hand_worked_with_a_step():
+    away = Turnaround()
+    for _ in range(40):
+        for length, took_s in ((0, 0.030), (1, 0.031), (2, 0.050), (3, 0.051)):
+            away.told(length, took_s)
+    assert [round(1e3 * away.of(length)) for length in range(4)] == pytest.approx([30, 31, 50, 51], abs=2)
+    assert away.rise(1, 1) == pytest.approx(0.019, abs=0.003)
+    assert away.rise(MAX_WINDOW, 5) == 0.0
+
+
+def test_lengths_behind_a_step_are_thought_worth_a_try():
+    away = Turnaround()
+    for _ in range(40):
+        for length, took_s in ((0, 0.060), (1, 0.110)):
+            away.told(length, took_s)
+    assert away.rise(1, 7) < 0.010  # not seven times the step from 0 to 1
+
+
+def test_turnaround_follows_a_slower_link_at_once():
+    away = Turnaround()
+    for _ in range(100):
+        away.told(2, 0.030)
+        away.told(4, 0.034)
+    for _ in range(20):
+        away.told(2, 0.180)
+    assert away.of(2) == pytest.approx(0.180, rel=0.1)
+    for _ in range(40):
+        away.told(4, 0.184)
+        away.told(2, 0.180)
+    assert away.rise(2, 2) == pytest.approx(0.004, abs=0.003)
+
+
+def test_one_stall_does_not_change_the_turnaround_much():
+    away = Turnaround()
+    for _ in range(100):
+        away.told(2, 0.030)
+    away.told(2, 30.0)
+    assert away.of(2) < 0.060
+
+
+@given(st.lists(st.tuples(st.integers(0, MAX_WINDOW), st.floats(0.0001, 10.0), st.booleans()), min_size=1, max_size=40))
+def test_a_longer_round_is_never_thought_shorter_away(told):
+    away = Turnaround()
+    for length, took_s, queued in told:
+        (away.told_queued if queued else away.told)(length, took_s)
+    assert all(away.rise(length, 1) >= 0.0 for length in range(MAX_WINDOW))
+    assert away.of(0) >= 0.0
+
+
+def test_a_text_that_goes_better_than_the_shares_say_is_trusted_further_and_a_worse_one_less():
+    known, chance = Calibration(), random.Random(1)
+    for _ in range(400):
+        known.told([0.7], chance.random() < 0.5)
+    usual = known.acceptance(0.7, 0)
+    assert usual == pytest.approx(0.5, abs=0.15)
+    for _ in range(12):
+        known.told([0.7], 1)
+    assert known.acceptance(0.7, 0) > usual + 0.1
+    for _ in range(24):
+        known.told([0.7], 0)
+    assert known.acceptance(0.7, 0) < usual - 0.1
+
+
+# -- the next draft
+
+
+def test_window_hand_worked(monkeypatch):
+    monkeypatch.setattr("sled.calibration.TEXT_PRIOR", 1e9)  # the shares alone
+    # 40 ms away whatever its length, 5 ms a draft, 4 of 5 right: tokens/s by window are 25, 40, 48.8, 53.7, 56.0, 56.8,
+    # 56.4: five drafts are best. At that rate a draft costs 0.284 tokens; the fifth brings 0.8 ** 5 = 0.328, and the
+    # sixth 0.262.
+    pace = steady(0.8, 0.040, 0.005, 5)
+    pace.learned.tokens, pace.learned.seconds = 56.8, 1.0
+    pace.learned.calibration.run = 0
+    assert [pace.another([1.0] * length, (), None) for length in (0, 3, 4, 6, 8)] == [True, True, True, False, False]
+
+
+def test_what_is_drafted_already_is_sent_although_drafting_it_would_not_have_paid():
+    pace = steady(0.8, 0.040, 0.005, 5)
+    pace.learned.tokens, pace.learned.seconds = 56.8, 1.0
+    assert not pace.another([1.0] * 7, (), None)
+    assert pace.more([1.0] * 7, 1.0, ())
+
+
+def test_free_drafts_are_made_while_a_round_is_away_and_dear_ones_are_not():
+    pace = steady(0.2, 0.010, 0.020, 1)  # a draft takes twice the time that a round is away, and is mostly wrong
+    assert not pace.another((), [1.0], 0.0, hop=True)
+    pace = steady(0.2, 0.200, 0.020, 1)
+    assert pace.another((), [1.0], 0.0, hop=True)
+    assert not pace.another((), [1.0], 0.195, hop=True)  # the verdict is nearly here
+
+
+@settings(max_examples=40)
+@given(rounds, st.lists(confidences, max_size=6), confidences, confidences)
+def test_more_is_monotone_in_confidence(told, round_, one, other):
+    low, high = sorted([one, other])
+    assert learned_from(told).more(round_, low, ()) <= learned_from(told).more(round_, high, ())
+
+
+@settings(max_examples=40)
+@given(rounds, st.lists(confidences, max_size=70), st.lists(confidences, max_size=70), st.none() | st.floats(0, 2))
+def test_any_history_gives_an_answer(told, round_, hoped, waited_s):
+    pace = learned_from(told)
+    for hop in (False, True):
+        assert pace.another(round_, hoped, waited_s, hop=hop) in (True, False)
+    assert pace.more(round_, 0.5, hoped) in (True, False)
+    assert pace.send(round_, hoped) in (True, False)
+
+
+def test_hope_is_sent_if_it_is_likely():
+    pace = steady(0.8, 0.1, 0.002, 4)
+    assert pace.send([1.0], [1.0] * 3)
+    assert not pace.send([1.0], [1.0] * 20)
+    assert not steady(0, 0.1, 0.002, 2).send([1.0], [1.0])
+
+
+def test_a_drafter_that_was_useless_is_tried_again():
+    pace, now, tried = steady(0, 0.030, 0.002, 1), 1e4, 0
+    assert not pace.another((), (), None)
+    for _ in range(4 * IDLE_ROUNDS):
+        wanted = pace.another((), (), None)
+        if wanted:
+            tried += 1
+            pace.drafted(1, 0.002)
+        now += 0.030
+        pace.told([1.0] if wanted else [], int(wanted), 0.030, (), now=now)  # by now it is always right
+    assert tried >= 2
+    for _ in range(1500):
+        wanted = pace.another((), (), None)
+        if wanted:
+            pace.drafted(1, 0.002)
+        now += 0.030
+        pace.told([1.0] if wanted else [], int(wanted), 0.030, (), now=now)
+    assert pace.another((), (), None)
+
+
+def test_what_is_hoped_for_was_wrong_teaches_too():
+    pace, now = steady(0.9, 0.030, 0.002, 1), 1e4
+    assert pace.another((), (), None)
+    for _ in range(1000):
+        now += 0.030
+        pace.drafted(1, 0.002)
+        pace.told([], 0, 0.030, (), now=now, hop=(1.0, False))
+    assert not pace.another((), (), None)
+
+
+def test_other_lengths_than_the_usual_are_tried():
+    pace, now, lengths = steady(0.8, 0.040, 0.005, 5), 1e4, []
+    for _ in range(120):
+        length = 0
+        while pace.another([1.0] * length, (), None) and pace.more([1.0] * length, 1.0, ()):
+            length += 1
+        pace.drafted(length, length * 0.005)
+        lengths.append(length)
+        now += 0.040 + length * 0.005
+        pace.told([1.0] * length, min(length, 3), 0.040, (), now=now)
+    assert {0, max(set(lengths), key=lengths.count)} < set(lengths)
+
+
+def test_what_is_hoped_for_teaches_without_being_sent():
+    pace, now = steady(0, 0.030, 0.002, 1), 1e4
+    for _ in range(300):
+        now += 0.030
+        pace.drafted(1, 0.002)
+        pace.told([], 0, 0.030, (), now=now, hop=(1.0, True))
+    assert pace.another((), (), None)
+
+
+def test_a_device_keeps_what_it_learned():
+    pace = steady(0.8, 0.040, 0.005, 5)
+    following = pace_for(Window.auto(), pace.learned)
+    assert isinstance(following, AutoPace)
+    assert following.learned.rate == pace.learned.rate > 0
+    assert isinstance(pace_for(Window(3), pace.learned), FixedPace)
+
+
+def test_a_draft_costs_little():
+    pace = steady(0.8, 0.040, 0.005, 5)
+    began = time.process_time()
+    for _ in range(1000):
+        pace.another([0.9] * 8, [0.9] * 8, None)
+        pace.more([0.9] * 8, 0.9, [0.9] * 8)
+    assert time.process_time() - began < 1000 * 200e-6  # some 20 microseconds; ten times that on a bad day
+
+
+def test_auto_is_bounded_by_the_server():
+    window = Window.auto()
+    assert window.is_auto
+    assert window.limit(server_limit=5, remaining=100) == 5
+    assert window.limit(server_limit=16, remaining=3) == 2
+    with pytest.raises(ParameterError):
+        Window(65)
+
+
+# -- beside fixed windows, on a virtual clock
+
+
+@pytest.mark.parametrize(
+    ("drafter", "link", "forward"),
+    [(0, 0, "flat 15 ms"), (1, 0, "jump 60 ms"), (3, 3, "flat 60 ms"), (4, 3, "steps 50 ms"), (5, 1, "flat 5 ms")],
+)
+def test_auto_keeps_up_with_the_best_fixed_window(drafter, link, forward):
+    cell = Cell(DRAFTERS[drafter], LINKS[link], FORWARDS[forward])
+    auto, best, of_it = compare(cell, tokens=150, answers=2, seed=21, sizes=(0, 1, 2, 4, 8, 16))
+    assert auto >= 0.95 * of_it, f"{auto:.1f} tokens/s, window {best} has {of_it:.1f}"
+
+
+def test_auto_follows_a_link_that_changes():
+    lan, bad = (Cell(DRAFTERS[0], link, FORWARDS["flat 15 ms"]) for link in (LINKS[0], LINKS[3]))
+    learned = Learned()
+    for cell in (lan, bad, lan):
+        auto = rate_of(cell, lambda: AutoPace(learned), 16, tokens=150, answers=1, seed=22)
+    alone = rate_of(lan, lambda: AutoPace(Learned()), 16, tokens=150, answers=1, seed=22)
+    assert auto >= 0.9 * alone
