@@ -5,7 +5,7 @@ SOURCES := pyproject.toml setup.py constraints.txt scripts/setup.sh \
            $(wildcard kernels/csrc/* kernels/edgekernels/*.pyx kernels/edgekernels/*.pxd) \
            $(wildcard edgebus/*.pyx edgebus/*.pxd) $(patsubst %.pxd,%.py,$(filter-out edgebus/_port.pxd,$(wildcard edgebus/*.pxd)))
 
-.PHONY: demo test check lint types bench peers kernel-peers serving-peers fuzz arm cuda sanitize callgrind proof goodput install clean help
+.PHONY: demo test check lint types bench peers kernel-peers serving-peers fuzz arm cuda sanitize callgrind page proof partition goodput install clean help
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 16
@@ -15,8 +15,8 @@ demo: $(STAMP)  ## two acts over tcp with CURVE, sled and qpart; ends 0 only if 
 	@$(PY) -m qpart.demo
 
 test: $(STAMP)  ## all tests that fit in CI: pure, sockets, kernels and the real small model
-	$(PY) -m pytest -q -m "not slow" -n 2 tests/edgekernels tests/qpart
-	$(PY) -m pytest -q -m "not slow" --ignore=tests/edgekernels --ignore=tests/qpart
+	$(PY) -m pytest -q -m "not slow" -n 2 tests/edgekernels tests/qpart tests/sled tests/bench tests/fuzz
+	$(PY) -m pytest -q -m "not slow" tests/edgebus tests/sim tests/e2e tests/test_docs.py
 
 check: lint types test  ## linters, types, import rules and tests
 
@@ -62,12 +62,33 @@ cuda:  ## on a machine with GPUs, with its own torch: the captured target's test
 callgrind: $(STAMP)  ## instructions of a fixed list of kernel calls against bench/results/callgrind.json; fails beyond + 5 %
 	$(PY) -m bench.callgrind
 
-proof: $(STAMP)  ## the whole exactness grid and every plan's promise (about 40 minutes); writes bench/results/
+page: $(STAMP)  ## the chat page in headless Chromium (installs both Debian's chromium and playwright); pictures in demo-out/
+	@command -v chromium >/dev/null 2>&1 || sh scripts/chromium.sh
+	$(PY) -m pip --disable-pip-version-check -q install -c constraints.txt -e '.[page]'
+	$(PY) -m pytest -q tests/e2e/test_page.py
+
+proof: $(STAMP)  ## the whole exactness grid and every plan's promise (about 45 minutes); writes bench/results/
 	$(PY) -m bench.macro.exactness
-	$(PY) -m bench.macro.partition
+	$(PY) -m bench.macro.promise
+
+partition: $(STAMP)  ## qpart: promises of four nets over the bus, latency, tails, optimality, calibration (about 45 minutes, alone)
+	$(PY) -m bench.macro.promise
+	$(PY) -m bench.macro.latency
+	$(PY) -m bench.macro.tails
+	$(PY) -m bench.macro.optimality
+	$(PY) -m bench.macro.calibration
 
 goodput: $(STAMP)  ## window limits beside fixed windows under every load, simulated (about 3 minutes); writes bench/results/
 	$(PY) -m bench.macro.goodput
+
+device: $(STAMP)  ## the device: windows and drafters on four links, takeovers, faults simulated, capacity (about 45 minutes, alone)
+	$(PY) -m bench.macro.sim_answers
+	$(PY) -m bench.macro.takeover
+	$(PY) -m bench.macro.links
+	$(PY) -m bench.macro.windows
+	$(PY) -m bench.macro.drafters
+	$(PY) -m bench.macro.capacity
+	$(PY) -m bench.micro.importing
 
 install: $(STAMP)  ## only make .venv and install
 
