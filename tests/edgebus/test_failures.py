@@ -15,6 +15,7 @@ import zmq
 import edgebus
 from edgebus import messages as m
 from edgebus.messages import decode_header, encode_header
+from tests.processes import freeze
 
 pytestmark = pytest.mark.net
 LIMITS = m.WireLimits(65536, 2**20, 64)
@@ -176,7 +177,7 @@ def test_stopped_server_is_noticed_and_welcomed_back(child):
     with edgebus.Node("device", insecure=True, limits=limits) as device:
         link = device.connect(endpoint)
         assert link.request("work", b"1").payload == b"echo:1"
-        os.kill(process.pid, signal.SIGSTOP)
+        freeze(process)
         with pytest.raises(edgebus.LinkLost):
             link.request("work", b"2", timeout_s=1.5)
         pending = link.send_request("work", b"3", timeout_s=30)

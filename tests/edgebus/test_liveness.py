@@ -16,6 +16,7 @@ import edgebus
 from edgebus import messages as m
 from edgebus.config import Limits
 from tests.edgebus.duo import Duo
+from tests.processes import freeze
 
 CHILD = Path(__file__).with_name("child_liveness.py")
 BEAT_S = 2.0
@@ -190,7 +191,7 @@ def found_within(link, wanted, seconds):
 def test_stopped_process_is_down_and_up_again_when_it_goes_on():
     with child_and_link() as (child, link):
         assert link.request("work").payload == b"done"
-        os.kill(child.pid, signal.SIGSTOP)
+        freeze(child)
         pending = link.send_request("work", timeout_s=10.0)
         found_within(link, "down", 2 * REAL_BEAT_S)
         os.kill(child.pid, signal.SIGCONT)

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import re
-import signal
 import socket
 import subprocess
 import sys
@@ -18,6 +16,7 @@ import pytest
 
 import edgebus
 from qpart import DriftLimits
+from tests.processes import freeze
 from tests.qpart import small
 from tests.qpart.serving import FAST, PRIVATE, close_to, wait_until
 
@@ -114,7 +113,7 @@ def stopped_server(served, name="server"):
         stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
     )  # fmt: skip
     try:
-        yield child.stdout.readline().strip(), lambda: os.kill(child.pid, signal.SIGSTOP)
+        yield child.stdout.readline().strip(), lambda: freeze(child)
     finally:
         child.kill()
         child.wait(10)
