@@ -15,8 +15,8 @@ demo: $(STAMP)  ## two acts over tcp with CURVE, sled and qpart; ends 0 only if 
 	@$(PY) -m qpart.demo
 
 test: $(STAMP)  ## all tests that fit in CI: pure, sockets, kernels and the real small model
-	$(PY) -m pytest -q -m "not slow" -n 2 tests/edgekernels tests/qpart tests/sled tests/bench tests/fuzz
-	$(PY) -m pytest -q -m "not slow" tests/edgebus tests/sim tests/e2e tests/test_docs.py
+	@sh scripts/suite.sh -n 2 tests/edgekernels tests/qpart tests/sled tests/bench tests/fuzz
+	@sh scripts/suite.sh tests/edgebus tests/sim tests/e2e tests/test_docs.py
 
 check: lint types test  ## linters, types, import rules and tests
 
