@@ -9,10 +9,13 @@ from setuptools import Extension, setup
 
 CSRC = "kernels/csrc"
 
+# What the kernels are optimised to; the sanitizers' builds take less, which compiles in a quarter of the time.
+OPTIMISE = os.environ.get("EDGEKERNELS_OPTIMISE", "-O3")
+
 compile_args, link_args = [], []
 if sys.platform != "win32":
     # Contracted products (FMA) would change the last bits between levels; -ffast-math, the whole process.
-    compile_args += ["-O3", "-g0", "-ffp-contract=off", "-fno-math-errno", "-fno-trapping-math"]
+    compile_args += [OPTIMISE, "-g0", "-ffp-contract=off", "-fno-math-errno", "-fno-trapping-math"]
     link_args += ["-lm"]
 if sys.platform == "linux":
     compile_args.append("-fopenmp")

@@ -20,7 +20,8 @@ from qpart.tables import WIDTHS, Tables
 if TYPE_CHECKING:
     from qpart.solve import Pattern
 
-MAX_KEPT_POSITIONS = 16
+MAX_KEPT_POSITIONS, WIDTH_BITS = 16, 3
+assert len(WIDTHS) == 1 << WIDTH_BITS
 Bools = NDArray[np.bool_]
 _BITS = np.array(WIDTHS, np.uint8)
 
@@ -125,11 +126,12 @@ class Joined:
         self._held = None if held is None else np.array(held, np.int64).reshape(-1, len(WIDTHS))
         self._bytes: Ints = np.concatenate([front.num_bytes for front in fronts])
         self._psi: Floats = np.concatenate([[inf], *(front.psi for front in fronts)])  # at i + 1: noise of point i
-        before = (0, *starts[:-1].tolist())
-        self._parent: Ints = np.concatenate([f.parent + n for f, n in zip(fronts, before, strict=True)])
-        self._width: NDArray[np.int8] = np.concatenate([front.width for front in fronts])
+        parent: Ints = np.concatenate([front.parent for front in fronts], dtype=np.int64)
+        parent += np.repeat((0, *starts[:-1].tolist()), sizes)
+        # Of each point: the one that it goes on from, and which width the last tensor has, in the lowest three bits.
+        self._steps_back: Ints = (parent << WIDTH_BITS) | np.concatenate([front.width for front in fronts])
         self._start, self._end = starts[pairs.prefix], (starts + sizes)[pairs.prefix]
-        self._steps = [1 << k for k in reversed(range(int(sizes.max()).bit_length()))]
+        self._strides = [1 << k for k in reversed(range(int(sizes.max()).bit_length()))]
 
     def positions(self, budgets: Floats) -> tuple[Ints, Bools]:
         """For every pair the first point with noise within its cut's budget: bytes ascend, so it loads least.
@@ -141,26 +143,29 @@ class Joined:
             (pairs,) points, of the front's last where none is within; (pairs,) whether one is.
         """
         key = budgets.tobytes()
-        if key in self._known:  # levels are few, and whoever asks for one gets its budgets
-            return self._known[key]
-        found = self._searched(budgets)
-        if len(self._known) >= MAX_KEPT_POSITIONS:
-            del self._known[next(iter(self._known))]
+        found = self._known.pop(key, None)  # levels are few, and whoever asks for one gets its budgets
+        if found is None:
+            found = self._searched(budgets)
+            if len(self._known) >= MAX_KEPT_POSITIONS:
+                del self._known[next(iter(self._known))]  # the one that was not asked for longest
         self._known[key] = found
         return found
 
     def _searched(self, budgets: Floats) -> tuple[Ints, Bools]:
-        """See `positions`: a binary search for all pairs at once."""
+        """See `positions`: a binary search for all pairs at once whose own noise is within."""
         budget, extra = budgets[self._pairs.cut], self._pairs.psi
-        found, probe = self._start.copy(), np.empty_like(self._start)
-        noise, outside = np.empty(len(extra)), np.empty(len(extra), np.bool_)
-        for step in self._steps:  # found: as many points as are known to be outside, from the first one on
-            np.minimum(np.add(found, step, out=probe), self._end, out=probe)
+        position, exists = self._end - 1, np.zeros(len(extra), np.bool_)
+        some = np.flatnonzero(extra <= budget)
+        budget, extra, end, found = budget[some], extra[some], self._end[some], self._start[some]
+        probe, noise, outside = np.empty_like(found), np.empty(len(some)), np.empty(len(some), np.bool_)
+        for stride in self._strides:  # found: as many points as are known to be outside, from the first one on
+            np.minimum(np.add(found, stride, out=probe), end, out=probe)
             np.take(self._psi, probe, out=noise, mode="clip")  # of the point before
             np.greater(np.add(noise, extra, out=noise), budget, out=outside)
             np.copyto(found, probe, where=outside)
-        exists = found < self._end
-        return np.minimum(found, self._end - 1), exists
+        exists[some] = found < end
+        position[some] = np.minimum(found, end - 1)
+        return position, exists
 
     def cheapest(
         self, positions: tuple[Ints, Bools], down_weight: float, up_weight: float, memory_bytes: int | None
@@ -195,27 +200,27 @@ class Joined:
         pairs, pair = self._pairs, found.pair
         prefix, widths = pairs.prefix[pair], self._widths(found)
         loaded = held = self._bytes[found.point]
+        most = widths.shape[1]
         if self._held is not None:
-            present = np.arange(widths.shape[1]) < prefix[:, None]
-            held = np.where(present, self._held[np.arange(widths.shape[1]), widths], 0).sum(axis=1)
-        text, most = _BITS[widths].tobytes(), widths.shape[1]
+            tensor = (prefix - 1)[:, None] - np.arange(most)
+            held = np.where(tensor >= 0, self._held[tensor, widths], 0).sum(axis=1)
+        bits = _BITS[widths[:, ::-1]].tobytes()  # of each cut the last so many
         return Choices(
             found.exists,
             loaded + pairs.manifest[pair],
             held + pairs.held[pair],
             pairs.up[pair],
-            [tuple(text[i * most : i * most + n]) for i, n in enumerate(prefix.tolist())],
+            [tuple(bits[end - n : end]) for n, end in zip(prefix.tolist(), range(most, len(bits) + 1, most), strict=True)]
+            if most
+            else [()] * len(prefix),
             [pairs.live_bits[k] for k in pair.tolist()],
         )
 
-    def _widths(self, found: Found) -> NDArray[np.int8]:
-        """(cuts, tensors) which width each tensor has; 0 for those that the device does not hold at a cut."""
-        prefix = self._pairs.prefix[found.pair]  # ascends with the cut
-        most, at = int(prefix[-1]), found.point.copy()
-        table = np.zeros((len(prefix), most), np.int8)
-        first = np.searchsorted(prefix, np.arange(1, most + 1)).tolist()
-        for k in range(most - 1, -1, -1):
-            points = at[first[k] :]
-            table[first[k] :, k] = self._width[points]
-            at[first[k] :] = self._parent[points]
-        return table
+    def _widths(self, found: Found) -> Ints:
+        """(cuts, tensors) which width each tensor has, the last one of a cut first; anything beyond its first."""
+        most, at = int(self._pairs.prefix[found.pair].max()), found.point.copy()
+        table = np.empty((most, len(at)), np.int64)
+        for row in table:
+            np.take(self._steps_back, at, out=row, mode="clip")
+            np.right_shift(row, WIDTH_BITS, out=at)
+        return table.T & (len(WIDTHS) - 1)

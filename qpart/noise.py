@@ -23,7 +23,7 @@ Doubles = npt.NDArray[np.float64]
 LAW_BITS = WIDTHS[:-1]
 """Widths that the law speaks of: float16 is no step of the same scale."""
 LEAST_R2 = 0.95
-_ONE_SIDED_95 = 1.6448536269514722
+_LEVEL = 0.95
 
 
 def squared_margin(logits: Floats) -> float:
@@ -121,17 +121,25 @@ def _longest(near: npt.NDArray[np.bool_]) -> tuple[int, int]:
 
 
 def upper_bound(changed: npt.ArrayLike, total: int) -> Doubles:
-    """One-sided upper 95 % bound of a share of which `changed` of `total` were seen.
+    """One-sided upper 95 % bound of a share of which `changed` of `total` were seen, whatever the share is.
 
-    Source: Wilson, 1927.
+    It is the share at which so few would be seen 5 times in 100, so in no case does it cover less than 95 %. A mean of
+    several counts (what an isotonic fit pools) may lie between whole numbers, and so does its bound.
+
+    Args:
+        changed: counts, 0 .. total.
+        total: of how many.
+
+    Source: Clopper and Pearson, 1934.
 
     >>> [round(float(upper_bound(k, 1000)), 4) for k in (0, 10, 100)]
-    [0.0027, 0.0163, 0.1167]
+    [0.003, 0.0169, 0.117]
     """
-    share, z = np.asarray(changed, np.float64) / total, _ONE_SIDED_95
-    centre = share + z * z / (2 * total)
-    spread = z * np.sqrt(share * (1 - share) / total + z * z / (4 * total * total))
-    bound: Doubles = (centre + spread) / (1 + z * z / total)
+    from scipy.special import betaincinv
+
+    seen = np.asarray(changed, np.float64)
+    some = np.minimum(seen, np.nextafter(total, 0))  # where all are seen the bound is 1
+    bound: Doubles = np.where(seen < total, betaincinv(some + 1, total - some, _LEVEL), 1.0)
     return bound
 
 
@@ -139,7 +147,8 @@ def fit_budget(psi: npt.ArrayLike, changed: npt.ArrayLike, total: int) -> Budget
     """Map of noise to accuracy drop from random patterns.
 
     An isotonic fit of the shares, its upper bound for `total` predictions, raised where needed so that 95 % of the
-    patterns lie under it. The first knot stands where the first step of the fit ends, the others where theirs begin, so
+    patterns lie under it. Each bound has its level by itself, and since they never fall with the noise, so has the
+    largest noise that one accuracy drop allows; all levels together have less (docs/adr/0020). The first knot stands where the first step of the fit ends, the others where theirs begin, so
     that the line between knots runs above the steps.
 
     Args:

@@ -5,10 +5,12 @@ Pure: no clock, no sockets, no randomness; the same question has the same answer
 
 from __future__ import annotations
 
+from math import inf
 from typing import Annotated, Literal, get_args
 
 import msgspec
 import numpy as np
+from msgspec.structs import replace
 from numpy.typing import NDArray
 
 from qpart.costs import CutCosts, Fixed, costs
@@ -96,7 +98,7 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
     rows: Annotated[tuple[CutRow, ...], msgspec.Meta(min_length=1, max_length=MAX_NODES + 1)]
 
     def __post_init__(self) -> None:
-        if [row.cut for row in self.rows] != list(range(len(self.rows))):
+        if any(row.cut != cut for cut, row in enumerate(self.rows)):
             raise ValueError(f"a plan's rows are for cuts 0, 1, 2 and so on, got {[row.cut for row in self.rows]}")
         if not 0 <= self.pattern.cut < len(self.rows) or not self.rows[self.pattern.cut].allowed:
             raise ValueError(f"the plan is for cut {self.pattern.cut}, which none of its rows allows")
@@ -127,14 +129,16 @@ def plan(solver: AnySolver, request: Request, server: ServerProfile, *, shrink: 
     )
     why = _why_not(solver, request, found)
     cost = _costs_of_each(fixed, found, request, server)
-    served = np.flatnonzero(why == 0).tolist()
-    if not served:
+    if why.all():
         raise refusal(solver, request, shrink)
     rows = _rows(fixed, found, cost, why)
-    cut = min(served, key=lambda c: (rows[c].objective, rows[c].download_bytes + rows[c].up_bytes, c))
-    row = rows[cut]
+    objective = np.where(why == 0, cost.objective, inf)
+    least = np.flatnonzero((objective == objective.min()) & (why == 0))
+    row = rows[int(least[np.argmin((found.download_bytes + found.up_bytes)[least])])]
+    cut = row.cut
+    pattern = evaluate(tables, cut, row.weight_bits, row.live_bits)
     return Plan(
-        pattern=evaluate(tables, cut, row.weight_bits, row.live_bits, cached=cached),
+        pattern=replace(pattern, download_bytes=row.download_bytes) if cached else pattern,
         accuracy=request.accuracy,
         level=float(allowed.level[cut]),
         level_index=int(allowed.level_index[cut]),

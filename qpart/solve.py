@@ -169,6 +169,7 @@ class Solver:
         self.tables = tables
         self.fixed = Fixed(tables)
         nodes = tables.network.parametric
+        self._all_pieces = frozenset((node, bits) for node in nodes for bits in WIDTHS)
         self._bytes = [tables.weight_bytes[node] for node in nodes]
         self._psi = [tables.weight_psi[node] for node in nodes]
         chain = Chain(self._bytes, self._psi)
@@ -307,9 +308,8 @@ class Solver:
         """Cached pieces that are pieces of this network; none where the cut ships none of them."""
         if not cached:
             return frozenset()
-        nodes, known = self.tables.network.parametric, cached if isinstance(cached, frozenset) else frozenset(cached)
-        pieces = frozenset((node, bits) for node in nodes for bits in WIDTHS if (node, bits) in known)
-        return pieces if any(node < cut for node, _ in pieces) else frozenset()
+        pieces = self._all_pieces.intersection(cached)
+        return pieces if pieces and min(pieces)[0] < cut else frozenset()
 
     def _with_cache(self, pieces: Pieces, mix: tuple[int, int], reach: Reach | None = None) -> Problem:
         """The problem whose fronts are of so many times the bytes to load plus so many times the bytes to hold."""
