@@ -147,9 +147,9 @@ def fit_budget(psi: npt.ArrayLike, changed: npt.ArrayLike, total: int) -> Budget
     """Map of noise to accuracy drop from random patterns.
 
     An isotonic fit of the shares, its upper bound for `total` predictions, raised where needed so that 95 % of the
-    patterns lie under it. Each bound has its level by itself, and since they never fall with the noise, so has the
-    largest noise that one accuracy drop allows; all levels together have less (docs/adr/0020). The first knot stands where the first step of the fit ends, the others where theirs begin, so
-    that the line between knots runs above the steps.
+    patterns lie under it. Each bound has its level by itself, not all of them together (docs/adr/0017). The first knot
+    stands where the first step of the fit ends, the others where theirs begin, so that the line between knots runs
+    above the steps.
 
     Args:
         psi: predicted noise of every pattern (patterns,).

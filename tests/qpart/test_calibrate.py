@@ -63,9 +63,9 @@ def test_few_inputs_are_said_to_make_the_promise_weaker(caplog, count, warned):
     calibrate(artefact.network, artefact.parameters, inputs, name="few", levels=(0.1,), num_patterns=20)
     said = [record.getMessage() for record in caplog.records if record.name == "qpart.calibrate"]
     assert len(said) == warned
-    for line in said:  # 1.645^2 / (400 + 1.645^2) and the same of 1,000: Wilson's bound of none
+    for line in said:  # 1 - 0.05^(1/400) and the same of 1,000: the exact bound of none
         assert line.startswith("calibrating few: 400 inputs are few")
-        assert "0.67 % of all (upper 95 % bound; 0.27 % with 1,000)" in line
+        assert "0.75 % of all (upper 95 % bound; 0.3 % with 1,000)" in line
         assert line.endswith("give 1,000 or more")
 
 

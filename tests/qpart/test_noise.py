@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+from scipy import stats
 
 from qpart.errors import UnsupportedModel
 from qpart.noise import fit_budget, law_of, num_changed, squared_error, squared_margin, upper_bound
@@ -21,11 +22,33 @@ def test_models_without_a_margin_are_refused(logits):
         squared_margin(logits.astype(np.float32))
 
 
-def test_upper_bound_covers_the_true_share_95_times_in_100():
-    random = np.random.default_rng(0)
-    for share in (0.01, 0.1, 0.4):
-        seen = random.binomial(1000, share, size=4000)
-        assert 0.93 < (upper_bound(seen, 1000) >= share).mean() < 0.99
+@pytest.mark.parametrize("total", [1, 2, 7, 50, 400, 1000])
+def test_upper_bound_is_clopper_and_pearsons_for_every_count(total):
+    seen = np.arange(total + 1)
+    found = upper_bound(seen, total)
+    assert found[-1] == 1.0
+    np.testing.assert_allclose(found[:-1], stats.beta.ppf(0.95, seen[:-1] + 1, total - seen[:-1]), rtol=1e-12)
+    for k in {0, total // 2, total}:
+        interval = stats.binomtest(k, total, alternative="less").proportion_ci(0.95, method="exact")
+        assert found[k] == pytest.approx(interval.high, rel=1e-9)
+
+
+@pytest.mark.parametrize("total", [1, 2, 7, 50, 400, 1000])
+def test_upper_bound_covers_every_share_95_times_in_100_or_more(total):
+    """Summed exactly, not drawn: least is covered where the share is just beyond a bound, so these are tried, too."""
+    seen = np.arange(total + 1)
+    bound = upper_bound(seen, total)
+    for share in [*np.linspace(0.001, 0.999, 101), *np.minimum(bound[:-1] * (1 + 1e-9), 1.0)[:: max(1, total // 100)]]:
+        assert stats.binom.pmf(seen, total, share)[bound >= share].sum() >= 0.95 - 1e-6
+
+
+def test_upper_bound_covers_a_share_that_was_pooled_over_dependent_patterns():
+    """What an isotonic fit pools: patterns of one share run on the same inputs, so their counts go together."""
+    random, total, share = np.random.default_rng(3), 400, 0.01
+    for together in (0.0, 0.5, 1.0):  # share of what changes that changes under every pattern
+        common = random.binomial(total, together * share, 20_000)
+        own = random.binomial(total, (1 - together) * share, (4, 20_000)).mean(axis=0)
+        assert (upper_bound(common + own, total) >= share).mean() >= 0.95
 
 
 def made_up(random, count=300, total=2000):
