@@ -148,6 +148,11 @@ class Device:
         return None if self._prepared is None else self._prepared.head
 
     @property
+    def turned_away(self) -> edgebus.EdgebusError | None:
+        """Why no server will ever answer this device, as far as is known: what `on_loss="local"` does not raise."""
+        return self._line.turned_away()
+
+    @property
     def switches(self) -> int:
         """How often `adapt` has changed the plan."""
         return 0 if self._adapter is None else self._adapter.switches
@@ -259,6 +264,8 @@ class Device:
             with contextlib.suppress(edgebus.EdgebusError):
                 line.close()
         self._node.close()
+        for line in self._lines:
+            line.join(5.0)
         if self._adapter is not None:
             self._adapter.wait(5.0)
 

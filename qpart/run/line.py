@@ -33,7 +33,8 @@ _BUSY_S, _LEAST_PAUSE_S = 0.05, 0.005
 _BUSY = frozenset({"busy", "rate_limited"})
 _ELSEWHERE = _BUSY | {"closing", "unknown_service", "dropped"}
 """Refusals that only say: not here, or not now."""
-_FOR_GOOD = KeyNotAllowed, WrongServerKey, VersionMismatch
+FOR_GOOD = KeyNotAllowed, WrongServerKey, VersionMismatch
+"""A server that says so will never answer this device."""
 _PROBE_EVERY_S, _GREET_S, _DIAL_S = 5.0, 1.0, 3.0  # three handshakes cut in a row are what shows a wrong key
 
 
@@ -101,7 +102,9 @@ class Line:
 
     def __init__(self, node: Node, servers: Sequence[Where], timeout_s: float) -> None:
         self.timeout_s = timeout_s
-        self._node, self._servers, self._probe_at = node, list(servers), 0.0
+        self._node, self._servers = node, list(servers)
+        self._looks: threading.Thread | None = None
+        self._look_at, self._turned_away = 0.0, None  # type: float, edgebus.EdgebusError | None
         self._pool: edgebus.Pool | None = None
         if len(servers) == 1:
             ((endpoint, key),) = servers
@@ -129,32 +132,43 @@ class Line:
             self._used.append(self.link)
         return True
 
-    def check(self) -> None:
-        """See whether it is of any use to wait for a server; looks every few seconds, and only while the link is down.
+    def turned_away(self) -> edgebus.EdgebusError | None:
+        """Why waiting for a server is of no use, as far as is known: all have turned us away for good; of the last.
 
-        A link that was up once takes every cut handshake for trouble over there, so each server is dialled anew. It
-        counts only where a node greets: a proxy before a server that is away cuts handshakes, too.
+        Where the link is down it has a thread look, every few seconds, and does not wait for it. A link that was up
+        once takes every cut handshake for trouble over there, so each server is dialled anew. It counts only where a
+        node greets: a proxy before a server that is away cuts handshakes, too.
+        """
+        if self.link.health != "down":
+            self._turned_away = None
+        elif time.monotonic() >= self._look_at and (self._looks is None or not self._looks.is_alive()):
+            self._looks = threading.Thread(target=self._look, name="qpart-look", daemon=True)
+            self._looks.start()
+        return self._turned_away
+
+    def check(self) -> None:
+        """See whether it is of any use to wait for a server.
 
         Raises:
-            edgebus.KeyNotAllowed, WrongServerKey, VersionMismatch: all have turned us away for good; of the last.
+            edgebus.KeyNotAllowed, WrongServerKey, VersionMismatch: `turned_away` says that it is not.
         """
-        if self.link.health != "down" or time.monotonic() < self._probe_at:
-            return
+        if (why := self.turned_away()) is not None:
+            raise type(why)(str(why))
+
+    def _look(self) -> None:
         why: edgebus.EdgebusError | None = None
         for endpoint, key in self._servers:
+            why = None  # of the last
             try:
                 if speaks_zmtp(endpoint, _GREET_S):
                     self._node.connect(endpoint, server_key=key, timeout_s=_DIAL_S).close()
-                why = None
-            except _FOR_GOOD as error:
+            except FOR_GOOD as error:
                 why = error
+                continue
             except edgebus.EdgebusError:
-                why = None
-            if why is None:
-                self._probe_at = time.monotonic() + _PROBE_EVERY_S
-                return
-        if why is not None:
-            raise why
+                pass
+            break
+        self._turned_away, self._look_at = why, time.monotonic() + _PROBE_EVERY_S
 
     def stats(self) -> LinkStats:
         """Counters of all links that were used."""
@@ -185,7 +199,7 @@ class Line:
             ServerLost: there was no answer, and asking again was no use.
             edgebus.RequestCancelled: it was cancelled.
             Infeasible, UnknownModel: so the server said.
-            edgebus.KeyNotAllowed, VersionMismatch: it has turned us away for good, and no other one lives.
+            edgebus.KeyNotAllowed, WrongServerKey, VersionMismatch: all have turned us away for good.
             edgebus.Refused: any other refusal.
         """
         while True:
@@ -198,10 +212,14 @@ class Line:
                     continue
                 lost = LinkLost(f"{sent.link.endpoint} is gone")
                 if self.link is sent.link and not self.elsewhere():
+                    why = self.turned_away()
                     if give_up():
                         sent.pending.cancel()
                         raise ServerLost(lost)
-                    continue
+                    if why is None:
+                        continue
+                    sent.pending.cancel()
+                    self.check()
                 sent.pending.cancel()
             else:
                 outcome = self._outcome(sent, stop or threading.Event())
@@ -235,6 +253,11 @@ class Line:
         else:
             self.link.close()
 
+    def join(self, timeout_s: float) -> None:
+        """Once the node is closed: wait for the thread that looks."""
+        if self._looks is not None:
+            self._looks.join(timeout_s)
+
     def _outcome(self, sent: Sent, stop: threading.Event) -> edgebus.Reply | edgebus.EdgebusError:
         """What became of a request: its answer, or why it may be asked again, once its server may be.
 
@@ -251,7 +274,7 @@ class Line:
             return refused
         except (LinkLost, edgebus.DeadlineExceeded) as error:
             return error
-        except _FOR_GOOD as error:
+        except FOR_GOOD as error:
             if self.link is sent.link and not self.elsewhere():
                 raise
             return error

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import threading
 import time
 from collections import deque
@@ -20,9 +21,11 @@ from qpart.errors import ProtocolError, RequestError
 from qpart.inputs import as_float
 from qpart.messages import Answered, ModelInfo
 from qpart.quantiser import Floats
-from qpart.run.line import Line, Sent, ServerLost, decoded
+from qpart.run.line import FOR_GOOD, Line, Sent, ServerLost, decoded
 from qpart.run.preparing import Prepared
 from qpart.run.traffic import Meter, Traffic
+
+log = logging.getLogger(__name__)
 
 OnLoss = Literal["fail", "local", "wait"]
 MAX_DEPTH = 64
@@ -66,7 +69,7 @@ class Runner:
     """Runs one input: the head here, the tail at the server, or all of it here where the server is lost."""
 
     def __init__(self, device: Current, line: Line, meter: Meter) -> None:
-        self._device, self._line, self._meter = device, line, meter
+        self._device, self._line, self._meter, self._said = device, line, meter, ""
 
     def begin(self, inputs: npt.NDArray[Any]) -> Flying:
         """Run the head and send what crosses the cut."""
@@ -104,6 +107,11 @@ class Runner:
                 reply = self._line.finish(sent, give_up=lambda: self._device.on_loss == "local", stop=stop)
             except ServerLost as lost:
                 self._lost(flying, lost, stop)
+                continue
+            except FOR_GOOD as error:
+                if self._device.on_loss != "local":
+                    raise
+                self._lost(flying, ServerLost(error), stop)
                 continue
             finally:
                 self._device.traffic.asked_again += sent.attempts - attempts
@@ -162,8 +170,11 @@ class Runner:
                 raise lost.cause from None
 
     def _alone(self, flying: Flying) -> Floats:
-        whole = flying.prepared.whole
+        whole, why = flying.prepared.whole, self._line.turned_away()
         assert whole is not None
+        if why is not None and str(why) != self._said:
+            self._said = str(why)
+            log.warning("this device finishes alone from now on: %s: %s", type(why).__name__, why)
         return whole.answer(flying.inputs)
 
 

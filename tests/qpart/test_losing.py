@@ -65,13 +65,13 @@ def waiting(device, inputs):
     return thread, outcome
 
 
-@pytest.mark.parametrize("what", ["another key", "not allowed", "plaintext"])
-@pytest.mark.parametrize("num_servers", [1, 2])
-def test_a_device_does_not_wait_for_a_server_that_turns_it_away_for_good(served, inputs, what, num_servers):
+@contextlib.contextmanager
+def turned_away(served, what, inputs, num_servers=1, **options):
+    """A device with a plan, whose server has come back as one that will never answer it."""
     edgebus.generate_keys(served.directory / "second")
     with served.serving() as endpoint:
-        device = served.device([endpoint] * num_servers, on_loss="wait", timeout_s=0.5)
-        device.prepare(PRIVATE)
+        device = served.device([endpoint] * num_servers, **options)
+        device.prepare(ROOMY)
         device.infer(inputs)
     if what == "not allowed":
         served.allow_file.write_text(f"{edgebus.read_public_key(served.directory / 'second' / 'node.key')} other\n")
@@ -80,12 +80,58 @@ def test_a_device_does_not_wait_for_a_server_that_turns_it_away_for_good(served,
             there.enter_context(edgebus.Node("plain", insecure=True)).bind(endpoint)
         else:
             there.enter_context(served.serving(endpoint, name="second" if what == "another key" else "server"))
+        yield device, edgebus.KeyNotAllowed if what == "not allowed" else edgebus.WrongServerKey
+
+
+TURNED_AWAY = pytest.mark.parametrize("what", ["another key", "not allowed", "plaintext"])
+
+
+@TURNED_AWAY
+@pytest.mark.parametrize("num_servers", [1, 2])
+def test_a_device_does_not_wait_for_a_server_that_turns_it_away_for_good(served, inputs, what, num_servers):
+    with turned_away(served, what, inputs, num_servers, on_loss="wait", timeout_s=0.5) as (device, error):
         thread, outcome = waiting(device, inputs)
         thread.join(15)
         assert not thread.is_alive(), "it would wait for ever"
-        error = edgebus.KeyNotAllowed if what == "not allowed" else edgebus.WrongServerKey
         assert isinstance(outcome[0], error)
         assert re.search("node.key|give both sides keys", str(outcome[0]))
+
+
+@TURNED_AWAY
+@pytest.mark.parametrize("num_servers", [1, 2])
+def test_a_device_that_fails_names_why_it_is_turned_away(served, inputs, what, num_servers):
+    with turned_away(served, what, inputs, num_servers, on_loss="fail", timeout_s=30.0) as (device, error):
+        for ask in (
+            lambda: device.infer(inputs),
+            lambda: list(device.infer_stream([inputs])),
+            lambda: device.prepare(ROOMY),
+        ):
+            with pytest.raises(error, match=r"node\.key|give both sides keys"):
+                ask()
+
+
+def test_a_timeout_too_short_to_find_out_why_is_kept_and_the_cause_named_later(served, inputs):
+    """What is found out goes on between the requests, and the next one that fails says it."""
+    with turned_away(served, "another key", inputs, on_loss="fail", timeout_s=0.2) as (device, error):
+        with pytest.raises(edgebus.EdgebusError):
+            device.infer(inputs)
+        wait_until(lambda: device.turned_away is not None)
+        with pytest.raises(error, match=r"node\.key"):
+            device.infer(inputs)
+
+
+@TURNED_AWAY
+def test_a_device_that_finishes_alone_goes_on_and_says_why(served, inputs, what, caplog):
+    with turned_away(served, what, inputs, on_loss="local") as (device, error):
+        expected = device._prepared.whole.answer(inputs)
+        assert close_to(device.infer(inputs), expected)
+        wait_until(lambda: device.turned_away is not None)
+        assert isinstance(device.turned_away, error)
+        for _ in range(2):
+            assert close_to(device.infer(inputs), expected)
+        said = [record.getMessage() for record in caplog.records if record.name == "qpart.run.stream"]
+        assert len(said) == 1
+        assert error.__name__ in said[0]
 
 
 def test_a_device_waits_behind_a_proxy_that_hangs_up_while_its_server_is_away(served, inputs):
