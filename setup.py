@@ -9,7 +9,7 @@ from setuptools import Extension, setup
 
 CSRC = "kernels/csrc"
 
-# What the kernels are optimised to; the sanitizers' builds take less, which compiles in a quarter of the time.
+# What the kernels are optimised to; the sanitizers' builds take less, which compiles sooner.
 OPTIMISE = os.environ.get("EDGEKERNELS_OPTIMISE", "-O3")
 
 compile_args, link_args = [], []
