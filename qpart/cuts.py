@@ -210,7 +210,10 @@ class Joined:
             loaded + pairs.manifest[pair],
             held + pairs.held[pair],
             pairs.up[pair],
-            [tuple(bits[end - n : end]) for n, end in zip(prefix.tolist(), range(most, len(bits) + 1, most), strict=True)]
+            [
+                tuple(bits[end - n : end])
+                for n, end in zip(prefix.tolist(), range(most, len(bits) + 1, most), strict=True)
+            ]
             if most
             else [()] * len(prefix),
             [pairs.live_bits[k] for k in pair.tolist()],

@@ -90,13 +90,12 @@ def at_cut(granted: list[Allowance], cut: int, shrink: Shrink) -> Allowance:
     return max(one._replace(budget=one.budget * factor(shrink, cut, one.level_index)) for one in granted)
 
 
-class _Cut(NamedTuple):
-    """A cut: least noise within the memory and without limit, and whether it shows an input that must stay."""
+class _Cuts(NamedTuple):
+    """(cuts,) each: least noise within the memory and without limit, and which show an input that must stay."""
 
-    cut: int
-    tight: float
-    free: float
-    shows_input: bool
+    tight: NDArray[np.float64]
+    free: NDArray[np.float64]
+    shows_input: NDArray[np.bool_]
 
 
 class _Remedy(NamedTuple):
@@ -123,16 +122,10 @@ def refusal(solver: AnySolver, request: Request, shrink: Shrink) -> Infeasible:
             constraint="accuracy",
             nearest_accuracy=None,
         )
-    network = solver.tables.network
-    cuts = [
-        _Cut(
-            cut,
-            solver.least_psi(cut, memory_bytes),
-            solver.least_psi(cut),
-            request.raw_input_stays and network.shows_input(cut),
-        )
-        for cut in range(network.num_nodes + 1)
-    ]
+    cuts = _Cuts(
+        solver.least_psi_of_each(memory_bytes), solver.least_psi_of_each(),
+        solver.fixed.shows_input & request.raw_input_stays,
+    )  # fmt: skip
     asked = f"no cut keeps to an accuracy drop within {request.accuracy:g} with {memory_bytes} bytes of memory"
     asked += " while the raw input stays" if request.raw_input_stays else ""
     for several in _GIVEN_UP:
@@ -152,55 +145,72 @@ def refusal(solver: AnySolver, request: Request, shrink: Shrink) -> Infeasible:
 
 
 def _remedy(
-    solver: Solver, request: Request, shrink: Shrink, cuts: list[_Cut], given_up: tuple[Constraint, ...]
+    solver: Solver, request: Request, shrink: Shrink, cuts: _Cuts, given_up: tuple[Constraint, ...]
 ) -> _Remedy | None:
     """The least to ask for where some constraints are given up; None if that does not help."""
-    raw_input, more_memory = "raw_input_stays" in given_up, "memory" in given_up
-    noises = [(one.cut, one.free if more_memory else one.tight) for one in cuts if raw_input or not one.shows_input]
+    tables, more_memory = solver.tables, "memory" in given_up
+    raw_input = "raw_input_stays" in given_up
+    psi = cuts.free if more_memory else cuts.tight
+    if not raw_input:
+        psi = np.where(cuts.shows_input, inf, psi)
     nearest = None
     if "accuracy" in given_up:
-        found = (_nearest(solver.tables, cut, psi, shrink) for cut, psi in noises)
-        nearest = min((accuracy for accuracy in found if accuracy is not None), default=None)
+        nearest = _nearest(tables, psi, shrink)
         if nearest is None:
             return None
-    granted = allowances(solver.tables, request.accuracy if nearest is None else nearest)
-    budgets = [(cut, psi, at_cut(granted, cut, shrink).budget) for cut, psi in noises]
-    served = [(cut, budget) for cut, psi, budget in budgets if psi <= budget]
-    if not served:
+    granted = allowances(tables, request.accuracy if nearest is None else nearest)
+    budgets = at_each_cut(granted, len(psi), shrink).budget
+    served = psi <= budgets
+    if not served.any():
         return None
-    need = min(_memory_needed(solver, cut, budget) for cut, budget in served) if more_memory else None
+    need = None
+    if more_memory:  # bytes to hold are least where bytes to load are
+        found = solver.best_of_each(budgets, down_weight=1.0, up_weight=0.0)
+        need = int(found.device_bytes[served].min())
     return _Remedy(nearest, need, raw_input)
 
 
-def _nearest(tables: Tables, cut: int, psi: float, shrink: Shrink) -> float | None:
-    """The smallest accuracy drop at which a cut may have so much noise, rounded up to 4 digits where that serves."""
-    first = min(tables.levels, default=1.0)
-    for accuracy in _below(tables, cut, psi, shrink):
-        if 0 < accuracy < first and at_cut(allowances(tables, accuracy), cut, shrink).budget >= psi:
-            return accuracy
+def _nearest(tables: Tables, psi: NDArray[np.float64], shrink: Shrink) -> float | None:
+    """The smallest accuracy drop at which any cut may have its noise, rounded up to 4 digits where that serves.
+
+    Args:
+        tables: of the network.
+        psi: (cuts,) noise; infinite for a cut that does not count.
+        shrink: see `qpart.plan.plan`.
+    """
+    best, first = inf, min(tables.levels, default=1.0)
+    left = [factor(shrink, cut, BELOW_ALL) for cut in range(len(psi))] if shrink else [1.0] * len(psi)
+    needed = [
+        (noise / share, cut, noise)
+        for cut, (noise, share) in enumerate(zip(psi.tolist(), left, strict=True))
+        if share > 0
+    ]
+    for need, cut, noise in sorted(needed):
+        if need == inf:
+            break
+        candidates = _below(tables, need)
+        if candidates[-2] >= min(best, first):  # neither this one nor those that need more noise
+            break
+        for accuracy in candidates:
+            if 0 < accuracy < first and at_cut(allowances(tables, accuracy), cut, shrink).budget >= noise:
+                best = min(best, accuracy)
+                break
+    if best < inf:
+        return best
     for i, level in enumerate(tables.levels):  # between levels nothing is gained
-        if tables.budget.budget(level) * factor(shrink, cut, i) >= psi:
+        budget = tables.budget.budget(level)
+        if any(budget * factor(shrink, cut, i) >= noise for cut, noise in enumerate(psi.tolist())):
             up = float(_rounded_up(level))
             return up if up < 1 else level
     return None
 
 
-def _below(tables: Tables, cut: int, psi: float, shrink: Shrink) -> list[float]:
+def _below(tables: Tables, psi: float) -> list[float]:
     """What might be the smallest accuracy drop, were there no levels: few digits first, then as many as it has."""
-    left = factor(shrink, cut, BELOW_ALL)
-    if psi == inf or left <= 0:
-        return []
-    exact = min(tables.budget.accuracy_of(psi / left), tables.budget.accuracy[-1])  # division may exceed the map
+    exact = min(tables.budget.accuracy_of(psi), tables.budget.accuracy[-1])  # division may exceed the map
     up, closer = _rounded_up(exact), exact * (1 + 1e-9)  # next to both, for what division rounded
     return [float(up), float(_FOUR_DIGITS_UP.next_plus(up)), exact, closer]
 
 
 def _rounded_up(number: float) -> Decimal:
     return _FOUR_DIGITS_UP.create_decimal(repr(number))  # repr: 0.05 has one digit, its binary value has many
-
-
-def _memory_needed(solver: Solver, cut: int, budget: float) -> int:
-    """The least memory with which a cut that can meet the budget does."""
-    pattern = solver.best(cut, budget, down_weight=1.0, up_weight=0.0)
-    assert pattern is not None
-    return pattern.device_bytes

@@ -180,6 +180,9 @@ class Solver:
             for live, num_bytes, psi in zip(tables.network.live, tables.live_bytes, tables.live_psi, strict=True)
         ]
         self._kept: OrderedDict[tuple[Pieces, tuple[int, int], float, int], Problem] = OrderedDict()
+        self._prefix = np.array([tables.num_weights(cut) for cut in range(tables.network.num_nodes + 1)])
+        self._besides = np.array(tables.manifest_bytes) + 4 * np.array(tables.device_items)
+        self._least_live = np.array([live.fronts[-1].psi[-1] for live in self._live])
         self._pairs = Pairs(tables, self._live)
         self._least_bytes = least_bytes(tables)
         self._plain_joined = Joined(chain, self._pairs)
@@ -256,6 +259,9 @@ class Solver:
             budgets: (cuts,) most summed noise.
         """
         pieces, most_psi = self._relevant(self.tables.network.num_nodes, cached), float(budgets.max())
+        is_new = pieces and (pieces, most_psi) not in self._joined
+        if is_new and not (self.least_psi_of_each(memory_bytes) <= budgets).any():
+            return Choices.of([None] * len(budgets))  # known without any front with the cache
         joined = self._joined_fronts(pieces, most_psi)
         limit = None if pieces else memory_bytes
         found = joined.choices(joined.cheapest(joined.positions(budgets), down_weight, up_weight, limit))
@@ -291,18 +297,26 @@ class Solver:
 
     def least_psi(self, cut: int, memory_bytes: int | None = None) -> float:
         """The smallest noise that can be had at a cut within the memory; infinite if nothing fits."""
-        front = self._plain.chain.fronts[self.tables.num_weights(cut)]
-        room = self._room(cut, memory_bytes)
-        num_fitting = len(front.psi) if room is None else int(np.searchsorted(front.num_bytes, room, side="right"))
-        if not num_fitting:
-            return inf
-        return float(front.psi[num_fitting - 1] + self._live[cut].fronts[-1].psi[-1])
+        return float(self.least_psi_of_each(memory_bytes)[cut])
+
+    def least_psi_of_each(self, memory_bytes: int | None = None) -> Floats:
+        """(cuts,) what `least_psi` says of each."""
+        fronts, prefix = self._plain.chain.fronts, self._prefix
+        least = np.array([front.psi[-1] for front in fronts])[prefix]
+        if memory_bytes is not None:
+            room = memory_bytes - self._besides
+            for cut in np.flatnonzero(room < np.array([front.num_bytes[-1] for front in fronts])[prefix]).tolist():
+                front = fronts[prefix[cut]]
+                num_fitting = int(front.num_bytes.searchsorted(room[cut], side="right"))
+                least[cut] = front.psi[num_fitting - 1] if num_fitting else inf
+        found: Floats = least + self._least_live
+        return found
 
     def _room(self, cut: int, memory_bytes: int | None) -> int | None:
         """Bytes left for the packed pieces."""
         if memory_bytes is None:
             return None
-        return memory_bytes - self.tables.manifest_bytes[cut] - 4 * self.tables.device_items[cut]
+        return memory_bytes - int(self._besides[cut])
 
     def _relevant(self, cut: int, cached: Collection[tuple[int, int]]) -> Pieces:
         """Cached pieces that are pieces of this network; none where the cut ships none of them."""
