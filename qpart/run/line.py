@@ -226,6 +226,8 @@ class Line:
                 if isinstance(outcome, edgebus.Reply):
                     return outcome
                 lost = outcome
+                if not isinstance(lost, edgebus.Refused):
+                    self.check()
             if stop is not None and stop.is_set():
                 raise edgebus.RequestCancelled(f"{sent.service}: cancelled")
             self._again(sent, lost)
