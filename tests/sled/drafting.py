@@ -1,8 +1,8 @@
 """What a drafter proposes, as a device that keeps to a window would send it."""
 
+from sled import proposal
 from sled.law import unpacked
 from sled.pace import pace_for
-from sled.proposal import Proposal, as_proposals
 from sled.window import Window
 
 WIDE = Window(64)
@@ -10,16 +10,15 @@ WIDE = Window(64)
 
 def proposals(drafter, text, limit, window=WIDE):
     pace, taken = pace_for(window), []
-    for one in drafter.draft(text, limit):
-        (proposal,) = as_proposals([one])
-        if len(taken) >= limit or not pace.more([each.confidence for each in taken], proposal.confidence, []):
+    for one in proposal.proposals(drafter.draft(text, limit)):
+        if len(taken) >= limit or not pace.more([each.confidence for each in taken], one.confidence, []):
             break
-        taken.append(proposal)
+        taken.append(one)
     return taken
 
 
 def drafts(drafter, text, limit, window=WIDE):
-    return [proposal.token for proposal in proposals(drafter, text, limit, window)]
+    return [one.token for one in proposals(drafter, text, limit, window)]
 
 
 def send(machine, drafts):
