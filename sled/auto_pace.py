@@ -29,6 +29,7 @@ STALL = 4.0  # what takes so many times the usual counts as no more than that
 READ_MEMORY = 512.0  # tokens that the mean time of reading one goes back
 PIECE = 32  # tokens that are read at once, while nobody looks for a verdict
 READ_FOR = 64  # tokens, over which reading is thought to be earned again
+LEAST_GAIN = 0.1  # of a turnaround, that a draft may bring at least: what of late speaks against it may pass
 READ_GAIN = 2.0  # times as fast as without drafts is what they may be, before any was drafted
 READ_TURNAROUNDS = 2.0  # of reading, for which a stream is better than rounds without drafts
 IDLE_ROUNDS = 16  # without a token drafted, after which one is tried,
@@ -102,9 +103,11 @@ class AutoPace:
         unread: int = 0,
     ) -> bool:
         """See Pace."""
-        self._reads = unread > LITTLE and self._pays(round_, hoped) and self._worth_reading(unread)
+        reads = unread > LITTLE and self._pays(round_, hoped) and self._worth_reading(unread)
+        if waited_s is None:
+            self._reads = reads
         if unread > LITTLE:
-            return self._reads and (waited_s is not None or self._pays(round_, hoped, unread))
+            return reads and (waited_s is not None or self._pays(round_, hoped, unread))
         if waited_s is None:
             return self._pays(round_, hoped)
         return self._pays_ahead(round_, hoped, self.learned.turnaround.of(0) - waited_s, hop)
@@ -148,7 +151,7 @@ class AutoPace:
         token_s = 1 / rate if rate and learned.draft_s else away_s / READ_GAIN
         pieces = PIECE * learned.read_s / away_s
         late_s = unread * learned.read_s * (pieces / 2 if pieces < 1 else 1 - 1 / (2 * pieces))
-        return late_s <= READ_FOR * (away_s - token_s)
+        return late_s <= READ_FOR * max(away_s - token_s, LEAST_GAIN * away_s)
 
     def _pays(self, round_: Sequence[float], hoped: Sequence[float], unread: int = 0) -> bool:
         """Whether drafting further, now that the round waits for it, brings more than the rate asks for its time."""
@@ -248,7 +251,9 @@ class AutoPace:
         learned.rounds += 1
         learned.idle += 1
         alone_s = len(round_) * learned.draft_s + learned.turnaround.of(len(round_))
-        if not hoped:
+        if self._reads and not round_ and self._told_at is None:
+            pass  # the server has read the prompt in that time
+        elif not hoped:
             learned.turnaround.told(len(round_), took_s)
             learned.length += FOLLOW * (len(round_) - learned.length)
         elif self._told_at is not None and now - self._told_at > QUEUED_DRAFTS * learned.draft_s:
@@ -266,7 +271,8 @@ class AutoPace:
             passed_s = min(passed_s, STALL * learned.seconds / learned.weight)
         if learned.rounds > FIRST_ROUNDS and not self._reads:  # before, there was nothing to compare with
             learned.by_itself.told(alone_s, passed_s, batch)
-        if not self._reads or round_:  # without drafts since one reads, that is not what they bring
+        reads, self._reads = self._reads, False
+        if not reads or round_:  # without drafts since one reads, that is not what they bring
             self._count(accepted + 1.0, passed_s)
 
     def _count(self, tokens: float, seconds: float) -> None:

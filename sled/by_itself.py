@@ -137,11 +137,9 @@ class ByItself:
             draft_s: seconds to draft a token.
             reads: much is to be read before, which is best begun while the first token is still on its way.
         """
-        if (
-            self._trying
-            or (not self._streamed and not (reads and self.token_s))
-            or (self.draft_rate and not self.token_s)
-        ):
+        if not self._streamed and not (reads and self.token_s):
+            return False
+        if self._trying or (self.draft_rate and not self.token_s):
             return False  # the first token tells how long the link is, and one that waits for a draft would seem slow
         if self._rounds >= KNOWN_ROUNDS and draft_s >= self.token_s:
             return self._since_shadow_s >= SHADOW_COST * draft_s  # the drafter's own speed may change

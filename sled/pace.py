@@ -106,7 +106,7 @@ class Pace(Protocol):
         """Whether the server should go on decoding by itself; asked after each part of the stream."""
 
     def shadows(self, unread: int = 0) -> bool:
-        """Whether to draft a round that is not sent, or read for it, while the server decodes: to see what it brings."""
+        """Whether to draft a round that is not sent, or read for it, while the server decodes: what would it bring?"""
 
     def shadowing(self, accepted: int, size: int) -> None:
         """Of such a round of `size` tokens the first `accepted` were right so far; more may be."""

@@ -14,9 +14,9 @@ class Drafter(Protocol):
 
     Whoever asks decides how many proposals are worth taking; a drafter only says how sure it is of each.
 
-    One that reads the text with a model, a thousand tokens of a prompt before its first draft, may say so, that reading
-    is not taken for drafting: by a method `unread(text) -> int`, the tokens it would read before its first draft; and by
-    `Reading` between its proposals, before each piece that it reads, so that others have their turn.
+    One that reads the text with a model, a thousand tokens of a prompt before its first draft, may say so, so that this
+    is not taken for drafting: by a method `unread(text) -> int`, the tokens it would read before its first draft; and
+    by a `Reading` before each piece that it reads, with fewer tokens each time, so that others have their turn.
     """
 
     name: str

@@ -1,8 +1,9 @@
 """What a drafter proposes, as a device that keeps to a window would send it."""
 
-from sled import proposal
 from sled.law import unpacked
 from sled.pace import pace_for
+from sled.proposal import Proposal
+from sled.proposal import proposals as proposals_of
 from sled.window import Window
 
 WIDE = Window(64)
@@ -10,7 +11,7 @@ WIDE = Window(64)
 
 def proposals(drafter, text, limit, window=WIDE):
     pace, taken = pace_for(window), []
-    for one in proposal.proposals(drafter.draft(text, limit)):
+    for one in proposals_of(drafter.draft(text, limit)):
         if len(taken) >= limit or not pace.more([each.confidence for each in taken], one.confidence, []):
             break
         taken.append(one)
