@@ -5,12 +5,14 @@ Pure: no sockets, clock or randomness; times are told. The derivation is in docs
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from sled.by_itself import ByItself
 from sled.calibration import ANYWHERE, Calibration
 from sled.messages import MAX_WINDOW
+from sled.proposal import LITTLE
 from sled.turnaround import Turnaround
 
 AHEAD = 8  # further drafts that are thought of at once, since turnarounds rise in steps
@@ -24,6 +26,12 @@ EXPLORE = 12  # rounds from one that may be of another length than it would be, 
 NEW_EXPLORE, NEW_ROUNDS = 5, 32  # the same at first
 TRY_SURVIVAL = 0.2  # such rounds get longer by drafts that are this likely, and worth at least their own time
 STALL = 4.0  # what takes so many times the usual counts as no more than that
+READ_MEMORY = 512.0  # tokens that the mean time of reading one goes back
+PIECE = 32  # tokens that are read at once, while nobody looks for a verdict
+READ_FOR = 64  # tokens, over which reading is thought to be earned again
+LEAST_GAIN = 0.1  # of a turnaround, that a draft may bring at least: what of late speaks against it may pass
+READ_GAIN = 2.0  # times as fast as without drafts is what they may be, before any was drafted
+READ_TURNAROUNDS = 2.0  # of reading, for which a stream is better than rounds without drafts
 IDLE_ROUNDS = 16  # without a token drafted, after which one is tried,
 IDLE_TOKENS = 0.02  # and what that may cost of what came meanwhile
 
@@ -36,6 +44,7 @@ class Learned:
         calibration: how often the drafter is right.
         turnaround: how long rounds are away.
         draft_s: seconds to draft a token.
+        read_s: seconds to read a token of the text; not a number before that is known.
         tokens, seconds: of late; their quotient is the rate.
         rounds: verdicts heard of.
         idle: rounds since a token was drafted.
@@ -45,6 +54,7 @@ class Learned:
     calibration: Calibration = field(default_factory=Calibration)
     turnaround: Turnaround = field(default_factory=Turnaround)
     draft_s: float = 0.0
+    read_s: float = math.nan
     tokens: float = 0.0
     seconds: float = 0.0
     weight: float = 0.0
@@ -80,11 +90,24 @@ class AutoPace:
         self._told_at: float | None = None
         self._told_again = False  # the next verdict tells what a stream had decoded already
         self._least, self._most = 0, MAX_WINDOW  # drafts of the next round that follows committed text
+        self._reads = False  # a round goes without drafts since their drafter has to read
+        self._streams_to_read = False
 
     def another(
-        self, round_: Sequence[float], hoped: Sequence[float], waited_s: float | None, *, hop: bool = False
+        self,
+        round_: Sequence[float],
+        hoped: Sequence[float],
+        waited_s: float | None,
+        *,
+        hop: bool = False,
+        unread: int = 0,
     ) -> bool:
         """See Pace."""
+        reads = unread > LITTLE and self._pays(round_, hoped) and self._worth_reading(unread)
+        if waited_s is None:
+            self._reads = reads
+        if unread > LITTLE:
+            return reads and (waited_s is not None or self._pays(round_, hoped, unread))
         if waited_s is None:
             return self._pays(round_, hoped)
         return self._pays_ahead(round_, hoped, self.learned.turnaround.of(0) - waited_s, hop)
@@ -116,12 +139,26 @@ class AutoPace:
             survival *= calibration.next_acceptance(ANYWHERE, run)
         return False
 
-    def _pays(self, round_: Sequence[float], hoped: Sequence[float]) -> bool:
+    def _worth_reading(self, unread: int) -> bool:
+        """Whether drafts are worth what reading costs while rounds without any are away.
+
+        A verdict waits for the piece that is being read: for half of one each turnaround, or where a piece takes longer
+        than that, for the rest of each.
+        """
+        learned, rate, away_s = self.learned, self.learned.rate, self.learned.turnaround.of(0)
+        if not away_s or math.isnan(learned.read_s):
+            return True
+        token_s = 1 / rate if rate and learned.draft_s else away_s / READ_GAIN
+        pieces = PIECE * learned.read_s / away_s
+        late_s = unread * learned.read_s * (pieces / 2 if pieces < 1 else 1 - 1 / (2 * pieces))
+        return late_s <= READ_FOR * max(away_s - token_s, LEAST_GAIN * away_s)
+
+    def _pays(self, round_: Sequence[float], hoped: Sequence[float], unread: int = 0) -> bool:
         """Whether drafting further, now that the round waits for it, brings more than the rate asks for its time."""
         learned, calibration = self.learned, self.learned.calibration
         if len(round_) >= self._most:
             return False
-        if not round_ and learned.is_idle:
+        if not round_ and learned.is_idle and not unread:
             return True
         start = calibration.run + len(hoped)
         run, rate = start + len(round_), learned.rate
@@ -129,7 +166,10 @@ class AutoPace:
         last = round_[-1] if round_ else hoped[-1] if hoped else None
         survival *= calibration.next_acceptance(calibration.place(last, run), run)
         if not rate:
-            return survival >= FIRST_SURVIVAL
+            return survival >= FIRST_SURVIVAL and not unread
+        if unread:
+            first_s = learned.draft_s + unread * learned.read_s
+            return self._best(len(round_), run + 1, survival, rate, first_s) > 0.0
         if len(round_) < self._least and survival > max(TRY_SURVIVAL, rate * learned.draft_s):
             return True
         return self._best(len(round_), run + 1, survival, rate, learned.draft_s) > 0.0
@@ -170,12 +210,22 @@ class AutoPace:
         calibration = self.learned.calibration
         return calibration.survival(hoped, calibration.run) >= HOPE
 
-    def drafted(self, count: int, took_s: float) -> None:
+    def read(self, count: int, took_s: float) -> None:
+        """See Pace."""
+        learned, each = self.learned, took_s / count
+        if math.isnan(learned.read_s):
+            learned.read_s = each
+        learned.read_s += min(count / READ_MEMORY, 0.5) * (each - learned.read_s)
+
+    def drafted(self, count: int, took_s: float, read: int = 0) -> None:
         """See Pace."""
         learned = self.learned
         if count < 1:
             return
         learned.idle = 0
+        if read > LITTLE:  # what of it was drafting is little, and hardly known
+            self.read(read, max(took_s - count * learned.draft_s, 0.0))
+            return
         each = took_s / count
         if not learned.draft_s:
             learned.draft_s = each
@@ -201,7 +251,9 @@ class AutoPace:
         learned.rounds += 1
         learned.idle += 1
         alone_s = len(round_) * learned.draft_s + learned.turnaround.of(len(round_))
-        if not hoped:
+        if self._reads and not round_ and self._told_at is None:
+            pass  # the server has read the prompt in that time
+        elif not hoped:
             learned.turnaround.told(len(round_), took_s)
             learned.length += FOLLOW * (len(round_) - learned.length)
         elif self._told_at is not None and now - self._told_at > QUEUED_DRAFTS * learned.draft_s:
@@ -217,9 +269,11 @@ class AutoPace:
         self._told_at = now
         if learned.seconds:
             passed_s = min(passed_s, STALL * learned.seconds / learned.weight)
-        if learned.rounds > FIRST_ROUNDS:  # before, there was nothing to compare with
+        if learned.rounds > FIRST_ROUNDS and not self._reads:  # before, there was nothing to compare with
             learned.by_itself.told(alone_s, passed_s, batch)
-        self._count(accepted + 1.0, passed_s)
+        reads, self._reads = self._reads, False
+        if not reads or round_:  # without drafts since one reads, that is not what they bring
+            self._count(accepted + 1.0, passed_s)
 
     def _count(self, tokens: float, seconds: float) -> None:
         learned = self.learned
@@ -244,9 +298,22 @@ class AutoPace:
 
     # -- the server by itself
 
-    def streams(self, remaining: int, ping_s: float) -> bool:
+    def streams(self, remaining: int, ping_s: float, unread: int = 0) -> bool:
         """See Pace."""
-        return not self._told_again and self.learned.by_itself.begins(remaining, ping_s)
+        self._streams_to_read = False
+        if self._told_again:
+            return False
+        if self.learned.by_itself.begins(remaining, ping_s):
+            return True
+        self._streams_to_read = self._reads_long(unread)
+        return self._streams_to_read
+
+    def _reads_long(self, unread: int) -> bool:
+        """Whether the drafter has so much to read that the server had better decode meanwhile."""
+        learned, away_s = self.learned, self.learned.turnaround.of(0)
+        if unread <= LITTLE or not learned.rate or not unread * learned.read_s > READ_TURNAROUNDS * away_s:
+            return False
+        return self._pays((), ())
 
     def stream_begun(self, now: float) -> None:
         """See Pace."""
@@ -257,17 +324,19 @@ class AutoPace:
         self._told_at = now
         self.learned.by_itself.streamed(tokens, now, batch, waited=waited)
 
-    def stays(self, remaining: int) -> bool:
+    def stays(self, remaining: int, unread: int = 0) -> bool:
         """See Pace."""
+        if self._streams_to_read and unread > LITTLE:
+            return True
         learned, other = self.learned, self.learned.by_itself
         link = other.link_s * learned.weight
         without = learned.tokens / max(learned.seconds - link, 0.1 * learned.seconds) if learned.seconds else 0.0
         self._told_again = not other.stays(remaining, without)
         return not self._told_again
 
-    def shadows(self) -> bool:
+    def shadows(self, unread: int = 0) -> bool:
         """See Pace."""
-        return self.learned.by_itself.wants_shadow(self.learned.draft_s)
+        return self.learned.by_itself.wants_shadow(self.learned.draft_s, reads=unread > LITTLE)
 
     def shadowing(self, accepted: int, size: int) -> None:
         """See Pace."""

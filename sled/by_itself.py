@@ -130,9 +130,16 @@ class ByItself:
         self._since_shadow = 0
         self._since_shadow_s = 0.0
 
-    def wants_shadow(self, draft_s: float) -> bool:
-        """Whether it is time to draft a round in the shadow of the stream, at so many seconds a token."""
-        if self._trying or not self._streamed or (self.draft_rate and not self.token_s):
+    def wants_shadow(self, draft_s: float, *, reads: bool = False) -> bool:
+        """Whether it is time to draft a round in the shadow of the stream, at so many seconds a token.
+
+        Args:
+            draft_s: seconds to draft a token.
+            reads: much is to be read before, which is best begun while the first token is still on its way.
+        """
+        if not self._streamed and not (reads and self.token_s):
+            return False
+        if self._trying or (self.draft_rate and not self.token_s):
             return False  # the first token tells how long the link is, and one that waits for a draft would seem slow
         if self._rounds >= KNOWN_ROUNDS and draft_s >= self.token_s:
             return self._since_shadow_s >= SHADOW_COST * draft_s  # the drafter's own speed may change

@@ -35,6 +35,10 @@ class DirectoryInUse(LocalError):
     """Another process works in the directory."""
 
 
+class LockUnavailable(LocalError):
+    """Nothing can keep a second run out of a directory: no file system at hand has locks."""
+
+
 class ConstraintUnavailable(LocalError, ValueError):
     """A constraint was asked for where the library that holds answers to one is not installed."""
 

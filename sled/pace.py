@@ -22,9 +22,15 @@ class Pace(Protocol):
     """
 
     def another(
-        self, round_: Sequence[float], hoped: Sequence[float], waited_s: float | None, *, hop: bool = False
+        self,
+        round_: Sequence[float],
+        hoped: Sequence[float],
+        waited_s: float | None,
+        *,
+        hop: bool = False,
+        unread: int = 0,
     ) -> bool:
-        """Whether to draft one more token for this round, whatever it will be.
+        """Whether to draft one more token for this round, whatever it will be, or to read for that.
 
         Args:
             round_: confidences of its tokens.
@@ -32,6 +38,7 @@ class Pace(Protocol):
             waited_s: since the oldest round in flight was sent; None if nothing is in flight, so that drafting keeps
                 the round back.
             hop: it is the one that is hoped for as the target's own, before the first token of `round_`.
+            unread: tokens of the text that the drafter would read before it drafts; they are read in pieces.
         """
 
     def more(self, round_: Sequence[float], confidence: float, hoped: Sequence[float]) -> bool:
@@ -40,8 +47,11 @@ class Pace(Protocol):
     def send(self, round_: Sequence[float], hoped: Sequence[float]) -> bool:
         """Whether a round that hangs on hope is worth sending before the hope has come true."""
 
-    def drafted(self, count: int, took_s: float) -> None:
-        """So many tokens were drafted in so much time."""
+    def drafted(self, count: int, took_s: float, read: int = 0) -> None:
+        """So many tokens were drafted in so much time, and so many of the text were read before, all in one go."""
+
+    def read(self, count: int, took_s: float) -> None:
+        """So many tokens of the text were read in so much time."""
 
     def told(
         self,
@@ -70,12 +80,13 @@ class Pace(Protocol):
     def lost(self) -> None:
         """What was in flight has no verdict: the server is gone, or a hope has failed."""
 
-    def streams(self, remaining: int, ping_s: float) -> bool:
+    def streams(self, remaining: int, ping_s: float, unread: int = 0) -> bool:
         """Whether the server should decode from here on by itself; asked while nothing is in flight.
 
         Args:
             remaining: tokens still wanted.
             ping_s: what the link alone is thought to take there and back; not a number if that is not known.
+            unread: tokens that the drafter would read before it drafts.
         """
 
     def stream_begun(self, now: float) -> None:
@@ -91,11 +102,11 @@ class Pace(Protocol):
             waited: nothing else was done when it came; otherwise it may have come earlier.
         """
 
-    def stays(self, remaining: int) -> bool:
+    def stays(self, remaining: int, unread: int = 0) -> bool:
         """Whether the server should go on decoding by itself; asked after each part of the stream."""
 
-    def shadows(self) -> bool:
-        """Whether to draft a round that is not sent, to see what drafts would bring while the server decodes."""
+    def shadows(self, unread: int = 0) -> bool:
+        """Whether to draft a round that is not sent, or read for it, while the server decodes: what would it bring?"""
 
     def shadowing(self, accepted: int, size: int) -> None:
         """Of such a round of `size` tokens the first `accepted` were right so far; more may be."""
@@ -117,7 +128,13 @@ class FixedPace:
         self._window = window
 
     def another(
-        self, round_: Sequence[float], hoped: Sequence[float], waited_s: float | None, *, hop: bool = False
+        self,
+        round_: Sequence[float],
+        hoped: Sequence[float],
+        waited_s: float | None,
+        *,
+        hop: bool = False,
+        unread: int = 0,
     ) -> bool:
         """See Pace."""
         return self._window.size > 0
@@ -130,7 +147,10 @@ class FixedPace:
         """See Pace."""
         return False
 
-    def drafted(self, count: int, took_s: float) -> None:
+    def drafted(self, count: int, took_s: float, read: int = 0) -> None:
+        """Nothing to learn."""
+
+    def read(self, count: int, took_s: float) -> None:
         """Nothing to learn."""
 
     def told(
@@ -149,7 +169,7 @@ class FixedPace:
     def lost(self) -> None:
         """Nothing to learn."""
 
-    def streams(self, remaining: int, ping_s: float) -> bool:
+    def streams(self, remaining: int, ping_s: float, unread: int = 0) -> bool:
         """A window of no drafts is a stream."""
         return self._window.size == 0
 
@@ -159,11 +179,11 @@ class FixedPace:
     def streamed(self, tokens: int, now: float, batch: int = 1, *, waited: bool = True) -> None:
         """Nothing to learn."""
 
-    def stays(self, remaining: int) -> bool:
+    def stays(self, remaining: int, unread: int = 0) -> bool:
         """To its end."""
         return True
 
-    def shadows(self) -> bool:
+    def shadows(self, unread: int = 0) -> bool:
         """Nothing to compare."""
         return False
 

@@ -1,8 +1,8 @@
-"""One token that a drafter proposes, and how sure it is of it."""
+"""What a drafter says: tokens that it proposes and how sure it is of each, and what it has to read before."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import NamedTuple
 
 from sled.law import Law, certain, packed
@@ -24,13 +24,34 @@ class Proposal(NamedTuple):
     law: Law | None = None
 
 
-def as_proposals(drafts: Iterable[int | Proposal]) -> list[Proposal]:
-    """Plain ids as certain proposals.
+class Reading(NamedTuple):
+    """No proposal yet: a drafter has to read before it can draft, and may be left alone or asked to go on.
 
-    >>> as_proposals([7])[0].confidence
+    Args:
+        left: tokens of the text that it has not read.
+        busy: it is at work on another thread; asked again it is waited for a little more.
+    """
+
+    left: int
+    busy: bool = False
+
+
+LITTLE = 8
+"""So many unread tokens are read with the first draft; more are read by themselves."""
+
+
+def proposals(drafts: Iterable[int | Proposal | Reading]) -> Iterator[Proposal]:
+    """The proposals alone, one after the other; plain ids count as certain.
+
+    >>> next(proposals([Reading(40), 7])).confidence
     1.0
     """
-    return [draft if isinstance(draft, Proposal) else Proposal(int(draft)) for draft in drafts]
+    return (as_proposal(draft) for draft in drafts if not isinstance(draft, Reading))
+
+
+def as_proposal(draft: int | Proposal) -> Proposal:
+    """A plain id as a certain proposal."""
+    return draft if isinstance(draft, Proposal) else Proposal(int(draft))
 
 
 def law_of_round(proposals: Sequence[Proposal]) -> SparseLaw | None:

@@ -8,11 +8,12 @@ from __future__ import annotations
 import math
 import random
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from typing import TypeAlias
 
 from sled.pace import AutoPace, FixedPace, Learned, Pace
+from sled.proposal import LITTLE
 from sled.shadow import Shadow
 from sled.window import Window
 
@@ -21,6 +22,7 @@ MAX_FLIGHTS = 2
 Draw: TypeAlias = Callable[[], tuple[float, bool, bool]]
 Start: TypeAlias = Callable[[random.Random], Draw]
 GRACE_S = 0.005
+PIECE = 32  # tokens read at once
 _CLOCK_S = 1e-4  # what the device does with each round beside drafting
 
 
@@ -50,12 +52,14 @@ class Drafter:
     Args:
         name: for the table.
         draft_s: seconds per token.
+        read_s: seconds for each token of the text that it has not read, beside the last one.
         draw: of a random source, one position: (confidence, is right, has anything to say).
     """
 
     name: str
     draft_s: float
     draw: Start
+    read_s: float = 0.0
 
 
 def _sigmoid(x: float) -> float:
@@ -154,6 +158,15 @@ class Cell:
     jitter: float = 0.05
     stall: float = 0.0  # chance that a forward takes four times as long
     ping: float = 1.0  # times as long as the link does a ping take; not a number: there is none
+    prompt: int = 0  # tokens that both read
+    prefill_s: float = 0.0  # that the server takes for them, from the opening of the answer on
+
+    def with_prompt(self, tokens: int) -> Cell:
+        """The same with a long prompt: a model reads 8 tokens while it drafts one, and a target 100 in a forward."""
+        if "n-gram" in self.drafter.name:
+            return self
+        drafter = replace(self.drafter, read_s=self.drafter.draft_s / 8)
+        return replace(self, drafter=drafter, prompt=tokens, prefill_s=tokens / 100 * self.forward_s(1))
 
 
 @dataclass
@@ -196,16 +209,19 @@ class World:
     asked_at: int = -1
     streamed: int = 0
     told_again: int = 0
+    has: int = 0  # tokens of prompt, text and chain that the drafter has read
     chance: random.Random = field(default_factory=random.Random)
 
     def run(self) -> float:
         self.chance = random.Random(self.seed)
+        self.server_free_at = self.cell.prefill_s - self.cell.link.round_s / 2
         while self.done < self.length:
             while self.flights and self.flights[0].due_at <= self.now and self.done < self.length:
                 self._verdict()
             if not self.flights and self.asked_at != self.done < self.length:
                 self.asked_at = self.done
-                if self.pace.streams(self.length - self.done, self.cell.link.round_s * self.cell.ping):
+                ping_s = self.cell.link.round_s * self.cell.ping
+                if self.pace.streams(self.length - self.done, ping_s, self._unread(self.done)):
                     self._follow_stream()
                     continue
             self.looked_at, self.waited = self.now, False
@@ -240,10 +256,10 @@ class World:
             elif waited is not None:
                 if self._draft(waited):
                     return True
-            elif self.dry or not self.pace.another(round_, hoped, None):
-                self.full = True
+            elif self._draft(None):
+                return True
             else:
-                return self._draft(None) or True
+                self.full = True
         if not self.flights or (
             self.full and len(self.flights) < MAX_FLIGHTS and self.size and self.pace.send(round_, hoped)
         ):
@@ -254,19 +270,19 @@ class World:
     def _draft(self, waited: float | None) -> bool:
         if self.dry:
             return False
-        hoped = [confidence for confidence, _ in self.chain[: self.start]]
-        if waited is not None and not self.pace.another(self._round(), hoped, waited, hop=len(self.chain) < self.start):
-            return False
+        hoped, hop = [confidence for confidence, _ in self.chain[: self.start]], len(self.chain) < self.start
         position = self.done + len(self.chain)
+        unread = self._unread(position)
+        if not self.pace.another(self._round(), hoped, waited, hop=hop, unread=unread):
+            return False
+        if unread > LITTLE:
+            return self._read(unread)
         alive = all(right for _, right in self.chain)
         at = position if alive else (position * 7 + 13) % len(self.text.right)
         if not self.text.speaks[at]:
             self.dry = True
             return False
-        took = self.cell.drafter.draft_s * (1 + 0.1 * self.chance.random())
-        self.now += took
-        self.pace.drafted(1, took)
-        self.drafted += 1
+        self._spend(unread)
         self.chain.append((self.text.confidence[at], alive and self.text.right[at]))
         return True
 
@@ -313,7 +329,11 @@ class World:
             came_at = max(came_at, self._through_cut(due))
             waited = False
             while self.now < came_at:
-                if shadow is None and pace.shadows():
+                unread = self._unread(self.done)
+                if shadow is None and pace.shadows(unread):
+                    if unread > LITTLE:
+                        self._read(unread)
+                        continue
                     shadow = Shadow(pace, self.done)
                 if shadow is None or not shadow.wants(min(self.limit, self.length - shadow.base - 1)):
                     self.now, waited = came_at, True
@@ -322,9 +342,12 @@ class World:
             self.now += _CLOCK_S
             self.done, self.streamed, self.bytes = self.done + 1, self.streamed + 1, self.bytes + STREAM_BYTES
             pace.streamed(1, self.now, waited=waited)
-            if shadow is not None and shadow.compared(range(shadow.base, self.done)):
-                shadow = None
-            if self.done < self.length and not pace.stays(self.length - self.done):
+            if shadow is not None:
+                right = next((i for i, token in enumerate(shadow.tokens) if token < 0), len(shadow.tokens))
+                self.has = min(self.has, self.cell.prompt + shadow.base + right)
+                if shadow.compared(range(shadow.base, self.done)):
+                    shadow = None
+            if self.done < self.length and not pace.stays(self.length - self.done, self._unread(self.done)):
                 break
         # What the server decodes until it hears of that is told again.
         heard_at = self.now + link.round_s / 2
@@ -333,17 +356,34 @@ class World:
             self.told_again += 1
         self.server_free_at = decoded_at
 
+    def _unread(self, position: int) -> int:
+        return self.cell.prompt + position - self.has if self.cell.drafter.read_s else 0
+
+    def _read(self, unread: int) -> bool:
+        """A piece of the text."""
+        size = min(PIECE, unread - 1)
+        took = size * self.cell.drafter.read_s * (1 + 0.1 * self.chance.random())
+        self.now, self.has = self.now + took, self.has + size
+        self.pace.read(size, took)
+        return True
+
+    def _spend(self, unread: int) -> None:
+        """What a draft takes, with the little that is read before."""
+        took = self.cell.drafter.draft_s * (1 + 0.1 * self.chance.random())
+        took += max(unread - 1, 0) * self.cell.drafter.read_s
+        self.now, self.has = self.now + took, self.has + unread
+        self.pace.drafted(1, took)
+        self.drafted += 1
+
     def _draft_in(self, shadow: Shadow) -> None:
         position = shadow.base + len(shadow.tokens)
+        unread = self._unread(position)
         alive = all(token >= 0 for token in shadow.tokens)
         at = position if alive else (position * 7 + 13) % len(self.text.right)
         if not self.text.speaks[at]:
             shadow.end()
             return
-        took = self.cell.drafter.draft_s * (1 + 0.1 * self.chance.random())
-        self.now += took
-        self.pace.drafted(1, took)
-        self.drafted += 1
+        self._spend(unread)
         shadow.add(position if alive and self.text.right[at] else -1, self.text.confidence[at])
 
     def _through_cut(self, at: float) -> float:
@@ -363,6 +403,7 @@ class World:
         if accepted == flight.size and len(self.chain) > flight.size:
             confidence, right = self.chain[flight.size]
             hop, holds = (confidence, right), right
+        self.has = min(self.has, self.cell.prompt + self.done + accepted)
         if flight.told_again:
             accepted, holds = min(accepted, flight.told_again), False
         self.done += flight.told_again or accepted + 1

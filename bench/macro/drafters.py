@@ -32,7 +32,7 @@ from sled.drafters import Drafter, open_drafter
 from sled.errors import UnknownModel
 from sled.messages import Described
 from sled.pieces import vocabulary_of_gguf
-from sled.proposal import Proposal, as_proposals, law_of_round
+from sled.proposal import Proposal, law_of_round, proposals
 from sled.targets.catalog import find_model
 from sled.targets.text import TextCodec, codec_from_gguf
 from sled.types import Sampling
@@ -129,7 +129,7 @@ class Tally:
 
 def take(drafter: Drafter, text: list[int], limit: int) -> list[Proposal]:
     """As a device with a fixed window does."""
-    return as_proposals(islice(drafter.draft(text, limit), limit))
+    return list(islice(proposals(drafter.draft(text, limit)), limit))
 
 
 def hold(drafter: Drafter, answer: Answer, sampling: Sampling, tallies: Iterable[Tally]) -> None:

@@ -4,43 +4,81 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import logging
 import os
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
-from sled.errors import DirectoryInUse
+from sled.errors import DirectoryInUse, LockUnavailable
 
 NAME = "running"
+log = logging.getLogger("sled.distill")
 
 
 @contextlib.contextmanager
 def alone_in(directory: Path) -> Iterator[None]:
     """Hold a directory while this runs; the system lets go of it when the process ends, however it ends.
 
-    The lock is on the file `running`, which holds the process id for people to read and stays behind.
+    The lock is on the file `running`, which holds the process id for people to read and stays behind. On a file system
+    without locks it is on a file in the temporary directory: runs on this machine see each other, others do not, which
+    is logged.
 
     Args:
         directory: exists.
 
     Raises:
         DirectoryInUse: another run is at work there.
+        LockUnavailable: neither file system has locks.
         OSError: the file cannot be written.
     """
-    fd = os.open(directory / NAME, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
-    try:
+    with contextlib.ExitStack() as stack:
+        fd = _open(directory / NAME, 0o644)
+        stack.callback(os.close, fd)
         try:
-            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            _lock(fd)
         except BlockingIOError:
-            who = os.pread(fd, 20, 0).decode("ascii", "replace").strip()
-            process = f"process {who}" if who.isdecimal() else "another process"
-            raise DirectoryInUse(
-                f"{process} distils into {directory} now: wait for it, stop it, or give another directory"
-            ) from None
+            raise _in_use(directory, fd) from None
+        except OSError as error:
+            _lock_here(directory, fd, error, stack)
         os.ftruncate(fd, 0)
         os.pwrite(fd, f"{os.getpid()}\n".encode(), 0)
         yield
-    finally:
-        os.close(fd)
+
+
+def _open(path: Path, mode: int) -> int:
+    return os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, mode)
+
+
+def _lock(fd: int) -> None:
+    fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+
+
+def _lock_here(directory: Path, told: int, why: OSError, stack: contextlib.ExitStack) -> None:
+    """Have the lock on a file of this machine that stands for the directory, whatever it is called."""
+    found = directory.stat()
+    path = Path(tempfile.gettempdir(), f"sled-distill-{os.getuid()}-{found.st_dev:x}-{found.st_ino:x}.lock")
+    try:
+        fd = _open(path, 0o600)
+        stack.callback(os.close, fd)
+        _lock(fd)
+    except BlockingIOError:
+        raise _in_use(directory, told) from None
+    except OSError as error:
+        raise LockUnavailable(
+            f"no lock on {directory} ({why}), nor on {path} ({error}): give a directory on a local disk, or set TMPDIR"
+        ) from None
+    log.warning(
+        "the file system of %s has no locks (%s): a run on another machine with the same directory goes unseen",
+        directory,
+        why,
+    )
+
+
+def _in_use(directory: Path, fd: int) -> DirectoryInUse:
+    who = os.pread(fd, 20, 0).decode("ascii", "replace").strip()
+    process = f"process {who}" if who.isdecimal() else "another process"
+    return DirectoryInUse(f"{process} distils into {directory} now: wait for it, stop it, or give another directory")
 
 
 def look_alone(directory: Path) -> None:

@@ -5,8 +5,8 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Generator, Iterable, Iterator, Sequence
 
-from sled.drafters.protocol import Drafter
-from sled.proposal import Proposal, as_proposals
+from sled.drafters.protocol import Drafter, unread_of
+from sled.proposal import Proposal, Reading, as_proposal, proposals
 from sled.types import Sampling
 
 SURE = 0.6
@@ -33,7 +33,11 @@ class Chain:
         self.first.start(sampling, num_prompt)
         self.second.start(sampling, num_prompt)
 
-    def draft(self, text: Sequence[int], limit: int) -> Iterator[Proposal]:
+    def unread(self, text: Sequence[int]) -> int:
+        """What the second would have to read: the first reads as it goes."""
+        return unread_of(self.second, text)
+
+    def draft(self, text: Sequence[int], limit: int) -> Iterator[Proposal | Reading]:
         """See Drafter."""
         text, most = list(text), len(text) + limit
         while len(text) < most:
@@ -45,36 +49,40 @@ class Chain:
 
     def _of_first(self, text: list[int], most: int) -> Iterator[Proposal]:
         """Tokens that the first is sure of, appended to the text."""
-        with _one_by_one(self.first.draft(text[:], most - len(text))) as proposals:
-            for proposal in proposals:
+        with _one_by_one(self.first.draft(text[:], most - len(text))) as drafts:
+            for proposal in proposals(drafts):
                 if proposal.confidence < self._sure or len(text) >= most:
                     return
                 text.append(proposal.token)
                 yield proposal
 
-    def _of_second(self, text: list[int], most: int) -> Iterator[Proposal]:
+    def _of_second(self, text: list[int], most: int) -> Iterator[Proposal | Reading]:
         """Tokens of the second, appended to the text, until the first is sure how it goes on."""
         if len(text) >= most:
             return
-        with _one_by_one(self.second.draft(text[:], most - len(text))) as proposals:
-            for proposal in proposals:
+        with _one_by_one(self.second.draft(text[:], most - len(text))) as drafts:
+            for draft in drafts:
                 if len(text) >= most:
                     return
+                if isinstance(draft, Reading):
+                    yield draft
+                    continue
+                proposal = as_proposal(draft)
                 text.append(proposal.token)
                 yield proposal
                 if self._first_is_sure(text):
                     return
 
     def _first_is_sure(self, text: list[int]) -> bool:
-        with _one_by_one(self.first.draft(text, 1)) as proposals:
-            return any(proposal.confidence >= self._sure for proposal in proposals)
+        with _one_by_one(self.first.draft(text, 1)) as drafts:
+            return any(proposal.confidence >= self._sure for proposal in proposals(drafts))
 
 
 @contextlib.contextmanager
-def _one_by_one(drafts: Iterable[int | Proposal]) -> Generator[Iterator[Proposal]]:
-    """Drafts as proposals; their generator is closed in the end."""
+def _one_by_one(drafts: Iterable[int | Proposal | Reading]) -> Generator[Iterable[int | Proposal | Reading]]:
+    """Drafts whose generator is closed in the end."""
     try:
-        yield (as_proposals([one])[0] for one in drafts)
+        yield drafts
     finally:
         close = getattr(drafts, "close", None)
         if close is not None:

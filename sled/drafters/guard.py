@@ -7,21 +7,25 @@ import math
 import operator
 import queue
 import threading
+import time
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Any, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 
 from sled.drafters.chain import Chain
-from sled.drafters.protocol import Drafter
+from sled.drafters.following import agreed
+from sled.drafters.protocol import Drafter, unread_of
 from sled.law import Law
 from sled.messages import Described
-from sled.proposal import Proposal
+from sled.proposal import LITTLE, Proposal, Reading
 from sled.types import MAX_LAW_IDS, Sampling
 
 PATIENCE_S = 2.0
+LOOK_S = 0.002  # how long a drafter in a thread is waited for before others have their turn
 log = logging.getLogger("sled.drafters")
+_MOST_LEFT = 1 << 24
 _END = object()  # there are no more drafts
 _Job: TypeAlias = Callable[[], Any]
 
@@ -66,6 +70,7 @@ class Guard:
 
     Attributes:
         reencodes: whether it drafts in tokens of its own (`ReencodingDrafter`).
+        job_s: what the last thing it was asked for in its thread took; None for one that has no thread.
         fault: why it is off for this answer; empty while it is on.
         num_faults: in all answers.
         num_late: rounds that went without it because it took too long.
@@ -78,27 +83,55 @@ class Guard:
         self._vocab_size = vocab_size
         self._calls = _Inline() if patience_s is None else _InThread(patience_s)
         self._begin: tuple[Sampling, int] | None = None
+        self._seen: list[int] = []  # what it was asked to continue, and said
+        self._is_new = True
 
     def start(self, sampling: Sampling, num_prompt: int) -> None:
         """A new answer: the drafter is on again; it hears of the answer with its first draft."""
         self.fault = ""
-        self._begin = (sampling, num_prompt)
+        self._begin, self._is_new = (sampling, num_prompt), True
 
-    def draft(self, text: Sequence[int], limit: int) -> Iterator[Proposal]:
-        """What the drafter proposes, as far as it is sound."""
+    @property
+    def job_s(self) -> float | None:
+        """See the class."""
+        return self._calls.job_s
+
+    def unread(self, text: Sequence[int]) -> int:
+        """Tokens it would read before its first draft: as it says, or what of the text it was not asked about yet."""
+        if self.fault:
+            return 0
+        if self._calls.job_s is None:
+            return unread_of(self.drafter, text)
+        return len(text) - agreed(self._seen, text, whole=self._is_new)
+
+    def draft(self, text: Sequence[int], limit: int) -> Iterator[Proposal | Reading]:
+        """What the drafter proposes, as far as it is sound; meanwhile that it is at work, for others to have a turn."""
         if self.fault or limit <= 0:
             return
-        if not self._calls.idle():
+        if self._calls.late():
             self.num_late += 1
             return  # still at work on an earlier round
         drafts = _Drafts(self.drafter, self._begin, self._calls.own(text), limit)
+        left = self._follow(text) if self._calls.job_s is not None else 0
         self._begin = None
+        num_drafts, read_to = 0, _MOST_LEFT
         try:
-            for _ in range(limit):
-                found = self._calls.result_of(drafts.next)
+            if left > LITTLE:
+                yield Reading(left)
+            while num_drafts < limit:
+                yield from self._calls.wait_for(drafts.next, left)
+                found = self._calls.result()
                 if found is _END:
                     return
-                yield self._checked(found)
+                if isinstance(found, Reading):
+                    left = read_to = self._left(found, read_to)
+                    yield Reading(left)
+                    continue
+                num_drafts, left, read_to = num_drafts + 1, 0, _MOST_LEFT
+                proposal = self._checked(found)
+                if self._calls.job_s is not None:
+                    self._seen.append(proposal.token)
+                yield proposal
         except _Late:
             self.num_late += 1
             log.info("drafter %s took too long; the round goes without it", self.name)
@@ -106,6 +139,14 @@ class Guard:
             self._switch_off(error)
         finally:
             self._calls.last(drafts.close)
+
+    def _follow(self, text: Sequence[int]) -> int:
+        """The text is what it is asked to continue from now on; how much of it is new."""
+        keep = agreed(self._seen, text, whole=self._is_new)
+        self._is_new = False
+        del self._seen[keep:]
+        self._seen.extend(text[keep:])
+        return len(text) - keep
 
     def close(self) -> None:
         """Let go of the drafter's thread."""
@@ -119,6 +160,11 @@ class Guard:
         self.fault = what[:500]
         self.num_faults += 1
         log.warning("drafter %s is off for this answer: %s", self.name, self.fault)
+
+    def _left(self, reading: Reading, before: int) -> int:
+        if isinstance(reading.left, bool) or not isinstance(reading.left, int) or not 0 <= reading.left < before:
+            raise Fault(f"it has {reading.left!r} tokens left to read"[:200] + ", fewer each time are needed")
+        return reading.left
 
     def _checked(self, found: Any) -> Proposal:
         token, confidence, law = found if isinstance(found, Proposal) else (found, 1.0, None)
@@ -188,6 +234,15 @@ class _Drafts:
             close()
 
 
+class _Result(NamedTuple):
+    """What a job has brought, or what it failed of, and the seconds that it took."""
+
+    number: int
+    found: Any
+    error: BaseException | None
+    took_s: float
+
+
 class _Late(Exception):
     """A job has not come back in time."""
 
@@ -195,14 +250,21 @@ class _Late(Exception):
 class _Inline:
     """Runs jobs at once."""
 
-    def idle(self) -> bool:
-        return True
+    job_s: float | None = None
+    _result: Any = None
+
+    def late(self) -> bool:
+        return False
 
     def own(self, text: Sequence[int]) -> Sequence[int]:
         return text
 
-    def result_of(self, job: _Job) -> Any:
-        return job()
+    def wait_for(self, job: _Job, left: int) -> Iterator[Reading]:
+        self._result = job()
+        return iter(())
+
+    def result(self) -> Any:
+        return self._result
 
     def last(self, job: _Job) -> None:
         try:
@@ -215,36 +277,59 @@ class _Inline:
 
 
 class _InThread:
-    """Runs jobs in a thread, one after the other, and waits for each so long and no longer."""
+    """Runs jobs in a thread, one after the other, and waits for each so long and no longer.
+
+    Attributes:
+        job_s: what the last one took.
+    """
 
     def __init__(self, patience_s: float) -> None:
         self._patience_s = patience_s
         self._jobs: queue.SimpleQueue[tuple[int, _Job] | None] = queue.SimpleQueue()
-        self._results: queue.SimpleQueue[tuple[int, Any, BaseException | None]] = queue.SimpleQueue()
-        self._num_sent = self._num_back = self._late = 0
+        self._results: queue.SimpleQueue[_Result] = queue.SimpleQueue()
+        self._last = _Result(0, None, None, 0.0)
+        self._num_sent = self._late = 0
         self._stop: Callable[[], Any] | None = None
 
-    def idle(self) -> bool:
+    @property
+    def job_s(self) -> float | None:
+        return self._last.took_s
+
+    def late(self) -> bool:
+        """Whether it is still at what was waited for in vain."""
         while not self._results.empty():
-            self._num_back = self._results.get()[0]
-        return self._num_back >= self._late
+            self._last = self._results.get()
+        return self._last.number < self._late
 
     def own(self, text: Sequence[int]) -> Sequence[int]:
         return list(text)  # the device's own grows meanwhile
 
-    def result_of(self, job: _Job) -> Any:
+    def wait_for(self, job: _Job, left: int) -> Iterator[Reading]:
+        """Until the job, and what was left behind before it, has come back; every now and then others have a turn.
+
+        Raises:
+            _Late: it took too long, as far as it was waited for.
+        """
         self._send(job)
-        try:
-            while self._num_back < self._num_sent:
-                self._num_back, result, error = self._results.get(timeout=self._patience_s)
-        except queue.Empty:
-            self._late = self._num_sent
-            raise _Late from None
+        waited_s = 0.0
+        while self._last.number < self._num_sent:
+            try:
+                self._last = self._results.get(timeout=min(LOOK_S, self._patience_s))
+            except queue.Empty:
+                waited_s += LOOK_S
+                if waited_s >= self._patience_s:
+                    self._late = self._num_sent
+                    raise _Late from None
+                yield Reading(left, busy=True)
+
+    def result(self) -> Any:
+        """What the last job has brought."""
+        error = self._last.error
         if isinstance(error, Exception):
             raise error
         if error is not None:
             raise Fault(f"it ended with {type(error).__name__}")
-        return result
+        return self._last.found
 
     def last(self, job: _Job) -> None:
         self._send(job)
@@ -261,13 +346,14 @@ class _InThread:
         self._jobs.put((self._num_sent, job))
 
 
-def _work(
-    jobs: queue.SimpleQueue[tuple[int, _Job] | None], results: queue.SimpleQueue[tuple[int, Any, BaseException | None]]
-) -> None:
+def _work(jobs: queue.SimpleQueue[tuple[int, _Job] | None], results: queue.SimpleQueue[_Result]) -> None:
     while (entry := jobs.get()) is not None:
         number, job = entry
+        began_at = time.monotonic()
         try:
-            results.put((number, job(), None))
+            found = job()
+            results.put(_Result(number, found, None, time.monotonic() - began_at))
+            del found
         except BaseException as error:  # whatever it was, others wait for us
-            results.put((number, None, error))
+            results.put(_Result(number, None, error, time.monotonic() - began_at))
         del entry, job

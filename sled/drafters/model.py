@@ -12,9 +12,10 @@ from numpy.typing import NDArray
 
 from sled.drafters.following import agreed
 from sled.law import changed, law_of
-from sled.proposal import Proposal
+from sled.proposal import LITTLE, Proposal, Reading
 from sled.types import Sampling
 
+READ_TOKENS = 32  # at once: so long nobody hears of a verdict; a native decoder reads no faster in larger pieces
 _NOTHING = History(np.empty(0, np.int32), np.array([0, 0]))
 
 
@@ -73,14 +74,27 @@ class ModelDrafter:
         ids, values = np.array(list(added), np.int32), np.array(list(added.values()), np.float32)
         self._bias = Bias(ids, values, np.array([0, len(ids)]))
 
-    def draft(self, text: Sequence[int], limit: int) -> Iterator[Proposal]:
-        """Tokens sampled by the answer's rule, each at its own position."""
+    def unread(self, text: Sequence[int]) -> int:
+        """How many tokens of a text would have to be read before the first draft."""
+        return len(text) - self._kept(text)
+
+    def draft(self, text: Sequence[int], limit: int) -> Iterator[Proposal | Reading]:
+        """Tokens sampled by the answer's rule, each at its own position; a long text is read in pieces before."""
         self._turn += 1
         turn = self._turn
         keep = self._roll_back(text)
         feed = list(text[keep:])
         if not feed or min(feed) < 0 or max(feed) >= len(self._own_ids):
             return  # ids that the vocabulary lacks, by the server's mistake: it decides without drafts
+        if limit > 0 and LITTLE < len(feed) <= self.model.max_positions - keep:
+            while len(feed) > LITTLE:
+                yield Reading(len(feed))
+                if turn != self._turn:
+                    return
+                size = min(READ_TOKENS, len(feed) - 1)
+                self._take_in(feed[:size])
+                del feed[:size]
+            yield Reading(len(feed))
         counts = self._sampling.counts_tokens
         by_law = self._sampling.rule == "rejection" and self._sampling.temperature > 0
         for _ in range(limit):
@@ -113,12 +127,15 @@ class ModelDrafter:
 
     def _roll_back(self, text: Sequence[int]) -> int:
         """Keep of the cache what agrees with the text, and leave at least its last token to feed; how much is kept."""
-        keep = min(agreed(self._read, text, whole=self._is_new), max(0, len(text) - 1))
+        keep = self._kept(text)
         if keep < len(self._read):
             self.model.forget(keep)
             del self._read[keep:]
         self._is_new = False
         return keep
+
+    def _kept(self, text: Sequence[int]) -> int:
+        return min(agreed(self._read, text, whole=self._is_new), max(0, len(text) - 1))
 
     def _choose(self, logits: NDArray[np.float32], text: History, position: int) -> Proposal:
         """The token that the target would choose by the coupled rule."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import Protocol
 
-from sled.proposal import Proposal
+from sled.proposal import Proposal, Reading
 from sled.types import Sampling
 
 
@@ -13,6 +13,10 @@ class Drafter(Protocol):
     """Proposes tokens that continue a text; a wrong proposal costs time, never correctness.
 
     Whoever asks decides how many proposals are worth taking; a drafter only says how sure it is of each.
+
+    One that reads the text with a model, a thousand tokens of a prompt before its first draft, may say so, so that this
+    is not taken for drafting: by a method `unread(text) -> int`, the tokens it would read before its first draft; and
+    by a `Reading` before each piece that it reads, with fewer tokens each time, so that others have their turn.
     """
 
     name: str
@@ -25,7 +29,7 @@ class Drafter(Protocol):
             num_prompt: so many tokens of the text are the prompt; penalties count what comes behind them.
         """
 
-    def draft(self, text: Sequence[int], limit: int) -> Iterable[int | Proposal]:
+    def draft(self, text: Sequence[int], limit: int) -> Iterable[int | Proposal | Reading]:
         """Target token ids that may follow `text`, one after the other; a plain id counts as certain.
 
         Args:
@@ -33,6 +37,12 @@ class Drafter(Protocol):
                 loses its end and grows differently.
             limit: tokens that are taken at most; it may stop at any time before.
         """
+
+
+def unread_of(drafter: Drafter, text: Sequence[int]) -> int:
+    """Tokens of the text that the drafter says it would read before its first draft; 0 if it says nothing."""
+    unread = getattr(drafter, "unread", None)
+    return int(unread(text)) if unread is not None else 0
 
 
 class NoDrafter:

@@ -16,10 +16,10 @@ from numpy.typing import NDArray
 from sled.drafters.encoder import PieceEncoder
 from sled.drafters.following import agreed
 from sled.drafters.identity import Identity
-from sled.drafters.model import LanguageModel
+from sled.drafters.model import READ_TOKENS, LanguageModel
 from sled.drafters.retelling import Retelling, Writer, whole_characters
 from sled.messages import Described, Vocabulary
-from sled.proposal import Proposal
+from sled.proposal import LITTLE, Proposal, Reading
 from sled.types import Sampling
 
 _KEPT_ROWS = 12  # logits remembered, for words that the target divides elsewhere
@@ -76,7 +76,12 @@ class ReencodingDrafter:
         self._turn += 1
         self._told.restart()
 
-    def draft(self, text: Sequence[int], limit: int) -> Iterator[Proposal]:
+    def unread(self, text: Sequence[int]) -> int:
+        """See ModelDrafter; in tokens of its own."""
+        ids = self._told.follow(text)
+        return len(ids) - self._kept(ids) if ids else 0
+
+    def draft(self, text: Sequence[int], limit: int) -> Iterator[Proposal | Reading]:
         """What the model says next, in the target's tokens; nothing while the text ends within a character."""
         self._turn += 1
         turn, num_drafted = self._turn, 0
@@ -85,6 +90,13 @@ class ReencodingDrafter:
         if not ids or whole_characters(tail) != tail:
             return
         self._roll_back(ids)
+        if limit > 0 and len(ids) <= self.model.max_positions and len(ids) - len(self._read) > LITTLE:
+            while (left := len(ids) - len(self._read)) > LITTLE:
+                yield Reading(left)
+                if turn != self._turn:
+                    return
+                self._take_in(ids[: len(self._read) + min(READ_TOKENS, left - 1)])
+            yield Reading(left)
         writer = Writer(self._target_encoder, tail, self._told.tail_ids, self._target_pieces)
         said = self._longer_word(ids) if tail else None
         self._roll_back(ids)  # of what a longer word took the place of
@@ -111,12 +123,15 @@ class ReencodingDrafter:
 
     def _roll_back(self, ids: list[int]) -> None:
         """Keep of the cache what agrees with the text, and leave at least its last token to feed."""
-        keep = min(agreed(self._read, ids, whole=self._is_new), len(ids) - 1)
+        keep = self._kept(ids)
         self._is_new = False
         if keep < len(self._read):
             self.model.forget(keep)
             del self._read[keep:]
             self._rows = {length: row for length, row in self._rows.items() if length <= keep}
+
+    def _kept(self, ids: list[int]) -> int:
+        return min(agreed(self._read, ids, whole=self._is_new), len(ids) - 1)
 
     def _take_in(self, ids: list[int]) -> NDArray[np.float32]:
         """The logits of what follows these, of which the model has read the first."""

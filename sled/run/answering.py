@@ -362,7 +362,7 @@ class Stream:
             return False
         self._asked_at = len(machine.history)
         ping_s = self._servers.link.stats().round_trip_s
-        return self._pace.streams(machine.remaining, ping_s)
+        return self._pace.streams(machine.remaining, ping_s, self._drafting.unread)
 
     def _try_stream(self) -> Generator[Event, None, None]:
         """Follow a stream; without one if the server has none and takes drafts: rounds tell then whether it serves."""
@@ -395,7 +395,11 @@ class Stream:
                     yield from self._commit(committed)
                 if machine.state is not State.STREAMING or self._cancelled:
                     return
-                if part is not None and not machine.stream_wanted and not pace.stays(machine.remaining):
+                if (
+                    part is not None
+                    and not machine.stream_wanted
+                    and not pace.stays(machine.remaining, shadowing.unread)
+                ):
                     break
         machine.stream_ended()
 

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Generator, Iterable, Iterator
+from collections.abc import Callable
 
 from sled.device import Generation
 from sled.drafters import Drafter
 from sled.pace import Pace
-from sled.proposal import Proposal, as_proposals
+from sled.proposal import Proposal, Reading
+from sled.run.source import Source
 
 
 class Drafting:
@@ -27,8 +28,8 @@ class Drafting:
     def __init__(
         self, drafter: Drafter, machine: Generation, pace: Pace, clock: Callable[[], float] = time.monotonic
     ) -> None:
-        self._drafter, self._machine, self._pace, self._clock = drafter, machine, pace, clock
-        self._source: Iterator[Proposal] | None = None
+        self._machine, self._pace = machine, pace
+        self._source = Source(drafter, pace, clock)
         self._left = 0  # proposals that may still come out of it
         self._source_cuts = -1
         self._dry_cuts = -1  # the drafter has nothing to say to this text
@@ -50,14 +51,15 @@ class Drafting:
         return self._full or self._size >= self._machine.draft_limit() or self._dry
 
     def step(self, waited_s: float | None = None) -> bool:
-        """Draft one more token for the next round; False if none is wanted, or the drafter has none.
+        """Draft one more token for the next round, or read for it; False if none is wanted, or the drafter has none.
 
         Args:
             waited_s: since the oldest round in flight was sent; None if nothing is in flight.
         """
         if self.ready or not self._wants(waited_s):
             return False
-        return self._append(self._next(self._machine.draft_limit() - self._size))
+        found = self._next(self._machine.draft_limit() - self._size)
+        return isinstance(found, Reading) or self._append(found)
 
     def further(self, limit: int) -> bool:
         """Draft one more token that no round asks for; False if the drafter has none.
@@ -65,7 +67,11 @@ class Drafting:
         Args:
             limit: how many may be wanted.
         """
-        return not self._dry and self._append(self._next(limit))
+        if self._dry:
+            return False
+        while isinstance(found := self._next(limit), Reading):
+            pass
+        return self._append(found)
 
     def _append(self, proposal: Proposal | None) -> bool:
         if proposal is not None:
@@ -74,9 +80,16 @@ class Drafting:
 
     def close(self) -> None:
         """Let the drafter go."""
-        source, self._source = self._source, None
-        if isinstance(source, Generator):
-            source.close()
+        self._left = 0
+        self._source.close()
+
+    @property
+    def unread(self) -> int:
+        """Tokens that the drafter would read before it drafts."""
+        chain = self._machine.chain
+        if self._left and self._source_cuts == chain.cuts:
+            return self._source.left
+        return self._source.unread(self._text(), chain.cuts)
 
     @property
     def _text_length(self) -> int:
@@ -107,30 +120,26 @@ class Drafting:
         chain = self._machine.chain
         start = chain.start
         round_ = [proposal.confidence for proposal in chain.proposals[start : start + self._size]]
-        return self._pace.another(round_, chain.hoped(), waited_s, hop=len(chain.proposals) < start)
+        hop = len(chain.proposals) < start
+        return self._pace.another(round_, chain.hoped(), waited_s, hop=hop, unread=self.unread)
 
-    def _next(self, wanted: int) -> Proposal | None:
-        """The drafter's next proposal, timed; so many are wanted behind the token hoped for."""
+    def _next(self, wanted: int) -> Proposal | Reading | None:
+        """The drafter's next proposal, or that it reads; so many are wanted behind the token hoped for."""
         chain = self._machine.chain
-        started_at = self._clock()
-        if self._source is None or self._source_cuts != chain.cuts or not self._left:
-            self.close()
+        if self._source_cuts != chain.cuts or not self._left:
             hope = max(0, chain.start - len(chain.proposals))
             # What the next round may still take, the token hoped for before it, and the one behind it.
             self._left = wanted + hope + 1
-            text = [*self._machine.history.tokens, *(proposal.token for proposal in chain.proposals)]
-            self._source = iter(_proposals(self._drafter.draft(text, self._left)))
+            self._source.ask(self._text(), self._left)
             self._source_cuts = chain.cuts
-        proposal = next(self._source, None)
+        found = self._source.next()
+        if isinstance(found, Reading):
+            return found
         self._left -= 1
-        if proposal is None:
+        if found is None:
             self._left = 0
             self._dry_cuts, self._dry_length = chain.cuts, self._text_length
-        else:
-            self._pace.drafted(1, self._clock() - started_at)
-        return proposal
+        return found
 
-
-def _proposals(drafts: Iterable[int | Proposal]) -> Iterator[Proposal]:
-    for draft in drafts:
-        yield from as_proposals([draft])
+    def _text(self) -> list[int]:
+        return [*self._machine.history.tokens, *(proposal.token for proposal in self._machine.chain.proposals)]

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Iterator
-from itertools import islice
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING
 
 import edgebus
@@ -11,9 +10,10 @@ from sled.device import Generation
 from sled.drafters import Drafter
 from sled.messages import Verdict
 from sled.pace import Pace
-from sled.proposal import Proposal, as_proposals
+from sled.proposal import LITTLE, Reading
 from sled.run.around import Around
 from sled.run.refusals import as_error, decoded
+from sled.run.source import Source
 from sled.shadow import Shadow
 
 if TYPE_CHECKING:
@@ -73,50 +73,64 @@ class Shadowing:
     """
 
     def __init__(self, drafter: Drafter, machine: Generation, pace: Pace, clock: Callable[[], float]) -> None:
-        self._drafter, self._machine, self._pace, self._clock = drafter, machine, pace, clock
+        self._machine, self._pace = machine, pace
+        self._source = Source(drafter, pace, clock)
         self._round: Shadow | None = None
         self._limit = 0
-        self._drafts: Iterator[Proposal] = iter(())
-        self._source: object = None
+
+    @property
+    def unread(self) -> int:
+        """Tokens that the drafter would read before it drafts."""
+        if self._round is not None:
+            return self._source.left
+        return self._source.unread(self._machine.history.tokens)
 
     def step(self) -> bool:
-        """Draft a token, if one is wanted now."""
+        """Draft a token, or read on, if that is wanted now."""
         if self._round is None and not self._begin():
             return False
         round_ = self._round
         assert round_ is not None
         if not round_.wants(self._limit):
             return False
-        began_at = self._clock()
-        proposal = next(self._drafts, None)
-        if proposal is None:
+        found = self._source.next()
+        if found is None:
             round_.end()
+        elif isinstance(found, Reading):
+            if not found.busy and round_.base < len(self._machine.history):
+                self._round = None  # what came meanwhile is read with the rest
+        elif self._by_rejection:
+            self._round = None  # all was read, and nothing is compared
         else:
-            self._pace.drafted(1, self._clock() - began_at)
-            round_.add(proposal.token, proposal.confidence)
+            round_.add(found.token, found.confidence)
         return True
 
+    @property
+    def _by_rejection(self) -> bool:
+        # A draft is right more often then than it is the token that the target samples by itself.
+        return self._machine.sampling.rule == "rejection"
+
     def _begin(self) -> bool:
-        # Under the rejection rule a draft is right more often than it is the token that the target samples by itself.
-        machine = self._machine
-        self._limit = machine.draft_limit() if machine.sampling.rule != "rejection" else 0
-        if self._limit < 1 or not self._pace.shadows():
+        self._limit = self._machine.draft_limit()
+        unread = self.unread
+        if self._by_rejection and unread <= LITTLE:
             return False
-        self.close()
-        text = machine.history.tokens
+        if self._limit < 1 or not self._pace.shadows(unread):
+            return False
+        text = self._machine.history.tokens
         self._round = Shadow(self._pace, len(text))
-        source = iter(self._drafter.draft(list(text), self._limit))
-        self._source = source
-        self._drafts = islice((proposal for draft in source for proposal in as_proposals([draft])), self._limit)
+        self._source.ask(list(text), self._limit)
         return True
 
     def compare(self) -> None:
         """Further tokens were committed."""
-        if self._round is not None and self._round.compared(self._machine.history.tokens[self._round.base :]):
+        round_ = self._round
+        if round_ is None or self._source.left or self._source.busy:
+            return
+        if round_.compared(self._machine.history.tokens[round_.base :]):
             self._round = None
 
     def close(self) -> None:
         """Let the drafter go."""
-        self._round, source, self._source = None, self._source, None
-        if isinstance(source, Generator):
-            source.close()
+        self._round = None
+        self._source.close()

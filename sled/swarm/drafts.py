@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from itertools import islice
 
 from sled.drafters import Drafter
-from sled.proposal import as_proposals
+from sled.proposal import proposals
 from sled.swarm.guest import Question
 from sled.swarm.profiles import Profile
 from sled.swarm.replay import Replay
@@ -48,7 +48,7 @@ class SharedDrafts:
 
         def draft() -> list[int]:
             self._drafter.start(question.sampling, len(text) - done)
-            return [proposal.token for proposal in as_proposals(islice(self._drafter.draft(text, limit), limit))]
+            return [proposal.token for proposal in islice(proposals(self._drafter.draft(text, limit)), limit)]
 
         async with self._turn:
             return await asyncio.to_thread(draft)

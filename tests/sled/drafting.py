@@ -2,7 +2,8 @@
 
 from sled.law import unpacked
 from sled.pace import pace_for
-from sled.proposal import Proposal, as_proposals
+from sled.proposal import Proposal
+from sled.proposal import proposals as proposals_of
 from sled.window import Window
 
 WIDE = Window(64)
@@ -10,16 +11,15 @@ WIDE = Window(64)
 
 def proposals(drafter, text, limit, window=WIDE):
     pace, taken = pace_for(window), []
-    for one in drafter.draft(text, limit):
-        (proposal,) = as_proposals([one])
-        if len(taken) >= limit or not pace.more([each.confidence for each in taken], proposal.confidence, []):
+    for one in proposals_of(drafter.draft(text, limit)):
+        if len(taken) >= limit or not pace.more([each.confidence for each in taken], one.confidence, []):
             break
-        taken.append(proposal)
+        taken.append(one)
     return taken
 
 
 def drafts(drafter, text, limit, window=WIDE):
-    return [proposal.token for proposal in proposals(drafter, text, limit, window)]
+    return [one.token for one in proposals(drafter, text, limit, window)]
 
 
 def send(machine, drafts):

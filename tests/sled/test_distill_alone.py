@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import fcntl
 import os
 import signal
 import subprocess
@@ -10,7 +12,7 @@ import sys
 import pytest
 
 from sled.distill.alone import alone_in
-from sled.errors import DirectoryInUse
+from sled.errors import DirectoryInUse, LockUnavailable
 
 HOLD = """
 import sys, time
@@ -29,6 +31,45 @@ def test_second_run_is_refused_and_told_who_is_first(tmp_path):
         with alone_in(tmp_path.parent):
             pass  # another directory
     with alone_in(tmp_path):
+        pass
+
+
+def without_locks(monkeypatch, *roots, code=errno.ENOLCK):
+    """No file below these directories can be locked, as on network file systems without a lock service."""
+    real = fcntl.flock
+
+    def flock(fd, how):
+        path = os.readlink(f"/proc/self/fd/{fd}")
+        if any(path.startswith(f"{root}/") for root in roots):
+            raise OSError(code, os.strerror(code))
+        real(fd, how)
+
+    monkeypatch.setattr("sled.distill.alone.fcntl.flock", flock)
+
+
+@pytest.mark.parametrize("code", [errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL])
+def test_without_locks_there_runs_on_this_machine_still_see_each_other(tmp_path, monkeypatch, caplog, code):
+    far, near = tmp_path / "far", tmp_path / "near"
+    for directory in (far, far / "other", near):
+        directory.mkdir()
+    (tmp_path / "same").symlink_to(far)
+    without_locks(monkeypatch, far, code=code)
+    monkeypatch.setattr("tempfile.tempdir", str(near))
+    with alone_in(far):
+        assert "has no locks" in caplog.text
+        for name in (far, tmp_path / "same"):  # it is the directory that counts, not what it is called
+            with pytest.raises(DirectoryInUse, match=f"process {os.getpid()} "), alone_in(name):
+                pass
+        with alone_in(far / "other"):
+            pass
+    with alone_in(far):
+        pass
+
+
+def test_without_locks_anywhere_the_error_has_a_name_and_a_remedy(tmp_path, monkeypatch):
+    without_locks(monkeypatch, tmp_path)
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    with pytest.raises(LockUnavailable, match=r"no lock on .*local disk, or set TMPDIR"), alone_in(tmp_path):
         pass
 
 

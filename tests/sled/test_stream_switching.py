@@ -28,14 +28,14 @@ class Restless(AutoPace):
         super().__init__(learned)
         self.parts = self.rounds = self.begun = self.compared = 0
 
-    def streams(self, remaining, ping_s):
+    def streams(self, remaining, ping_s, unread=0):
         return self.begun == 0 or self.rounds >= 2
 
     def stream_begun(self, now):
         super().stream_begun(now)
         self.begun, self.parts, self.rounds = self.begun + 1, 0, 0
 
-    def stays(self, remaining):
+    def stays(self, remaining, unread=0):
         self.parts += 1
         self._told_again = self.parts >= 4
         return not self._told_again
@@ -44,7 +44,7 @@ class Restless(AutoPace):
         super().told(*given, **more)
         self.rounds += 1
 
-    def shadows(self):
+    def shadows(self, unread=0):
         return True
 
     def shadowed(self, drafts, accepted, size):
@@ -129,13 +129,13 @@ class SlowDrafter(ToyDrafter):
 class Shadowed(AutoPace):
     """Streams to the end, and drafts beside it as much as it may."""
 
-    def streams(self, remaining, ping_s):
+    def streams(self, remaining, ping_s, unread=0):
         return True
 
-    def stays(self, remaining):
+    def stays(self, remaining, unread=0):
         return True
 
-    def shadows(self):
+    def shadows(self, unread=0):
         return True
 
     def another(self, *given, **more):
