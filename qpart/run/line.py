@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import math
 import random
 import threading
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
 import edgebus
 from edgebus.arrays import Array
@@ -35,7 +36,8 @@ _ELSEWHERE = _BUSY | {"closing", "unknown_service", "dropped"}
 """Refusals that only say: not here, or not now."""
 FOR_GOOD = KeyNotAllowed, WrongServerKey, VersionMismatch
 """A server that says so will never answer this device."""
-_PROBE_EVERY_S, _GREET_S, _DIAL_S = 5.0, 1.0, 3.0  # three handshakes cut in a row are what shows a wrong key
+_LOOK_EVERY_S, _GREET_S, _DIAL_S = 5.0, 1.0, 3.0  # three handshakes cut in a row are what shows a wrong key
+_FRESH_S = 2 * _LOOK_EVERY_S
 
 
 class ServerLost(edgebus.RemoteError):
@@ -48,6 +50,20 @@ class ServerLost(edgebus.RemoteError):
     def __init__(self, cause: edgebus.EdgebusError) -> None:
         super().__init__(str(cause))
         self.cause = cause
+
+
+class _Found(NamedTuple):
+    """What a look at all servers has found.
+
+    Attributes:
+        why: all have turned us away, of the last; None if not.
+        at: when it was found.
+        num_ups: how often links had come up again before.
+    """
+
+    why: edgebus.EdgebusError | None = None
+    at: float = -math.inf
+    num_ups: int = 0
 
 
 @dataclass(slots=True)
@@ -104,7 +120,7 @@ class Line:
         self.timeout_s = timeout_s
         self._node, self._servers = node, list(servers)
         self._looks: threading.Thread | None = None
-        self._look_at, self._turned_away = 0.0, None  # type: float, edgebus.EdgebusError | None
+        self._found, self._closed, self._starts = _Found(), threading.Event(), threading.Lock()
         self._pool: edgebus.Pool | None = None
         if len(servers) == 1:
             ((endpoint, key),) = servers
@@ -137,27 +153,38 @@ class Line:
 
         Where the link is down it has a thread look, every few seconds, and does not wait for it. A link that was up
         once takes every cut handshake for trouble over there, so each server is dialled anew. It counts only where a
-        node greets: a proxy before a server that is away cuts handshakes, too.
+        node greets: a proxy before a server that is away cuts handshakes, too. What was found before the link was up
+        again counts no more.
         """
-        if self.link.health != "down":
-            self._turned_away = None
-        elif time.monotonic() >= self._look_at and (self._looks is None or not self._looks.is_alive()):
-            self._looks = threading.Thread(target=self._look, name="qpart-look", daemon=True)
-            self._looks.start()
-        return self._turned_away
+        if self._closed.is_set():
+            return self._found.why
+        num_ups = self.stats().reconnects
+        if not self.is_down:
+            self._found = _Found()
+        elif _now() >= self._found.at + _LOOK_EVERY_S:
+            with self._starts:
+                if not (self._closed.is_set() or (self._looks is not None and self._looks.is_alive())):
+                    self._looks = threading.Thread(target=self._look, args=(num_ups,), name="qpart-look", daemon=True)
+                    self._looks.start()
+        found = self._found
+        return found.why if found.num_ups == num_ups else None
 
     def check(self) -> None:
         """See whether it is of any use to wait for a server.
 
         Raises:
-            edgebus.KeyNotAllowed, WrongServerKey, VersionMismatch: `turned_away` says that it is not.
+            edgebus.KeyNotAllowed, WrongServerKey, VersionMismatch: `turned_away` says that it is not, and was found
+                just now: a server may be away by now that will be another one when it comes.
         """
-        if (why := self.turned_away()) is not None:
+        why = self.turned_away()
+        if why is not None and _now() < self._found.at + _FRESH_S:
             raise type(why)(str(why))
 
-    def _look(self) -> None:
+    def _look(self, num_ups: int) -> None:
         why: edgebus.EdgebusError | None = None
         for endpoint, key in self._servers:
+            if self._closed.is_set():
+                return
             why = None  # of the last
             try:
                 if speaks_zmtp(endpoint, _GREET_S):
@@ -168,7 +195,8 @@ class Line:
             except edgebus.EdgebusError:
                 pass
             break
-        self._turned_away, self._look_at = why, time.monotonic() + _PROBE_EVERY_S
+        if not self._closed.is_set():
+            self._found = _Found(why, _now(), num_ups)
 
     def stats(self) -> LinkStats:
         """Counters of all links that were used."""
@@ -212,14 +240,15 @@ class Line:
                     continue
                 lost = LinkLost(f"{sent.link.endpoint} is gone")
                 if self.link is sent.link and not self.elsewhere():
-                    why = self.turned_away()
                     if give_up():
                         sent.pending.cancel()
                         raise ServerLost(lost)
-                    if why is None:
-                        continue
-                    sent.pending.cancel()
-                    self.check()
+                    try:
+                        self.check()
+                    except FOR_GOOD:
+                        sent.pending.cancel()
+                        raise
+                    continue
                 sent.pending.cancel()
             else:
                 outcome = self._outcome(sent, stop or threading.Event())
@@ -249,7 +278,9 @@ class Line:
         return decoded(kind, self.request(service, payload).payload)
 
     def close(self) -> None:
-        """Close what it has opened; the node is the caller's."""
+        """Close what it has opened, and look no more; the node is the caller's."""
+        with self._starts:
+            self._closed.set()
         if self._pool is not None:
             self._pool.close()
         else:

@@ -130,7 +130,7 @@ class Runner:
         shape = (batch, num_classes)
         if len(reply.arrays) != 1 or reply.arrays[0].shape != shape or reply.arrays[0].dtype != np.float32:
             raise ProtocolError("the answer has another shape; check that device and server run the same version")
-        flying.logits = reply.arrays[0]
+        flying.logits, self._said = reply.arrays[0], ""
         device.answered(self._seen(flying, decoded(Answered, reply.payload)), samples=batch, by_server=True)
 
     def _seen(self, flying: Flying, answered: Answered | None) -> Seen | None:

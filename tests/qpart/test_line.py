@@ -8,6 +8,7 @@ import pytest
 
 import edgebus
 from edgebus.payloads import encode
+from edgebus.stats import LinkStats
 from qpart import messages
 from qpart.errors import Infeasible, ProtocolError, UnknownModel
 from qpart.messages import Busy, InfeasibleInfo
@@ -37,6 +38,10 @@ class Link:
 
     def __init__(self, name, *script, health="up") -> None:
         self.endpoint, self.health, self.script, self.asked = name, health, list(script), 0
+        self.num_reconnects = 0
+
+    def stats(self):
+        return LinkStats(reconnects=self.num_reconnects)
 
     def send_request(self, service, payload, arrays, timeout_s):
         self.asked += 1
@@ -161,3 +166,137 @@ def test_refusals_are_the_errors_that_they_stand_for():
         line(Link("a", edgebus.Refused("unknown_model", "no"))).request("s")
     with pytest.raises(ProtocolError, match="same version"):
         decoded(messages.Answered, b"nonsense")
+
+
+WHY = edgebus.WrongServerKey("the key over there is another one")
+
+
+def found_turned_away(*links):
+    """A line whose servers are all down, once its look has found that they all turn it away."""
+
+    class Node:
+        def connect(self, endpoint, **options):
+            raise WHY
+
+    asked = line(*links)
+    asked._node = Node()
+    for each in links:
+        each.health = "down"
+    asked.turned_away()
+    asked.join(10)
+    assert asked.turned_away() is WHY
+    return asked
+
+
+@pytest.fixture
+def greeted(monkeypatch):
+    """Whatever is dialled greets; and a clock that only goes where it is told to."""
+    now = [1000.0]
+    monkeypatch.setattr("qpart.run.line.speaks_zmtp", lambda endpoint, timeout_s: True)
+    monkeypatch.setattr("qpart.run.line._now", lambda: now[0])
+    return now
+
+
+@pytest.mark.usefixtures("greeted")
+def test_another_server_that_lives_by_now_is_asked_whatever_was_found():
+    first, second = Link("a", edgebus.LinkLost("gone")), Link("b", REPLY)
+    asked = found_turned_away(first, second)
+    sent = asked.send("s", b"")
+    second.health = "up"
+    assert asked.finish(sent) is REPLY
+    assert asked.link is second
+    assert asked.turned_away() is None
+
+
+@pytest.mark.usefixtures("greeted")
+def test_waiting_goes_on_where_another_server_lives_by_now():
+    first, second = Link("a", None), Link("b", REPLY)
+    asked = found_turned_away(first, second)
+    second.health = "up"
+    asked.check()
+    assert asked.link is second
+
+
+@pytest.mark.usefixtures("greeted")
+def test_what_was_found_before_the_server_was_back_is_not_held_against_it():
+    """Nothing is asked while it is up, and then it is away for a moment."""
+    only = Link("a", None)
+    asked = found_turned_away(only)
+    only.num_reconnects += 1
+    assert asked.turned_away() is None
+    asked.check()
+
+
+def test_nobody_is_refused_for_what_was_found_long_ago(greeted):
+    """A server that was another one, and is away by now, is waited for; until it is found to be another one again."""
+    asked = found_turned_away(Link("a", None))
+    with pytest.raises(edgebus.WrongServerKey):
+        asked.check()
+    greeted[0] += 3600
+    let = threading.Event()
+    real, asked._node.connect = asked._node.connect, lambda *a, **b: let.wait(10) and real(*a, **b)
+    asked.check()
+    assert asked.turned_away() is WHY, "it is what is known"
+    let.set()
+    asked.join(10)
+    with pytest.raises(edgebus.WrongServerKey):
+        asked.check()
+
+
+@pytest.mark.usefixtures("greeted")
+def test_a_closed_line_looks_no_more():
+    asked = line(Link("a", None, health="down"), Link("b", None, health="down"))
+    asked._pool.close = lambda: None
+    asked.close()
+    assert asked.turned_away() is None
+    assert asked._looks is None
+
+
+@pytest.mark.usefixtures("greeted")
+def test_closing_in_the_middle_of_a_look_ends_it_after_the_server_that_it_is_at():
+    reached, let, dialled = threading.Event(), threading.Event(), []
+
+    class Node:
+        def connect(self, endpoint, **options):
+            dialled.append(endpoint)
+            reached.set()
+            let.wait(10)
+            raise WHY
+
+    asked = line(Link("a", None, health="down"))
+    asked._node, asked._servers, asked.link.close = Node(), [("tcp://a", None), ("tcp://b", None)], lambda: None
+    assert asked.turned_away() is None
+    assert reached.wait(10)
+    asked.close()
+    let.set()
+    asked.join(10)
+    assert not asked._looks.is_alive()
+    assert dialled == ["tcp://a"]
+    assert asked.turned_away() is None
+
+
+@pytest.mark.usefixtures("greeted")
+def test_whoever_asks_at_once_has_one_look_made(monkeypatch):
+    """All find that nobody looks, before the first one has started a thread that does."""
+    asked, begins, let, looks = line(Link("a", None, health="down")), threading.Barrier(8), threading.Event(), []
+    asked._look = lambda *_: looks.append(let.wait(10))
+    real = threading.Thread.start
+
+    def start(thread):
+        if thread.name == "qpart-look":
+            threading.Event().wait(0.05)  # long enough for all to have found that nobody looks
+        real(thread)
+
+    def ask():
+        begins.wait(10)
+        asked.turned_away()
+
+    monkeypatch.setattr(threading.Thread, "start", start)
+    threads = [threading.Thread(target=ask) for _ in range(8)]
+    for each in threads:
+        each.start()
+    for each in threads:
+        each.join(10)
+    let.set()
+    asked.join(10)
+    assert looks == [True]

@@ -134,6 +134,52 @@ def test_a_device_that_finishes_alone_goes_on_and_says_why(served, inputs, what,
         assert error.__name__ in said[0]
 
 
+def test_a_device_goes_back_to_a_server_that_has_its_own_key_again(served, inputs, caplog):
+    """Once the server that it knows is there it answers, and what was found counts no more; the next time is news."""
+    edgebus.generate_keys(served.directory / "second")
+    with served.serving() as endpoint:
+        device = served.device(endpoint, on_loss="local")
+        device.prepare(ROOMY)
+        device.infer(inputs)
+    with device:
+        for _ in range(2):
+            with served.serving(endpoint, name="second"):
+                wait_until(lambda: len(device.infer(inputs)) and device.turned_away is not None)
+                device.infer(inputs)
+            with served.serving(endpoint):
+                before = device.server_answers
+                wait_until(lambda: len(device.infer(inputs)) and device.server_answers > before)  # noqa: B023
+                assert device.turned_away is None
+    said = [record.getMessage() for record in caplog.records if record.name == "qpart.run.stream"]
+    assert len(said) == 2
+
+
+def test_devices_closed_in_the_middle_of_a_look_leave_no_thread(served, inputs, monkeypatch):
+    looking, let = threading.Semaphore(0), threading.Event()
+
+    def held_up(endpoint, timeout_s):
+        looking.release()
+        let.wait(20)
+        return True
+
+    monkeypatch.setattr("qpart.run.line.speaks_zmtp", held_up)
+    with served.serving() as endpoint:
+        devices = [served.device(endpoint, on_loss="local") for _ in range(6)]
+        for device in devices:
+            device.prepare(ROOMY)
+            device.infer(inputs)
+    for device in devices:
+        device.infer(inputs)
+    for _ in devices:
+        assert looking.acquire(timeout=10)
+    threading.Timer(0.3, let.set).start()
+    for device in devices:
+        device.close()
+    assert [one.name for one in threading.enumerate() if one.name == "qpart-look"] == []
+    assert device.turned_away is None
+    assert [one.name for one in threading.enumerate() if one.name == "qpart-look"] == []
+
+
 def test_a_device_waits_behind_a_proxy_that_hangs_up_while_its_server_is_away(served, inputs):
     with served.serving() as endpoint:
         device = served.device(endpoint, on_loss="wait", timeout_s=0.5)
