@@ -23,7 +23,6 @@ Doubles = npt.NDArray[np.float64]
 LAW_BITS = WIDTHS[:-1]
 """Widths that the law speaks of: float16 is no step of the same scale."""
 LEAST_R2 = 0.95
-_LEVEL = 0.95
 
 
 def squared_margin(logits: Floats) -> float:
@@ -120,8 +119,8 @@ def _longest(near: npt.NDArray[np.bool_]) -> tuple[int, int]:
     return best
 
 
-def upper_bound(changed: npt.ArrayLike, total: int) -> Doubles:
-    """One-sided upper 95 % bound of a share of which `changed` of `total` were seen, whatever the share is.
+def upper_bound(changed: npt.ArrayLike, total: int, level: float = 0.95) -> Doubles:
+    """One-sided upper bound of a share of which `changed` of `total` were seen, whatever the share is.
 
     It is the share at which so few would be seen 5 times in 100, so in no case does it cover less than 95 %. A mean of
     several counts (what an isotonic fit pools) may lie between whole numbers, and so does its bound.
@@ -129,6 +128,7 @@ def upper_bound(changed: npt.ArrayLike, total: int) -> Doubles:
     Args:
         changed: counts, 0 .. total.
         total: of how many.
+        level: how sure it is.
 
     Source: Clopper and Pearson, 1934.
 
@@ -139,7 +139,7 @@ def upper_bound(changed: npt.ArrayLike, total: int) -> Doubles:
 
     seen = np.asarray(changed, np.float64)
     some = np.minimum(seen, np.nextafter(total, 0))  # where all are seen the bound is 1
-    bound: Doubles = np.where(seen < total, betaincinv(some + 1, total - some, _LEVEL), 1.0)
+    bound: Doubles = np.where(seen < total, betaincinv(some + 1, total - some, level), 1.0)
     return bound
 
 

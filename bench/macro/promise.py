@@ -8,8 +8,8 @@ Per net there are four more requests. The paper's is of a board (10^8 multiply-a
 that keeps its images to itself and announces 1,000 inferences; another is of a microcontroller (5 x 10^6 per second) at
 1 Mbit/s that asks for one, so that the cut is near the input and activations weigh. Each asks once that 1 % of the
 predictions change at most, and once for as many changes as cost 1 % of the accuracy at most, which calibration with
-labels knows (the level whose verified patterns lose less, with a one-sided 95 % bound on the calibration images; no
-held-out image has a say). The payload is what the link counted for the head and for one image,
+labels knows (the level whose verified patterns lose less, each by a one-sided bound that covers 95 % whatever the drop
+is; no held-out image has a say). The payload is what the link counted for the head and for one image,
 against the very same head in float32: weights, biases and one image's activations at 4 bytes a number, no framing.
 Results go to bench/results/promise.json.
 """
@@ -18,7 +18,6 @@ from __future__ import annotations
 
 import argparse
 from collections import Counter
-from math import sqrt
 from typing import Any
 
 import msgspec
@@ -30,13 +29,13 @@ from bench.nets.recipes import RECIPES, TITLES
 from qpart import Channel, Device, DeviceProfile, Request
 from qpart.artefact import Artefact
 from qpart.errors import Infeasible
+from qpart.noise import upper_bound
 from qpart.solve import Pattern
 
 COMMAND = "python -m bench.macro.promise"
 PLANS, IMAGES, BATCH = 40, 2000, 250
 CACHES = 4
 MOST_DROP = 0.01
-ONE_SIDED_95 = 1.645
 PAPER = Request(
     accuracy=MOST_DROP,
     device=DeviceProfile(macs_per_s=1e8, joules_per_mac=1e-9, memory_bytes=1 << 22),
@@ -111,16 +110,35 @@ def served(where: Site, net: Net, held: HeldOut, plans: int, seed: int = 0) -> t
     return rows, refused
 
 
-def level_by_labels(artefact: Artefact) -> float:
-    """The largest level of changes whose verified patterns lose at most 1 % of the accuracy, with a 95 % bound.
+def drop_bound(num_changed: int, num_dropped: int, total: int) -> float:
+    """One-sided upper 95 % bound of an accuracy drop seen on paired predictions, whatever the drop is.
 
-    Of n inputs a share `changed` became right or wrong, so the drop is known to a standard error of sqrt(changed / n).
+    What became wrong (lost) and what became right (gained) is bounded each by itself with 97.5 %, exactly, so both
+    hold together with 95 % (Bonferroni). Only their difference is known, and that both are among the changed ones: it
+    is the largest bound of all counts that may be.
+
+    Args:
+        num_changed: predictions that changed, also from one wrong class to another.
+        num_dropped: lost less gained.
+        total: all predictions.
     """
+    lost = np.arange(max(num_dropped, 0), (num_changed + num_dropped) // 2 + 1)
+    most_lost = upper_bound(lost, total, 0.975)
+    least_gained = 1 - upper_bound(total - (lost - num_dropped), total, 0.975)
+    return float((most_lost - least_gained).max())
+
+
+def level_by_labels(artefact: Artefact) -> float:
+    """The largest level of changes whose verified patterns lose at most 1 % of the accuracy, each with a 95 % bound."""
     fitting = [min(MOST_DROP, artefact.tables.levels[-1])]
+    total = min(artefact.extent.effort.verify_inputs, len(artefact.inputs))
     for level in artefact.tables.levels:
-        held = [one for one in artefact.verified if one.changed <= level and one.drop is not None]
-        bounds = [one.drop + ONE_SIDED_95 * sqrt(one.changed / len(artefact.inputs)) for one in held]
-        if held and max(bounds) <= MOST_DROP:
+        bounds = [
+            drop_bound(round(one.changed * total), round(one.drop * total), total)
+            for one in artefact.verified
+            if one.changed <= level and one.drop is not None
+        ]
+        if bounds and max(bounds) <= MOST_DROP:
             fitting.append(level)
     return max(fitting)
 

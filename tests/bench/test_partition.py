@@ -2,8 +2,10 @@
 
 from dataclasses import replace
 
+import msgspec
 import numpy as np
 import pytest
+from scipy import stats
 
 pytest.importorskip("torch")
 
@@ -57,14 +59,50 @@ def test_a_float32_head_is_weights_biases_and_what_travels():
 def test_the_level_is_the_largest_whose_patterns_lose_less_by_the_labels():
     artefact = small.artefact()
 
-    def with_drops(*drops):
+    def with_drops(*drops, verified_on=100_000):
         levels = (0.01, 0.05, 0.2)
         seen = [Verified(1, (4,), (4,), 0.1, level, drop) for level, drop in zip(levels, drops, strict=True)]
-        return replace(artefact, verified=tuple(seen), inputs=np.zeros((100_000, 1, 6, 6), np.uint8))
+        effort = msgspec.structs.replace(artefact.extent.effort, verify_inputs=verified_on)
+        extent = msgspec.structs.replace(artefact.extent, effort=effort)
+        inputs = np.zeros((100_000, 1, 6, 6), np.uint8)
+        return replace(artefact, verified=tuple(seen), inputs=inputs, extent=extent)
 
     assert promise.level_by_labels(with_drops(0.0, 0.002, 0.02)) == 0.05
     assert promise.level_by_labels(with_drops(0.0, 0.02, 0.0)) == 0.01, "a pattern within a level counts above it too"
     assert promise.level_by_labels(with_drops(None, None, None)) == 0.01
+    few = with_drops(0.0, 0.002, 0.02, verified_on=1000)
+    assert promise.level_by_labels(few) == 0.01, "what was seen of 1,000 inputs is not sure to so much"
+
+
+def test_the_bound_of_a_drop_covers_it_whatever_it_is():
+    """Every outcome for 30 inputs, of which some become wrong, some right, and some wrong in another way."""
+    total = 30
+    counts = [
+        (lost, gained, other)
+        for lost in range(total + 1)
+        for gained in range(total + 1 - lost)
+        for other in range(total + 1 - lost - gained)
+    ]
+    bounds = np.array([promise.drop_bound(sum(each), each[0] - each[1], total) for each in counts])
+    for shares in (
+        (0.01, 0.0, 0.0),
+        (0.02, 0.02, 0.0),
+        (0.1, 0.05, 0.1),
+        (0.3, 0.3, 0.0),
+        (0.0, 0.1, 0.2),
+        (0.9, 0.05, 0.0),
+    ):
+        left = max(0.0, 1.0 - sum(shares))
+        chance = stats.multinomial.pmf([(*each, total - sum(each)) for each in counts], total, [*shares, left])
+        assert chance[bounds >= shares[0] - shares[1]].sum() >= 0.95
+
+
+def test_the_bound_of_a_drop_is_of_counts_and_no_wider_than_it_has_to_be():
+    assert promise.drop_bound(0, 0, 100) == pytest.approx(1 - 0.025**0.01), "nothing seen is not nothing"
+    assert promise.drop_bound(100, 100, 100) == 1.0
+    assert promise.drop_bound(48, 8, 2000) == pytest.approx(0.0141, abs=1e-4)
+    assert promise.drop_bound(48, 8, 2000) > promise.drop_bound(8, 8, 2000) > 8 / 2000, "what was gained may be chance"
+    assert promise.drop_bound(10, -10, 2000) > -10 / 2000
 
 
 def test_latency_is_held_against_the_best_other_way_that_keeps_to_the_accuracy():
