@@ -138,15 +138,21 @@ class Line:
 
     def elsewhere(self) -> bool:
         """Use another server that lives; False if there is none."""
-        if self._pool is None:
+        if (other := self._other()) is None:
             return False
-        try:
-            self.link = self._pool.link(0.0, but=lambda link: link is self.link)
-        except PeerUnreachable:
-            return False
+        self.link = other
         if not any(link is self.link for link in self._used):
             self._used.append(self.link)
         return True
+
+    def _other(self) -> Link | None:
+        """The link to another server that lives."""
+        if self._pool is None:
+            return None
+        try:
+            return self._pool.link(0.0, but=lambda link: link is self.link)
+        except PeerUnreachable:
+            return None
 
     def turned_away(self) -> edgebus.EdgebusError | None:
         """Why waiting for a server is of no use, as far as is known: all have turned us away for good; of the last.
@@ -159,7 +165,11 @@ class Line:
         if self._closed.is_set():
             return self._found.why
         num_ups = self.stats().reconnects
-        if not self.is_down:
+        try:
+            is_down = self.link.health == "down" and self._other() is None
+        except edgebus.NodeClosed:  # just now, by another thread
+            return self._found.why
+        if not is_down:
             self._found = _Found()
         elif _now() >= self._found.at + _LOOK_EVERY_S:
             with self._starts:

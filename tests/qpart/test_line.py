@@ -214,7 +214,9 @@ def test_waiting_goes_on_where_another_server_lives_by_now():
     asked = found_turned_away(first, second)
     second.health = "up"
     asked.check()
-    assert asked.link is second
+    assert asked.turned_away() is None
+    assert asked.link is first, "who only asks moves nothing"
+    assert asked.send("s", b"").link is second
 
 
 @pytest.mark.usefixtures("greeted")
@@ -248,6 +250,20 @@ def test_a_closed_line_looks_no_more():
     asked = line(Link("a", None, health="down"), Link("b", None, health="down"))
     asked._pool.close = lambda: None
     asked.close()
+    assert asked.turned_away() is None
+    assert asked._looks is None
+
+
+@pytest.mark.usefixtures("greeted")
+def test_whoever_asks_while_another_thread_closes_gets_no_error():
+    asked = line(Link("a", None, health="down"), Link("b", None, health="down"))
+    asked._pool.close = lambda: None
+
+    def closed_now(*_, **__):
+        asked.close()
+        raise edgebus.NodeClosed("the pool is closed")
+
+    asked._pool.link = closed_now
     assert asked.turned_away() is None
     assert asked._looks is None
 
