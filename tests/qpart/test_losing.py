@@ -154,6 +154,25 @@ def test_a_device_goes_back_to_a_server_that_has_its_own_key_again(served, input
     assert len(said) == 2
 
 
+def test_one_of_two_that_turns_a_device_away_is_no_reason_not_to_wait_for_the_other(served, inputs):
+    edgebus.generate_keys(served.directory / "second")
+    edgebus.generate_keys(served.directory / "third")
+    keys = [served.directory / name / "node.key" for name in ("server", "second")]
+    with served.serving() as first, served.serving(name="second") as second:
+        device = served.device([first, second], server_key=keys, on_loss="wait", timeout_s=0.5)
+        device.prepare(PRIVATE)
+        before = device.infer(inputs)
+    with device, served.serving(first, name="third"):
+        thread, outcome = waiting(device, inputs)
+        wait_until(lambda: device._line._found.at > 0 and device.traffic.asked_again >= 3)
+        assert device.turned_away is None
+        assert thread.is_alive(), outcome
+        with served.serving(second, name="second"):
+            thread.join(20)
+            assert device.server == second
+    assert close_to(outcome[0], before)
+
+
 def test_devices_closed_in_the_middle_of_a_look_leave_no_thread(served, inputs, monkeypatch):
     looking, let = threading.Semaphore(0), threading.Event()
 

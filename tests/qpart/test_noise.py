@@ -42,6 +42,17 @@ def test_upper_bound_covers_every_share_95_times_in_100_or_more(total):
         assert stats.binom.pmf(seen, total, share)[bound >= share].sum() >= 0.95 - 1e-6
 
 
+@pytest.mark.parametrize("total", [1, 3, 1000, 10**7])
+def test_upper_bound_of_fractions_lies_between_those_of_their_neighbours(total):
+    seen = np.unique(np.concatenate([np.linspace(0, total, 999), total - np.geomspace(1e-9, total, 99)]))
+    found = upper_bound(seen, total)
+    assert np.isfinite(found).all()
+    assert (np.diff(found) >= 0).all()
+    assert (found >= seen / total).all()
+    assert (found <= 1).all()
+    assert (found >= upper_bound(np.floor(seen), total)).all()
+
+
 def test_upper_bound_covers_a_share_that_was_pooled_over_dependent_patterns():
     """What an isotonic fit pools: patterns of one share run on the same inputs, so their counts go together."""
     random, total, share = np.random.default_rng(3), 400, 0.01
