@@ -164,14 +164,15 @@ class Line:
         """
         if self._closed.is_set():
             return self._found.why
-        num_ups = self.stats().reconnects
         try:
             is_down = self.link.health == "down" and self._other() is None
         except edgebus.NodeClosed:  # just now, by another thread
             return self._found.why
         if not is_down:
             self._found = _Found()
-        elif _now() >= self._found.at + _LOOK_EVERY_S:
+            return None
+        num_ups = self.stats().reconnects
+        if _now() >= self._found.at + _LOOK_EVERY_S:
             with self._starts:
                 if not (self._closed.is_set() or (self._looks is not None and self._looks.is_alive())):
                     self._looks = threading.Thread(target=self._look, args=(num_ups,), name="qpart-look", daemon=True)
