@@ -23,6 +23,9 @@ class WindowPolicy(Protocol):
     def limit(self, session_id: bytes, now: float) -> int:
         """The window limit to tell the session; 0: the server decodes."""
 
+    def begins(self, now: float) -> float:
+        """When the next step begins if nothing else comes; something waits to be computed. `now`: at once."""
+
     def closed(self, session_id: bytes) -> None:
         """The session is gone."""
 
@@ -48,6 +51,10 @@ class FixedWindow:
     def limit(self, session_id: bytes, now: float) -> int:
         """The same for all."""
         return self._limit
+
+    def begins(self, now: float) -> float:
+        """At once."""
+        return now
 
     def closed(self, session_id: bytes) -> None:
         """Nothing to forget."""
