@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -32,50 +31,6 @@ SCOUT_LEAST, SCOUT_HOPELESS = 3, 0.75  # after so many, one that committed less 
 MEAN_STEPS = 30.0  # steps that means of context and prefill go back
 LEAST_HORIZON_S = 1.0  # that a plan is thought to last; as long as the load has lasted, where that is longer
 ALONE_SHARE, ALONE_STEPS, ALONE_AT_MOST = 0.75, 3, 12  # what the server does alone is known after so many steps of such
-
-
-class WindowPolicy(Protocol):
-    """What the server's machine tells of its work, and asks: the window limit of a session."""
-
-    def opened(self, session_id: bytes, rate: float = 0.0) -> None:
-        """A session was opened, or taken up again.
-
-        Args:
-            session_id: of the session.
-            rate: tokens per second its user was promised; 0 promises nothing.
-        """
-
-    def round(self, session_id: bytes, drafted: int, think_s: float | None) -> None:
-        """A round was taken (not a retry of it).
-
-        Args:
-            session_id: of the session.
-            drafted: its drafts, 0 and more.
-            think_s: seconds since the session's last verdict was given out; None where there was none, or where it was
-                not this session's device that took the time (a stream was paused, say).
-        """
-
-    def verdict(self, session_id: bytes, drafted: int, accepted: int) -> None:
-        """A round was decided; a token that the server decoded by itself is one with no drafts."""
-
-    def step(self, tokens: int, rounds: int, context: int, took_s: float) -> None:
-        """A forward is done; told after the verdicts that came out of it, prefill and decode included.
-
-        Args:
-            tokens: computed in it, drafts and prefill included.
-            rounds: rounds verified and streams decoded in it.
-            context: positions of keys and values that it read, summed over its chunks (their `past`).
-            took_s: from its start until its decisions were there.
-        """
-
-    def limit(self, session_id: bytes, now: float) -> int:
-        """The window limit to tell with a verdict (after `verdict`), or when a session opens; 0: the server decodes."""
-
-    def begins(self, now: float) -> float:
-        """When the next step begins if nothing else comes; something waits to be computed. `now`: at once."""
-
-    def closed(self, session_id: bytes) -> None:
-        """The session is gone; unknown ids are ignored."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -196,7 +151,7 @@ class GoodputPolicy:
         self._scout_at, self._scout_pause, self._drafters, self._scouted = SCOUT_S, SCOUT_S, 0, 0.0
 
     def opened(self, session_id: bytes, rate: float = 0.0) -> None:
-        """See `WindowPolicy.opened`."""
+        """See `sled.server.WindowPolicy.opened`."""
         row = self._rows.get(session_id)
         if row is None:
             row = self._rows[session_id] = self._free.pop() if self._free else self._grow()
@@ -211,7 +166,7 @@ class GoodputPolicy:
         self._seen[row] = self._now
 
     def round(self, session_id: bytes, drafted: int, think_s: float | None) -> None:
-        """See `WindowPolicy.round`."""
+        """See `sled.server.WindowPolicy.round`."""
         row = self._rows.get(session_id)
         if row is None:
             return
@@ -221,7 +176,7 @@ class GoodputPolicy:
             self._thought.append((row, float(drafted), think_s))
 
     def verdict(self, session_id: bytes, drafted: int, accepted: int) -> None:
-        """See `WindowPolicy.verdict`."""
+        """See `sled.server.WindowPolicy.verdict`."""
         self._step_tokens += drafted + 1
         row = self._rows.get(session_id)
         if row is None:
@@ -239,7 +194,7 @@ class GoodputPolicy:
                 self._found[row] = self._found.get(row, 0) + accepted + 1
 
     def step(self, tokens: int, rounds: int, context: int, took_s: float) -> None:
-        """See `WindowPolicy.step`."""
+        """See `sled.server.WindowPolicy.step`."""
         self.cost.observe(tokens, rounds, context, took_s)
         self._gathering.began()
         share = 1.0 / MEAN_STEPS
@@ -252,7 +207,7 @@ class GoodputPolicy:
             self._context += (share if self._context else 1.0) * (context / rounds - self._context)
 
     def limit(self, session_id: bytes, now: float) -> int:
-        """See `WindowPolicy.limit`; 0 for a session that was not opened."""
+        """See `sled.server.WindowPolicy.limit`; 0 for a session that was not opened."""
         if self._began_at is None:
             self._began_at = now
         now -= self._began_at
@@ -284,14 +239,14 @@ class GoodputPolicy:
         self._came[row] = False
 
     def begins(self, now: float) -> float:
-        """See `WindowPolicy.begins`."""
+        """See `sled.server.WindowPolicy.begins`."""
         if self._plan is None or self._plan.patience_s <= 0.0 or self._began_at is None:
             return now
         until = self._gathering.until(now - self._began_at, self._plan.patience_s)
         return max(now, self._began_at + until)
 
     def closed(self, session_id: bytes) -> None:
-        """See `WindowPolicy.closed`."""
+        """See `sled.server.WindowPolicy.closed`."""
         row = self._rows.pop(session_id, None)
         if row is not None:
             self._gathering.here(row)

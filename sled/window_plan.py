@@ -164,7 +164,7 @@ def best_plan(
             seen.add(key)
             chosen.append(windows)
             origin.append(made)
-    goodput, step_s, patience_s = _most_patient(np.stack(chosen), sample, weight, cost)
+    goodput, step_s, patience_s = most_patient(np.stack(chosen), sample, weight, cost)
     hoped = goodput
     if known is not None:
         of = kinds(np.stack(chosen), len(demand.gain))
@@ -190,7 +190,7 @@ def best_plan(
     return Plan(windows, rule, float(goodput[best]), float(step_s[best]), float(patience_s[best]))
 
 
-def _most_patient(windows: Ints, demand: Demand, weight: Floats, cost: StepCost) -> tuple[Floats, Floats, Floats]:
+def most_patient(windows: Ints, demand: Demand, weight: Floats, cost: StepCost) -> tuple[Floats, Floats, Floats]:
     """`roll_forward` of some plans, each with the patience under which it commits most, seconds."""
     goodput, step_s = roll_forward(windows, demand, weight, cost)
     patience_s = np.zeros(len(windows))
@@ -216,7 +216,7 @@ def roll_forward(
         demand: of the n sessions.
         weight: (n,) sessions that each stands for.
         cost: of steps.
-        patience_s: (plans,) how long the server, once there is something to do, waits for rounds that are about to come.
+        patience_s: (plans,) how long a step waits for rounds that are about to come, once there is something to do.
     """
     plans, num = windows.shape
     at = np.arange(num)

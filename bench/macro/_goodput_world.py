@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from sled.goodput import WindowPolicy
+from sled.server import WindowPolicy
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
