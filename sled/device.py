@@ -53,6 +53,7 @@ class State(Enum):
 class Counts:
     """What happened so far: rounds decided, tokens drafted, drafts accepted, tokens committed, sum of batch sizes.
 
+    `told_again` of the rounds were answered with what had been decided before: no batch stands behind them.
     `hoped_rounds` were sent before what they hang on had come true, and `dead_rounds` of them in vain.
     """
 
@@ -61,6 +62,7 @@ class Counts:
     accepted: int = 0
     tokens: int = 0
     batches: int = 0
+    told_again: int = 0
     hoped_rounds: int = 0
     dead_rounds: int = 0
     accepted_by_round: list[int] = field(default_factory=list)
@@ -332,4 +334,5 @@ class Generation:
         self.counts.accepted += accepted
         self.counts.tokens += num_tokens
         self.counts.batches += batch
+        self.counts.told_again += batch == 0
         self.counts.accepted_by_round.append(accepted)

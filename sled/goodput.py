@@ -7,11 +7,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
+from sled.gathering import Gathering
 from sled.plan_trials import Trials
 from sled.step_cost import StepCost
 from sled.survival import Survival, Survivals, ThinkTime, ThinkTimes
@@ -25,52 +25,12 @@ REPLAN_SHARE = 0.25  # of the active sessions that came or went since: then a pl
 AWAY = 4.0  # cycles without a verdict, after which a session is not counted as active
 STRAY_ROUNDS = 32  # once in so many rounds a session's window is another, which tells drafting time from link
 SCOUT_S, SCOUT_MAX_S = 1.0, 81.0  # between trials of sessions that do not draft, three times as long each time
-SCOUT_BUDGET = 0.01  # of the time since the last trial is what the next one may cost, in seconds of the whole server
+SCOUT_BUDGET = 0.005  # of the time since the last trial is what the next one may cost, in seconds of the whole server
 SCOUT_SHARE, SCOUT_ROUNDS = 64, 8  # one in so many sessions, for so many rounds
+SCOUT_LEAST, SCOUT_HOPELESS = 3, 0.75  # after so many, one that committed less than so much of what would pay ends
 MEAN_STEPS = 30.0  # steps that means of context and prefill go back
 LEAST_HORIZON_S = 1.0  # that a plan is thought to last; as long as the load has lasted, where that is longer
 ALONE_SHARE, ALONE_STEPS, ALONE_AT_MOST = 0.75, 3, 12  # what the server does alone is known after so many steps of such
-
-
-class WindowPolicy(Protocol):
-    """What the server's machine tells of its work, and asks: the window limit of a session."""
-
-    def opened(self, session_id: bytes, rate: float = 0.0) -> None:
-        """A session was opened, or taken up again.
-
-        Args:
-            session_id: of the session.
-            rate: tokens per second its user was promised; 0 promises nothing.
-        """
-
-    def round(self, session_id: bytes, drafted: int, think_s: float | None) -> None:
-        """A round was taken (not a retry of it).
-
-        Args:
-            session_id: of the session.
-            drafted: its drafts, 0 and more.
-            think_s: seconds since the session's last verdict was given out; None where there was none, or where it was
-                not this session's device that took the time (a stream was paused, say).
-        """
-
-    def verdict(self, session_id: bytes, drafted: int, accepted: int) -> None:
-        """A round was decided; a token that the server decoded by itself is one with no drafts."""
-
-    def step(self, tokens: int, rounds: int, context: int, took_s: float) -> None:
-        """A forward is done; told after the verdicts that came out of it, prefill and decode included.
-
-        Args:
-            tokens: computed in it, drafts and prefill included.
-            rounds: rounds verified and streams decoded in it.
-            context: positions of keys and values that it read, summed over its chunks (their `past`).
-            took_s: from its start until its decisions were there.
-        """
-
-    def limit(self, session_id: bytes, now: float) -> int:
-        """The window limit to tell with a verdict (after `verdict`), or when a session opens; 0: the server decodes."""
-
-    def closed(self, session_id: bytes) -> None:
-        """The session is gone; unknown ids are ignored."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -168,6 +128,9 @@ class GoodputPolicy:
         self._told: list[int] = []  # by row: what the device was told
         self._seen: list[float] = []  # by row: when its limit was last asked for
         self._rates: list[float] = []
+        self._thinking: list[tuple[float, float, float] | None] = []  # by row: think time z0, z1 and deviation, s
+        self._came: list[bool] = []  # by row: a round since its limit was last asked for
+        self._gathering = Gathering()
         self._rounds: list[int] = []  # by row: rounds with drafts
         self._decided: list[int] = []  # by row: rounds since the last plan
         self._plan: Plan | None = None
@@ -184,10 +147,11 @@ class GoodputPolicy:
         self._trials, self._weighed_at = Trials(), 0
         self._load, self._load_since = 0, 0.0  # about how many sessions there are, and since when
         self._scouts: dict[int, int] = {}  # row -> rounds at which it has seen enough
+        self._found: dict[int, int] = {}  # row of a scout -> tokens its rounds committed
         self._scout_at, self._scout_pause, self._drafters, self._scouted = SCOUT_S, SCOUT_S, 0, 0.0
 
     def opened(self, session_id: bytes, rate: float = 0.0) -> None:
-        """See `WindowPolicy.opened`."""
+        """See `sled.server.WindowPolicy.opened`."""
         row = self._rows.get(session_id)
         if row is None:
             row = self._rows[session_id] = self._free.pop() if self._free else self._grow()
@@ -196,18 +160,23 @@ class GoodputPolicy:
             self._thinks.reset(row)
             self._limits[row] = self._told[row] = -1
             self._rounds[row] = self._decided[row] = 0
+            self._thinking[row], self._came[row] = None, False
             self._changed += 1
         self._rates[row] = rate
         self._seen[row] = self._now
 
     def round(self, session_id: bytes, drafted: int, think_s: float | None) -> None:
-        """See `WindowPolicy.round`."""
+        """See `sled.server.WindowPolicy.round`."""
         row = self._rows.get(session_id)
-        if row is not None and think_s is not None and think_s >= 0.0:
+        if row is None:
+            return
+        self._gathering.here(row)
+        self._came[row] = True
+        if think_s is not None and think_s >= 0.0:
             self._thought.append((row, float(drafted), think_s))
 
     def verdict(self, session_id: bytes, drafted: int, accepted: int) -> None:
-        """See `WindowPolicy.verdict`."""
+        """See `sled.server.WindowPolicy.verdict`."""
         self._step_tokens += drafted + 1
         row = self._rows.get(session_id)
         if row is None:
@@ -221,10 +190,13 @@ class GoodputPolicy:
         if drafted > 0:
             self._verdicts.append((row, drafted, accepted, self._told[row]))
             self._rounds[row] += 1
+            if row in self._scouts:
+                self._found[row] = self._found.get(row, 0) + accepted + 1
 
     def step(self, tokens: int, rounds: int, context: int, took_s: float) -> None:
-        """See `WindowPolicy.step`."""
+        """See `sled.server.WindowPolicy.step`."""
         self.cost.observe(tokens, rounds, context, took_s)
+        self._gathering.began()
         share = 1.0 / MEAN_STEPS
         self._prefill += share * (max(0, tokens - self._step_tokens) - self._prefill)
         if rounds > 0 and self._step_alone >= ALONE_SHARE * rounds:
@@ -235,7 +207,7 @@ class GoodputPolicy:
             self._context += (share if self._context else 1.0) * (context / rounds - self._context)
 
     def limit(self, session_id: bytes, now: float) -> int:
-        """See `WindowPolicy.limit`; 0 for a session that was not opened."""
+        """See `sled.server.WindowPolicy.limit`; 0 for a session that was not opened."""
         if self._began_at is None:
             self._began_at = now
         now -= self._began_at
@@ -252,13 +224,32 @@ class GoodputPolicy:
         if window > 0 and self._rounds[row] % STRAY_ROUNDS == 1:
             shorter = window // 2 if self._rounds[row] == 1 else window - 1
             window = shorter if window > 1 else min(2, self.max_window)
+        self._expect(row, window, now)
         self._told[row] = window
         return window
 
+    def _expect(self, row: int, window: int, now: float) -> None:
+        """Its next round, if it drafts one: a stream that may draft and does not is not waited for."""
+        known = self._thinking[row]
+        if window > 0 and known is not None and (self._came[row] or self._told[row] == 0):
+            think_s = known[0] + known[1] * window
+            self._gathering.away(row, now + think_s, known[2], think_s)
+        else:
+            self._gathering.here(row)
+        self._came[row] = False
+
+    def begins(self, now: float) -> float:
+        """See `sled.server.WindowPolicy.begins`."""
+        if self._plan is None or self._plan.patience_s <= 0.0 or self._began_at is None:
+            return now
+        until = self._gathering.until(now - self._began_at, self._plan.patience_s)
+        return max(now, self._began_at + until)
+
     def closed(self, session_id: bytes) -> None:
-        """See `WindowPolicy.closed`."""
+        """See `sled.server.WindowPolicy.closed`."""
         row = self._rows.pop(session_id, None)
         if row is not None:
+            self._gathering.here(row)
             self._free.append(row)
             self._changed += 1
 
@@ -276,6 +267,8 @@ class GoodputPolicy:
         for table in (self._limits, self._told, self._rounds, self._decided):
             table.append(-1)
         self._seen.append(0.0)
+        self._thinking.append(None)
+        self._came.append(False)
         self._rates.append(0.0)
         return row
 
@@ -311,7 +304,9 @@ class GoodputPolicy:
         rows = np.fromiter(self._rows.values(), np.int64, len(self._rows))
         limits = np.array(self._limits, np.int64)
         self._survivals.relax(rows[limits[rows] == 0], elapsed)
-        z0, z1, _ = self._thinks.lines(rows)
+        z0, z1, deviation = self._thinks.lines(rows)
+        for row, *known in zip(rows.tolist(), z0.tolist(), z1.tolist(), deviation.tolist(), strict=True):
+            self._thinking[row] = known[0], known[1], known[2]
         cycle = z0 + z1 * np.maximum(limits[rows], 0) + (4.0 * self._plan.step_s if self._plan else 1.0)
         rows = rows[now - np.array(self._seen)[rows] <= AWAY * cycle + 0.1]
         self._active = len(rows)
@@ -332,7 +327,7 @@ class GoodputPolicy:
             demand, self.cost, present, self._trials.known(now), max(LEAST_HORIZON_S, now - self._load_since)
         )
         if not self._knows_alone(len(rows)):
-            self._plan = replace(self._plan, windows=np.zeros(len(rows), np.int64), rule=Rule(0))
+            self._plan = replace(self._plan, windows=np.zeros(len(rows), np.int64), rule=Rule(0), patience_s=0.0)
         for row, window in zip(rows.tolist(), self._plan.windows.tolist(), strict=True):
             self._limits[row] = window
         self._scout(rows, demand, self._plan, now)
@@ -393,6 +388,7 @@ class GoodputPolicy:
             first = self.plans % len(open_to)
             chosen = open_to[(first + np.arange(max(1, len(rows) // SCOUT_SHARE))) % len(open_to)].tolist()
             self._scouts = {int(rows[at]): self._rounds[rows[at]] + SCOUT_ROUNDS for at in chosen}
+            self._found.clear()
         if not self._scouts:
             return
         num, context = float(len(rows)), self._context * len(rows)
@@ -403,9 +399,13 @@ class GoodputPolicy:
             row = int(rows[at])
             until = self._scouts.get(row, 0)
             if self._rounds[row] < until:
-                scouts[row] = until
+                cycle = cycles(demand.think[at], plan.step_s, busy=len(rows) > 1)
                 worth = demand.gain[at] - min(price, 0.9) * demand.width[at]
-                self._limits[row] = 1 + int(np.argmax((worth / cycles(demand.think[at], plan.step_s))[1:]))
+                window = 1 + int(np.argmax((worth / cycle)[1:]))
+                done = self._rounds[row] - until + SCOUT_ROUNDS
+                pays = done * float(cycle[window]) / plan.step_s
+                if done < SCOUT_LEAST or self._found.get(row, 0) >= SCOUT_HOPELESS * pays:
+                    scouts[row], self._limits[row] = until, window
         self._scouts = scouts
 
     def _newcomer(self, row: int) -> int:

@@ -115,7 +115,7 @@ class Verdict(Payload, frozen=True, array_like=True):
     """The tokens that follow `base`, decided by the target.
 
     `accepted` of them are the draft's, at most one more is the target's own; `batch` is the number of rounds
-    that were verified in the same forward.
+    that were verified in the same forward, 0 if the tokens are told again.
     """
 
     base: Length

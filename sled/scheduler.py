@@ -136,9 +136,10 @@ def plan(
     """Divide one forward of about `budget` tokens.
 
     Every round that waits and whose text is (all but) computed is verified now, the earliest deadline first, as far as
-    the budget goes: nobody waits for a batch to fill. Texts that are behind are computed in pieces beside them: no more
-    than keeps the deadlines of the rounds, so that a long prompt does not hold up the verdicts of others, and always a
-    little, so that busy devices do not shut out a new one.
+    the budget goes: nobody waits for a batch to fill (a window policy may put the whole forward off for rounds that are
+    about to come). Texts that are behind are computed in pieces beside them: no more than keeps the deadlines of the
+    rounds, so that a long prompt does not hold up the verdicts of others, and always a little, so that busy devices do
+    not shut out a new one.
 
     Args:
         ready: sessions that want tokens and whose text is all but computed, the earliest deadline first.

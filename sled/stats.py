@@ -13,6 +13,7 @@ class Stats(msgspec.Struct, frozen=True, kw_only=True):
 
     Bytes are frames on the link (header, payload), without what CURVE, ZMTP and TCP add; the vocabulary, fetched once
     per target and kept on disk, is counted apart.
+    `mean_verify_batch` is over the rounds that a forward decided, not those that were told again.
     `mean_accepted_length` is committed tokens per round, the target's own token counted. `hoped_rounds` were sent
     before the verdict they hang on, `dead_rounds` of them in vain; those are in no other figure.
     """
@@ -74,7 +75,7 @@ def summarise(
         accepted=counts.accepted,
         acceptance_rate=ratio(counts.accepted, counts.drafted),
         mean_accepted_length=ratio(counts.tokens, counts.rounds),
-        mean_verify_batch=ratio(counts.batches, counts.rounds),
+        mean_verify_batch=ratio(counts.batches, counts.rounds - counts.told_again),
         hoped_rounds=counts.hoped_rounds,
         dead_rounds=counts.dead_rounds,
         bytes_sent=bytes_sent,

@@ -21,7 +21,7 @@ NEIGHBOUR_ROUNDS = 4.0  # rounds that the position before counts as
 FORGET = 0.996  # of the past, with each round
 RELAX_S = 20.0  # half-life of what is known of a session that does not draft
 HOPE = 1.5  # standard deviations that what is little known is thought better, so that it is given its chance
-SETTLED_ROUNDS = 100.0  # rounds after which nothing is hoped for any more
+SETTLED_ROUNDS = 400.0  # rounds after which nothing is hoped for any more
 POPULATION_ROUNDS = 400.0
 
 
@@ -43,6 +43,7 @@ class Survivals:
         self._tried = np.zeros((2, rows, positions))
         self._passed = np.zeros((2, rows, positions))
         self._told = np.zeros(rows)  # rounds heard of, which nothing makes unheard
+        self._shared = np.full(2, PRIOR_ROUNDS)  # rounds that the population's belief counts as
         self._all_tried = np.full((2, positions), START_ROUNDS)
         self._all_passed = START_ROUNDS * np.stack([np.full(positions, START), np.ones(positions)])
 
@@ -124,10 +125,11 @@ class Survivals:
     def _shared_rounds(self) -> Floats:
         """(2,) rounds that the population's belief counts as: many where sessions differ by chance only.
 
+        What was known of that holds on while too few sessions draft to tell.
+
         Source: empirical Bayes by moments, the variance of the first share between sessions less that of sampling.
         """
         tried, passed = self._tried[:, :, 0], self._passed[:, :, 0]
-        out = np.full(2, PRIOR_ROUNDS)
         for kind in range(2):
             some = tried[kind] >= 8.0
             if np.count_nonzero(some) < 4:
@@ -136,8 +138,8 @@ class Survivals:
             mean = float(shares.mean())
             chance = mean * (1.0 - mean)
             between = float(shares.var()) - chance * float((1.0 / counts).mean())
-            out[kind] = np.clip(chance / max(between, 1e-9), PRIOR_ROUNDS, ALIKE_ROUNDS)
-        return out
+            self._shared[kind] = np.clip(chance / max(between, 1e-9), PRIOR_ROUNDS, ALIKE_ROUNDS)
+        return self._shared
 
 
 class ThinkTimes:

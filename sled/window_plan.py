@@ -28,6 +28,8 @@ TRIAL = 1.03  # a plan of a kind that was never in force is thought so much bett
 HYSTERESIS = 1.01  # a plan replaces the present one if it commits so much more
 BLUR = 0.25  # of a step, by which an arrival misses or catches the next one
 NOISE = 0.17  # breadth of a step's deviation, so that no plan rests on arrivals that hit a step's end exactly
+PATIENCE = (0.15, 0.4)  # of a mean step, that a step may wait for rounds that are about to come
+PATIENT = 1.01  # a step waits if the plan commits so much more for it
 _PHASES = (np.arange(4096) * 0.6180339887498949) % 1.0
 
 
@@ -83,12 +85,16 @@ class Rule:
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """Windows (n,), where they come from, and what they are expected to commit, tokens/s, at which mean step."""
+    """Windows (n,), where they come from, and what they are expected to commit, tokens/s, at which mean step.
+
+    `patience_s` is how long a step waits for rounds that are about to come.
+    """
 
     windows: Ints
     rule: Rule
     goodput: float
     step_s: float
+    patience_s: float = 0.0
 
 
 def cycles(think: Floats, step_s: float, *, busy: bool = True) -> Floats:
@@ -158,7 +164,7 @@ def best_plan(
             seen.add(key)
             chosen.append(windows)
             origin.append(made)
-    goodput, step_s = roll_forward(np.stack(chosen), sample, weight, cost)
+    goodput, step_s, patience_s = most_patient(np.stack(chosen), sample, weight, cost)
     hoped = goodput
     if known is not None:
         of = kinds(np.stack(chosen), len(demand.gain))
@@ -181,10 +187,28 @@ def best_plan(
         assert present is not None
         rule, windows = present.rule, held
     windows = keep_promises(windows, demand, float(step_s[best]))
-    return Plan(windows, rule, float(goodput[best]), float(step_s[best]))
+    return Plan(windows, rule, float(goodput[best]), float(step_s[best]), float(patience_s[best]))
 
 
-def roll_forward(windows: Ints, demand: Demand, weight: Floats, cost: StepCost) -> tuple[Floats, Floats]:
+def most_patient(windows: Ints, demand: Demand, weight: Floats, cost: StepCost) -> tuple[Floats, Floats, Floats]:
+    """`roll_forward` of some plans, each with the patience under which it commits most, seconds."""
+    goodput, step_s = roll_forward(windows, demand, weight, cost)
+    patience_s = np.zeros(len(windows))
+    some = np.nonzero((windows > 0).any(axis=1))[0] if len(demand.gain) > 1 else np.zeros(0, np.int64)
+    if not len(some):
+        return goodput, step_s, patience_s
+    tried = np.multiply.outer(np.array(PATIENCE), step_s[some]).ravel()
+    which = np.tile(some, len(PATIENCE))
+    theirs, steps = roll_forward(windows[which], demand, weight, cost, tried)
+    for at, value, step, patience in zip(which.tolist(), theirs, steps, tried, strict=True):
+        if value > goodput[at] * PATIENT:
+            goodput[at], step_s[at], patience_s[at] = value, step, patience
+    return goodput, step_s, patience_s
+
+
+def roll_forward(
+    windows: Ints, demand: Demand, weight: Floats, cost: StepCost, patience_s: Floats | float = 0.0
+) -> tuple[Floats, Floats]:
     """Tokens per second and mean step, seconds, of some plans: the network is followed for some tens of steps.
 
     Args:
@@ -192,9 +216,11 @@ def roll_forward(windows: Ints, demand: Demand, weight: Floats, cost: StepCost) 
         demand: of the n sessions.
         weight: (n,) sessions that each stands for.
         cost: of steps.
+        patience_s: (plans,) how long a step waits for rounds that are about to come, once there is something to do.
     """
     plans, num = windows.shape
     at = np.arange(num)
+    patient = bool(np.any(patience_s))
     think = demand.think[at, windows]
     # the sums of a step: rounds, computed tokens, committed tokens
     parts = np.stack([np.ones_like(think), demand.width[at, windows], demand.gain[at, windows]]) * weight
@@ -210,6 +236,9 @@ def roll_forward(windows: Ints, demand: Demand, weight: Floats, cost: StepCost) 
     slow /= float(slow[WARM_STEPS:] @ shares) / float(shares.sum())
     for step in range(WARM_STEPS + STEPS):
         now = np.maximum(now, ready.min(axis=1))
+        if patient:
+            until = now + patience_s
+            now = np.maximum(now, np.max(ready, axis=1, where=ready <= until[:, None], initial=0.0))
         waiting = ready <= now[:, None]
         rounds, tokens, gain = np.einsum("kpn,pn->kp", parts, waiting)
         took = price(tokens + demand.prefill, rounds, rounds * demand.context)

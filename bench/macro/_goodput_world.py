@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from sled.goodput import WindowPolicy
+from sled.server import WindowPolicy
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
@@ -250,6 +250,8 @@ class _Run:
         """One step of the server; returns the committed tokens and when it began."""
         world = self.world
         self.now = max(self.now, float(self.ready_at.min()))
+        if self.policy is not None:
+            self.gather(self.policy)
         started = self.now
         who = np.nonzero(self.ready_at <= self.now)[0]
         widths = self.drafts[who] + self.prompt[who] + 1
@@ -258,11 +260,6 @@ class _Run:
             keep = order[: max(1, int(np.searchsorted(np.cumsum(widths[order]), world.batch_tokens, "right")))]
             who = np.sort(who[keep])
             widths = self.drafts[who] + self.prompt[who] + 1
-        if self.policy is not None:
-            for i in who[self.fresh[who] & (self.limit[who] > 0)].tolist():
-                think_s = float(self.ready_at[i] - self.told_at[i])
-                self.policy.round(self.ids[i], int(self.drafts[i]), None if np.isnan(think_s) else think_s)
-            self.fresh[who] = False
         tokens = int(widths.sum())
         self.prompt[who] = 0
         took = world.step_time(float(tokens), float(len(who)))
@@ -284,6 +281,19 @@ class _Run:
         if world.answer:
             self.reopen(who, accepted)
         return committed, started
+
+    def gather(self, policy: WindowPolicy) -> None:
+        """Tell of the rounds that have come, and wait for as many more as the policy waits for."""
+        while True:
+            for i in np.nonzero(self.fresh & (self.ready_at <= self.now))[0].tolist():
+                self.fresh[i] = False
+                if self.limit[i] > 0:
+                    think_s = float(self.ready_at[i] - self.told_at[i])
+                    policy.round(self.ids[i], int(self.drafts[i]), None if np.isnan(think_s) else think_s)
+            until = policy.begins(self.now)
+            if until <= self.now:
+                return
+            self.now = min(until, float(self.ready_at.min(where=self.ready_at > self.now, initial=np.inf)))
 
     def tell(
         self, policy: WindowPolicy, who: NDArray[np.int64], accepted: NDArray[np.int64], tokens: int, took: float

@@ -99,7 +99,7 @@ class TargetServer:
         self._preparer.start()
         try:
             while not self._stopping and self._look_at_drain() is not Phase.CLOSING:
-                self._take_requests(_IDLE_WAIT_S if not busy else 0.0)
+                self._take_requests(0.0 if busy else self._idle_s())
                 busy = self.step()
                 self._tell()
         finally:
@@ -177,6 +177,10 @@ class TargetServer:
         )
 
     # -- inside -------------------------------------------------------------------------------------
+
+    def _idle_s(self) -> float:
+        """How long to wait for a request: a step may wait for rounds, and begins without them."""
+        return max(0.0, min(_IDLE_WAIT_S, self._machine.waits_until - self._clock()))
 
     def _take_requests(self, wait_s: float) -> None:
         """Handle what has arrived, for a bounded time: rounds that wait must not wait for a queue of others."""

@@ -86,6 +86,20 @@ class Agenda(Generic[Ticket]):
         self._totals.evictions += 1
         self.put(session)
 
+    def may_wait_until(self, step_s: float, *, now: float) -> float:
+        """How long the next forward may be put off: `now` if texts are to be computed or there is nothing to do.
+
+        No deadline that can be kept is missed for it.
+
+        Args:
+            step_s: what the forward will take.
+            now: seconds.
+        """
+        if len(self._behind) or not len(self._ready):
+            return now
+        latest = (session.due - step_s for session in self._ready)  # the earliest deadline first
+        return next((at for at in latest if at > now), math.inf)
+
     def next_step(self, *, now: float) -> Step[Ticket]:
         """Compose a forward; empty if there is nothing to compute."""
         shares = plan(

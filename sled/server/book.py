@@ -58,6 +58,8 @@ class Book(Generic[Ticket]):
         self._num_asked = 0
         self._draining = False
         self._now = 0.0
+        self.waits_until = math.inf
+        """When the next forward begins, if it waits for rounds that are about to come."""
 
     @property
     def idle(self) -> bool:

@@ -6,6 +6,7 @@ with the same tokens, whatever was drafted.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 
 from sled.acceptance import Decision, RoundRows
@@ -212,8 +213,13 @@ class Server(Book[Ticket]):
     # -- forwards
 
     def next_step(self, *, now: float) -> Step[Ticket] | None:
-        """The next forward, or None when there is nothing to compute."""
+        """The next forward, or None when there is nothing to compute yet: `waits_until` says when there is."""
         self._now = max(self._now, now)
+        self.waits_until = math.inf
+        may_wait = self._agenda.may_wait_until(self._step_s, now=now)
+        if may_wait > now and (begins := min(may_wait, self._policy.begins(now))) > now:
+            self.waits_until = begins
+            return None
         step = self._agenda.next_step(now=now)
         self._num_computing += len(step.chunks)
         return step if step.chunks else None

@@ -9,22 +9,44 @@ class WindowPolicy(Protocol):
     """What the machine tells of its work, and asks: the window limit of a session (`sled.goodput` has a good one)."""
 
     def opened(self, session_id: bytes, rate: float = 0.0) -> None:
-        """A session was opened; `rate` tokens per second were promised to it."""
+        """A session was opened, or taken up again.
+
+        Args:
+            session_id: of the session.
+            rate: tokens per second its user was promised; 0 promises nothing.
+        """
 
     def round(self, session_id: bytes, drafted: int, think_s: float | None) -> None:
-        """A round was taken, `think_s` after the session's last verdict (None: that says nothing of the device)."""
+        """A round was taken (not a retry of it).
+
+        Args:
+            session_id: of the session.
+            drafted: its drafts, 0 and more.
+            think_s: seconds since the session's last verdict was given out; None where there was none, or where it was
+                not this session's device that took the time (a stream was paused, say).
+        """
 
     def verdict(self, session_id: bytes, drafted: int, accepted: int) -> None:
         """A round was decided; a token that the server decoded by itself is one with no drafts."""
 
     def step(self, tokens: int, rounds: int, context: int, took_s: float) -> None:
-        """A forward is done, told after its verdicts; it read `context` cached positions."""
+        """A forward is done; told after the verdicts that came out of it, prefill and decode included.
+
+        Args:
+            tokens: computed in it, drafts and prefill included.
+            rounds: rounds verified and streams decoded in it.
+            context: positions of keys and values that it read, summed over its chunks (their `past`).
+            took_s: from its start until its decisions were there.
+        """
 
     def limit(self, session_id: bytes, now: float) -> int:
-        """The window limit to tell the session; 0: the server decodes."""
+        """The window limit to tell with a verdict (after `verdict`), or when a session opens; 0: the server decodes."""
+
+    def begins(self, now: float) -> float:
+        """When the next step begins if nothing else comes; something waits to be computed. `now`: at once."""
 
     def closed(self, session_id: bytes) -> None:
-        """The session is gone."""
+        """The session is gone; unknown ids are ignored."""
 
 
 class FixedWindow:
@@ -48,6 +70,10 @@ class FixedWindow:
     def limit(self, session_id: bytes, now: float) -> int:
         """The same for all."""
         return self._limit
+
+    def begins(self, now: float) -> float:
+        """At once."""
+        return now
 
     def closed(self, session_id: bytes) -> None:
         """Nothing to forget."""

@@ -70,6 +70,9 @@ class Served:
         keys = edgebus.load_keys(self.directory / name)
         with edgebus.Node(name=name, keys=keys, allow=edgebus.AllowList.from_file(self.allow_file)) as node:
             models = models or [self.model()]
+            for model in models:  # made before they are asked for: it takes long on a busy machine
+                for blob_id in model.published.blob_ids():
+                    model.published.manifest(blob_id)
             self.server = server = PlanServer(node.serve(*SERVICES), models, **options)
             real = node.bind(endpoint)
             thread = threading.Thread(target=server.run)
@@ -86,7 +89,7 @@ class Served:
             endpoint,
             keys=self.directory / "device",
             cache=PieceCache(self.directory / cache),
-            **{"timeout_s": 10.0, "server_key": self.directory / "server" / "node.key", **more},
+            **{"timeout_s": 30.0, "server_key": self.directory / "server" / "node.key", **more},
         )
 
 
@@ -94,7 +97,12 @@ def close_to(found, expected) -> bool:
     return np.allclose(found, expected, rtol=0, atol=1e-4 * np.abs(expected).max())
 
 
-def wait_until(condition, within_s=10.0):
+def in_haste(device: Device, timeout_s: float) -> None:
+    """A short timeout from now on: what was before, plan and pieces, may take its time on a busy machine."""
+    device._line.timeout_s = timeout_s
+
+
+def wait_until(condition, within_s=30.0):
     until = time.monotonic() + within_s
     while not condition():
         assert time.monotonic() < until

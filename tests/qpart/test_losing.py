@@ -18,7 +18,7 @@ import edgebus
 from qpart import DriftLimits
 from tests.processes import freeze
 from tests.qpart import small
-from tests.qpart.serving import FAST, PRIVATE, close_to, wait_until
+from tests.qpart.serving import FAST, PRIVATE, close_to, in_haste, wait_until
 
 pytestmark = pytest.mark.net
 
@@ -66,13 +66,15 @@ def waiting(device, inputs):
 
 
 @contextlib.contextmanager
-def turned_away(served, what, inputs, num_servers=1, **options):
+def turned_away(served, what, inputs, num_servers=1, timeout_s=None, **options):
     """A device with a plan, whose server has come back as one that will never answer it."""
     edgebus.generate_keys(served.directory / "second")
     with served.serving() as endpoint:
         device = served.device([endpoint] * num_servers, **options)
         device.prepare(ROOMY)
         device.infer(inputs)
+    if timeout_s is not None:
+        in_haste(device, timeout_s)
     if what == "not allowed":
         served.allow_file.write_text(f"{edgebus.read_public_key(served.directory / 'second' / 'node.key')} other\n")
     with device, contextlib.ExitStack() as there:
@@ -201,9 +203,10 @@ def test_devices_closed_in_the_middle_of_a_look_leave_no_thread(served, inputs, 
 
 def test_a_device_waits_behind_a_proxy_that_hangs_up_while_its_server_is_away(served, inputs):
     with served.serving() as endpoint:
-        device = served.device(endpoint, on_loss="wait", timeout_s=0.5)
+        device = served.device(endpoint, on_loss="wait")
         device.prepare(PRIVATE)
         before = device.infer(inputs)
+        in_haste(device, 0.5)
     with device:
         with Hungup(endpoint) as proxy:
             thread, outcome = waiting(device, inputs)
@@ -250,12 +253,12 @@ def test_a_stopped_server_costs_the_timeout_and_no_more(served, inputs, on_loss,
                         device.infer(many)
                 else:
                     assert close_to(device.infer(many), expected)
-                assert time.monotonic() - began < 1.0 + 1.0, "the timeout, the head and the whole network here"
+                assert time.monotonic() - began < 1.0 + 2.0, "the timeout, the head and the whole network here, not 4 s"
             began = time.monotonic()
-            with pytest.raises(edgebus.RemoteError, match="server runs"):
+            with pytest.raises(edgebus.RemoteError, match=r"server runs|went down"):
                 device.prepare(ROOMY)
-            assert time.monotonic() - began < 1.0 + 0.5
-        assert time.monotonic() - began < 1.0 + 2.0, "closing is bounded, too"
+            assert time.monotonic() - began < 1.0 + 2.0
+        assert time.monotonic() - began < 2.0 + 4.0, "closing is bounded, too"
 
 
 def test_a_stopped_server_costs_one_request_where_another_one_lives(served, inputs):
@@ -278,7 +281,7 @@ def test_a_stopped_server_costs_one_request_where_another_one_lives(served, inpu
             device.infer(inputs)
         assert close_to(device.infer(inputs), before)
         assert device.server == kept
-        assert time.monotonic() - began < 1.0 + 1.0
+        assert time.monotonic() - began < 1.0 + 2.0
 
 
 def test_a_plan_made_in_the_background_is_waited_for_no_longer_than_the_timeout(served, inputs):

@@ -24,7 +24,7 @@ from qpart.run.cache import PieceCache
 from qpart.run.served import ServedModel
 from qpart.solve import Solver
 from tests.qpart import small
-from tests.qpart.serving import FAST, PRIVATE, close_to, wait_until
+from tests.qpart.serving import FAST, PRIVATE, close_to, in_haste, wait_until
 
 pytestmark = pytest.mark.net
 
@@ -251,9 +251,10 @@ def test_what_a_server_says_of_the_head_gives_the_rest_no_more_memory(served, cl
 
 def test_a_device_that_waits_goes_on_when_the_server_is_back(served, inputs):
     with served.serving() as endpoint:
-        device = served.device(endpoint, on_loss="wait", timeout_s=0.5)
+        device = served.device(endpoint, on_loss="wait")
         device.prepare(PRIVATE)
         before = device.infer(inputs)
+        in_haste(device, 0.5)
     answers = []
     with device:
         thread = threading.Thread(target=lambda: answers.append(device.infer(inputs)))

@@ -7,6 +7,7 @@ import pytest
 from sled.device import Committed, Generation, State
 from sled.errors import ProtocolError
 from sled.messages import Opened, Verdict
+from sled.stats import summarise
 from sled.types import Sampling
 from sled.window import Window
 from tests.sled.drafting import submit
@@ -29,6 +30,17 @@ def test_round_hand_worked():
     assert committed == [Committed(1, 3, True), Committed(9, 4, False)]
     assert (machine.counts.rounds, machine.counts.drafted, machine.counts.accepted) == (1, 3, 1)
     assert machine.state is State.DRAFTING
+
+
+def test_rounds_told_again_are_in_no_batch():
+    machine = generation()
+    for base, batch in ((3, 2), (4, 0), (5, 1)):  # the second was decided before
+        submit(machine, [])
+        machine.verdict(Verdict(base, [1], 0, "", 16, batch))
+    figures = summarise(
+        machine.counts, bytes_sent=1, bytes_received=1, vocabulary_bytes=0, first_token_s=0.1, wall_s=1.0
+    )
+    assert (figures.rounds, figures.mean_verify_batch) == (3, 1.5)
 
 
 def test_last_token_is_never_drafted():

@@ -195,6 +195,9 @@ class Listener:
     def limit(self, session_id, now):
         return 99
 
+    def begins(self, now):
+        return now
+
     def __getattr__(self, name):
         return lambda *args: self.heard.append((name, *args))
 

@@ -1,0 +1,143 @@
+"""Steps that wait for rounds which are about to come: whom for, how long, and what it is worth."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from bench.macro._goodput_world import STEP_TIMES, Drafter, Fixed, Fleet, Phase, World
+from sled.gathering import Gathering
+from sled.goodput import GoodputPolicy
+from sled.server import FixedWindow, ServerLimits
+from sled.survival import Survivals
+from sled.types import Terms
+from sled.window_plan import best_plan, roll_forward
+from tests.sled.driving import PROMPT, Driver
+from tests.sled.shell_fakes import asking, opening, shell
+from tests.sled.test_goodput import COSTS, demand_of, weigh
+
+
+def test_waits_once_for_what_is_expected_in_time_and_no_longer_than_it_is_late():
+    gathering = Gathering()
+    assert gathering.until(1.0, 0.1) == 1.0  # nobody is expected
+    gathering.away(0, 1.04, 0.001, 0.05)
+    gathering.away(1, 1.09, 0.001, 0.05)
+    gathering.away(2, 1.20, 0.001, 0.05)  # beyond the patience
+    assert gathering.until(1.0, 0.1) == pytest.approx(1.09 + 0.003 + 0.001)
+    gathering.here(1)
+    assert gathering.until(1.01, 0.1) == pytest.approx(1.04 + 0.003 + 0.001)
+    assert gathering.until(1.05, 0.1) == 1.05  # the first one is late
+    gathering.away(3, 1.099, 0.01, 0.05)
+    assert gathering.until(1.05, 0.1) == pytest.approx(1.1)  # counted from when there was something to do
+    assert gathering.until(1.1, 0.1) == 1.1
+    gathering.began()
+    assert gathering.until(1.15, 0.1) == pytest.approx(1.20 + 0.003 + 0.001)
+
+
+def test_two_groups_that_alternate_are_worth_a_wait():
+    """Sixteen of four drafts, 13 ms away, on fp32 steps: 86 ms for half of them, 114 ms for all."""
+    cost, demand = COSTS["cpu_fp32"], demand_of([0.74] * 16, [(0.001, 0.003)] * 16, 4)
+    plans = np.full((2, 16), 4)
+    goodput, step_s = roll_forward(plans, demand, np.ones(16), cost, np.array([0.0, 0.03]))
+    assert goodput[1] > 1.15 * goodput[0]
+    assert step_s[1] == pytest.approx(STEP_TIMES["cpu_fp32"](80, 16), rel=0.1)
+    plan = best_plan(demand, cost)
+    assert plan.patience_s > 0.0
+    assert plan.goodput == pytest.approx(goodput[1], rel=0.2)
+
+
+def test_no_wait_where_it_does_not_pay():
+    far = demand_of([0.8] * 4, [(0.150, 0.002)] * 4, 4)
+    assert best_plan(far, COSTS["cpu_bf16"]).patience_s == 0.0
+    alone = demand_of([0.8], [(0.002, 0.002)], 4)
+    plan = best_plan(alone, COSTS["cpu_bf16"])
+    assert plan.windows[0] > 0
+    assert plan.patience_s == 0.0
+    assert plan.goodput == pytest.approx(weigh(alone, COSTS["cpu_bf16"], tuple(plan.windows))[0])
+
+
+def test_gathered_steps_commit_more_than_any_fixed_window():
+    world = World(STEP_TIMES["cpu_fp32"], Fleet(((Drafter((0.74,), 0.003), 1.0),), 0.001), seed=5)
+    phases = [Phase(16, 24.0, 12.0)]
+    best = max(world.run(Fixed(window), phases).goodput[0] for window in (0, 2, 3, 4))
+    assert world.run(GoodputPolicy(8), phases).goodput[0] >= 1.15 * best
+
+
+def test_a_stream_that_may_draft_and_does_not_is_not_waited_for():
+    policy, ids = GoodputPolicy(8), [bytes([number] * 8) for number in range(2)]
+    policy.limit(b"", 0.0)  # times count from here
+    for each in ids:
+        policy.opened(each)
+        row = policy._rows[each]
+        policy._thinking[row], policy._limits[row] = (0.01, 0.0, 0.0), 4
+    policy._planned_at, policy._changed = 100.0, 0  # no plan is made meanwhile
+
+    def expected():
+        return policy._gathering.until(0.5, 0.1) > 0.5
+
+    policy.limit(ids[0], 0.5)
+    assert not expected()  # opened: how long its prompt takes nobody knows
+    policy.round(ids[0], 4, None)
+    policy.verdict(ids[0], 4, 4)
+    policy.limit(ids[0], 0.5)
+    assert expected()
+    policy.verdict(ids[0], 0, 0)  # a token without a round
+    policy.limit(ids[0], 0.5)
+    assert not expected()
+    policy.round(ids[0], 4, None)
+    policy.limit(ids[0], 0.5)
+    assert expected()
+    policy.closed(ids[0])
+    assert not expected()
+
+
+def test_what_is_known_of_differences_between_sessions_does_not_fade_with_what_they_drafted():
+    rng, table, rows = np.random.default_rng(3), Survivals(16, 4), np.arange(16)
+    for _ in range(30):
+        accepted = np.logical_and.accumulate(rng.random((16, 4)) < 0.7, axis=1).sum(axis=1)
+        table.observe(rows, np.full(16, 4), accepted, np.full(16, 4))
+    before = table.curves(rows)[0][:, -1].mean()
+    table.relax(rows, 60.0)  # an eighth is left: too few rounds of each to see how they differ
+    assert table.curves(rows)[0][:, -1].mean() == pytest.approx(before, rel=0.05)
+
+
+class Patient(FixedWindow):
+    """Begins at a given time."""
+
+    at = 0.0
+
+    def begins(self, now):
+        return max(now, self.at)
+
+
+def test_a_step_waits_as_long_as_the_policy_says_and_no_deadline_is_missed_for_it():
+    policy = Patient(4)
+    driver = Driver(ServerLimits(), policy=policy)
+    driver.open(terms=Terms(rate=10.0))
+    driver.parts()
+    policy.at = 0.05
+    assert driver.ask(PROMPT, [1]) is None
+    assert driver.server.next_step(now=0.0) is None
+    assert driver.server.waits_until == 0.05
+    policy.at = 5.0  # the first token is due after 0.1 s
+    assert driver.server.next_step(now=0.01) is None
+    assert driver.server.waits_until == pytest.approx(0.1)
+    driver.open(1)  # a text to be computed is not put off
+    assert driver.server.next_step(now=0.02) is not None
+    assert driver.server.waits_until == float("inf")
+
+
+def test_the_shell_comes_back_to_a_step_that_waited():
+    now, policy = [0.0], Patient(4)
+    server = shell(None, opening(), clock=lambda: now[0], policy=policy)
+    while server.step():
+        pass
+    policy.at = 0.02
+    asked = asking()
+    server.handle(asked)
+    assert not server.step()
+    assert server._idle_s() == pytest.approx(0.02)
+    now[0] = 0.02
+    assert server.step()
+    assert asked.replies
+    assert server._idle_s() == pytest.approx(0.2)
