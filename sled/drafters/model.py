@@ -75,8 +75,8 @@ class ModelDrafter:
         self._bias = Bias(ids, values, np.array([0, len(ids)]))
 
     def unread(self, text: Sequence[int]) -> int:
-        """How many tokens of a text would have to be read before the first draft."""
-        return len(text) - self._kept(text)
+        """How many tokens of a text would have to be read before the first draft; 0 of one that is too long."""
+        return len(text) - self._kept(text) if len(text) <= self.model.max_positions else 0
 
     def draft(self, text: Sequence[int], limit: int) -> Iterator[Proposal | Reading]:
         """Tokens sampled by the answer's rule, each at its own position; a long text is read in pieces before."""

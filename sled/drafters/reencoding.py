@@ -79,7 +79,7 @@ class ReencodingDrafter:
     def unread(self, text: Sequence[int]) -> int:
         """See ModelDrafter; in tokens of its own."""
         ids = self._told.follow(text)
-        return len(ids) - self._kept(ids) if ids else 0
+        return len(ids) - self._kept(ids) if 0 < len(ids) <= self.model.max_positions else 0
 
     def draft(self, text: Sequence[int], limit: int) -> Iterator[Proposal | Reading]:
         """What the model says next, in the target's tokens; nothing while the text ends within a character."""

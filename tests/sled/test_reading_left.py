@@ -1,0 +1,146 @@
+"""A drafter of somebody else that is left while it reads, and a server that is lost meanwhile."""
+
+from __future__ import annotations
+
+import itertools
+import threading
+import types
+
+import numpy as np
+import pytest
+
+import edgebus
+from sled.drafters.guard import Guard
+from sled.drafters.model import ModelDrafter
+from sled.proposal import Proposal, Reading
+from sled.run.following import verdicts
+from sled.run.losing import Absence
+from sled.run.source import Source
+from sled.types import Sampling
+from tests.sled.test_reading import LONG, VOCAB, Hearing, Model, drafter_of, generation
+
+
+class Reader:
+    """Reads the text in one go, when it is let; notes which answers it was told of."""
+
+    name = "reader"
+
+    def __init__(self):
+        self.started, self.asked, self.let = [], threading.Event(), threading.Event()
+
+    def start(self, sampling, num_prompt):
+        self.started.append(num_prompt)
+
+    def draft(self, text, limit):
+        self.asked.set()
+        assert self.let.wait(120)
+        yield from [7] * limit
+
+
+def watched(drafter):
+    watch = Guard(drafter, vocab_size=VOCAB, patience_s=120.0)
+    watch.start(Sampling(), len(LONG))
+    return watch
+
+
+def test_a_drafter_that_is_left_before_it_was_asked_hears_of_the_answer_and_reads_it_later():
+    reader = Reader()
+    reader.let.set()
+    watch = watched(reader)
+    left = watch.draft(LONG, 2)
+    assert next(left) == Reading(1000)
+    left.close()  # before it was asked for anything
+    assert watch.unread(LONG) == 1000
+    assert [one.token for one in watch.draft(LONG, 2) if isinstance(one, Proposal)] == [7, 7]
+    assert reader.started == [1000]
+    assert watch.unread([*LONG, 7, 7, 8]) == 1
+    watch.close()
+
+
+def test_what_a_drafter_still_reads_that_was_left_is_not_read():
+    reader = Reader()
+    watch, pace, now = watched(reader), Hearing(), [0.0]
+    first = Source(watch, pace, lambda: now[0])
+    first.ask(LONG, 2)
+    first.next()
+    assert first.next() == Reading(1000, busy=True)
+    assert reader.asked.wait(120)
+    first.close()
+    longer = [*LONG, 1, 2]
+    assert watch.unread(longer) == 1002
+    second = Source(watch, pace, lambda: now[0])
+    second.ask(longer, 2)
+    assert second.next() == Reading(1002)
+    assert second.left == second.unread(longer) == 1002
+    reader.let.set()
+    while not isinstance(second.next(), Proposal):
+        pass
+    assert [what[:2] for what in pace.heard] == [("drafted", 1001)]  # the time of both, for the tokens of both
+    assert watch.unread(longer) == 0
+    watch.close()
+
+
+def test_numbers_of_arrays_are_numbers_of_tokens_left():
+    class Counting(Reader):
+        def draft(self, text, limit):
+            yield Reading(np.int64(5))
+            yield Reading(np.int32(2))
+            yield 7
+
+    watch = watched(Counting())
+    assert list(watch.draft([1], 1)) == [Reading(5), Reading(2), Proposal(7)]
+    assert not watch.fault
+    watch.close()
+
+
+def test_what_cannot_be_read_is_not_unread():
+    model = Model()
+    model.max_positions = 999
+    assert drafter_of(model).unread(LONG) == 0
+    assert drafter_of(model).unread(LONG[:999]) == 999
+
+
+def test_a_drafter_of_ours_that_fails_at_a_text_is_off(monkeypatch):
+    watch = Guard(drafter_of(Model()), vocab_size=VOCAB)
+    watch.start(Sampling(), 3)
+    monkeypatch.setattr(ModelDrafter, "_kept", lambda self, text: 1 // 0)
+    assert watch.unread([1, 2, 3]) == 0
+    assert "ZeroDivisionError" in watch.fault
+
+
+class Clock:
+    now, look_s, chance = 0.0, 0.02, staticmethod(lambda: 0.5)
+
+    def clock(self):
+        self.now += 0.001
+        return self.now
+
+
+def no_stream(*, ended=False):
+    def result():
+        raise edgebus.LinkLost("gone")
+
+    return types.SimpleNamespace(get=lambda timeout_s: None, ended=ended, result=result)
+
+
+def absence_of(around, look):
+    machine = generation([1, 2])
+    absence = Absence(machine, None, None, types.SimpleNamespace(bears=False), None, around, 30.0)
+    absence.look = look
+    return absence
+
+
+@pytest.mark.parametrize("how", ["ended", "lost", "silent"])
+def test_a_stream_whose_server_is_lost_while_something_is_read_is_noticed(how):
+    around, looks = Clock(), []
+
+    def look():
+        looks.append(around.now)
+        return types.SimpleNamespace(server="a") if how == "lost" else None
+
+    reading = verdicts(no_stream(ended=how == "ended"), absence_of(around, look), around, 0.5, lambda: True)
+    expected = edgebus.DeadlineExceeded if how == "silent" else edgebus.LinkLost
+    with pytest.raises(expected):
+        for _ in itertools.islice(reading, 5000):
+            pass
+    assert len(looks) <= 30  # not after every piece
