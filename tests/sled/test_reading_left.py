@@ -5,19 +5,24 @@ from __future__ import annotations
 import itertools
 import threading
 import types
+from contextlib import contextmanager
 
 import numpy as np
 import pytest
 
 import edgebus
+from edgebus.testing.proxy import Proxy
+from sled.auto_pace import AutoPace
 from sled.drafters.guard import Guard
 from sled.drafters.model import ModelDrafter
+from sled.errors import AnswerIncomplete
+from sled.events import Opened, ServerLost
 from sled.proposal import Proposal, Reading
 from sled.run.following import verdicts
 from sled.run.losing import Absence
 from sled.run.source import Source
-from sled.types import Sampling
-from tests.sled.test_reading import LONG, VOCAB, Hearing, Model, drafter_of, generation
+from sled.types import Sampling, Token
+from tests.sled.test_reading import LONG, VOCAB, Blocking, Hearing, Model, drafter_of, generation
 
 
 class Reader:
@@ -144,3 +149,64 @@ def test_a_stream_whose_server_is_lost_while_something_is_read_is_noticed(how):
         for _ in itertools.islice(reading, 5000):
             pass
     assert len(looks) <= 30  # not after every piece
+
+
+class Rounds(AutoPace):
+    """Never has the server decode by itself: it could be far ahead when it is lost."""
+
+    def streams(self, remaining, ping_s, unread=0):
+        return False
+
+
+@contextmanager
+def lost_while_it_reads(served, monkeypatch):
+    """An answer of a device that shows drafts without a server, its drafter at the prompt; nobody can be asked."""
+    monkeypatch.setattr("sled.run.answering.pace_for", lambda window, learned: Rounds(learned))
+    drafter = Blocking(served.target)
+    with (
+        served.serving() as real,
+        Proxy(int(real.rpartition(":")[2])) as proxy,
+        served.device(proxy.endpoint, drafter, on_loss="release", release_after_s=0.0) as device,
+    ):
+        device.drafter._calls._patience_s = 3600.0
+        stream = device.generate(LONG, max_tokens=40, sampling=Sampling(temperature=0.8, seed=3))
+        events = stream.events()
+        got = list(itertools.islice((one for one in events if isinstance(one, Token)), 5))
+        proxy.refuse()
+        proxy.cut()
+        try:
+            yield drafter, proxy, stream, events, got
+        finally:
+            drafter.read.set()
+
+
+@pytest.mark.net
+def test_a_server_that_is_lost_and_comes_back_while_the_drafter_reads_is_noticed(served, monkeypatch):
+    with lost_while_it_reads(served, monkeypatch) as (drafter, proxy, stream, events, got):
+        for kind in (ServerLost, Opened):
+            for event in events:
+                if isinstance(event, Token):
+                    got.append(event)
+                if isinstance(event, kind):
+                    break
+            proxy.accept()
+        assert not drafter.read.is_set()
+        drafter.read.set()
+        got += [event for event in events if isinstance(event, Token)]
+        right = served.target.plain_answer(LONG, Sampling(temperature=0.8, seed=3), 40)
+        assert [token.id for token in got] == right == stream.answer().tokens
+
+
+@pytest.mark.net
+def test_an_answer_without_a_server_can_be_cancelled_while_the_drafter_reads(served, monkeypatch):
+    with lost_while_it_reads(served, monkeypatch) as (drafter, _, stream, events, _):
+        for event in events:
+            if isinstance(event, ServerLost):
+                break
+        later = threading.Timer(0.3, stream.cancel)
+        later.start()
+        assert not [event for event in events if isinstance(event, Token)]
+        later.join()
+        assert not drafter.read.is_set()
+        with pytest.raises(AnswerIncomplete):
+            stream.answer()
