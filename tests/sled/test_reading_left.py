@@ -22,7 +22,7 @@ from sled.run.following import verdicts
 from sled.run.losing import Absence
 from sled.run.source import Source
 from sled.types import Sampling, Token
-from tests.sled.test_reading import LONG, VOCAB, Blocking, Hearing, Model, drafter_of, generation
+from tests.sled.test_reading import LONG, VOCAB, Blocking, Hearing, Model, drafter_of, generation, learned
 
 
 class Reader:
@@ -210,3 +210,24 @@ def test_an_answer_without_a_server_can_be_cancelled_while_the_drafter_reads(ser
         assert not drafter.read.is_set()
         with pytest.raises(AnswerIncomplete):
             stream.answer()
+
+
+def test_a_model_says_how_large_its_pieces_are():
+    model = Model()
+    model.read_tokens = 128
+    said = list(itertools.islice(drafter_of(model).draft(LONG, 1), 10))
+    assert [one.left for one in said[:9]] == [1000 - 128 * i for i in range(8)] + [1]
+    assert model.reads == [128] * 7 + [103, 1]
+
+
+def test_what_reading_costs_is_thought_of_in_the_pieces_that_it_takes():
+    def late(piece):
+        known = learned()
+        pace = AutoPace(known)
+        for _ in range(8):
+            pace.read(piece, piece * 0.0015)
+        pace.drafted(1, 1.5, read=999)  # in one go, on a thread of its own: no piece
+        assert known.read_s == pytest.approx(0.0015, rel=0.01)
+        return [unread for unread in range(100, 10000, 100) if not pace.another([], [], 0.01, unread=unread)][0]
+
+    assert late(16) > 1.5 * late(128)
