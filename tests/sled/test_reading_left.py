@@ -228,6 +228,6 @@ def test_what_reading_costs_is_thought_of_in_the_pieces_that_it_takes():
             pace.read(piece, piece * 0.0015)
         pace.drafted(1, 1.5, read=999)  # in one go, on a thread of its own: no piece
         assert known.read_s == pytest.approx(0.0015, rel=0.01)
-        return [unread for unread in range(100, 10000, 100) if not pace.another([], [], 0.01, unread=unread)][0]
+        return next(unread for unread in range(100, 10000, 100) if not pace.another([], [], 0.01, unread=unread))
 
     assert late(16) > 1.5 * late(128)
