@@ -89,7 +89,7 @@ class Guard:
         self._reading = (0, 0)  # a job, and what it reads of the text
 
     def start(self, sampling: Sampling, num_prompt: int) -> None:
-        """A new answer: the drafter is on again; it hears of the answer with its first draft."""
+        """A new answer: the drafter is on again; it hears of the answer when it is asked first."""
         self.fault = ""
         self._begin, self._is_new = (sampling, num_prompt), True
 
@@ -105,6 +105,9 @@ class Guard:
         if self._calls.job_s is not None:
             return len(text) - agreed(self._seen, text, whole=self._is_new) + self._still_reads()
         try:
+            if self._begin is not None:
+                begin, self._begin = self._begin, None
+                self.drafter.start(*begin)
             return unread_of(self.drafter, text)
         except Exception as error:
             self._switch_off(error)

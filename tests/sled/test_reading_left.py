@@ -13,11 +13,14 @@ import pytest
 import edgebus
 from edgebus.testing.proxy import Proxy
 from sled.auto_pace import AutoPace
+from sled.drafters.chain import Chain
 from sled.drafters.guard import Guard
 from sled.drafters.model import ModelDrafter
+from sled.drafters.ngram import NgramDrafter
 from sled.errors import AnswerIncomplete
 from sled.events import Opened, ServerLost
 from sled.proposal import Proposal, Reading
+from sled.run.drafting import Drafting
 from sled.run.following import verdicts
 from sled.run.losing import Absence
 from sled.run.source import Source
@@ -231,3 +234,30 @@ def test_what_reading_costs_is_thought_of_in_the_pieces_that_it_takes():
         return next(unread for unread in range(100, 10000, 100) if not pace.another([], [], 0.01, unread=unread))
 
     assert late(16) > 1.5 * late(128)
+
+
+def test_where_the_first_of_two_drafters_is_sure_the_second_need_not_read():
+    first, second = NgramDrafter(), drafter_of(Model())
+    first.start(Sampling(), 0)
+    chain = Chain(first, second)
+    assert chain.unread(LONG) == 0
+    work = Drafting(chain, generation(LONG), AutoPace(learned(read_s=0.01)))  # too slow to read all of it
+    assert work.step()
+    assert work.unread == 0
+    assert chain.unread([*LONG, 45]) == 1001  # new to the first
+
+
+def test_a_drafter_is_told_of_an_answer_before_it_is_asked_what_it_has_to_read():
+    model = Model()
+    watch = Guard(drafter_of(model), vocab_size=VOCAB)
+    other = [3] * 40
+    for prompt in (other + LONG * 2, LONG * 2 + LONG):
+        watch.start(Sampling(), len(prompt))
+        kept = sum(
+            1 for _ in itertools.takewhile(lambda pair: pair[0] == pair[1], zip(model.ids, prompt, strict=False))
+        )
+        assert watch.unread(prompt) == len(prompt) - kept
+        assert [one for one in watch.draft(prompt, 1) if isinstance(one, Proposal)]
+    again = [9, *prompt[1:]]  # only its beginning is another
+    watch.start(Sampling(), len(again))
+    assert watch.unread(again) == len(again)
