@@ -27,7 +27,8 @@ NEW_EXPLORE, NEW_ROUNDS = 5, 32  # the same at first
 TRY_SURVIVAL = 0.2  # such rounds get longer by drafts that are this likely, and worth at least their own time
 STALL = 4.0  # what takes so many times the usual counts as no more than that
 READ_MEMORY = 512.0  # tokens that the mean time of reading one goes back
-PIECE = 32  # tokens that are read at once, while nobody looks for a verdict
+PIECE = 32.0  # tokens that are read at once, before that is known
+MOST_PIECE = 128  # whoever reads more at once is on a thread of its own
 READ_FOR = 64  # tokens, over which reading is thought to be earned again
 LEAST_GAIN = 0.1  # of a turnaround, that a draft may bring at least: what of late speaks against it may pass
 READ_GAIN = 2.0  # times as fast as without drafts is what they may be, before any was drafted
@@ -45,6 +46,7 @@ class Learned:
         turnaround: how long rounds are away.
         draft_s: seconds to draft a token.
         read_s: seconds to read a token of the text; not a number before that is known.
+        piece: tokens that are read at once, while nobody looks for a verdict.
         tokens, seconds: of late; their quotient is the rate.
         rounds: verdicts heard of.
         idle: rounds since a token was drafted.
@@ -55,6 +57,7 @@ class Learned:
     turnaround: Turnaround = field(default_factory=Turnaround)
     draft_s: float = 0.0
     read_s: float = math.nan
+    piece: float = PIECE
     tokens: float = 0.0
     seconds: float = 0.0
     weight: float = 0.0
@@ -149,7 +152,7 @@ class AutoPace:
         if not away_s or math.isnan(learned.read_s):
             return True
         token_s = 1 / rate if rate and learned.draft_s else away_s / READ_GAIN
-        pieces = PIECE * learned.read_s / away_s
+        pieces = learned.piece * learned.read_s / away_s
         late_s = unread * learned.read_s * (pieces / 2 if pieces < 1 else 1 - 1 / (2 * pieces))
         return late_s <= READ_FOR * max(away_s - token_s, LEAST_GAIN * away_s)
 
@@ -212,6 +215,11 @@ class AutoPace:
 
     def read(self, count: int, took_s: float) -> None:
         """See Pace."""
+        piece = min(count, MOST_PIECE)
+        self.learned.piece += piece / READ_MEMORY * (piece - self.learned.piece)
+        self._read_at(count, took_s)
+
+    def _read_at(self, count: int, took_s: float) -> None:
         learned, each = self.learned, took_s / count
         if math.isnan(learned.read_s):
             learned.read_s = each
@@ -224,7 +232,7 @@ class AutoPace:
             return
         learned.idle = 0
         if read > LITTLE:  # what of it was drafting is little, and hardly known
-            self.read(read, max(took_s - count * learned.draft_s, 0.0))
+            self._read_at(read, max(took_s - count * learned.draft_s, 0.0))
             return
         each = took_s / count
         if not learned.draft_s:

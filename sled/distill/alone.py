@@ -6,6 +6,7 @@ import contextlib
 import fcntl
 import logging
 import os
+import stat
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -29,7 +30,7 @@ def alone_in(directory: Path) -> Iterator[None]:
 
     Raises:
         DirectoryInUse: another run is at work there.
-        LockUnavailable: neither file system has locks.
+        LockUnavailable: neither file system has locks, or what lies in the temporary directory is not ours.
         OSError: the file cannot be written.
     """
     with contextlib.ExitStack() as stack:
@@ -61,6 +62,7 @@ def _lock_here(directory: Path, told: int, why: OSError, stack: contextlib.ExitS
     try:
         fd = _open(path, 0o600)
         stack.callback(os.close, fd)
+        _insist_on_ours(fd)
         _lock(fd)
     except BlockingIOError:
         raise _in_use(directory, told) from None
@@ -73,6 +75,17 @@ def _lock_here(directory: Path, told: int, why: OSError, stack: contextlib.ExitS
         directory,
         why,
     )
+
+
+def _insist_on_ours(fd: int) -> None:
+    """Anybody may put a file there before us: its owner could hold it for ever, or take it away under our lock.
+
+    Raises:
+        OSError: it is not ours, or no file.
+    """
+    found = os.fstat(fd)
+    if not stat.S_ISREG(found.st_mode) or found.st_uid != os.getuid():
+        raise PermissionError("it belongs to another user, or is no file")
 
 
 def _in_use(directory: Path, fd: int) -> DirectoryInUse:

@@ -34,8 +34,9 @@ class Chain:
         self.second.start(sampling, num_prompt)
 
     def unread(self, text: Sequence[int]) -> int:
-        """What the second would have to read: the first reads as it goes."""
-        return unread_of(self.second, text)
+        """What the second would have to read, if it is its turn: the first reads as it goes."""
+        left = unread_of(self.second, text)
+        return left if left and not self._first_is_sure(text) else 0
 
     def draft(self, text: Sequence[int], limit: int) -> Iterator[Proposal | Reading]:
         """See Drafter."""
@@ -73,7 +74,7 @@ class Chain:
                 if self._first_is_sure(text):
                     return
 
-    def _first_is_sure(self, text: list[int]) -> bool:
+    def _first_is_sure(self, text: Sequence[int]) -> bool:
         with _one_by_one(self.first.draft(text, 1)) as drafts:
             return any(proposal.confidence >= self._sure for proposal in proposals(drafts))
 

@@ -70,7 +70,8 @@ class Guard:
 
     Attributes:
         reencodes: whether it drafts in tokens of its own (`ReencodingDrafter`).
-        job_s: what the last thing it was asked for in its thread took; None for one that has no thread.
+        job_s: what the last thing it was asked for in its thread took, with what it was at before and nobody waited for
+            any more; None for one that has no thread.
         fault: why it is off for this answer; empty while it is on.
         num_faults: in all answers.
         num_late: rounds that went without it because it took too long.
@@ -85,9 +86,10 @@ class Guard:
         self._begin: tuple[Sampling, int] | None = None
         self._seen: list[int] = []  # what it was asked to continue, and said
         self._is_new = True
+        self._reading = (0, 0)  # a job, and what it reads of the text
 
     def start(self, sampling: Sampling, num_prompt: int) -> None:
-        """A new answer: the drafter is on again; it hears of the answer with its first draft."""
+        """A new answer: the drafter is on again; it hears of the answer when it is asked first."""
         self.fault = ""
         self._begin, self._is_new = (sampling, num_prompt), True
 
@@ -97,12 +99,24 @@ class Guard:
         return self._calls.job_s
 
     def unread(self, text: Sequence[int]) -> int:
-        """Tokens it would read before its first draft: as it says, or what of the text it was not asked about yet."""
+        """Tokens it would read before its first draft: as it says; in a thread, what is new to it and what it is at."""
         if self.fault:
             return 0
-        if self._calls.job_s is None:
+        if self._calls.job_s is not None:
+            return len(text) - agreed(self._seen, text, whole=self._is_new) + self._still_reads()
+        try:
+            if self._begin is not None:
+                begin, self._begin = self._begin, None
+                self.drafter.start(*begin)
             return unread_of(self.drafter, text)
-        return len(text) - agreed(self._seen, text, whole=self._is_new)
+        except Exception as error:
+            self._switch_off(error)
+            return 0
+
+    def _still_reads(self) -> int:
+        """What it was left at; nothing of what came too late: no round waits for that."""
+        number, left = self._reading
+        return left if not self._calls.late() and self._calls.runs(number) else 0
 
     def draft(self, text: Sequence[int], limit: int) -> Iterator[Proposal | Reading]:
         """What the drafter proposes, as far as it is sound; meanwhile that it is at work, for others to have a turn."""
@@ -111,15 +125,20 @@ class Guard:
         if self._calls.late():
             self.num_late += 1
             return  # still at work on an earlier round
-        drafts = _Drafts(self.drafter, self._begin, self._calls.own(text), limit)
-        left = self._follow(text) if self._calls.job_s is not None else 0
+        text = self._calls.own(text)
+        left = self.unread(text) if self._calls.job_s is not None else 0
+        if left > LITTLE:
+            yield Reading(left)  # left here, it has heard of nothing yet
+        if self._calls.job_s is not None:
+            self._follow(text)
+        drafts = _Drafts(self.drafter, self._begin, text, limit)
         self._begin = None
         num_drafts, read_to = 0, _MOST_LEFT
         try:
-            if left > LITTLE:
-                yield Reading(left)
             while num_drafts < limit:
-                yield from self._calls.wait_for(drafts.next, left)
+                looks = self._calls.wait_for(drafts.next, left)
+                self._reading = (self._calls.number, left)
+                yield from looks
                 found = self._calls.result()
                 if found is _END:
                     return
@@ -140,13 +159,12 @@ class Guard:
         finally:
             self._calls.last(drafts.close)
 
-    def _follow(self, text: Sequence[int]) -> int:
-        """The text is what it is asked to continue from now on; how much of it is new."""
+    def _follow(self, text: Sequence[int]) -> None:
+        """The text is what it is asked to continue from now on."""
         keep = agreed(self._seen, text, whole=self._is_new)
         self._is_new = False
         del self._seen[keep:]
         self._seen.extend(text[keep:])
-        return len(text) - keep
 
     def close(self) -> None:
         """Let go of the drafter's thread."""
@@ -162,9 +180,13 @@ class Guard:
         log.warning("drafter %s is off for this answer: %s", self.name, self.fault)
 
     def _left(self, reading: Reading, before: int) -> int:
-        if isinstance(reading.left, bool) or not isinstance(reading.left, int) or not 0 <= reading.left < before:
+        try:
+            left = -1 if isinstance(reading.left, bool) else operator.index(reading.left)
+        except TypeError:
+            left = -1
+        if not 0 <= left < before:
             raise Fault(f"it has {reading.left!r} tokens left to read"[:200] + ", fewer each time are needed")
-        return reading.left
+        return left
 
     def _checked(self, found: Any) -> Proposal:
         token, confidence, law = found if isinstance(found, Proposal) else (found, 1.0, None)
@@ -251,9 +273,13 @@ class _Inline:
     """Runs jobs at once."""
 
     job_s: float | None = None
+    number = 0
     _result: Any = None
 
     def late(self) -> bool:
+        return False
+
+    def runs(self, number: int) -> bool:
         return False
 
     def own(self, text: Sequence[int]) -> Sequence[int]:
@@ -280,7 +306,8 @@ class _InThread:
     """Runs jobs in a thread, one after the other, and waits for each so long and no longer.
 
     Attributes:
-        job_s: what the last one took.
+        job_s: what the last one that was waited for took, and those before it that it had to wait for.
+        number: of the last one.
     """
 
     def __init__(self, patience_s: float) -> None:
@@ -288,18 +315,19 @@ class _InThread:
         self._jobs: queue.SimpleQueue[tuple[int, _Job] | None] = queue.SimpleQueue()
         self._results: queue.SimpleQueue[_Result] = queue.SimpleQueue()
         self._last = _Result(0, None, None, 0.0)
-        self._num_sent = self._late = 0
+        self.number = self._late = 0
+        self.job_s: float | None = 0.0
         self._stop: Callable[[], Any] | None = None
-
-    @property
-    def job_s(self) -> float | None:
-        return self._last.took_s
 
     def late(self) -> bool:
         """Whether it is still at what was waited for in vain."""
+        return self.runs(self._late)
+
+    def runs(self, number: int) -> bool:
+        """Whether a job has not come back yet."""
         while not self._results.empty():
             self._last = self._results.get()
-        return self._last.number < self._late
+        return self._last.number < number
 
     def own(self, text: Sequence[int]) -> Sequence[int]:
         return list(text)  # the device's own grows meanwhile
@@ -311,16 +339,21 @@ class _InThread:
             _Late: it took too long, as far as it was waited for.
         """
         self._send(job)
-        waited_s = 0.0
-        while self._last.number < self._num_sent:
+        return self._look(left)
+
+    def _look(self, left: int) -> Iterator[Reading]:
+        waited_s, self.job_s = 0.0, 0.0
+        while self._last.number < self.number:
             try:
                 self._last = self._results.get(timeout=min(LOOK_S, self._patience_s))
             except queue.Empty:
                 waited_s += LOOK_S
                 if waited_s >= self._patience_s:
-                    self._late = self._num_sent
+                    self._late = self.number
                     raise _Late from None
                 yield Reading(left, busy=True)
+            else:
+                self.job_s += self._last.took_s
 
     def result(self) -> Any:
         """What the last job has brought."""
@@ -342,8 +375,8 @@ class _InThread:
         if self._stop is None:
             threading.Thread(target=_work, args=(self._jobs, self._results), name="sled-drafter", daemon=True).start()
             self._stop = weakref.finalize(self, self._jobs.put, None)
-        self._num_sent += 1
-        self._jobs.put((self._num_sent, job))
+        self.number += 1
+        self._jobs.put((self.number, job))
 
 
 def _work(jobs: queue.SimpleQueue[tuple[int, _Job] | None], results: queue.SimpleQueue[_Result]) -> None:

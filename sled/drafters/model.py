@@ -20,7 +20,10 @@ _NOTHING = History(np.empty(0, np.int32), np.array([0, 0]))
 
 
 class LanguageModel(Protocol):
-    """A causal language model with a cache of what it has read."""
+    """A causal language model with a cache of what it has read.
+
+    One that reads far faster in larger pieces than `READ_TOKENS` says so by an attribute `read_tokens`.
+    """
 
     vocab_size: int
     max_positions: int
@@ -30,6 +33,11 @@ class LanguageModel(Protocol):
 
     def forget(self, length: int) -> None:
         """Keep the first `length` tokens only; with 0 whatever a read that failed has left is gone too."""
+
+
+def piece_of(model: LanguageModel) -> int:
+    """Tokens that it reads at once."""
+    return int(getattr(model, "read_tokens", READ_TOKENS))
 
 
 class ModelDrafter:
@@ -75,8 +83,8 @@ class ModelDrafter:
         self._bias = Bias(ids, values, np.array([0, len(ids)]))
 
     def unread(self, text: Sequence[int]) -> int:
-        """How many tokens of a text would have to be read before the first draft."""
-        return len(text) - self._kept(text)
+        """How many tokens of a text would have to be read before the first draft; 0 of one that is too long."""
+        return len(text) - self._kept(text) if len(text) <= self.model.max_positions else 0
 
     def draft(self, text: Sequence[int], limit: int) -> Iterator[Proposal | Reading]:
         """Tokens sampled by the answer's rule, each at its own position; a long text is read in pieces before."""
@@ -87,11 +95,12 @@ class ModelDrafter:
         if not feed or min(feed) < 0 or max(feed) >= len(self._own_ids):
             return  # ids that the vocabulary lacks, by the server's mistake: it decides without drafts
         if limit > 0 and LITTLE < len(feed) <= self.model.max_positions - keep:
+            piece = piece_of(self.model)
             while len(feed) > LITTLE:
                 yield Reading(len(feed))
                 if turn != self._turn:
                     return
-                size = min(READ_TOKENS, len(feed) - 1)
+                size = min(piece, len(feed) - 1)
                 self._take_in(feed[:size])
                 del feed[:size]
             yield Reading(len(feed))

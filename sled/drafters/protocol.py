@@ -15,8 +15,9 @@ class Drafter(Protocol):
     Whoever asks decides how many proposals are worth taking; a drafter only says how sure it is of each.
 
     One that reads the text with a model, a thousand tokens of a prompt before its first draft, may say so, so that this
-    is not taken for drafting: by a method `unread(text) -> int`, the tokens it would read before its first draft; and
-    by a `Reading` before each piece that it reads, with fewer tokens each time, so that others have their turn.
+    is not taken for drafting: by a `Reading` before each piece that it reads, with fewer tokens each time, so that
+    others have their turn. Ours have a method `unread(text) -> int` besides, the tokens they would read before their
+    first draft; of a drafter in a thread of its own that is never asked: what is new in the text counts.
     """
 
     name: str

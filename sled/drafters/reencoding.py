@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from sled.drafters.encoder import PieceEncoder
 from sled.drafters.following import agreed
 from sled.drafters.identity import Identity
-from sled.drafters.model import READ_TOKENS, LanguageModel
+from sled.drafters.model import LanguageModel, piece_of
 from sled.drafters.retelling import Retelling, Writer, whole_characters
 from sled.messages import Described, Vocabulary
 from sled.proposal import LITTLE, Proposal, Reading
@@ -79,7 +79,7 @@ class ReencodingDrafter:
     def unread(self, text: Sequence[int]) -> int:
         """See ModelDrafter; in tokens of its own."""
         ids = self._told.follow(text)
-        return len(ids) - self._kept(ids) if ids else 0
+        return len(ids) - self._kept(ids) if 0 < len(ids) <= self.model.max_positions else 0
 
     def draft(self, text: Sequence[int], limit: int) -> Iterator[Proposal | Reading]:
         """What the model says next, in the target's tokens; nothing while the text ends within a character."""
@@ -95,7 +95,7 @@ class ReencodingDrafter:
                 yield Reading(left)
                 if turn != self._turn:
                     return
-                self._take_in(ids[: len(self._read) + min(READ_TOKENS, left - 1)])
+                self._take_in(ids[: len(self._read) + min(piece_of(self.model), left - 1)])
             yield Reading(left)
         writer = Writer(self._target_encoder, tail, self._told.tail_ids, self._target_pieces)
         said = self._longer_word(ids) if tail else None

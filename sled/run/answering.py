@@ -197,7 +197,7 @@ class Stream:
 
     def _advance(self) -> Generator[Event, None, None]:
         """One thing: open, take a verdict, send a round, draft a token, or wait for a verdict."""
-        machine, drafting = self._machine, self._drafting
+        machine, drafting, absence = self._machine, self._drafting, self._absence
         if machine.state is State.OPENING:
             yield from self._open()
         elif machine.server_decodes or self._wants_stream():
@@ -207,6 +207,8 @@ class Stream:
         elif self._may_send():
             yield self._send()
         elif drafting.step(self._now() - self._asked[0].sent_s if self._asked else None):
+            if self._asked and absence.due():
+                yield from self._look()
             if self._watched:
                 yield from self._telling.tail()
         elif not self._asked:
@@ -249,16 +251,20 @@ class Stream:
             self._started_drafter = True
             self._device.drafter.start(self._machine.sampling, self._machine.num_prompt)
 
-    def _idle(self, pending: edgebus.Pending | None) -> Generator[Event, None, None]:
-        """Nothing to do but wait; without a server, show what is drafted."""
-        lost = self._absence.look() if pending is not None else None
+    def _look(self) -> Generator[Event, None, None]:
+        lost = self._absence.look()
         if lost is not None:
             yield msgspec.structs.replace(lost, at_s=self._now())
+
+    def _idle(self, pending: edgebus.Pending | None) -> Generator[Event, None, None]:
+        """Nothing to do but wait; without a server, show what is drafted."""
+        if pending is not None:
+            yield from self._look()
         shown = self._absence.show(self._telling.shown)
         if shown is not None:
             self._save()
             yield shown
-        wait_s = self._device._around.look_s if shown is None else 0.0
+        wait_s = self._device._around.look_s if shown is None and not self._absence.reads else 0.0
         if pending is not None:
             pending.wait(wait_s)
             self._looked_s = self._now()

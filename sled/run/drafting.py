@@ -62,16 +62,15 @@ class Drafting:
         return isinstance(found, Reading) or self._append(found)
 
     def further(self, limit: int) -> bool:
-        """Draft one more token that no round asks for; False if the drafter has none.
+        """Draft one more token that no round asks for, or read for it; False if the drafter has none.
 
         Args:
             limit: how many may be wanted.
         """
         if self._dry:
             return False
-        while isinstance(found := self._next(limit), Reading):
-            pass
-        return self._append(found)
+        found = self._next(limit)
+        return isinstance(found, Reading) or self._append(found)
 
     def _append(self, proposal: Proposal | None) -> bool:
         if proposal is not None:

@@ -38,28 +38,29 @@ def verdicts(
     until = around.clock() + timeout_s
     absence.asked()
     while True:
-        part, waited = stream.get(0.0), False
-        if part is None and step():
-            yield None  # a drafter may be slow: whoever reads looks up after each token
-            continue
-        if part is None:
-            part, waited = stream.get(around.look_s), True
-        if part is not None:
-            yield decoded(Verdict, bytes(part.payload)), waited
-            until = around.clock() + timeout_s
-            absence.asked()
-            continue
-        if stream.ended:
+        ended, waited = stream.ended, False  # in this order: its last part may come just now
+        part = stream.get(0.0)
+        if part is None and ended:
             try:
                 stream.result()
             except edgebus.Refused as refused:
                 raise as_error(refused) from None
             return
-        if (lost := absence.look()) is not None:
-            raise edgebus.LinkLost(f"{lost.server} is down: it, or another server, may go on")
-        if around.clock() > until:
-            raise edgebus.DeadlineExceeded(f"no token within {timeout_s:.3g} s; see that the server runs")
-        yield None
+        if part is None:
+            if absence.due() and (lost := absence.look()) is not None:
+                raise edgebus.LinkLost(f"{lost.server} is down: it, or another server, may go on")
+            if around.clock() > until:
+                raise edgebus.DeadlineExceeded(f"no token within {timeout_s:.3g} s; see that the server runs")
+            if step():
+                yield None  # a drafter may be slow: whoever reads looks up after each token
+                continue
+            part, waited = stream.get(around.look_s), True
+        if part is None:
+            yield None
+            continue
+        yield decoded(Verdict, bytes(part.payload)), waited
+        until = around.clock() + timeout_s
+        absence.asked()
 
 
 class Shadowing:

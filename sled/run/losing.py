@@ -49,6 +49,7 @@ class Absence:
         moves: how often the answer was opened anew.
         retry_at: no server is asked before.
         must_choose: no server is in use.
+        reads: the drafter is at its text, and has said nothing yet that could be shown.
     """
 
     def __init__(
@@ -68,9 +69,9 @@ class Absence:
         self._patience = Patience(patience[0], around.chance, *patience[1:])
         self._why = ""
         self._probe: edgebus.Pending | None = None
-        self._probe_at = 0.0
+        self._probe_at = self._look_at = 0.0
         self.moves, self.retry_at = 0, 0.0
-        self.must_choose = True
+        self.must_choose, self.reads = True, False
 
     def after(self, error: edgebus.EdgebusError) -> ServerLost:
         """Prepare to go on after a failure, at another server or here.
@@ -120,6 +121,14 @@ class Absence:
         if self._probe is not None:
             self._probe.cancel()
             self._probe = None
+
+    def due(self) -> bool:
+        """Whether it is time to look: for whoever does something else meanwhile."""
+        now = self._around.clock()
+        if now < self._look_at:
+            return False
+        self._look_at = now + self._around.look_s
+        return True
 
     def look(self) -> ServerLost | None:
         """Look after the server that is to answer; tells once that it is silent, if that is borne.
@@ -171,12 +180,18 @@ class Absence:
     def show(self, committed: AnswerText) -> Unverified | None:
         """One more token without a verdict, if they are shown now and there is one."""
         now, machine, released = self._around.clock(), self._machine, self.released
+        self.reads = False
         if not self.loss.releases(now=now):
             return None
         at, room = len(released.tokens), machine.max_tokens - (len(machine.history) - machine.num_prompt)
         chain = machine.chain
         wanted = bool(machine.num_prompt) and not released.ended and at < room
-        if wanted and (at < len(chain.proposals) or self._drafting.further(room - at)):
+        if wanted and at >= len(chain.proposals):
+            wanted = self._drafting.further(room - at)
+            self.reads = wanted and at >= len(chain.proposals)
+        if self.reads:
+            return None
+        if wanted:
             token, confidence, _ = chain.proposals[at]
             return released.show(token, committed, len(machine.history) + at, confidence)
         self.loss.spent(now=now)

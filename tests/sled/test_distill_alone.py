@@ -82,3 +82,27 @@ def test_directory_of_a_killed_run_is_free(tmp_path):
         process.send_signal(signal.SIGKILL)
     with alone_in(tmp_path):
         assert (tmp_path / "running").read_text() == f"{os.getpid()}\n"
+
+
+@pytest.mark.parametrize("what", ["somebody else's", "a pipe", "a link"])
+def test_what_lies_in_the_temporary_directory_under_the_name_of_the_lock_is_not_trusted(tmp_path, monkeypatch, what):
+    far, near = tmp_path / "far", tmp_path / "near"
+    far.mkdir()
+    near.mkdir()
+    without_locks(monkeypatch, far)
+    monkeypatch.setattr("tempfile.tempdir", str(near))
+    with alone_in(far):
+        (lock,) = near.iterdir()
+    if what == "somebody else's":
+        owner = os.getuid()
+        monkeypatch.setattr("os.getuid", lambda: owner + 1)
+        lock.rename(near / lock.name.replace(f"-{owner}-", f"-{owner + 1}-"))
+    else:
+        lock.unlink()
+        if what == "a pipe":
+            os.mkfifo(lock)
+        else:
+            lock.symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(LockUnavailable, match="local disk, or set TMPDIR"), alone_in(far):
+        pass
+    assert not (tmp_path / "elsewhere").exists()
