@@ -49,7 +49,7 @@ class ServerProcess:
     def end(self) -> tuple[int, str]:
         """SIGTERM; returns exit status and stderr."""
         self.process.terminate()
-        _, errors = self.process.communicate(timeout=30)
+        _, errors = self.process.communicate(timeout=60)
         return self.process.returncode, errors
 
 

@@ -85,7 +85,7 @@ def test_real_answer_is_the_one_of_sled_generate_and_sigterm_ends_it(api, genera
     formed = json.loads(post(f"{ready['url']}/v1/chat/completions", body | {"response_format": form, "max_tokens": 24}))
     assert formed["choices"][0]["message"]["content"].lstrip().startswith("{")
     process.send_signal(signal.SIGTERM)
-    _, errors = process.communicate(timeout=30)
+    _, errors = process.communicate(timeout=60)
     assert process.returncode == 0, errors
     assert "Traceback" not in errors
 
