@@ -129,7 +129,8 @@ class GoodputPolicy:
         self._seen: list[float] = []  # by row: when its limit was last asked for
         self._rates: list[float] = []
         self._thinking: list[tuple[float, float, float] | None] = []  # by row: think time z0, z1 and deviation, s
-        self._came: list[bool] = []  # by row: a round since its limit was last asked for
+        self._came: list[bool] = []  # by row: a round since it was last told a limit with a verdict
+        self._heard: list[bool] = []  # by row: a verdict since its limit was last asked for
         self._gathering = Gathering()
         self._rounds: list[int] = []  # by row: rounds with drafts
         self._decided: list[int] = []  # by row: rounds since the last plan
@@ -160,7 +161,7 @@ class GoodputPolicy:
             self._thinks.reset(row)
             self._limits[row] = self._told[row] = -1
             self._rounds[row] = self._decided[row] = 0
-            self._thinking[row], self._came[row] = None, False
+            self._thinking[row], self._came[row], self._heard[row] = None, False, False
             self._changed += 1
         self._rates[row] = rate
         self._seen[row] = self._now
@@ -181,6 +182,7 @@ class GoodputPolicy:
         row = self._rows.get(session_id)
         if row is None:
             return
+        self._heard[row] = True
         if drafted == 0:
             self._step_alone += 1
         if drafted == 0 < self._told[row]:
@@ -229,14 +231,15 @@ class GoodputPolicy:
         return window
 
     def _expect(self, row: int, window: int, now: float) -> None:
-        """Its next round, if it drafts one: a stream that may draft and does not is not waited for."""
+        """Its next round, if it drafts one: a stream that begins, or that may draft and does not, is not waited for."""
         known = self._thinking[row]
-        if window > 0 and known is not None and (self._came[row] or self._told[row] == 0):
+        follows = self._heard[row] and (self._came[row] or self._told[row] == 0)
+        if window > 0 and known is not None and follows:
             think_s = known[0] + known[1] * window
             self._gathering.away(row, now + think_s, known[2], think_s)
         else:
             self._gathering.here(row)
-        self._came[row] = False
+        self._came[row] = self._heard[row] = False
 
     def begins(self, now: float) -> float:
         """See `sled.server.WindowPolicy.begins`."""
@@ -269,6 +272,7 @@ class GoodputPolicy:
         self._seen.append(0.0)
         self._thinking.append(None)
         self._came.append(False)
+        self._heard.append(False)
         self._rates.append(0.0)
         return row
 

@@ -215,11 +215,12 @@ class Server(Book[Ticket]):
     def next_step(self, *, now: float) -> Step[Ticket] | None:
         """The next forward, or None when there is nothing to compute yet: `waits_until` says when there is."""
         self._now = max(self._now, now)
-        self.waits_until = math.inf
-        may_wait = self._agenda.may_wait_until(self._step_s, now=now)
-        if may_wait > now and (begins := min(may_wait, self._policy.begins(now))) > now:
-            self.waits_until = begins
-            return None
+        begins, self.waits_until = self.waits_until, math.inf
+        if begins > now:  # else it has waited for long enough, be it looked at a moment later than it was to begin
+            may_wait = self._agenda.may_wait_until(self._step_s, now=now)
+            if may_wait > now and (begins := min(may_wait, self._policy.begins(now))) > now:
+                self.waits_until = begins
+                return None
         step = self._agenda.next_step(now=now)
         self._num_computing += len(step.chunks)
         return step if step.chunks else None
@@ -313,7 +314,8 @@ class Server(Book[Ticket]):
         session.cached = base + count - 1
         session.failures = 0
         self._count_round(session, len(drafts), accepted, count, now)
-        self._update_limit(session, now)
+        if not session.finish:  # no round will come
+            self._update_limit(session, now)
         if session.terms.logprobs >= 0:
             # A token that was computed for a stream given up meanwhile may be told again with those before it.
             anew = session.stream is None and session.round is not None

@@ -12,7 +12,7 @@ from sled.server import FixedWindow, ServerLimits
 from sled.survival import Survivals
 from sled.types import Terms
 from sled.window_plan import best_plan, roll_forward
-from tests.sled.driving import PROMPT, Driver
+from tests.sled.driving import PROMPT, Driver, session_id
 from tests.sled.shell_fakes import asking, opening, shell
 from tests.sled.test_goodput import COSTS, demand_of, weigh
 
@@ -85,10 +85,27 @@ def test_a_stream_that_may_draft_and_does_not_is_not_waited_for():
     policy.limit(ids[0], 0.5)
     assert not expected()
     policy.round(ids[0], 4, None)
+    policy.verdict(ids[0], 4, 4)
     policy.limit(ids[0], 0.5)
     assert expected()
     policy.closed(ids[0])
     assert not expected()
+
+
+def test_a_stream_that_begins_is_not_waited_for_though_it_may_draft_again():
+    policy = GoodputPolicy(4)
+    driver = Driver(ServerLimits(), policy=policy)
+    driver.open()
+    driver.parts()
+    row = policy._rows[session_id()]
+    policy._thinking[row], policy._limits[row] = (0.01, 0.0, 0.0), 0
+    policy._planned_at, policy._changed = 100.0, 0  # no plan is made meanwhile
+    driver.ask(PROMPT, [1])
+    ((_, verdict),) = driver.step()
+    assert verdict.window_limit == 0
+    policy._limits[row] = 4
+    driver.stream([*PROMPT, *verdict.tokens])  # it does not know of the new limit
+    assert policy._gathering.until(0.0, 0.1) == 0.0
 
 
 def test_what_is_known_of_differences_between_sessions_does_not_fade_with_what_they_drafted():
@@ -125,6 +142,40 @@ def test_a_step_waits_as_long_as_the_policy_says_and_no_deadline_is_missed_for_i
     driver.open(1)  # a text to be computed is not put off
     assert driver.server.next_step(now=0.02) is not None
     assert driver.server.waits_until == float("inf")
+
+
+def test_a_step_that_waited_for_a_deadline_begins_though_it_is_looked_at_a_moment_late():
+    policy = Patient(4)
+    driver = Driver(ServerLimits(), policy=policy)
+    driver.open(terms=Terms(rate=10.0))
+    driver.parts()
+    policy.at = 5.0
+    assert driver.ask(PROMPT, [1]) is None
+    assert driver.server.next_step(now=0.0) is None
+    due = driver.server.waits_until
+    assert due == pytest.approx(0.1)
+    assert driver.server.next_step(now=due + 0.001) is not None
+    assert driver.server.waits_until == float("inf")
+
+
+def test_nobody_waits_for_whose_answer_has_ended():
+    policy = GoodputPolicy(4)
+    driver = Driver(ServerLimits(), policy=policy)
+    driver.open(terms=Terms(max_tokens=4))
+    driver.parts()
+    row = policy._rows[session_id()]
+    policy._thinking[row], policy._limits[row] = (0.01, 0.0, 0.0), 4
+    policy._planned_at, policy._changed = 100.0, 0  # no plan is made meanwhile
+    text = list(PROMPT)
+    while True:
+        assert driver.ask(text, [1]) is None
+        ((_, verdict),) = driver.step()
+        text += verdict.tokens
+        if verdict.finish:
+            break
+        assert policy._gathering.until(0.0, 0.1) > 0.0
+        policy._gathering.began()
+    assert policy._gathering.until(0.0, 0.1) == 0.0
 
 
 def test_the_shell_comes_back_to_a_step_that_waited():
