@@ -71,12 +71,12 @@ def window_limits(paces: Sequence[Pace], cost: StepCost, max_window: int) -> lis
     if not paces:
         return []
     curves = [pace.survival.curves(max_window) for pace in paces]
-    drafted = np.arange(max_window + 1.0)
+    drafts = np.array([curve for _, curve in curves])
     think = np.array([[pace.think.predict(0.0), pace.think.predict(1.0)] for pace in paces])
     demand = _demand(
         np.array([curve for curve, _ in curves]),
-        np.array([curve for _, curve in curves]),
-        think[:, :1] + (think[:, 1:] - think[:, :1]) * drafted,
+        drafts,
+        think[:, :1] + (think[:, 1:] - think[:, :1]) * _drafted(drafts),
         np.array([pace.rate for pace in paces]),
         context=float(np.mean([pace.context for pace in paces])),
     )
@@ -85,6 +85,11 @@ def window_limits(paces: Sequence[Pace], cost: StepCost, max_window: int) -> lis
         plan = best_plan(demand, cost, plan)
     assert plan is not None
     return [int(window) for window in plan.windows]
+
+
+def _drafted(drafts: Floats) -> Floats:
+    """(n, K + 1) tokens that a device is expected to draft under each window; it may draft fewer than it may."""
+    return np.cumsum(drafts, axis=1) - 1.0
 
 
 def _demand(
@@ -128,7 +133,7 @@ class GoodputPolicy:
         self._told: list[int] = []  # by row: what the device was told
         self._seen: list[float] = []  # by row: when its limit was last asked for
         self._rates: list[float] = []
-        self._thinking: list[tuple[float, float, float] | None] = []  # by row: think time z0, z1 and deviation, s
+        self._thinking: list[tuple[Floats, float] | None] = []  # by row: think time by window, and deviation, s
         self._came: list[bool] = []  # by row: a round since it was last told a limit with a verdict
         self._heard: list[bool] = []  # by row: a verdict since its limit was last asked for
         self._gathering = Gathering()
@@ -235,8 +240,8 @@ class GoodputPolicy:
         known = self._thinking[row]
         follows = self._heard[row] and (self._came[row] or self._told[row] == 0)
         if window > 0 and known is not None and follows:
-            think_s = known[0] + known[1] * window
-            self._gathering.away(row, now + think_s, known[2], think_s)
+            think_s = float(known[0][window])
+            self._gathering.away(row, now + think_s, known[1], think_s)
         else:
             self._gathering.here(row)
         self._came[row] = self._heard[row] = False
@@ -290,7 +295,7 @@ class GoodputPolicy:
     def _demand_of(self, rows: Ints) -> Demand:
         survive, drafts = self._survivals.curves(rows)
         z0, z1, deviation = self._thinks.lines(rows)
-        think = z0[:, None] + z1[:, None] * np.arange(survive.shape[1])
+        think = z0[:, None] + z1[:, None] * _drafted(drafts)
         rates = np.array([self._rates[row] for row in rows.tolist()])
         relative = deviation / np.maximum(think[:, -1], 1e-6)
         return _demand(
@@ -309,14 +314,15 @@ class GoodputPolicy:
         limits = np.array(self._limits, np.int64)
         self._survivals.relax(rows[limits[rows] == 0], elapsed)
         z0, z1, deviation = self._thinks.lines(rows)
-        for row, *known in zip(rows.tolist(), z0.tolist(), z1.tolist(), deviation.tolist(), strict=True):
-            self._thinking[row] = known[0], known[1], known[2]
         cycle = z0 + z1 * np.maximum(limits[rows], 0) + (4.0 * self._plan.step_s if self._plan else 1.0)
-        rows = rows[now - np.array(self._seen)[rows] <= AWAY * cycle + 0.1]
+        active = now - np.array(self._seen)[rows] <= AWAY * cycle + 0.1
+        rows, deviation = rows[active], deviation[active]
         self._active = len(rows)
         if not len(rows) or self.max_window == 0:
             return
         demand = self._demand_of(rows)
+        for row, think, deviates in zip(rows.tolist(), demand.think, deviation.tolist(), strict=True):
+            self._thinking[row] = think, deviates
         self._weigh(rows, demand, now, elapsed)
         present = self._plan
         if present is not None:

@@ -69,7 +69,7 @@ def test_a_stream_that_may_draft_and_does_not_is_not_waited_for():
     for each in ids:
         policy.opened(each)
         row = policy._rows[each]
-        policy._thinking[row], policy._limits[row] = (0.01, 0.0, 0.0), 4
+        policy._thinking[row], policy._limits[row] = (np.full(9, 0.01), 0.0), 4
     policy._planned_at, policy._changed = 100.0, 0  # no plan is made meanwhile
 
     def expected():
@@ -92,13 +92,35 @@ def test_a_stream_that_may_draft_and_does_not_is_not_waited_for():
     assert not expected()
 
 
+def test_a_device_that_drafts_less_than_it_may_is_expected_when_it_comes():
+    policy, ids, now = GoodputPolicy(8), [bytes([number] * 8) for number in range(2)], 0.0
+    for each in ids:
+        policy.opened(each)
+    for _ in range(80):
+        for each in ids:
+            policy.limit(each, now)
+        row = policy._rows[ids[0]]
+        policy._limits[row] = 8
+        policy.round(ids[0], 2, 0.03)
+        policy.round(ids[1], 2, 0.03)
+        for each in ids:
+            policy.verdict(each, 2, 2)
+        policy.step(6, 2, 100, 0.05)
+        now += 0.08
+    policy._planned_at, policy._changed = 100.0, 0
+    policy._limits[row] = 8
+    assert policy.limit(ids[0], now) > 2
+    at, _ = policy._gathering._expected[row]
+    assert at - now == pytest.approx(0.03, rel=0.25)  # what it drafts is believed after some rounds
+
+
 def test_a_stream_that_begins_is_not_waited_for_though_it_may_draft_again():
     policy = GoodputPolicy(4)
     driver = Driver(ServerLimits(), policy=policy)
     driver.open()
     driver.parts()
     row = policy._rows[session_id()]
-    policy._thinking[row], policy._limits[row] = (0.01, 0.0, 0.0), 0
+    policy._thinking[row], policy._limits[row] = (np.full(9, 0.01), 0.0), 0
     policy._planned_at, policy._changed = 100.0, 0  # no plan is made meanwhile
     driver.ask(PROMPT, [1])
     ((_, verdict),) = driver.step()
@@ -164,7 +186,7 @@ def test_nobody_waits_for_whose_answer_has_ended():
     driver.open(terms=Terms(max_tokens=4))
     driver.parts()
     row = policy._rows[session_id()]
-    policy._thinking[row], policy._limits[row] = (0.01, 0.0, 0.0), 4
+    policy._thinking[row], policy._limits[row] = (np.full(9, 0.01), 0.0), 4
     policy._planned_at, policy._changed = 100.0, 0  # no plan is made meanwhile
     text = list(PROMPT)
     while True:
