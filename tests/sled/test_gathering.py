@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+
 import numpy as np
 import pytest
 
@@ -198,6 +200,22 @@ def test_nobody_waits_for_whose_answer_has_ended():
         assert policy._gathering.until(0.0, 0.1) > 0.0
         policy._gathering.began()
     assert policy._gathering.until(0.0, 0.1) == 0.0
+
+
+def test_a_round_is_timed_by_its_arrival_not_by_when_a_step_left_time_to_look_at_it():
+    heard = []
+    policy = Patient(4)
+    policy.round = lambda session_id, drafted, think_s: heard.append(think_s)
+    server = shell(None, opening(), policy=policy)
+    server.handle(asking())
+    while server.step():
+        pass
+    (session,) = server._machine.sessions.values()
+    asked = asking(text=[*session.history.tokens])
+    asked.arrived_at = session.told_at + 0.004
+    time.sleep(0.02)  # a step
+    server.handle(asked)
+    assert heard == [None, pytest.approx(0.004, abs=1e-6)]
 
 
 def test_the_shell_comes_back_to_a_step_that_waited():
