@@ -71,12 +71,12 @@ def window_limits(paces: Sequence[Pace], cost: StepCost, max_window: int) -> lis
     if not paces:
         return []
     curves = [pace.survival.curves(max_window) for pace in paces]
-    drafted = np.arange(max_window + 1.0)
+    drafts = np.array([curve for _, curve in curves])
     think = np.array([[pace.think.predict(0.0), pace.think.predict(1.0)] for pace in paces])
     demand = _demand(
         np.array([curve for curve, _ in curves]),
-        np.array([curve for _, curve in curves]),
-        think[:, :1] + (think[:, 1:] - think[:, :1]) * drafted,
+        drafts,
+        think[:, :1] + (think[:, 1:] - think[:, :1]) * _drafted(drafts),
         np.array([pace.rate for pace in paces]),
         context=float(np.mean([pace.context for pace in paces])),
     )
@@ -85,6 +85,11 @@ def window_limits(paces: Sequence[Pace], cost: StepCost, max_window: int) -> lis
         plan = best_plan(demand, cost, plan)
     assert plan is not None
     return [int(window) for window in plan.windows]
+
+
+def _drafted(drafts: Floats) -> Floats:
+    """(n, K + 1) tokens that a device is expected to draft under each window; it may draft fewer than it may."""
+    return np.cumsum(drafts, axis=1) - 1.0
 
 
 def _demand(
@@ -128,8 +133,9 @@ class GoodputPolicy:
         self._told: list[int] = []  # by row: what the device was told
         self._seen: list[float] = []  # by row: when its limit was last asked for
         self._rates: list[float] = []
-        self._thinking: list[tuple[float, float, float] | None] = []  # by row: think time z0, z1 and deviation, s
-        self._came: list[bool] = []  # by row: a round since its limit was last asked for
+        self._thinking: list[tuple[Floats, float] | None] = []  # by row: think time by window, and deviation, s
+        self._came: list[bool] = []  # by row: a round since it was last told a limit with a verdict
+        self._heard: list[bool] = []  # by row: a verdict since its limit was last asked for
         self._gathering = Gathering()
         self._rounds: list[int] = []  # by row: rounds with drafts
         self._decided: list[int] = []  # by row: rounds since the last plan
@@ -160,7 +166,7 @@ class GoodputPolicy:
             self._thinks.reset(row)
             self._limits[row] = self._told[row] = -1
             self._rounds[row] = self._decided[row] = 0
-            self._thinking[row], self._came[row] = None, False
+            self._thinking[row], self._came[row], self._heard[row] = None, False, False
             self._changed += 1
         self._rates[row] = rate
         self._seen[row] = self._now
@@ -181,6 +187,7 @@ class GoodputPolicy:
         row = self._rows.get(session_id)
         if row is None:
             return
+        self._heard[row] = True
         if drafted == 0:
             self._step_alone += 1
         if drafted == 0 < self._told[row]:
@@ -229,14 +236,15 @@ class GoodputPolicy:
         return window
 
     def _expect(self, row: int, window: int, now: float) -> None:
-        """Its next round, if it drafts one: a stream that may draft and does not is not waited for."""
+        """Its next round, if it drafts one: a stream that begins, or that may draft and does not, is not waited for."""
         known = self._thinking[row]
-        if window > 0 and known is not None and (self._came[row] or self._told[row] == 0):
-            think_s = known[0] + known[1] * window
-            self._gathering.away(row, now + think_s, known[2], think_s)
+        follows = self._heard[row] and (self._came[row] or self._told[row] == 0)
+        if window > 0 and known is not None and follows:
+            think_s = float(known[0][window])
+            self._gathering.away(row, now + think_s, known[1], think_s)
         else:
             self._gathering.here(row)
-        self._came[row] = False
+        self._came[row] = self._heard[row] = False
 
     def begins(self, now: float) -> float:
         """See `sled.server.WindowPolicy.begins`."""
@@ -269,6 +277,7 @@ class GoodputPolicy:
         self._seen.append(0.0)
         self._thinking.append(None)
         self._came.append(False)
+        self._heard.append(False)
         self._rates.append(0.0)
         return row
 
@@ -286,7 +295,7 @@ class GoodputPolicy:
     def _demand_of(self, rows: Ints) -> Demand:
         survive, drafts = self._survivals.curves(rows)
         z0, z1, deviation = self._thinks.lines(rows)
-        think = z0[:, None] + z1[:, None] * np.arange(survive.shape[1])
+        think = z0[:, None] + z1[:, None] * _drafted(drafts)
         rates = np.array([self._rates[row] for row in rows.tolist()])
         relative = deviation / np.maximum(think[:, -1], 1e-6)
         return _demand(
@@ -305,14 +314,15 @@ class GoodputPolicy:
         limits = np.array(self._limits, np.int64)
         self._survivals.relax(rows[limits[rows] == 0], elapsed)
         z0, z1, deviation = self._thinks.lines(rows)
-        for row, *known in zip(rows.tolist(), z0.tolist(), z1.tolist(), deviation.tolist(), strict=True):
-            self._thinking[row] = known[0], known[1], known[2]
         cycle = z0 + z1 * np.maximum(limits[rows], 0) + (4.0 * self._plan.step_s if self._plan else 1.0)
-        rows = rows[now - np.array(self._seen)[rows] <= AWAY * cycle + 0.1]
+        active = now - np.array(self._seen)[rows] <= AWAY * cycle + 0.1
+        rows, deviation = rows[active], deviation[active]
         self._active = len(rows)
         if not len(rows) or self.max_window == 0:
             return
         demand = self._demand_of(rows)
+        for row, think, deviates in zip(rows.tolist(), demand.think, deviation.tolist(), strict=True):
+            self._thinking[row] = think, deviates
         self._weigh(rows, demand, now, elapsed)
         present = self._plan
         if present is not None:

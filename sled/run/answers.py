@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Callable, Sequence
 from typing import Protocol
 
@@ -180,7 +181,8 @@ class Desk:
             case messages.VERIFY:
                 round_ = decode(Verify, request.payload)
                 asked = Asked(request, now, round_.session, len(round_.draft))
-                return _encoded(self._machine.verify(owner, round_, asked, now=now))
+                arrived_at = request.arrived_at if self._clock is time.monotonic else None  # the inbox's clock
+                return _encoded(self._machine.verify(owner, round_, asked, now=now, arrived_at=arrived_at))
             case messages.DECODE:
                 stream = decode(Decode, request.payload)
                 if not request.is_stream:

@@ -63,8 +63,12 @@ class Server(Book[Ticket]):
         self._use(session, now)
         return Opened(list(prompt), len(session.history), self._update_limit(session, now))
 
-    def verify(self, owner: str, message: Verify, ticket: Ticket, *, now: float) -> Verdict | None:
+    def verify(
+        self, owner: str, message: Verify, ticket: Ticket, *, now: float, arrived_at: float | None = None
+    ) -> Verdict | None:
         """Take a round; None means its verdict comes out of a later `complete`.
+
+        `arrived_at` is when it came, by the same clock, if a forward has put off its handling.
 
         Raises:
             Refusal: session_unknown, stale_base, prefix_mismatch, invalid, window_too_long, out_of_memory or busy.
@@ -87,7 +91,7 @@ class Server(Book[Ticket]):
         self._check_fits(session)
         self._check_queue()
         self._end_stream(session)
-        self._begin(session, asked, now)
+        self._begin(session, asked, now, now if arrived_at is None else min(now, arrived_at))
         return None
 
     def decode(self, owner: str, message: Decode, ticket: Ticket, *, now: float) -> None:
@@ -122,9 +126,9 @@ class Server(Book[Ticket]):
             check_law(self.shape, message.draft, law)
         return Round(tuple(message.draft), [ticket], law, now)
 
-    def _begin(self, session: Session[Ticket], asked: Round[Ticket], now: float) -> None:
+    def _begin(self, session: Session[Ticket], asked: Round[Ticket], now: float, arrived_at: float) -> None:
         """A round continues the committed text: it waits for a forward from now on."""
-        think_s = now - session.told_at if session.told_at is not None else None
+        think_s = max(0.0, arrived_at - session.told_at) if session.told_at is not None else None
         self._policy.round(session.id, len(asked.draft), think_s)
         draft = self._cut_draft(session, asked.draft, now)
         law = asked.law.first(len(draft)) if asked.law is not None and draft else None
@@ -158,7 +162,7 @@ class Server(Book[Ticket]):
         if held.base == base and not session.finish and session.stream is None:
             right = session.history.digest(base) == held.digest
         if right and base <= self.shape.pool_tokens:
-            self._begin(session, held.round, now)
+            self._begin(session, held.round, now, now)
             return []
         return [Answer(held.round.tickets, self._empty(session), refusal=self._stale(session, held.base))]
 
@@ -215,11 +219,12 @@ class Server(Book[Ticket]):
     def next_step(self, *, now: float) -> Step[Ticket] | None:
         """The next forward, or None when there is nothing to compute yet: `waits_until` says when there is."""
         self._now = max(self._now, now)
-        self.waits_until = math.inf
-        may_wait = self._agenda.may_wait_until(self._step_s, now=now)
-        if may_wait > now and (begins := min(may_wait, self._policy.begins(now))) > now:
-            self.waits_until = begins
-            return None
+        begins, self.waits_until = self.waits_until, math.inf
+        if begins > now:  # else it has waited for long enough, be it looked at a moment later than it was to begin
+            may_wait = self._agenda.may_wait_until(self._step_s, now=now)
+            if may_wait > now and (begins := min(may_wait, self._policy.begins(now))) > now:
+                self.waits_until = begins
+                return None
         step = self._agenda.next_step(now=now)
         self._num_computing += len(step.chunks)
         return step if step.chunks else None
@@ -313,7 +318,8 @@ class Server(Book[Ticket]):
         session.cached = base + count - 1
         session.failures = 0
         self._count_round(session, len(drafts), accepted, count, now)
-        self._update_limit(session, now)
+        if not session.finish:  # no round will come
+            self._update_limit(session, now)
         if session.terms.logprobs >= 0:
             # A token that was computed for a stream given up meanwhile may be told again with those before it.
             anew = session.stream is None and session.round is not None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections import deque
 from dataclasses import dataclass, field
 
@@ -35,6 +36,7 @@ class FakeRequest:
     parts: list[bytes] = field(default_factory=list)
     wants_room: object = None
     gone: bool = False
+    arrived_at: float = field(default_factory=time.monotonic)
 
     def reply(self, payload=b"", arrays=()):
         assert not self.replies, "one answer"

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+
 import numpy as np
 import pytest
 
@@ -12,7 +14,7 @@ from sled.server import FixedWindow, ServerLimits
 from sled.survival import Survivals
 from sled.types import Terms
 from sled.window_plan import best_plan, roll_forward
-from tests.sled.driving import PROMPT, Driver
+from tests.sled.driving import PROMPT, Driver, session_id
 from tests.sled.shell_fakes import asking, opening, shell
 from tests.sled.test_goodput import COSTS, demand_of, weigh
 
@@ -69,7 +71,7 @@ def test_a_stream_that_may_draft_and_does_not_is_not_waited_for():
     for each in ids:
         policy.opened(each)
         row = policy._rows[each]
-        policy._thinking[row], policy._limits[row] = (0.01, 0.0, 0.0), 4
+        policy._thinking[row], policy._limits[row] = (np.full(9, 0.01), 0.0), 4
     policy._planned_at, policy._changed = 100.0, 0  # no plan is made meanwhile
 
     def expected():
@@ -85,10 +87,49 @@ def test_a_stream_that_may_draft_and_does_not_is_not_waited_for():
     policy.limit(ids[0], 0.5)
     assert not expected()
     policy.round(ids[0], 4, None)
+    policy.verdict(ids[0], 4, 4)
     policy.limit(ids[0], 0.5)
     assert expected()
     policy.closed(ids[0])
     assert not expected()
+
+
+def test_a_device_that_drafts_less_than_it_may_is_expected_when_it_comes():
+    policy, ids, now = GoodputPolicy(8), [bytes([number] * 8) for number in range(2)], 0.0
+    for each in ids:
+        policy.opened(each)
+    for _ in range(80):
+        for each in ids:
+            policy.limit(each, now)
+        row = policy._rows[ids[0]]
+        policy._limits[row] = 8
+        policy.round(ids[0], 2, 0.03)
+        policy.round(ids[1], 2, 0.03)
+        for each in ids:
+            policy.verdict(each, 2, 2)
+        policy.step(6, 2, 100, 0.05)
+        now += 0.08
+    policy._planned_at, policy._changed = 100.0, 0
+    policy._limits[row] = 8
+    assert policy.limit(ids[0], now) > 2
+    at, _ = policy._gathering._expected[row]
+    assert at - now == pytest.approx(0.03, rel=0.25)  # what it drafts is believed after some rounds
+
+
+def test_a_stream_that_begins_is_not_waited_for_though_it_may_draft_again():
+    policy = GoodputPolicy(4)
+    driver = Driver(ServerLimits(), policy=policy)
+    driver.open()
+    driver.parts()
+    row = policy._rows[session_id()]
+    policy._thinking[row], policy._limits[row] = (np.full(9, 0.01), 0.0), 0
+    policy._planned_at, policy._changed = 100.0, 0  # no plan is made meanwhile
+    driver.ask(PROMPT, [1])
+    ((_, verdict),) = driver.step()
+    assert verdict.window_limit == 0
+    policy._limits[row] = 4
+    driver.stream([*PROMPT, *verdict.tokens])  # it does not know of the new limit
+    assert policy._gathering.until(0.0, 0.1) == 0.0
 
 
 def test_what_is_known_of_differences_between_sessions_does_not_fade_with_what_they_drafted():
@@ -125,6 +166,56 @@ def test_a_step_waits_as_long_as_the_policy_says_and_no_deadline_is_missed_for_i
     driver.open(1)  # a text to be computed is not put off
     assert driver.server.next_step(now=0.02) is not None
     assert driver.server.waits_until == float("inf")
+
+
+def test_a_step_that_waited_for_a_deadline_begins_though_it_is_looked_at_a_moment_late():
+    policy = Patient(4)
+    driver = Driver(ServerLimits(), policy=policy)
+    driver.open(terms=Terms(rate=10.0))
+    driver.parts()
+    policy.at = 5.0
+    assert driver.ask(PROMPT, [1]) is None
+    assert driver.server.next_step(now=0.0) is None
+    due = driver.server.waits_until
+    assert due == pytest.approx(0.1)
+    assert driver.server.next_step(now=due + 0.001) is not None
+    assert driver.server.waits_until == float("inf")
+
+
+def test_nobody_waits_for_whose_answer_has_ended():
+    policy = GoodputPolicy(4)
+    driver = Driver(ServerLimits(), policy=policy)
+    driver.open(terms=Terms(max_tokens=4))
+    driver.parts()
+    row = policy._rows[session_id()]
+    policy._thinking[row], policy._limits[row] = (np.full(9, 0.01), 0.0), 4
+    policy._planned_at, policy._changed = 100.0, 0  # no plan is made meanwhile
+    text = list(PROMPT)
+    while True:
+        assert driver.ask(text, [1]) is None
+        ((_, verdict),) = driver.step()
+        text += verdict.tokens
+        if verdict.finish:
+            break
+        assert policy._gathering.until(0.0, 0.1) > 0.0
+        policy._gathering.began()
+    assert policy._gathering.until(0.0, 0.1) == 0.0
+
+
+def test_a_round_is_timed_by_its_arrival_not_by_when_a_step_left_time_to_look_at_it():
+    heard = []
+    policy = Patient(4)
+    policy.round = lambda session_id, drafted, think_s: heard.append(think_s)
+    server = shell(None, opening(), policy=policy)
+    server.handle(asking())
+    while server.step():
+        pass
+    (session,) = server._machine.sessions.values()
+    asked = asking(text=[*session.history.tokens])
+    asked.arrived_at = session.told_at + 0.004
+    time.sleep(0.02)  # a step
+    server.handle(asked)
+    assert heard == [None, pytest.approx(0.004, abs=1e-6)]
 
 
 def test_the_shell_comes_back_to_a_step_that_waited():

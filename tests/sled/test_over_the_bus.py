@@ -106,7 +106,7 @@ def test_lost_session_continues_the_same_answer(served):
 
 
 def test_session_that_keeps_getting_lost_ends_in_an_error(served, monkeypatch):
-    def forgetful(self, owner, message, ticket, *, now):
+    def forgetful(self, owner, message, ticket, *, now, arrived_at=None):
         raise Refusal("session_unknown", "open it again")
 
     monkeypatch.setattr(Server, "verify", forgetful)
