@@ -318,7 +318,7 @@ def test_push_with_a_timeout_sends_nothing_when_it_is_over():
 def test_server_without_threads_pushes_when_there_is_room():
     """try_push says False, when_room calls once there is: 200 parts through a window of three."""
     with edgebus.Node("server", insecure=True) as server, edgebus.Node("device", insecure=True) as device:
-        calls = []
+        calls, full = [], threading.Event()
 
         def serve(request):
             left = iter(range(200))
@@ -334,6 +334,7 @@ def test_server_without_threads_pushes_when_there_is_room():
                     if not request.try_push(b"%3d" % pos + bytes(97)):
                         waiting.append(pos)
                         request.when_room(go)
+                        full.set()
                         return
 
             go()
@@ -341,8 +342,9 @@ def test_server_without_threads_pushes_when_there_is_room():
         server.handle("numbers", serve)
         link = device.connect(server.bind("tcp://127.0.0.1:0"))
         stream = link.stream("numbers", window_bytes=300)
+        assert full.wait(20), "three parts are pushed before the first one is taken"
         assert [int(part.payload[:3]) for part in stream] == list(range(200))
-        assert len(calls) > 50, "it had to wait for room again and again"
+        assert len(calls) > 1, "it had to wait for room; how often is up to how fast parts are taken"
 
 
 @pytest.mark.net
