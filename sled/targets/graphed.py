@@ -14,6 +14,7 @@ from sled.targets.decide import decide
 from sled.targets.graphs import Batch, GraphedForward, Pages
 from sled.targets.joined import join_projections
 from sled.targets.layout import lay_out
+from sled.targets.sizes import measured_on
 from sled.targets.text import TextCodec
 from sled.types import Chunk, Sampling  # noqa: F401  (Sampling in a doctest)
 
@@ -67,6 +68,7 @@ class GraphedTarget(CausalLMTarget):
             head_dim=self._backend.head_dim,
             num_windows=len(self._backend.windows),
             table_room=2 * self.shape.num_pages + 1024,
+            sizes=measured_on(nn.ModuleList(_blocks(model, len(self._layers)))),
         )
         self._probe.check(self._captured_logits, self.shape.page_tokens)
 
@@ -121,14 +123,18 @@ def _is_plain(r: RoundRows) -> bool:
     return s.temperature == 0.0 and not s.counts_tokens and not s.bias and r.allowed is None and r.num_logprobs < 0
 
 
+def _blocks(model: Any, num_layers: int) -> list[Any]:
+    """The model's layers, in whatever list of theirs it has them."""
+    lists = (m for m in model.modules() if isinstance(m, nn.ModuleList) and len(m) == num_layers)
+    return [block for blocks in lists for block in blocks]
+
+
 def _compile(model: Any, num_layers: int) -> None:
     """Compile the model's blocks: one program for all of them, and for all numbers of tokens."""
     limit = torch._dynamo.config
     limit.recompile_limit = max(limit.recompile_limit, _COMPILED_FORMS)
-    for blocks in model.modules():
-        if isinstance(blocks, nn.ModuleList) and len(blocks) == num_layers:
-            for block in blocks:
-                block.compile(dynamic=True)
+    for block in _blocks(model, num_layers):
+        block.compile(dynamic=True)
     norm = getattr(model.base_model, "norm", None)
     if norm is not None:
         norm.compile(dynamic=True)

@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from sled.targets.sizes import Size, multiplying_by, round_up
 from sled.targets.work_items import FIELDS, WorkItems
 
 Tensor = Any  # torch.Tensor
@@ -74,18 +75,7 @@ class Bucket(NamedTuple):
     divided: bool
     keep_logits: bool
     table: int = 0  # entries of the page table, where the room that every graph has is not enough
-
-
-def round_up(size: int) -> int:
-    """The bucket of a size: multiples of 8, from 64 on at most 1/8 more than asked.
-
-    >>> [round_up(n) for n in (1, 3, 9, 60, 65, 320, 2304)]
-    [1, 4, 16, 64, 72, 320, 2304]
-    """
-    if size <= 8:
-        return 1 << (size - 1).bit_length()
-    step = max(8, 1 << (size.bit_length() - 4))
-    return -(-size // step) * step
+    library: str = ""  # which multiplies matrices, see `sizes.Size`
 
 
 @dataclass(slots=True)
@@ -150,6 +140,7 @@ class GraphedForward:
         table_room: entries of the flat page table that every graph takes; batches of more, which share pages, have
             graphs of their own.
         max_graphs: graphs kept; the one longest unused makes room for the next.
+        sizes: number of tokens -> what they are padded to.
     """
 
     def __init__(
@@ -162,8 +153,9 @@ class GraphedForward:
         num_windows: int,
         table_room: int,
         max_graphs: int = 256,
+        sizes: Callable[[int], Size] = lambda tokens: Size(round_up(tokens)),
     ) -> None:
-        self._forward, self._device = forward, device
+        self._forward, self._device, self._sizes = forward, device, sizes
         self._kv_heads, self._head_dim = kv_heads, head_dim
         self._table_room, self._max_graphs, self._num_windows = table_room, max_graphs, num_windows
         self._captured: dict[Bucket, _Captured] = {}
@@ -175,14 +167,16 @@ class GraphedForward:
         most = max(len(work.items) for work in batch.work)
         items = max(8, 1 << (most - 1).bit_length())
         pages = len(batch.table)
+        size = self._sizes(len(batch.tokens))
         return Bucket(
-            round_up(len(batch.tokens)),
+            size.tokens,
             round_up(max(1, len(batch.wanted))),
             items,
             batch.query_rows,
             any(work.num_slots for work in batch.work),
             keep_logits,
             0 if pages <= self._table_room else 1 << (pages - 1).bit_length(),
+            size.library,
         )
 
     @torch.inference_mode()
@@ -213,12 +207,13 @@ class GraphedForward:
         inputs = self._inputs(bucket)
         stream = torch.cuda.Stream(self._device)
         stream.wait_stream(torch.cuda.current_stream(self._device))
-        with torch.cuda.stream(stream):  # compiles, and lets libraries set themselves up
-            self._compute(inputs, bucket)
-        torch.cuda.current_stream(self._device).wait_stream(stream)
-        graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, pool=self._pool if self._captured else None):  # a pool goes with its last graph
-            result = self._compute(inputs, bucket)
+        with multiplying_by(bucket.library):
+            with torch.cuda.stream(stream):  # compiles, and lets libraries set themselves up
+                self._compute(inputs, bucket)
+            torch.cuda.current_stream(self._device).wait_stream(stream)
+            graph = torch.cuda.CUDAGraph()
+            with torch.cuda.graph(graph, pool=self._pool if self._captured else None):  # it goes with its last graph
+                result = self._compute(inputs, bucket)
         self._pool = graph.pool()
         return _Captured(graph, inputs, result)
 

@@ -10,6 +10,7 @@ import pytest
 torch = pytest.importorskip("torch")
 
 from sled.targets.graphs import Batch, GraphedForward
+from sled.targets.sizes import Size
 from sled.targets.work_items import divide
 
 pytestmark = pytest.mark.model
@@ -52,3 +53,9 @@ def test_batch_whose_spans_share_many_pages_has_room_for_their_table():
     assert graphs.bucket(batch(8, pages=12), False).table == 0
     assert graphs.bucket(batch(8, pages=40), False).table == 512
     assert graphs.bucket(batch(8, pages=13), False).table == 128
+
+
+def test_a_batch_is_padded_to_the_size_that_was_chosen_for_it():
+    graphs = Untouched(sizes=lambda tokens: Size(tokens + 3, "cublaslt"))
+    bucket = graphs.bucket(batch(5), False)
+    assert (bucket.tokens, bucket.library) == (8, "cublaslt")
