@@ -345,7 +345,10 @@ class Pool:
 
     def _why(self) -> str:
         with self._members.changed:
-            said = [f"{each.addresses[0]} is {each.health}: {each.last_error}" for each in self._members.by_id.values()]
+            said = [
+                f"{each.addresses[0]} is {each.health}: {each.last_error or 'no answer so far'}"
+                for each in self._members.by_id.values()
+            ]
         return "; ".join(said[:3]) or "the directory names none"
 
     def _count(self, what: str) -> None:

@@ -28,7 +28,7 @@ from qpart.quantiser import MOST, Floats, Range
 from qpart.tables import WIDTHS, Tables
 from qpart.verify import PatternKey
 
-FORMAT = 2
+FORMAT = 3  # 2: budgets from bounds that were not exact (docs/adr/0017)
 _KEY = "qpart"
 
 
@@ -94,6 +94,12 @@ class Extent(msgspec.Struct, frozen=True, kw_only=True):
     rows: int
     row_forwards: int
     accuracy: float | None = None
+
+
+class _Version(msgspec.Struct, frozen=True):
+    """What is read first: the rest of the record is as its format has it."""
+
+    format: int
 
 
 class Record(msgspec.Struct, frozen=True, kw_only=True):
@@ -228,14 +234,27 @@ def load(path: Path) -> Artefact:
     if text is None:
         raise ArtefactError(f"{path} is not a calibrated model; make one with `qpart calibrate`")
     try:
+        _check_format(path, msgspec.json.decode(text, type=_Version).format)
         record = msgspec.json.decode(text, type=Record)
-        if record.format != FORMAT:
-            raise ArtefactError(f"{path} has format {record.format}, this version reads {FORMAT}; calibrate again")
         return _checked(record, arrays, content_id(content))
     except (msgspec.DecodeError, ValueError, LookupError, QpartError) as error:
         if isinstance(error, ArtefactError):
             raise
         raise ArtefactError(f"{path} is damaged or of another version: {error}; calibrate again") from None
+
+
+def _check_format(path: Path, found: int) -> None:
+    """Only what this version wrote keeps the promises that this version makes."""
+    if found > FORMAT:
+        raise ArtefactError(
+            f"{path} is of a later version (format {found}, this one reads {FORMAT}); "
+            "update edgebus, or calibrate again"
+        )
+    if found < FORMAT:
+        raise ArtefactError(
+            f"{path} was calibrated by an older version (format {found}, now {FORMAT}), whose bounds of the accuracy "
+            f"drop were not exact; calibrate again: qpart calibrate MODEL --data DATA --out {path}"
+        )
 
 
 def _checked(record: Record, arrays: dict[str, npt.NDArray[Any]], model_id: bytes) -> Artefact:

@@ -14,13 +14,13 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from qpart.fronts import Chain, Floats, Ints
+from qpart.fronts import WIDTH_BITS, WIDTH_MASK, Chain, Floats, Ints
 from qpart.tables import WIDTHS, Tables
 
 if TYPE_CHECKING:
     from qpart.solve import Pattern
 
-MAX_KEPT_POSITIONS, WIDTH_BITS = 16, 3
+MAX_KEPT_POSITIONS = 16
 assert len(WIDTHS) == 1 << WIDTH_BITS
 Bools = NDArray[np.bool_]
 _BITS = np.array(WIDTHS, np.uint8)
@@ -41,7 +41,7 @@ class Pairs:
     """
 
     def __init__(self, tables: Tables, live: Sequence[Chain]) -> None:
-        fronts = [chain.fronts[-1] for chain in live]
+        fronts = [chain.last for chain in live]
         sizes = [len(front.psi) for front in fronts]
         self.cut = np.repeat(np.arange(len(live)), sizes)
         self.prefix = np.repeat([tables.num_weights(cut) for cut in range(len(live))], sizes)
@@ -53,10 +53,15 @@ class Pairs:
         )
         self.first = np.concatenate([[0], np.cumsum(sizes)[:-1]])
         self.live_bits = [
-            tuple(WIDTHS[width] for width in chain.widths(len(chain.fronts) - 1, k))
+            tuple(WIDTHS[width] for width in chain.widths(len(chain.starts) - 2, k))
             for chain, size in zip(live, sizes, strict=True)
             for k in range(size)
         ]
+
+
+def strides(chain: Chain) -> list[int]:
+    """What a binary search goes by that begins before a front's first point, whichever front it is."""
+    return [1 << k for k in reversed(range(int(np.diff(chain.starts).max()).bit_length()))]
 
 
 class Found(NamedTuple):
@@ -118,20 +123,11 @@ class Joined:
     """
 
     def __init__(self, chain: Chain, pairs: Pairs, held: Sequence[Sequence[int]] | None = None) -> None:
-        fronts = chain.fronts
-        sizes = np.array([len(front.psi) for front in fronts])
-        starts = np.concatenate([[0], np.cumsum(sizes)[:-1]])
-        self._pairs = pairs
+        self._pairs, self._chain = pairs, chain
         self._known: dict[bytes, tuple[Ints, Bools]] = {}
         self._held = None if held is None else np.array(held, np.int64).reshape(-1, len(WIDTHS))
-        self._bytes: Ints = np.concatenate([front.num_bytes for front in fronts])
-        self._psi: Floats = np.concatenate([[inf], *(front.psi for front in fronts)])  # at i + 1: noise of point i
-        parent: Ints = np.concatenate([front.parent for front in fronts], dtype=np.int64)
-        parent += np.repeat((0, *starts[:-1].tolist()), sizes)
-        # Of each point: the one that it goes on from, and which width the last tensor has, in the lowest three bits.
-        self._steps_back: Ints = (parent << WIDTH_BITS) | np.concatenate([front.width for front in fronts])
-        self._start, self._end = starts[pairs.prefix], (starts + sizes)[pairs.prefix]
-        self._strides = [1 << k for k in reversed(range(int(sizes.max()).bit_length()))]
+        self._start, self._end = chain.starts[pairs.prefix], chain.starts[pairs.prefix + 1]
+        self._strides = strides(chain)
 
     def positions(self, budgets: Floats) -> tuple[Ints, Bools]:
         """For every pair the first point with noise within its cut's budget: bytes ascend, so it loads least.
@@ -156,15 +152,15 @@ class Joined:
         budget, extra = budgets[self._pairs.cut], self._pairs.psi
         position, exists = self._end - 1, np.zeros(len(extra), np.bool_)
         some = np.flatnonzero(extra <= budget)
-        budget, extra, end, found = budget[some], extra[some], self._end[some], self._start[some]
+        budget, extra, last, found = budget[some], extra[some], self._end[some] - 1, self._start[some] - 1
         probe, noise, outside = np.empty_like(found), np.empty(len(some)), np.empty(len(some), np.bool_)
-        for stride in self._strides:  # found: as many points as are known to be outside, from the first one on
-            np.minimum(np.add(found, stride, out=probe), end, out=probe)
-            np.take(self._psi, probe, out=noise, mode="clip")  # of the point before
+        for stride in self._strides:  # found: the last point known to be outside, at first the one before the front
+            np.minimum(np.add(found, stride, out=probe), last, out=probe)
+            np.take(self._chain.psi, probe, out=noise, mode="clip")
             np.greater(np.add(noise, extra, out=noise), budget, out=outside)
             np.copyto(found, probe, where=outside)
-        exists[some] = found < end
-        position[some] = np.minimum(found, end - 1)
+        exists[some] = found < last
+        position[some] = np.minimum(found + 1, last)
         return position, exists
 
     def cheapest(
@@ -179,10 +175,10 @@ class Joined:
             memory_bytes: most that the device may hold; None for no limit.
         """
         point, exists = positions
-        pairs, download = self._pairs, self._bytes[point] + self._pairs.manifest
+        pairs, download = self._pairs, self._chain.num_bytes[point] + self._pairs.manifest
         if memory_bytes is not None:
             assert self._held is None, "fronts of what is loaded say nothing of what is held"
-            exists = exists & (self._bytes[point] + pairs.held <= memory_bytes)
+            exists = exists & (self._chain.num_bytes[point] + pairs.held <= memory_bytes)
         cost = down_weight * download + up_weight * pairs.up
         cost[~exists] = inf
         least = np.minimum.reduceat(cost, pairs.first)
@@ -190,7 +186,7 @@ class Joined:
         hit[pairs.first[least == inf]] = True  # a cut without any has an entry too
         chosen = np.flatnonzero(hit)
         if len(chosen) > len(pairs.first):
-            psi = self._psi[point[chosen] + 1] + pairs.psi[chosen]
+            psi = self._chain.psi[point[chosen]] + pairs.psi[chosen]
             chosen = chosen[np.lexsort((psi, download[chosen] + pairs.up[chosen], pairs.cut[chosen]))]
             chosen = chosen[np.flatnonzero(np.diff(pairs.cut[chosen], prepend=-1))]
         return Found(exists[chosen], chosen, point[chosen])
@@ -199,7 +195,7 @@ class Joined:
         """Bytes and widths of what was found."""
         pairs, pair = self._pairs, found.pair
         prefix, widths = pairs.prefix[pair], self._widths(found)
-        loaded = held = self._bytes[found.point]
+        loaded = held = self._chain.num_bytes[found.point]
         most = widths.shape[1]
         if self._held is not None:
             tensor = (prefix - 1)[:, None] - np.arange(most)
@@ -224,6 +220,6 @@ class Joined:
         most, at = int(self._pairs.prefix[found.pair].max()), found.point.copy()
         table = np.empty((most, len(at)), np.int64)
         for row in table:
-            np.take(self._steps_back, at, out=row, mode="clip")
+            np.take(self._chain.steps, at, out=row, mode="clip")
             np.right_shift(row, WIDTH_BITS, out=at)
-        return table.T & (len(WIDTHS) - 1)
+        return table.T & WIDTH_MASK

@@ -14,9 +14,17 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+try:
+    from qpart import _fronts as compiled
+except ImportError:  # no compiler was there
+    compiled = None  # type: ignore[assignment]
+
 Ints = NDArray[np.int64]
 Floats = NDArray[np.float64]
-BLOCK, LEAST_SIEVED = 32, 2048
+BLOCK, LEAST_SIEVED, WIDTH_BITS = 32, 2048, 3
+WIDTH_MASK = (1 << WIDTH_BITS) - 1
+NO_LIMIT = int(np.iinfo(np.int64).max)
+_MOST_BYTES = 1 << 58  # of a pattern, where fronts are merged by machine words that hold a width too
 
 
 class Front(NamedTuple):
@@ -25,14 +33,13 @@ class Front(NamedTuple):
     Attributes:
         num_bytes: ascending strictly.
         psi: summed noise, descending strictly.
-        parent: position on the front of one tensor less.
-        width: which width the last tensor has, an index.
+        steps: where each goes on from, and which width the last tensor has, an index in the lowest three bits. The
+            position is that on the front of one tensor less, or in a `Chain` that among the points of all its fronts.
     """
 
     num_bytes: Ints
     psi: Floats
-    parent: NDArray[np.int32]
-    width: NDArray[np.int8]
+    steps: Ints
 
     def first_within(self, extra: Floats, budget: float) -> Ints:
         """Position of the cheapest point with psi + extra <= budget, len(front) if there is none.
@@ -56,10 +63,17 @@ class Front(NamedTuple):
 
 def start() -> Front:
     """The front of no tensors: one pattern, no bytes, no noise."""
-    return Front(np.zeros(1, np.int64), np.zeros(1), np.zeros(1, np.int32), np.zeros(1, np.int8))
+    return Front(np.zeros(1, np.int64), np.zeros(1), np.zeros(1, np.int64))
 
 
-def extend(front: Front, num_bytes: Sequence[int], psi: Sequence[float], most_psi: float = inf) -> Front:
+def extend(
+    front: Front,
+    num_bytes: Sequence[int],
+    psi: Sequence[float],
+    most_psi: float = inf,
+    most_bytes: int = NO_LIMIT,
+    base: int = 0,
+) -> Front:
     """The front with one tensor more.
 
     Args:
@@ -67,6 +81,8 @@ def extend(front: Front, num_bytes: Sequence[int], psi: Sequence[float], most_ps
         num_bytes: of the new tensor at each width.
         psi: its noise at each width.
         most_psi: noisier points are left out, but for the quietest: noise only ever grows.
+        most_bytes: so are points with more bytes; the quietest stays where nothing else is left.
+        base: position of the front's first point.
 
     Returns:
         At most n times widths points. Of two equal ones the smaller width stays, then the earlier parent.
@@ -86,12 +102,16 @@ def extend(front: Front, num_bytes: Sequence[int], psi: Sequence[float], most_ps
     last_of_equals[-1] = True
     np.less(sorted_bytes[:-1], sorted_bytes[1:], out=last_of_equals[:-1])
     last_of_equals[:first] = False
+    within = last_of_equals & (sorted_bytes <= most_bytes)
+    if within.any():
+        last_of_equals = within
+    else:
+        last_of_equals[:-1] = False
     order = order[last_of_equals]
     return Front(
         sorted_bytes[last_of_equals],
         sorted_psi[last_of_equals],
-        parent[order].astype(np.int32),
-        np.array(widths, np.int8)[row[order]],
+        ((base + parent[order]) << WIDTH_BITS) | np.array(widths, np.int64)[row[order]],
     )
 
 
@@ -156,37 +176,117 @@ def _useful_widths(num_bytes: Sequence[int], psi: Sequence[float]) -> list[int]:
 
 
 class Chain:
-    """The fronts of every prefix of a list of tensors.
+    """The fronts of every prefix of a list of tensors, end to end.
 
     Args:
         num_bytes: (tensors, widths) costs.
         psi: (tensors, widths) noise.
-        known: fronts of the first prefixes, if they are known already.
-        most_psi: points with more noise are left out, but for the quietest of each front.
+        known: a chain of the first tensors and perhaps others, where their costs are those here over `scale`.
+        num_known: how many tensors are known.
+        scale: see `known`.
+        most_psi: points with more noise are left out, but for the quietest of each front; known ones stay.
+        most_bytes: (tensors,) most bytes of the first so many, if there is such a limit; likewise.
+
+    Attributes:
+        num_bytes, psi, steps: (points,) of all fronts; see `Front`.
+        starts: (fronts + 1,) position of the first point of each front, and how many points there are.
     """
 
     def __init__(
         self,
         num_bytes: Sequence[Sequence[int]],
         psi: Sequence[Sequence[float]],
-        known: Sequence[Front] = (),
+        *,
+        known: Chain | None = None,
+        num_known: int = 0,
+        scale: int = 1,
         most_psi: float = inf,
+        most_bytes: Sequence[int] | None = None,
     ) -> None:
-        self.fronts = list(known) or [start()]
-        for k in range(len(self.fronts) - 1, len(psi)):
-            self.fronts.append(extend(self.fronts[-1], num_bytes[k], psi[k], most_psi))
+        points, sizes = start(), [1]
+        if known is not None:
+            sizes = np.diff(known.starts[: num_known + 2]).tolist()
+            end = int(known.starts[num_known + 1])
+            points = Front(scale * known.num_bytes[:end], known.psi[:end], known.steps[:end])
+        more_bytes, more_psi = num_bytes[num_known:], psi[num_known:]
+        few_enough = int(points.num_bytes.max()) + sum(max(row) for row in more_bytes) < _MOST_BYTES
+        most = [NO_LIMIT] * len(more_bytes) if most_bytes is None else most_bytes[num_known:]
+        go_on = _merged if compiled is not None and few_enough else _extended
+        points, sizes = go_on(points, sizes, more_bytes, more_psi, most_psi, most)
+        self.num_bytes: Ints = points.num_bytes
+        self.psi: Floats = points.psi
+        self.steps: Ints = points.steps
+        self.starts: Ints = np.concatenate([[0], np.cumsum(sizes)])
+
+    def front(self, num_tensors: int) -> Front:
+        """That of the first tensors."""
+        first, end = self.starts[num_tensors], self.starts[num_tensors + 1]
+        return Front(self.num_bytes[first:end], self.psi[first:end], self.steps[first:end])
+
+    @property
+    def last(self) -> Front:
+        """The front of all tensors."""
+        return self.front(len(self.starts) - 2)
 
     def widths(self, num_tensors: int, position: int) -> list[int]:
         """Width index of each of the first tensors at a point of their front."""
-        widths = []
-        for front in reversed(self.fronts[1 : num_tensors + 1]):
-            widths.append(int(front.width[position]))
-            position = int(front.parent[position])
+        widths, at = [], int(self.starts[num_tensors]) + position
+        for _ in range(num_tensors):
+            step = int(self.steps[at])
+            widths.append(step & WIDTH_MASK)
+            at = step >> WIDTH_BITS
         return widths[::-1]
 
-    def summed(self, values: Sequence[Sequence[int]]) -> list[Ints]:
-        """For every front and every point on it: the sum of another (tensors, widths) table over its pattern."""
-        sums = [np.zeros(1, np.int64)]
-        for front, row in zip(self.fronts[1:], values, strict=False):  # the fronts may stop before the tensors do
-            sums.append(sums[-1][front.parent] + np.array(row, np.int64)[front.width])
+    def summed(self, values: Sequence[Sequence[int]]) -> Ints:
+        """(points,) the sum of another (tensors, widths) table over every point's pattern."""
+        if compiled is not None and len(self.starts) > 2:
+            return compiled.summed(self.steps, self.starts, np.array(values, np.int64))
+        sums = np.zeros(len(self.psi), np.int64)
+        for k in range(1, len(self.starts) - 1):  # the fronts may stop before the tensors do
+            here = slice(self.starts[k], self.starts[k + 1])
+            steps = self.steps[here]
+            sums[here] = sums[steps >> WIDTH_BITS] + np.array(values[k - 1], np.int64)[steps & WIDTH_MASK]
         return sums
+
+
+def _extended(
+    points: Front,
+    sizes: list[int],
+    num_bytes: Sequence[Sequence[int]],
+    psi: Sequence[Sequence[float]],
+    most_psi: float,
+    most_bytes: Sequence[int],
+) -> tuple[Front, list[int]]:
+    """Fronts of more tensors behind those that are there, one after the other."""
+    base = len(points.psi) - sizes[-1]
+    fronts = [Front(points.num_bytes[base:], points.psi[base:], points.steps[base:])]
+    for row, noise, most in zip(num_bytes, psi, most_bytes, strict=True):
+        fronts.append(extend(fronts[-1], row, noise, most_psi, most, base))
+        base += len(fronts[-2].psi)
+    parts = [points, *fronts[1:]]
+    joined = Front(
+        np.concatenate([part.num_bytes for part in parts]), np.concatenate([part.psi for part in parts]),
+        np.concatenate([part.steps for part in parts]),
+    )  # fmt: skip
+    return joined, [*sizes, *(len(front.psi) for front in fronts[1:])]
+
+
+def _merged(
+    points: Front,
+    sizes: list[int],
+    num_bytes: Sequence[Sequence[int]],
+    psi: Sequence[Sequence[float]],
+    most_psi: float,
+    most_bytes: Sequence[int],
+) -> tuple[Front, list[int]]:
+    """The same by the compiled merge, in a tenth of the time."""
+    useful = [_useful_widths(row, noise) for row, noise in zip(num_bytes, psi, strict=True)]
+    if not useful:
+        return points, sizes
+    filled = np.array([widths + [0] * (WIDTH_MASK + 1 - len(widths)) for widths in useful])
+    rows = np.arange(len(useful))[:, None]
+    joined_bytes, joined_psi, steps, counts = compiled.extended(
+        *points, sizes, np.array(num_bytes, np.int64)[rows, filled], np.array(psi, float)[rows, filled], filled,
+        np.array([len(widths) for widths in useful]), most_psi, np.array(most_bytes, np.int64),
+    )  # fmt: skip
+    return Front(joined_bytes, joined_psi, steps), counts

@@ -16,7 +16,7 @@ TOKEN_MAX = 1 << 24
 
 
 def load_inputs(path: str | Path, shape: Shape) -> NDArray[np.float32]:
-    """Read inputs from a .npy file.
+    """Read inputs from a .npy file; `load_array`, then `as_float`.
 
     Args:
         path: of an array (n, *shape), or of one sample (*shape), float32, uint8, int32 or int64; uint8 are pixels
@@ -30,6 +30,15 @@ def load_inputs(path: str | Path, shape: Shape) -> NDArray[np.float32]:
         ArtefactError: there is no such file, it is damaged, or not of numbers that can be taken.
         ShapeMismatch: the shape is another one.
     """
+    return as_float(load_array(path), shape, name=str(path))
+
+
+def load_array(path: str | Path) -> NDArray[np.generic]:
+    """What a .npy file holds, whatever its shape.
+
+    Raises:
+        ArtefactError: there is no such file, or it is no array of numbers.
+    """
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("error")  # numpy warns of headers of Python 2
@@ -38,12 +47,12 @@ def load_inputs(path: str | Path, shape: Shape) -> NDArray[np.float32]:
         raise ArtefactError(f"there is no file {path}") from None
     except (OSError, ValueError, EOFError, SyntaxError, MemoryError, OverflowError, Warning) as error:
         raise ArtefactError(
-            f"{path} is no array that can be read ({_first_line(error)}): write it with numpy.save, not as objects"
+            f"{path} is no array that can be read ({_why(error)}): write it with numpy.save, not as objects"
         ) from None
     if not isinstance(array, np.ndarray):
         array.close()
         raise ArtefactError(f"{path} is an archive of several arrays: write one with numpy.save")
-    return as_float(array, shape, name=str(path))
+    return array
 
 
 def as_float(array: NDArray[np.generic], shape: Shape, *, name: str = "the input") -> NDArray[np.float32]:
@@ -83,7 +92,7 @@ def load_labels(path: str | Path) -> NDArray[np.int64]:
     try:
         labels = np.load(path, allow_pickle=False)
     except (OSError, ValueError, EOFError) as error:
-        raise ArtefactError(f"labels {path} cannot be read: {error}; write them with numpy.save") from None
+        raise ArtefactError(f"labels {path} cannot be read: {_why(error)}; write them with numpy.save") from None
     if not isinstance(labels, np.ndarray) or labels.ndim != 1 or labels.dtype.kind not in "iu":
         raise ArtefactError(f"labels {path} must be one array (n,) of whole numbers")
     return labels.astype(np.int64)
@@ -102,5 +111,9 @@ def check_labels(labels: NDArray[np.int64], num_inputs: int, num_classes: int) -
     return labels
 
 
-def _first_line(error: BaseException) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0]
+def _why(error: BaseException) -> str:
+    """In a few words; numpy takes any text for a pickle, and its remedy is to load that."""
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror
+    first = (str(error).splitlines() or [type(error).__name__])[0]
+    return "it is no .npy file" if "pickle" in first else first

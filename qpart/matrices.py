@@ -1,14 +1,17 @@
-"""Linear layers that are multiplied as they are held: bent codes in the layout of `edgekernels.PackedMatrix`.
+"""Layers that are multiplied as they are held: bent codes in the layout of `edgekernels.PackedMatrix`.
 
-Pure. Only for few tokens: with many the weight is dequantised once for all of them and numpy multiplies.
+Pure. Linear layers, and convolutions of all channels, whose windows are the tokens. Only for few tokens: with many the
+weight is dequantised once for all of them and numpy multiplies.
 """
 
 from __future__ import annotations
 
+from math import prod
+
 import numpy as np
 from edgekernels import PackedMatrix, backend, matmul, unpack
 
-from qpart.ops import Shape
+from qpart.ops import Conv2d, Linear, Op, Shape
 from qpart.quantiser import HALF, Floats, QuantisedWeight
 
 FEW_TOKENS = 16
@@ -17,8 +20,13 @@ _UNIT, _BLOCK = 32, 16  # columns and rows that the layout fills up
 _MOST_WASTE = 1 / 8
 
 
+def is_matrix(op: Op) -> bool:
+    """Whether a layer's weight is one matrix (out, in), or (out, *in)."""
+    return isinstance(op, Linear) or (isinstance(op, Conv2d) and op.groups == 1)
+
+
 class LinearWeight:
-    """The weight (out, in) of a linear layer, its codes as a matrix; made by `LinearWeight.of`.
+    """The weight of a layer as a matrix (out, in) of its codes; made by `LinearWeight.of`.
 
     Attributes:
         num_bytes: that it holds.
@@ -30,15 +38,15 @@ class LinearWeight:
 
     @classmethod
     def of(cls, packed: QuantisedWeight, shape: Shape) -> LinearWeight | None:
-        """The same weight as a matrix; None where it would take much more memory, or there is no compiled kernel."""
-        rows, columns = shape
+        """The same weight (out, *in) as a matrix; None where that takes much more memory, or no kernel is compiled."""
+        rows, columns = shape[0], prod(shape[1:])
         filled = -(-columns // _UNIT) * _UNIT
         held = -(-rows // _BLOCK) * _BLOCK * (filled * packed.bits / 8 + 4)
         least = packed.codes.nbytes + packed.scale.nbytes
         if packed.bits == HALF or backend() != "cython" or held > (1 + _MOST_WASTE) * least:
             return None
         codes = np.zeros((rows, filled), np.uint8)
-        codes[:, :columns] = unpack(packed.codes, rows * columns, packed.bits).reshape(shape)
+        codes[:, :columns] = unpack(packed.codes, rows * columns, packed.bits).reshape(rows, columns)
         scale = (packed.scale.astype(np.float32) * np.float32(packed.gain))[:, None]
         return cls(PackedMatrix.from_codes(codes, packed.bits, group=filled, scale=scale, bend=packed.bend), columns)
 

@@ -17,10 +17,10 @@ from edgekernels import merge_planes, packed_bytes, split_planes
 
 from edgebus.blobs.manifest import manifest_of
 from qpart.errors import SegmentRejected
-from qpart.matrices import LinearWeight
+from qpart.matrices import LinearWeight, is_matrix
 from qpart.nesting import MAX_BEND, NESTED, TOP
 from qpart.network import Parameters
-from qpart.ops import AnyOp, Linear, Shape
+from qpart.ops import AnyOp, Shape
 from qpart.quantiser import HALF, Bytes, Floats, QuantisedWeight, dequantise_weight, nested_code, quantise_weight
 from qpart.tables import WIDTHS
 
@@ -161,7 +161,7 @@ class Layer:
             raise SegmentRejected("a piece belongs to another layer, or has an unknown grid; ask for a plan again")
         packed = QuantisedWeight(bits, bend, gain, scale, codes)
         self.bits = bits
-        self._weight = (LinearWeight.of(packed, shape) if isinstance(op, Linear) else None) or packed
+        self._weight = (LinearWeight.of(packed, shape) if is_matrix(op) else None) or packed
 
     @property
     def held_bytes(self) -> int:
@@ -174,11 +174,11 @@ class Layer:
         """The weight dequantised, and the bias; float32."""
         weight = self._weight
         if isinstance(weight, LinearWeight):
-            return Parameters(weight.dequantised(), self.bias)
+            return Parameters(weight.dequantised().reshape(self._shape), self.bias)
         return Parameters(dequantise_weight(weight, self._shape), self.bias)
 
     def product(self, x: Floats) -> Floats | None:
-        """x (tokens, in) times the weight of a linear layer as it is packed, and the bias.
+        """x (tokens, in) times the weight as it is packed, and the bias; a convolution's tokens are its windows.
 
         None where the layer is not held so, or there are too many tokens for that to pay.
         """

@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from qpart.costs import Fixed
-from qpart.cuts import Choices, Joined, Pairs
+from qpart.cuts import Choices, Joined, Pairs, strides
 from qpart.fronts import Chain, Floats, Ints
 from qpart.problems import NO_LOADS, Loads, Problem, Reach, search
 from qpart.tables import WIDTHS, BitList, Tables
@@ -173,16 +173,15 @@ class Solver:
         self._bytes = [tables.weight_bytes[node] for node in nodes]
         self._psi = [tables.weight_psi[node] for node in nodes]
         chain = Chain(self._bytes, self._psi)
-        own = [front.num_bytes for front in chain.fronts]
-        self._plain = Problem(chain, own, None)
+        self._plain = Problem(chain, chain.num_bytes, None)
         self._live = [
             Chain([num_bytes[value] for value in live], [psi[value] for value in live])
             for live, num_bytes, psi in zip(tables.network.live, tables.live_bytes, tables.live_psi, strict=True)
         ]
-        self._kept: OrderedDict[tuple[Pieces, tuple[int, int], float, int], Problem] = OrderedDict()
+        self._kept: OrderedDict[tuple[Pieces, tuple[int, int], Reach], Problem] = OrderedDict()
         self._prefix = np.array([tables.num_weights(cut) for cut in range(tables.network.num_nodes + 1)])
         self._besides = np.array(tables.manifest_bytes) + 4 * np.array(tables.device_items)
-        self._least_live = np.array([live.fronts[-1].psi[-1] for live in self._live])
+        self._least_live = np.array([live.psi[-1] for live in self._live])
         self._pairs = Pairs(tables, self._live)
         self._least_bytes = least_bytes(tables)
         self._plain_joined = Joined(chain, self._pairs)
@@ -190,7 +189,8 @@ class Solver:
 
     def front_sizes(self) -> list[int]:
         """Points on the weights' front of every prefix of the nodes with weights."""
-        return [len(front.psi) for front in self._plain.chain.fronts]
+        sizes: list[int] = np.diff(self._plain.chain.starts).tolist()
+        return sizes
 
     def best(
         self,
@@ -221,7 +221,7 @@ class Solver:
             None if nothing meets budget and memory. Of equal costs: fewest bytes, then least noise.
         """
         pieces = self._relevant(cut, cached)
-        reach = Reach(inf, len(self._psi))
+        reach = Reach(inf)
         return self._best(cut, budget, (down_weight, up_weight), memory_bytes, pieces, reach)
 
     def _best(
@@ -234,15 +234,28 @@ class Solver:
         reach: Reach,
     ) -> Pattern | None:
         """`best` with relevant pieces; fronts with a cache are made as far as it says."""
-        room = self._room(cut, memory_bytes)
         if not pieces:
-            return self._cheapest((self._plain,), cut, budget, *byte_weights, room)
-        loading = self._with_cache(pieces, TO_LOAD, reach)
-        found = self._cheapest((loading,), cut, budget, *byte_weights, None)
+            return self._cheapest((self._plain,), cut, budget, *byte_weights, self._room(cut, memory_bytes))
+        found = self._cheapest((self._with_cache(pieces, TO_LOAD, reach),), cut, budget, *byte_weights, None)
         if found is None or memory_bytes is None or found.device_bytes <= memory_bytes:
             return found
-        problems = (loading, *(self._with_cache(pieces, mix, reach) for mix in MIXES))
-        return self._cheapest(problems, cut, budget, *byte_weights, room)
+        return self._fitting(cut, budget, byte_weights, memory_bytes, pieces, reach)
+
+    def _fitting(
+        self,
+        cut: int,
+        budget: float,
+        byte_weights: tuple[float, float],
+        memory_bytes: int,
+        pieces: Pieces,
+        reach: Reach,
+    ) -> Pattern | None:
+        """What `best` looks for where the optimum without memory does not fit."""
+        problems: tuple[Problem, ...] = (self._plain,)
+        if pieces:
+            mixed = (self._with_cache(pieces, mix, reach) for mix in MIXES)
+            problems = (self._with_cache(pieces, TO_LOAD, Reach(reach.most_psi)), *mixed)
+        return self._cheapest(problems, cut, budget, *byte_weights, self._room(cut, memory_bytes))
 
     def best_of_each(
         self,
@@ -268,16 +281,28 @@ class Solver:
         if not pieces or memory_bytes is None:
             return found
         tight = np.flatnonzero(found.exists & (found.device_bytes > memory_bytes)).tolist()
-        feasible = {cut for cut in tight if self.least_psi(cut, memory_bytes) <= budgets[cut]}
-        deepest = self.tables.num_weights(max(feasible, default=0))
+        if not tight:
+            return found
+        feasible = set(np.flatnonzero(self.least_psi_of_each(memory_bytes) <= budgets).tolist()).intersection(tight)
+        reach = Reach(most_psi, self._rooms(feasible, memory_bytes))
+        first = min(node for node, _ in pieces)
         for cut in tight:
-            mine = pieces if any(node < cut for node, _ in pieces) else _NONE
             one = None
             if cut in feasible:
                 weights = down_weight, up_weight
-                one = self._best(cut, float(budgets[cut]), weights, memory_bytes, mine, Reach(most_psi, deepest))
+                mine = pieces if first < cut else _NONE
+                one = self._fitting(cut, float(budgets[cut]), weights, memory_bytes, mine, reach)
             found.put(cut, one)
         return found
+
+    def _rooms(self, cuts: Collection[int], memory_bytes: int) -> tuple[int, ...]:
+        """(tensors,) most bytes of the packed pieces of so many tensors at any of these cuts; -1 where none is."""
+        rooms = [-1] * max((int(self._prefix[cut]) for cut in cuts), default=0)
+        for cut in cuts:
+            if self._prefix[cut]:
+                at = int(self._prefix[cut]) - 1
+                rooms[at] = max(rooms[at], memory_bytes - int(self._besides[cut]))
+        return tuple(rooms)
 
     def fitting(self, memory_bytes: int) -> NDArray[np.bool_]:
         """(cuts,) whether any pattern of a cut fits into the memory, however noisy."""
@@ -288,7 +313,7 @@ class Solver:
             return self._plain_joined
         key = pieces, most_psi
         if key not in self._joined:
-            chain = self._with_cache(pieces, TO_LOAD, Reach(most_psi, len(self._psi))).chain
+            chain = self._with_cache(pieces, TO_LOAD, Reach(most_psi)).chain
             self._joined[key] = Joined(chain, self._pairs, self._bytes)
             if len(self._joined) > MAX_KEPT_PROBLEMS:
                 self._joined.popitem(last=False)
@@ -301,14 +326,15 @@ class Solver:
 
     def least_psi_of_each(self, memory_bytes: int | None = None) -> Floats:
         """(cuts,) what `least_psi` says of each."""
-        fronts, prefix = self._plain.chain.fronts, self._prefix
-        least = np.array([front.psi[-1] for front in fronts])[prefix]
+        chain, prefix = self._plain.chain, self._prefix
+        first, last = chain.starts[prefix], chain.starts[prefix + 1] - 1
+        least = chain.psi[last]
         if memory_bytes is not None:
-            room = memory_bytes - self._besides
-            for cut in np.flatnonzero(room < np.array([front.num_bytes[-1] for front in fronts])[prefix]).tolist():
-                front = fronts[prefix[cut]]
-                num_fitting = int(front.num_bytes.searchsorted(room[cut], side="right"))
-                least[cut] = front.psi[num_fitting - 1] if num_fitting else inf
+            room, fitting = memory_bytes - self._besides, first - 1
+            for stride in strides(chain):  # fitting: the last point known to fit, at first the one before the front
+                probe = np.minimum(fitting + stride, last)
+                fitting = np.where(chain.num_bytes[probe] <= room, probe, fitting)
+            least = np.where(fitting >= first, chain.psi[fitting], inf)
         found: Floats = least + self._least_live
         return found
 
@@ -327,8 +353,8 @@ class Solver:
 
     def _with_cache(self, pieces: Pieces, mix: tuple[int, int], reach: Reach | None = None) -> Problem:
         """The problem whose fronts are of so many times the bytes to load plus so many times the bytes to hold."""
-        most_psi, deepest = reach or Reach(inf, len(self._psi))
-        key, (load_weight, hold_weight) = (pieces, mix, most_psi, deepest), mix
+        reach = reach or Reach(inf)
+        key, (load_weight, hold_weight) = (pieces, mix, reach), mix
         if key in self._kept:
             self._kept.move_to_end(key)
             return self._kept[key]
@@ -337,13 +363,16 @@ class Solver:
         load = [loads.get(node, row) for node, row in zip(nodes, self._bytes, strict=True)]
         if load_weight:
             first = min(nodes.index(node) for node, _ in pieces)  # before it, loading is holding
-            known = [f._replace(num_bytes=(load_weight + hold_weight) * f.num_bytes) for f in chain.fronts[: first + 1]]
             mixed = [
                 [load_weight * n + hold_weight * m for n, m in zip(some, own, strict=True)]
                 for some, own in zip(load, self._bytes, strict=True)
             ]
-            chain = Chain(mixed[:deepest], self._psi[:deepest], known=known[: deepest + 1], most_psi=most_psi)
-        download = chain.summed(load) if hold_weight else [front.num_bytes for front in chain.fronts]
+            scale, deepest = load_weight + hold_weight, len(nodes) if reach.rooms is None else len(reach.rooms)
+            chain = Chain(
+                mixed[:deepest], self._psi[:deepest], known=chain, num_known=min(first, deepest), scale=scale,
+                most_psi=reach.most_psi, most_bytes=reach.most_bytes(scale, mixed),
+            )  # fmt: skip
+        download = chain.summed(load) if hold_weight else chain.num_bytes
         self._kept[key] = Problem(chain, download, self._bytes, loads)
         if len(self._kept) > MAX_KEPT_PROBLEMS:
             self._kept.popitem(last=False)
@@ -360,21 +389,23 @@ class Solver:
     ) -> Pattern | None:
         """The best over some problems of: for each useful combination of live widths, the cheapest weights."""
         num_weights, live = self.tables.num_weights(cut), self._live[cut]
-        ups = live.fronts[-1].num_bytes + self.tables.infer_bytes[cut]
+        ups = live.last.num_bytes + self.tables.infer_bytes[cut]
         best: tuple[tuple[float, ...], Problem, int, int] | None = None
         for problem in problems:
-            position, exists = search(problem, num_weights, live.fronts[-1].psi, budget, room)
+            position, exists = search(problem, num_weights, live.last.psi, budget, room)
             if not exists.any():
                 continue
-            downs = problem.download[num_weights][position] + self.tables.manifest_bytes[cut]
+            position = position + problem.chain.starts[num_weights]
+            downs = problem.download[position] + self.tables.manifest_bytes[cut]
             cost = np.where(exists, down_weight * downs + up_weight * ups, inf)
-            psi = problem.chain.fronts[num_weights].psi[position] + live.fronts[-1].psi
+            psi = problem.chain.psi[position] + live.last.psi
             k = int(np.lexsort((psi, downs + ups, cost))[0])
             rank = (float(cost[k]), float(downs[k] + ups[k]), float(psi[k]))
             if best is None or rank < best[0]:
                 best = rank, problem, int(position[k]), k
         if best is None:
             return None
-        weights, lives = best[1].chain.widths(num_weights, best[2]), live.widths(len(live.fronts) - 1, best[3])
+        weights = best[1].chain.widths(num_weights, best[2] - int(best[1].chain.starts[num_weights]))
+        lives = live.widths(len(live.starts) - 2, best[3])
         bits = [[WIDTHS[width] for width in widths] for widths in (weights, lives)]
         return _evaluated(self.tables, cut, bits[0], bits[1], best[1].loads)

@@ -1,8 +1,8 @@
 """How long calibrating a net of ResNet-18's size takes: 11 million parameters, images of 64 x 64 or 224 x 224.
 
-`python -m bench.macro.calibration [--size 224]`, about 8 minutes alone on two cores (224: 40). Fashion-MNIST's images
-are enlarged to three channels and the net is trained on some of them for a minute, which is enough for margins. Then
-`qpart calibrate` runs as a process of its own. Results go to bench/results/calibration.json.
+`python -m bench.macro.calibration [--size 224]`, about 12 minutes alone on two cores (224: several times that).
+Fashion-MNIST's images are enlarged to three channels and the net is trained on some of them for a minute, which is
+enough for margins. Then `qpart calibrate` runs as a process of its own. Results go to bench/results/calibration.json.
 """
 
 from __future__ import annotations

@@ -39,6 +39,8 @@ def read_access(program: str, *, keys: Path | None, allow: str | None, insecure:
         KeyFileError: the keys cannot be read.
     """
     if insecure:
+        if keys is not None or allow is not None:
+            raise ConfigError("--insecure goes without keys: leave out --keys and --allow, or leave out --insecure")
         return Access(None, None)
     if keys is None:
         raise ConfigError("give --keys DIR (made by `edgebus keygen DIR`), or --insecure to go without")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import logging
-import os
 from itertools import pairwise
 from pathlib import Path
 from typing import Annotated
@@ -14,6 +13,7 @@ import typer
 from edgebus.cli.progress import stage_bar
 from qpart import journal
 from qpart.cli import calibrated
+from qpart.cli.options import check_writable
 from qpart.datasets import load_data
 from qpart.errors import RequestError
 from qpart.inputs import check_labels, load_labels
@@ -55,7 +55,7 @@ def calibrate(
         qpart calibrate net.pt2 --data images.npy --out net.qpart
     """
     logging.basicConfig(level=logging.WARNING, format="qpart calibrate: %(levelname)s %(message)s")
-    _check_writable(out)
+    check_writable(out)
     called, asked = _check_name(out.stem if name is None else name), _parse_levels(levels)
     known = None if labels is None else load_labels(labels)
     require_torch("calibrating")
@@ -100,10 +100,3 @@ def _parse_levels(text: str) -> tuple[float, ...]:
     if len(levels) > MAX_LEVELS:
         raise RequestError(f"{len(levels)} levels are given, {MAX_LEVELS} are the most")
     return levels
-
-
-def _check_writable(out: Path) -> None:
-    """Known before the work and not after it."""
-    out.parent.mkdir(parents=True, exist_ok=True)
-    if out.is_dir() or not os.access(out.parent, os.W_OK):
-        raise RequestError(f"{out} cannot be written; name a file in a directory of yours (--out)")

@@ -19,8 +19,10 @@ import typer
 from edgebus.cli.options import safe
 from edgebus.cli.progress import load_bar
 from edgebus.files import write_whole
+from edgebus.links import check_transport
+from qpart.cli.options import check_writable
 from qpart.cli.show import console, plan_lines, plan_object, plan_table, printable
-from qpart.inputs import check_labels, load_inputs, load_labels
+from qpart.inputs import as_float, check_labels, load_array, load_labels
 from qpart.profile import Request
 from qpart.quantiser import Floats
 from qpart.run.cache import PieceCache
@@ -60,7 +62,7 @@ def infer(
     model: Annotated[str | None, typer.Option(help="Needed where the server has several.")] = None,
     labels: Annotated[Path | None, typer.Option(help=".npy, (n,) whole numbers; accuracy is reported.")] = None,
     inferences: Annotated[
-        int | None, typer.Option(help="Over how many the download counts; default: the inputs that are run.")
+        int | None, typer.Option(min=1, help="Over how many the download counts; default: the inputs that are run.")
     ] = None,
     batch: Annotated[int, typer.Option(min=1, help="Inputs in one request.")] = 1,
     depth: Annotated[
@@ -88,7 +90,14 @@ def infer(
 
         qpart infer --server tcp://10.0.0.5:5556 --server-key server.key --keys ./device --inputs x.npy --accuracy 0.01
     """
+    if insecure and (server_key or keys):
+        raise typer.BadParameter("--insecure sends plaintext: drop --server-key and --keys")
+    for endpoint in server:
+        check_transport(endpoint)
     answers = None if labels is None else load_labels(labels)
+    array = load_array(inputs)  # what is wrong with files is known before anybody is asked for anything
+    if out is not None:
+        check_writable(out)
     with Device(
         server,
         model=model,
@@ -101,7 +110,7 @@ def infer(
         adapt=adapt,
         publisher=publisher,
     ) as device:
-        samples = load_inputs(inputs, device.model.input_shape)
+        samples = as_float(array, device.model.input_shape, name=str(inputs))
         answers = None if answers is None else check_labels(answers, len(samples), device.model.num_classes)[:limit]
         samples = samples[:limit]
         planned = device.prepare(msgspec.structs.replace(request, inferences=inferences or len(samples)))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import inspect
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
@@ -172,3 +173,15 @@ def with_request(command: Callable[..., None], *, accuracy: float | None = None)
     run.__annotations__ = {p.name: p.annotation for p in parameters}
     del run.__wrapped__
     return run
+
+
+def check_writable(out: Path) -> None:
+    """That a result can be written, known before the work and not after it.
+
+    Raises:
+        RequestError: it is a directory, or in one of somebody else.
+        OSError: there cannot be such a directory.
+    """
+    out.parent.mkdir(parents=True, exist_ok=True)
+    if out.is_dir() or not os.access(out.parent, os.W_OK):
+        raise RequestError(f"{out} cannot be written; name a file in a directory of yours (--out)")

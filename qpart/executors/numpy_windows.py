@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from math import prod
 
 import numpy as np
 from numpy.lib.stride_tricks import as_strided, sliding_window_view
@@ -28,6 +29,19 @@ def conv2d(op: Conv2d, x: Array, parameters: Parameters) -> Array:
     if parameters.bias is not None:
         y += parameters.bias[:, None, None]
     return y
+
+
+def unfolded(op: Conv2d, x: Array) -> Array:
+    """The windows of x (batch, channels, height, width) as rows (batch * windows, channels * taps), all at once."""
+    windows = _windows(op, _padded(x, op.padding, 0.0)).transpose(0, 2, 3, 1, 4, 5)
+    return windows.reshape(-1, op.in_channels * prod(op.kernel))
+
+
+def _windows(op: Conv2d, x: Array) -> Array:
+    """A view (batch, channels, rows, columns, kh, kw) of a padded x."""
+    (kh, kw), (dh, dw), (sh, sw) = op.kernel, op.dilation, op.stride
+    windows = sliding_window_view(x, (dh * (kh - 1) + 1, dw * (kw - 1) + 1), axis=(2, 3))
+    return windows[:, :, ::sh, ::sw, ::dh, ::dw]
 
 
 def _depthwise(op: Conv2d, x: Array, weight: Array) -> Array:
@@ -65,11 +79,9 @@ def _depthwise_by_pixel(op: Conv2d, x: Array, weight: Array) -> Array:
 
 def _unfolded(op: Conv2d, x: Array, weight: Array) -> Array:
     """Windows unfolded to columns, a few samples at a time, and one matrix product per sample and group."""
-    (kh, kw), (dh, dw), (sh, sw) = op.kernel, op.dilation, op.stride
-    windows = sliding_window_view(x, (dh * (kh - 1) + 1, dw * (kw - 1) + 1), axis=(2, 3))
-    windows = windows[:, :, ::sh, ::sw, ::dh, ::dw].transpose(0, 1, 4, 5, 2, 3)
+    windows = _windows(op, x).transpose(0, 1, 4, 5, 2, 3)
     batch, height, width = len(x), *windows.shape[-2:]
-    depth = op.in_channels // op.groups * kh * kw
+    depth = op.in_channels // op.groups * prod(op.kernel)
     rows = weight.reshape(op.groups, op.out_channels // op.groups, depth)
     y = np.empty((batch, op.groups, op.out_channels // op.groups, height * width), np.float32)
     step = max(1, SCRATCH_BYTES // (4 * op.groups * depth * height * width))

@@ -13,9 +13,11 @@ from numpy.typing import NDArray
 
 from qpart import ops
 from qpart.executors import numpy_layers, numpy_pointwise, numpy_shaping, numpy_windows, walk
+from qpart.matrices import FEW_TOKENS
 from qpart.network import Node, Parameters
 
 Array = NDArray[np.float32]
+Product = Callable[[int, Array], Array | None]
 
 
 class NumpyExecutor:
@@ -24,15 +26,15 @@ class NumpyExecutor:
     Args:
         nodes: of the network, or of its first part.
         parameters: called with a node's index each time that node runs, so that weights may stay packed elsewhere.
-        product: called with the index of a linear layer and its input (tokens, in) before that: their product with the
-            bias, or None if it takes the parameters.
+        product: called before that with the index of a linear layer and its input (tokens, in), or of a convolution of
+            few windows and these: their product with the bias, or None if it takes the parameters.
     """
 
     def __init__(
         self,
         nodes: tuple[Node, ...],
         parameters: Callable[[int], Parameters],
-        product: Callable[[int, Array], Array | None] = lambda index, x: None,
+        product: Product | None = None,
     ) -> None:
         self.nodes, self._parameters, self._product = nodes, parameters, product
 
@@ -50,11 +52,23 @@ class NumpyExecutor:
         op = self.nodes[index].op
         if op.weight_shape is None:
             return _PLAIN[type(op)](op, *inputs)
+        y = None if self._product is None else self._multiplied(self._product, op, index, inputs[0])
+        return _WEIGHTED[type(op)](op, inputs[0], self._parameters(index)) if y is None else y
+
+    def _multiplied(self, product: Product, op: ops.Op, index: int, x: Array) -> Array | None:
+        """A layer's product with the weight as it is held, if it can be had."""
         if isinstance(op, ops.Linear):
-            y = self._product(index, inputs[0].reshape(-1, op.in_features))
-            if y is not None:
-                return y.reshape(*inputs[0].shape[:-1], op.out_features)
-        return _WEIGHTED[type(op)](op, inputs[0], self._parameters(index))
+            y = product(index, x.reshape(-1, op.in_features))
+            return None if y is None else y.reshape(*x.shape[:-1], op.out_features)
+        if not isinstance(op, ops.Conv2d) or op.groups != 1:
+            return None
+        _, height, width = op.output_shape(x.shape[1:])
+        if len(x) * height * width > FEW_TOKENS:
+            return None
+        y = product(index, numpy_windows.unfolded(op, x))
+        if y is None:
+            return None
+        return np.ascontiguousarray(y.reshape(len(x), height, width, op.out_channels).transpose(0, 3, 1, 2))
 
 
 _WEIGHTED: dict[type[ops.Op], Callable[[Any, Array, Any], Array]] = {

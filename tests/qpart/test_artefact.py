@@ -71,6 +71,28 @@ def test_a_damaged_artefact_is_refused_in_one_line(path, change):
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize("shown", [lambda record: None, lambda record: record.pop("extent")])
+def test_an_artefact_with_the_old_bounds_is_refused_and_the_remedy_named(path, shown):
+    """Format 2 has budgets from bounds of 93 % where 95 % was said; its other fields do not matter."""
+
+    def older(arrays, record):
+        record["format"] = 2
+        shown(record)
+
+    rewrite(path, older)
+    with pytest.raises(ArtefactError) as caught:
+        load(path)
+    assert "older version (format 2, now 3)" in str(caught.value)
+    assert "bounds" in str(caught.value)
+    assert f"calibrate again: qpart calibrate MODEL --data DATA --out {path}" in str(caught.value)
+
+
+def test_an_artefact_of_a_later_version_is_refused(path):
+    rewrite(path, lambda arrays, record: record.__setitem__("format", 4))
+    with pytest.raises(ArtefactError, match=r"later version \(format 4, this one reads 3\); update edgebus, or cal"):
+        load(path)
+
+
 def test_files_that_are_something_else_are_refused(tmp_path):
     other = tmp_path / "other.safetensors"
     save_file({"x": np.zeros(3)}, other)

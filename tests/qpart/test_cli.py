@@ -217,6 +217,37 @@ def test_infer_usage_errors(qpart, files, arguments, status, word):
     assert_one_line(qpart("infer", *arguments, inputs=files.inputs, accuracy=0.05), status, word)
 
 
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"inputs": "none.npy"}, ["there is no file none.npy"]),
+        ({"inputs": "text.txt"}, ["text.txt", "it is no .npy file", "numpy.save"]),
+        ({"labels": "text.txt"}, ["text.txt", "it is no .npy file", "numpy.save"]),
+        ({"out": "."}, ["cannot be written", "--out"]),
+        ({"inferences": "0"}, ["--inferences"]),
+        ({"keys": "."}, ["--insecure", "drop --server-key and --keys"]),
+    ],
+)
+def test_infer_looks_at_files_before_it_asks_anybody(qpart, files, tmp_path, monkeypatch, options, words):
+    """Nobody listens there, and the half hour is not waited for."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "text.txt").write_text("no array")
+    asked = {"server": "tcp://127.0.0.1:9", "inputs": files.inputs, "accuracy": "0.02", "timeout": "1800", **options}
+    assert_one_line(qpart("infer", "--insecure", **asked), 2, *words)
+
+
+def test_infer_refuses_an_endpoint_that_is_none_beside_one_that_is(qpart, files):
+    servers = ("--server", "tcp://127.0.0.1:9", "--server", "nonsense")
+    ran = qpart("infer", "--insecure", *servers, inputs=files.inputs, accuracy="0.02", timeout="1800")
+    assert_one_line(ran, 2, "'nonsense' is not tcp://HOST:PORT")
+
+
+@pytest.mark.parametrize("options", [{"keys": "keys"}, {"allow": "any"}])
+def test_serve_goes_without_keys_or_with_them(qpart, files, options):
+    ran = qpart("serve", files.artefact, "--insecure", bind="tcp://127.0.0.1:0", **options)
+    assert_one_line(ran, 2, "--insecure goes without keys", "--keys and --allow")
+
+
 def test_labels_are_whole_numbers_in_one_row(qpart, files, tmp_path):
     labels = tmp_path / "labels.npy"
     for array in (np.zeros(200), np.zeros((200, 1), np.int64)):

@@ -1,4 +1,4 @@
-"""Linear layers that are multiplied as they are held."""
+"""Linear layers and small convolutions that are multiplied as they are held."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from edgekernels import backend
 from qpart.executors.with_numpy import NumpyExecutor
 from qpart.matrices import FEW_TOKENS, LinearWeight
 from qpart.network import Node, Parameters
-from qpart.ops import Linear
+from qpart.ops import Conv2d, Linear
 from qpart.pieces import Layer, encode_pieces, steps_to
 from qpart.quantiser import dequantise_weight, quantise_weight
 from qpart.tables import WIDTHS
@@ -75,6 +75,59 @@ def test_an_executor_answers_alike_with_packed_and_dequantised_layers(tokens, mo
     found = NumpyExecutor(nodes, parameters, lambda i, rows: held.product(rows)).run({0: x}, 0, 1, [1])[1]
     assert np.abs(found - wanted).max() <= 1e-5 * np.abs(wanted).max()
     assert bool(asked) == (tokens > FEW_TOKENS or backend() != "cython")
+
+
+def conv(bits, *, size, stride=(1, 1), padding=(1, 1), dilation=(1, 1), groups=1, kernel=(3, 3), channels=(32, 48)):
+    """A layer, and random images (2, channels, *size) for it."""
+    op = Conv2d(kernel, stride, padding, *channels, groups=groups, dilation=dilation)
+    random = np.random.default_rng(5)
+    values = random.normal(0, 0.1, op.weight_shape).astype(np.float32)
+    pieces = dict(
+        zip(WIDTHS, encode_pieces(Parameters(values, np.linspace(-1, 1, channels[1], dtype=np.float32))), strict=True)
+    )
+    held = Layer([pieces[step.first] for step in steps_to(values.size, bits)], op, bits)
+    return op, held, random.normal(0, 1, (2, channels[0], *size)).astype(np.float32)
+
+
+@compiled
+@pytest.mark.parametrize(
+    ("options", "multiplied"),
+    [
+        ({"size": (2, 4)}, True),
+        ({"size": (4, 4), "stride": (2, 2)}, True),
+        ({"size": (3, 4), "stride": (2, 1), "padding": (1, 0), "kernel": (3, 1)}, True),
+        ({"size": (6, 6), "dilation": (2, 2), "padding": (0, 0), "kernel": (3, 3)}, True),
+        ({"size": (2, 2), "padding": (0, 0), "kernel": (1, 1), "channels": (64, 32)}, True),
+        ({"size": (4, 4)}, False),  # 32 windows
+        ({"size": (2, 2), "groups": 2}, False),
+        ({"size": (2, 2), "channels": (3, 48)}, False),  # rows of 27 filled up to 32
+    ],
+)
+@pytest.mark.parametrize("bits", [2, 4, 7])
+def test_a_convolution_of_few_windows_is_multiplied_as_it_is_held(options, multiplied, bits):
+    op, held, x = conv(bits, **options)
+    nodes, asked = (Node(op, (0,), "conv"),), []
+    wanted = NumpyExecutor(nodes, lambda i: held.parameters()).run({0: x}, 0, 1, [1])[1]
+
+    def parameters(index):
+        asked.append(index)
+        return held.parameters()
+
+    found = NumpyExecutor(nodes, parameters, lambda i, rows: held.product(rows)).run({0: x}, 0, 1, [1])[1]
+    assert (found.shape, found.flags.c_contiguous) == (wanted.shape, True)
+    assert np.abs(found - wanted).max() <= 1e-5 * np.abs(wanted).max()
+    assert bool(asked) != multiplied
+
+
+@compiled
+@pytest.mark.parametrize("bits", range(2, 9))
+def test_a_convolution_held_as_a_matrix_has_the_same_weights_to_the_bit(bits):
+    op, held, _ = conv(bits, size=(2, 2))
+    values = np.random.default_rng(5).normal(0, 0.1, op.weight_shape).astype(np.float32)
+    right = dequantise_weight(quantise_weight(values, bits), op.weight_shape)
+    assert held.parameters().weight.tobytes() == right.tobytes()
+    least = values.size * bits / 8 + 2 * 48 + 4 * 48
+    assert least <= held.held_bytes <= 1.125 * least
 
 
 @pytest.mark.parametrize("other", ["numpy", "numba"])

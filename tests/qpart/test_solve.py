@@ -163,14 +163,13 @@ def test_pieces_that_cannot_be_are_refused(pieces):
 def test_fronts_with_a_cache_are_those_made_from_the_start():
     tables = random_tables(NETWORKS["dense"], 1)
     nodes, pieces = tables.network.parametric, frozenset({(3, 4)})
-    load = [tables.load_bytes(pieces).get(i, tables.weight_bytes[i]) for i in nodes]
+    load, solver = [tables.load_bytes(pieces).get(i, tables.weight_bytes[i]) for i in nodes], Solver(tables)
     for down, hold in (TO_LOAD, *MIXES):
         rows = zip(nodes, load, strict=True)
         mixed = [[down * n + hold * m for n, m in zip(row, tables.weight_bytes[i], strict=True)] for i, row in rows]
-        expected = Chain(mixed, [tables.weight_psi[i] for i in nodes]).fronts
-        for front, other in zip(Solver(tables)._with_cache(pieces, (down, hold)).chain.fronts, expected, strict=True):
-            np.testing.assert_array_equal(front.num_bytes, other.num_bytes)
-            np.testing.assert_array_equal(front.psi, other.psi)
+        expected, found = Chain(mixed, [tables.weight_psi[i] for i in nodes]), solver._with_cache(pieces, (down, hold))
+        for column in ("num_bytes", "psi", "steps", "starts"):
+            np.testing.assert_array_equal(getattr(found.chain, column), getattr(expected, column))
 
 
 def test_caches_kept_are_bounded():

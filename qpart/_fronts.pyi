@@ -1,0 +1,30 @@
+from qpart.fronts import Floats, Ints
+
+def extended(
+    num_bytes: Ints,
+    psi: Floats,
+    steps: Ints,
+    sizes: list[int],
+    more_bytes: Ints,
+    more_psi: Floats,
+    widths: Ints,
+    num_widths: Ints,
+    most_psi: float,
+    most_bytes: Ints,
+) -> tuple[Ints, Floats, Ints, list[int]]:
+    """The fronts that are there, and behind them one for each further tensor.
+
+    Args:
+        num_bytes, psi, steps: (points,) of the fronts that are there, end to end; see `qpart.fronts.Chain`.
+        sizes: of these fronts.
+        more_bytes, more_psi: (tensors, 8) of each width that is of use, in ascending bytes; then anything.
+        widths: (tensors, 8) which widths they are.
+        num_widths: (tensors,) how many of the eight count.
+        most_psi, most_bytes: points with more are left out, but for the quietest of each front; bytes for each tensor.
+
+    Returns:
+        (points,) bytes, noise and steps of all fronts, and their sizes.
+    """
+
+def summed(steps: Ints, starts: Ints, values: Ints) -> Ints:
+    """(points,) the sum of a (tensors, 8) table over every point's pattern; see `qpart.fronts.Chain`."""
