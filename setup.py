@@ -38,17 +38,23 @@ def extension(family: str) -> Extension:
 # The hot path of the bus: modules which run as they stand, and faster compiled (their .pxd files say with what types).
 BUS = (
     "answerer",
+    "arrays",
     "attached",
+    "bulk",
+    "bulk_receiver",
     "calls",
     "desk",
     "express",
     "ids",
     "inbox",
+    "link",
     "links",
+    "pace",
     "policy",
     "requests",
     "runner",
     "sockets",
+    "wire",
 )
 
 modules = cythonize([extension(family) for family in ("accept", "bits", "gemm", "decode", "attend")])

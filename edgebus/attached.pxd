@@ -1,5 +1,8 @@
 # Types for the compiled form of attached.py.
 from edgebus.answerer cimport Answerer
+from edgebus.bulk cimport BulkSender
+from edgebus.bulk_receiver cimport BulkReceiver
+from edgebus.pace cimport Pace
 from edgebus.requests cimport Caller
 
 
@@ -11,7 +14,10 @@ cdef class Traffic:
 cdef class LinkFront:
     cdef public Caller caller
     cdef public Answerer answerer
-    cdef public object sender, receiver, pace, state, peer_limits
+    cdef public BulkSender sender
+    cdef public BulkReceiver receiver
+    cdef public Pace pace
+    cdef public object state, peer_limits
     cdef public long version
     cdef public double heard_at
     cdef object __weakref__

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import math
 from collections import OrderedDict
-from dataclasses import dataclass
 
 from edgebus.messages import Chunk, Content, Credit, Drop, Message, Request, Transfer
 from edgebus.streams import content_bytes
@@ -34,20 +33,19 @@ def credit_step(window_bytes: int) -> int:
     return max(1, min(CREDIT_EVERY_BYTES, window_bytes // 4))
 
 
-@dataclass(slots=True, eq=False)
 class _Outgoing:
-    number: int
-    name: Name
-    message: Message
-    total: int
-    lane: int = -1
-    sent: int = 0
-    credited: int = 0
-    announced: bool = False  # since the last reason to do it again
-    heard_of: bool = False  # announced at all: the receiver may hold a piece of it
-    asks: bool = False  # it may be there already: wait for a word before the first chunk
-    went_whole: bool = False  # in one message with its header
-    asked: int | None = None  # what had been sent of it when it was announced again
+    """A content on its way out. Plain, so that it can be compiled (bulk.pxd)."""
+
+    def __init__(self, number: int, name: Name, message: Message, total: int, *, lane: int = -1, asks: bool = False):
+        self.number, self.name, self.message, self.total = number, name, message, total
+        self.lane = lane
+        self.asks = asks  # it may be there already: wait for a word before the first chunk
+        self.sent = 0
+        self.credited = 0
+        self.announced = False  # since the last reason to do it again
+        self.heard_of = False  # announced at all: the receiver may hold a piece of it
+        self.went_whole = False  # in one message with its header
+        self.asked: int | None = None  # what had been sent of it when it was announced again
 
 
 class BulkSender:
@@ -69,6 +67,7 @@ class BulkSender:
         self._backoff = 1
         self._asking = False
         self.queued_bytes = 0
+        self.unsent_bytes = 0  # of what is queued
         self.in_flight_bytes = 0
         self.credited_bytes = 0  # of all transfers ever: how fast this grows is the rate of the lane
         self.rewinds = 0
@@ -95,9 +94,37 @@ class BulkSender:
         header.inline = None
         outgoing = _Outgoing(self._next_number, name, message, total, asks=asks)
         self._next_number += 1
-        self._queue[outgoing.number] = self._by_name[name] = outgoing
-        self.queued_bytes += total
+        self._add(outgoing)
         return True
+
+    def has_room_for_whole(self, total: int, *, chunk_bytes: int, window_bytes: int) -> bool:
+        """True if a content may go whole at once: nothing is before it, and the window has room. Args: as pump."""
+        if (
+            self.unsent_bytes
+            or self._asking
+            or not 0 < total <= min(chunk_bytes, window_bytes - credit_step(window_bytes))
+        ):
+            return False
+        return not self.in_flight_bytes or (
+            self.in_flight_bytes + total <= window_bytes and self.queued_bytes + total <= self._max_queue_bytes
+        )
+
+    def next_transfer(self, sizes: tuple[int, ...]) -> Transfer:
+        """A number for a content that goes whole at once."""
+        number = self._next_number
+        self._next_number += 1
+        return Transfer(number, sizes)
+
+    def sent_whole(self, message: Message, total: int, lane: int, *, now: float) -> None:
+        """A content has gone in one message with its header, for which there was room; its transfer is a new one."""
+        header = message.header
+        assert isinstance(header, Content)
+        assert header.transfer is not None
+        outgoing = _Outgoing(header.transfer.id, name_of(header), message, total, lane=lane)
+        outgoing.announced = outgoing.heard_of = outgoing.went_whole = True
+        self._add(outgoing)
+        self._set_sent(outgoing, total)
+        self._retry_at = now + self._retry_s * self._backoff
 
     @property
     def largest_bytes(self) -> int:
@@ -180,8 +207,8 @@ class BulkSender:
         if gained > 0:
             outgoing.credited = credit.received
             self.credited_bytes += gained
-            outgoing.sent = max(outgoing.sent, outgoing.credited)
-            self._count()
+            self.in_flight_bytes -= gained
+            self._set_sent(outgoing, max(outgoing.sent, outgoing.credited))
         if outgoing.credited == outgoing.total:
             self._arrive(outgoing)
             return outgoing.name
@@ -293,14 +320,18 @@ class BulkSender:
         outgoing.asked = None
         self._announce_again(outgoing)
 
+    def _add(self, outgoing: _Outgoing) -> None:
+        self._queue[outgoing.number] = self._by_name[outgoing.name] = outgoing
+        self.queued_bytes += outgoing.total
+        self.unsent_bytes += outgoing.total
+
     def _set_sent(self, outgoing: _Outgoing, sent: int) -> None:
         self.in_flight_bytes += sent - outgoing.sent
+        self.unsent_bytes -= sent - outgoing.sent
         outgoing.sent = sent
-
-    def _count(self) -> None:
-        self.in_flight_bytes = sum(each.sent - each.credited for each in self._queue.values())
 
     def _finish(self, outgoing: _Outgoing) -> None:
         del self._queue[outgoing.number], self._by_name[outgoing.name]
         self.queued_bytes -= outgoing.total
-        self._count()
+        self.unsent_bytes -= outgoing.total - outgoing.sent
+        self.in_flight_bytes -= outgoing.sent - outgoing.credited

@@ -8,7 +8,6 @@ from __future__ import annotations
 import math
 from collections import OrderedDict
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -26,31 +25,28 @@ CREDIT_EVERY_S = 0.25
 """On a slow link a credit step takes long: its sender hears of what has arrived, and that we are there, so often."""
 
 
-@dataclass(slots=True, eq=False)
 class _Incoming:
-    header: Content
-    name: Name
-    sizes: tuple[int, ...]
-    total: int
-    frames: list[Any] = field(default_factory=list)  # whole ones
-    filling: npt.NDArray[np.uint8] | None = None  # the frame that comes in pieces
-    filled: int = 0  # bytes of that frame
-    received: int = 0
-    credited: int = 0
-    credited_at: float | None = None  # or when its first chunk came
-    admitted: bool = False
-    rewinding: bool = False
-    came_at: float | None = None  # if it came whole, in one message
-    stale: bool = False  # of before the last greeting: its sender announces it again, or has given it up
+    """A content on its way in. Plain, so that it can be compiled (bulk_receiver.pxd)."""
+
+    def __init__(self, header: Content, name: Name, sizes: tuple[int, ...], total: int) -> None:
+        self.header, self.name, self.sizes, self.total = header, name, sizes, total
+        self.frames: list[Any] = []  # whole ones
+        self.filling: npt.NDArray[np.uint8] | None = None  # the frame that comes in pieces
+        self.filled = 0  # bytes of that frame
+        self.received = 0
+        self.credited = 0
+        self.credited_at: float | None = None  # or when its first chunk came
+        self.admitted = False
+        self.rewinding = False
+        self.came_at: float | None = None  # if it came whole, in one message
+        self.stale = False  # of before the last greeting: its sender announces it again, or has given it up
 
 
-@dataclass(slots=True, eq=False)
 class _Later:
     """A content that has arrived in one message, and whose credit waits."""
 
-    name: Name
-    total: int
-    due_at: float
+    def __init__(self, name: Name, total: int, due_at: float) -> None:
+        self.name, self.total, self.due_at = name, total, due_at
 
 
 class BulkReceiver:
@@ -86,7 +82,10 @@ class BulkReceiver:
     @property
     def waiting(self) -> bool:
         """True while a content waits for room."""
-        return any(not each.admitted for each in self._partial.values())
+        for each in self._partial.values():  # noqa: SIM110 - asked for every piece, and mostly there is one
+            if not each.admitted:
+                return True
+        return False
 
     def announce(self, header: Content) -> Message | None:
         """A content begins, or its sender asks how far we are. Returns a message that has no bytes to wait for."""

@@ -1,4 +1,4 @@
-"""The short way for plain small messages: a request or reply of one frame on a link that is up, nothing special.
+"""The short way for plain messages: a small request or reply, or a large request in one message, nothing special.
 
 It does to the machines what the usual way through Hub and LinkMachine does, without their lists of messages and events;
 whatever is special goes the usual way. A draft and its verdict are such messages, and their time is mostly ours: this
@@ -19,11 +19,25 @@ import zmq
 from edgebus.answerer import Answerer
 from edgebus.attached import Attached, Route
 from edgebus.calls import Pending
+from edgebus.errors import WireError
 from edgebus.inbox import offer
 from edgebus.link_states import State
-from edgebus.messages import INLINE_BYTES, Header, Reply, Request, decode_header, encode_header
+from edgebus.messages import (
+    INLINE_BYTES,
+    Chunk,
+    Credit,
+    Header,
+    Message,
+    Reply,
+    Request,
+    decode_header,
+    encode_header,
+)
 from edgebus.outcomes import Arrived
 from edgebus.rawzmq import BURST, end_message, take_rest
+from edgebus.sockets import Sent
+from edgebus.streams import Frames, Specs, content_bytes
+from edgebus.wire import INLINE_FRAMES, decode, encode
 
 if TYPE_CHECKING:
     from edgebus.desk import Desk
@@ -95,12 +109,49 @@ class Express:
         # Sent first: what follows is done while the peer is at work.
         self._sockets.touched.add(opened.fd)
         pending.request_id = header.id
-        caller.start_small(header, payload, pending.deadline_at, pending, now)
+        caller.start_sent(header, (payload,), len(payload), pending.deadline_at, pending, now)
         traffic = attached.traffic
         traffic.messages_sent += 1
         traffic.bytes_sent += len(frame)
         traffic.content_bytes_sent += len(payload)
         at = caller.first_due_at
+        if at < attached.scheduled_at:
+            hub.schedule(attached, at)
+        return True
+
+    def request_whole(
+        self, attached: Attached, service: str, specs: Specs, frames: Frames, pending: Pending, now: float
+    ) -> bool:
+        """Start and send a request with large arrays in one message; False if it has to go the usual way."""
+        link, route, payload = attached.link, attached.bulk_route, frames[0]
+        hub, caller, size_bytes = self._hub, link.caller, content_bytes(frames)
+        if (
+            route is None
+            or hub.taps
+            or hub.outbox
+            or len(payload) > INLINE_BYTES
+            or len(frames) > INLINE_FRAMES
+            or size_bytes < caller.bulk_from_bytes
+            or caller.outstanding_bytes + size_bytes > caller.max_bytes
+            or not link.takes_whole(size_bytes, now=now)
+        ):
+            return False
+        header = caller.small_header(service, payload, pending.deadline_at, now)
+        header.arrays = specs
+        header.transfer = link.sender.next_transfer(tuple(map(len, frames)))
+        frame = encode_header(header)
+        if self._sockets.send(route, (frame, *frames[1:])) is not Sent.OK:
+            return False  # sent again the usual way, which sees what became of the lane
+        # Sent first: what follows is done while the peer is at work.
+        pending.request_id = header.id
+        caller.start_sent(header, frames, size_bytes, pending.deadline_at, pending, now)
+        link.went_whole(Message(header, frames), size_bytes, now=now)
+        traffic = attached.traffic
+        traffic.messages_sent += 1
+        traffic.bytes_sent += len(frame) + size_bytes - len(payload)
+        traffic.content_bytes_sent += size_bytes
+        traffic.copied_bytes_sent += sum([len(each) for each in frames[1:] if type(each) is bytes])
+        at = min(caller.first_due_at, link.sender.next_timer())
         if at < attached.scheduled_at:
             hub.schedule(attached, at)
         return True
@@ -163,7 +214,8 @@ class Express:
             if port.more:
                 frames = [frame]
                 take_rest(opened.sock, frames)
-                self._on_frames(route, frames, key)
+                if not self.receive_large(route, frames, key):
+                    self._on_frames(route, frames, key)
             elif not self.receive_small(route, frame, key):
                 self._on_frames(route, [frame], key)
             if left and not port.readable():
@@ -191,7 +243,7 @@ class Express:
         link, hub = attached.link, self._hub
         kind = type(header)
         if kind is not Reply and kind is not Request:
-            return False
+            return isinstance(header, Credit) and self._credited(attached, header, frame_bytes)
         assert isinstance(header, Reply | Request)
         payload = header.inline
         if payload is None or header.arrays or header.transfer is not None or header.blocks is not None:
@@ -199,7 +251,7 @@ class Express:
         now = _now()
         if isinstance(header, Reply):
             pending = link.caller.awaits_small(header)
-            if pending is None or (link.sender and link.sender.sends(header.id)):
+            if pending is None or (link.sender and not link.whole_answered(header.id, now=now)):
                 return False
             assert isinstance(pending, Pending)
             # In this order: if a signal handler raises in between, the answer comes again and finds it settled.
@@ -210,8 +262,8 @@ class Express:
             self._runner.stirred = True
             if pending.on_done is not None:
                 self._runner.soon(pending.on_done)
-            if link.sender:
-                link.pace.small(now=now)
+            if link.sender.unsent_bytes:
+                hub.touch(attached, now=now)  # it may have room now
         else:
             if header.terms is not None or hub.outbox or hub.news or link.answerer.knows(header.id):
                 return False  # busy: what came before it has not been handed out yet
@@ -227,6 +279,106 @@ class Express:
         traffic.messages_received += 1
         traffic.bytes_received += frame_bytes
         traffic.content_bytes_received += len(payload)
+        return True
+
+    def receive_large(self, route: Route, frames: list[Any], key: str | None) -> bool:
+        """Take a plain request that came with its large arrays, or a piece; False if it has to go the usual way."""
+        attached, hub = self._by_route.get(route), self._hub
+        if attached is None or attached.near is not None or (attached.key != key and attached.key is not None):
+            return False
+        link = attached.link
+        if link.state is not _UP or hub.taps or hub.outbox or hub.news:
+            return False
+        try:
+            message = decode(frames, link.answerer.limits)
+        except WireError:
+            return False
+        header, content, now = message.header, message.frames, _now()
+        frames_bytes = sum([len(frame) for frame in frames])
+        if isinstance(header, Chunk):
+            return self._receive_chunk(attached, header, content[0], frames_bytes, now)
+        return isinstance(header, Request) and self._receive_whole(attached, header, content, frames_bytes, now)
+
+    def _receive_whole(
+        self, attached: Attached, header: Request, content: Frames, frames_bytes: int, now: float
+    ) -> bool:
+        link, hub, size_bytes = attached.link, self._hub, content_bytes(content)
+        if header.transfer is None or header.terms is not None or header.blocks is not None or not content:
+            return False
+        if link.receiver or link.answerer.knows(header.id):  # contents that wait come first
+            return False
+        judge = hub.judge if attached.hello_id is not None else None
+        if judge is not None and judge(attached.key, header.service, size_bytes, now) is not None:
+            return False  # asked again on the usual way, which refuses it; what is denied costs nothing
+        arrived = link.answerer.receive_plain(header, content, now)
+        if arrived is None:
+            return False
+        link.receiver.took_whole(header, now=now)
+        link.heard_at = now
+        traffic = attached.traffic
+        traffic.messages_received += 1
+        traffic.bytes_received += frames_bytes
+        traffic.content_bytes_received += size_bytes
+        self.deliver(attached, arrived)
+        if link.has_news:
+            hub.touch(attached, now=now)
+        elif link.receiver.credit_at < attached.scheduled_at:
+            hub.schedule(attached, link.receiver.credit_at)
+        return True
+
+    def _receive_chunk(self, attached: Attached, chunk: Chunk, frame: Any, frames_bytes: int, now: float) -> bool:
+        """Take a piece, and say at once how much may follow."""
+        link, hub = attached.link, self._hub
+        opened = self._sockets.by_id.get(attached.route[0])
+        if link.receiver.waiting or opened is None:
+            return False
+        traffic = attached.traffic
+        traffic.messages_received += 1
+        traffic.bytes_received += frames_bytes
+        traffic.content_bytes_received += len(frame)
+        link.heard_at = now
+        if link.receive_chunk(chunk, frame, now=now):
+            hub.touch(attached, now=now)
+            return True
+        for message in link.receiver.headers_to_send():
+            credit = encode_header(message.header)
+            traffic.messages_sent += 1
+            traffic.bytes_sent += len(credit)
+            try:
+                opened.port.send(attached.route[1], credit)
+            except zmq.ZMQError as error:
+                self._not_sent(attached, error, now)
+            except BaseException:
+                end_message(opened.sock)
+                raise
+            self._sockets.touched.add(opened.fd)
+        return True
+
+    def _credited(self, attached: Attached, credit: Credit, frame_bytes: int) -> bool:
+        """More of a content may go; what else a receiver says has to go the usual way."""
+        link, hub, now = attached.link, self._hub, _now()
+        if credit.rewind or not credit.received or not link.bulk_up or hub.outbox or hub.news:
+            return False
+        link.heard_at = now
+        traffic = attached.traffic
+        traffic.messages_received += 1
+        traffic.bytes_received += frame_bytes
+        link.credited(credit, now=now)
+        for lane, message in link.bulk_to_send(now=now):
+            route = (attached.bulk_route or attached.route) if lane else attached.route
+            frames = encode(message, link.version)
+            traffic.messages_sent += 1
+            traffic.bytes_sent += sum([len(frame) for frame in frames])
+            traffic.content_bytes_sent += content_bytes(message.frames)
+            sent = self._sockets.send(route, frames)
+            if sent is not Sent.OK:
+                hub.unroutable += 1
+                if sent is Sent.GONE:
+                    hub.disconnected(route, now=now)
+        if link.has_news:
+            hub.touch(attached, now=now)
+        elif (at := link.sender.next_timer()) < attached.scheduled_at:
+            hub.schedule(attached, at)
         return True
 
     def deliver(self, attached: Attached, arrived: Arrived) -> None:

@@ -191,13 +191,8 @@ class LinkMachine(LinkFront):
         header, frames = message
         if type(header) is not m.Reply or header.transfer is not None or not frames or self.state is not State.UP:
             return None
-        if self.sender:
-            if self.sender.answered(header.id, now=now):
-                self._paced(now)
-            elif self.sender.sends(header.id):
-                return None  # the rest of its content is not wanted, which the peer has to be told
-            elif self.caller.is_small(header.id):
-                self.pace.small(now=now)
+        if self.sender and not self.whole_answered(header.id, now=now):
+            return None
         settled = self.caller.receive_plain(header, frames)
         if settled is not None:
             self.heard_at = now
@@ -276,6 +271,11 @@ class LinkMachine(LinkFront):
         return messages
 
     @property
+    def bulk_up(self) -> bool:
+        """True while the bulk lane is there."""
+        return self._bulk_up
+
+    @property
     def has_bulk(self) -> bool:
         """True if bulk_to_send may have something."""
         return bool(self.sender) or bool(self._lane_messages)
@@ -295,20 +295,33 @@ class LinkMachine(LinkFront):
             if now < self._bulk_wanted_at + BULK_PATIENCE_S:
                 return out
             self._bulk_wanted_at = -math.inf  # no longer waited for, and welcome whenever it comes
-        if self.answerer.small_answers != self._small_answers:
-            self._small_answers = self.answerer.small_answers
-            self.pace.small(now=now)
-        chunk_bytes, window_bytes = self.pace.chunk_and_window(now=now)
-        if self.peer_limits is not None and self.peer_limits.bulk_bytes:
-            window_bytes = min(window_bytes, self.peer_limits.bulk_bytes)
-            chunk_bytes = min(chunk_bytes, self.peer_limits.max_frame_bytes)
+        chunk_bytes, window_bytes, whole = self._allowed(now)
         lane = int(self._bulk_up)
-        # What goes whole is credited late: not under a window that a quarter of the receiver's would stop.
-        whole = self._bulk_up and self.peer_limits is not None
-        whole = whole and window_bytes >= min(self.peer_limits.bulk_bytes, WHOLE_WINDOW_BYTES)  # type: ignore[union-attr]
         out += self.sender.pump(lane, chunk_bytes=chunk_bytes, window_bytes=window_bytes, now=now, whole=whole)
         self.pace.sent(self.sender.credited_bytes + self.sender.in_flight_bytes, now=now)
         return out
+
+    def takes_whole(self, total_bytes: int, *, now: float) -> bool:
+        """True if a large content may go now, in one message with its header; `went_whole` is to follow."""
+        if not self._bulk_up or self._lane_messages or self.state is not State.UP or self.version < 2 or self.is_local:
+            return False
+        chunk_bytes, window_bytes, whole = self._allowed(now)
+        return whole and self.sender.has_room_for_whole(total_bytes, chunk_bytes=chunk_bytes, window_bytes=window_bytes)
+
+    def went_whole(self, message: m.Message, total_bytes: int, *, now: float) -> None:
+        """A content that takes_whole allowed has been sent."""
+        self.sender.sent_whole(message, total_bytes, 1, now=now)
+        self.pace.sent(self.sender.credited_bytes + self.sender.in_flight_bytes, now=now)
+
+    def whole_answered(self, request_id: int, *, now: float) -> bool:
+        """A request was answered: what that says of the bulk lane. False if its content is still being sent."""
+        if self.sender.answered(request_id, now=now):
+            self._paced(now)
+        elif self.sender.sends(request_id):
+            return False  # the rest of its content is not wanted, which the peer has to be told
+        elif self.caller.is_small(request_id):
+            self.pace.small(now=now)
+        return True
 
     def events(self) -> list[Event]:
         """Events since the last call."""
@@ -356,6 +369,21 @@ class LinkMachine(LinkFront):
     def _has_large(self) -> bool:
         """True while something is being sent that the bulk lane is for; what is smaller does not wait for it."""
         return self.sender.largest_bytes >= self._limits.bulk_from_bytes
+
+    def _allowed(self, now: float) -> tuple[int, int, bool]:
+        """Bytes of a chunk, bytes on their way, and whether contents may go whole."""
+        if self.answerer.small_answers != self._small_answers:
+            self._small_answers = self.answerer.small_answers
+            self.pace.small(now=now)
+        chunk_bytes, window_bytes = self.pace.chunk_and_window(now=now)
+        limits = self.peer_limits
+        if limits is None:
+            return chunk_bytes, window_bytes, False
+        if limits.bulk_bytes:
+            window_bytes = min(window_bytes, limits.bulk_bytes)
+            chunk_bytes = min(chunk_bytes, limits.max_frame_bytes)
+        # What goes whole is credited late: not under a window that a quarter of the receiver's would stop.
+        return chunk_bytes, window_bytes, self._bulk_up and window_bytes >= min(limits.bulk_bytes, WHOLE_WINDOW_BYTES)
 
     def _is_large(self, message: m.Message) -> bool:
         header, frames = message
@@ -569,11 +597,9 @@ class LinkMachine(LinkFront):
                 self._messages += self.sender.withdraw_answers(header.id)
                 self.answerer.sending.discard(header.id)
             case m.Chunk():
-                whole = self.receiver.receive(header, message.frames[0], now=now)
-                if whole is not None:
-                    self._complete(whole, now)
+                self.receive_chunk(header, message.frames[0], now=now)
             case m.Credit():
-                self._credited(header, now)
+                self.credited(header, now=now)
             case m.Drop():
                 self.receiver.drop(header.transfer)
             case m.OpenBulk() if self._dialled and not self._bulk_up:
@@ -585,7 +611,15 @@ class LinkMachine(LinkFront):
             case m.Pong():
                 self._receive_pong(header, now)
 
-    def _credited(self, credit: m.Credit, now: float) -> None:
+    def receive_chunk(self, chunk: m.Chunk, frame: bytes, *, now: float) -> bool:
+        """Take a piece of a content; True if that made it whole, and handed it on."""
+        whole = self.receiver.receive(chunk, frame, now=now)
+        if whole is not None:
+            self._complete(whole, now)
+        return whole is not None
+
+    def credited(self, credit: m.Credit, *, now: float) -> None:
+        """Take the receiver's word about a content."""
         if credit.received == 0 and not self.sender.knows(credit.transfer):
             self._messages.append(m.Message(m.Drop(credit.transfer)))  # it waits for what does not come
         name = self.sender.receive(credit, now=now)

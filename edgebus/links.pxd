@@ -4,12 +4,13 @@ from edgebus.attached cimport Attached, LinkFront
 
 cdef class Link:
     cdef object __weakref__
-    cdef public object _engine, _dialled, _wait, _do_small, _request_small
+    cdef public object _engine, _dialled, _wait, _do_small, _request_small, _request_whole
     cdef public Attached _attached
     cdef public LinkFront _link
     cdef public set _checked
 
     cpdef _start_small(self, service, payload, timeout_s)
+    cpdef _start_whole(self, service, specs, frames, timeout_s)
 
 
 cdef bint _is_small(payload, arrays)

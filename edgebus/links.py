@@ -35,7 +35,7 @@ class Link:
         self._attached = dialled.attached
         self._link = dialled.attached.link
         self._wait, self._do_small = engine.runner.wait, engine.runner.do_small
-        self._request_small = engine.express.request
+        self._request_small, self._request_whole = engine.express.request, engine.express.request_whole
         self._checked: set[str] = set()  # service names that travel
 
     @property
@@ -245,12 +245,29 @@ class Link:
             frames: Frames = (bytes(payload),)
         else:
             specs, frames = pack_content(payload, arrays, copy)
+            if (
+                specs
+                and terms is None
+                and (started := self._start_whole(service, specs, frames, timeout_s)) is not None
+            ):
+                return started
         try:
             return self._start_packed(service, specs, frames, timeout_s, terms, blocks)
         except (QueueFull, MessageTooLarge):
             if blocks is not None:
                 engine.drop_shared(self._dialled.attached, blocks)
             raise
+
+    def _start_whole(self, service: str, specs: Specs, frames: Frames, timeout_s: float) -> Pending | None:
+        """Send a large request in one message; None if it has to go the usual way."""
+        limits = self._link.peer_limits
+        if limits is None or self._engine.runner.is_mine or not 0 < timeout_s <= MAX_TIMEOUT_S:
+            return None
+        check_outgoing(frames, specs, limits)
+        now = time.monotonic()
+        pending = Pending(service, timeout_s, now + timeout_s, self._cancel, self._dialled.endpoint, self._wait)
+        done = self._do_small(self._request_whole, self._attached, service, specs, frames, pending, now)
+        return pending if done else None
 
     def _start_packed(
         self,

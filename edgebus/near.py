@@ -166,7 +166,7 @@ class NearLanes:
             return False
         # Sent first: what follows is done while the peer is at work.
         pending.request_id = header.id
-        caller.start_small(header, payload, pending.deadline_at, pending, now)
+        caller.start_sent(header, (payload,), len(payload), pending.deadline_at, pending, now)
         shared_bytes = sum([block.size for block in blocks])
         traffic = attached.traffic
         traffic.messages_sent += 1

@@ -15,6 +15,8 @@ QUICK_S, SLOW_S = 0.25, 1.0
 """Pieces grow while credit comes within so long beyond a bare round trip, and shrink when it takes longer than that."""
 ROUND_TRIP_S = 0.5
 """A round trip is not taken to be longer: pieces on a slow link take their time too."""
+POLITE_LEAST_BYTES, POLITE_MOST_BYTES = 64 * 1024, 256 * 1024
+"""Of the one piece beside small messages: with less the work for each piece takes longer than its bytes."""
 
 
 class Pace:
@@ -22,8 +24,9 @@ class Pace:
 
     A link begins with small pieces; every credit that comes soon makes them larger by what it is for, so they are the
     largest within a few round trips, as in TCP's slow start (RFC 5681, section 3.1). They stay as small as credit is
-    late, so that a piece takes no longer than the peer would be thought gone. While the control lane is used the bulk
-    lane keeps its queue to what drains in a moment at the rate it has shown.
+    late, so that a piece takes no longer than the peer would be thought gone. While the control lane is used one piece
+    is on its way at a time, no more than drains in a moment at the rate the lane has shown: a second one would keep
+    another thread busy that the small message has to pass.
 
     Args:
         max_chunk_bytes: largest piece.
@@ -31,7 +34,7 @@ class Pace:
     """
 
     BUSY_S = 0.25  # a small message makes the lane polite for so long
-    DRAIN_S = 0.00015  # what may stand before a small message, seconds
+    DRAIN_S = 0.000075  # what may stand before a small message, seconds
 
     def __init__(self, max_chunk_bytes: int, window_bytes: int) -> None:
         self._max_chunk_bytes, self.window_bytes = max_chunk_bytes, window_bytes
@@ -85,11 +88,12 @@ class Pace:
 
     def chunk_and_window(self, *, now: float) -> tuple[int, int]:
         """Bytes of a chunk, and bytes that may be on their way."""
-        chunk, ahead = min(self._max_chunk_bytes, self.proven_bytes), self.proven_bytes
+        chunk, ahead = min(self._max_chunk_bytes, self.proven_bytes), 4 * self.proven_bytes
         if now - self._small_at <= self.BUSY_S:
-            chunk = ahead = int(min(max(self._rate * self.DRAIN_S / 2, 16 * 1024), 256 * 1024, chunk))
+            polite = int(min(max(self._rate * self.DRAIN_S, POLITE_LEAST_BYTES), POLITE_MOST_BYTES))
+            chunk, ahead = min(chunk, polite), min(ahead, polite)
         # The receiver may give credit only every so many bytes: a window has room for them and a piece.
-        return chunk, min(self.window_bytes, max(4 * ahead, CREDIT_EVERY_BYTES + chunk))
+        return chunk, min(self.window_bytes, max(ahead, CREDIT_EVERY_BYTES + chunk))
 
     def _learn(self, total_bytes: int, gained_bytes: int, now: float) -> None:
         """Credit came: how long after its last byte had gone."""

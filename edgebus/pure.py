@@ -12,8 +12,8 @@ from pathlib import Path
 from types import ModuleType
 
 COMPILED = (
-    "answerer", "attached", "calls", "desk", "express", "ids",
-    "inbox", "links", "policy", "requests", "runner", "sockets",
+    "answerer", "arrays", "attached", "bulk", "bulk_receiver", "calls", "desk", "express", "ids",
+    "inbox", "link", "links", "pace", "policy", "requests", "runner", "sockets", "wire",
 )  # fmt: skip
 """Modules that setup.py compiles: all of them or none, they share the layout of their classes."""
 _HERE = str(Path(__file__).parent)

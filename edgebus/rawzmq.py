@@ -18,6 +18,8 @@ MORE = int(zmq.NOBLOCK) | int(zmq.SNDMORE)
 EVENTS, POLLIN = int(zmq.EVENTS), int(zmq.POLLIN)
 ZERO_COPY_BYTES = 128 * 1024
 """Below, copying is cheaper than telling libzmq whom to ask for the memory."""
+KEEP_BYTES = 32 * 1024
+"""From here on a received frame stays in the memory that libzmq took for it alone."""
 BURST = 64
 """Messages taken from one socket before the others get their turn."""
 
@@ -37,4 +39,4 @@ def take_rest(sock: Any, frames: list[Any]) -> None:
     while more:
         frame = recv(sock, NOBLOCK, False)
         more = frame.more
-        frames.append(frame.buffer if len(frame) >= ZERO_COPY_BYTES else frame.bytes)
+        frames.append(frame.buffer if len(frame) >= KEEP_BYTES else frame.bytes)

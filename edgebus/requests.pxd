@@ -9,7 +9,7 @@ cdef class _Outstanding:
 
 cdef class Caller:
     cdef public object _limits, _jitter, _next_id, _not_answered
-    cdef public long long max_bytes, outstanding_bytes, _bulk_from_bytes, started, retries, late_answers, num_answered
+    cdef public long long max_bytes, outstanding_bytes, bulk_from_bytes, started, retries, late_answers, num_answered
     cdef public double _resend_s, _patient_until
     cdef public dict outstanding
     cdef public list _timers, _messages, _events, _ended, _late_cancels, leases_done, leases_unsent
@@ -17,6 +17,6 @@ cdef class Caller:
     cdef public str note
 
     cpdef small_header(self, service, payload, double deadline_at, double now)
-    cpdef start_small(self, header, payload, double deadline_at, ref, double now)
+    cpdef start_sent(self, header, frames, long long size_bytes, double deadline_at, ref, double now)
     cpdef awaits_small(self, reply)
     cpdef answered_small(self, request_id)

@@ -70,7 +70,7 @@ class Caller:
     def __init__(self, limits: Limits, jitter: Callable[[], float] = lambda: 1.0) -> None:
         self._limits = limits
         self.max_bytes = limits.max_outstanding_bytes
-        self._bulk_from_bytes, self._resend_s = limits.bulk_from_bytes, limits.resend_s
+        self.bulk_from_bytes, self._resend_s = limits.bulk_from_bytes, limits.resend_s
         self._jitter = jitter
         self.outstanding: dict[int, _Outstanding] = {}  # ids grow, so the first key is the oldest
         self._timers: list[tuple[float, int]] = []
@@ -153,22 +153,23 @@ class Caller:
         return request_id
 
     def small_header(self, service: str, payload: bytes, deadline_at: float, now: float) -> Request:
-        """The header of a plain small request, to be sent at once and then started."""
+        """The header of a plain request with a small payload, to be sent at once and then started."""
         outstanding, request_id = self.outstanding, self._next_id
         self._next_id = request_id + 1  # before all else: what an interrupt leaves unstarted is never asked again
         oldest = next(iter(outstanding)) if outstanding else request_id
         ttl_ms = min(_MAX_TTL_MS, math.ceil((deadline_at - now) * 1000 - 1e-6))
         return Request(request_id, service, ttl_ms, oldest, (), payload)
 
-    def start_small(self, header: Request, payload: bytes, deadline_at: float, ref: object, now: float) -> None:
-        """Like start, for a plain small request on a link that is up, which has just been sent."""
+    def start_sent(
+        self, header: Request, frames: Frames, size_bytes: int, deadline_at: float, ref: object, now: float
+    ) -> None:
+        """Like start, for a plain request on a link that is up, which has just been sent with a small_header."""
         outstanding, timers = self.outstanding, self._timers
         request_id = header.id
         self.started += 1
-        size_bytes = len(payload)
         self.outstanding_bytes += size_bytes
         due_at = min(now + self._resend_s, deadline_at)
-        entry = outstanding[request_id] = _Outstanding(request_id, header, (payload,), size_bytes, deadline_at, ref)
+        entry = outstanding[request_id] = _Outstanding(request_id, header, frames, size_bytes, deadline_at, ref)
         entry.attempts, entry.backoff, entry.due_at = 1, 2, due_at
         if len(timers) > 64 + 4 * len(outstanding):
             self._schedule(entry, due_at)
@@ -178,9 +179,7 @@ class Caller:
     def awaits_small(self, reply: Reply) -> object | None:
         """Whose request a plain small reply answers, None if it has to go the usual way."""
         entry = self.outstanding.get(reply.id)
-        if entry is None or entry.stream is not None or entry.size_bytes >= self._bulk_from_bytes:
-            return None
-        return entry.ref
+        return None if entry is None or entry.stream is not None else entry.ref
 
     def answered_small(self, request_id: int) -> None:
         """Like receive, for a plain small reply that awaits_small told whose it is."""

@@ -33,7 +33,7 @@ ITEM_BYTES = {
 """Dtype codes that may travel and the size of one item. Closed list: no objects, no strings."""
 
 _MAX_DIM = 2**40
-_INLINE_FRAMES = 16  # with more arrays the payload has a frame of its own: headers may be capped at 8 KiB
+INLINE_FRAMES = 16  # with more arrays the payload has a frame of its own: headers may be capped at 8 KiB
 _CONTENT = frozenset((Request, Reply, Part))
 
 
@@ -47,7 +47,7 @@ def encode(message: Message, version: int = VERSION_MAX) -> list[bytes]:
         if header.transfer is not None and not frames:
             header.inline = None  # it may have gone whole before
             return [encode_header(header)]
-        if version >= 2 and len(frames[0]) <= INLINE_BYTES and len(frames) <= _INLINE_FRAMES:
+        if version >= 2 and len(frames[0]) <= INLINE_BYTES and len(frames) <= INLINE_FRAMES:
             header.inline = frames[0]
             return [encode_header(header), *frames[1:]]
         header.inline = None  # it may have gone to an incarnation of another version before

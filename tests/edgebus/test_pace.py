@@ -18,17 +18,17 @@ def proven(pace, at=-1.0):
 
 
 def test_pace_worked_by_hand():
-    """Alone: the largest pieces. At 1 GB/s beside small messages: 0.075 ms are 75,000 B, four of them on the way."""
+    """Alone: the largest pieces. At 1 GB/s beside small messages: 0.075 ms are 75,000 B, one of them on the way."""
     pace = proven(Pace(max_chunk_bytes=4 * MIB, window_bytes=32 * MIB))
     assert pace.chunk_and_window(now=0.0) == (4 * MIB, 32 * MIB)
     pace.small(now=1.0)
-    assert pace.chunk_and_window(now=1.0) == (75_000, 300_000)
-    assert pace.chunk_and_window(now=1.0 + Pace.BUSY_S) == (75_000, 300_000)
+    assert pace.chunk_and_window(now=1.0) == (75_000, 75_000 + 32 * KIB)
+    assert pace.chunk_and_window(now=1.0 + Pace.BUSY_S) == (75_000, 75_000 + 32 * KIB)
     assert pace.chunk_and_window(now=1.01 + Pace.BUSY_S) == (4 * MIB, 32 * MIB), "it grows again"
 
 
 @pytest.mark.parametrize(
-    ("rate", "low", "high"), [(1e6, 16 * KIB, 16 * KIB), (4e8, 25_000, 35_000), (1e11, 256 * KIB, 256 * KIB)]
+    ("rate", "low", "high"), [(1e6, 64 * KIB, 64 * KIB), (1.6e9, 100_000, 140_000), (1e11, 256 * KIB, 256 * KIB)]
 )
 def test_pace_follows_the_rate_of_the_lane(rate, low, high):
     pace = proven(Pace(max_chunk_bytes=4 * MIB, window_bytes=32 * MIB))
@@ -37,7 +37,7 @@ def test_pace_follows_the_rate_of_the_lane(rate, low, high):
     pace.small(now=1.0)
     chunk_bytes, window_bytes = pace.chunk_and_window(now=1.0)
     assert low <= chunk_bytes <= high
-    assert window_bytes == 4 * chunk_bytes
+    assert chunk_bytes <= window_bytes < 2 * chunk_bytes, "one at a time"
     assert pace.rate == pytest.approx(rate, rel=0.05)
 
 

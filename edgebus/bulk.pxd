@@ -1,0 +1,23 @@
+# Types for the compiled form of bulk.py.
+cdef class _Outgoing:
+    cdef public object number, name, message, asked
+    cdef public long long total, sent, credited
+    cdef public long lane
+    cdef public bint announced, heard_of, asks, went_whole
+
+
+cdef class BulkSender:
+    cdef object __weakref__
+    cdef public object _queue, _arrived, _next_number
+    cdef public dict _by_name
+    cdef public long long _max_queue_bytes, queued_bytes, unsent_bytes, in_flight_bytes, credited_bytes
+    cdef public double _retry_s, _retry_at
+    cdef public long _backoff, rewinds
+    cdef public bint _asking
+
+    cpdef next_timer(self)
+    cpdef _next_chunk(self, _Outgoing outgoing, long long chunk_bytes)
+    cpdef _add(self, _Outgoing outgoing)
+    cpdef _set_sent(self, _Outgoing outgoing, long long sent)
+    cpdef _arrive(self, _Outgoing outgoing)
+    cpdef _finish(self, _Outgoing outgoing)

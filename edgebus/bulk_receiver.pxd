@@ -1,0 +1,29 @@
+# Types for the compiled form of bulk_receiver.py.
+cdef class _Incoming:
+    cdef public object header, name, sizes, filling, credited_at, came_at
+    cdef public list frames
+    cdef public long long total, filled, received, credited
+    cdef public bint admitted, rewinding, stale
+
+
+cdef class _Later:
+    cdef public object name
+    cdef public long long total
+    cdef public double due_at
+
+
+cdef class BulkReceiver:
+    cdef object __weakref__
+    cdef public object _partial, _asked
+    cdef public dict _later
+    cdef public list _messages, _whole
+    cdef public long long _max_bytes, _window_bytes, _credit_step, _later_bytes, copied_bytes
+    cdef public long overruns
+    cdef public double credit_at
+
+    cpdef headers_to_send(self)
+    cpdef _forget_later(self, number)
+    cpdef _credit_later(self, number, name, long long total, double came_at)
+    cpdef _fill(self, _Incoming incoming, long long frame_bytes, frame, long long size)
+    cpdef _complete(self, number, _Incoming incoming, double now=*)
+    cpdef _give_credit(self, number, _Incoming incoming, double now)

@@ -1,0 +1,8 @@
+# Types for the compiled form of pace.py.
+cdef class Pace:
+    cdef public long long _max_chunk_bytes, window_bytes, _most_bytes, _marked_bytes, _credited_bytes, _judged_bytes
+    cdef public long long proven_bytes
+    cdef public double _rate, _marked_at, _small_at, _round_trip_s
+    cdef public object _sent
+
+    cpdef _learn(self, long long total_bytes, long long gained_bytes, double now)
