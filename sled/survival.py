@@ -15,9 +15,16 @@ Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
 
 START, START_ROUNDS = 0.7, 16.0  # survival of one more draft, before anything is known of any device; as so many rounds
+START_DRAFTED = 2.0  # rounds that as many drafts as may be count as, before anything is known
+LEAN = np.array([[4.0], [0.0]])  # rounds of that which the population's belief never forgets
 PRIOR_ROUNDS = 4.0  # rounds that the belief of the population counts as where devices differ
 ALIKE_ROUNDS = 50.0  # and where they do not
-NEIGHBOUR_ROUNDS = 4.0  # rounds that the position before counts as
+LEAST_TRIED = 3.0  # rounds that tell something of how a session differs
+APART_SESSIONS, PAST_SESSIONS = (
+    2.0,
+    0.97,
+)  # that the belief that devices differ counts as; of the past, with each that ends
+NEIGHBOUR = np.array([[4.0], [0.0]])  # rounds that the position before counts as; how far a device drafts is abrupt
 FORGET = 0.996  # of the past, with each round
 RELAX_S = 20.0  # half-life of what is known of a session that does not draft
 HOPE = 1.5  # standard deviations that what is little known is thought better, so that it is given its chance
@@ -44,8 +51,10 @@ class Survivals:
         self._passed = np.zeros((2, rows, positions))
         self._told = np.zeros(rows)  # rounds heard of, which nothing makes unheard
         self._shared = np.full(2, PRIOR_ROUNDS)  # rounds that the population's belief counts as
-        self._all_tried = np.full((2, positions), START_ROUNDS)
-        self._all_passed = START_ROUNDS * np.stack([np.full(positions, START), np.ones(positions)])
+        self._apart = np.zeros((2, 2))  # of sessions that are over: squared differences beyond chance, their number
+        self._alike = PRIOR_ROUNDS  # the same, unbounded: what it tells of a session that is new
+        self._all_tried = np.repeat([[START_ROUNDS], [START_DRAFTED]], positions, axis=1)
+        self._all_passed = self._all_tried * [[START], [1.0]]
 
     @property
     def rows(self) -> int:
@@ -63,6 +72,7 @@ class Survivals:
 
     def reset(self, row: int) -> None:
         """A new session takes this row: only what is known of all remains."""
+        self._remember(row)
         self._tried[:, row] = 0.0
         self._passed[:, row] = 0.0
         self._told[row] = 0.0
@@ -107,20 +117,20 @@ class Survivals:
     def curves(self, rows: Ints) -> tuple[Floats, Floats]:
         """For each row and i = 0 .. positions: P(the first i survive), and P(the device drafts at least i)."""
         shared = self._shared_rounds()
-        prior = (self._all_passed + PRIOR_ROUNDS * np.array([[START], [1.0]])) / (self._all_tried + PRIOR_ROUNDS)
+        prior = (self._all_passed + LEAN * np.array([[START], [1.0]])) / (self._all_tried + LEAN)
         tried, passed = self._tried[:, rows], self._passed[:, rows]
         out = np.ones((2, len(rows), self.positions + 1))
         before = prior[:, None, 0]
         for i in range(self.positions):
-            known = passed[:, :, i] + shared[:, None] * prior[:, None, i] + NEIGHBOUR_ROUNDS * before
-            before = known / (tried[:, :, i] + shared[:, None] + NEIGHBOUR_ROUNDS)
-            told = self._told[rows] + min(shared[0], self._all_tried[0, i])
+            known = passed[:, :, i] + shared[:, None] * prior[:, None, i] + NEIGHBOUR * before
+            before = known / (tried[:, :, i] + shared[:, None] + NEIGHBOUR)
+            told = self._told[rows] + min(self._alike, self._all_tried[0, i])
             doubt = 1.0 / np.sqrt(told + 1.0) - SETTLED_ROUNDS**-0.5
             out[:, :, i + 1] = before
             out[0, :, i + 1] += HOPE * np.sqrt(before[0] * (1.0 - before[0])) * np.maximum(doubt, 0.0)
         np.minimum(out, 1.0, out=out)
         np.cumprod(out, axis=2, out=out)
-        return out[0], out[1]
+        return np.minimum(out[0], out[1]), out[1]  # what was not drafted does not survive
 
     def _shared_rounds(self) -> Floats:
         """(2,) rounds that the population's belief counts as: many where sessions differ by chance only.
@@ -129,17 +139,35 @@ class Survivals:
 
         Source: empirical Bayes by moments, the variance of the first share between sessions less that of sampling.
         """
-        tried, passed = self._tried[:, :, 0], self._passed[:, :, 0]
         for kind in range(2):
-            some = tried[kind] >= 8.0
-            if np.count_nonzero(some) < 4:
-                continue
-            shares, counts = passed[kind, some] / tried[kind, some], tried[kind, some]
-            mean = float(shares.mean())
-            chance = mean * (1.0 - mean)
-            between = float(shares.var()) - chance * float((1.0 / counts).mean())
-            self._shared[kind] = np.clip(chance / max(between, 1e-9), PRIOR_ROUNDS, ALIKE_ROUNDS)
+            counts = self._tried[kind, :, 0]
+            some = counts >= LEAST_TRIED
+            num, counts, shares = np.count_nonzero(some), counts[some], self._share(kind, some)
+            mean = float(self._all_passed[kind, 0] / self._all_tried[kind, 0])
+            chance = max(mean * (1.0 - mean), 1e-6)
+            apart, apart_num = self._apart[kind]
+            if num > 1:
+                apart += float(shares.var()) * num * num / (num - 1.0) - chance * float((1.0 / counts).sum())
+                apart_num += num
+            rounds = (apart_num + APART_SESSIONS) / (max(apart / chance, 0.0) + APART_SESSIONS / PRIOR_ROUNDS)
+            self._shared[kind] = np.clip(rounds, PRIOR_ROUNDS, ALIKE_ROUNDS)
+            if kind == 0:
+                self._alike = min(max(rounds, PRIOR_ROUNDS), SETTLED_ROUNDS)
         return self._shared
+
+    def _share(self, kind: int, which: NDArray[np.bool_]) -> Floats:
+        share: Floats = self._passed[kind, which, 0] / self._tried[kind, which, 0]
+        return share
+
+    def _remember(self, row: int) -> None:
+        """How far a session that is over was from the others, beyond chance."""
+        for kind in range(2):
+            count = float(self._tried[kind, row, 0])
+            if count < LEAST_TRIED:
+                continue
+            mean = float(self._all_passed[kind, 0] / self._all_tried[kind, 0])
+            off = float(self._passed[kind, row, 0]) / count - mean
+            self._apart[kind] = self._apart[kind] * PAST_SESSIONS + (off * off - mean * (1.0 - mean) / count, 1.0)
 
 
 class ThinkTimes:
@@ -155,11 +183,12 @@ class ThinkTimes:
     FORGET = 0.97
     PRIOR = 0.5  # squared drafts that the population's slope counts as
     BOUND = 2.0
+    LEAN, LEAN_DEVIATION = 3.0, 8.0  # rounds that the population's mean and deviation count as for a new row
 
     def __init__(self, rows: int) -> None:
         # sums over rounds: 1, drafted, drafted^2, seconds, drafted * seconds, squared deviation
         self._sums = np.zeros((rows, 6))
-        self._all = np.zeros(5)
+        self._all = np.zeros(6)  # the same over all rows; the deviation relative
 
     def grow(self, rows: int) -> None:
         """Make room for so many rows."""
@@ -189,26 +218,31 @@ class ThinkTimes:
         fade = self.FORGET ** np.bincount(rows, minlength=len(self._sums))
         self._sums *= fade[:, None]
         np.add.at(self._sums, rows, values)
-        self._all = self._all * max(0.2, 1.0 - len(rows) / POPULATION_ROUNDS) + values[:, :5].sum(axis=0)
+        values[:, 5] /= np.maximum(known, 1e-9) ** 2
+        self._all = self._all * max(0.2, 1.0 - len(rows) / POPULATION_ROUNDS) + values.sum(axis=0)
 
     def lines(self, rows: Ints) -> tuple[Floats, Floats, Floats]:
         """z0, z1 (seconds, and seconds per draft) and the deviation of a round from them, seconds, of each row."""
-        count, x, xx, y, xy = self._all
-        shared0, shared1 = 0.0, 0.0
+        count, x, xx, y, xy, dev = self._all
+        shared0, shared1, shared_dev = 0.0, 0.0, 0.0
         if count > 0.0:
             spread = xx - x * x / count
             # what lengths of draft do not tell apart is taken for drafting: a shorter window is tried then, and tells
             slope = y / x if x > 0.0 else 0.0
             shared1 = max(0.0, (xy - x * y / count + count * slope * 0.1) / (spread + count * 0.1))
             shared1 = min(shared1, y / x) if x > 0.0 else 0.0
-            shared0 = max(0.0, (y - shared1 * x) / count)
+            shared0, shared_dev = max(0.0, (y - shared1 * x) / count), dev / count
         n, x, xx, y, xy, dev = self._sums[rows].T
         some = n > 0.0
         n = np.where(some, n, 1.0)
         z1 = np.maximum((xy - x * y / n + self.PRIOR * shared1) / (xx - x * x / n + self.PRIOR), 0.0)
         z1 = np.where(x > 0.0, np.minimum(z1, y / np.maximum(x, 1e-12)), z1)
-        z0 = np.maximum((y - z1 * x) / n, 0.0)
-        return np.where(some, z0, shared0), np.where(some, z1, shared1), np.where(some, np.sqrt(dev / n), 0.0)
+        # a few rounds tell less than those of all others do
+        lean, lean_dev = self.LEAN / (1.0 + n), self.LEAN_DEVIATION / (1.0 + 0.25 * n)
+        mean = (y + lean * (shared0 + shared1 * x / n)) / (n + lean)
+        z0 = np.maximum(mean - z1 * x / n, 0.0)
+        dev = np.sqrt((dev + lean_dev * shared_dev * mean * mean) / (n + lean_dev))
+        return np.where(some, z0, shared0), np.where(some, z1, shared1), np.where(some, dev, 0.0)
 
 
 _ROW = np.zeros(1, np.int64)

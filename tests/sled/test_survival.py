@@ -139,3 +139,38 @@ def test_a_session_without_rounds_is_like_the_others():
 def test_impossible_think_times_are_refused(took):
     with pytest.raises(ValueError, match="give numbers of 0 and more"):
         ThinkTime().observe(1, took)
+
+
+def test_how_far_devices_draft_is_known_of_a_new_session_within_some_rounds_of_others():
+    """Four drafts whatever they may: sixteen are not expected of the next device of the kind."""
+    table, rows = Survivals(8, 16), np.arange(4)
+    for _ in range(10):
+        table.observe(rows, np.full(4, 4), np.full(4, 4), np.full(4, 16))
+    survive, drafts = (curve[0] for curve in table.curves(np.array([5])))
+    assert drafts[4] == pytest.approx(1.0, abs=0.01)
+    assert drafts[5] < 0.1
+    assert (survive <= drafts + 1e-12).all()
+
+
+def test_sessions_that_came_and_went_tell_that_devices_are_alike():
+    rng, table, row = np.random.default_rng(4), Survivals(2, 1), np.zeros(1, np.int64)
+    one = np.ones(1, np.int64)
+    before = table.curves(row)[0][0, 1]
+    for _ in range(40):  # one session at a time: nothing to hold it against but those before it
+        table.reset(0)
+        for _ in range(25):
+            table.observe(row, one, one * int(rng.random() < 0.7), one)
+    table.reset(0)
+    hoped = table.curves(row)[0][0, 1]
+    assert hoped < before - 0.05
+    assert hoped == pytest.approx(0.7, abs=0.12)
+
+
+def test_a_few_rounds_of_a_new_session_do_not_count_as_punctual():
+    rng, table = np.random.default_rng(5), ThinkTimes(2)
+    for _ in range(60):  # half of the rounds at once, half after drafting
+        table.observe(np.zeros(1, np.int64), np.array([4.0]), np.array([0.005 if rng.random() < 0.5 else 0.075]))
+    table.observe(np.ones(1, np.int64), np.array([4.0]), np.array([0.005]))
+    z0, z1, deviation = table.lines(np.arange(2))
+    assert z0[1] + 4 * z1[1] > 0.015
+    assert deviation[1] > 0.3 * (z0[1] + 4 * z1[1])
