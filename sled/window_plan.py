@@ -30,6 +30,7 @@ HYSTERESIS = 1.01  # a plan replaces the present one if it commits so much more
 BLUR = 0.25  # of a step, by which an arrival misses or catches the next one
 NOISE = 0.17  # breadth of a step's deviation, so that no plan rests on arrivals that hit a step's end exactly
 PATIENCE = (0.0, 0.15, 0.4)  # of a mean step, that a step may wait for rounds that are about to come
+UNWAITED = 0.97  # of what the model says is believed of waiting that was not tried: it rests on when rounds come
 RARE_TEXTS = 0.4  # of the steps have a text to compute, where waiting in the others is thought of
 PATIENT = 1.02  # a step waits if the plan commits so much more for it
 _PHASES = (np.arange(4096) * 0.6180339887498949) % 1.0
@@ -209,7 +210,7 @@ def _worth(known: Mapping[Kind, float], of: list[Kind]) -> Floats:
     plain = [known.get(kind, 1.0 if kind[:2] in tried else hope) for kind in of]
     waits = []
     for kind, worth in zip(of, plain, strict=True):
-        waits.append(known.get((*kind[:3], True), min(1.0, worth) if kind in known else worth))
+        waits.append(known.get((*kind[:3], True), UNWAITED * min(1.0, worth)))
     return np.array([plain] + [waits] * (len(PATIENCE) - 1))
 
 
