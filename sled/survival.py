@@ -19,7 +19,7 @@ START_DRAFTED = 2.0  # rounds that as many drafts as may be count as, before any
 LEAN = np.array([[4.0], [0.0]])  # rounds of that which the population's belief never forgets
 PRIOR_ROUNDS = 4.0  # rounds that the belief of the population counts as where devices differ
 ALIKE_ROUNDS = 50.0  # and where they do not
-LEAST_TRIED = 3.0  # rounds that tell something of how a session differs
+LEAST_TRIED = 8.0  # rounds that tell something of how a session differs
 APART_SESSIONS, PAST_SESSIONS = (
     2.0,
     0.97,
@@ -146,6 +146,8 @@ class Survivals:
             mean = float(self._all_passed[kind, 0] / self._all_tried[kind, 0])
             chance = max(mean * (1.0 - mean), 1e-6)
             apart, apart_num = self._apart[kind]
+            if num < 2 and apart_num < 1.0:
+                continue  # nothing tells, so what was known holds
             if num > 1:
                 apart += float(shares.var()) * num * num / (num - 1.0) - chance * float((1.0 / counts).sum())
                 apart_num += num
