@@ -20,7 +20,8 @@ from sled.window_plan import Demand, Plan, Rule, best_plan, cycles, kinds, size_
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
 
-REPLAN_S = 0.05
+REPLAN_S, REPLAN_MOST_S = 0.05, 0.5  # between plans
+REPLAN_NEWS = 0.05  # rounds, in parts of those heard at this load, after which a plan is made before that most
 REPLAN_SHARE = 0.25  # of the active sessions that came or went since: then a plan is made at once
 AWAY = 4.0  # cycles without a verdict, after which a session is not counted as active
 STRAY_ROUNDS = 32  # once in so many rounds a session's window is another, which tells drafting time from link
@@ -100,12 +101,13 @@ def _demand(
     *,
     context: float = 0.0,
     prefill: float = 0.0,
+    texts: float = 0.0,
     deviation: float = 0.05,
 ) -> Demand:
     think = np.maximum(think, 1e-6)
     think[:, 0] = 0.0
     width = np.cumsum(drafts, axis=1)
-    return Demand(np.cumsum(survive, axis=1), width, think, rate, prefill, context, deviation)
+    return Demand(np.cumsum(survive, axis=1), width, think, rate, prefill, context, texts, deviation)
 
 
 class GoodputPolicy:
@@ -147,11 +149,13 @@ class GoodputPolicy:
         self._verdicts: list[tuple[int, int, int, int]] = []  # row, drafted, accepted, limit
         self._thought: list[tuple[int, float, float]] = []  # row, drafted, seconds
         self._step_tokens, self._prefill, self._context = 0, 0.0, 0.0
+        self._texts = 0.0  # share of steps with prefill
         self._planned_at, self._now = -1e9, 0.0
         self._began_at: float | None = None  # all times are counted from the first one that is told
         self._changed, self._active = 0, 0
         self._trials, self._weighed_at = Trials(), 0
         self._load, self._load_since = 0, 0.0  # about how many sessions there are, and since when
+        self._heard_rounds = 0  # with drafts, at this load
         self._scouts: dict[int, int] = {}  # row -> rounds at which it has seen enough
         self._found: dict[int, int] = {}  # row of a scout -> tokens its rounds committed
         self._scout_at, self._scout_pause, self._drafters, self._scouted = SCOUT_S, SCOUT_S, 0, 0.0
@@ -205,7 +209,9 @@ class GoodputPolicy:
         self.cost.observe(tokens, rounds, context, took_s)
         self._gathering.began()
         share = 1.0 / MEAN_STEPS
-        self._prefill += share * (max(0, tokens - self._step_tokens) - self._prefill)
+        extra = max(0, tokens - self._step_tokens)
+        self._prefill += share * (extra - self._prefill)
+        self._texts += share * (float(extra > 0) - self._texts)
         if rounds > 0 and self._step_alone >= ALONE_SHARE * rounds:
             size = size_of(rounds)
             self._alone[size] = self._alone.get(size, 0) + 1
@@ -223,7 +229,9 @@ class GoodputPolicy:
         if row is None:
             return 0
         self._seen[row] = now
-        if now - self._planned_at >= REPLAN_S or self._changed > REPLAN_SHARE * self._active:
+        since, news = now - self._planned_at, len(self._verdicts)
+        told = news > REPLAN_NEWS * self._heard_rounds or self._scouts
+        if since >= (REPLAN_S if told else REPLAN_MOST_S) or self._changed > REPLAN_SHARE * self._active:
             self._replan(now)
         window = self._limits[row]
         if window < 0:  # it came after the plan was made
@@ -284,6 +292,7 @@ class GoodputPolicy:
     def _learn(self) -> None:
         """Take in what was told since the last time."""
         if self._verdicts:
+            self._heard_rounds += len(self._verdicts)
             rows, drafted, accepted, limits = np.array(self._verdicts, np.int64).T
             self._survivals.observe(rows, drafted, accepted, limits)
             self._verdicts.clear()
@@ -298,9 +307,10 @@ class GoodputPolicy:
         think = z0[:, None] + z1[:, None] * _drafted(drafts)
         rates = np.array([self._rates[row] for row in rows.tolist()])
         relative = deviation / np.maximum(think[:, -1], 1e-6)
+        scatter = float(np.clip(relative.mean(), 0.03, 0.5))
         return _demand(
             survive, drafts, think, rates,
-            context=self._context, prefill=self._prefill, deviation=float(np.clip(relative.mean(), 0.03, 0.5)),
+            context=self._context, prefill=self._prefill, texts=self._texts, deviation=scatter,
         )  # fmt: skip
 
     def _replan(self, now: float) -> None:
@@ -308,7 +318,7 @@ class GoodputPolicy:
         if self._changed > REPLAN_SHARE * self._active:
             self._scout_pause = SCOUT_S
         if abs(size_of(len(self._rows)) - self._load) > 1:
-            self._load, self._load_since = size_of(len(self._rows)), now
+            self._load, self._load_since, self._heard_rounds = size_of(len(self._rows)), now, 0
         elapsed, self._planned_at, self._changed = min(now - self._planned_at, 60.0), now, 0
         rows = np.fromiter(self._rows.values(), np.int64, len(self._rows))
         limits = np.array(self._limits, np.int64)
@@ -366,7 +376,7 @@ class GoodputPolicy:
         if self._plan is None:
             return
         windows = np.maximum(np.array(self._limits, np.int64)[rows], 0)
-        (kind,) = kinds(windows[None], len(rows))
+        (kind,) = kinds(windows[None], demand, len(rows), waits=self._plan.patience_s > 0.0)
         cycle = float(demand.think.max()) + 2.0 * self._plan.step_s
         if self._trials.told(kind, now=now, elapsed_s=elapsed, cycle_s=cycle) and not self._scouts:
             committed = float(rounds @ demand.gain[np.arange(len(rows)), windows]) + undrafted

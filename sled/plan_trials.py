@@ -53,7 +53,7 @@ class Trials:
 
     def __init__(self) -> None:
         self._trials: dict[Kind, _Trial] = {}
-        self._kind: Kind = (-1, -1, -1)
+        self._kind: Kind = (-1, -1, -1, False)
         self._settled_at = 0.0
 
     def told(self, kind: Kind, *, now: float, elapsed_s: float, cycle_s: float) -> bool:

@@ -15,11 +15,12 @@ from itertools import groupby
 import numpy as np
 from numpy.typing import NDArray
 
+from sled.gathering import LATE, LATE_SHARE
 from sled.step_cost import StepCost
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
-Kind = tuple[int, int, int]
+Kind = tuple[int, int, int, bool]
 
 PRICES = np.array([0.0, 0.2, 0.4, 0.6, 0.75])  # committed tokens that one computed token must bring
 MAX_SEATS = 32  # sessions that a plan is weighed with; beyond, each stands for several
@@ -28,8 +29,10 @@ TRIAL = 1.03  # a plan of a kind that was never in force is thought so much bett
 HYSTERESIS = 1.01  # a plan replaces the present one if it commits so much more
 BLUR = 0.25  # of a step, by which an arrival misses or catches the next one
 NOISE = 0.17  # breadth of a step's deviation, so that no plan rests on arrivals that hit a step's end exactly
-PATIENCE = (0.15, 0.4)  # of a mean step, that a step may wait for rounds that are about to come
-PATIENT = 1.01  # a step waits if the plan commits so much more for it
+PATIENCE = (0.0, 0.15, 0.4)  # of a mean step, that a step may wait for rounds that are about to come
+UNWAITED = 0.97  # of what the model says is believed of waiting that was not tried: it rests on when rounds come
+RARE_TEXTS = 0.4  # of the steps have a text to compute, where waiting in the others is thought of
+PATIENT = 1.02  # a step waits if the plan commits so much more for it
 _PHASES = (np.arange(4096) * 0.6180339887498949) % 1.0
 
 
@@ -43,6 +46,7 @@ class Demand:
         think: (n, K + 1) seconds between verdict and round; 0 for window 0, which the server decodes.
         rate: (n,) tokens per second promised; 0 promises nothing.
         prefill: tokens of prefill in a mean step.
+        texts: share of the steps that have prefill; no step is put off beside it.
         context: positions that a round reads.
         deviation: relative, of think times.
     """
@@ -53,6 +57,7 @@ class Demand:
     rate: Floats
     prefill: float = 0.0
     context: float = 0.0
+    texts: float = 0.0
     deviation: float = 0.05
 
     def of(self, which: Ints) -> Demand:
@@ -116,12 +121,16 @@ def size_of(sessions: int) -> int:
     return round(2.0 * math.log2(max(1, sessions)))
 
 
-def kinds(windows: Ints, sessions: int) -> list[Kind]:
-    """What makes plans (plans, n) alike: about how many sessions, which mean window, and whom the server decodes."""
+def kinds(windows: Ints, demand: Demand, sessions: int, *, waits: bool = False) -> list[Kind]:
+    """What makes plans (plans, n) alike: about how many sessions, mean drafts, whom the server decodes, if steps wait.
+
+    A device may draft fewer tokens than it may, and then two windows are one.
+    """
     size = size_of(sessions)
-    means, alone = windows.mean(axis=1).tolist(), (windows == 0).mean(axis=1).tolist()
+    drafts = demand.width[np.arange(windows.shape[1]), windows] - 1.0
+    means, alone = drafts.mean(axis=1).tolist(), (windows == 0).mean(axis=1).tolist()
     return [
-        (size, round(2.0 * math.log2(1.0 + mean)), math.ceil(share) + math.floor(share))
+        (size, round(2.0 * math.log2(1.0 + mean)), math.ceil(share) + math.floor(share), waits)
         for mean, share in zip(means, alone, strict=True)
     ]
 
@@ -164,18 +173,18 @@ def best_plan(
             seen.add(key)
             chosen.append(windows)
             origin.append(made)
-    goodput, step_s, patience_s = most_patient(np.stack(chosen), sample, weight, cost)
-    hoped = goodput
-    if known is not None:
-        of = kinds(np.stack(chosen), len(demand.gain))
-        tried = {kind[:2] for kind in known}
-        # the more plans of so many sessions were tried, the more the model is trusted for the others
-        hope = TRIAL ** (1.0 / (1.0 + sum(kind[0] == of[0][0] for kind in known)))
-        hoped = goodput * np.array([known.get(kind, 1.0 if kind[:2] in tried else hope) for kind in of])
+    plans = np.stack(chosen)
+    by_patience, steps_s = most_patient(plans, sample, weight, cost)
+    worth = _worth(known, kinds(plans, sample, len(demand.gain))) if known is not None else np.ones_like(by_patience)
+    wanted = by_patience * worth
+    wanted[1:] /= PATIENT
+    which, every = np.argmax(wanted, axis=0), np.arange(len(plans))
+    goodput, step_s, hoped = by_patience[which, every], steps_s[which, every], (by_patience * worth)[which, every]
+    patience_s = np.array(PATIENCE)[which] * step_s
     if origin[0] is None and horizon_s < math.inf:
         # whom the server decoded commits nothing while it drafts its first round
-        begins = (chosen[0] == 0) & (np.stack(chosen) > 0)
-        idle_s = (begins * sample.think[np.arange(len(seats)), np.stack(chosen)]).mean(axis=1)
+        begins = (plans[0] == 0) & (plans > 0)
+        idle_s = (begins * sample.think[np.arange(len(seats)), plans]).mean(axis=1)
         hoped = hoped * (1.0 - np.minimum(idle_s / horizon_s, 1.0))
     best = int(np.argmax(hoped))
     if origin[0] is None and hoped[best] < hoped[0] * HYSTERESIS:
@@ -190,24 +199,36 @@ def best_plan(
     return Plan(windows, rule, float(goodput[best]), float(step_s[best]), float(patience_s[best]))
 
 
-def most_patient(windows: Ints, demand: Demand, weight: Floats, cost: StepCost) -> tuple[Floats, Floats, Floats]:
-    """`roll_forward` of some plans, each with the patience under which it commits most, seconds."""
-    goodput, step_s = roll_forward(windows, demand, weight, cost)
-    patience_s = np.zeros(len(windows))
-    some = np.nonzero((windows > 0).any(axis=1))[0] if len(demand.gain) > 1 else np.zeros(0, np.int64)
-    if not len(some):
-        return goodput, step_s, patience_s
-    tried = np.multiply.outer(np.array(PATIENCE), step_s[some]).ravel()
-    which = np.tile(some, len(PATIENCE))
-    theirs, steps = roll_forward(windows[which], demand, weight, cost, tried)
-    for at, value, step, patience in zip(which.tolist(), theirs, steps, tried, strict=True):
-        if value > goodput[at] * PATIENT:
-            goodput[at], step_s[at], patience_s[at] = value, step, patience
-    return goodput, step_s, patience_s
+def _worth(known: Mapping[Kind, float], of: list[Kind]) -> Floats:
+    """(patiences, plans) what the model's word is thought to be worth; `of` are their kinds if no step waits.
+
+    The more plans of so many sessions were tried, the more the model is trusted for the others. One whose steps wait is
+    believed no more than the same one without, which is believed whatever became of the other.
+    """
+    tried = {kind[:2] for kind in known}
+    hope = TRIAL ** (1.0 / (1.0 + sum(kind[0] == of[0][0] for kind in known)))
+    plain = [known.get(kind, 1.0 if kind[:2] in tried else hope) for kind in of]
+    waits = []
+    for kind, worth in zip(of, plain, strict=True):
+        waits.append(known.get((*kind[:3], True), UNWAITED * min(1.0, worth)))
+    return np.array([plain] + [waits] * (len(PATIENCE) - 1))
+
+
+def most_patient(windows: Ints, demand: Demand, weight: Floats, cost: StepCost) -> tuple[Floats, Floats]:
+    """`roll_forward` of some plans under every patience, by patience and plan: (patiences, plans) each."""
+    goodput, step_s = (np.zeros((len(PATIENCE), len(windows))) for _ in range(2))
+    goodput[:], step_s[:] = -1.0, 1.0
+    # else nobody is waited for, or most steps may not wait
+    some = (windows > 0).any(axis=1) & (len(demand.gain) > 1 and demand.texts < RARE_TEXTS)
+    rows, which = np.nonzero(np.outer(np.array(PATIENCE) > 0.0, some) | (np.array(PATIENCE) == 0.0)[:, None])
+    goodput[rows, which], step_s[rows, which] = roll_forward(
+        windows[which], demand, weight, cost, np.array(PATIENCE)[rows]
+    )
+    return goodput, step_s
 
 
 def roll_forward(
-    windows: Ints, demand: Demand, weight: Floats, cost: StepCost, patience_s: Floats | float = 0.0
+    windows: Ints, demand: Demand, weight: Floats, cost: StepCost, patience: Floats | float = 0.0
 ) -> tuple[Floats, Floats]:
     """Tokens per second and mean step, seconds, of some plans: the network is followed for some tens of steps.
 
@@ -216,34 +237,42 @@ def roll_forward(
         demand: of the n sessions.
         weight: (n,) sessions that each stands for.
         cost: of steps.
-        patience_s: (plans,) how long a step waits for rounds that are about to come, once there is something to do.
+        patience: (plans,) how long a step waits for rounds that are expected, once there is something to do, in parts
+            of a mean step. As in `Gathering`, which cannot know when they come, until they are there or late.
     """
     plans, num = windows.shape
-    at = np.arange(num)
-    patient = bool(np.any(patience_s))
+    at = np.arange(num)[:, None]
+    patient = bool(np.any(patience))
+    windows = windows.T
     think = demand.think[at, windows]
     # the sums of a step: rounds, computed tokens, committed tokens
-    parts = np.stack([np.ones_like(think), demand.width[at, windows], demand.gain[at, windows]]) * weight
+    parts = np.stack([np.ones_like(think), demand.width[at, windows], demand.gain[at, windows]]) * weight[:, None]
     price = cost.lines()
-    ready = think * _PHASES[:num]
+    ready = think * _PHASES[:num, None]
     now, before = np.zeros(plans), np.zeros(plans)
     committed, seconds, busy, steps = np.zeros(plans), np.zeros(plans), np.zeros(plans), 0.0
     swing = demand.deviation * 12.0**0.5  # phases are evenly spread over 0 .. 1
-    late = 1.0 + swing * (_PHASES[(np.arange(WARM_STEPS + STEPS)[:, None] * (num + 17) + at + num) % 4096] - 0.5)
+    turns = np.arange(WARM_STEPS + STEPS)
+    late = 1.0 + swing * (_PHASES[(turns[:, None] * (num + 17) + at[:, 0] + num) % 4096] - 0.5)
+    expected, given_up = ready.copy(), ready.copy()
+    grace = (1.0 + LATE * demand.deviation + LATE_SHARE) * think
     edge = np.minimum(np.arange(1.0, STEPS + 1), np.arange(STEPS, 0.0, -1))
     shares = np.minimum(1.0, edge / 6.0)  # no edge counts whole
     slow = 1.0 + NOISE * (_PHASES[3 : 7 * (WARM_STEPS + STEPS) : 7] - 0.5)
     slow /= float(slow[WARM_STEPS:] @ shares) / float(shares.sum())
+    mean = np.zeros(plans)
     for step in range(WARM_STEPS + STEPS):
-        now = np.maximum(now, ready.min(axis=1))
+        now = np.maximum(now, ready.min(axis=0))
         if patient:
-            until = now + patience_s
-            now = np.maximum(now, np.max(ready, axis=1, where=ready <= until[:, None], initial=0.0))
-        waiting = ready <= now[:, None]
-        rounds, tokens, gain = np.einsum("kpn,pn->kp", parts, waiting)
+            until = now + patience * mean
+            there = np.minimum(ready, given_up).max(axis=0, where=expected <= until, initial=0.0)
+            now = np.maximum(now, np.minimum(there, until))
+        waiting = ready <= now
+        rounds, tokens, gain = np.einsum("knp,np->kp", parts, waiting)
         took = price(tokens + demand.prefill, rounds, rounds * demand.context)
         took *= slow[step]
         now = now + took
+        mean += (took - mean) / (step + 1.0)
         if step >= WARM_STEPS:
             share = float(shares[step - WARM_STEPS])
             committed += share * gain
@@ -251,7 +280,10 @@ def roll_forward(
             busy += share * took
             steps += share
         before = now
-        np.copyto(ready, now[:, None] + think * late[step], where=waiting)
+        np.copyto(ready, now + think * late[step][:, None], where=waiting)
+        if patient:
+            np.copyto(expected, now + think, where=waiting)
+            np.copyto(given_up, now + grace, where=waiting)
     return committed / seconds, busy / steps
 
 

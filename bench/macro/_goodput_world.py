@@ -80,11 +80,13 @@ class Drafter:
         passes: for each position the probability that its draft survives if those before it did.
         draft_s: seconds to draft one token.
         most: drafts it makes at most, whatever the limit.
+        ahead: it goes on drafting while a round is away, behind what it hopes to be the target's own token.
     """
 
     passes: tuple[float, ...]
     draft_s: float
     most: int = 1 << 10
+    ahead: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,18 +96,18 @@ class Fleet:
     kinds: tuple[tuple[Drafter, float], ...]
     link_s: float
 
-    def lay_out(self, num: int, max_window: int) -> tuple[Floats, Floats, Ints]:
-        """Conditional survival (num, max_window), draft time and most drafts (num,), kinds evenly interleaved."""
+    def lay_out(self, num: int, max_window: int) -> tuple[Floats, list[Drafter]]:
+        """Conditional survival (num, max_window), and the kind of each device, kinds evenly interleaved."""
         kinds, shares = [kind for kind, _ in self.kinds], np.array([share for _, share in self.kinds])
         have = np.zeros(len(kinds))
-        passes, draft_s, most = np.empty((num, max_window)), np.empty(num), np.empty(num, np.int64)
+        passes, devices = np.empty((num, max_window)), []
         for i in range(num):
             choice = int(np.argmax(shares * (i + 1) / shares.sum() - have))
             have[choice] += 1
             known = kinds[choice].passes
             passes[i] = [known[min(j, len(known) - 1)] for j in range(max_window)]
-            draft_s[i], most[i] = kinds[choice].draft_s, kinds[choice].most
-        return passes, draft_s, most
+            devices.append(kinds[choice])
+        return passes, devices
 
 
 class Fixed:
@@ -174,7 +176,12 @@ class _Run:
         self.fixed = policy.window if isinstance(policy, Fixed) else 0
         num = max(phase.sessions for phase in phases)
         self.rng = np.random.default_rng(world.seed)
-        self.passes, self.draft_s, self.most = world.fleet.lay_out(num, world.max_window)
+        self.passes, devices = world.fleet.lay_out(num, world.max_window)
+        self.draft_s = np.array([device.draft_s for device in devices])
+        self.most = np.array([device.most for device in devices], np.int64)
+        self.ahead = np.array([device.ahead for device in devices])
+        self.spared_s = np.zeros(num)  # of drafting its next round: done while the last one was away
+        self.sent_at = np.zeros(num)
         self.gain = np.cumsum(np.cumprod(np.insert(self.passes, 0, 1.0, axis=1), axis=1), axis=1)
         self.limit = np.zeros(num, np.int64)
         self.drafts = np.zeros(num, np.int64)  # of the next round: what the device makes of its limit
@@ -240,11 +247,21 @@ class _Run:
 
     def think(self, who: NDArray[np.int64], *, first: bool = False) -> None:
         """When the next round of each is there, counted from now."""
-        seconds = self.world.fleet.link_s + self.drafts[who] * self.draft_s[who]
+        drafting_s = np.maximum(0.0, self.drafts[who] * self.draft_s[who] - self.spared_s[who])
+        self.spared_s[who] = 0.0
+        seconds = self.world.fleet.link_s + drafting_s
         seconds = seconds * (1.0 + self.world.noise * self.rng.standard_normal(len(who)).clip(-3, 3))
         if first:  # not all in the same moment
             seconds = seconds + self.rng.random(len(who)) * 0.02
-        self.ready_at[who] = self.now + seconds
+        self.ready_at[who] = self.sent_at[who] = self.now + seconds
+
+    def draft_ahead(self, who: Ints, accepted: Ints) -> None:
+        """Drafts made while a round was away are the next one's if all of it, and the token hoped for, came true."""
+        drafts, draft_s = self.drafts[who], self.draft_s[who]
+        right = self.rng.random(len(who)) < self.passes[who, np.minimum(drafts, self.world.max_window - 1)]
+        right &= self.ahead[who] & (accepted == drafts) & (drafts > 0)
+        spent_s = np.minimum(self.now - self.sent_at[who], (self.most[who] + 1) * draft_s)
+        self.spared_s[who] = np.where(right, np.maximum(0.0, spent_s - draft_s), 0.0)
 
     def step(self) -> tuple[float, float]:
         """One step of the server; returns the committed tokens and when it began."""
@@ -272,6 +289,8 @@ class _Run:
         accepted = np.logical_and.accumulate(alive, axis=1).sum(axis=1)
         # what is counted is the mean of what these rounds commit, so that chance does not choose the best window
         committed = float(self.gain[who, self.drafts[who]].sum())
+        if self.ahead.any():
+            self.draft_ahead(who, accepted)
         if self.policy is None:
             self.told_at[who] = self.now
             self.think(who[self.limit[who] > 0])
@@ -290,6 +309,8 @@ class _Run:
                 if self.limit[i] > 0:
                     think_s = float(self.ready_at[i] - self.told_at[i])
                     policy.round(self.ids[i], int(self.drafts[i]), None if np.isnan(think_s) else think_s)
+            if (self.prompt[self.ready_at <= self.now] > 0).any():
+                return  # nothing is put off beside a text that is to be computed
             until = policy.begins(self.now)
             if until <= self.now:
                 return

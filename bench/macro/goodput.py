@@ -33,6 +33,9 @@ JUNK = Drafter((0.05,), 0.003)
 REPLAYED = Drafter((0.724,), 0.0, 4)
 SERVED_LOADS, SERVED_LINK_S, SERVED_ANSWER, SERVED_PROMPT = (1, 4, 16, 64), 0.002, 64, 30
 SERVED_SETTLE_S, SERVED_S = 4.0, 8.0
+BOARD = Drafter((0.724,), 1.0 / 55.0, 4, ahead=True)  # rpi5 of `sled swarm`, window 4
+SWARM_LOADS, SWARM_LINK_S, SWARM_MAX_WINDOW = (2, 4, 8, 16, 32), 0.005, 16
+SWARM_SETTLE_S, SWARM_S = 4.0, 12.0
 MIXTURES = {
     "distilled": ((DISTILLED, 1.0),),
     "ngram": ((NGRAM, 1.0),),
@@ -94,11 +97,25 @@ def rising_and_falling(table: str, mixture: str, link_s: float, scale: float = 1
 
 def served(sessions: int, seed: int = 0) -> dict[str, Any]:
     """The load of the serving benchmark: slow steps, short answers that end and begin, and few steps to learn from."""
-    fleet = Fleet(((REPLAYED, 1.0),), SERVED_LINK_S)
-    world = World(STEP_TIMES["serving"], fleet, MAX_WINDOW, seed=seed, answer=SERVED_ANSWER, prompt=SERVED_PROMPT)
-    phases = [Phase(sessions, SERVED_SETTLE_S + SERVED_S, SERVED_SETTLE_S)]
+    return _short_answers(
+        sessions, seed, Fleet(((REPLAYED, 1.0),), SERVED_LINK_S), MAX_WINDOW, SERVED_SETTLE_S, SERVED_S
+    )
+
+
+def swarmed(sessions: int, seed: int = 0) -> dict[str, Any]:
+    """Boards as `sled swarm` plays them: they draft while a round is away, four at most, whatever they are allowed."""
+    return _short_answers(
+        sessions, seed, Fleet(((BOARD, 1.0),), SWARM_LINK_S), SWARM_MAX_WINDOW, SWARM_SETTLE_S, SWARM_S
+    )
+
+
+def _short_answers(
+    sessions: int, seed: int, fleet: Fleet, max_window: int, settle_s: float, seconds: float
+) -> dict[str, Any]:
+    world = World(STEP_TIMES["serving"], fleet, max_window, seed=seed, answer=SERVED_ANSWER, prompt=SERVED_PROMPT)
+    phases = [Phase(sessions, settle_s + seconds, settle_s)]
     fixed = {window: world.run(Fixed(window), phases).goodput[0] for window in FIXED}
-    ours = world.run(GoodputPolicy(MAX_WINDOW), phases)
+    ours = world.run(GoodputPolicy(max_window), phases)
     best = max(fixed, key=fixed.__getitem__)
     return {
         "sessions": sessions,
@@ -120,6 +137,10 @@ def _cell(arguments: tuple[str, str, float, int, int]) -> dict[str, Any]:
 def _rising(arguments: tuple[str, str, float, int]) -> dict[str, Any]:
     *of, seed = arguments
     return rising_and_falling(*of, seed=seed)
+
+
+def _mean_ratio(rows: list[dict[str, Any]], sessions: int) -> float:
+    return round(statistics.mean(row["ratio"] for row in rows if row["sessions"] == sessions), 4)
 
 
 def gains(cells: list[dict[str, Any]]) -> dict[str, dict[int, float]]:
@@ -144,6 +165,7 @@ def main() -> None:
         cells = list(pool.map(_cell, grid))
         rising = list(pool.map(_rising, waves))
     serving = [served(sessions, seed + more) for sessions in SERVED_LOADS for more in range(4)]
+    swarm = [swarmed(sessions, seed + more) for sessions in SWARM_LOADS for more in range(4)]
     cells.sort(key=lambda row: row["ratio"])
     worst = cells[0]["ratio"]
     for row in cells[:20]:
@@ -159,9 +181,8 @@ def main() -> None:
         "cells_below_0.98": sum(row["ratio"] < 0.98 for row in cells),
         "ratio_min_by_load": by_load,
         "gain_over_window_0": gains(cells),
-        "serving_ratio_mean": {
-            n: round(statistics.mean(row["ratio"] for row in serving if row["sessions"] == n), 4) for n in SERVED_LOADS
-        },
+        "serving_ratio_mean": {n: _mean_ratio(serving, n) for n in SERVED_LOADS},
+        "swarm_ratio_mean": {n: _mean_ratio(swarm, n) for n in SWARM_LOADS},
         "rising_and_falling_min": min(min(row["ratios"]) for row in rising),
     }
     print(summary)
@@ -169,9 +190,8 @@ def main() -> None:
         print(row)
     unit = f"tokens/s ours / peer, worst of {len(cells)} simulated cells (tables x mixtures x links x loads 1..512)"
     figures = {"sled.server.goodput_ratio_min": record.figure(worst, unit, PEER, COMMAND)}
-    record.write(
-        "goodput", {"summary": summary, "cells": cells, "rising_and_falling": rising, "serving": serving}, figures
-    )
+    found = {"summary": summary, "cells": cells, "rising_and_falling": rising, "serving": serving, "swarm": swarm}
+    record.write("goodput", found, figures)
 
 
 if __name__ == "__main__":

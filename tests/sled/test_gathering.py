@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import time
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
 from bench.macro._goodput_world import STEP_TIMES, Drafter, Fixed, Fleet, Phase, World
+from bench.macro.goodput import swarmed
 from sled.gathering import Gathering
 from sled.goodput import GoodputPolicy
 from sled.server import FixedWindow, ServerLimits
@@ -40,7 +42,7 @@ def test_two_groups_that_alternate_are_worth_a_wait():
     """Sixteen of four drafts, 13 ms away, on fp32 steps: 86 ms for half of them, 114 ms for all."""
     cost, demand = COSTS["cpu_fp32"], demand_of([0.74] * 16, [(0.001, 0.003)] * 16, 4)
     plans = np.full((2, 16), 4)
-    goodput, step_s = roll_forward(plans, demand, np.ones(16), cost, np.array([0.0, 0.03]))
+    goodput, step_s = roll_forward(plans, demand, np.ones(16), cost, np.array([0.0, 0.4]))
     assert goodput[1] > 1.15 * goodput[0]
     assert step_s[1] == pytest.approx(STEP_TIMES["cpu_fp32"](80, 16), rel=0.1)
     plan = best_plan(demand, cost)
@@ -56,6 +58,21 @@ def test_no_wait_where_it_does_not_pay():
     assert plan.windows[0] > 0
     assert plan.patience_s == 0.0
     assert plan.goodput == pytest.approx(weigh(alone, COSTS["cpu_bf16"], tuple(plan.windows))[0])
+
+
+@pytest.mark.parametrize(("sessions", "patience"), [(4, 0.4), (8, 0.15)])
+def test_a_wait_for_rounds_that_scatter_is_not_thought_to_know_when_they_come(sessions, patience):
+    scattered = replace(demand_of([0.724] * sessions, [(0.005, 1 / 55)] * sessions, 4), deviation=0.45)
+    plans = np.full((2, sessions), 4)
+    goodput, _ = roll_forward(plans, scattered, np.ones(sessions), COSTS["serving"], np.array([0.0, patience]))
+    assert goodput[1] < 1.01 * goodput[0]
+
+
+def test_boards_that_draft_ahead_and_less_than_they_may_lose_little_to_waits_and_trials():
+    """Half of their rounds come at once and half late; windows above four are one and the same to them."""
+    ratios = [swarmed(sessions, seed)["ratio"] for sessions in (2, 16) for seed in range(3)]
+    assert sum(ratios) / len(ratios) >= 0.97
+    assert min(ratios) >= 0.94
 
 
 def test_gathered_steps_commit_more_than_any_fixed_window():
