@@ -9,7 +9,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from sled.by_itself import ByItself
+from sled.by_itself import FIRST_FORWARD_S, ByItself
 from sled.calibration import ANYWHERE, Calibration
 from sled.messages import MAX_WINDOW
 from sled.proposal import LITTLE
@@ -18,7 +18,8 @@ from sled.turnaround import Turnaround
 AHEAD = 8  # further drafts that are thought of at once, since turnarounds rise in steps
 FOLLOW = 1 / 32  # of the rate, with each round
 FIRST_ROUNDS = 2  # rounds before there is a rate
-FIRST_SURVIVAL = 0.35  # until then a draft is wanted that is this likely
+FIRST_SURVIVAL = 0.2  # until then a draft is wanted that is this likely,
+FIRST_TOKENS = 2.0  # and worth its time, if a round brings so many
 HOPE = 0.15  # a round is sent on hope that is this likely
 LEAST = 0.02  # less survival than this is no use, however cheap
 QUEUED_DRAFTS = 8  # a verdict may be seen a draft late: what came sooner behind another one teaches nothing
@@ -91,6 +92,7 @@ class AutoPace:
         self.learned = learned
         learned.by_itself.answer()
         self._told_at: float | None = None
+        self._ping_s = 0.0
         self._told_again = False  # the next verdict tells what a stream had decoded already
         self._least, self._most = 0, MAX_WINDOW  # drafts of the next round that follows committed text
         self._reads = False  # a round goes without drafts since their drafter has to read
@@ -169,13 +171,21 @@ class AutoPace:
         last = round_[-1] if round_ else hoped[-1] if hoped else None
         survival *= calibration.next_acceptance(calibration.place(last, run), run)
         if not rate:
-            return survival >= FIRST_SURVIVAL and not unread
+            return survival >= self._first_survival() and not unread
         if unread:
             first_s = learned.draft_s + unread * learned.read_s
             return self._best(len(round_), run + 1, survival, rate, first_s) > 0.0
         if len(round_) < self._least and survival > max(TRY_SURVIVAL, rate * learned.draft_s):
             return True
         return self._best(len(round_), run + 1, survival, rate, learned.draft_s) > 0.0
+
+    def _first_survival(self) -> float:
+        """How likely a token must be for drafting it, before there is a rate: as if rounds brought FIRST_TOKENS."""
+        learned = self.learned
+        if not learned.draft_s:
+            return FIRST_SURVIVAL
+        away_s = learned.turnaround.of(0) or self._ping_s + FIRST_FORWARD_S
+        return max(FIRST_SURVIVAL, FIRST_TOKENS * learned.draft_s / (away_s + learned.draft_s))
 
     def _best(self, length: int, run: int, survival: float, rate: float, first_s: float) -> float:
         """Most tokens over what the rate asks for, by one more draft of this survival and up to AHEAD - 1 behind it."""
@@ -309,6 +319,7 @@ class AutoPace:
     def streams(self, remaining: int, ping_s: float, unread: int = 0) -> bool:
         """See Pace."""
         self._streams_to_read = False
+        self._ping_s = ping_s if ping_s >= 0.0 else 0.0
         if self._told_again:
             return False
         if self.learned.by_itself.begins(remaining, ping_s):
@@ -346,9 +357,11 @@ class AutoPace:
         """See Pace."""
         return self.learned.by_itself.wants_shadow(self.learned.draft_s, reads=unread > LITTLE)
 
-    def shadowing(self, accepted: int, size: int) -> None:
+    def shadowing(self, drafts: Sequence[float], accepted: int) -> None:
         """See Pace."""
-        self.learned.by_itself.shadowing(accepted + 1.0, self._shadow_s(size))
+        run = self.learned.calibration.run + accepted
+        tokens = 1.0 + accepted + self.learned.calibration.length(drafts[accepted:], run)
+        self.learned.by_itself.shadowing(tokens, self._shadow_s(len(drafts)))
 
     def shadowed(self, drafts: Sequence[float], accepted: int, size: int) -> None:
         """See Pace."""

@@ -20,7 +20,9 @@ LEAST_TOKENS = 8  # that are still wanted, or nothing is tried
 FIRST_FORWARD_S, FIRST_ROUND_TOKENS = 0.03, 3.0  # that a forward takes and a round brings, before anything is known
 FIRST_TOKENS = 8  # of a stream then, if no round is compared earlier
 FIRST_DOUBT = 1.0  # more of a gain asked of the first stream after one round, half of it after two, and so on
+FIRST_GAIN = 1.5  # times as fast must drafts promise to be by their confidences alone
 TRIAL_TOKENS = 4  # of a stream, to see what one brings
+FIRST_TRIAL = 3  # rounds of drafts, before a first stream is tried for what it may bring
 TRIAL_ROUNDS = 2  # of drafts
 FIRST_SHARE = 0.02  # of the time so far, that the first stream may cost where nobody knows what the link takes
 TRIAL_SHARE = 0.005  # of the time since the last one, that a trial may cost
@@ -74,13 +76,16 @@ class ByItself:
     @property
     def draft_rate(self) -> float:
         """Tokens per second by drafts on this text, over the link as it is now; 0 before anything is known."""
+        more, more_s = self._so_far
+        if not self._rounds:
+            return more / (FIRST_GAIN * more_s) if more_s > 0.0 else 0.0
         away_s, overlap = self._turnaround.of(0), self.overlap
         seconds = self._seconds + overlap * (self._rounds_here * away_s - self._away)
         mean = self._mean_seconds + overlap * (away_s - self._mean_away)
         seconds = max(seconds, 0.1 * self._seconds) + TEXT_ROUNDS * max(mean, 0.1 * self._mean_seconds)
         if seconds <= 0:
             return 0.0
-        tokens, (more, more_s) = self._tokens + TEXT_ROUNDS * self._mean_tokens, self._so_far
+        tokens = self._tokens + TEXT_ROUNDS * self._mean_tokens
         return max(tokens / seconds, (tokens + more) / (seconds + more_s))
 
     @property
@@ -217,6 +222,8 @@ class ByItself:
             age = min(self._since_stream_s / (DOUBT_TOKENS * token_s), 1.0)
         elif not ping_s >= 0.0:
             best_s, share = away_s / 4, FIRST_SHARE
+        if not self.token_s and self._rounds < FIRST_TRIAL:
+            return False
         cost_s = away_s + (TRIAL_TOKENS - 1) * token_s - TRIAL_TOKENS / rate
         may_be_ahead = self._gain * rate * best_s <= 1.0 + (DOUBT - 1.0) * age
         self._trying = may_be_ahead and cost_s <= share * self._since_stream_s

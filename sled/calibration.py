@@ -14,7 +14,7 @@ _BINS = range(len(_CENTRES))
 _RUNS = (0, 1, 2, 2, 3, 3, 3, 3, 4)  # of a run of so many right tokens, its row; longer ones share the last
 _LONGEST = len(_RUNS) - 1
 _ROWS = _RUNS[-1] + 1
-TRUST = 0.9  # a drafter nothing is known of is right as often as it says, times this
+TRUST = 0.9  # a drafter nothing is known of is right as often as it says, times this; the surer it is, the nearer to 1
 PRIOR_TOKENS = 4.0  # that this belief counts as
 ROW_PRIOR_TOKENS = 6.0  # that all runs count as where one of them is asked for
 UNHEARD = 0.3  # tokens that a confidence nothing was heard of counts as, against its neighbours
@@ -36,7 +36,7 @@ class Calibration:
         run: the run at the end of the committed text.
 
     >>> round(Calibration().acceptance(0.58, 0), 3)
-    0.522
+    0.556
 
     Source: isotonic calibration, Zadrozny and Elkan 2002.
     """
@@ -63,6 +63,15 @@ class Calibration:
             product *= table[_RUNS[run if run < _LONGEST else _LONGEST]][bisect_right(EDGES, confidence)]
             run += 1
         return product
+
+    def length(self, confidences: Sequence[float], run: int) -> float:
+        """Expected number of these, which follow each other behind a run, that are right before the first wrong one."""
+        product, total, table = 1.0, 0.0, self._table
+        for confidence in confidences:
+            product *= table[_RUNS[run if run < _LONGEST else _LONGEST]][bisect_right(EDGES, confidence)]
+            total += product
+            run += 1
+        return total
 
     def next_acceptance(self, before: int, run: int) -> float:
         """Expected acceptance of a token that is not drafted yet.
@@ -115,7 +124,7 @@ class Calibration:
         overall = []
         for i in _BINS:
             tried, right = sum(row[i] for row in self._tried), sum(row[i] for row in self._right)
-            overall.append((right + PRIOR_TOKENS * TRUST * _CENTRES[i]) / (tried + PRIOR_TOKENS))
+            overall.append((right + PRIOR_TOKENS * _trusted(_CENTRES[i])) / (tried + PRIOR_TOKENS))
         self._shares = []
         for tried_row, right_row in zip(self._tried, self._right, strict=True):
             shares = [(right_row[i] + ROW_PRIOR_TOKENS * overall[i]) / (tried_row[i] + ROW_PRIOR_TOKENS) for i in _BINS]
@@ -123,6 +132,11 @@ class Calibration:
         worse = (self._wrong + TEXT_PRIOR) / (self._feared + TEXT_PRIOR)
         self._table = [[max(0.0, 1.0 - worse * (1.0 - share)) for share in row] for row in self._shares]
         self._expected.clear()
+
+
+def _trusted(confidence: float) -> float:
+    """How often tokens of this confidence are thought to be right before any was heard of."""
+    return confidence * (TRUST + (1.0 - TRUST) * confidence)
 
 
 def rising(values: Sequence[float], weights: Sequence[float]) -> list[float]:

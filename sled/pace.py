@@ -108,8 +108,8 @@ class Pace(Protocol):
     def shadows(self, unread: int = 0) -> bool:
         """Whether to draft a round that is not sent, or read for it, while the server decodes: what would it bring?"""
 
-    def shadowing(self, accepted: int, size: int) -> None:
-        """Of such a round of `size` tokens the first `accepted` were right so far; more may be."""
+    def shadowing(self, drafts: Sequence[float], accepted: int) -> None:
+        """Of such a round of tokens of these confidences the first `accepted` were right so far; more may be."""
 
     def shadowed(self, drafts: Sequence[float], accepted: int, size: int) -> None:
         """Such a round was compared.
@@ -187,7 +187,7 @@ class FixedPace:
         """Nothing to compare."""
         return False
 
-    def shadowing(self, accepted: int, size: int) -> None:
+    def shadowing(self, drafts: Sequence[float], accepted: int) -> None:
         """Nothing to learn."""
 
     def shadowed(self, drafts: Sequence[float], accepted: int, size: int) -> None:

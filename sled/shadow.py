@@ -64,8 +64,8 @@ class Shadow:
         length = len(self.tokens)
         wrong = agreed < min(length, len(text))
         if not wrong and (self._size is None or len(text) <= length):
-            if self._size is not None:
-                self._pace.shadowing(min(agreed, self._size), self._size)
+            size = length if self._size is None else self._size
+            self._pace.shadowing(self._confidences[:size], min(agreed, size))
             return False
         self._pace.shadowed(self._confidences, agreed, length if self._size is None else self._size)
         return True

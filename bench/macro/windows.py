@@ -3,14 +3,17 @@
 `python -m bench.macro.windows`, some two minutes on two cores; writes bench/results/windows.json and the figure
 `sled.device.simulated_window_ratio_min`. Drafters, links and forwards of all kinds (`bench/macro/_links_world.py`);
 auto begins every cell knowing nothing. Nothing here is timed, so other work on the machine changes no number. Seeds 1
-and 2 were used to find the constants; the ones here were not.
+and 2 were used to find the constants; the ones here were not. Other answers,
+prompts and seeds are printed, not written.
 """
 
 from __future__ import annotations
 
 import argparse
 import statistics
+from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
+from functools import partial
 from typing import Any
 
 from bench import record
@@ -23,11 +26,15 @@ GRID = [
 ]
 
 
-def cell(index: int, tokens: int = 200, answers: int = 3) -> dict[str, Any]:
-    """One world, mean over the seeds."""
+def cell(
+    index: int, tokens: int = 200, answers: int = 3, prompt: int = 0, seeds: Sequence[int] = SEEDS
+) -> dict[str, Any]:
+    """One world, mean over the seeds; with a prompt of so many tokens to read."""
     drafter, link, forward = GRID[index]
     world = Cell(DRAFTERS[drafter], LINKS[link], FORWARDS[forward])
-    found = [compare(world, tokens=tokens, answers=answers, seed=seed) for seed in SEEDS]
+    if prompt:
+        world = world.with_prompt(prompt)
+    found = [compare(world, tokens=tokens, answers=answers, seed=seed) for seed in seeds]
     ratios = [auto / best for auto, _, best in found]
     return {
         "drafter": world.drafter.name,
@@ -45,15 +52,24 @@ def main() -> None:
     """Run the grid and write."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--processes", type=int, default=2)
+    parser.add_argument("--tokens", type=int, default=200, help="of an answer")
+    parser.add_argument("--answers", type=int, default=3, help="of a device that begins knowing nothing")
+    parser.add_argument("--prompt", type=int, default=0, help="tokens that drafter and target read first")
+    parser.add_argument("--seeds", default=",".join(map(str, SEEDS)))
     given = parser.parse_args()
+    seeds = tuple(int(each) for each in given.seeds.split(","))
+    usual = (given.tokens, given.answers, given.prompt, seeds) == (200, 3, 0, SEEDS)
+    one = partial(cell, tokens=given.tokens, answers=given.answers, prompt=given.prompt, seeds=seeds)
     stamp = record.stamp()
     with ProcessPoolExecutor(given.processes) as pool:
-        cells = sorted(pool.map(cell, range(len(GRID))), key=lambda each: float(each["ratio_min"]))
+        cells = sorted(pool.map(one, range(len(GRID))), key=lambda each: float(each["ratio_min"]))
     for each in cells[:10]:
         print(each)
     ratios = [each["ratio"] for each in cells]
     summary = {"cells": len(cells), "ratio_min": cells[0]["ratio_min"], "ratio_median": statistics.median(ratios)}
     print(summary)
+    if not usual:
+        return  # only the usual worlds are recorded
     unit = (
         f"tokens/s with auto over those with the best fixed window, least of {len(cells)} worlds and {len(SEEDS)} seeds"
     )
