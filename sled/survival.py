@@ -155,11 +155,12 @@ class ThinkTimes:
     FORGET = 0.97
     PRIOR = 0.5  # squared drafts that the population's slope counts as
     BOUND = 2.0
+    LEAN, LEAN_DEVIATION = 3.0, 8.0  # rounds that the population's mean and deviation count as for a new row
 
     def __init__(self, rows: int) -> None:
         # sums over rounds: 1, drafted, drafted^2, seconds, drafted * seconds, squared deviation
         self._sums = np.zeros((rows, 6))
-        self._all = np.zeros(5)
+        self._all = np.zeros(6)  # the same over all rows; the deviation relative
 
     def grow(self, rows: int) -> None:
         """Make room for so many rows."""
@@ -189,26 +190,31 @@ class ThinkTimes:
         fade = self.FORGET ** np.bincount(rows, minlength=len(self._sums))
         self._sums *= fade[:, None]
         np.add.at(self._sums, rows, values)
-        self._all = self._all * max(0.2, 1.0 - len(rows) / POPULATION_ROUNDS) + values[:, :5].sum(axis=0)
+        values[:, 5] /= np.maximum(known, 1e-9) ** 2
+        self._all = self._all * max(0.2, 1.0 - len(rows) / POPULATION_ROUNDS) + values.sum(axis=0)
 
     def lines(self, rows: Ints) -> tuple[Floats, Floats, Floats]:
         """z0, z1 (seconds, and seconds per draft) and the deviation of a round from them, seconds, of each row."""
-        count, x, xx, y, xy = self._all
-        shared0, shared1 = 0.0, 0.0
+        count, x, xx, y, xy, dev = self._all
+        shared0, shared1, shared_dev = 0.0, 0.0, 0.0
         if count > 0.0:
             spread = xx - x * x / count
             # what lengths of draft do not tell apart is taken for drafting: a shorter window is tried then, and tells
             slope = y / x if x > 0.0 else 0.0
             shared1 = max(0.0, (xy - x * y / count + count * slope * 0.1) / (spread + count * 0.1))
             shared1 = min(shared1, y / x) if x > 0.0 else 0.0
-            shared0 = max(0.0, (y - shared1 * x) / count)
+            shared0, shared_dev = max(0.0, (y - shared1 * x) / count), dev / count
         n, x, xx, y, xy, dev = self._sums[rows].T
         some = n > 0.0
         n = np.where(some, n, 1.0)
         z1 = np.maximum((xy - x * y / n + self.PRIOR * shared1) / (xx - x * x / n + self.PRIOR), 0.0)
         z1 = np.where(x > 0.0, np.minimum(z1, y / np.maximum(x, 1e-12)), z1)
-        z0 = np.maximum((y - z1 * x) / n, 0.0)
-        return np.where(some, z0, shared0), np.where(some, z1, shared1), np.where(some, np.sqrt(dev / n), 0.0)
+        # a few rounds tell less than those of all others do
+        lean, lean_dev = self.LEAN / (1.0 + n), self.LEAN_DEVIATION / (1.0 + 0.25 * n)
+        mean = (y + lean * (shared0 + shared1 * x / n)) / (n + lean)
+        z0 = np.maximum(mean - z1 * x / n, 0.0)
+        dev = np.sqrt((dev + lean_dev * shared_dev * mean * mean) / (n + lean_dev))
+        return np.where(some, z0, shared0), np.where(some, z1, shared1), np.where(some, dev, 0.0)
 
 
 _ROW = np.zeros(1, np.int64)

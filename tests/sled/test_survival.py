@@ -139,3 +139,13 @@ def test_a_session_without_rounds_is_like_the_others():
 def test_impossible_think_times_are_refused(took):
     with pytest.raises(ValueError, match="give numbers of 0 and more"):
         ThinkTime().observe(1, took)
+
+
+def test_a_few_rounds_of_a_new_session_do_not_count_as_punctual():
+    rng, table = np.random.default_rng(5), ThinkTimes(2)
+    for _ in range(60):  # half of the rounds at once, half after drafting
+        table.observe(np.zeros(1, np.int64), np.array([4.0]), np.array([0.005 if rng.random() < 0.5 else 0.075]))
+    table.observe(np.ones(1, np.int64), np.array([4.0]), np.array([0.005]))
+    z0, z1, deviation = table.lines(np.arange(2))
+    assert z0[1] + 4 * z1[1] > 0.015
+    assert deviation[1] > 0.3 * (z0[1] + 4 * z1[1])
