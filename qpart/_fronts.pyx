@@ -25,7 +25,7 @@ cdef int64_t merge(
 
     Of every width the points of the front come in ascending bytes. The next one is the least of at most eight heads:
     bytes first, then the position of the width. It stays if it is quieter than all before it, and takes the place of
-    one with as many bytes.
+    one with as many bytes; the first stays even if its noise is infinite.
     """
     cdef int64_t key[MOST_WIDTHS]
     cdef int64_t at[MOST_WIDTHS]
@@ -61,7 +61,7 @@ cdef int64_t merge(
         w = <int>(least & 7)
         here = at[w]
         noise = front.psi[here] + extra[w]
-        if noise < quietest:
+        if count == 0 or noise < quietest:
             quietest = noise
             if count > 0 and num_bytes[count - 1] == least >> 3:
                 count -= 1

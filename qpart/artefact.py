@@ -30,6 +30,8 @@ from qpart.verify import PatternKey
 
 FORMAT = 3  # 2: budgets from bounds that were not exact (docs/adr/0017)
 _KEY = "qpart"
+# What reading a file of anybody's raises; safetensors has no error of its own for a type that numpy does not know.
+_DAMAGED = msgspec.DecodeError, ValueError, LookupError, TypeError, AttributeError, RecursionError, QpartError
 
 
 class Shrink(msgspec.Struct, frozen=True):
@@ -227,17 +229,17 @@ def load(path: Path) -> Artefact:
         content = path.read_bytes()
         with safe_open(path, framework="numpy") as file:
             text = (file.metadata() or {}).get(_KEY)
+            if text is None:
+                raise ArtefactError(f"{path} is not a calibrated model; make one with `qpart calibrate`")
+            # first: another version may have arrays that numpy does not know
+            _check_format(path, msgspec.json.decode(text, type=_Version).format)
             arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - it is no mapping
+        record = msgspec.json.decode(text, type=Record)
+        return _checked(record, arrays, content_id(content))
     except (OSError, SafetensorError) as error:
         why = getattr(error, "strerror", None) or str(error)
         raise ArtefactError(f"{path} cannot be read: {why}; make it with `qpart calibrate`") from None
-    if text is None:
-        raise ArtefactError(f"{path} is not a calibrated model; make one with `qpart calibrate`")
-    try:
-        _check_format(path, msgspec.json.decode(text, type=_Version).format)
-        record = msgspec.json.decode(text, type=Record)
-        return _checked(record, arrays, content_id(content))
-    except (msgspec.DecodeError, ValueError, LookupError, QpartError) as error:
+    except _DAMAGED as error:
         if isinstance(error, ArtefactError):
             raise
         raise ArtefactError(f"{path} is damaged or of another version: {error}; calibrate again") from None

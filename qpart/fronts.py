@@ -216,7 +216,7 @@ class Chain:
         self.num_bytes: Ints = points.num_bytes
         self.psi: Floats = points.psi
         self.steps: Ints = points.steps
-        self.starts: Ints = np.concatenate([[0], np.cumsum(sizes)])
+        self.starts: Ints = np.concatenate([[0], np.cumsum(sizes)], dtype=np.int64)
 
     def front(self, num_tensors: int) -> Front:
         """That of the first tensors."""
@@ -283,10 +283,10 @@ def _merged(
     useful = [_useful_widths(row, noise) for row, noise in zip(num_bytes, psi, strict=True)]
     if not useful:
         return points, sizes
-    filled = np.array([widths + [0] * (WIDTH_MASK + 1 - len(widths)) for widths in useful])
+    filled = np.array([widths + [0] * (WIDTH_MASK + 1 - len(widths)) for widths in useful], np.int64)
     rows = np.arange(len(useful))[:, None]
     joined_bytes, joined_psi, steps, counts = compiled.extended(
         *points, sizes, np.array(num_bytes, np.int64)[rows, filled], np.array(psi, float)[rows, filled], filled,
-        np.array([len(widths) for widths in useful]), most_psi, np.array(most_bytes, np.int64),
+        np.array([len(widths) for widths in useful], np.int64), most_psi, np.array(most_bytes, np.int64),
     )  # fmt: skip
     return Front(joined_bytes, joined_psi, steps), counts

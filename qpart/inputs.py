@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import warnings
 from pathlib import Path
+from tokenize import TokenError
+from typing import Any
+from zipfile import BadZipFile
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,6 +16,10 @@ from qpart.ops import Shape
 
 PIXEL_MAX = 255
 TOKEN_MAX = 1 << 24
+_UNREADABLE = (  # what numpy raises of files that are damaged, cut off or something else
+    OSError, ValueError, EOFError, SyntaxError, MemoryError, OverflowError, RecursionError, Warning, TokenError,
+    BadZipFile,
+)  # fmt: skip
 
 
 def load_inputs(path: str | Path, shape: Shape) -> NDArray[np.float32]:
@@ -40,17 +47,14 @@ def load_array(path: str | Path) -> NDArray[np.generic]:
         ArtefactError: there is no such file, or it is no array of numbers.
     """
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("error")  # numpy warns of headers of Python 2
-            array = np.load(path, allow_pickle=False)
+        array: NDArray[np.generic] = _read(path)
     except FileNotFoundError:
         raise ArtefactError(f"there is no file {path}") from None
-    except (OSError, ValueError, EOFError, SyntaxError, MemoryError, OverflowError, Warning) as error:
+    except _UNREADABLE as error:
         raise ArtefactError(
             f"{path} is no array that can be read ({_why(error)}): write it with numpy.save, not as objects"
         ) from None
     if not isinstance(array, np.ndarray):
-        array.close()
         raise ArtefactError(f"{path} is an archive of several arrays: write one with numpy.save")
     return array
 
@@ -90,8 +94,8 @@ def load_labels(path: str | Path) -> NDArray[np.int64]:
         ArtefactError: there is no such file, or it holds something else.
     """
     try:
-        labels = np.load(path, allow_pickle=False)
-    except (OSError, ValueError, EOFError) as error:
+        labels = _read(path)
+    except _UNREADABLE as error:
         raise ArtefactError(f"labels {path} cannot be read: {_why(error)}; write them with numpy.save") from None
     if not isinstance(labels, np.ndarray) or labels.ndim != 1 or labels.dtype.kind not in "iu":
         raise ArtefactError(f"labels {path} must be one array (n,) of whole numbers")
@@ -109,6 +113,14 @@ def check_labels(labels: NDArray[np.int64], num_inputs: int, num_classes: int) -
     if len(labels) and not 0 <= int(labels.min()) <= int(labels.max()) < num_classes:
         raise ShapeMismatch(f"labels go from {labels.min()} to {labels.max()}, the model has {num_classes} classes")
     return labels
+
+
+def _read(path: str | Path) -> Any:
+    """What numpy makes of a file: an array, or an archive of several."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")  # numpy warns of headers of Python 2
+        with Path(path).open("rb") as file:  # numpy leaves one open that it opened and took for an archive
+            return np.load(file, allow_pickle=False)
 
 
 def _why(error: BaseException) -> str:

@@ -62,7 +62,8 @@ def infer(
     model: Annotated[str | None, typer.Option(help="Needed where the server has several.")] = None,
     labels: Annotated[Path | None, typer.Option(help=".npy, (n,) whole numbers; accuracy is reported.")] = None,
     inferences: Annotated[
-        int | None, typer.Option(min=1, help="Over how many the download counts; default: the inputs that are run.")
+        int | None,
+        typer.Option(min=1, max=10**12, help="Over how many the download counts; default: the inputs that are run."),
     ] = None,
     batch: Annotated[int, typer.Option(min=1, help="Inputs in one request.")] = 1,
     depth: Annotated[

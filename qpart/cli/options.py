@@ -6,6 +6,7 @@ import functools
 import inspect
 import os
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -179,9 +180,11 @@ def check_writable(out: Path) -> None:
     """That a result can be written, known before the work and not after it.
 
     Raises:
-        RequestError: it is a directory, or in one of somebody else.
-        OSError: there cannot be such a directory.
+        RequestError: it is a directory or a device, or in a directory of somebody else or where there cannot be one.
+        OSError: the directory cannot be made for another reason.
     """
-    out.parent.mkdir(parents=True, exist_ok=True)
-    if out.is_dir() or not os.access(out.parent, os.W_OK):
+    with suppress(FileExistsError, NotADirectoryError):  # then it is no directory to write to either
+        out.parent.mkdir(parents=True, exist_ok=True)
+    is_other = out.exists() and not out.is_file()  # a result takes a file's place, and must not a device's
+    if is_other or not out.parent.is_dir() or not os.access(out.parent, os.W_OK):
         raise RequestError(f"{out} cannot be written; name a file in a directory of yours (--out)")

@@ -10,6 +10,7 @@ from __future__ import annotations
 import statistics
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from math import inf
 from typing import Any, NamedTuple
 
 import torch
@@ -83,9 +84,18 @@ class Sizes:
         sizes = [Size(tokens, library) for tokens in worth_measuring(least) for library in self._libraries]
         for size in sizes:
             if size not in self._times:
-                self._times[size] = self._time_ms(size)
+                self._times[size] = self._time_of(size, needed=size == sizes[0])
         best = min(sizes, key=self._times.__getitem__)
         return best if self._times[best] < _WORTH * self._times[sizes[0]] else sizes[0]
+
+    def _time_of(self, size: Size, *, needed: bool) -> float:
+        """Milliseconds; of a size that there is no memory for, and that need not be taken, infinitely many."""
+        try:
+            return self._time_ms(size)
+        except torch.OutOfMemoryError:
+            if needed:
+                raise
+            return inf
 
 
 @contextmanager

@@ -93,6 +93,40 @@ def test_an_artefact_of_a_later_version_is_refused(path):
         load(path)
 
 
+def with_array(path, dtype, record=None):
+    """A file with four bytes more, of a type that numpy has not."""
+    content = path.read_bytes()
+    size = int.from_bytes(content[:8], "little")
+    header, data = json.loads(content[8 : 8 + size]), content[8 + size :] + b"abcd"
+    header["more"] = {"dtype": dtype, "shape": [4 // BYTES[dtype]], "data_offsets": [len(data) - 4, len(data)]}
+    header["__metadata__"]["qpart"] = record or header["__metadata__"]["qpart"]
+    text = json.dumps(header).encode()
+    path.write_bytes(len(text).to_bytes(8, "little") + text + data)
+
+
+BYTES = {"BF16": 2, "F8_E4M3": 1}
+
+
+@pytest.mark.parametrize("dtype", BYTES)
+def test_a_later_version_may_have_arrays_of_types_that_numpy_has_not(path, dtype):
+    with_array(path, dtype, '{"format": 4}')
+    with pytest.raises(ArtefactError, match=r"later version \(format 4, this one reads 3\); update edgebus"):
+        load(path)
+
+
+@pytest.mark.parametrize("dtype", BYTES)
+def test_arrays_of_types_that_numpy_has_not_are_damage(path, dtype):
+    with_array(path, dtype)
+    with pytest.raises(ArtefactError, match="calibrate again"):
+        load(path)
+
+
+def test_a_record_that_is_nested_deeply_is_damage(path):
+    with_array(path, "BF16", '{"format": 3, "more": ' + "[" * 100_000 + "]" * 100_000 + "}")
+    with pytest.raises(ArtefactError, match="calibrate again"):
+        load(path)
+
+
 def test_files_that_are_something_else_are_refused(tmp_path):
     other = tmp_path / "other.safetensors"
     save_file({"x": np.zeros(3)}, other)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 
 import numpy as np
@@ -224,7 +225,11 @@ def test_infer_usage_errors(qpart, files, arguments, status, word):
         ({"inputs": "text.txt"}, ["text.txt", "it is no .npy file", "numpy.save"]),
         ({"labels": "text.txt"}, ["text.txt", "it is no .npy file", "numpy.save"]),
         ({"out": "."}, ["cannot be written", "--out"]),
+        ({"out": "text.txt/new.npy"}, ["cannot be written", "--out"]),
+        ({"out": "text.txt/new/new.npy"}, ["cannot be written", "--out"]),
+        ({"out": "pipe"}, ["cannot be written", "--out"]),
         ({"inferences": "0"}, ["--inferences"]),
+        ({"inferences": str(10**13)}, ["--inferences"]),
         ({"keys": "."}, ["--insecure", "drop --server-key and --keys"]),
     ],
 )
@@ -232,6 +237,7 @@ def test_infer_looks_at_files_before_it_asks_anybody(qpart, files, tmp_path, mon
     """Nobody listens there, and the half hour is not waited for."""
     monkeypatch.chdir(tmp_path)
     (tmp_path / "text.txt").write_text("no array")
+    os.mkfifo(tmp_path / "pipe")
     asked = {"server": "tcp://127.0.0.1:9", "inputs": files.inputs, "accuracy": "0.02", "timeout": "1800", **options}
     assert_one_line(qpart("infer", "--insecure", **asked), 2, *words)
 

@@ -10,7 +10,7 @@ import pytest
 
 from qpart.demo import data
 from qpart.errors import ArtefactError, ShapeMismatch
-from qpart.inputs import as_float, load_inputs
+from qpart.inputs import as_float, load_inputs, load_labels
 
 
 def idx(array) -> bytes:
@@ -126,11 +126,17 @@ def test_files_that_are_no_arrays_are_refused_in_one_line(tmp_path):
     np.savez(tmp_path / "x.npz", a=np.zeros(3))
     archive = (tmp_path / "x.npz").read_bytes()
     huge = good.replace(b"(4, 3)", b"(9" + b"9" * 15 + b",)")[: len(good)]
-    for content in (b"", good[:5], good[:40], good[:-1], good[:60] + b"\xff" * 60, objects, archive, b"text\n", huge):
+    large, open_ended = (good.replace(b"(4, 3), ", text) for text in (b"(1" + b"0" * 15 + b",)", b"((4, 3)  "))
+    python2 = good.replace(b"(4, 3), ", b"(4L,3L),")
+    for content in (
+        b"", good[:5], good[:40], good[:-1], good[:60] + b"\xff" * 60, objects, archive, b"text\n", huge, large,
+        open_ended, python2, archive[:-30], b"PK\x03\x04text",
+    ):  # fmt: skip
         path.write_bytes(content)
-        with pytest.raises(ArtefactError) as caught:
-            load_inputs(path, (3,))
-        assert "\n" not in str(caught.value)
-        assert "numpy.save" in str(caught.value)
+        for read in (lambda: load_inputs(path, (3,)), lambda: load_labels(path)):
+            with pytest.raises(ArtefactError) as caught:
+                read()
+            assert "\n" not in str(caught.value)
+            assert "numpy.save" in str(caught.value) or "whole numbers" in str(caught.value)
     with pytest.raises(ArtefactError, match="no file"):
         load_inputs(tmp_path / "none.npy", (3,))

@@ -76,6 +76,22 @@ def test_merged_fronts_are_the_extended_ones(seed, monkeypatch):
             np.testing.assert_array_equal(onward.summed(num_bytes), onward.num_bytes)
 
 
+@pytest.mark.native
+@pytest.mark.parametrize("quietest", [1e308, 5e307, 0.0])
+@pytest.mark.parametrize("most_psi", [inf, 1.5e308])
+def test_noise_beyond_float64_is_merged_as_it_is_extended(quietest, most_psi, monkeypatch):
+    """Each finite, together infinite: the cheapest pattern stays the first point, and steps lead to its parent."""
+    num_bytes, psi = [list(range(1, 9))] * 3, [[1e308] * 7 + [quietest]] * 3
+    found = Chain(num_bytes, psi, most_psi=most_psi)
+    assert fronts.compiled is not None
+    monkeypatch.setattr(fronts, "compiled", None)
+    with np.errstate(over="ignore"):
+        expected = Chain(num_bytes, psi, most_psi=most_psi)
+    for column in ("num_bytes", "psi", "steps", "starts"):
+        np.testing.assert_array_equal(getattr(found, column), getattr(expected, column))
+    assert [len(found.widths(n, 0)) for n in range(4)] == [0, 1, 2, 3]
+
+
 def test_bytes_that_leave_no_room_for_positions_are_sorted_all_the_same():
     front = start()
     for _ in range(4):

@@ -48,6 +48,21 @@ def test_each_size_is_measured_once():
     assert {size.tokens for size in clock.asked} == {288, 320, 352, 384}
 
 
+def test_sizes_that_there_is_no_memory_for_are_not_taken():
+    """A batch that has room is computed, even if a larger one that was only to be measured has none."""
+
+    def time_ms(size):
+        if size.tokens > most:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return 1000.0 / size.tokens
+
+    for most in (448, 480):
+        assert Sizes(time_ms, ("a", "b"))(448) == Size(most, "a")
+    most = 440
+    with pytest.raises(torch.OutOfMemoryError):
+        Sizes(time_ms, ("a", "b"))(448)
+
+
 @pytest.mark.parametrize("tokens", [1, 7, 63, 64, 65, 200, 448, 1000, 2304, 5000])
 def test_a_size_holds_the_batch_and_is_a_bucket(tokens):
     for size in worth_measuring(round_up(tokens)):
