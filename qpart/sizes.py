@@ -16,6 +16,7 @@ from qpart.quantiser import HALF, activation_bytes
 from qpart.tables import WIDTHS
 
 BytesPerWidth = tuple[int, ...]
+FILLED = 32  # columns that a packed matrix is filled up to multiples of
 
 
 class Sizes(NamedTuple):
@@ -97,6 +98,16 @@ def device_items(network: Network) -> tuple[int, ...]:
     )
 
 
+def _weight_items(shape: Shape) -> int:
+    """Float32 numbers of a weight that is dequantised: a packed matrix fills its columns up.
+
+    >>> _weight_items((10, 3, 3, 3)), _weight_items((7,))
+    (320, 7)
+    """
+    columns = prod(shape[1:])
+    return shape[0] * (-(-columns // FILLED) * FILLED if len(shape) > 1 else 1)
+
+
 def peak_items(nodes: Sequence[Node], shapes: Sequence[Shape], kept: Collection[int]) -> int:
     """Float32 numbers held at once when nodes run for one sample: values, scratch, and a dequantised weight.
 
@@ -111,6 +122,6 @@ def peak_items(nodes: Sequence[Node], shapes: Sequence[Shape], kept: Collection[
     for i, node in enumerate(nodes):
         held += prod(shapes[i + 1])
         scratch = node.op.scratch_items(*(shapes[value] for value in node.inputs))
-        peak = max(peak, held + scratch + prod(node.op.weight_shape or (0,)))
+        peak = max(peak, held + scratch + _weight_items(node.op.weight_shape or (0,)))
         held -= sum(prod(shapes[value]) for value in {*node.inputs, i + 1} if last_use.get(value, i) <= i)
     return peak
