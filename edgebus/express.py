@@ -272,7 +272,7 @@ class Express:
                 return False  # asked again on the usual way, which refuses it; what is denied costs nothing
             arrived = link.answerer.receive_small(header, payload, now)
             if arrived is None:
-                return False
+                return self._judged(attached, Message(header, (payload,)), frame_bytes, now)
             self.deliver(attached, arrived)
         link.heard_at = now
         traffic = attached.traffic
@@ -312,7 +312,7 @@ class Express:
             return False  # asked again on the usual way, which refuses it; what is denied costs nothing
         arrived = link.answerer.receive_plain(header, content, now)
         if arrived is None:
-            return False
+            return self._judged(attached, Message(header, content), frames_bytes, now)
         link.receiver.took_whole(header, now=now)
         link.heard_at = now
         traffic = attached.traffic
@@ -324,6 +324,16 @@ class Express:
             hub.touch(attached, now=now)
         elif link.receiver.credit_at < attached.scheduled_at:
             hub.schedule(attached, link.receiver.credit_at)
+        return True
+
+    def _judged(self, attached: Attached, message: Message, frames_bytes: int, now: float) -> bool:
+        """Take a request that there is no room for, and whose sender may ask: it is not to pay for it twice."""
+        traffic = attached.traffic
+        traffic.messages_received += 1
+        traffic.bytes_received += frames_bytes
+        traffic.content_bytes_received += content_bytes(message.frames)
+        attached.link.receive(message, now=now)
+        self._hub.touch(attached, now=now)
         return True
 
     def _receive_chunk(self, attached: Attached, chunk: Chunk, frame: Any, frames_bytes: int, now: float) -> bool:

@@ -308,3 +308,21 @@ def test_large_request_of_another_key_is_not_taken(clock):
     assert duo.arrived == []
     assert server.receive_large(route, frames, "DEVICE")
     assert len(duo.arrived) == 1
+
+
+@pytest.mark.parametrize("sizes", [(9,), (1, 5000)])
+def test_request_that_there_is_no_room_for_is_judged_once(clock, sizes):
+    """Its sender pays for it by the judge's count of requests and bytes."""
+    duo, judged = open_lane(clock), []
+    duo.server.judge = lambda key, service, size, now: judged.append(size)
+    for _ in range(LIMITS.max_pending + 1):
+        duo.ask_large(sizes)
+        duo.run()
+        duo.advance(0.01)
+    assert judged == [sum(sizes)] * (LIMITS.max_pending + 1)
+    assert duo.pendings[-1]._settled.code == "busy"
+    [far] = duo.server.links
+    near, there = link_stats(duo.attached), link_stats(far)
+    for what in ("messages", "bytes", "content_bytes"):
+        assert getattr(near, f"{what}_sent") == getattr(there, f"{what}_received"), "the greeting of the lane, too"
+        assert getattr(there, f"{what}_sent") == getattr(near, f"{what}_received")
