@@ -142,14 +142,15 @@ class Caller:
         entry = _Outstanding(request_id, header, frames, size_bytes, deadline_at, ref)
         if terms is not None and terms.kind == STREAM:
             entry.stream = InStream(terms.window_bytes, terms.from_pos)
+        self._schedule(
+            entry, deadline_at
+        )  # first: it ends then, whatever exception of a signal handler comes in between
         self.outstanding[request_id] = entry
         self.outstanding_bytes += size_bytes
         if deadline_at <= now:
             self._expire(entry)
         elif self._up:
             self._send(entry, now)
-        else:
-            self._schedule(entry, deadline_at)
         return request_id
 
     def small_header(self, service: str, payload: bytes, deadline_at: float, now: float) -> Request:

@@ -11,6 +11,8 @@ from types import SimpleNamespace
 import pytest
 
 from edgebus import express as express_module
+from edgebus.config import Limits
+from edgebus.requests import Caller
 from tests.edgebus.duo import Duo
 from tests.edgebus.test_express_large import open_lane
 
@@ -104,3 +106,23 @@ def test_answer_that_an_exception_left_half_kept_does_not_stop_what_comes_after_
         duo.run()
     assert len(duo.settled) == 4
     assert answerer.num_pending == 0
+
+
+def test_request_whose_start_was_interrupted_ends_at_its_deadline():
+    """The factor of its resends comes from plain Python, where a signal handler may raise."""
+    going = [True]
+
+    def jitter():
+        if going[0]:
+            return 1.0
+        raise Interrupt
+
+    caller = Caller(Limits(), jitter)
+    caller.set_up(True, now=0.0)
+    going[0] = False
+    with pytest.raises(Interrupt):
+        caller.start("s", (), (b"abc",), deadline_at=5.0, ref=None, now=0.0)
+    going[0] = True
+    assert caller.next_timer() == 5.0
+    caller.handle_timer(now=5.0)
+    assert (caller.outstanding, caller.outstanding_bytes) == ({}, 0)
