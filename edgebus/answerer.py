@@ -272,7 +272,7 @@ class Answerer:
         """An answer cannot be sent: another one takes its place, small."""
         entry = self._entries.get(request_id)
         if entry is not None and entry.answer is not None:
-            before = self._answered.pop(request_id)
+            before = self._answered.pop(request_id, 0)
             self._cached_bytes -= before
             entry.answer = message
             self._answered[request_id] = size = entry.kept_bytes()
@@ -477,7 +477,8 @@ class Answerer:
             self._forget(oldest)
 
     def _forget(self, request_id: int) -> None:
-        self._cached_bytes -= self._answered.pop(request_id)
+        # An exception of a signal handler may have come before it was listed: it must not come back with every request.
+        self._cached_bytes -= self._answered.pop(request_id, 0)
         entry = self._entries.pop(request_id)
         if entry.answer is not None and isinstance(entry.answer.header, Reply) and entry.answer.header.blocks:
             self.leases_done += [block.lease for block in entry.answer.header.blocks]

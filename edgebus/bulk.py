@@ -279,6 +279,7 @@ class BulkSender:
         What is lost of any of them takes room in the window, for which the oldest may be waiting.
         """
         if self._queue and now >= self._retry_at:
+            self._recount()
             next(iter(self._queue.values())).announced = False
             for outgoing in self._queue.values():
                 if outgoing.sent > outgoing.credited:
@@ -335,3 +336,12 @@ class BulkSender:
         self.queued_bytes -= outgoing.total
         self.unsent_bytes -= outgoing.total - outgoing.sent
         self.in_flight_bytes -= outgoing.sent - outgoing.credited
+        if not self._queue:
+            self._recount()
+
+    def _recount(self) -> None:
+        """An exception of a signal handler may have come between two counters: a window must not stay smaller."""
+        queue = self._queue.values()
+        self.queued_bytes = sum([each.total for each in queue])
+        self.unsent_bytes = sum([each.total - each.sent for each in queue])
+        self.in_flight_bytes = sum([each.sent - each.credited for each in queue])

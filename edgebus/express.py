@@ -48,6 +48,8 @@ if TYPE_CHECKING:
 
 _FRAME_BYTES = INLINE_BYTES + 2048
 _UP = State.UP
+_PLAIN_TAGS = frozenset((encode_header(Chunk(0, 0))[1], encode_header(Request(0, "", 0, 0))[1]))
+"""Second byte of the headers that receive_large is for: what else has frames is not decoded twice."""
 _now = time.monotonic
 _log = logging.getLogger("edgebus")
 
@@ -272,7 +274,7 @@ class Express:
                 return False  # asked again on the usual way, which refuses it; what is denied costs nothing
             arrived = link.answerer.receive_small(header, payload, now)
             if arrived is None:
-                return False
+                return self._judged(attached, Message(header, (payload,)), frame_bytes, now)
             self.deliver(attached, arrived)
         link.heard_at = now
         traffic = attached.traffic
@@ -282,8 +284,10 @@ class Express:
         return True
 
     def receive_large(self, route: Route, frames: list[Any], key: str | None) -> bool:
-        """Take a plain request that came with its large arrays, or a piece; False if it has to go the usual way."""
+        """Take a plain request that came with its arrays, or a piece; False if it has to go the usual way."""
         attached, hub = self._by_route.get(route), self._hub
+        if len(frames[0]) < 2 or frames[0][1] not in _PLAIN_TAGS:
+            return False
         if attached is None or attached.near is not None or (attached.key != key and attached.key is not None):
             return False
         link = attached.link
@@ -303,7 +307,7 @@ class Express:
         self, attached: Attached, header: Request, content: Frames, frames_bytes: int, now: float
     ) -> bool:
         link, hub, size_bytes = attached.link, self._hub, content_bytes(content)
-        if header.transfer is None or header.terms is not None or header.blocks is not None or not content:
+        if header.terms is not None or header.blocks is not None or not content:
             return False
         if link.receiver or link.answerer.knows(header.id):  # contents that wait come first
             return False
@@ -312,8 +316,9 @@ class Express:
             return False  # asked again on the usual way, which refuses it; what is denied costs nothing
         arrived = link.answerer.receive_plain(header, content, now)
         if arrived is None:
-            return False
-        link.receiver.took_whole(header, now=now)
+            return self._judged(attached, Message(header, content), frames_bytes, now)
+        if header.transfer is not None:
+            link.receiver.took_whole(header, now=now)
         link.heard_at = now
         traffic = attached.traffic
         traffic.messages_received += 1
@@ -324,6 +329,16 @@ class Express:
             hub.touch(attached, now=now)
         elif link.receiver.credit_at < attached.scheduled_at:
             hub.schedule(attached, link.receiver.credit_at)
+        return True
+
+    def _judged(self, attached: Attached, message: Message, frames_bytes: int, now: float) -> bool:
+        """Take a request that there is no room for, and whose sender may ask: it is not to pay for it twice."""
+        traffic = attached.traffic
+        traffic.messages_received += 1
+        traffic.bytes_received += frames_bytes
+        traffic.content_bytes_received += content_bytes(message.frames)
+        attached.link.receive(message, now=now)
+        self._hub.touch(attached, now=now)
         return True
 
     def _receive_chunk(self, attached: Attached, chunk: Chunk, frame: Any, frames_bytes: int, now: float) -> bool:

@@ -218,7 +218,7 @@ class Hub(HubFront):
         header = message.header
         if isinstance(header, m.Hello) and (attached is None or attached.hello_id is not None):
             if header.lane:
-                self._greeted_lane(route, key, header, now)
+                self._greeted_lane(route, key, header, sum(map(len, frames)), now)
                 return
             attached = self._greeted(route, key, header, now)
         if attached is None:
@@ -398,7 +398,7 @@ class Hub(HubFront):
         self.by_route[route] = attached
         return attached
 
-    def _greeted_lane(self, route: Route, key: str | None, hello: m.Hello, now: float) -> None:
+    def _greeted_lane(self, route: Route, key: str | None, hello: m.Hello, frames_bytes: int, now: float) -> None:
         """The second connection of a peer that has greeted: it is tried again until its link is known."""
         attached = self._accepted.get((key, hello.incarnation))
         if attached is None or self.by_route.get(route, attached) is not attached or route == attached.route:
@@ -407,6 +407,8 @@ class Hub(HubFront):
             self.by_route.pop(attached.bulk_route, None)
         attached.bulk_route = route
         self.by_route[route] = attached
+        attached.traffic.messages_received += 1
+        attached.traffic.bytes_received += frames_bytes
         attached.link.lane_opened()
         self.touch(attached, now=now)
 

@@ -10,7 +10,7 @@ import math
 from edgebus import messages as m
 from edgebus.answerer import Answerer
 from edgebus.attached import LinkFront
-from edgebus.bulk import BulkSender, Name
+from edgebus.bulk import BulkSender, Name, credit_step
 from edgebus.bulk_receiver import BulkReceiver
 from edgebus.link_states import (
     DIALLER,
@@ -380,8 +380,10 @@ class LinkMachine(LinkFront):
         if limits is None:
             return chunk_bytes, window_bytes, False
         if limits.bulk_bytes:
-            window_bytes = min(window_bytes, limits.bulk_bytes)
-            chunk_bytes = min(chunk_bytes, limits.max_frame_bytes)
+            # The receiver gives credit after a step of its own window, however small ours is.
+            step_bytes = credit_step(limits.bulk_bytes)
+            window_bytes = min(max(window_bytes, step_bytes + LEAST_BYTES), limits.bulk_bytes)
+            chunk_bytes = min(chunk_bytes, limits.max_frame_bytes, max(1, window_bytes - step_bytes))
         # What goes whole is credited late: not under a window that a quarter of the receiver's would stop.
         return chunk_bytes, window_bytes, self._bulk_up and window_bytes >= min(limits.bulk_bytes, WHOLE_WINDOW_BYTES)
 

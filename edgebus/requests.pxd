@@ -20,3 +20,4 @@ cdef class Caller:
     cpdef start_sent(self, header, frames, long long size_bytes, double deadline_at, ref, double now)
     cpdef awaits_small(self, reply)
     cpdef answered_small(self, request_id)
+    cpdef _give_room(self, _Outstanding entry)

@@ -142,14 +142,15 @@ class Caller:
         entry = _Outstanding(request_id, header, frames, size_bytes, deadline_at, ref)
         if terms is not None and terms.kind == STREAM:
             entry.stream = InStream(terms.window_bytes, terms.from_pos)
+        self._schedule(
+            entry, deadline_at
+        )  # first: it ends then, whatever exception of a signal handler comes in between
         self.outstanding[request_id] = entry
         self.outstanding_bytes += size_bytes
         if deadline_at <= now:
             self._expire(entry)
         elif self._up:
             self._send(entry, now)
-        else:
-            self._schedule(entry, deadline_at)
         return request_id
 
     def small_header(self, service: str, payload: bytes, deadline_at: float, now: float) -> Request:
@@ -166,15 +167,17 @@ class Caller:
         """Like start, for a plain request on a link that is up, which has just been sent with a small_header."""
         outstanding, timers = self.outstanding, self._timers
         request_id = header.id
-        self.started += 1
-        self.outstanding_bytes += size_bytes
         due_at = min(now + self._resend_s, deadline_at)
-        entry = outstanding[request_id] = _Outstanding(request_id, header, frames, size_bytes, deadline_at, ref)
+        entry = _Outstanding(request_id, header, frames, size_bytes, deadline_at, ref)
         entry.attempts, entry.backoff, entry.due_at = 1, 2, due_at
         if len(timers) > 64 + 4 * len(outstanding):
             self._schedule(entry, due_at)
         else:
             heapq.heappush(timers, (due_at, request_id))
+        # Last: what an interrupt leaves unstarted takes no room, and what is started has its timer.
+        outstanding[request_id] = entry
+        self.started += 1
+        self.outstanding_bytes += size_bytes
 
     def awaits_small(self, reply: Reply) -> object | None:
         """Whose request a plain small reply answers, None if it has to go the usual way."""
@@ -184,7 +187,7 @@ class Caller:
     def answered_small(self, request_id: int) -> None:
         """Like receive, for a plain small reply that awaits_small told whose it is."""
         entry = self.outstanding.pop(request_id)
-        self.outstanding_bytes -= entry.size_bytes
+        self._give_room(entry)
         self.num_answered += 1
         if entry.header.blocks is not None:
             self.leases_done += [block.lease for block in entry.header.blocks]
@@ -413,6 +416,10 @@ class Caller:
             detail = f"sent {entry.attempts} times, then the link went down"
             self._settle(entry, Outcome.UNKNOWN, code="link_lost", detail=detail)
 
+    def _give_room(self, entry: _Outstanding) -> None:
+        # From nothing it is counted anew: an exception of a signal handler may have come between two counters.
+        self.outstanding_bytes = self.outstanding_bytes - entry.size_bytes if self.outstanding else 0
+
     def _settle(
         self, entry: _Outstanding, outcome: Outcome, *, code: str = "", detail: str = "", frames: Frames = ()
     ) -> None:
@@ -420,7 +427,7 @@ class Caller:
 
     def _finish(self, entry: _Outstanding, settled: Settled) -> None:
         del self.outstanding[entry.id]
-        self.outstanding_bytes -= entry.size_bytes
+        self._give_room(entry)
         if entry.size_bytes > LEAST_BYTES:  # it may be on its way in pieces
             self._ended.append(entry.id)
         if entry.header.blocks:

@@ -694,3 +694,19 @@ def test_the_answer_to_an_announcement_made_again_has_only_sent_again_what_is_lo
     sent += sender.pump(0, chunk_bytes=10_000, window_bytes=40_000, now=3.0)
     offsets = [each.header.offset for _, each in sent if isinstance(each.header, m.Chunk)]
     assert offsets == ([30_000, 40_000, 50_000, 60_000] if lost else [60_000, 70_000])
+
+
+@pytest.mark.parametrize("sizes", [(100 * KIB,), (MIB,), (20 * KIB, 100 * KIB, 20 * KIB, 70_001, 31 * KIB)])
+@pytest.mark.parametrize("far_bytes", [4 * KIB, 64 * KIB, 100 * KIB, 32 * MIB])
+@pytest.mark.parametrize("own_bytes", [1, 4 * KIB, 40 * KIB, 64 * KIB])
+def test_credit_comes_however_small_the_window_of_the_sender_is(own_bytes, far_bytes, sizes):
+    """A device with little memory lowers bulk_bytes; its server gives credit after a step of its own window."""
+    own, far = Limits(bulk_bytes=own_bytes), Limits(bulk_bytes=far_bytes)
+    for polite in (False, True):
+        duo = Duo(device={"limits": own}, server={"limits": far}).prove()
+        if polite:
+            duo.link.pace.small(now=duo.now)
+        duo.ask(b"p", *map(bytes, sizes))
+        duo.advance(1.0)
+        assert [tuple(map(len, arrived.frames[1:])) for arrived in duo.arrived] == [sizes]
+        assert duo.far.receiver.overruns == 0

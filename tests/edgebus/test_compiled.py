@@ -14,7 +14,10 @@ import pytest
 
 COMPILED = [path.stem for path in sorted(Path(importlib.import_module("edgebus").__file__).parent.glob("*.pxd"))]
 TESTS = Path(__file__).parent
-SUITES = ("test_express.py", "test_inbox.py", "test_requests.py", "test_copies.py", "test_failures.py")
+SUITES = (
+    "test_express.py", "test_express_large.py", "test_interrupts.py", "test_inbox.py", "test_requests.py",
+    "test_copies.py", "test_failures.py",
+)  # fmt: skip
 
 
 def loaded(**environment):

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 import edgebus
 from edgebus import express as express_module
+from edgebus import hub as hub_module
 from edgebus import messages as m
 from edgebus.calls import Pending
 from edgebus.express import Express
@@ -168,7 +169,9 @@ def clock(monkeypatch):
 
 
 STEPS = st.one_of(
-    st.tuples(st.just("ask"), st.sampled_from([(9,), (1, 5000), (0, 30_000), (1, 5000, 20_000), (1, 63_000), (5000,)])),
+    st.tuples(
+        st.just("ask"), st.sampled_from([(9,), (1, 9), (1, 5000), (0, 30_000), (1, 5000, 20_000), (1, 63_000), (5000,)])
+    ),
     st.tuples(st.just("ask"), st.sampled_from([(1, 5000), (1, 30_000)])),
     st.tuples(st.just("special"), st.sampled_from([m.Terms(m.ONE_WAY), m.Terms(m.PLAIN, b"", 1, 1)])),
     st.tuples(st.just("answer"), st.sampled_from([0, 0, 100, 40_000])),
@@ -308,3 +311,36 @@ def test_large_request_of_another_key_is_not_taken(clock):
     assert duo.arrived == []
     assert server.receive_large(route, frames, "DEVICE")
     assert len(duo.arrived) == 1
+
+
+@pytest.mark.parametrize("sizes", [(9,), (1, 5000)])
+def test_request_that_there_is_no_room_for_is_judged_once(clock, sizes):
+    """Its sender pays for it by the judge's count of requests and bytes."""
+    duo, judged = open_lane(clock), []
+    duo.server.judge = lambda key, service, size, now: judged.append(size)
+    for _ in range(LIMITS.max_pending + 1):
+        duo.ask_large(sizes)
+        duo.run()
+        duo.advance(0.01)
+    assert judged == [sum(sizes)] * (LIMITS.max_pending + 1)
+    assert duo.pendings[-1]._settled.code == "busy"
+    [far] = duo.server.links
+    near, there = link_stats(duo.attached), link_stats(far)
+    for what in ("messages", "bytes", "content_bytes"):
+        assert getattr(near, f"{what}_sent") == getattr(there, f"{what}_received"), "the greeting of the lane, too"
+        assert getattr(there, f"{what}_sent") == getattr(near, f"{what}_received")
+
+
+def test_small_arrays_and_answers_with_arrays_are_decoded_once(clock, monkeypatch):
+    duo, decoded = open_lane(clock), []
+    for module in (express_module, hub_module):
+        decode = module.decode
+        monkeypatch.setattr(module, "decode", lambda frames, limits, decode=decode: (
+            decoded.append(len(frames)), decode(frames, limits))[1])  # fmt: skip
+    duo.ask_large((1, 9))
+    duo.run()
+    assert decoded == [2]
+    duo.answer_oldest(9)
+    duo.run()
+    assert decoded == [2, 2]
+    assert [len(frame) for frame in duo.pendings[-1]._settled.frames] == [3, 9]

@@ -1,0 +1,128 @@
+"""An exception of a signal handler at any line of the short way: the link goes on, and no room is lost for good.
+
+Compiled modules show no lines: test_compiled.py has this file run as plain Python.
+"""
+
+from __future__ import annotations
+
+import sys
+from types import SimpleNamespace
+
+import pytest
+
+from edgebus import express as express_module
+from edgebus.config import Limits
+from edgebus.requests import Caller
+from tests.edgebus.duo import Duo
+from tests.edgebus.test_express_large import open_lane
+
+LINES_OF = ("express", "requests", "link", "bulk", "pace", "hub")
+PLAIN = str(express_module.__file__).endswith(".py")
+
+
+class Interrupt(BaseException):
+    """What a signal handler raises."""
+
+
+def interrupted(function, at):
+    """Call a function and raise at its at-th line in the bus; True if it has so many."""
+    left, raised = [at], [False]
+
+    def trace(frame, event, _):
+        if frame.f_globals.get("__name__", "").removeprefix("edgebus.") not in LINES_OF:
+            return None
+        left[0] -= event == "line"
+        if event == "line" and left[0] == 0:
+            sys.settrace(None)
+            raised[0] = True
+            raise Interrupt
+        return trace
+
+    before = sys.gettrace()
+    sys.settrace(trace)
+    try:
+        function()
+    except Interrupt:
+        pass
+    finally:
+        sys.settrace(before)
+    return raised[0]
+
+
+@pytest.mark.skipif(not PLAIN, reason="compiled: its lines are not shown")
+def test_interrupt_at_any_line_of_a_large_request_costs_no_room(monkeypatch):
+    clock, at, going = SimpleNamespace(now=0.0), 0, True
+    monkeypatch.setattr(express_module, "_now", lambda: clock.now)
+    while going:
+        at += 1
+        assert at < 1000
+        duo = open_lane(clock)
+        going = interrupted(lambda duo=duo: duo.ask_large((1, 30_000)), at)
+        for _ in range(40):
+            duo.answer_oldest(0)
+            duo.advance(1.0)
+        caller, sender = duo.link.caller, duo.link.sender
+        assert (caller.outstanding, caller.outstanding_bytes) == ({}, 0), f"at line {at}"
+        assert (sender.in_flight_bytes, duo.far.answerer.pending_bytes) == (0, 0), f"at line {at}"
+        ids = [request_id for request_id, _, _ in duo.taken]
+        assert len(ids) == len(set(ids)), f"executed twice, at line {at}"
+        duo.ask_large((1, 60_000))
+        duo.advance(1.0)
+        duo.answer_oldest(0)
+        duo.advance(1.0)
+        assert duo.pendings[-1].outcome == "answered", f"at line {at}"
+    assert at > 60
+
+
+def test_window_that_an_exception_left_too_small_is_counted_anew():
+    """As an exception between two counters leaves it: nothing would ever go again that needs the whole window."""
+    duo = Duo().prove()
+    duo.ask(b"p", bytes(1 << 20))
+    duo.run()
+    duo.answer(duo.arrived.pop())
+    duo.run()
+    duo.ask(b"p", bytes(1 << 20))
+    duo.link.sender.in_flight_bytes += 1 << 40
+    duo.run()
+    duo.ask(b"p", bytes(1 << 20))
+    duo.advance(2.0)
+    assert len(duo.arrived) == 2
+    for arrived in duo.arrived:
+        duo.answer(arrived)
+    duo.advance(1.0)
+    assert duo.link.sender.in_flight_bytes == 0
+
+
+def test_answer_that_an_exception_left_half_kept_does_not_stop_what_comes_after_it():
+    """Counting the bytes of an answer is plain Python, where a signal handler may raise: it is set and not listed."""
+    duo = Duo()
+    for number in range(4):
+        duo.ask(b"%d" % number)
+        duo.run()
+        answerer = duo.arrived[-1].answerer
+        duo.answer(duo.arrived.pop())
+        if number == 1:
+            answerer._answered.pop(1)
+        duo.run()
+    assert len(duo.settled) == 4
+    assert answerer.num_pending == 0
+
+
+def test_request_whose_start_was_interrupted_ends_at_its_deadline():
+    """The factor of its resends comes from plain Python, where a signal handler may raise."""
+    going = [True]
+
+    def jitter():
+        if going[0]:
+            return 1.0
+        raise Interrupt
+
+    caller = Caller(Limits(), jitter)
+    caller.set_up(True, now=0.0)
+    going[0] = False
+    with pytest.raises(Interrupt):
+        caller.start("s", (), (b"abc",), deadline_at=5.0, ref=None, now=0.0)
+    going[0] = True
+    assert caller.next_timer() == 5.0
+    caller.handle_timer(now=5.0)
+    assert (caller.outstanding, caller.outstanding_bytes) == ({}, 0)
