@@ -267,7 +267,7 @@ def test_a_stopped_server_costs_one_request_where_another_one_lives(served, inpu
     with (
         stopped_server(served, "second") as (endpoint, stop),
         served.serving() as kept,
-        served.device([endpoint, kept], server_key=keys, timeout_s=1.0) as device,
+        served.device([endpoint, kept], server_key=keys, timeout_s=30.0) as device,
     ):
         wait_until(lambda: all(each.health == "up" for each in device._line._pool.stats().members.values()))
         device.prepare(PRIVATE)
@@ -276,12 +276,14 @@ def test_a_stopped_server_costs_one_request_where_another_one_lives(served, inpu
         before = device.infer(inputs)
         assert device.server == endpoint
         stop()
+        in_haste(device, 1.0)
         began = time.monotonic()
         with pytest.raises(edgebus.DeadlineExceeded, match=endpoint):
             device.infer(inputs)
+        assert time.monotonic() - began < 1.0 + 2.0
+        in_haste(device, 30.0)
         assert close_to(device.infer(inputs), before)
         assert device.server == kept
-        assert time.monotonic() - began < 1.0 + 2.0
 
 
 def test_a_plan_made_in_the_background_is_waited_for_no_longer_than_the_timeout(served, inputs):
