@@ -75,7 +75,7 @@ class Bucket(NamedTuple):
     divided: bool
     keep_logits: bool
     table: int = 0  # entries of the page table, where the room that every graph has is not enough
-    library: str = ""  # which multiplies matrices, see `sizes.Size`
+    blas: str = ""  # which multiplies matrices, see `sizes.Size`
 
 
 @dataclass(slots=True)
@@ -176,7 +176,7 @@ class GraphedForward:
             any(work.num_slots for work in batch.work),
             keep_logits,
             0 if pages <= self._table_room else 1 << (pages - 1).bit_length(),
-            size.library,
+            size.blas,
         )
 
     @torch.inference_mode()
@@ -207,7 +207,7 @@ class GraphedForward:
         inputs = self._inputs(bucket)
         stream = torch.cuda.Stream(self._device)
         stream.wait_stream(torch.cuda.current_stream(self._device))
-        with multiplying_by(bucket.library):
+        with multiplying_by(bucket.blas):
             with torch.cuda.stream(stream):  # compiles, and lets libraries set themselves up
                 self._compute(inputs, bucket)
             torch.cuda.current_stream(self._device).wait_stream(stream)

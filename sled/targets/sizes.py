@@ -27,7 +27,7 @@ class Size(NamedTuple):
     """Tokens that a batch is padded to, and torch's name of the library that multiplies them ("": torch's choice)."""
 
     tokens: int
-    library: str = ""
+    blas: str = ""
 
 
 def round_up(size: int) -> int:
@@ -59,11 +59,11 @@ class Sizes:
 
     Args:
         time_ms: how long the products of a forward take at a size.
-        libraries: to choose from; the first is torch's own choice.
+        choices: libraries to choose from; the first is torch's own choice.
     """
 
-    def __init__(self, time_ms: Callable[[Size], float], libraries: Iterable[str] = ("",)) -> None:
-        self._time_ms, self._libraries = time_ms, tuple(libraries)
+    def __init__(self, time_ms: Callable[[Size], float], choices: Iterable[str] = ("",)) -> None:
+        self._time_ms, self._choices = time_ms, tuple(choices)
         self._times: dict[Size, float] = {}
         self._best: dict[int, Size] = {}
 
@@ -72,7 +72,7 @@ class Sizes:
 
         >>> times = {Size(288): 10.1, Size(320): 9.6, Size(352): 10.7}
         >>> Sizes(times.__getitem__)(281)
-        Size(tokens=320, library='')
+        Size(tokens=320, blas='')
         """
         least = round_up(tokens)
         best = self._best.get(least)
@@ -81,7 +81,7 @@ class Sizes:
         return best
 
     def _measured(self, least: int) -> Size:
-        sizes = [Size(tokens, library) for tokens in worth_measuring(least) for library in self._libraries]
+        sizes = [Size(tokens, blas) for tokens in worth_measuring(least) for blas in self._choices]
         for size in sizes:
             if size not in self._times:
                 self._times[size] = self._time_of(size, needed=size == sizes[0])
@@ -99,13 +99,13 @@ class Sizes:
 
 
 @contextmanager
-def multiplying_by(library: str) -> Iterator[None]:
+def multiplying_by(blas: str) -> Iterator[None]:
     """Have torch multiply matrices on CUDA by one library ("cublas", "cublaslt"; "" changes nothing)."""
-    if not library:
+    if not blas:
         yield
         return
     before = torch.backends.cuda.preferred_blas_library()
-    torch.backends.cuda.preferred_blas_library(library)
+    torch.backends.cuda.preferred_blas_library(blas)
     try:
         yield
     finally:
@@ -125,7 +125,7 @@ def measured_on(layers: nn.Module) -> Sizes:
             by_shape.setdefault(tuple(weight.shape), []).append(weight)
 
     def time_ms(size: Size) -> float:
-        with torch.inference_mode(), multiplying_by(size.library):
+        with torch.inference_mode(), multiplying_by(size.blas):
             return sum(_median_ms(weights, size.tokens) for weights in by_shape.values())
 
     return Sizes(time_ms, ("", "cublaslt") if torch.version.cuda else ("",))

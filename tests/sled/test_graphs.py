@@ -58,4 +58,4 @@ def test_batch_whose_spans_share_many_pages_has_room_for_their_table():
 def test_a_batch_is_padded_to_the_size_that_was_chosen_for_it():
     graphs = Untouched(sizes=lambda tokens: Size(tokens + 3, "cublaslt"))
     bucket = graphs.bucket(batch(5), False)
-    assert (bucket.tokens, bucket.library) == (8, "cublaslt")
+    assert (bucket.tokens, bucket.blas) == (8, "cublaslt")

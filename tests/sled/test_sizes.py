@@ -21,7 +21,7 @@ class Clock:
 
     def __call__(self, size):
         self.asked.append(size)
-        return self.said.get(f"{size.library}{size.tokens}", float(size.tokens))
+        return self.said.get(f"{size.blas}{size.tokens}", float(size.tokens))
 
 
 def test_a_larger_size_that_is_quicker_is_taken():
