@@ -62,7 +62,7 @@ if os.path.isdir("edgebus"):  # scripts/sanitize.sh and fuzz.sh build a copy of 
     modules += cythonize(
         [
             Extension("edgebus._port", ["edgebus/_port.pyx"]),
-            *(Extension(f"edgebus.{name}", [f"edgebus/{name}.py"]) for name in BUS),
+            *(Extension(f"edgebus.{name}", [f"edgebus/{name}.py"], extra_compile_args=["-g0"]) for name in BUS),
         ],
         compiler_directives={"annotation_typing": False},
     )
