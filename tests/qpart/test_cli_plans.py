@@ -148,7 +148,7 @@ def test_infeasible_plot_says_so(qpart, files):
 
 @pytest.mark.parametrize(
     ("accuracy", "memory_bytes", "pattern"),
-    [(1e-6, 3000, r"ask for a drop of ([\d.e-]+)"), (0.2, 600, r"give (\d+) bytes of memory")],
+    [(1e-6, 4000, r"ask for a drop of ([\d.e-]+)"), (0.2, 600, r"give (\d+) bytes of memory")],
 )
 def test_what_an_infeasible_request_is_told_to_ask_for_is_served(qpart, files, accuracy, memory_bytes, pattern):
     asked = {"accuracy": accuracy, "memory_bytes": memory_bytes}

@@ -1,5 +1,6 @@
 """Head and tail on one machine: equal to the simulation at every cut; hostile segments and arrays refused."""
 
+from contextlib import nullcontext
 from dataclasses import replace
 
 import msgspec
@@ -16,12 +17,15 @@ from qpart.inputs import as_float
 from qpart.messages import Chosen, Infer, Live, ModelInfo, Segment
 from qpart.network import Node
 from qpart.ops import Linear, Relu
+from qpart.pieces import step_bytes, steps_to
 from qpart.profile import Channel, DeviceProfile, Request
 from qpart.run.published import Published
 from qpart.segment import inspect, split_addresses
+from qpart.sizes import peak_items
 from qpart.tables import WIDTHS
 from qpart.tail import MAX_ITEMS, Tail
 from tests.qpart import small
+from tests.qpart.wide import made_up
 
 
 @pytest.fixture(scope="module")
@@ -168,6 +172,21 @@ def test_a_segment_larger_than_the_memory_is_rejected():
         else:
             with pytest.raises(SegmentRejected, match="the device gives"):
                 inspected(segment, request=request)
+
+
+def test_layers_that_share_a_piece_are_each_held_in_memory():
+    """Or a segment of thousands of layers with one piece would pass as small."""
+    artefact, shapes = made_up((300,) * 5), ((300,),) * 5
+    nodes, steps = tuple(Node(Linear(300, 300), (i,)) for i in range(4)), steps_to(300 * 300, 3)
+    row = b"".join(artefact.piece_ids[0][WIDTHS.index(step.first)] for step in steps)
+    segment = Segment(bytes(16), (300,), nodes, (3,) * 4, (row,) * 4, (Live(4, 3, 1.0, 0.0),))
+    plan, model = Chosen(bytes(16), 4, (3,) * 4, (3,)), ModelInfo("made-up", bytes(16), (300,), 300, 7, ())
+    of_one = sum(step_bytes((300, 300), True, step) for step in steps)
+    need = 4 * of_one + 4 * peak_items(nodes, shapes, (4,))
+    for memory in (need, need - 1):
+        request = msgspec.structs.replace(REQUEST, device=msgspec.structs.replace(REQUEST.device, memory_bytes=memory))
+        with nullcontext() if memory == need else pytest.raises(SegmentRejected, match="the device gives"):
+            assert sum(inspect(segment, plan, model, request).values()) == of_one  # fetched once
 
 
 def test_a_piece_that_is_not_what_its_address_says_never_runs():
