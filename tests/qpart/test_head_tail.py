@@ -2,6 +2,7 @@
 
 from contextlib import nullcontext
 from dataclasses import replace
+from typing import get_args
 
 import msgspec
 import numpy as np
@@ -9,6 +10,7 @@ import pytest
 
 from edgebus.payloads import decode, encode
 from qpart.errors import SegmentRejected, ShapeMismatch
+from qpart.executors.devices import ExecutorKind
 from qpart.executors.simulator import Simulator
 from qpart.executors.with_numpy import NumpyExecutor
 from qpart.executors.with_torch import TorchExecutor
@@ -17,7 +19,7 @@ from qpart.inputs import as_float
 from qpart.messages import Chosen, Infer, Live, ModelInfo, Segment
 from qpart.network import Node
 from qpart.ops import Linear, Relu
-from qpart.pieces import step_bytes, steps_to
+from qpart.pieces import Layer, step_bytes, steps_to
 from qpart.profile import Channel, DeviceProfile, Request
 from qpart.run.published import Published
 from qpart.segment import inspect, split_addresses
@@ -49,12 +51,13 @@ def tail(executor=TorchExecutor):
     return Tail(artefact, executor(artefact.network.nodes, artefact.parameters))
 
 
+@pytest.mark.parametrize("kind", get_args(ExecutorKind))
 @pytest.mark.parametrize("bits", WIDTHS)
 @pytest.mark.parametrize("cut", range(7))
-def test_head_and_tail_equal_the_simulation(cut, bits, inputs):
+def test_head_and_tail_equal_the_simulation(cut, bits, kind, inputs):
     artefact = small.artefact()
     segment, pieces = chosen(cut, bits)
-    head = Head(decode(Segment, encode(segment)), pieces)
+    head = Head(decode(Segment, encode(segment)), pieces, kind)
     simulator = Simulator(artefact.network, artefact.parameters, artefact.ranges)
     of_weights = [bits] * len(segment.pieces)
     expected = simulator.logits(cut, of_weights, [bits] * len(segment.live), inputs)
@@ -66,6 +69,30 @@ def test_head_and_tail_equal_the_simulation(cut, bits, inputs):
     # One code may fall to the other side of a rounding edge between numpy and torch; none does in most cases.
     assert (np.abs(found - expected).max(axis=1) > 1e-4 * scale).mean() <= 0.05
     assert head.weight_bits == tuple(of_weights)
+
+
+def test_heads_on_numpy_and_torch_hold_the_same_packed_weights_and_answer_alike():
+    """Layers of each kind: multiplied as they are held, dequantised in a product, a convolution, tokens."""
+    artefact = replace(made_up((784, 160, 64, 10)), model_id=bytes(16))
+    published, x = Published(artefact), np.random.default_rng(4).normal(size=(20, 784)).astype(np.float32)
+    segment = decode(Segment, published.segment(Chosen(bytes(16), artefact.network.num_nodes, (5,) * 3, ())))
+    numpys, torchs = (Head(segment, published.pieces(segment), kind) for kind in ("numpy", "torch"))
+    assert numpys.held_bytes == torchs.held_bytes
+    for count in (1, 20):
+        wanted, found = numpys.answer(x[:count]), torchs.answer(x[:count])
+        assert (found.dtype, found.shape) == (wanted.dtype, wanted.shape)
+        assert np.abs(found - wanted).max() <= 1e-5 * np.abs(wanted).max()
+
+
+def test_a_head_on_torch_dequantises_one_layer_at_a_time(monkeypatch):
+    segment, pieces = chosen(6)
+    head, asked = Head(segment, pieces, "torch"), []
+    real = Layer.parameters
+    monkeypatch.setattr(Layer, "parameters", lambda self: asked.append(self) or real(self))
+    x = np.zeros((1, *small.SHAPE), np.float32)
+    head.answer(x)
+    head.answer(x)
+    assert len(asked) == 2 * len(segment.pieces)
 
 
 def test_numpy_and_torch_tails_agree(inputs):
