@@ -1,5 +1,6 @@
 """Head and tail on one machine: equal to the simulation at every cut; hostile segments and arrays refused."""
 
+import tracemalloc
 from contextlib import nullcontext
 from dataclasses import replace
 from typing import get_args
@@ -18,7 +19,7 @@ from qpart.head import Head
 from qpart.inputs import as_float
 from qpart.messages import Chosen, Infer, Live, ModelInfo, Segment
 from qpart.network import Node
-from qpart.ops import Linear, Relu
+from qpart.ops import Conv2d, Linear, Pad, Relu
 from qpart.pieces import Layer, step_bytes, steps_to
 from qpart.profile import Channel, DeviceProfile, Request
 from qpart.run.published import Published
@@ -199,6 +200,27 @@ def test_a_segment_larger_than_the_memory_is_rejected():
         else:
             with pytest.raises(SegmentRejected, match="the device gives"):
                 inspected(segment, request=request)
+
+
+@pytest.mark.parametrize(
+    ("at", "op", "why"),
+    [
+        (0, Conv2d((3, 3), (1, 1), (1, 1), 1, 1 << 24), "does not add up"),  # 2.4 GB of output
+        (0, Conv2d((4096, 4096), (1, 1), (4095, 4095), 1, 4), "does not add up"),
+        (1, Pad((0, 4096, 4096), (0, 4096, 4096)), "does not add up"),
+        (1, Pad((0, 1000, 1000), (0, 1000, 1000)), "the device gives"),  # all shapes fit together
+    ],
+)
+def test_sizes_that_nobody_could_hold_are_rejected_before_anything_is_allocated(at, op, why):
+    segment = chosen(3)[0]
+    nodes = (*segment.nodes[:at], Node(op, (at,)), *segment.nodes[at + 1 :])
+    tracemalloc.start()
+    try:
+        with pytest.raises(SegmentRejected, match=why):
+            inspected(segment, nodes=nodes)
+        assert tracemalloc.get_traced_memory()[1] < 1 << 20
+    finally:
+        tracemalloc.stop()
 
 
 def test_layers_that_share_a_piece_are_each_held_in_memory():
