@@ -17,7 +17,6 @@ from edgekernels import dequantise, pack, packed_bytes, quantise, unpack
 from qpart import nesting
 from qpart.errors import UnsupportedModel
 from qpart.nesting import NESTED, TOP, Chain
-from qpart.ops import BUFFER_ITEMS
 
 Floats = npt.NDArray[np.float32]
 Bytes = npt.NDArray[np.uint8]
@@ -28,10 +27,10 @@ _SHARES = np.geomspace(0.2, 1.0, 28)
 MOST = 1e30
 """Largest number of an activation, with room for sums in float32."""
 _MAX_HALF = float(np.finfo(np.float16).max)
-_BLOCK_ITEMS = 1 << 15  # dequantised at once: scratch stays small, and in a cache
+_BLOCK_ITEMS = 1 << 13  # dequantised at once: scratch stays small, and in a cache
 _FEW_CODES = 1 << 14
 """Up to so many a table takes less time than the many calls without one."""
-_LOOKED_UP = 1 << 12  # at once: numpy makes indices of 8 bytes
+_LOOKED_UP = 1 << 10  # at once: numpy makes indices of 8 bytes
 _KEPT_CHAINS = 2
 
 
@@ -128,7 +127,8 @@ def dequantise_weight(packed: QuantisedWeight, shape: tuple[int, ...]) -> Floats
         bent *= bend
         bent += 1 - bend
         some *= bent
-        some *= factor[start : start + at_once]
+        bent[...] = factor[start : start + at_once]  # spread out here: numpy would buffer a product with a column
+        some *= bent
     return rows.reshape(shape)
 
 
@@ -137,7 +137,7 @@ def dequantise_items(shape: tuple[int, ...]) -> int:
     num_codes, columns = prod(shape), prod(shape[1:])
     if num_codes <= _FEW_CODES:
         return -(-num_codes // 4) + 2 * min(num_codes, _LOOKED_UP) + 2 * shape[0]
-    return min(num_codes, max(_BLOCK_ITEMS, columns)) + BUFFER_ITEMS + 2 * shape[0]
+    return min(num_codes, max(_BLOCK_ITEMS, columns)) + 2 * shape[0]
 
 
 def fit_range(sample: Floats, bits: int) -> Range:
