@@ -58,6 +58,11 @@ ROWS = (
         "qpart.promises_broken",
         "{} of {qpart.plans_served:,}",
     ),
+    (
+        "... plans that changed more predictions than that, for better or worse",
+        "qpart.changed_over_promise",
+        "{} of {qpart.plans_served:,}",
+    ),
     ("... bytes planned minus bytes sent, over all these plans", "qpart.planned_minus_sent_bytes", "{}"),
     (
         "... time of a plan, 54 layers with weights, with the table of all 122 cuts, 99th percentile",

@@ -10,7 +10,7 @@ import numpy.typing as npt
 
 from qpart.errors import SegmentRejected, ShapeMismatch
 from qpart.executors import Executor
-from qpart.executors.with_numpy import NumpyExecutor
+from qpart.executors.devices import ExecutorKind, make_executor
 from qpart.messages import Segment
 from qpart.network import INPUT, Parameters
 from qpart.pieces import Data, Layer, address_of
@@ -25,15 +25,16 @@ class Head:
         segment: as received, after `qpart.segment.inspect`.
         pieces: bytes of every piece it names, by address; each is taken out once its last layer is put together,
             so that packed weights are not held twice.
+        executor: what to compute with.
 
     Raises:
         SegmentRejected: a piece does not match its hash, or the layer it is for.
     """
 
-    def __init__(self, segment: Segment, pieces: MutableMapping[bytes, Data]) -> None:
+    def __init__(self, segment: Segment, pieces: MutableMapping[bytes, Data], executor: ExecutorKind = "numpy") -> None:
         self.segment = segment
         self._layers = _put_together(segment, pieces)
-        self._executor: Executor = NumpyExecutor(segment.nodes, self._parameters, self._product)
+        self._executor: Executor = make_executor(executor, segment.nodes, self._parameters, self._product)
 
     @property
     def is_whole(self) -> bool:

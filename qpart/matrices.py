@@ -9,7 +9,7 @@ from __future__ import annotations
 from math import prod
 
 import numpy as np
-from edgekernels import PackedMatrix, backend, matmul, unpack
+from edgekernels import PackedMatrix, backend, matmul, packed_bytes, unpack
 
 from qpart.ops import Conv2d, Linear, Op, Shape
 from qpart.quantiser import HALF, Floats, QuantisedWeight
@@ -23,6 +23,20 @@ _MOST_WASTE = 1 / 8
 def is_matrix(op: Op) -> bool:
     """Whether a layer's weight is one matrix (out, in), or (out, *in)."""
     return isinstance(op, Linear) or (isinstance(op, Conv2d) and op.groups == 1)
+
+
+def filled_columns(shape: Shape) -> int:
+    """Columns of the matrix that holds a weight (out, *in)."""
+    return -(-prod(shape[1:]) // _UNIT) * _UNIT
+
+
+def matrix_bytes(shape: Shape, bits: int) -> int:
+    """Bytes of a weight (out, *in) held as a matrix; 0 where it is none, since that would take much more."""
+    if bits == HALF:
+        return 0
+    held = -(-shape[0] // _BLOCK) * _BLOCK * (filled_columns(shape) * bits // 8 + 4)
+    least = packed_bytes(prod(shape), bits) + 2 * shape[0]
+    return 0 if held > (1 + _MOST_WASTE) * least else held
 
 
 class LinearWeight:
@@ -39,12 +53,10 @@ class LinearWeight:
     @classmethod
     def of(cls, packed: QuantisedWeight, shape: Shape) -> LinearWeight | None:
         """The same weight (out, *in) as a matrix; None where that takes much more memory, or no kernel is compiled."""
-        rows, columns = shape[0], prod(shape[1:])
-        filled = -(-columns // _UNIT) * _UNIT
-        held = -(-rows // _BLOCK) * _BLOCK * (filled * packed.bits / 8 + 4)
-        least = packed.codes.nbytes + packed.scale.nbytes
-        if packed.bits == HALF or backend() != "cython" or held > (1 + _MOST_WASTE) * least:
+        if backend() != "cython" or not matrix_bytes(shape, packed.bits):
             return None
+        rows, columns = shape[0], prod(shape[1:])
+        filled = filled_columns(shape)
         codes = np.zeros((rows, filled), np.uint8)
         codes[:, :columns] = unpack(packed.codes, rows * columns, packed.bits).reshape(rows, columns)
         scale = (packed.scale.astype(np.float32) * np.float32(packed.gain))[:, None]

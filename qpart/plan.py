@@ -43,7 +43,8 @@ class CutRow(msgspec.Struct, frozen=True, kw_only=True, gc=False, array_like=Tru
         after: name of the last of them, or "input".
         allowed: whether the request can be served here; where not, all numbers are 0.
         why: the constraint that forbids it, or empty.
-        memory_bytes: what the device holds: its part of the network, activations, a dequantised layer.
+        memory_bytes: what the device holds at most, for one sample: its part of the network, activations, scratch, a
+            dequantised layer. The interpreter and its objects come on top.
         channel_time_s: request, answer, round trip, and the download divided by the inferences.
     """
 

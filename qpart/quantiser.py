@@ -27,9 +27,10 @@ _SHARES = np.geomspace(0.2, 1.0, 28)
 MOST = 1e30
 """Largest number of an activation, with room for sums in float32."""
 _MAX_HALF = float(np.finfo(np.float16).max)
-_BLOCK_ITEMS = 1 << 15  # dequantised at once: scratch stays small, and in a cache
+_BLOCK_ITEMS = 1 << 13  # dequantised at once: scratch stays small, and in a cache
 _FEW_CODES = 1 << 14
 """Up to so many a table takes less time than the many calls without one."""
+_LOOKED_UP = 1 << 10  # at once: numpy makes indices of 8 bytes
 _KEPT_CHAINS = 2
 
 
@@ -106,9 +107,13 @@ def dequantise_weight(packed: QuantisedWeight, shape: tuple[int, ...]) -> Floats
     num_codes, bend = prod(shape), np.float32(packed.bend / 16)
     factor = (packed.scale.astype(np.float32) * np.float32(packed.gain))[:, None]
     if num_codes <= _FEW_CODES:
-        few: Floats = nesting.grid(packed.bend, packed.bits).take(unpack(packed.codes, num_codes, packed.bits))
-        few = few.reshape(shape[0], -1)
-        few *= factor
+        table, codes = nesting.grid(packed.bend, packed.bits), unpack(packed.codes, num_codes, packed.bits)
+        few = np.empty(num_codes, np.float32)
+        for start in range(0, num_codes, _LOOKED_UP):
+            part = slice(start, start + _LOOKED_UP)
+            table.take(codes[part], out=few[part], mode="clip")  # with "raise" numpy would copy; no code is too large
+        by_channel = few.reshape(shape[0], -1)
+        by_channel *= factor
         return few.reshape(shape)
     first, step = np.array([2.0**-packed.bits - 1], np.float32), np.array([2.0 ** (1 - packed.bits)], np.float32)
     rows = dequantise(packed.codes, packed.bits, scale=step, offset=first, columns=num_codes).reshape(shape[0], -1)
@@ -122,8 +127,17 @@ def dequantise_weight(packed: QuantisedWeight, shape: tuple[int, ...]) -> Floats
         bent *= bend
         bent += 1 - bend
         some *= bent
-        some *= factor[start : start + at_once]
+        bent[...] = factor[start : start + at_once]  # spread out here: numpy would buffer a product with a column
+        some *= bent
     return rows.reshape(shape)
+
+
+def dequantise_items(shape: tuple[int, ...]) -> int:
+    """Float32 numbers that `dequantise_weight` holds besides its result, at most."""
+    num_codes, columns = prod(shape), prod(shape[1:])
+    if num_codes <= _FEW_CODES:
+        return -(-num_codes // 4) + 2 * min(num_codes, _LOOKED_UP) + 2 * shape[0]
+    return min(num_codes, max(_BLOCK_ITEMS, columns)) + 2 * shape[0]
 
 
 def fit_range(sample: Floats, bits: int) -> Range:
@@ -178,8 +192,10 @@ def quantise_activation(values: Floats, bits: int, found: Range) -> npt.NDArray[
     """
     rows = np.ascontiguousarray(values, np.float32).reshape(len(values), -1)
     if bits == HALF and found.scale:
-        codes = np.rint((rows - np.float32(found.offset)) / np.float32(found.scale))
-        carried: npt.NDArray[np.float16] = np.clip(codes, 0, (1 << HALF) - 1).astype("<u2").view("<f2")
+        codes = rows - np.float32(found.offset)
+        codes /= np.float32(found.scale)
+        np.clip(np.rint(codes, out=codes), 0, (1 << HALF) - 1, out=codes)
+        carried: npt.NDArray[np.float16] = codes.astype("<u2").view("<f2")
         return carried
     if bits == HALF:
         return np.clip(rows, -_MAX_HALF, _MAX_HALF).astype(np.float16)

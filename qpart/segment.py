@@ -41,7 +41,8 @@ def inspect(segment: Segment, chosen: Chosen, model: ModelInfo, request: Request
     _check_live(segment.live, len(shapes), showing_input(segment.nodes) if request.raw_input_stays else ())
     pieces = _pieces(segment, chosen)
     kept = [live.value for live in segment.live] or [chosen.cut]
-    need = sum(pieces.values()) + 4 * peak_items(segment.nodes, shapes, kept)
+    each = (pieces[address] for row in segment.pieces for address in split_addresses(row))  # held by every layer alone
+    need = sum(each) + 4 * peak_items(segment.nodes, shapes, kept)
     if need > request.device.memory_bytes:
         raise SegmentRejected(f"the segment needs {need} bytes, the device gives {request.device.memory_bytes}")
     return pieces

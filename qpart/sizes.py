@@ -8,15 +8,16 @@ from math import prod
 from typing import NamedTuple
 
 from edgebus.blobs.messages import framing_bytes
+from qpart.matrices import FEW_TOKENS, filled_columns, is_matrix, matrix_bytes
 from qpart.messages import ANSWERED_BYTES, infer_bytes, manifest_bytes
+from qpart.nesting import NESTED
 from qpart.network import INPUT, Network, Node
-from qpart.ops import Shape
-from qpart.pieces import ADDRESS_BYTES, Step, ladder, step_bytes
-from qpart.quantiser import HALF, activation_bytes
+from qpart.ops import AnyOp, Conv2d, Shape
+from qpart.pieces import ADDRESS_BYTES, Step, ladder, step_bytes, steps_to
+from qpart.quantiser import HALF, activation_bytes, dequantise_items
 from qpart.tables import WIDTHS
 
 BytesPerWidth = tuple[int, ...]
-FILLED = 32  # columns that a packed matrix is filled up to multiples of
 
 
 class Sizes(NamedTuple):
@@ -98,18 +99,10 @@ def device_items(network: Network) -> tuple[int, ...]:
     )
 
 
-def _weight_items(shape: Shape) -> int:
-    """Float32 numbers of a weight that is dequantised: a packed matrix fills its columns up.
-
-    >>> _weight_items((10, 3, 3, 3)), _weight_items((7,))
-    (320, 7)
-    """
-    columns = prod(shape[1:])
-    return shape[0] * (-(-columns // FILLED) * FILLED if len(shape) > 1 else 1)
-
-
 def peak_items(nodes: Sequence[Node], shapes: Sequence[Shape], kept: Collection[int]) -> int:
     """Float32 numbers held at once when nodes run for one sample: values, scratch, and a dequantised weight.
+
+    Never less than what an executor on numpy takes. What packed weights take beyond their pieces is in it as well.
 
     Args:
         nodes: what runs.
@@ -121,7 +114,37 @@ def peak_items(nodes: Sequence[Node], shapes: Sequence[Shape], kept: Collection[
     held = peak = prod(shapes[INPUT])
     for i, node in enumerate(nodes):
         held += prod(shapes[i + 1])
-        scratch = node.op.scratch_items(*(shapes[value] for value in node.inputs))
-        peak = max(peak, held + scratch + _weight_items(node.op.weight_shape or (0,)))
+        peak = max(peak, held + _scratch_items(node.op, [shapes[value] for value in node.inputs], shapes[i + 1]))
         held -= sum(prod(shapes[value]) for value in {*node.inputs, i + 1} if last_use.get(value, i) <= i)
-    return peak
+    sent = [prod(shapes[value]) for value in kept]
+    at_16_bits = sum(sent) // 2 + len(sent)
+    peak = max(peak, held + at_16_bits + max(sent, default=0))  # one value is made ready at a time
+    return peak + sum(_beyond_pieces(node.op) for node in nodes)
+
+
+def _scratch_items(op: AnyOp, inputs: Sequence[Shape], output: Shape) -> int:
+    """Numbers besides inputs and output, of the dearest way an executor may go: it depends on width and machine."""
+    scratch, shape = op.scratch_items(*inputs), op.weight_shape
+    if shape is None:
+        return scratch
+    most = prod(shape) + dequantise_items(shape)
+    if is_matrix(op):
+        filled, columns, is_conv = filled_columns(shape), prod(shape[1:]), isinstance(op, Conv2d)
+        wider = filled > columns
+        most = max(most, shape[0] * (filled + (columns if wider and is_conv else 0)))
+        tokens = prod(output) // shape[0]
+        if tokens <= FEW_TOKENS:  # they are filled up like the matrix; a convolution turns its product round
+            most = max(most, tokens * ((filled if wider else 0) + (shape[0] if is_conv else 0)))
+    return scratch + most
+
+
+def _beyond_pieces(op: AnyOp) -> int:
+    """What a weight that is held as a matrix takes more than its pieces, at the width where that is most."""
+    shape = op.weight_shape
+    if shape is None or not is_matrix(op):
+        return 0
+    bias, most = 4 * shape[0] if op.has_bias else 0, 0
+    for bits in NESTED:
+        shipped = sum(step_bytes(shape, op.has_bias, step) for step in steps_to(prod(shape), bits))
+        most = max(most, matrix_bytes(shape, bits) + bias - shipped)
+    return -(-most // 4)

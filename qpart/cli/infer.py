@@ -20,7 +20,7 @@ from edgebus.cli.options import safe
 from edgebus.cli.progress import load_bar
 from edgebus.files import write_whole
 from edgebus.links import check_transport
-from qpart.cli.options import check_writable
+from qpart.cli.options import Computes, check_writable
 from qpart.cli.show import console, plan_lines, plan_object, plan_table, printable
 from qpart.inputs import as_float, check_labels, load_array, load_labels
 from qpart.profile import Request
@@ -75,6 +75,9 @@ def infer(
     adapt: Annotated[
         bool, typer.Option("--adapt", help="Change the plan when channel or device are not what was said.")
     ] = False,
+    executor: Annotated[
+        Computes, typer.Option(help="What to compute with; torch may be faster where convolutions are large.")
+    ] = Computes.NUMPY,
     limit: Annotated[int | None, typer.Option(min=1, help="Run the first N inputs only.")] = None,
     out: Annotated[Path | None, typer.Option(help="Write the logits to this .npy file.")] = None,
     cache: Annotated[Path | None, typer.Option(help="Where pieces are kept; default ~/.cache/edgebus/pieces.")] = None,
@@ -110,6 +113,7 @@ def infer(
         on_loss=on_loss.value,
         adapt=adapt,
         publisher=publisher,
+        executor=executor.value,
     ) as device:
         samples = as_float(array, device.model.input_shape, name=str(inputs))
         answers = None if answers is None else check_labels(answers, len(samples), device.model.num_classes)[:limit]

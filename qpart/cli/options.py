@@ -7,6 +7,7 @@ import inspect
 import os
 from collections.abc import Callable
 from contextlib import suppress
+from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -16,6 +17,14 @@ from qpart import profiles
 from qpart.errors import Infeasible, RequestError
 from qpart.heuristics import KINDS, Kind
 from qpart.profile import Channel, DeviceProfile, Request, ServerProfile, Weights
+
+
+class Computes(StrEnum):
+    """What a device computes with."""
+
+    NUMPY = "numpy"
+    TORCH = "torch"
+
 
 DEFAULTS: dict[str, dict[str, float]] = {
     "device": {"macs_per_s": 1e9, "joules_per_mac": 1e-9, "memory_bytes": 64 << 20, "watts": 0.0},

@@ -6,6 +6,7 @@ import json
 import os
 import platform
 from datetime import UTC, datetime
+from importlib.metadata import version
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -16,8 +17,10 @@ from edgebus.files import write_whole
 from qpart import artefact as files
 from qpart import explain, profiles
 from qpart.artefact import Artefact
+from qpart.cli.options import Computes
 from qpart.errors import RequestError
 from qpart.executors import Executor
+from qpart.executors.devices import ExecutorKind, check_kind, make_executor
 from qpart.pieces import Layer, encode_pieces, steps_to
 from qpart.run.speed import Speed, measure
 from qpart.tables import WIDTHS
@@ -29,6 +32,7 @@ def profile(
     artefact: Annotated[Path, typer.Argument(help="File made by `qpart calibrate`.")],
     out: Annotated[Path | None, typer.Option(help="File to write; without it the profile is printed.")] = None,
     server: Annotated[bool, typer.Option("--server", help="Measure the server's executor, torch, instead.")] = False,
+    executor: Annotated[Computes, typer.Option(help="What the device computes with.")] = Computes.NUMPY,
     bits: Annotated[int, typer.Option(help="Width of the packed weights that a device unpacks on each run.")] = 4,
     device: Annotated[str | None, typer.Option(help="Take power numbers from the profile of this board.")] = None,
     runs: Annotated[int, typer.Option(min=1, help="Whose median is taken.")] = 9,
@@ -49,8 +53,8 @@ def profile(
         raise RequestError(f"a width of {bits} bits is none of {WIDTHS}")
     known = profiles.board(device) if device is not None else {}
     loaded = files.load(artefact)
-    executor, runs_on = _server(loaded) if server else _device(loaded, bits)
-    speed = measure(loaded.network, executor, np.ascontiguousarray(loaded.float_inputs()[:1]), runs=runs)
+    measured, runs_on = _server(loaded) if server else _device(loaded, bits, executor.value)
+    speed = measure(loaded.network, measured, np.ascontiguousarray(loaded.float_inputs()[:1]), runs=runs)
     settings = _settings(known, speed, server)
     settings["measured"] = {
         "model": loaded.name,
@@ -83,17 +87,18 @@ def available_memory() -> int:
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
-def _device(loaded: Artefact, bits: int) -> tuple[Executor, str]:
+def _device(loaded: Artefact, bits: int, kind: ExecutorKind = "numpy") -> tuple[Executor, str]:
     """As a device runs it: layers are held as `qpart.head` holds them."""
-    from qpart.executors.with_numpy import NumpyExecutor
-
+    check_kind(kind)
     nodes, layers = loaded.network.nodes, {}
     for node, known in loaded.parameters.items():
         pieces = dict(zip(WIDTHS, encode_pieces(known), strict=True))
         steps = steps_to(known.weight.size, bits)
         layers[node] = Layer([pieces[step.first] for step in steps], nodes[node].op, bits)
-    executor = NumpyExecutor(nodes, lambda node: layers[node].parameters(), lambda node, x: layers[node].product(x))
-    return executor, f"numpy {np.__version__}, weights at {bits} bits"
+    executor = make_executor(
+        kind, nodes, lambda node: layers[node].parameters(), lambda node, x: layers[node].product(x)
+    )
+    return executor, f"{kind} {version(kind)}, weights at {bits} bits"
 
 
 def _server(loaded: Artefact) -> tuple[Executor, str]:

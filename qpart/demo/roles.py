@@ -57,10 +57,10 @@ ROLES = (
     Role(
         "camera",
         "resnet",
-        "200 KiB of memory, behind 200 kbit/s, on a battery; images must not leave it; accuracy drop 3 %",
+        "208 KiB of memory, behind 200 kbit/s, on a battery; images must not leave it; accuracy drop 3 %",
         Request(
             accuracy=0.03,
-            device=DeviceProfile(macs_per_s=5e7, joules_per_mac=1e-9, memory_bytes=200 << 10),
+            device=DeviceProfile(macs_per_s=5e7, joules_per_mac=1e-9, memory_bytes=208 << 10),
             channel=Channel(up_bits_per_s=2e5, down_bits_per_s=1e6, round_trip_s=0.05, tx_watts=0.5, rx_watts=0.2),
             weights=Weights(time=1.0, energy=0.5),
             inferences=100_000,

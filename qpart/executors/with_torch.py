@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 
 import numpy as np
 import torch
@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from qpart.executors import walk
 from qpart.executors.torch_functions import PLAIN, WEIGHTED
 from qpart.network import Node, Parameters
+from qpart.ops import Linear
 
 Array = NDArray[np.float32]
 
@@ -66,6 +67,43 @@ class TorchExecutor:
             given = {value: _tensor(array).to(self.device) for value, array in values.items()}
             found = self.run(given, first, last, wanted)
             return {value: tensor.cpu().numpy() for value, tensor in found.items()}
+
+
+class PackedTorchExecutor:
+    """A device's head on torch: a layer is dequantised each time it runs, or multiplied as it is held.
+
+    Args:
+        nodes, parameters, product: as `NumpyExecutor` takes them; only linear layers are asked for a product.
+    """
+
+    def __init__(
+        self,
+        nodes: tuple[Node, ...],
+        parameters: Callable[[int], Parameters],
+        product: Callable[[int, Array], Array | None],
+    ) -> None:
+        self.nodes, self._parameters, self._product = nodes, parameters, product
+
+    def run_arrays(
+        self, values: Mapping[int, Array], first: int, last: int, wanted: Collection[int]
+    ) -> dict[int, Array]:
+        """See `Executor.run_arrays`."""
+        with torch.inference_mode():
+            given = {value: _tensor(array) for value, array in values.items()}
+            found = walk(self.nodes, self._compute, given, first, last, wanted)
+            return {value: tensor.numpy() for value, tensor in found.items()}
+
+    def _compute(self, index: int, inputs: list[torch.Tensor]) -> torch.Tensor:
+        op = self.nodes[index].op
+        if op.weight_shape is None:
+            return PLAIN[type(op)](op, *inputs)
+        x = inputs[0]
+        if isinstance(op, Linear):
+            y = self._product(index, x.reshape(-1, op.in_features).numpy())
+            if y is not None:
+                return torch.from_numpy(y).reshape(*x.shape[:-1], op.out_features)
+        weight, bias = self._parameters(index)
+        return WEIGHTED[type(op)](op, x, _tensor(weight), None if bias is None else _tensor(bias))
 
 
 def _tensor(array: Array) -> torch.Tensor:

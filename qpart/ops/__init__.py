@@ -7,6 +7,7 @@ computes is what torch's function of that name computes in float32.
 from __future__ import annotations
 
 from qpart.ops.base import (
+    BUFFER_ITEMS,
     LARGEST,
     MAX_DIMS,
     MAX_INPUTS,
@@ -71,6 +72,7 @@ AnyOp = (
 )
 
 __all__ = [
+    "BUFFER_ITEMS",
     "LARGEST",
     "MAX_DIMS",
     "MAX_INPUTS",

@@ -14,6 +14,8 @@ MAX_DIMS = 6
 MAX_INPUTS = 64
 MAX_TENSOR_ITEMS = 1 << 28
 MAX_TAPS = 1 << 14
+BUFFER_ITEMS = 1 << 13
+"""Numbers of an operand that numpy copies at once where it is repeated along a short axis, or not in one piece."""
 LARGEST = 3.4028234663852886e38
 """The largest float32."""
 

@@ -32,9 +32,6 @@ class Linear(Op, frozen=True, array_like=True, tag="linear"):
             raise ShapeMismatch(f"linear takes {self.in_features} features, its input has shape {inputs[0]}")
         return (*inputs[0][:-1], self.out_features)
 
-    def scratch_items(self, *inputs: Shape) -> int:
-        return prod(inputs[0][:-1]) * (self.in_features + 256)  # a packed weight may be wider than the layer
-
     def macs(self, output: Shape, *inputs: Shape) -> int:
         return self.in_features * prod(output)
 

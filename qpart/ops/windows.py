@@ -5,7 +5,7 @@ from __future__ import annotations
 from math import prod
 
 from qpart.errors import ShapeMismatch
-from qpart.ops.base import MAX_TAPS, Op, Padding, Shape, Size
+from qpart.ops.base import BUFFER_ITEMS, MAX_TAPS, Op, Padding, Shape, Size
 
 
 def _extent(size: int, kernel: int, stride: int, padding: int, dilation: int = 1) -> int:
@@ -75,7 +75,8 @@ class Conv2d(_Windowed, frozen=True, array_like=True, tag="conv2d"):
     def scratch_items(self, *inputs: Shape) -> int:
         padded, (_, height, width) = super().scratch_items(*inputs), self.output_shape(*inputs)
         if self.is_depthwise:
-            return max(padded, prod(inputs[0])) + self.out_channels * height * width
+            made = self.out_channels * height * width
+            return max(padded, prod(inputs[0])) + made + 2 * min(made, BUFFER_ITEMS)
         return padded + self.in_channels * prod(self.kernel) * height * width
 
     @property
@@ -94,6 +95,9 @@ class Conv2d(_Windowed, frozen=True, array_like=True, tag="conv2d"):
 class MaxPool2d(_Windowed, frozen=True, array_like=True, tag="max_pool2d"):
     """Largest value of each window; padding never wins."""
 
+    def scratch_items(self, *inputs: Shape) -> int:
+        return super().scratch_items(*inputs) + min(prod(self.output_shape(*inputs)), BUFFER_ITEMS)
+
     def output_shape(self, *inputs: Shape) -> Shape:
         return self._pooled(inputs[0])
 
@@ -104,8 +108,10 @@ class AvgPool2d(_Windowed, frozen=True, array_like=True, tag="avg_pool2d"):
     count_padding: bool = True
 
     def scratch_items(self, *inputs: Shape) -> int:
-        shares = prod(self.output_shape(*inputs)[1:]) + prod(inputs[0][1:]) * 4
-        return super().scratch_items(*inputs) + (0 if self.count_padding else shares)
+        made = self.output_shape(*inputs)
+        shares = prod(made[1:]) + prod(inputs[0][1:]) * 4
+        held = super().scratch_items(*inputs) + min(prod(made), BUFFER_ITEMS)
+        return held + (0 if self.count_padding else shares)
 
     def output_shape(self, *inputs: Shape) -> Shape:
         return self._pooled(inputs[0])
@@ -128,4 +134,4 @@ class AdaptivePool2d(Op, frozen=True, array_like=True, tag="adaptive_pool2d"):
         return (inputs[0][0], *self.size)
 
     def scratch_items(self, *inputs: Shape) -> int:
-        return inputs[0][0]
+        return inputs[0][0] + min(prod(inputs[0]), BUFFER_ITEMS)

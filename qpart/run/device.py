@@ -17,6 +17,7 @@ from edgebus.files import cache_dir as default_cache_dir
 from qpart import messages
 from qpart.drift import DriftLimits, Seen
 from qpart.errors import RequestError, UnknownModel
+from qpart.executors.devices import ExecutorKind, check_kind
 from qpart.head import Head
 from qpart.messages import Described, ModelInfo, Planned
 from qpart.profile import Request
@@ -51,6 +52,7 @@ class Device:
             this device away for good: another key over there, ours not allowed, another version.
         adapt: watch channel and device, and change to another plan when that is worth it.
         drift: how sure to be for that.
+        executor: what to compute with, "numpy" or "torch"; weights stay packed with either.
 
     Attributes:
         model: what the server says of it.
@@ -79,6 +81,7 @@ class Device:
         on_loss: OnLoss = "fail",
         adapt: bool = False,
         drift: DriftLimits | None = None,
+        executor: ExecutorKind = "numpy",
     ) -> None:
         if not insecure and (server_key is None or keys is None):
             raise RequestError("give the key of the server and our own (--server-key and --keys), or say insecure")
@@ -86,6 +89,7 @@ class Device:
             raise RequestError(f"timeout is {timeout_s} s, give more than 0 and at most 86400")
         if on_loss not in get_args(OnLoss):
             raise RequestError(f"on_loss is {on_loss!r}, give one of {', '.join(get_args(OnLoss))}")
+        check_kind(executor)
         signer = None if publisher is None else read_publisher(publisher)
         servers = _servers(server, None if insecure else server_key)
         if not isinstance(cache, PieceCache):
@@ -107,14 +111,15 @@ class Device:
             described = self._line.call(messages.DESCRIBE, b"", Described)
             self.traffic.control_bytes += sum(self._meter.take())
             self.model = _select(described, model)
-            finish = on_loss == "local"
-            self._preparer = Preparer(self._line, self._cache, finish_locally=finish, publisher=signer)
+
+            def preparer(line: Line) -> Preparer:
+                local = on_loss == "local"
+                return Preparer(line, self._cache, finish_locally=local, publisher=signer, executor=executor)
+
+            self._preparer = preparer(self._line)
             self._runner = Runner(self, self._line, self._meter)
             if adapt:
-                aside = self._open(servers, timeout_s)
-                self._adapter = Adapter(
-                    Preparer(aside, self._cache, finish_locally=finish, publisher=signer), self.model, drift
-                )
+                self._adapter = Adapter(preparer(self._open(servers, timeout_s)), self.model, drift)
         except BaseException:
             self._close()
             raise

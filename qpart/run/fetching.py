@@ -10,6 +10,7 @@ from edgebus.blobs.fetch import AskLink
 from edgebus.payloads import decode, encode
 from qpart import messages
 from qpart.errors import SegmentRejected
+from qpart.executors.devices import ExecutorKind
 from qpart.head import Head
 from qpart.messages import Chosen, ModelInfo, Planned, Segment, segment_id
 from qpart.profile import Request
@@ -27,6 +28,7 @@ class HeadFetcher:
         cache: pieces that are here already, and where those fetched are kept.
         timeout_s: for all pieces together.
         publisher: public key of who must have signed the segment; None asks for no signature.
+        executor: what heads are computed with.
     """
 
     def __init__(
@@ -37,9 +39,10 @@ class HeadFetcher:
         *,
         timeout_s: float,
         publisher: bytes | None = None,
+        executor: ExecutorKind = "numpy",
     ) -> None:
         self._request, self._link, self._cache = request, link, cache
-        self._timeout_s, self._publisher = timeout_s, publisher
+        self._timeout_s, self._publisher, self._executor = timeout_s, publisher, executor
 
     def fetch(self, model: ModelInfo, planned: Planned, request: Request) -> Head:
         """The head of this plan.
@@ -67,7 +70,7 @@ class HeadFetcher:
                     f"piece {address.hex()} has {len(content)} bytes, its layer takes {sizes[address]}; "
                     "ask for a plan again"
                 )
-        return Head(segment, pieces)
+        return Head(segment, pieces, self._executor)
 
 
 def _segment(raw: bytes) -> Segment:

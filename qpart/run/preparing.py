@@ -9,6 +9,7 @@ from msgspec.structs import replace
 from edgebus.payloads import encode
 from qpart import messages
 from qpart.errors import Infeasible
+from qpart.executors.devices import ExecutorKind
 from qpart.head import Head
 from qpart.messages import Ask, Infer, ModelInfo, Planned
 from qpart.profile import Channel, Request, Weights
@@ -54,11 +55,20 @@ class Preparer:
         cache: pieces that are here already.
         finish_locally: fetch the whole network too.
         publisher: public key of who must have signed what runs here; None for anybody.
+        executor: what heads are computed with.
     """
 
-    def __init__(self, line: Line, cache: PieceCache, *, finish_locally: bool, publisher: bytes | None = None) -> None:
+    def __init__(
+        self,
+        line: Line,
+        cache: PieceCache,
+        *,
+        finish_locally: bool,
+        publisher: bytes | None = None,
+        executor: ExecutorKind = "numpy",
+    ) -> None:
         self._line, self._cache = line, cache
-        self._finish_locally, self._publisher = finish_locally, publisher
+        self._finish_locally, self._publisher, self._executor = finish_locally, publisher, executor
 
     def prepare(self, model: ModelInfo, request: Request) -> Prepared:
         """A plan for a request, with its head.
@@ -112,7 +122,14 @@ class Preparer:
 
     def _fetch(self, model: ModelInfo, planned: Planned, request: Request, meter: Meter, traffic: Traffic) -> Head:
         line = self._line
-        fetcher = HeadFetcher(line.request, line, self._cache, timeout_s=line.timeout_s, publisher=self._publisher)
+        fetcher = HeadFetcher(
+            line.request,
+            line,
+            self._cache,
+            timeout_s=line.timeout_s,
+            publisher=self._publisher,
+            executor=self._executor,
+        )
         head = fetcher.fetch(model, planned, request)
         counted = meter.take()
         traffic.planned_download_bytes += planned.plan.pattern.download_bytes

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import signal
+import subprocess
+import sys
 import threading
 import urllib.request
 from concurrent.futures import ThreadPoolExecutor
@@ -94,6 +96,59 @@ def test_eight_devices_with_three_plans_get_the_simulated_answers(keys, files, i
     report = json.loads(shown.out)
     assert report["counters"]["answered"] == report["counters"]["accepted"] == asked
     assert report["refusals"] == {}
+
+
+KILLED = """
+import os, signal, sys
+import numpy as np
+from qpart import Device, PieceCache
+from tests.qpart.serving import PRIVATE
+
+endpoint, server_key, keys, cache, inputs, after = sys.argv[1:]
+device = Device(endpoint, server_key=server_key, keys=keys, cache=PieceCache(cache), timeout_s=30.0)
+if after == "connecting":
+    os.kill(os.getpid(), signal.SIGKILL)
+device.prepare(PRIVATE)
+images = np.load(inputs)
+stream = device.infer_stream((images for _ in range(100)), depth=8)
+print(next(stream).shape[0], flush=True)  # by now seven more are on their way
+os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+def test_devices_killed_in_the_middle_of_a_request_cost_nobody_else_anything(keys, files, images, tmp_path):
+    """No goodbye: the kernel closes their sockets, with requests waiting and running at the server."""
+    server, many = start(keys, files), tmp_path / "many.npy"
+    ready, server_key = json.loads(server.ready_line), keys / "server" / "node.key"
+    np.save(many, np.tile(images, (20, 1, 1, 1)))
+
+    def killed(i):
+        after = "connecting" if i == 2 else "asking"
+        arguments = ready["endpoint"], server_key, keys / "device", tmp_path / f"killed {i}", many, after
+        command = [sys.executable, "-c", KILLED, *map(str, arguments)]
+        return subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+
+    try:
+        with ThreadPoolExecutor(3) as pool, open_device(ready, keys, tmp_path / "cache") as device:
+            pattern = device.prepare(PRIVATE).plan.pattern
+            gone, logits = [pool.submit(killed, i) for i in range(3)], []
+            while not all(one.done() for one in gone) or len(logits) < 3:
+                logits.append(device.infer(images))
+            logits.append(device.infer(images))
+        ended = [one.result() for one in gone]
+        asking = "stats", "--server", ready["endpoint"], "--keys", keys / "device", "--json", "--server-key", server_key
+        report = run("qpart.cli", *asking).json  # after a process has run, nothing of theirs is left to compute
+    finally:
+        status, errors = server.end()
+    assert [one.returncode for one in ended] == [-signal.SIGKILL] * 3, ended
+    assert [one.stdout for one in ended] == ["800\n", "800\n", ""]
+    expected = simulated(files.artefact, pattern, images)
+    assert all(close_to(one, expected) for one in logits)
+    counters, gauges = report["counters"], report["gauges"]
+    assert gauges["waiting"] == gauges["running"] == counters["failed"] == 0
+    assert counters["accepted"] == sum(counters[name] for name in ("answered", "expired", "withdrawn"))
+    assert counters["accepted"] >= len(logits) + 2
+    assert (status, errors.count("Traceback")) == (0, 0), errors
 
 
 @pytest.mark.slow

@@ -1,6 +1,7 @@
 """The artefact's file: what is written is what is read, and nothing else is taken for one."""
 
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -8,6 +9,7 @@ from safetensors.numpy import load_file, save_file
 
 from qpart.artefact import load, save
 from qpart.errors import ArtefactError
+from qpart.pieces import content_id
 from qpart.run.models import make_served
 from tests.qpart import small
 
@@ -29,6 +31,21 @@ def test_everything_comes_back(path):
         assert np.array_equal(after.parameters[node].weight, weight)
         assert bias is None or np.array_equal(after.parameters[node].bias, bias)
     assert after.model_id == load(path).model_id
+
+
+def test_a_file_that_is_replaced_while_it_is_read_is_the_old_or_the_new_one(path, monkeypatch):
+    """Id and arrays are of the same bytes, which are read once."""
+    once, read = path.read_bytes(), []
+
+    def read_bytes(self):
+        read.append(self)
+        path.unlink()
+        return once
+
+    monkeypatch.setattr(Path, "read_bytes", read_bytes)
+    found = load(path)
+    assert (found.model_id, read) == (content_id(once), [path])
+    assert np.array_equal(found.inputs, small.artefact().inputs)
 
 
 def test_another_content_has_another_id(path, tmp_path):

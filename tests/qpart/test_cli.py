@@ -12,6 +12,7 @@ import pytest
 from qpart.cli.options import DEFAULTS, read_profile, request_from
 from qpart.errors import RequestError
 from tests.qpart.commands import assert_one_line, caller
+from tests.qpart.serving import close_to
 
 pytest.importorskip("torch")
 
@@ -283,6 +284,27 @@ def test_missing_typer_is_one_line(qpart, monkeypatch):
     monkeypatch.setitem(sys.modules, "typer", None)
     ran = qpart("plan")
     assert (ran.status, ran.err) == (1, "qpart: the command line needs typer and rich: pip install 'edgebus[cli]'\n")
+
+
+@pytest.mark.net
+def test_infer_computes_with_what_it_is_told(qpart, served, inputs, tmp_path):
+    np.save(tmp_path / "inputs.npy", inputs)
+    with served.serving() as endpoint:
+        found = {}
+        for executor in ("numpy", "torch"):
+            out = tmp_path / f"{executor}.npy"
+            options = {
+                "server": endpoint,
+                "server_key": served.directory / "server" / "node.key",
+                "keys": served.directory / "device",
+                "inputs": tmp_path / "inputs.npy",
+                "cache": tmp_path / "cache",
+            }
+            ran = qpart("infer", "--raw-input-stays", *SLOW_DEVICE, accuracy=0.2, executor=executor, out=out, **options)
+            assert ran.status == 0, ran.err
+            found[executor] = np.load(out)
+        assert close_to(found["torch"], found["numpy"])
+        assert qpart("infer", accuracy=0.2, executor="jax", **options).status == 2
 
 
 @pytest.mark.net

@@ -97,6 +97,9 @@ def test_profile_measures_and_plan_takes_it(qpart, files, tmp_path):
     assert rows[0]["server_time_s"] == pytest.approx(sum(profiles.read(server)["server"]["layer_s"]))
     printed = json.loads(qpart("profile", files.artefact, "--json", runs=1).out)
     assert sum(printed["device"]["layer_s"]) == pytest.approx(printed["whole_s"])
+    with_torch = json.loads(qpart("profile", files.artefact, "--json", executor="torch", runs=1).out)
+    assert with_torch["measured"]["executor"].startswith("torch ")
+    assert len(with_torch["device"]["layer_s"]) == 6
     assert_one_line(qpart("profile", files.artefact, bits=9), 2, "9 bits")
 
 
@@ -148,7 +151,7 @@ def test_infeasible_plot_says_so(qpart, files):
 
 @pytest.mark.parametrize(
     ("accuracy", "memory_bytes", "pattern"),
-    [(1e-6, 3000, r"ask for a drop of ([\d.e-]+)"), (0.2, 600, r"give (\d+) bytes of memory")],
+    [(1e-6, 4000, r"ask for a drop of ([\d.e-]+)"), (0.2, 600, r"give (\d+) bytes of memory")],
 )
 def test_what_an_infeasible_request_is_told_to_ask_for_is_served(qpart, files, accuracy, memory_bytes, pattern):
     asked = {"accuracy": accuracy, "memory_bytes": memory_bytes}

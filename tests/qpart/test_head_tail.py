@@ -1,6 +1,9 @@
 """Head and tail on one machine: equal to the simulation at every cut; hostile segments and arrays refused."""
 
+import tracemalloc
+from contextlib import nullcontext
 from dataclasses import replace
+from typing import get_args
 
 import msgspec
 import numpy as np
@@ -8,6 +11,7 @@ import pytest
 
 from edgebus.payloads import decode, encode
 from qpart.errors import SegmentRejected, ShapeMismatch
+from qpart.executors.devices import ExecutorKind
 from qpart.executors.simulator import Simulator
 from qpart.executors.with_numpy import NumpyExecutor
 from qpart.executors.with_torch import TorchExecutor
@@ -15,13 +19,16 @@ from qpart.head import Head
 from qpart.inputs import as_float
 from qpart.messages import Chosen, Infer, Live, ModelInfo, Segment
 from qpart.network import Node
-from qpart.ops import Linear, Relu
+from qpart.ops import Conv2d, Linear, Pad, Relu
+from qpart.pieces import Layer, step_bytes, steps_to
 from qpart.profile import Channel, DeviceProfile, Request
 from qpart.run.published import Published
 from qpart.segment import inspect, split_addresses
+from qpart.sizes import peak_items
 from qpart.tables import WIDTHS
 from qpart.tail import MAX_ITEMS, Tail
 from tests.qpart import small
+from tests.qpart.wide import made_up
 
 
 @pytest.fixture(scope="module")
@@ -45,12 +52,13 @@ def tail(executor=TorchExecutor):
     return Tail(artefact, executor(artefact.network.nodes, artefact.parameters))
 
 
+@pytest.mark.parametrize("kind", get_args(ExecutorKind))
 @pytest.mark.parametrize("bits", WIDTHS)
 @pytest.mark.parametrize("cut", range(7))
-def test_head_and_tail_equal_the_simulation(cut, bits, inputs):
+def test_head_and_tail_equal_the_simulation(cut, bits, kind, inputs):
     artefact = small.artefact()
     segment, pieces = chosen(cut, bits)
-    head = Head(decode(Segment, encode(segment)), pieces)
+    head = Head(decode(Segment, encode(segment)), pieces, kind)
     simulator = Simulator(artefact.network, artefact.parameters, artefact.ranges)
     of_weights = [bits] * len(segment.pieces)
     expected = simulator.logits(cut, of_weights, [bits] * len(segment.live), inputs)
@@ -62,6 +70,30 @@ def test_head_and_tail_equal_the_simulation(cut, bits, inputs):
     # One code may fall to the other side of a rounding edge between numpy and torch; none does in most cases.
     assert (np.abs(found - expected).max(axis=1) > 1e-4 * scale).mean() <= 0.05
     assert head.weight_bits == tuple(of_weights)
+
+
+def test_heads_on_numpy_and_torch_hold_the_same_packed_weights_and_answer_alike():
+    """Layers of each kind: multiplied as they are held, dequantised in a product, a convolution, tokens."""
+    artefact = replace(made_up((784, 160, 64, 10)), model_id=bytes(16))
+    published, x = Published(artefact), np.random.default_rng(4).normal(size=(20, 784)).astype(np.float32)
+    segment = decode(Segment, published.segment(Chosen(bytes(16), artefact.network.num_nodes, (5,) * 3, ())))
+    numpys, torchs = (Head(segment, published.pieces(segment), kind) for kind in ("numpy", "torch"))
+    assert numpys.held_bytes == torchs.held_bytes
+    for count in (1, 20):
+        wanted, found = numpys.answer(x[:count]), torchs.answer(x[:count])
+        assert (found.dtype, found.shape) == (wanted.dtype, wanted.shape)
+        assert np.abs(found - wanted).max() <= 1e-5 * np.abs(wanted).max()
+
+
+def test_a_head_on_torch_dequantises_one_layer_at_a_time(monkeypatch):
+    segment, pieces = chosen(6)
+    head, asked = Head(segment, pieces, "torch"), []
+    real = Layer.parameters
+    monkeypatch.setattr(Layer, "parameters", lambda self: asked.append(self) or real(self))
+    x = np.zeros((1, *small.SHAPE), np.float32)
+    head.answer(x)
+    head.answer(x)
+    assert len(asked) == 2 * len(segment.pieces)
 
 
 def test_numpy_and_torch_tails_agree(inputs):
@@ -168,6 +200,42 @@ def test_a_segment_larger_than_the_memory_is_rejected():
         else:
             with pytest.raises(SegmentRejected, match="the device gives"):
                 inspected(segment, request=request)
+
+
+@pytest.mark.parametrize(
+    ("at", "op", "why"),
+    [
+        (0, Conv2d((3, 3), (1, 1), (1, 1), 1, 1 << 24), "does not add up"),  # 2.4 GB of output
+        (0, Conv2d((4096, 4096), (1, 1), (4095, 4095), 1, 4), "does not add up"),
+        (1, Pad((0, 4096, 4096), (0, 4096, 4096)), "does not add up"),
+        (1, Pad((0, 1000, 1000), (0, 1000, 1000)), "the device gives"),  # all shapes fit together
+    ],
+)
+def test_sizes_that_nobody_could_hold_are_rejected_before_anything_is_allocated(at, op, why):
+    segment = chosen(3)[0]
+    nodes = (*segment.nodes[:at], Node(op, (at,)), *segment.nodes[at + 1 :])
+    tracemalloc.start()
+    try:
+        with pytest.raises(SegmentRejected, match=why):
+            inspected(segment, nodes=nodes)
+        assert tracemalloc.get_traced_memory()[1] < 1 << 20
+    finally:
+        tracemalloc.stop()
+
+
+def test_layers_that_share_a_piece_are_each_held_in_memory():
+    """Or a segment of thousands of layers with one piece would pass as small."""
+    artefact, shapes = made_up((300,) * 5), ((300,),) * 5
+    nodes, steps = tuple(Node(Linear(300, 300), (i,)) for i in range(4)), steps_to(300 * 300, 3)
+    row = b"".join(artefact.piece_ids[0][WIDTHS.index(step.first)] for step in steps)
+    segment = Segment(bytes(16), (300,), nodes, (3,) * 4, (row,) * 4, (Live(4, 3, 1.0, 0.0),))
+    plan, model = Chosen(bytes(16), 4, (3,) * 4, (3,)), ModelInfo("made-up", bytes(16), (300,), 300, 7, ())
+    of_one = sum(step_bytes((300, 300), True, step) for step in steps)
+    need = 4 * of_one + 4 * peak_items(nodes, shapes, (4,))
+    for memory in (need, need - 1):
+        request = msgspec.structs.replace(REQUEST, device=msgspec.structs.replace(REQUEST.device, memory_bytes=memory))
+        with nullcontext() if memory == need else pytest.raises(SegmentRejected, match="the device gives"):
+            assert sum(inspect(segment, plan, model, request).values()) == of_one  # fetched once
 
 
 def test_a_piece_that_is_not_what_its_address_says_never_runs():

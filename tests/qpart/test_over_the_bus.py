@@ -16,6 +16,7 @@ from edgebus.payloads import encode
 from qpart import Device, messages
 from qpart.errors import Infeasible, ProtocolError, RequestError, SegmentRejected, ShapeMismatch, UnknownModel
 from qpart.executors.simulator import Simulator
+from qpart.executors.with_torch import PackedTorchExecutor
 from qpart.inputs import as_float
 from qpart.messages import Chosen, Infer
 from qpart.pieces import ADDRESS_BYTES
@@ -24,7 +25,7 @@ from qpart.run.line import Line
 from qpart.run.published import Published
 from qpart.run.served import ServedModel
 from tests.qpart import small
-from tests.qpart.serving import FAST, LAZY, MANY, PRIVATE
+from tests.qpart.serving import FAST, LAZY, MANY, PRIVATE, close_to
 
 pytestmark = pytest.mark.net
 
@@ -48,6 +49,22 @@ def test_planned_bytes_are_sent_and_answers_are_the_simulated_ones(served, input
         pattern.cut, pattern.weight_bits, pattern.live_bits, inputs
     )
     assert np.allclose(logits, simulated, atol=1e-4 * np.abs(simulated).max())
+
+
+def test_a_device_may_run_its_head_on_torch(served, inputs):
+    with served.serving() as endpoint, served.device(endpoint, executor="torch", on_loss="local") as device:
+        pattern = device.prepare(PRIVATE).plan.pattern
+        assert close_to(device.infer(inputs), served.simulated(pattern, inputs))
+        assert isinstance(device.head._executor, PackedTorchExecutor)
+        assert isinstance(device._prepared.whole._executor, PackedTorchExecutor)
+
+
+def test_an_executor_that_there_is_not_is_named_before_anybody_is_asked(served, monkeypatch):
+    with pytest.raises(RequestError, match="'jax', give one of numpy, torch"):
+        served.device("tcp://127.0.0.1:1", executor="jax")
+    monkeypatch.setattr("qpart.executors.devices.find_spec", lambda name: None)
+    with pytest.raises(RequestError, match="needs torch: pip install"):
+        served.device("tcp://127.0.0.1:1", executor="torch")
 
 
 @pytest.mark.parametrize("kind", [str, Path, PieceCache])
