@@ -30,12 +30,12 @@ _MAX_DECOMPOSITIONS = 6
 TOLERANCE = 1e-4  # of the largest logit; folding and other kernels cost a few roundings
 
 
-def trace(module: torch.nn.Module, example: torch.Tensor) -> Traced:
+def trace(module: torch.nn.Module, example: torch.Tensor | tuple[torch.Tensor]) -> Traced:
     """Take in a module; it is put into eval mode.
 
     Args:
         module: takes one float32 tensor (batch, *shape) and returns logits (batch, classes).
-        example: (batch, *shape), any values.
+        example: (batch, *shape), any values; a tuple of just that serves too.
 
     Returns:
         The network and its parameters by node index.
@@ -43,9 +43,21 @@ def trace(module: torch.nn.Module, example: torch.Tensor) -> Traced:
     Raises:
         UnsupportedModel, UnknownOperation: it cannot be planned and shipped; the message says what to change.
     """
+    if isinstance(example, tuple | list) and len(example) == 1:
+        example = example[0]  # arguments as torch.export takes them
     if not isinstance(module, torch.nn.Module) or not isinstance(example, torch.Tensor) or example.dim() < 2:
-        raise UnsupportedModel("a torch.nn.Module and an example input (batch, *shape) are needed")
+        raise UnsupportedModel(
+            "a torch.nn.Module and an example input, one tensor (batch, *shape), are needed; "
+            f"got {_described(module)} and {_described(example)}"
+        )
     return from_exported(export(module, example))
+
+
+def _described(found: object) -> str:
+    if isinstance(found, torch.Tensor):
+        return f"a tensor of shape {tuple(found.shape)}"
+    size = f" of {len(found)}" if isinstance(found, tuple | list) else ""
+    return f"{type(found).__name__}{size}"
 
 
 def export(module: torch.nn.Module, example: torch.Tensor) -> torch.export.ExportedProgram:

@@ -27,7 +27,7 @@ def load_inputs(path: str | Path, shape: Shape) -> NDArray[np.float32]:
 
     Args:
         path: of an array (n, *shape), or of one sample (*shape), float32, uint8, int32 or int64; uint8 are pixels
-            and divided by 255, other integers are tokens and stay what they are.
+            and divided by 255, other integers are tokens, a row per sample, and stay what they are.
         shape: what the network takes, per sample.
 
     Returns:
@@ -72,6 +72,11 @@ def as_float(array: NDArray[np.generic], shape: Shape, *, name: str = "the input
     if array.dtype == np.uint8:
         return array.astype(np.float32) / np.float32(PIXEL_MAX)
     if array.dtype in (np.int32, np.int64):
+        if len(shape) > 1:
+            raise ArtefactError(
+                f"{name} is of {array.dtype}, and integers are tokens, of which a sample has a row, not {shape}: "
+                "pixels are uint8 (array.astype(numpy.uint8)) and divided by 255, all else is float32"
+            )
         if not bool((abs(array.astype(np.float64)) <= TOKEN_MAX).all()):
             raise ArtefactError(f"{name} has integers beyond {TOKEN_MAX}, which float32 cannot tell apart")
         return array.astype(np.float32)

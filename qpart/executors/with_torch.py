@@ -23,10 +23,13 @@ class TorchExecutor:
         nodes: of the network.
         parameters: by node index, at least those of the nodes that will run; copied.
         device: torch's name of where to compute.
+
+    Attributes:
+        threads: CPU threads of `run_arrays`; 0 leaves it at what torch has.
     """
 
     def __init__(self, nodes: tuple[Node, ...], parameters: Mapping[int, Parameters], device: str = "cpu") -> None:
-        self.nodes, self.device = nodes, torch.device(device)
+        self.nodes, self.device, self.threads = nodes, torch.device(device), 0
         self._weights = {i: torch.tensor(p.weight, device=self.device) for i, p in parameters.items()}
         self._biases = {
             i: torch.tensor(p.bias, device=self.device) for i, p in parameters.items() if p.bias is not None
@@ -63,6 +66,8 @@ class TorchExecutor:
         self, values: Mapping[int, Array], first: int, last: int, wanted: Collection[int]
     ) -> dict[int, Array]:
         """See `Executor.run_arrays`."""
+        if self.threads and self.threads != torch.get_num_threads():
+            torch.set_num_threads(self.threads)
         with torch.inference_mode():
             given = {value: _tensor(array).to(self.device) for value, array in values.items()}
             found = self.run(given, first, last, wanted)

@@ -117,6 +117,12 @@ def test_other_inputs_are_refused(tmp_path, array, error, word):
     assert "x.npy" in str(caught.value)
 
 
+def test_integers_are_tokens_and_no_pixels():
+    assert as_float(np.array([[3, 200]], np.int64), (2,)).tolist() == [[3.0, 200.0]]
+    with pytest.raises(ArtefactError, match=r"pixels are uint8 \(array.astype\(numpy.uint8\)\)"):
+        as_float(np.zeros((3, 1, 2, 2), np.int64), (1, 2, 2))
+
+
 def test_files_that_are_no_arrays_are_refused_in_one_line(tmp_path):
     path = tmp_path / "x.npy"
     np.save(path, np.zeros((4, 3), np.float32))

@@ -287,6 +287,19 @@ def test_unsupported_model_is_refused_with_a_remedy(name, capfd):
     assert capfd.readouterr() == ("", "")
 
 
+def test_example_may_be_the_arguments_and_what_is_none_is_named():
+    module, example = nn.Linear(4, 2), torch.randn(2, 4)
+    network, _ = trace(module, (example,))
+    assert network.input_shape == (4,)
+    for wrong, words in (
+        ((module, (example, example)), "got Linear and tuple of 2"),
+        ((module, torch.randn(4)), r"got Linear and a tensor of shape \(4,\)"),
+        ((example, module), r"got a tensor of shape \(2, 4\) and Linear"),
+    ):
+        with pytest.raises(UnsupportedModel, match=words):
+            trace(*wrong)
+
+
 def test_tokens_are_read_and_other_kinds_of_numbers_refused():
     net = nn.Sequential(nn.Embedding(5, 4), nn.Flatten(), nn.Linear(12, 2))
     network, parameters = trace(net, torch.zeros(2, 3, dtype=torch.int64))
