@@ -57,6 +57,34 @@ class Calibration:
         self._hazards: list[list[float]] = []
         self._tabulate()
 
+    def counts(self) -> tuple[list[list[float]], list[list[float]], list[list[float]]]:
+        """Tokens heard of and right ones, by run and confidence, and what confidence followed which."""
+        tried = [list(row) for row in self._tried]
+        right = [[min(r, t) for r, t in zip(*rows, strict=True)] for rows in zip(self._right, tried, strict=True)]
+        return tried, right, [list(row) for row in self._next]
+
+    @classmethod
+    def of_counts(
+        cls, tried: Sequence[Sequence[float]], right: Sequence[Sequence[float]], following: Sequence[Sequence[float]]
+    ) -> Calibration:
+        """One that has `counts`.
+
+        Raises:
+            ValueError: they are of another shape, or none of a calibration.
+        """
+        made = cls()
+        for mine, given in ((made._tried, tried), (made._right, right), (made._next, following)):
+            if [len(row) for row in given] != [len(row) for row in mine]:
+                raise ValueError(f"counts of {len(given)} rows, expected {len(mine)} of {len(mine[0])} numbers")
+            mine[:] = [[float(count) for count in row] for row in given]
+        every = [(t, r) for rows in zip(tried, right, strict=True) for t, r in zip(*rows, strict=True)]
+        if not all(0.0 <= r <= t < math.inf for t, r in every):
+            raise ValueError("counts of right tokens that are not between 0 and those heard of")
+        if not all(0.0 <= weight < math.inf for row in following for weight in row) or not all(map(sum, following)):
+            raise ValueError("counts of what follows that are no weights")
+        made._tabulate()
+        return made
+
     def answer(self) -> None:
         """Another text begins, which may be harder or easier."""
         self.run = 0
