@@ -9,7 +9,7 @@ from sled.turnaround import Turnaround
 
 FOLLOW = 1 / 32  # of the rounds of late, with each round
 TEXT_FADE = 0.95  # of what drafts brought on this text, with each round,
-TEXT_ROUNDS = 2.0  # against so many rounds as they were of late
+TEXT_ROUNDS = 8.0  # against so many rounds as they were of late
 GAIN = 1.08  # times as fast must the other way promise to be
 STAY_GAIN = 1.02  # the same for drafts: they spare the server forwards
 LINK_GAIN = 0.15  # and so much more where all is link: coming back costs a turnaround
