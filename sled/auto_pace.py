@@ -90,6 +90,7 @@ class AutoPace:
 
     def __init__(self, learned: Learned) -> None:
         self.learned = learned
+        learned.calibration.answer()
         learned.by_itself.answer()
         self._told_at: float | None = None
         self._ping_s = 0.0
@@ -108,7 +109,9 @@ class AutoPace:
         unread: int = 0,
     ) -> bool:
         """See Pace."""
-        reads = unread > LITTLE and self._pays(round_, hoped) and self._worth_reading(unread)
+        reads = unread > LITTLE and (
+            self._reads_for_free(unread, waited_s) or (self._pays(round_, hoped) and self._worth_reading(unread))
+        )
         if waited_s is None:
             self._reads = reads
         if unread > LITTLE:
@@ -127,22 +130,28 @@ class AutoPace:
         if left_s >= (1 + hop) * draft_s:
             return True
         run = calibration.run + len(hoped) + len(round_)
-        chance = calibration.survival(hoped, calibration.run)
+        hazard = calibration.hazard(hoped, calibration.run)
         last = round_[-1] if round_ else hoped[-1] if hoped else None
-        following = calibration.next_acceptance(calibration.place(last, run), run)
+        following = calibration.next_hazard(calibration.place(last, run), run)
         if hop:
-            chance *= following
+            hazard += following
             run += 1
-            following = calibration.next_acceptance(ANYWHERE, run)
-        survival = calibration.survival(round_, run - len(round_) - hop) * following
+            following = calibration.next_hazard(ANYWHERE, run)
+        chance = calibration.chance(hazard)
+        hazard += calibration.hazard(round_, run - len(round_) - hop) + following
         value = 0.0
         for count in range(1, AHEAD + 1):
-            value += chance * min(survival, rate * draft_s)
+            value += min(calibration.chance(hazard), chance * rate * draft_s)
             if value > rate * max((count + hop) * draft_s - left_s, 0.0):
                 return True
             run += 1
-            survival *= calibration.next_acceptance(ANYWHERE, run)
+            hazard += calibration.next_hazard(ANYWHERE, run)
         return False
+
+    def _reads_for_free(self, unread: int, waited_s: float | None) -> bool:
+        """Whether all of it can be read before the verdict that is waited for anyway."""
+        away_s, read_s = self.learned.turnaround.of(0), self.learned.read_s
+        return waited_s is not None and waited_s + unread * read_s <= away_s
 
     def _worth_reading(self, unread: int) -> bool:
         """Whether drafts are worth what reading costs while rounds without any are away.
@@ -167,17 +176,19 @@ class AutoPace:
             return True
         start = calibration.run + len(hoped)
         run, rate = start + len(round_), learned.rate
-        survival = calibration.survival(round_, start)
         last = round_[-1] if round_ else hoped[-1] if hoped else None
-        survival *= calibration.next_acceptance(calibration.place(last, run), run)
+        before = calibration.hazard(hoped, calibration.run)
+        hazard = before + calibration.hazard(round_, start)
+        hazard += calibration.next_hazard(calibration.place(last, run), run)
+        survival = calibration.chance(hazard) / calibration.chance(before)
         if not rate:
             return survival >= self._first_survival() and not unread
         if unread:
             first_s = learned.draft_s + unread * learned.read_s
-            return self._best(len(round_), run + 1, survival, rate, first_s) > 0.0
+            return self._best(len(round_), run + 1, hazard, before, rate, first_s) > 0.0
         if len(round_) < self._least and survival > max(TRY_SURVIVAL, rate * learned.draft_s):
             return True
-        return self._best(len(round_), run + 1, survival, rate, learned.draft_s) > 0.0
+        return self._best(len(round_), run + 1, hazard, before, rate, learned.draft_s) > 0.0
 
     def _first_survival(self) -> float:
         """How likely a token must be for drafting it, before there is a rate: as if rounds brought FIRST_TOKENS."""
@@ -187,14 +198,24 @@ class AutoPace:
         away_s = learned.turnaround.of(0) or self._ping_s + FIRST_FORWARD_S
         return max(FIRST_SURVIVAL, FIRST_TOKENS * learned.draft_s / (away_s + learned.draft_s))
 
-    def _best(self, length: int, run: int, survival: float, rate: float, first_s: float) -> float:
-        """Most tokens over what the rate asks for, by one more draft of this survival and up to AHEAD - 1 behind it."""
-        learned, best, tokens = self.learned, -1.0, 0.0
+    def _best(self, length: int, run: int, hazard: float, before: float, rate: float, first_s: float) -> float:
+        """Most tokens over what the rate asks for, by one more draft and up to AHEAD - 1 behind it.
+
+        Args:
+            length: drafts before it.
+            run: right tokens before the one behind it.
+            hazard: up to and with it; of that `before` is what the round hangs on, which has come true if it counts.
+            rate: tokens per second.
+            first_s: seconds that it takes to draft.
+        """
+        learned, calibration, best, tokens = self.learned, self.learned.calibration, -1.0, 0.0
+        hope = calibration.chance(before)
         for further in range(1, AHEAD + 1):
+            survival = calibration.chance(hazard) / hope
             tokens += survival
             time_s = first_s + (further - 1) * learned.draft_s + learned.turnaround.rise(length, further)
             best = max(best, tokens - rate * time_s)
-            survival *= learned.calibration.next_acceptance(ANYWHERE, run)
+            hazard += calibration.next_hazard(ANYWHERE, run)
             run += 1
             if survival < LEAST:
                 break
@@ -205,7 +226,9 @@ class AutoPace:
         learned, calibration = self.learned, self.learned.calibration
         start = calibration.run + len(hoped)
         run, rate = start + len(round_), learned.rate
-        survival = calibration.survival(round_, start) * calibration.acceptance(confidence, run)
+        before = calibration.hazard(hoped, calibration.run)
+        hazard = before + calibration.hazard([*round_, confidence], start)
+        survival = calibration.chance(hazard) / calibration.chance(before)
         last = round_[-1] if round_ else hoped[-1] if hoped else None
         calibration.drafted(calibration.place(last, run), confidence)
         if not hoped and len(round_) >= self._most:
@@ -216,7 +239,7 @@ class AutoPace:
             return False
         if not hoped and len(round_) < self._least and survival >= TRY_SURVIVAL:
             return True
-        return self._best(len(round_), run + 1, survival, rate, 0.0) > 0.0
+        return self._best(len(round_), run + 1, hazard, before, rate, 0.0) > 0.0
 
     def send(self, round_: Sequence[float], hoped: Sequence[float]) -> bool:
         """See Pace."""

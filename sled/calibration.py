@@ -5,6 +5,7 @@ Pure: no sockets, clock or randomness.
 
 from __future__ import annotations
 
+import math
 from bisect import bisect_right
 from collections.abc import Sequence
 
@@ -20,7 +21,7 @@ ROW_PRIOR_TOKENS = 6.0  # that all runs count as where one of them is asked for
 UNHEARD = 0.3  # tokens that a confidence nothing was heard of counts as, against its neighbours
 FORGET = 0.998  # of the past, with each token heard of
 TEXT_FORGET = 0.97  # of what this text has shown so far
-TEXT_PRIOR = 2.0  # wrong tokens that the belief in the shares counts as, against what this text shows
+TEXT_PRIOR = 3.0  # wrong tokens that the belief in the shares counts as, against what this text shows: texts differ
 AFTER_WRONG, AFTER_RIGHT, ANYWHERE = len(_CENTRES), len(_CENTRES) + 1, len(_CENTRES) + 2
 
 
@@ -32,13 +33,17 @@ class Calibration:
     confidence over all runs, and that towards the confidence itself. Within a run the shares never fall with confidence
     (pool adjacent violators), since a drafter's order is more trustworthy than its numbers.
 
+    Texts differ, and the tokens of one are right or wrong together: each has a frailty, by which the hazards (-log of
+    the shares) are multiplied, Gamma distributed with mean 1 before anything of the text is known. So the first n
+    tokens of a text nothing is known of are right more often than the product of their shares says.
+
     Attributes:
         run: the run at the end of the committed text.
 
-    >>> round(Calibration().acceptance(0.58, 0), 3)
-    0.556
+    >>> round(Calibration().survival([0.58], 0), 3)
+    0.585
 
-    Source: isotonic calibration, Zadrozny and Elkan 2002.
+    Sources: isotonic calibration, Zadrozny and Elkan 2002; shared frailty, Vaupel, Manton and Stallard 1979.
     """
 
     def __init__(self) -> None:
@@ -49,32 +54,71 @@ class Calibration:
         self._wrong = self._feared = 0.0  # tokens of late that were wrong, and that the shares had said would be
         self._expected: dict[tuple[int, int], float] = {}
         self._shares: list[list[float]] = []
-        self._table: list[list[float]] = []
+        self._hazards: list[list[float]] = []
         self._tabulate()
 
-    def acceptance(self, confidence: float, run: int) -> float:
-        """Share of tokens of this confidence that are right, where the `run` before them were."""
-        return self._table[_RUNS[run if run < _LONGEST else _LONGEST]][bisect_right(EDGES, confidence)]
+    def counts(self) -> tuple[list[list[float]], list[list[float]], list[list[float]]]:
+        """Tokens heard of and right ones, by run and confidence, and what confidence followed which."""
+        tried = [list(row) for row in self._tried]
+        right = [[min(r, t) for r, t in zip(*rows, strict=True)] for rows in zip(self._right, tried, strict=True)]
+        return tried, right, [list(row) for row in self._next]
 
-    def survival(self, confidences: Sequence[float], run: int) -> float:
-        """Probability that all of these, which follow each other behind a run, are right."""
-        product, table = 1.0, self._table
-        for confidence in confidences:
-            product *= table[_RUNS[run if run < _LONGEST else _LONGEST]][bisect_right(EDGES, confidence)]
-            run += 1
-        return product
+    @classmethod
+    def of_counts(
+        cls, tried: Sequence[Sequence[float]], right: Sequence[Sequence[float]], following: Sequence[Sequence[float]]
+    ) -> Calibration:
+        """One that has `counts`.
 
-    def length(self, confidences: Sequence[float], run: int) -> float:
-        """Expected number of these, which follow each other behind a run, that are right before the first wrong one."""
-        product, total, table = 1.0, 0.0, self._table
+        Raises:
+            ValueError: they are of another shape, or none of a calibration.
+        """
+        made = cls()
+        for mine, given in ((made._tried, tried), (made._right, right), (made._next, following)):
+            if [len(row) for row in given] != [len(row) for row in mine]:
+                raise ValueError(f"counts of {len(given)} rows, expected {len(mine)} of {len(mine[0])} numbers")
+            mine[:] = [[float(count) for count in row] for row in given]
+        every = [(t, r) for rows in zip(tried, right, strict=True) for t, r in zip(*rows, strict=True)]
+        if not all(0.0 <= r <= t < math.inf for t, r in every):
+            raise ValueError("counts of right tokens that are not between 0 and those heard of")
+        if not all(0.0 <= weight < math.inf for row in following for weight in row) or not all(map(sum, following)):
+            raise ValueError("counts of what follows that are no weights")
+        made._tabulate()
+        return made
+
+    def answer(self) -> None:
+        """Another text begins, which may be harder or easier."""
+        self.run = 0
+        self._wrong = self._feared = 0.0
+        self._tabulate()
+
+    def chance(self, hazard: float) -> float:
+        """Probability that tokens of this hazard in all are right: over all frailties that the text may have."""
+        feared = self._feared + TEXT_PRIOR
+        return float((feared / (feared + hazard)) ** (self._wrong + TEXT_PRIOR))
+
+    def hazard(self, confidences: Sequence[float], run: int) -> float:
+        """Of tokens that follow each other behind a run, all together, before the text's frailty."""
+        total, table = 0.0, self._hazards
         for confidence in confidences:
-            product *= table[_RUNS[run if run < _LONGEST else _LONGEST]][bisect_right(EDGES, confidence)]
-            total += product
+            total += table[_RUNS[run if run < _LONGEST else _LONGEST]][bisect_right(EDGES, confidence)]
             run += 1
         return total
 
-    def next_acceptance(self, before: int, run: int) -> float:
-        """Expected acceptance of a token that is not drafted yet.
+    def survival(self, confidences: Sequence[float], run: int) -> float:
+        """Probability that all of these, which follow each other behind a run, are right."""
+        return self.chance(self.hazard(confidences, run))
+
+    def length(self, confidences: Sequence[float], run: int) -> float:
+        """Expected number of these, which follow each other behind a run, that are right before the first wrong one."""
+        hazard, total, table = 0.0, 0.0, self._hazards
+        for confidence in confidences:
+            hazard += table[_RUNS[run if run < _LONGEST else _LONGEST]][bisect_right(EDGES, confidence)]
+            total += self.chance(hazard)
+            run += 1
+        return total
+
+    def next_hazard(self, before: int, run: int) -> float:
+        """Expected hazard of a token that is not drafted yet.
 
         Args:
             before: where it stands, of `place`, or ANYWHERE.
@@ -83,8 +127,8 @@ class Calibration:
         row = _RUNS[run if run < _LONGEST else _LONGEST]
         known = self._expected.get((before, row))
         if known is None:
-            weights, shares = self._next[before], self._table[row]
-            known = sum(w * p for w, p in zip(weights, shares, strict=True)) / sum(weights)
+            weights, shares = self._next[before], self._shares[row]
+            known = max(0.0, -math.log(sum(w * p for w, p in zip(weights, shares, strict=True)) / sum(weights)))
             self._expected[before, row] = known
         return known
 
@@ -129,8 +173,7 @@ class Calibration:
         for tried_row, right_row in zip(self._tried, self._right, strict=True):
             shares = [(right_row[i] + ROW_PRIOR_TOKENS * overall[i]) / (tried_row[i] + ROW_PRIOR_TOKENS) for i in _BINS]
             self._shares.append(rising(shares, [tried + UNHEARD for tried in tried_row]))
-        worse = (self._wrong + TEXT_PRIOR) / (self._feared + TEXT_PRIOR)
-        self._table = [[max(0.0, 1.0 - worse * (1.0 - share)) for share in row] for row in self._shares]
+        self._hazards = [[max(0.0, -math.log(share)) for share in row] for row in self._shares]
         self._expected.clear()
 
 

@@ -13,7 +13,7 @@ BURST_S = 0.002  # tokens of one verdict come closer than this, those of two do 
 
 
 class Devices:
-    """Devices by name, linked once and kept: what they learn they keep."""
+    """Devices by name, linked once and kept: what they learn they keep, in this process."""
 
     def __init__(self) -> None:
         self._devices: dict[str, Device] = {}
@@ -24,7 +24,9 @@ class Devices:
         return self._connect(name, **message) if do == "connect" else self._answer(name, **message)
 
     def _connect(self, name: str, endpoint: str, server_key: str, keys: str, drafter: str) -> dict[str, Any]:
-        self._devices[name] = Device(endpoint, server_key=server_key, keys=keys, drafter=drafter, threads=1)
+        self._devices[name] = Device(
+            endpoint, server_key=server_key, keys=keys, drafter=drafter, threads=1, remember=False
+        )
         return {}
 
     def _answer(self, name: str, prompt: str, max_tokens: int, window: int) -> dict[str, Any]:

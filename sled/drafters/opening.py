@@ -57,6 +57,18 @@ def open_drafter(
     return Chain(_open(parse(first), request), second)
 
 
+def model_files(spec: str) -> list[tuple[str, int, int]]:
+    """Of the models in a drafter: name, size in bytes and time of change in ns; plug-ins and look-up have none."""
+    found, rest = [], spec
+    while rest:
+        first, rest = divided(rest)
+        with suppress(UnknownModel, ParameterError, OSError):
+            path = _files_of(parse(first))
+            status = path.stat()
+            found.append((path.name, status.st_size, status.st_mtime_ns))
+    return found
+
+
 def _open(spec: Spec, request: Request) -> Drafter:
     if not spec.backend and spec.model in ("none", "ngram"):
         insist_known(spec, ())

@@ -24,6 +24,7 @@ from sled.pace import Learned
 from sled.proposal import Proposal
 from sled.run.answering import Stream
 from sled.run.around import Around
+from sled.run.memory import Memory
 from sled.run.refusals import as_error, decoded
 from sled.run.saving import load
 from sled.run.servers import Servers, read_endpoints
@@ -54,7 +55,7 @@ class Device:
         threads: CPU threads for a model drafter; 0 lets it decide (the native decoder takes 1).
         insecure: no encryption and no authentication, said explicitly.
         timeout_s: how long to wait for the server, for the connection and for each round.
-        cache_dir: where the target's vocabulary is kept; default is `~/.cache/edgebus`.
+        cache_dir: where the target's vocabulary is kept, and what was learned; default is `~/.cache/edgebus`.
         progress: called with the share of the drafter loaded, 0 .. 1.
         directory: nodes at `server` may name further servers: their directory of services is followed.
         service: what servers are announced as in the directory (`sled serve --announce`).
@@ -64,6 +65,8 @@ class Device:
         wait_s: how long that may last, under "release" from the last draft on; by default for ever under "wait", and
             `timeout_s` under "release", after which the answer ends with what is unverified told apart.
         release_after_s: under "release", so long without a server before drafts are shown.
+        remember: keep in `cache_dir` what is learned of a drafter that is given by name (how often it is right, and how
+            quick it is), so that the next process begins with it. It changes no answer.
 
     Raises:
         edgebus.EdgebusError: the server cannot be reached, a key is wrong, or the drafter does not fit.
@@ -88,6 +91,7 @@ class Device:
         on_loss: OnLoss = "fail",
         wait_s: float | None = None,
         release_after_s: float = RELEASE_AFTER_S,
+        remember: bool = True,
     ) -> None:
         if not insecure and (server_key is None or keys is None):
             raise ParameterError("give the key of the server and our own (--server-key and --keys), or say insecure")
@@ -121,11 +125,17 @@ class Device:
             special = set(vocabulary.special_ids)
             self._pieces = [b"" if token in special else piece for token, piece in enumerate(vocabulary.pieces)]
             if isinstance(drafter, str):
-                drafter = open_drafter(drafter, self.target, vocabulary=vocabulary, threads=threads, progress=progress)
+                named = drafter
+                drafter = open_drafter(named, self.target, vocabulary=vocabulary, threads=threads, progress=progress)
+                if remember:
+                    self._memory = Memory(_cache(cache_dir), self.target.target_id, named, self._around)
+                    self._learned = self._memory.load()
             self._drafter = guarded(drafter, self.target)
         except BaseException:
             self.close()
             raise
+
+    _memory: Memory | None = None  # of what is learned; none where nothing is kept
 
     def __enter__(self) -> Device:
         return self
@@ -137,6 +147,8 @@ class Device:
 
     def close(self) -> None:
         """Close the links, and let the drafter go; bounded in time. An answer under way ends with an error."""
+        if self._memory is not None and not self.closed:
+            self._memory.save(self._learned)
         self.closed = True
         if self._drafter is not None:
             self._drafter.close()
@@ -200,6 +212,8 @@ class Device:
             ParameterError: a value out of range.
             StateUnusable: the file cannot be written.
         """
+        if self._memory is not None:
+            self._memory.look(self._learned)
         if not 1 <= max_tokens <= messages.MAX_TOKENS:
             raise ParameterError(f"max_tokens is {max_tokens}, give 1 to {messages.MAX_TOKENS}")
         _check_prompt(prompt)
@@ -293,7 +307,7 @@ class Device:
                     self._around.sleep(min(self._around.look_s, left_s))
 
     def _load_vocabulary(self, cache_dir: str | Path | None) -> tuple[Vocabulary, int]:
-        cache = VocabularyCache(Path(cache_dir) if cache_dir is not None else default_cache_dir())
+        cache = VocabularyCache(_cache(cache_dir))
         known = cache.load(self.target.vocab_hash)
         if known is not None:
             return known, 0
@@ -305,6 +319,10 @@ class Device:
     def _traffic(self) -> tuple[int, int]:
         assert self._servers is not None
         return self._servers.traffic()
+
+
+def _cache(directory: str | Path | None) -> Path:
+    return Path(directory) if directory is not None else default_cache_dir()
 
 
 def _messages(given: Sequence[Message | Mapping[str, str]]) -> list[Message]:

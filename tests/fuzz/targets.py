@@ -40,7 +40,7 @@ from edgebus.state import Entry, Part, Publication, Subscribe
 from edgebus.wire import decode as decode_frames
 from edgebus.wire import encode as encode_message
 from edgebus.zap import zap_answer
-from tests.fuzz import model_files, qpart_parts, socket_world
+from tests.fuzz import model_files, qpart_parts, sled_parts, socket_world
 from tests.fuzz.hub_world import attack
 from tests.fuzz.source import Source, join_frames, split_frames
 from tests.vectors.golden import OLD_VECTORS, VECTORS, frames_of
@@ -266,6 +266,7 @@ TARGETS: dict[str, Callable[[bytes], None]] = {
     "networks": qpart_parts.networks,
     "segments": qpart_parts.segments,
     "pieces": qpart_parts.pieces,
+    "kept": sled_parts.kept,
 }
 SOCKET_TARGETS: dict[str, Callable[[bytes], None]] = {"sockets": socket_world.say}
 """What needs sockets, and so is fuzzed by tests.fuzz.run alone."""
@@ -276,6 +277,7 @@ _SEEDS = {
     "networks": qpart_parts.network_seeds,
     "segments": qpart_parts.segment_seeds,
     "pieces": qpart_parts.piece_seeds,
+    "kept": sled_parts.kept_seeds,
 }
 
 

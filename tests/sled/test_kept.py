@@ -1,0 +1,289 @@
+"""What a device has learned of its drafter, from process to process."""
+
+import logging
+import math
+from pathlib import Path
+
+import msgspec
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from sled.auto_pace import AutoPace, Learned
+from sled.calibration import Calibration
+from sled.drafters.opening import model_files
+from sled.kept import MAX_BYTES, MAX_PAIRS, drafter_id, kept_of, pack, restore, unpack, with_pair
+from sled.run.around import Around
+from sled.run.memory import EVERY_S, NAME, Memory
+from sled.testing import ToyDrafter
+from sled.types import Sampling
+
+TARGET, DRAFTER = b"t" * 16, drafter_id("ngram")
+
+
+def taught(share=1.0, draft_s=0.003) -> Learned:
+    """A device that has heard of a few hundred tokens."""
+    learned = Learned()
+    pace, now = AutoPace(learned), 0.0
+    for number in range(60):
+        now += 0.1
+        pace.drafted(4, 4 * draft_s)
+        pace.more([], 0.7, ())
+        pace.told([0.7] * 4, 4 if number % 10 < 10 * share else 0, 0.080, (), now=now)
+    pace.read(100, 0.030)
+    return learned
+
+
+def test_what_is_restored_is_what_was_kept_and_nothing_of_the_link():
+    learned = taught()
+    kept = kept_of(learned, TARGET, DRAFTER)
+    assert kept is not None
+    again = restore(unpack(pack([kept]))[0])
+    learned.calibration.answer()
+    for run in (0, 1, 3, 9):
+        for confidence in (0.05, 0.7, 0.99):
+            assert again.calibration.hazard([confidence], run) == learned.calibration.hazard([confidence], run)
+    assert again.calibration.next_hazard(0, 0) == learned.calibration.next_hazard(0, 0)
+    assert (again.draft_s, again.read_s, again.piece) == (learned.draft_s, learned.read_s, learned.piece)
+    assert again.rate == 0.0
+    assert again.turnaround.of(4) == 0.0
+    assert again.by_itself.draft_rate == 0.0
+
+
+def test_the_first_round_of_the_second_process_is_as_long_as_the_text_deserves():
+    def first_round(learned):
+        pace, round_ = AutoPace(learned), []
+        assert not pace.streams(100, 0.001)
+        pace.drafted(1, 0.003)
+        while len(round_) < 16 and pace.another(round_, (), None):
+            round_.append(0.7)
+        return len(round_)
+
+    kept = kept_of(taught(share=1.0), TARGET, DRAFTER)
+    assert kept is not None
+    assert first_round(Learned()) <= 6
+    assert first_round(restore(kept)) >= 12
+
+
+def test_little_is_not_worth_keeping_and_unknown_reading_stays_unknown():
+    assert kept_of(Learned(), TARGET, DRAFTER) is None
+    learned = taught()
+    learned.read_s = math.nan
+    kept = kept_of(learned, TARGET, DRAFTER)
+    assert kept is not None
+    assert math.isnan(restore(kept).read_s)
+
+
+def test_the_file_is_bounded_and_the_newest_pair_comes_first():
+    kept = kept_of(taught(), TARGET, DRAFTER)
+    assert kept is not None
+    pairs = []
+    for number in range(3 * MAX_PAIRS):
+        pairs = with_pair(pairs, msgspec.structs.replace(kept, drafter_id=bytes([number]) * 16))
+    again = with_pair(pairs, msgspec.structs.replace(pairs[5], draft_s=1.0))
+    assert len(again) == len(pairs) == MAX_PAIRS
+    assert again[0].draft_s == 1.0
+    assert len({each.drafter_id for each in again}) == MAX_PAIRS
+    assert len(pack(again)) <= MAX_BYTES
+
+
+@settings(max_examples=60)
+@given(st.data())
+def test_a_damaged_file_is_an_error_that_is_said(data):
+    kept = kept_of(taught(), TARGET, DRAFTER)
+    assert kept is not None
+    content = pack([kept])
+    at = data.draw(st.integers(0, len(content) - 1))
+    how = data.draw(st.sampled_from(["cut", "flip", "noise"]))
+    if how == "cut":
+        content = content[:at]
+    elif how == "flip":
+        content = content[:at] + bytes([content[at] ^ data.draw(st.integers(1, 255))]) + content[at + 1 :]
+    else:
+        content = data.draw(st.binary(max_size=200))
+    with pytest.raises(ValueError, match=r"it|not a valid"):
+        unpack(content)
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"tried": [[1.0]]},
+        {"right": [[2.0] * 10] * 5, "tried": [[1.0] * 10] * 5},
+        {"following": [[0.0] * 10] * 13},
+        {"tried": []},
+    ],
+)
+def test_counts_that_no_calibration_has_are_refused(wrong):
+    kept = kept_of(taught(), TARGET, DRAFTER)
+    assert kept is not None
+    with pytest.raises(ValueError, match="counts"):
+        restore(msgspec.structs.replace(kept, **wrong))
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [{"draft_s": math.inf}, {"draft_s": -1.0}, {"read_s": math.nan}, {"piece": 0.0}, {"tried": [[math.nan] * 10] * 5}],
+)
+def test_numbers_out_of_bounds_do_not_decode(wrong):
+    kept = kept_of(taught(), TARGET, DRAFTER)
+    assert kept is not None
+    with pytest.raises(ValueError, match="not a valid"):
+        unpack(pack([msgspec.structs.replace(kept, **wrong)]))
+
+
+class Disk:
+    """A directory and a clock."""
+
+    def __init__(self) -> None:
+        self.files: dict[Path, bytes] = {}
+        self.now, self.writes, self.full = 0.0, 0, False
+        self.around = Around(clock=lambda: self.now, write=self._write, read=self._read)
+
+    def _write(self, path, content):
+        if self.full:
+            raise OSError("no space")
+        self.writes += 1
+        self.files[path] = content
+
+    def _read(self, path, most):
+        if path not in self.files:
+            raise FileNotFoundError(path)
+        return self.files[path][:most]
+
+    def memory(self, target=TARGET, drafter="ngram") -> Memory:
+        return Memory(Path("/d"), target, drafter, self.around)
+
+
+def test_another_target_or_drafter_knows_nothing_and_takes_nothing_away():
+    disk = Disk()
+    disk.memory().save(taught(draft_s=0.003))
+    assert disk.memory(target=b"u" * 16).load().draft_s == 0.0
+    assert disk.memory(drafter="none").load().draft_s == 0.0
+    disk.memory(drafter="none").save(taught(draft_s=0.005))
+    assert disk.memory().load().draft_s == pytest.approx(0.003)
+    assert disk.memory(drafter="none").load().draft_s == pytest.approx(0.005)
+
+
+def test_it_is_written_at_most_once_a_minute_and_only_if_there_is_news():
+    disk, learned = Disk(), taught()
+    memory = disk.memory()
+    memory.look(Learned())
+    assert disk.writes == 0  # nothing is known yet
+    disk.now = EVERY_S
+    memory.look(learned)
+    learned.draft_s *= 1.1
+    memory.look(learned)
+    assert disk.writes == 1
+    disk.now = 2 * EVERY_S
+    memory.look(learned)
+    disk.now = 3 * EVERY_S
+    memory.look(learned)
+    assert disk.writes == 2
+
+
+@pytest.mark.parametrize("content", [b"", b"x" * 50, b"SLEDKEPT\x02\x00" + b"0" * 40, b"SLEDKEPT" * (MAX_BYTES // 4)])
+def test_a_bad_file_is_ignored_with_a_line_in_the_log_and_written_anew(content, caplog):
+    disk = Disk()
+    disk.files[Path("/d") / NAME] = content
+    with caplog.at_level(logging.WARNING, logger="sled.device"):
+        assert disk.memory().load().draft_s == 0.0
+    assert "ignored" in caplog.text
+    disk.memory().save(taught())
+    assert disk.memory().load().draft_s > 0.0
+
+
+def test_a_first_start_says_nothing_and_a_full_disk_costs_a_line(caplog):
+    disk = Disk()
+    assert disk.memory().load().draft_s == 0.0
+    assert not caplog.records
+    disk.full = True
+    disk.memory().save(taught())
+    assert "could not be kept" in caplog.text
+
+
+def test_a_model_that_was_changed_is_another_drafter(tmp_path):
+    path = tmp_path / "m.gguf"
+    path.write_bytes(b"one")
+    before = drafter_id(str(path), model_files(f"ngram+{path}") or model_files(str(path)))
+    path.write_bytes(b"three")
+    assert drafter_id(str(path), model_files(str(path))) != before
+    assert len(model_files("ngram+smollm2-12m")) == 1
+    assert model_files("ngram") == model_files("no such thing") == []
+
+
+def test_a_damaged_calibration_is_never_made():
+    tried, right, following = Calibration().counts()
+    with pytest.raises(ValueError, match="rows"):
+        Calibration.of_counts(tried[:3], right, following)
+
+
+# -- devices
+
+PROMPTS = [[5, 6, 7], [9, 1, 2], [30, 31], [4, 4], [17, 3], [12, 40]]
+
+
+@pytest.fixture
+def named(monkeypatch, served):
+    """A drafter that users can name: mostly right, and quick."""
+    monkeypatch.setattr("sled.run.device.open_drafter", lambda *_, **__: ToyDrafter(served.target, error=0.1))
+    return "toy"
+
+
+def answers(device):
+    return [device.generate(prompt, max_tokens=40).answer().tokens for prompt in PROMPTS]
+
+
+def test_a_second_device_begins_with_what_the_first_one_learned_and_answers_the_same(served, named):
+    right = [served.target.plain_answer(prompt, Sampling(), 40) for prompt in PROMPTS]
+    with served.serving() as endpoint:
+        with served.device(endpoint, named) as device:
+            assert answers(device) == right
+            learned = device._learned
+        assert (served.directory / "cache" / NAME).stat().st_mode & 0o777 == 0o600
+        with served.device(endpoint, named) as device:
+            assert device._learned.draft_s == learned.draft_s > 0.0
+            assert device._learned.rate == 0.0
+            assert answers(device) == right
+        with served.device(endpoint, named, remember=False) as device:
+            assert device._learned.draft_s == 0.0
+        with served.device(endpoint, ToyDrafter(served.target)) as device:  # nobody knows which one it is
+            assert device._learned.draft_s == 0.0
+
+
+def test_a_hostile_file_changes_no_answer(served, named):
+    right = [served.target.plain_answer(prompt, Sampling(), 40) for prompt in PROMPTS]
+    path = served.directory / "cache" / NAME
+    known = kept_of(taught(), served.target.described.target_id, drafter_id(named))
+    assert known is not None
+    never = msgspec.structs.replace(known, draft_s=60.0, read_s=60.0, tried=[[1e4] * 10] * 5, right=[[0.0] * 10] * 5)
+    always = msgspec.structs.replace(never, draft_s=1e-9, read_s=0.0, right=never.tried)
+    path.parent.mkdir()
+    with served.serving() as endpoint:
+        for lies in (never, always):
+            path.write_bytes(pack([lies]))
+            with served.device(endpoint, named) as device:
+                assert device._learned.draft_s == lies.draft_s  # it is believed,
+                assert answers(device) == right  # and that costs speed only
+        path.write_bytes(b"junk")
+        with served.device(endpoint, named) as device:
+            assert answers(device) == right
+        path.unlink()
+        path.mkdir()  # it can neither be read nor written
+        with served.device(endpoint, named) as device:
+            assert answers(device) == right
+
+
+def test_a_device_that_fails_to_begin_keeps_what_was_known(served, named, monkeypatch):
+    with served.serving() as endpoint:
+        with served.device(endpoint, named) as device:
+            answers(device)
+        before = (served.directory / "cache" / NAME).read_bytes()
+
+        def fails(*_, **__):
+            raise ValueError("no")
+
+        monkeypatch.setattr("sled.run.device.guarded", fails)
+        with pytest.raises(ValueError, match="no"):
+            served.device(endpoint, named)
+        assert (served.directory / "cache" / NAME).read_bytes() == before
