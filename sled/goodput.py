@@ -398,21 +398,23 @@ class GoodputPolicy:
         speed = np.cumsum(np.sqrt(survive), axis=1) / cycles(demand.think[idle], plan.step_s, busy=False)
         rounds = [self._rounds[row] for row in rows[idle].tolist()]
         open_to = idle[(speed[:, 1:].max(axis=1) > 1.0 / plan.step_s) | (np.array(rounds) == 0)]
-        # at worst no draft survives: one token a cycle where the server would commit one a step
+        num, context, scouts_at_once = float(len(rows)), self._context * len(rows), max(1, len(rows) // SCOUT_SHARE)
+        alone = self.cost.predict(num, num, context)
+        # at worst no draft survives: one token a cycle where the server would commit one a step, and all steps longer
         lost = cycles(demand.think[idle, 1:], plan.step_s, busy=len(rows) > 1).mean() - plan.step_s
-        lost_s = SCOUT_ROUNDS * float(lost) * max(1, len(rows) // SCOUT_SHARE) / len(rows)
+        more = scouts_at_once * float(demand.width[idle, 1:].mean() - 1.0)
+        longer = self.cost.predict(num + more, num, context) - alone
+        lost_s = SCOUT_ROUNDS * (float(lost) * scouts_at_once / len(rows) + longer)
         if now >= self._scout_at and len(open_to) and lost_s <= SCOUT_BUDGET * (now - self._scouted):
             self._scouted = now
             self._scout_at = now + self._scout_pause
             self._scout_pause = min(3.0 * self._scout_pause, SCOUT_MAX_S)
             first = self.plans % len(open_to)
-            chosen = open_to[(first + np.arange(max(1, len(rows) // SCOUT_SHARE))) % len(open_to)].tolist()
+            chosen = open_to[(first + np.arange(scouts_at_once)) % len(open_to)].tolist()
             self._scouts = {int(rows[at]): self._rounds[rows[at]] + SCOUT_ROUNDS for at in chosen}
             self._found.clear()
         if not self._scouts:
             return
-        num, context = float(len(rows)), self._context * len(rows)
-        alone = self.cost.predict(num, num, context)
         price = (self.cost.predict(num * 1.25, num, context) - alone) / (0.25 * alone)  # what a token takes from others
         scouts = {}
         for at in open_to.tolist():

@@ -336,6 +336,13 @@ def test_finding_out_what_far_devices_do_costs_little():
     assert world.run(GoodputPolicy(8), phases).goodput[0] >= 0.98 * world.run(Fixed(0), phases).goodput[0]
 
 
+def test_finding_out_what_a_near_device_does_counts_the_longer_steps():
+    """Its link takes little, but a step with drafts takes twice as long."""
+    world = World(STEP_TIMES["cpu_fp32"], Fleet(((Drafter((0.16, 0.45, 0.6), 0.0002), 1.0),), 0.005), seed=107)
+    phases = [Phase(1, 14.0, 7.0)]
+    assert world.run(GoodputPolicy(8), phases).goodput[0] >= 0.985 * world.run(Fixed(0), phases).goodput[0]
+
+
 @pytest.mark.parametrize("sessions", [1, 4, 32])
 def test_limits_do_not_depend_on_how_long_the_machine_has_been_up(sessions):
     def told(clock_s):
