@@ -31,6 +31,7 @@ SCOUT_SHARE, SCOUT_ROUNDS = 64, 8  # one in so many sessions, for so many rounds
 SCOUT_LEAST, SCOUT_HOPELESS = 3, 0.75  # after so many, one that committed less than so much of what would pay ends
 MEAN_STEPS = 30.0  # steps that means of context and prefill go back
 LEAST_HORIZON_S = 1.0  # that a plan is thought to last; as long as the load has lasted, where that is longer
+STRANGERS = 0.5  # share of rounds without drafts, of sessions that may draft, beyond which no plan is judged by them
 ALONE_SHARE, ALONE_STEPS, ALONE_AT_MOST = 0.75, 3, 12  # what the server does alone is known after so many steps of such
 
 
@@ -378,7 +379,8 @@ class GoodputPolicy:
         windows = np.maximum(np.array(self._limits, np.int64)[rows], 0)
         (kind,) = kinds(windows[None], demand, len(rows), waits=self._plan.patience_s > 0.0)
         cycle = float(demand.think.max()) + 2.0 * self._plan.step_s
-        if self._trials.told(kind, now=now, elapsed_s=elapsed, cycle_s=cycle) and not self._scouts:
+        followed = undrafted <= STRANGERS * (float(rounds.sum()) + undrafted)  # else it is not the plan that was tried
+        if self._trials.told(kind, now=now, elapsed_s=elapsed, cycle_s=cycle) and not self._scouts and followed:
             committed = float(rounds @ demand.gain[np.arange(len(rows)), windows]) + undrafted
             self._trials.add(committed, self._plan.goodput * elapsed, steps, now=now)
 

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from bench.macro._goodput_world import STEP_TIMES, Drafter, Fixed, Fleet, Phase, World
 from sled.goodput import GoodputPolicy, Pace, window_limits
-from sled.plan_trials import Trials
+from sled.plan_trials import LEFT, Trials
 from sled.step_cost import StepCost
 from sled.survival import Survival, ThinkTime
 from sled.window_plan import (
@@ -307,6 +307,15 @@ def test_rounds_without_drafts_are_not_counted_as_drafted_ones():
     policy = GoodputPolicy(8)
     world.run(policy, [Phase(8, 6.0, 1.0)])
     assert max(policy._trials.known(policy._now).values(), default=1.0) <= 1.05
+
+
+def test_devices_that_never_draft_do_not_make_plans_look_bad_to_those_that_come_after_them():
+    """As `sled swarm` learns its answers: streams alone, whatever their limit."""
+    world = World(STEP_TIMES["serving"], Fleet(((Drafter((0.8,), 0.0, 0), 1.0),), 1e-4), answer=64, prompt=30)
+    policy = GoodputPolicy(16)
+    world.run(policy, [Phase(16, 17.0, 1.0)])
+    assert policy.mean_limit > 0.0  # they might have drafted
+    assert min(policy._trials.known(policy._now).values(), default=1.0) >= LEFT
 
 
 def test_a_kind_that_was_left_is_not_hoped_for_again():
