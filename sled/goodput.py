@@ -31,6 +31,7 @@ SCOUT_SHARE, SCOUT_ROUNDS = 64, 8  # one in so many sessions, for so many rounds
 SCOUT_LEAST, SCOUT_HOPELESS = 3, 0.75  # after so many, one that committed less than so much of what would pay ends
 MEAN_STEPS = 30.0  # steps that means of context and prefill go back
 LEAST_HORIZON_S = 1.0  # that a plan is thought to last; as long as the load has lasted, where that is longer
+STRANGERS = 0.5  # share of rounds without drafts, of sessions that may draft, beyond which no plan is judged by them
 ALONE_SHARE, ALONE_STEPS, ALONE_AT_MOST = 0.75, 3, 12  # what the server does alone is known after so many steps of such
 
 
@@ -378,7 +379,8 @@ class GoodputPolicy:
         windows = np.maximum(np.array(self._limits, np.int64)[rows], 0)
         (kind,) = kinds(windows[None], demand, len(rows), waits=self._plan.patience_s > 0.0)
         cycle = float(demand.think.max()) + 2.0 * self._plan.step_s
-        if self._trials.told(kind, now=now, elapsed_s=elapsed, cycle_s=cycle) and not self._scouts:
+        followed = undrafted <= STRANGERS * (float(rounds.sum()) + undrafted)  # else it is not the plan that was tried
+        if self._trials.told(kind, now=now, elapsed_s=elapsed, cycle_s=cycle) and not self._scouts and followed:
             committed = float(rounds @ demand.gain[np.arange(len(rows)), windows]) + undrafted
             self._trials.add(committed, self._plan.goodput * elapsed, steps, now=now)
 
@@ -398,21 +400,23 @@ class GoodputPolicy:
         speed = np.cumsum(np.sqrt(survive), axis=1) / cycles(demand.think[idle], plan.step_s, busy=False)
         rounds = [self._rounds[row] for row in rows[idle].tolist()]
         open_to = idle[(speed[:, 1:].max(axis=1) > 1.0 / plan.step_s) | (np.array(rounds) == 0)]
-        # at worst no draft survives: one token a cycle where the server would commit one a step
+        num, context, scouts_at_once = float(len(rows)), self._context * len(rows), max(1, len(rows) // SCOUT_SHARE)
+        alone = self.cost.predict(num, num, context)
+        # at worst no draft survives: one token a cycle where the server would commit one a step, and all steps longer
         lost = cycles(demand.think[idle, 1:], plan.step_s, busy=len(rows) > 1).mean() - plan.step_s
-        lost_s = SCOUT_ROUNDS * float(lost) * max(1, len(rows) // SCOUT_SHARE) / len(rows)
+        more = scouts_at_once * float(demand.width[idle, 1:].mean() - 1.0)
+        longer = self.cost.predict(num + more, num, context) - alone
+        lost_s = SCOUT_ROUNDS * (float(lost) * scouts_at_once / len(rows) + longer)
         if now >= self._scout_at and len(open_to) and lost_s <= SCOUT_BUDGET * (now - self._scouted):
             self._scouted = now
             self._scout_at = now + self._scout_pause
             self._scout_pause = min(3.0 * self._scout_pause, SCOUT_MAX_S)
             first = self.plans % len(open_to)
-            chosen = open_to[(first + np.arange(max(1, len(rows) // SCOUT_SHARE))) % len(open_to)].tolist()
+            chosen = open_to[(first + np.arange(scouts_at_once)) % len(open_to)].tolist()
             self._scouts = {int(rows[at]): self._rounds[rows[at]] + SCOUT_ROUNDS for at in chosen}
             self._found.clear()
         if not self._scouts:
             return
-        num, context = float(len(rows)), self._context * len(rows)
-        alone = self.cost.predict(num, num, context)
         price = (self.cost.predict(num * 1.25, num, context) - alone) / (0.25 * alone)  # what a token takes from others
         scouts = {}
         for at in open_to.tolist():

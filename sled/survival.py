@@ -20,8 +20,8 @@ ALIKE_ROUNDS = 50.0  # and where they do not
 NEIGHBOUR_ROUNDS = 4.0  # rounds that the position before counts as
 FORGET = 0.996  # of the past, with each round
 RELAX_S = 20.0  # half-life of what is known of a session that does not draft
-HOPE = 1.5  # standard deviations that what is little known is thought better, so that it is given its chance
-SETTLED_ROUNDS = 400.0  # rounds after which nothing is hoped for any more
+HOPE = 2.5  # standard errors that what is little known is thought better, so that it is given its chance
+SETTLED_ROUNDS = 200.0  # after which nothing is hoped for any more
 POPULATION_ROUNDS = 400.0
 
 
@@ -114,13 +114,30 @@ class Survivals:
         for i in range(self.positions):
             known = passed[:, :, i] + shared[:, None] * prior[:, None, i] + NEIGHBOUR_ROUNDS * before
             before = known / (tried[:, :, i] + shared[:, None] + NEIGHBOUR_ROUNDS)
-            told = self._told[rows] + min(shared[0], self._all_tried[0, i])
-            doubt = 1.0 / np.sqrt(told + 1.0) - SETTLED_ROUNDS**-0.5
             out[:, :, i + 1] = before
-            out[0, :, i + 1] += HOPE * np.sqrt(before[0] * (1.0 - before[0])) * np.maximum(doubt, 0.0)
-        np.minimum(out, 1.0, out=out)
         np.cumprod(out, axis=2, out=out)
+        self._hope(rows, out[0], shared[0])
         return out[0], out[1]
+
+    def _hope(self, rows: Ints, survive: Floats, shared: float) -> None:
+        """Think the tokens that a round brings better, under each window by standard errors of their mean; in place.
+
+        After n rounds by HOPE (1 - sqrt(n / SETTLED_ROUNDS)) of them. Positions are not each hoped for alone: over a
+        long draft that would add up to far more than its rounds leave in doubt, and long windows be kept too long.
+
+        Args:
+            rows: (n,) sessions.
+            survive: (n, positions + 1) survival without hope.
+            shared: rounds that the population's belief counts as.
+        """
+        at = np.arange(1.0, self.positions + 1)
+        mean, square = np.cumsum(survive[:, 1:], axis=1), np.cumsum((2.0 * at - 1.0) * survive[:, 1:], axis=1)
+        deviation = np.sqrt(np.maximum(square - mean * mean, 0.0))
+        told = 1.0 + self._told[rows, None] + np.minimum(shared, self._all_tried[0])
+        doubt = np.maximum(told**-0.5 - SETTLED_ROUNDS**-0.5, 0.0)
+        survive[:, 1:] += HOPE * doubt * np.maximum(np.diff(deviation, axis=1, prepend=0.0), 0.0)
+        np.minimum(survive, 1.0, out=survive)
+        np.minimum.accumulate(survive, axis=1, out=survive)
 
     def _shared_rounds(self) -> Floats:
         """(2,) rounds that the population's belief counts as: many where sessions differ by chance only.
@@ -182,8 +199,11 @@ class ThinkTimes:
         """
         z0, z1, _ = self.lines(rows)
         known = z0 + z1 * drafted
-        new = self._sums[rows, 0] == 0.0
-        took_s = np.where(new, took_s, np.minimum(took_s, self.BOUND * known + 1e-4))
+        rounds = self._sums[rows, 0]
+        new = rounds == 0.0
+        # while link and drafting are not told apart, a short draft is thought to be quicker than it can be
+        usual = np.maximum(known, self._sums[rows, 3] / np.where(new, 1.0, rounds))
+        took_s = np.where(new, took_s, np.minimum(took_s, self.BOUND * usual + 1e-4))
         deviation = np.where(new, 0.0, took_s - known)
         one = np.ones(len(rows))
         values = np.stack([one, drafted, drafted**2, took_s, drafted * took_s, deviation**2], axis=1)

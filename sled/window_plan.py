@@ -31,7 +31,7 @@ BLUR = 0.25  # of a step, by which an arrival misses or catches the next one
 NOISE = 0.17  # breadth of a step's deviation, so that no plan rests on arrivals that hit a step's end exactly
 PATIENCE = (0.0, 0.15, 0.4)  # of a mean step, that a step may wait for rounds that are about to come
 UNWAITED = 0.97  # of what the model says is believed of waiting that was not tried: it rests on when rounds come
-RARE_TEXTS = 0.4  # of the steps have a text to compute, where waiting in the others is thought of
+RARE_TEXTS = 0.6  # of the steps have a text to compute, where waiting in the others is thought of
 PATIENT = 1.02  # a step waits if the plan commits so much more for it
 _PHASES = (np.arange(4096) * 0.6180339887498949) % 1.0
 
@@ -265,8 +265,9 @@ def roll_forward(
         now = np.maximum(now, ready.min(axis=0))
         if patient:
             until = now + patience * mean
-            there = np.minimum(ready, given_up).max(axis=0, where=expected <= until, initial=0.0)
-            now = np.maximum(now, np.minimum(there, until))
+            if _PHASES[step + 1] >= demand.texts:  # a step with a text does not wait, and who comes late scatters
+                there = np.minimum(ready, given_up).max(axis=0, where=expected <= until, initial=0.0)
+                now = np.maximum(now, np.minimum(there, until))
         waiting = ready <= now
         rounds, tokens, gain = np.einsum("knp,np->kp", parts, waiting)
         took = price(tokens + demand.prefill, rounds, rounds * demand.context)

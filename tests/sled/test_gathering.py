@@ -68,6 +68,21 @@ def test_a_wait_for_rounds_that_scatter_is_not_thought_to_know_when_they_come(se
     assert goodput[1] < 1.01 * goodput[0]
 
 
+def test_steps_with_a_text_do_not_wait_and_scatter_those_that_step_together():
+    sessions, every = 8, np.array([0.0, 0.4])
+    boards = replace(demand_of([0.724] * sessions, [(0.005, 0.01)] * sessions, 2), deviation=0.1)
+    shares = (0.0, 0.3, 1.0)
+    plans = np.full((2, sessions), 2)
+    found = [
+        roll_forward(plans, replace(boards, texts=share), np.ones(sessions), COSTS["serving"], every)[0]
+        for share in shares
+    ]
+    (alone, together), (_, some), (_, none) = found
+    assert together > 1.05 * alone  # where waiting pays
+    assert alone < some < 0.97 * together
+    assert none == pytest.approx(alone)
+
+
 def test_boards_that_draft_ahead_and_less_than_they_may_lose_little_to_waits_and_trials():
     """Half of their rounds come at once and half late; windows above four are one and the same to them."""
     ratios = [swarmed(sessions, seed)["ratio"] for sessions in (2, 16) for seed in range(3)]

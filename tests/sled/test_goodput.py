@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from bench.macro._goodput_world import STEP_TIMES, Drafter, Fixed, Fleet, Phase, World
 from sled.goodput import GoodputPolicy, Pace, window_limits
-from sled.plan_trials import Trials
+from sled.plan_trials import LEFT, Trials
 from sled.step_cost import StepCost
 from sled.survival import Survival, ThinkTime
 from sled.window_plan import (
@@ -309,6 +309,15 @@ def test_rounds_without_drafts_are_not_counted_as_drafted_ones():
     assert max(policy._trials.known(policy._now).values(), default=1.0) <= 1.05
 
 
+def test_devices_that_never_draft_do_not_make_plans_look_bad_to_those_that_come_after_them():
+    """As `sled swarm` learns its answers: streams alone, whatever their limit."""
+    world = World(STEP_TIMES["serving"], Fleet(((Drafter((0.8,), 0.0, 0), 1.0),), 1e-4), answer=64, prompt=30)
+    policy = GoodputPolicy(16)
+    world.run(policy, [Phase(16, 17.0, 1.0)])
+    assert policy.mean_limit > 0.0  # they might have drafted
+    assert min(policy._trials.known(policy._now).values(), default=1.0) >= LEFT
+
+
 def test_a_kind_that_was_left_is_not_hoped_for_again():
     trials, first, second, other_load = Trials(), (4, 5, 0, False), (4, 3, 0, False), (6, 3, 0, False)
     trials.told(first, now=1.0, elapsed_s=0.1, cycle_s=1.0)
@@ -334,6 +343,13 @@ def test_finding_out_what_far_devices_do_costs_little():
     world = World(STEP_TIMES["cpu_fp32"], Fleet(((Drafter((0.16, 0.45), 0.0002), 1.0),), 0.040))
     phases = [Phase(1, 20.0, 4.0)]
     assert world.run(GoodputPolicy(8), phases).goodput[0] >= 0.98 * world.run(Fixed(0), phases).goodput[0]
+
+
+def test_finding_out_what_a_near_device_does_counts_the_longer_steps():
+    """Its link takes little, but a step with drafts takes twice as long."""
+    world = World(STEP_TIMES["cpu_fp32"], Fleet(((Drafter((0.16, 0.45, 0.6), 0.0002), 1.0),), 0.005), seed=107)
+    phases = [Phase(1, 14.0, 7.0)]
+    assert world.run(GoodputPolicy(8), phases).goodput[0] >= 0.985 * world.run(Fixed(0), phases).goodput[0]
 
 
 @pytest.mark.parametrize("sessions", [1, 4, 32])

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sled.survival import START, Survival, Survivals, ThinkTime, ThinkTimes
+from sled.survival import HOPE, SETTLED_ROUNDS, START, Survival, Survivals, ThinkTime, ThinkTimes
 
 
 def feed(survival: Survival, passes: list[float], rounds: int, seed: int = 0) -> None:
@@ -66,9 +66,21 @@ def test_what_is_known_of_a_session_that_does_not_draft_fades_to_the_population(
 
 
 def test_a_new_session_is_hoped_for_until_it_was_heard():
-    table = Survivals(1, 4)
-    at_first = table.curves(np.array([0]))[0][0, 1]
-    assert START < at_first < 1.0
+    table, row = Survivals(1, 4), np.array([0])
+    assert START < table.curves(row)[0][0, 1] <= 1.0
+    for accepted in (0, 4) * 100:
+        table.observe(row, np.array([4]), np.array([accepted]), np.array([4]))
+    assert table.curves(row)[0][0, 1] == pytest.approx(0.5, abs=0.02)
+
+
+def test_hope_is_of_the_tokens_of_a_round_and_does_not_add_up_over_its_drafts():
+    """0, 1, 3 and 8 accepted in turn: a mean of 4 tokens, from which a round deviates by 3.1."""
+    table, row = Survivals(1, 8), np.array([0])
+    for accepted in (0, 1, 3, 8) * 10:
+        table.observe(row, np.array([8]), np.array([accepted]), np.array([8]))
+    error = 3.1 / np.sqrt(40.0)
+    expected = float(table.curves(row)[0].sum())
+    assert 4.0 + 0.5 * error < expected < 4.0 + HOPE * (1.0 - np.sqrt(40.0 / SETTLED_ROUNDS)) * error
 
 
 @settings(max_examples=50, deadline=None)
@@ -97,6 +109,14 @@ def test_think_time_tells_link_from_drafting():
         think.observe(drafted, 0.040 + 0.005 * drafted)
     assert think.predict(0) == pytest.approx(0.040, rel=0.05)
     assert think.predict(8) == pytest.approx(0.080, rel=0.05)
+
+
+def test_a_short_draft_after_a_long_one_tells_the_link():
+    think = ThinkTime()
+    think.observe(8, 0.064)  # all of it is thought drafting, and a draft of one to take an eighth
+    think.observe(1, 0.043)
+    assert think.predict(0) == pytest.approx(0.040, rel=0.1)
+    assert think.predict(8) == pytest.approx(0.064, rel=0.05)
 
 
 def test_with_one_length_of_draft_all_the_time_is_thought_drafting():
