@@ -1,17 +1,20 @@
 # cython: language_level=3, boundscheck=False, wraparound=False, initializedcheck=False
 # cython: freethreading_compatible=False
-"""libzmq's own functions for small messages: those of the library which pyzmq has loaded, found by name.
+"""libzmq's own functions for small messages, and the kernel's for waiting.
 
-pyzmq checks and wraps at every call what never changes here. Nothing is linked: pyzmq brings libzmq along, and a second
-copy could not work its sockets.
+libzmq's are those of the library which pyzmq has loaded, found by name: pyzmq checks and wraps at every call what never
+changes here. Nothing is linked: pyzmq brings libzmq along, and a second copy could not work its sockets. With another
+backend of pyzmq, where they cannot be found, a port goes through pyzmq.
 """
+from cpython.exc cimport PyErr_CheckSignals, PyErr_SetFromErrno
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize, PyBytes_GET_SIZE
-from libc.errno cimport EAGAIN, EINTR
+from libc.errno cimport EAGAIN, EINTR, errno
+from libc.math cimport ceil
 from libc.stdint cimport uintptr_t
 from libc.string cimport memcmp, strcmp
 
-import zmq
-import zmq.backend.cython._zmq as _backend
+import time
+
 
 
 cdef extern from "dlfcn.h" nogil:
@@ -19,6 +22,33 @@ cdef extern from "dlfcn.h" nogil:
     void* dlsym(void* handle, const char* name)
     enum: RTLD_LAZY
     enum: RTLD_LOCAL
+
+cdef extern from "sys/epoll.h" nogil:
+    enum: EPOLLIN
+    enum: EPOLL_CLOEXEC
+    enum: EPOLL_CTL_ADD
+    enum: EPOLL_CTL_DEL
+    ctypedef union epoll_data_t:
+        int fd
+    struct epoll_event:
+        unsigned int events
+        epoll_data_t data
+    int epoll_create1(int flags)
+    int epoll_ctl(int epfd, int op, int fd, epoll_event* event)
+    int epoll_wait(int epfd, epoll_event* events, int maxevents, int timeout)
+
+cdef extern from "pythread.h" nogil:
+    enum: NOWAIT_LOCK
+    enum: PY_LOCK_ACQUIRED
+    PyThread_type_lock PyThread_allocate_lock()
+    void PyThread_free_lock(PyThread_type_lock lock)
+    int PyThread_acquire_lock(PyThread_type_lock lock, int waitflag)
+    int PyThread_acquire_lock_timed(PyThread_type_lock lock, long long microseconds, int intr_flag)
+    void PyThread_release_lock(PyThread_type_lock lock)
+    unsigned long PyThread_get_thread_ident()
+
+cdef extern from "unistd.h" nogil:
+    int c_close "close"(int fd)
 
 cdef extern from *:
     """
@@ -53,18 +83,24 @@ cdef enum:
     DONTWAIT = 1
     SNDMORE = 2
     ZMQ_EVENTS = 15
+    MOST = 64
     ZMQ_POLLIN = 1
+
+
+cdef double FOREVER_S = 1e6
 
 
 cdef void* find(void* library, str name) except NULL:
     cdef bytes encoded = name.encode()
     cdef void* found = dlsym(library, encoded)
     if found == NULL:
-        raise ImportError(f"{_backend.__file__} does not bring {name}")
+        raise ImportError(f"pyzmq does not bring {name}")
     return found
 
 
 cdef void load() except *:
+    import zmq.backend.cython._zmq as _backend
+
     global msg_init, msg_close, msg_recv, zmq_send, msg_data, msg_size, msg_more, msg_gets, zmq_getsockopt, zmq_errno
     cdef bytes path = _backend.__file__.encode()
     cdef void* library = dlopen(path, RTLD_LAZY | RTLD_LOCAL)
@@ -82,14 +118,34 @@ cdef void load() except *:
     zmq_errno = <errno_t> find(library, "zmq_errno")
 
 
-load()
+zmq = None  # imported with the first port: there is more in here than ports
+cdef bint is_loaded = False
+
+
+cdef void prepare() except *:
+    global zmq, is_loaded
+    import zmq as pyzmq
+
+    zmq = pyzmq
+    try:
+        load()
+        is_loaded = True
+    except ImportError:  # another backend
+        pass
 
 
 cdef class Port:
-    """A socket's way in and out for small messages; see rawzmq.Port, which does the same through pyzmq."""
+    """A socket's way in and out for small messages; see port.PlainPort, which does the same through pyzmq."""
 
     def __init__(self, sock, bint is_router, bint is_secure):
-        self.handle = <void*> <uintptr_t> sock.underlying
+        if zmq is None:
+            prepare()
+        if is_loaded:
+            self.handle = <void*> <uintptr_t> sock.underlying
+        else:
+            from edgebus.port import PlainPort
+
+            self.plain = PlainPort(sock, is_router, is_secure)
         self.is_router, self.is_secure = is_router, is_secure
         self.route = b""
         self.key = None
@@ -97,6 +153,8 @@ cdef class Port:
 
     cpdef send(self, bytes route, bytes frame):
         if self.handle == NULL:
+            if self.plain is not None:
+                return self.plain.send(route, frame)
             raise zmq.ZMQError(zmq.ENOTSOCK)
         if PyBytes_GET_SIZE(route):
             push(self.handle, route, DONTWAIT | SNDMORE)
@@ -108,7 +166,7 @@ cdef class Port:
         cdef bytes frame = None
         cdef size_t size
         if self.handle == NULL:
-            return None
+            return None if self.plain is None else self.take_plain()
         msg_init(&msg)
         if self.is_router:
             if pull(&msg, self.handle) < 0:
@@ -131,14 +189,19 @@ cdef class Port:
         cdef int events = 0
         cdef size_t size = sizeof(events)
         if self.handle == NULL:
-            return False
+            return self.plain is not None and self.plain.readable()
         while zmq_getsockopt(self.handle, ZMQ_EVENTS, &events, &size) < 0:
             if zmq_errno() != EINTR:
                 return False
         return (events & ZMQ_POLLIN) != 0
 
     def close(self):
-        self.handle = NULL
+        self.handle, self.plain = NULL, None
+
+    cdef bytes take_plain(self):
+        frame = self.plain.take()
+        self.route, self.key, self.more = self.plain.route, self.plain.key, self.plain.more
+        return frame
 
     cdef void set_key(self, const char* text) except *:
         cdef bytes before = self.key_bytes
@@ -165,3 +228,130 @@ cdef int push(void* handle, bytes frame, int flags) except -1:
         if number != EINTR:
             raise zmq.ZMQError(number)
     return 0
+
+
+cdef class Lock:
+    """A lock that its owner may take again; see locks.PlainLock.
+
+    While nobody else wants it there is no more to it than who has it: all of this is done with the GIL. Whoever finds
+    it taken waits at a lock of the system, which its owner has from then on as well.
+    """
+
+    def __cinit__(self):
+        self.lock = PyThread_allocate_lock()
+        if self.lock == NULL:
+            raise MemoryError
+
+    def __dealloc__(self):
+        if self.lock != NULL:
+            PyThread_free_lock(self.lock)
+
+    cpdef bint acquire(self) except -1:
+        cdef unsigned long me = PyThread_get_thread_ident()
+        if self.depth and self.owner == me:
+            self.depth += 1
+        elif self.depth or self.waiting:
+            self.wait_for_it(me)
+        else:
+            self.owner, self.depth = me, 1
+        return True
+
+    cdef void wait_for_it(self, unsigned long me) except *:
+        cdef int done
+        if self.depth and not self.is_locked:
+            PyThread_acquire_lock(self.lock, NOWAIT_LOCK)
+            self.is_locked = True
+        self.waiting += 1
+        try:
+            while True:
+                with nogil:
+                    done = PyThread_acquire_lock_timed(self.lock, -1, 1)
+                if done == PY_LOCK_ACQUIRED:
+                    break
+                PyErr_CheckSignals()
+        finally:
+            self.waiting -= 1
+        self.is_locked, self.owner, self.depth = True, me, 1
+
+    cpdef release(self):
+        if not self.depth or self.owner != PyThread_get_thread_ident():
+            return
+        self.depth -= 1
+        if not self.depth and self.is_locked:
+            self.is_locked = False
+            PyThread_release_lock(self.lock)
+
+    def __enter__(self):
+        self.acquire()
+
+    def __exit__(self, kind, error, trace):
+        self.release()
+
+    # What threading.Condition asks of a lock that can be taken again:
+
+    def _is_owned(self):
+        return self.depth > 0 and self.owner == PyThread_get_thread_ident()
+
+    def _release_save(self):
+        cdef long depth = self.depth
+        self.depth = 1
+        self.release()
+        return depth
+
+    def _acquire_restore(self, long depth):
+        self.acquire()
+        self.depth = depth
+
+
+cdef class Poller:
+    """What waits for descriptors to be readable; see port.PlainPoller."""
+
+    def __cinit__(self):
+        self.fd = epoll_create1(EPOLL_CLOEXEC)
+        if self.fd < 0:
+            PyErr_SetFromErrno(OSError)
+
+    def __dealloc__(self):
+        self.shut()
+
+    cpdef register(self, int fd):
+        cdef epoll_event event
+        event.events, event.data.fd = EPOLLIN, fd
+        if epoll_ctl(self.fd, EPOLL_CTL_ADD, fd, &event) < 0:
+            PyErr_SetFromErrno(OSError)
+
+    cpdef unregister(self, int fd):
+        cdef epoll_event event
+        event.events, event.data.fd = EPOLLIN, fd
+        if epoll_ctl(self.fd, EPOLL_CTL_DEL, fd, &event) < 0:
+            PyErr_SetFromErrno(OSError)
+
+    cpdef list poll(self, double timeout_s):
+        cdef epoll_event events[MOST]
+        cdef int count, index, epfd, timeout_ms = -1
+        cdef double until = 0.0
+        if timeout_s == 0.0:
+            timeout_ms = 0
+        elif timeout_s < FOREVER_S:
+            until = time.monotonic() + timeout_s
+            timeout_ms = <int> ceil(timeout_s * 1000.0)
+        while True:
+            epfd = self.fd  # it may be closed while somebody sleeps
+            with nogil:
+                count = epoll_wait(epfd, events, MOST, timeout_ms)
+            if count >= 0:
+                break
+            if errno != EINTR:
+                PyErr_SetFromErrno(OSError)
+            PyErr_CheckSignals()
+            if timeout_ms > 0:
+                timeout_ms = <int> ceil(max(0.0, until - time.monotonic()) * 1000.0)
+        return [(events[index].data.fd, events[index].events) for index in range(count)]
+
+    cpdef close(self):
+        self.shut()
+
+    cdef void shut(self) noexcept:
+        if self.fd >= 0:
+            c_close(self.fd)
+            self.fd = -1

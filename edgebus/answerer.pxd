@@ -1,4 +1,9 @@
 # Types for the compiled form of answerer.py.
+cimport cython
+
+from edgebus.ids cimport IdRanges
+
+
 cdef class _Entry:
     cdef public double expires_at
     cdef public object service, answer, parts, key
@@ -15,7 +20,8 @@ cdef class AnswererCounts:
 
 cdef class Answerer:
     cdef public AnswererCounts counts
-    cdef public object limits, keyed, owner, gone, sending, _executing, _newest
+    cdef public IdRanges gone
+    cdef public object limits, keyed, owner, sending, _executing, _newest
     cdef public long long _max_pending, _max_pending_bytes, _cache_count, _cache_bytes
     cdef public long long _cached_bytes, pending_bytes, small_answers
     cdef public dict _entries, _answered
@@ -23,11 +29,17 @@ cdef class Answerer:
     cdef object __weakref__
 
     cpdef knows(self, request_id)
+    @cython.locals(gone=IdRanges, counts=AnswererCounts, expires_at=double)
     cpdef receive_small(self, header, payload, double now)
-    cpdef is_plain(self, request_id)
+    @cython.locals(entry=_Entry)
+    cpdef bint is_plain(self, request_id) except -1
+    @cython.locals(entry=_Entry)
     cpdef answer_small(self, header, payload)
-    cpdef wants(self, request_id)
+    @cython.locals(entry=_Entry)
+    cpdef bint wants(self, request_id) except -1
     cpdef _keep(self, request_id, _Entry entry, message)
+    cpdef _list(self, request_id, long long size)
     cpdef trim(self)
     cpdef _settle_below(self, settled_below)
+    @cython.locals(entry=_Entry)
     cpdef _forget(self, request_id)

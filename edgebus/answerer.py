@@ -191,7 +191,10 @@ class Answerer:
         """Like answer, for a plain small reply to a plain request, which has just been sent."""
         self.counts.answered += 1
         self.small_answers += 1
-        self._keep(header.id, self._entries[header.id], _message((header, (payload,))))
+        entry = self._entries[header.id]
+        entry.answer = _message((header, (payload,)))
+        self.pending_bytes -= entry.size_bytes
+        self._list(header.id, len(payload))
 
     def answer(self, request_id: int, message: Message) -> bool:
         """Give the answer of a request that Arrived; False if nobody waits for it any more."""
@@ -450,7 +453,9 @@ class Answerer:
     def _keep(self, request_id: int, entry: _Entry, message: Message) -> None:
         entry.answer = message
         self.pending_bytes -= entry.size_bytes
-        size = entry.kept_bytes()
+        self._list(request_id, entry.kept_bytes())
+
+    def _list(self, request_id: int, size: int) -> None:
         self._answered[request_id] = size
         self._cached_bytes += size
         self.trim()
@@ -480,8 +485,9 @@ class Answerer:
         # An exception of a signal handler may have come before it was listed: it must not come back with every request.
         self._cached_bytes -= self._answered.pop(request_id, 0)
         entry = self._entries.pop(request_id)
-        if entry.answer is not None and isinstance(entry.answer.header, Reply) and entry.answer.header.blocks:
-            self.leases_done += [block.lease for block in entry.answer.header.blocks]
+        header = None if entry.answer is None else entry.answer.header
+        if type(header) is Reply and header.blocks:
+            self.leases_done += [block.lease for block in header.blocks]
 
 
 def _for_id(message: Message, request_id: int) -> Message:

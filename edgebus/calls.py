@@ -116,7 +116,7 @@ class Pending:
         self.request_id: int | None = None
         self.on_done: Callable[[], object] | None = None  # called once it has its outcome
         self.on_part: Callable[[], object] | None = None
-        self.parts: deque[Arrival] = deque()
+        self.parts: deque[Arrival] | None = None  # of a stream, from its first one on
         self._given_up = False
         self.ready = False  # what `wait` looks at
 
@@ -208,6 +208,8 @@ class Pending:
 
     def add_part(self, arrival: Arrival) -> None:
         """The next part of a stream."""
+        if self.parts is None:
+            self.parts = deque()
         self.parts.append(arrival)
 
     def error(self, settled: Settled) -> EdgebusError:

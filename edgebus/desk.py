@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from edgebus.answerer import Answerer
     from edgebus.attached import Attached
     from edgebus.engine import Engine
+    from edgebus.express import Express
     from edgebus.loans import Loan
 
 
@@ -66,6 +67,7 @@ class NodeDesk:
 
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
+        self.express: Express | None = None  # which is made later
 
     def now(self) -> float:
         return time.monotonic()
@@ -95,9 +97,10 @@ class NodeDesk:
         self._engine.runner.do(self._engine.when_room, answerer, request_id, callback)
 
     def answer_small(self, attached: Attached, answerer: Answerer, request_id: int, payload: bytes) -> bool:
-        express = self._engine.express
+        if self.express is None:
+            self.express = self._engine.express
         try:
-            return self._engine.runner.do_small(express.answer, attached, answerer, request_id, payload)
+            return self.express.give(attached, answerer, request_id, payload)
         except NodeClosed:
             return True
 

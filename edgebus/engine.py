@@ -113,7 +113,7 @@ class Engine:
         self.runner = Runner(name, limits, self)
         self.express = Express(self.hub, self._deliver, self.on_frames, self.runner)
         self.express.inboxes, self.express.desk = self._inboxes, self._desk
-        self.runner.sockets.take_messages = self.express.take
+        self.runner.sockets.messages = self.express
         self.near = NearLanes(self.hub, self.runner.sockets, self.express, self.sharing, self.on_frames)
         self.sharing.near = self.near
         self.express.free_leases = self.sharing.done

@@ -5,25 +5,35 @@ from edgebus.answerer cimport Answerer
 from edgebus.attached cimport Attached, HubFront, LinkFront, Traffic
 from edgebus.calls cimport Pending
 from edgebus.requests cimport Caller
+from edgebus._port cimport Port
+from edgebus.runner cimport Runner
+from edgebus.sockets cimport MessageTaker, Opened, Sockets
 
 
-cdef class Express:
+cdef class Express(MessageTaker):
     cdef public HubFront _hub
-    cdef public object _sockets, _runner, _deliver, _on_frames, desk, free_leases
+    cdef public Runner _runner
+    cdef public Sockets _sockets
+    cdef public object _deliver, _on_frames, desk, free_leases
     cdef public dict _by_route, inboxes
 
-    @cython.locals(caller=Caller, link=LinkFront, traffic=Traffic, hub=HubFront)
-    cpdef request(self, Attached attached, service, payload, Pending pending, double now)
+    @cython.locals(runner=Runner, done=bint)
+    cpdef bint ask(self, Attached attached, service, payload, Pending pending, double now) except -1
+    @cython.locals(runner=Runner, done=bint)
+    cpdef bint give(self, Attached attached, Answerer answerer, request_id, payload) except -1
+    @cython.locals(caller=Caller, link=LinkFront, traffic=Traffic, hub=HubFront, opened=Opened)
+    cpdef bint request(self, Attached attached, service, payload, Pending pending, double now) except -1
     @cython.locals(caller=Caller, link=LinkFront, traffic=Traffic, hub=HubFront)
     cpdef request_whole(self, Attached attached, service, specs, frames, Pending pending, double now)
-    @cython.locals(link=LinkFront, traffic=Traffic)
-    cpdef answer(self, Attached attached, Answerer answerer, request_id, payload)
-    cpdef take(self, opened, event)
-    cpdef _take(self, opened, event)
+    @cython.locals(link=LinkFront, traffic=Traffic, opened=Opened)
+    cpdef bint answer(self, Attached attached, Answerer answerer, request_id, payload) except -1
+    cpdef bint take(self, Opened opened, long event) except -1
+    @cython.locals(port=Port, more=long)
+    cpdef bint _take(self, Opened opened, long event) except -1
     @cython.locals(attached=Attached, link=LinkFront, hub=HubFront)
-    cpdef receive_small(self, route, frame, key)
+    cpdef bint receive_small(self, tuple route, bytes frame, key) except -1
     @cython.locals(link=LinkFront, hub=HubFront, traffic=Traffic, pending=Pending, now=double)
-    cpdef receive_header(self, Attached attached, header, long frame_bytes)
+    cpdef bint receive_header(self, Attached attached, header, long frame_bytes) except -1
     @cython.locals(attached=Attached, link=LinkFront, hub=HubFront, now=double)
     cpdef receive_large(self, route, frames, key)
     @cython.locals(link=LinkFront, hub=HubFront, traffic=Traffic)

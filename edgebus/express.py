@@ -34,8 +34,8 @@ from edgebus.messages import (
     encode_header,
 )
 from edgebus.outcomes import Arrived
-from edgebus.rawzmq import BURST, end_message, take_rest
-from edgebus.sockets import Sent
+from edgebus.rawzmq import BURST, POLLIN, end_message, take_rest
+from edgebus.sockets import MessageTaker, Sent
 from edgebus.streams import Frames, Specs, content_bytes
 from edgebus.wire import INLINE_FRAMES, decode, encode
 
@@ -54,7 +54,7 @@ _now = time.monotonic
 _log = logging.getLogger("edgebus")
 
 
-class Express:
+class Express(MessageTaker):
     """The short way of one node; every method is called with the runner's lock held.
 
     Args:
@@ -80,6 +80,48 @@ class Express:
         self.inboxes: dict[str, Inbox] = {}  # by service
         self.desk: Desk | None = None  # where those are answered; set by whoever fills inboxes
         self.free_leases: Callable[[Attached, list[int]], None] | None = None  # told of memory that is done with
+
+    def ask(self, attached: Attached, service: str, payload: bytes, pending: Pending, now: float) -> bool:
+        """Like `request`, without the lock; as Runner.do_small."""
+        runner = self._runner
+        runner.check_fork()
+        try:
+            runner._lock.acquire()
+            if not runner.begin():
+                return False
+            try:
+                done = self.request(attached, service, payload, pending, now)
+                runner.sent()
+            finally:
+                runner._depth = runner._owner = 0
+                if runner.stirred:
+                    runner.nudge()
+        finally:
+            runner._lock.release()
+        if runner._callbacks:
+            runner.run_callbacks()
+        return done
+
+    def give(self, attached: Attached, answerer: Answerer, request_id: int, payload: bytes) -> bool:
+        """Like `answer`, without the lock; as Runner.do_small."""
+        runner = self._runner
+        runner.check_fork()
+        try:
+            runner._lock.acquire()
+            if not runner.begin():
+                return False
+            try:
+                done = self.answer(attached, answerer, request_id, payload)
+                runner.sent()
+            finally:
+                runner._depth = runner._owner = 0
+                if runner.stirred:
+                    runner.nudge()
+        finally:
+            runner._lock.release()
+        if runner._callbacks:
+            runner.run_callbacks()
+        return done
 
     def request(self, attached: Attached, service: str, payload: bytes, pending: Pending, now: float) -> bool:
         """Start and send a request; False if it has to go the usual way."""
@@ -201,17 +243,17 @@ class Express:
             return True
 
     def _take(self, opened: Opened, event: int) -> bool:
-        port, socket_id = opened.port, opened.socket_id
-        if not event:
-            if not port.readable():
-                opened.crowd = 0
-                return False
-            # There was more than was taken last time: asking costs less than another turn for each.
-            opened.crowd = min(BURST, 2 * opened.crowd + 1)
-        for left in range(opened.crowd, -1, -1):
+        port, socket_id, more = opened.port, opened.socket_id, opened.crowd
+        while True:
             frame = port.take()
             if frame is None:
+                if not event:
+                    opened.crowd = 0
                 return False
+            if not event:
+                # There was more than was taken last time: trying costs less than another turn for each.
+                more = opened.crowd = min(BURST, 2 * opened.crowd + 1)
+                event = POLLIN
             route, key = (socket_id, port.route), port.key
             if port.more:
                 frames = [frame]
@@ -220,9 +262,9 @@ class Express:
                     self._on_frames(route, frames, key)
             elif not self.receive_small(route, frame, key):
                 self._on_frames(route, [frame], key)
-            if left and not port.readable():
-                return False
-        return True
+            if not more:
+                return True
+            more -= 1
 
     def receive_small(self, route: Route, frame: bytes, key: str | None) -> bool:
         """Take a message of one frame; False if it has to go the usual way."""
@@ -238,24 +280,22 @@ class Express:
             return False
         return self.receive_header(attached, header, len(frame))
 
-    def receive_header(  # noqa: PLR0911 - the hot path
+    def receive_header(  # noqa: PLR0911, PLR0912 - the hot path
         self, attached: Attached, header: Header, frame_bytes: int
     ) -> bool:
         """Like receive_small, for a message that is decoded and came over a link that is up, with no taps."""
         link, hub = attached.link, self._hub
-        kind = type(header)
-        if kind is not Reply and kind is not Request:
-            return isinstance(header, Credit) and self._credited(attached, header, frame_bytes)
-        assert isinstance(header, Reply | Request)
+        if type(header) is not Reply and type(header) is not Request:
+            return type(header) is Credit and self._credited(attached, header, frame_bytes)
         payload = header.inline
         if payload is None or header.arrays or header.transfer is not None or header.blocks is not None:
             return False
         now = _now()
-        if isinstance(header, Reply):
+        if type(header) is Reply:
             pending = link.caller.awaits_small(header)
             if pending is None or (link.sender and not link.whole_answered(header.id, now=now)):
                 return False
-            assert isinstance(pending, Pending)
+            assert type(pending) is Pending
             # In this order: if a signal handler raises in between, the answer comes again and finds it settled.
             pending.settle_small(payload)
             link.caller.answered_small(header.id)
@@ -266,14 +306,19 @@ class Express:
                 self._runner.soon(pending.on_done)
             if link.sender.unsent_bytes:
                 hub.touch(attached, now=now)  # it may have room now
-        else:
-            if header.terms is not None or hub.outbox or hub.news or link.answerer.knows(header.id):
+        elif type(header) is Request:
+            if header.terms is not None or hub.outbox or hub.news:
                 return False  # busy: what came before it has not been handed out yet
             judge = hub.judge if attached.hello_id is not None else None
-            if judge is not None and judge(attached.key, header.service, len(payload), now) is not None:
-                return False  # asked again on the usual way, which refuses it; what is denied costs nothing
+            if judge is not None:
+                if link.answerer.knows(header.id):
+                    return False
+                if judge(attached.key, header.service, len(payload), now) is not None:
+                    return False  # asked again on the usual way, which refuses it; what is denied costs nothing
             arrived = link.answerer.receive_small(header, payload, now)
             if arrived is None:
+                if link.answerer.knows(header.id):
+                    return False
                 return self._judged(attached, Message(header, (payload,)), frame_bytes, now)
             self.deliver(attached, arrived)
         link.heard_at = now

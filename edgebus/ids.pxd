@@ -2,3 +2,5 @@
 cdef class IdRanges:
     cdef public list _starts, _ends
     cdef public object floor
+
+    cpdef raise_floor(self, floor)

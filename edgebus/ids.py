@@ -29,6 +29,8 @@ class IdRanges:
     def __contains__(self, number: int) -> bool:
         if number < self.floor:
             return True
+        if not self._starts:
+            return False
         index = bisect_right(self._starts, number) - 1
         return index >= 0 and number < self._ends[index]
 

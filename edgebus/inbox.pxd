@@ -1,12 +1,18 @@
 # Types for the compiled form of inbox.py.
+cimport cython
+
+from edgebus._port cimport Lock
 from edgebus.answerer cimport Answerer
 from edgebus.attached cimport Attached
+
+
+cdef Lock _claims
 
 
 cdef class Request:
     cdef object __weakref__
     cdef public bint _answered, is_one_way, is_stream, _has_key
-    cdef public object service, from_pos, _id, _desk, payload, arrays
+    cdef public object service, from_pos, _id, _desk, payload, arrays, owner
     cdef public Answerer _answerer
     cdef public Attached _attached
     cdef public double _expires_at, arrived_at
@@ -18,12 +24,14 @@ cdef class Request:
 
 cdef class Inbox:
     cdef object __weakref__
-    cdef public object services, _unregister, _wait, _nudge, _waiting, _pid, _forks, _mutex, _filled
-    cdef public dict _held
+    cdef public object services, _unregister, _wait, _nudge, _pid, _forks, _filled
+    cdef public dict _held, _waiting
+    cdef public Lock _mutex
     cdef public long _depth, _share, _followers
     cdef public double _looked_at
-    cdef public bint _closed, _woken
+    cdef public bint _closed, _woken, ready
 
-    cpdef put(self, Request request)
+    @cython.locals(held=long)
+    cpdef bint put(self, Request request) except -1
     cpdef _look(self, double until)
     cpdef Request _take(self, token)

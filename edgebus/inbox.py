@@ -6,15 +6,14 @@ import math
 import os
 import threading
 import time
-from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 from edgebus.arrays import Array, checked_content, pack_content, view_arrays
 from edgebus.calls import Wait
-from edgebus.desk import Desk
 from edgebus.errors import AlreadyAnswered, DeadlineExceeded, EdgebusError, NodeClosed, StreamEnded
 from edgebus.forks import forks
+from edgebus.locks import open_lock
 from edgebus.messages import INLINE_BYTES, ONE_WAY, STREAM, ArraySpec, Message, Reply
 from edgebus.outcomes import Arrived
 from edgebus.requests import refusal
@@ -26,6 +25,7 @@ if TYPE_CHECKING:
 
     from edgebus.answerer import Answerer
     from edgebus.attached import Attached
+    from edgebus.desk import Desk
     from edgebus.loans import Loan
 
 
@@ -37,7 +37,7 @@ class Peer(NamedTuple):
     name: str
 
 
-_claims = threading.Lock()  # one for all requests: it is held for a moment
+_claims = open_lock()  # one for all requests: it is held for a moment
 
 
 class Request:
@@ -70,17 +70,13 @@ class Request:
         self.payload = arrived.frames[0]
         self.arrays: tuple[Array, ...] = view_arrays(arrived.specs, arrived.frames[1:]) if arrived.specs else ()
         self.arrived_at = 0.0  # set by the inbox
+        self.owner = attached.key or attached.peer_id  # whom its place in the inbox counts for
 
     @property
     def peer(self) -> Peer:
         """Who asks."""
         attached = self._attached
         return Peer(attached.peer_id, attached.key, attached.link.peer_name)
-
-    @property
-    def owner(self) -> str:
-        """Whom its place in the inbox counts for: the peer's key, or its link in plaintext."""
-        return self._attached.key or self._attached.peer_id
 
     @property
     def answered(self) -> bool:
@@ -108,7 +104,8 @@ class Request:
         """
         if self.is_one_way:
             return
-        payload, arrays = checked_content(payload, arrays)
+        if type(payload) is not bytes or type(arrays) is not tuple:
+            payload, arrays = checked_content(payload, arrays)
         if not arrays and len(payload) <= INLINE_BYTES:
             self._claim()
             if self._desk.answer_small(self._attached, self._answerer, self._id, payload):
@@ -234,8 +231,11 @@ class Request:
         return pos
 
     def _claim(self) -> None:
-        with _claims:  # nothing is called or made while it is held: whatever that runs may answer, too
+        try:
+            _claims.acquire()  # nothing is called or made while it is held: whatever that runs may answer, too
             answered, self._answered = self._answered, True
+        finally:
+            _claims.release()
         if answered:
             raise AlreadyAnswered(f"request {self._id} for {self.service} has its answer: answer once")
 
@@ -283,14 +283,15 @@ class Inbox:
         self._nudge = nudge
         self._looked_at = 0.0
         self._share = (depth + 1) // 2
-        self._waiting: OrderedDict[tuple[Answerer, int], Request] = OrderedDict()
+        self._waiting: dict[tuple[Answerer, int], Request] = {}  # in the order of their arrival
         self._held: dict[str, int] = {}  # requests waiting by peer
         self._pid, self._forks = os.getpid(), forks[0]
-        self._mutex = threading.RLock()  # taken by itself: a condition takes it through two calls of Python
-        self._filled = threading.Condition(self._mutex)
+        self._mutex = open_lock()  # taken by itself: a condition takes it through two calls of Python
+        self._filled = threading.Condition(self._mutex)  # type: ignore[arg-type]
         self._followers = 0  # threads that sleep until it is filled
         self._closed = False
         self._woken = False  # somebody wants who waits to look at something else
+        self.ready = False  # True if get returns at once
 
     @property
     def closed(self) -> bool:
@@ -312,15 +313,20 @@ class Inbox:
         self._check_process()
         until = math.inf if timeout_s is None else time.monotonic() + timeout_s
         while True:
-            self._look(until)
-            with self._mutex:
-                self._looked_at = time.monotonic()
+            if not self.ready:
+                self._look(until)
+            try:
+                self._mutex.acquire()
+                self._looked_at = now = time.monotonic()
                 woken, self._woken = self._woken, False
                 if not self._waiting:
-                    if self._closed or woken or time.monotonic() >= until:
+                    self.ready = self._closed
+                    if self._closed or woken or now >= until:
                         return None
                     continue  # another worker was quicker, or it was withdrawn
                 request = self._take(next(iter(self._waiting)))
+            finally:
+                self._mutex.release()
             if request.remaining_s() > 0:
                 request.acknowledge()
                 return request
@@ -350,7 +356,7 @@ class Inbox:
         From any thread, also from a callback of the bus; for an inbox that one thread reads.
         """
         with self._mutex:
-            self._woken = True
+            self._woken = self.ready = True
             self._filled.notify_all()
         self._nudge()
 
@@ -364,7 +370,7 @@ class Inbox:
     def shut(self) -> None:
         """Refuse what waits and wake whoever waits in get()."""
         with self._mutex:
-            self._closed = True
+            self._closed = self.ready = True
             requests = self._take_all()
             self._filled.notify_all()
         self._nudge()
@@ -380,16 +386,20 @@ class Inbox:
     def put(self, request: Request) -> bool:
         """Offer a request; False if the inbox, or the peer's half of it, is full, or it is closed."""
         owner = request.owner
-        with self._mutex:
+        try:
+            self._mutex.acquire()
             held = self._held.get(owner, 0)
             if self._closed or len(self._waiting) >= self._depth or held >= self._share:
                 return False
             request.arrived_at = time.monotonic()
+            self.ready = True  # first: if an exception of a signal handler comes in between, get looks in vain once
             self._waiting[request._answerer, request._id] = request
             self._held[owner] = held + 1
             if self._followers:
                 self._filled.notify()
             return True
+        finally:
+            self._mutex.release()
 
     def withdraw(self, answerer: Answerer, request_id: int) -> bool:
         """Let go of a request that nobody waits for any more; False if the application has it already."""
@@ -398,11 +408,6 @@ class Inbox:
                 return False
             self._take((answerer, request_id)).forget()
             return True
-
-    @property
-    def ready(self) -> bool:
-        """True if get returns at once."""
-        return bool(self._waiting) or self._closed or self._woken
 
     def follow(self, wait_s: float) -> None:
         """Sleep until something may have come, at most so long."""
@@ -423,6 +428,7 @@ class Inbox:
 
     def _take(self, token: tuple[Answerer, int]) -> Request:
         request = self._waiting.pop(token)
+        self.ready = bool(self._waiting) or self._closed or self._woken
         owner = request.owner
         held = self._held[owner] - 1
         if held:
@@ -436,6 +442,7 @@ class Inbox:
             requests = list(self._waiting.values())
             self._waiting.clear()
             self._held.clear()
+            self.ready = self._closed or self._woken
         return requests
 
     def _check_process(self) -> None:

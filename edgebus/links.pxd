@@ -1,15 +1,21 @@
 # Types for the compiled form of links.py.
+cimport cython
+
 from edgebus.attached cimport Attached, LinkFront
+from edgebus.calls cimport Pending
+from edgebus.express cimport Express
 
 
 cdef class Link:
     cdef object __weakref__
-    cdef public object _engine, _dialled, _wait, _do_small, _request_small, _request_whole
+    cdef public object _engine, _dialled, _wait, _do_small, _request_whole
+    cdef public Express _express
     cdef public Attached _attached
     cdef public LinkFront _link
     cdef public set _checked
 
-    cpdef _start_small(self, service, payload, timeout_s)
+    @cython.locals(now=double, pending=Pending)
+    cpdef Pending _start_small(self, service, payload, timeout_s)
     cpdef _start_whole(self, service, specs, frames, timeout_s)
 
 

@@ -35,7 +35,7 @@ class Link:
         self._attached = dialled.attached
         self._link = dialled.attached.link
         self._wait, self._do_small = engine.runner.wait, engine.runner.do_small
-        self._request_small, self._request_whole = engine.express.request, engine.express.request_whole
+        self._express, self._request_whole = engine.express, engine.express.request_whole
         self._checked: set[str] = set()  # service names that travel
 
     @property
@@ -213,7 +213,7 @@ class Link:
         if 0 < timeout_s <= MAX_TIMEOUT_S:
             now = time.monotonic()
             pending = Pending(service, timeout_s, now + timeout_s, self._cancel, self._dialled.endpoint, self._wait)
-            if self._do_small(self._request_small, self._attached, service, payload, pending, now):
+            if self._express.ask(self._attached, service, payload, pending, now):
                 return pending
         return self._start(service, payload, (), timeout_s, None, True)
 

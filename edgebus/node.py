@@ -13,7 +13,7 @@ from edgebus.calls import FATAL
 from edgebus.config import Limits
 from edgebus.engine import Engine, Handle
 from edgebus.errors import ConfigError, InsecureError, NodeClosed, PeerUnreachable, WrongServerKey
-from edgebus.hub import Judge, TapEvent
+from edgebus.hub import TapEvent
 from edgebus.inbox import Inbox
 from edgebus.keys import AllowList, Keys, is_key
 from edgebus.links import Link, check_transport
@@ -104,8 +104,8 @@ class Node:
         self._closed = False
         self._publisher: Publisher | None = None
         # Plaintext peers are strangers all alike: whoever says insecure opens the guarded services too.
-        policy = Policy(allow) if not insecure else None
-        judge = None if policy is None else _judge(policy)
+        policy = Policy(allow, wall=time.time) if not insecure else None
+        judge = None if policy is None else policy.judge
         self._engine = Engine(name, self._limits, keys, allow, judge)
 
     def bind(self, endpoint: str) -> str:
@@ -342,11 +342,3 @@ class Node:
             raise InsecureError(f"no keys to prove who we are to {endpoint}: give keys=load_keys(DIR)")
         if not is_key(server_key):
             raise ConfigError(f"server_key must be 40 characters of Z85, got {len(server_key)}: see read_public_key")
-
-
-def _judge(policy: Policy) -> Judge:
-    def judge(key: str | None, service: str, num_bytes: int, now: float) -> tuple[str, str] | None:
-        denial = policy.check(key, service, num_bytes, now=now, wall=time.time())
-        return None if denial is None else (denial.code, denial.detail)
-
-    return judge

@@ -7,7 +7,7 @@ limits is decided once per service and version of the allow-list.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple, Protocol
 
@@ -129,14 +129,21 @@ class Policy:
         grants: the allow-list; None on a plaintext node, and for requests from a node we dialled.
         plaintext_services: patterns of guarded services that peers without a key may call; without them none.
         max_keys: keys remembered. One that owes tokens is never forgotten: reconnecting refills nothing.
+        wall: gives seconds since 1970, for `judge`.
     """
 
     def __init__(
-        self, grants: Grants | None = None, *, plaintext_services: Sequence[str] = (), max_keys: int = 4096
+        self,
+        grants: Grants | None = None,
+        *,
+        plaintext_services: Sequence[str] = (),
+        max_keys: int = 4096,
+        wall: Callable[[], float] = lambda: 0.0,
     ) -> None:
         self._grants = grants
         self._plaintext = Grant(services=("*", *plaintext_services))
         self._max_keys = max_keys
+        self._wall = wall
         self._version = -1 if grants is None else grants.version
         self._peers: dict[str | None, _Peer] = {}
         self._full_until = -math.inf  # nobody to forget: not worth looking before
@@ -145,6 +152,14 @@ class Policy:
     def num_keys(self) -> int:
         """Keys remembered now."""
         return len(self._peers)
+
+    def judge(self, key: str | None, service: str, num_bytes: int, now: float) -> tuple[str, str] | None:
+        """Like check, at the present hour: code and detail of a denial (hub.Judge)."""
+        peer, grants = self._peers.get(key), self._grants
+        if peer is not None and peer.free.get(service) and (grants is None or grants.version == self._version):
+            return None
+        denial = self.check(key, service, num_bytes, now=now, wall=self._wall())
+        return None if denial is None else (denial.code, denial.detail)
 
     def check(self, key: str | None, service: str, num_bytes: int, *, now: float, wall: float) -> Denial | None:
         """Count one request, or say why it may not be made; what is denied costs its sender nothing.

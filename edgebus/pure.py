@@ -38,8 +38,9 @@ class _Sources:
 def is_partial() -> bool:
     """True if some modules are compiled and others are not: the compiler gave up on them."""
     files = set(os.listdir(_HERE))
-    compiled = sum(any(name + suffix in files for suffix in EXTENSION_SUFFIXES) for name in COMPILED)
-    return 0 < compiled < len(COMPILED)
+    names = (*COMPILED, "_port")
+    compiled = sum(any(name + suffix in files for suffix in EXTENSION_SUFFIXES) for name in names)
+    return 0 < compiled < len(names)
 
 
 def use_sources() -> None:

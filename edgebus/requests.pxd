@@ -1,4 +1,7 @@
 # Types for the compiled form of requests.py.
+cimport cython
+
+
 cdef class _Outstanding:
     cdef public object id, header, frames, ref, stream, final
     cdef public long long size_bytes
@@ -17,7 +20,10 @@ cdef class Caller:
     cdef public str note
 
     cpdef small_header(self, service, payload, double deadline_at, double now)
+    @cython.locals(entry=_Outstanding, due_at=double, outstanding=dict, timers=list)
     cpdef start_sent(self, header, frames, long long size_bytes, double deadline_at, ref, double now)
+    @cython.locals(entry=_Outstanding)
     cpdef awaits_small(self, reply)
+    @cython.locals(entry=_Outstanding)
     cpdef answered_small(self, request_id)
     cpdef _give_room(self, _Outstanding entry)

@@ -170,7 +170,15 @@ class Caller:
         due_at = min(now + self._resend_s, deadline_at)
         entry = _Outstanding(request_id, header, frames, size_bytes, deadline_at, ref)
         entry.attempts, entry.backoff, entry.due_at = 1, 2, due_at
-        if len(timers) > 64 + 4 * len(outstanding):
+        # Mostly those before it have their answers: their timers go at once, while there are few.
+        while timers and timers[0][1] not in outstanding:
+            if len(timers) > 1:
+                heapq.heappop(timers)
+            else:
+                timers.clear()
+        if not timers:
+            timers.append((due_at, request_id))
+        elif len(timers) > 64 + 4 * len(outstanding):
             self._schedule(entry, due_at)
         else:
             heapq.heappush(timers, (due_at, request_id))

@@ -1,25 +1,40 @@
 # Types for the compiled form of runner.py.
 cimport cython
 
+from edgebus._port cimport Lock
 from edgebus.attached cimport HubFront
+from edgebus.sockets cimport Sockets
+
+
+cdef double _NEVER
+cdef long long _NOBODY, _OWN
 
 
 cdef class Runner:
     cdef object __weakref__
     cdef public HubFront _hub
-    cdef public object _handler, _pid, _forks, _lock, _owner, _who, _driver, _parked, _deferred, _callbacks
-    cdef public object _calling, _calls, _stop_linger_ms, sockets, _wake_read, _wake_write, _thread
+    cdef public object _handler, _pid, _forks, _parked, _deferred, _callbacks
+    cdef public object _calling, _stop_linger_ms, _wake_read, _wake_write, _thread
+    cdef public Sockets sockets
+    cdef public Lock _lock, _who
+    cdef public long long _owner, _driver, _calls
     cdef public long _depth, _leads, _followers
     cdef public double _left_at, _sleeps_until, _next_at
     cdef public bint _own_asleep, _own_polls, _own_needed, stirred, _closed, _woken
 
+    @cython.locals(left_s=double, looked=bint, lead=bint, me=cython.longlong, before=cython.longlong, calls=bint)
     cpdef wait(self, item, double until)
+    cpdef check_fork(self)
+    cpdef bint begin(self) except -1
+    cpdef sent(self)
     cpdef nudge(self)
     cpdef run_callbacks(self)
     cpdef _enter(self)
     cpdef _exit(self)
     cpdef _turn(self)
-    @cython.locals(hub=HubFront, now=double, sleeps_until=double)
-    cpdef _drive(self, item, double until, who)
+    @cython.locals(
+        sockets=Sockets, hub=HubFront, now=double, sleeps_until=double, timeout_s=double, me=cython.longlong, depth=long
+    )
+    cpdef _drive(self, item, double until, long long who)
     cpdef _leave(self)
     cpdef _wake(self)

@@ -27,11 +27,13 @@ from edgebus.config import Limits
 from edgebus.errors import ConfigError, LocalError, NodeClosed
 from edgebus.forks import forks
 from edgebus.hub import Hub
+from edgebus.locks import open_lock
 from edgebus.rawzmq import BURST
 from edgebus.sockets import Sockets
 
 T = TypeVar("T")
 _log = logging.getLogger("edgebus")
+_NEVER = -math.inf
 GRACE_S = 0.005
 """The node's own thread takes over when nobody has driven for so long: not between two requests of a loop."""
 _ident, _now = threading.get_ident, time.monotonic
@@ -95,10 +97,10 @@ class Runner:
         self._handler = handler
         self._hub = handler.hub
         self._pid, self._forks = os.getpid(), forks[0]
-        self._lock = threading.RLock()
+        self._lock = open_lock()
         self._owner = 0
         self._depth = 0  # how often its owner has it: only the outermost section ends with a turn
-        self._who = threading.RLock()  # a signal handler may wait for something in the middle of it
+        self._who = open_lock()  # a signal handler may wait for something in the middle of it
         self._driver = _NOBODY
         self._leads = 0  # counts changes of the driver
         self._followers = 0
@@ -155,20 +157,13 @@ class Runner:
 
         Nothing is read here: whoever waits next does that, or the node's own thread after a moment.
         """
-        if self._forks != forks[0]:
-            self.check()
+        self.check_fork()
         with self._lock:
-            if self._closed:
-                raise NodeClosed("the node is closed: make a new Node")
-            if self._depth:
+            if not self.begin():
                 return False
-            self._depth, self._owner = 1, _ident()
             try:
                 done = function(*args)
-                hub = self._hub
-                self._next_at = min(self._next_at, hub.first_timer_at)
-                if self._sleeps_until != -math.inf:
-                    self._turn()  # a driver sleeps, and sending may have eaten what would have woken it
+                self.sent()
             finally:
                 self._depth = self._owner = 0
                 if self.stirred:
@@ -176,6 +171,25 @@ class Runner:
         if self._callbacks:
             self.run_callbacks()
         return done
+
+    def begin(self) -> bool:
+        """Begin a section that sends by itself, lock held; False in the middle of another one.
+
+        Raises:
+            NodeClosed: the node is closed.
+        """
+        if self._closed:
+            raise NodeClosed("the node is closed: make a new Node")
+        if self._depth:
+            return False
+        self._depth, self._owner = 1, _ident()
+        return True
+
+    def sent(self) -> None:
+        """Something was sent in such a section."""
+        self._next_at = min(self._next_at, self._hub.first_timer_at)
+        if self._sleeps_until != _NEVER:
+            self._turn()  # a driver sleeps, and sending may have eaten what would have woken it
 
     def call(self, function: Callable[..., T], *args: Any) -> T:
         """Like do, for what may fail in libzmq."""
@@ -231,8 +245,7 @@ class Runner:
             LocalError: this is a signal handler that came while its thread was at the sockets.
             NodeClosed: this is a forked child.
         """
-        if self._forks != forks[0]:
-            self.check()
+        self.check_fork()
         me = _ident()
         if self._owner == me and not item.ready:
             raise LocalError(
@@ -241,14 +254,14 @@ class Runner:
             )
         looked = False
         while not item.ready:
-            left_s = until - _now()
-            if (left_s <= 0 and looked) or self._closed:
+            if self._closed or (looked and until <= _now()):
                 return item.ready
             looked = True
             before = me
             # Ctrl-C may come between any two steps: whoever has become the driver leaves, whatever happens.
             try:
-                with self._who:
+                try:
+                    self._who.acquire()
                     before = self._driver
                     lead = before == _NOBODY or before == _OWN or before == me  # noqa: PLR1714 - the hot path
                     if lead:
@@ -256,6 +269,8 @@ class Runner:
                         self._leads += 1
                     else:
                         self._followers += 1
+                finally:
+                    self._who.release()
                 if lead:
                     if before == _OWN:
                         self._wake()  # it sleeps in poll, and parks when it sees that it is not the driver any more
@@ -272,6 +287,7 @@ class Runner:
                     self._calling.release()
                     self.run_callbacks()
                 try:
+                    left_s = until - _now()
                     if left_s > 0:
                         item.follow(min(left_s, 60.0))
                 finally:
@@ -311,6 +327,11 @@ class Runner:
             raise NodeClosed(
                 f"the node belongs to process {self._pid}, this is its fork {os.getpid()}: make a new Node here"
             )
+
+    def check_fork(self) -> None:
+        """Like check, and quick."""
+        if self._forks != forks[0]:
+            self.check()
 
     @property
     def is_mine(self) -> bool:
@@ -432,22 +453,27 @@ class Runner:
         if self._next_at < self._sleeps_until or sockets.touched or self._deferred:
             self._wake()  # a driver sleeps for longer than that
 
-    def _drive(self, item: Item, until: float, who: int) -> None:  # noqa: PLR0912 - the hot path
-        sockets, hub, me = self.sockets, self._hub, _ident()
+    def _drive(self, item: Item, until: float, who: int) -> None:  # noqa: PLR0912, PLR0915 - the hot path
+        sockets, hub = self.sockets, self._hub
+        me = who if who != _OWN else _ident()
         while True:
-            with self._lock:
+            try:
+                self._lock.acquire()
                 if self._closed:
                     return
                 depth = self._depth
                 if sockets.touched:
                     try:
-                        self._enter()
+                        self._depth += 1
+                        self._owner = me
                         sockets.take_touched()
                         if not depth and (self._deferred or hub.outbox or hub.news):
                             self._turn()
                     finally:
                         self._depth = depth
                         self._exit()
+            finally:
+                self._lock.release()
             if self._callbacks:
                 self.run_callbacks()
             if item.ready:
@@ -457,13 +483,14 @@ class Runner:
             self._next_at = min(self._next_at, hub.first_timer_at)
             # First said, then looked: whoever touches a socket after the look sees that it has to wake us.
             self._sleeps_until = sleeps_until = min(self._next_at, until)
-            timeout_s: float | None = 0.0
+            timeout_s = 0.0
             if sleeps_until > now and not self._deferred and not sockets.touched:
-                timeout_s = None if sleeps_until == math.inf else sleeps_until - now
+                timeout_s = sleeps_until - now
             ready = sockets.poll(timeout_s)
             if self._driver == who:  # else it was displaced meanwhile, and another one sleeps
-                self._sleeps_until = -math.inf
-            with self._lock:
+                self._sleeps_until = _NEVER
+            try:
+                self._lock.acquire()
                 if self._closed:
                     return
                 depth = self._depth
@@ -472,11 +499,14 @@ class Runner:
                 try:
                     sockets.take(ready)
                     # What is waited for goes first; the rest is done by whoever comes next, this thread mostly.
-                    if self._depth == 1 and (self._deferred or hub.outbox or hub.news or _now() >= self._next_at):
+                    # What was due before the poll, that is: for anything else there is another round.
+                    if self._depth == 1 and (self._deferred or hub.outbox or hub.news or now >= self._next_at):
                         self._turn()
                 finally:
                     self._depth = depth
                     self._exit()
+            finally:
+                self._lock.release()
             if self._callbacks:
                 self.run_callbacks()
             if item.ready or until <= now:

@@ -1,15 +1,25 @@
 # Types for the compiled form of sockets.py.
+from edgebus._port cimport Poller, Port
+
+
 cdef class Opened:
-    cdef public object sock, socket_id, fd, port
-    cdef public long crowd
+    cdef public object sock
+    cdef public Port port
+    cdef public long socket_id, fd, crowd
+
+
+cdef class MessageTaker:
+    cpdef bint take(self, Opened opened, long event) except -1
 
 
 cdef class Sockets:
     cdef object __weakref__
-    cdef public object _limits, _receiver, _local, _context, _epoll, _zap, _next_socket_id, take_messages
+    cdef public object _limits, _receiver, _local, _context, _zap, _next_socket_id
+    cdef public MessageTaker messages
+    cdef public Poller _poller
     cdef public dict by_id, _monitors, _takers, _fds
     cdef public set touched
 
-    cpdef poll(self, timeout_s)
-    cpdef take(self, ready)
+    cpdef poll(self, double timeout_s)
+    cpdef take(self, list ready)
     cpdef take_touched(self)

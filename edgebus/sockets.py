@@ -8,9 +8,7 @@ from __future__ import annotations
 
 import enum
 import logging
-import select
 from collections.abc import Callable, Sequence
-from functools import partial
 from typing import Any, Protocol
 
 import zmq
@@ -21,7 +19,7 @@ from edgebus.config import Limits
 from edgebus.errors import BindError, ConfigError
 from edgebus.keys import Keys
 from edgebus.local import SCHEME, Local
-from edgebus.port import PortLike, open_port
+from edgebus.port import PlainPort, open_poller, open_port
 from edgebus.rawzmq import BURST, EVENTS, MORE, NOBLOCK, POLLIN, ZERO_COPY_BYTES, ZmqSocket, end_message, get, send
 from edgebus.zap import ZAP_DOMAIN, ZAP_ENDPOINT, zap_denied
 
@@ -52,12 +50,20 @@ class Sent(enum.Enum):
 class Opened:
     """An open socket of ours."""
 
-    def __init__(self, sock: ZmqSocket, socket_id: int, fd: int, port: PortLike) -> None:
+    def __init__(self, sock: ZmqSocket, socket_id: int, fd: int, port: PlainPort) -> None:
         self.sock = sock
         self.socket_id = socket_id
         self.fd = fd
         self.port = port
         self.crowd = 0  # how many messages more to take at once: none while they come one by one
+
+
+class MessageTaker:
+    """Who reads messages from sockets."""
+
+    def take(self, opened: Opened, event: int) -> bool:
+        """Read from a socket; True if there may be more. `event` is 0 if that is a guess."""
+        raise NotImplementedError
 
 
 Taker = Callable[[int], bool]
@@ -90,10 +96,10 @@ class Sockets:
         receiver: who is told.
 
     Attributes:
-        take_messages: reads messages from a socket; set by whoever handles them, before the first socket is opened.
+        messages: reads messages from a socket; set by whoever handles them, before the first socket is opened.
     """
 
-    take_messages: Callable[[Opened, int], bool]
+    messages: MessageTaker
 
     def __init__(self, limits: Limits, receiver: Receiver) -> None:
         self._limits = limits
@@ -103,32 +109,32 @@ class Sockets:
         # Up to four sockets per dialled link (two lanes and their monitors) and a few of the node's own.
         most = int(self._context.get(zmq.SOCKET_LIMIT))
         self._context.set(zmq.MAX_SOCKETS, min(64 + 8 * limits.max_peers, most))
-        self._epoll = select.epoll()
+        self._poller = open_poller()
         self.by_id: dict[int, Opened] = {}
         self._zap: ZmqSocket | None = None
         self._monitors: dict[int, ZmqSocket] = {}
-        self._takers: dict[int, Taker] = {}  # by file descriptor
+        self._takers: dict[int, Taker | Opened] = {}  # by file descriptor
         self._fds: dict[ZmqSocket, int] = {}
         self.touched: set[int] = set()  # descriptors whose sockets may be readable without saying so
         self._next_socket_id = 1
 
     # -- readiness ----------------------------------------------------------------------------------
 
-    def watch_fd(self, fd: int, take: Taker) -> None:
+    def watch_fd(self, fd: int, take: Taker | Opened) -> None:
         """Have `take` called when a descriptor is readable; it returns True if there may be more."""
         self._takers[fd] = take
-        self._epoll.register(fd, select.EPOLLIN)
+        self._poller.register(fd)
 
     def unwatch_fd(self, fd: int) -> None:
         """Forget a descriptor, before it is closed; nothing happens if it is not watched."""
         if self._takers.pop(fd, None) is not None:
             self.touched.discard(fd)
-            self._epoll.unregister(fd)
+            self._poller.unregister(fd)
 
-    def poll(self, timeout_s: float | None) -> list[tuple[int, int]]:
-        """Wait until something is readable; the only method that may be called without the lock."""
+    def poll(self, timeout_s: float) -> list[tuple[int, int]]:
+        """Wait until something is readable, inf is for ever; the only method that may be called without the lock."""
         try:
-            return self._epoll.poll(timeout_s)
+            return self._poller.poll(timeout_s)
         except (ValueError, OSError):  # it was closed meanwhile
             return []
 
@@ -138,7 +144,10 @@ class Sockets:
         for fd, event in ready:
             # A descriptor may have been closed by what another one brought in this turn.
             taker = takers.get(fd)
-            if taker is not None and taker(event):
+            if type(taker) is Opened:
+                if self.messages.take(taker, event):
+                    self.touched.add(fd)
+            elif taker is not None and taker(event):  # type: ignore[operator]
                 self.touched.add(fd)
 
     def take_touched(self) -> None:
@@ -168,7 +177,7 @@ class Sockets:
             raise BindError(
                 f"cannot bind {endpoint}: {error.strerror}; choose another port, or stop who has it"
             ) from None
-        self._add(sock, partial(self.take_messages, opened))
+        self._add(sock, opened)
         return sock.getsockopt_string(zmq.LAST_ENDPOINT).rstrip("\0")
 
     def dial(self, endpoint: str, keys: Keys | None, server_key: str | None, *, is_bulk: bool = False) -> int:
@@ -192,7 +201,7 @@ class Sockets:
         except zmq.ZMQError as error:
             self._discard(sock)
             raise ConfigError(f"cannot dial {endpoint}: {error.strerror}; expected tcp://HOST:PORT") from None
-        self._add(sock, partial(self.take_messages, opened))
+        self._add(sock, opened)
         return opened.socket_id
 
     def close(self, socket_id: int, linger_s: float) -> None:
@@ -238,7 +247,7 @@ class Sockets:
         if self._zap is not None:
             self._discard(self._zap)
         self._context.term()
-        self._epoll.close()
+        self._poller.close()
 
     # -- inside -------------------------------------------------------------------------------------
 
@@ -310,7 +319,7 @@ class Sockets:
         self._add(monitor, lambda event: self._take_monitor(socket_id, monitor))
         return opened
 
-    def _add(self, sock: ZmqSocket, take: Taker) -> None:
+    def _add(self, sock: ZmqSocket, take: Taker | Opened) -> None:
         fd = int(sock.getsockopt(zmq.FD))
         self._fds[sock] = fd
         self.touched.add(fd)
@@ -323,7 +332,7 @@ class Sockets:
             if each is not None and (fd := self._fds.pop(each, None)) is not None:
                 del self._takers[fd]
                 self.touched.discard(fd)
-                self._epoll.unregister(fd)
+                self._poller.unregister(fd)
         if opened := self.by_id.pop(socket_id, None):
             opened.port.close()
         if monitor is not None:

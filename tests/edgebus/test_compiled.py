@@ -40,6 +40,20 @@ def test_modules_with_types_are_compiled_wherever_a_compiler_is():
     assert importlib.util.find_spec("edgebus._port") is not None
 
 
+def test_without_the_names_of_libzmq_messages_go_through_pyzmq():
+    code = (
+        "import sys, zmq\n"
+        "sys.modules['zmq.backend.cython._zmq'] = None  # it cannot be imported any more\n"
+        "import edgebus\n"
+        "with edgebus.Node('a', insecure=True) as server, edgebus.Node('b', insecure=True) as device:\n"
+        "    server.handle('echo', lambda request: request.reply(request.payload))\n"
+        "    link = device.connect(server.bind('tcp://127.0.0.1:0'))\n"
+        "    print([link.request('echo', b'%d' % number).payload for number in range(3)])\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True)
+    assert done.stdout.strip() == "[b'0', b'1', b'2']"
+
+
 def test_plain_python_can_be_asked_for():
     assert [name for name, path in loaded(EDGEBUS_PURE="1").items() if not path.endswith(".py")] == []
 

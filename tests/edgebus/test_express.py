@@ -6,6 +6,7 @@ import itertools
 from collections import deque
 from dataclasses import fields
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import zmq
@@ -20,7 +21,10 @@ from edgebus.express import Express
 from edgebus.hub import Hub
 from edgebus.link_states import Surroundings
 from edgebus.outcomes import Arrived, Settled, Withdrawn
+from edgebus.port import open_port
 from edgebus.requests import refusal
+from edgebus.runner import Runner
+from edgebus.sockets import Opened, Sockets
 from edgebus.stats import LinkStats, link_stats
 
 LIMITS = edgebus.Limits(
@@ -28,7 +32,33 @@ LIMITS = edgebus.Limits(
 )
 
 
-class Stub:
+Port: Any = open_port
+
+
+class StubRunner(Runner):
+    """A runner as far as the short way knows one: without a thread, and with sockets that are stubs."""
+
+    def __init__(self, ports, put=None):
+        self.sockets = StubSockets(ports, put)
+        self.stirred = False
+
+    def soon(self, callback):
+        callback()
+
+
+class StubSockets(Sockets):
+    """Sockets that are ports, each by its number."""
+
+    def __init__(self, ports, put):
+        self.by_id = {number: Opened(port, number, number, port) for number, port in ports.items()}
+        self.touched = set()
+        self.put = put
+
+    def send(self, route, frames):
+        return self.put(route, frames)
+
+
+class Stub(Port):
     """A socket's port as far as the short way knows one."""
 
     def __init__(self, is_router):
@@ -70,9 +100,8 @@ class Side:
         self.hub = Hub(around=around, new_incarnation=lambda: incarnation + next(numbers).to_bytes(1, "big"))
         self.clock, self.route = clock, route
         self.stub = Stub(is_router=bool(route[1]))
-        self.opened = SimpleNamespace(sock=self.stub, port=self.stub, socket_id=route[0], fd=3, crowd=0)
-        sockets = SimpleNamespace(by_id={route[0]: self.opened}, touched=set())
-        runner = SimpleNamespace(sockets=sockets, stirred=False, soon=lambda callback: callback())
+        runner = StubRunner({route[0]: self.stub})
+        self.opened = runner.sockets.by_id[route[0]]
         self.express = Express(self.hub, self.deliver, self.on_frames, runner) if short else None
         self.taken, self.withdrawn = [], []
 

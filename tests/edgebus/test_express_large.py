@@ -20,6 +20,7 @@ from edgebus.outcomes import Outcome, Settled
 from edgebus.sockets import Sent
 from edgebus.stats import LinkStats, link_stats
 from tests.edgebus.duo import BULK, CONTROL, DIALLED, LISTENING, Duo
+from tests.edgebus.test_express import Port, StubRunner
 
 KIB = 1 << 10
 LIMITS = edgebus.Limits(
@@ -33,7 +34,7 @@ LIMITS = edgebus.Limits(
 )
 
 
-class Port:
+class Way(Port):
     """A socket's way out for small messages, onto the wires of a Duo."""
 
     def __init__(self, duo, socket_id):
@@ -129,12 +130,8 @@ class ShortDuo(Duo):
     def _hub(self, name):
         hub = super()._hub(name)
         if self.wanted[name]:
-            by_id = {
-                socket_id: SimpleNamespace(fd=socket_id, sock=None, port=Port(self, socket_id))
-                for socket_id in (DIALLED, DIALLED + BULK, LISTENING)
-            }
-            sockets = SimpleNamespace(by_id=by_id, touched=set(), send=self.put)
-            runner = SimpleNamespace(sockets=sockets, stirred=False, soon=lambda callback: callback())
+            ways = {number: Way(self, number) for number in (DIALLED, DIALLED + BULK, LISTENING)}
+            runner = StubRunner(ways, self.put)
             self.express[name] = Express(hub, lambda _, arrived: self.arrived.append(arrived), hub.receive, runner)
         return hub
 

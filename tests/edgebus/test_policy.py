@@ -197,6 +197,19 @@ def test_new_limits_count_from_now_on_and_do_not_refill():
     assert ask(rules) == "forbidden"
 
 
+def test_judge_says_what_check_does_at_the_hour_of_its_clock():
+    grants, hour = Grants(**{A: Grant(until=50.0), B: Grant()}), [0.0]
+    rules = Policy(grants, wall=lambda: hour[0])
+    assert [rules.judge(key, "sled.verify", 100, 0.0) for key in (A, B, B)] == [None] * 3
+    hour[0] = 60.0
+    denial = rules.judge(A, "sled.verify", 100, 0.0)
+    assert denial is not None
+    assert denial == tuple(rules.check(A, "sled.verify", 100, now=0.0, wall=60.0))[:2]
+    assert denial[0] == "expired_key"
+    grants.change(**{A: Grant(), B: Grant(services=("other",))})
+    assert [(rules.judge(key, "sled.verify", 100, 0.0) or ("yes",))[0] for key in (A, B)] == ["yes", "forbidden"]
+
+
 # -- memory and speed -------------------------------------------------------------------------------
 
 
