@@ -201,6 +201,23 @@ def test_scratch_is_planned_where_little_comes_after_it(name):
     assert held <= planned + 2 * OBJECTS
 
 
+def test_a_slice_does_not_keep_what_it_was_cut_from():
+    """A class token: with a batch of one its numbers lie together, and a view of them would hold all tokens."""
+    after = Slice(0, 0, 1), Expand((300, 256)), Slice(1, 0, 1), Slice(0, 0, 1)
+    planned, held = planned_and_held(Rescale(2.0), (196, 256), 4, 8, *after)
+    assert held <= planned + 2 * OBJECTS
+
+
+def test_nor_does_it_on_torch():
+    torch = pytest.importorskip("torch")
+    from qpart.executors.with_torch import PackedTorchExecutor
+
+    executor = PackedTorchExecutor((Node(Slice(0, 0, 1), (0,)),), lambda node: None, lambda node, x: None)
+    found = executor._compute(0, [torch.zeros(1, 196, 256)])
+    held = found.untyped_storage().nbytes()
+    assert held == 4 * found.numel()
+
+
 def check_random(seed):
     random = np.random.default_rng(seed)
     try:
