@@ -17,6 +17,7 @@ from edgekernels import dequantise, pack, packed_bytes, quantise, unpack
 from qpart import nesting
 from qpart.errors import UnsupportedModel
 from qpart.nesting import NESTED, TOP, Chain
+from qpart.ops.base import buffered
 
 Floats = npt.NDArray[np.float32]
 Bytes = npt.NDArray[np.uint8]
@@ -112,6 +113,7 @@ def dequantise_weight(packed: QuantisedWeight, shape: tuple[int, ...]) -> Floats
         for start in range(0, num_codes, _LOOKED_UP):
             part = slice(start, start + _LOOKED_UP)
             table.take(codes[part], out=few[part], mode="clip")  # with "raise" numpy would copy; no code is too large
+        del codes
         by_channel = few.reshape(shape[0], -1)
         by_channel *= factor
         return few.reshape(shape)
@@ -136,7 +138,8 @@ def dequantise_items(shape: tuple[int, ...]) -> int:
     """Float32 numbers that `dequantise_weight` holds besides its result, at most."""
     num_codes, columns = prod(shape), prod(shape[1:])
     if num_codes <= _FEW_CODES:
-        return -(-num_codes // 4) + 2 * min(num_codes, _LOOKED_UP) + 2 * shape[0]
+        looking_up = -(-num_codes // 4) + 2 * min(num_codes, _LOOKED_UP)
+        return max(looking_up, buffered(num_codes)) + 2 * shape[0]
     return min(num_codes, max(_BLOCK_ITEMS, columns)) + 2 * shape[0]
 
 

@@ -12,7 +12,8 @@ from qpart.matrices import FEW_TOKENS, filled_columns, is_matrix, matrix_bytes
 from qpart.messages import ANSWERED_BYTES, infer_bytes, manifest_bytes
 from qpart.nesting import NESTED
 from qpart.network import INPUT, Network, Node
-from qpart.ops import AnyOp, Conv2d, Shape
+from qpart.ops import AnyOp, Conv2d, Linear, Shape
+from qpart.ops.base import buffered
 from qpart.pieces import ADDRESS_BYTES, Step, ladder, step_bytes, steps_to
 from qpart.quantiser import HALF, activation_bytes, dequantise_items
 from qpart.tables import WIDTHS
@@ -127,11 +128,12 @@ def _scratch_items(op: AnyOp, inputs: Sequence[Shape], output: Shape) -> int:
     scratch, shape = op.scratch_items(*inputs), op.weight_shape
     if shape is None:
         return scratch
-    most = prod(shape) + dequantise_items(shape)
+    bias = buffered(prod(output)) if op.has_bias and isinstance(op, Linear) else 0  # added while the weight is there
+    most = prod(shape) + max(dequantise_items(shape), bias)
     if is_matrix(op):
         filled, columns, is_conv = filled_columns(shape), prod(shape[1:]), isinstance(op, Conv2d)
         wider = filled > columns
-        most = max(most, shape[0] * (filled + (columns if wider and is_conv else 0)))
+        most = max(most, shape[0] * (filled + (columns if wider and is_conv else 0)), shape[0] * filled + bias)
         tokens = prod(output) // shape[0]
         if tokens <= FEW_TOKENS:  # they are filled up like the matrix; a convolution turns its product round
             most = max(most, tokens * ((filled if wider else 0) + (shape[0] if is_conv else 0)))

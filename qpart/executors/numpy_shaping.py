@@ -16,7 +16,7 @@ def permute(op: Permute, x: Array) -> Array:
 
 def slice_(op: Slice, x: Array) -> Array:
     along = (slice(None),) * (op.axis + 1)
-    return np.ascontiguousarray(x[(*along, slice(op.start, op.stop, op.step))])
+    return x[(*along, slice(op.start, op.stop, op.step))].copy()  # a view would keep all of x
 
 
 def concat(op: Concat, *tensors: Array) -> Array:

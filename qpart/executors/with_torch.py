@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from qpart.executors import walk
 from qpart.executors.torch_functions import PLAIN, WEIGHTED
 from qpart.network import Node, Parameters
-from qpart.ops import Linear
+from qpart.ops import Linear, Slice
 
 Array = NDArray[np.float32]
 
@@ -101,7 +101,8 @@ class PackedTorchExecutor:
     def _compute(self, index: int, inputs: list[torch.Tensor]) -> torch.Tensor:
         op = self.nodes[index].op
         if op.weight_shape is None:
-            return PLAIN[type(op)](op, *inputs)
+            made = PLAIN[type(op)](op, *inputs)
+            return made.clone() if isinstance(op, Slice) else made  # a view would keep all that it was cut from
         x = inputs[0]
         if isinstance(op, Linear):
             y = self._product(index, x.reshape(-1, op.in_features).numpy())

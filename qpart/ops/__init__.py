@@ -7,7 +7,6 @@ computes is what torch's function of that name computes in float32.
 from __future__ import annotations
 
 from qpart.ops.base import (
-    BUFFER_ITEMS,
     LARGEST,
     MAX_DIMS,
     MAX_INPUTS,
@@ -72,7 +71,6 @@ AnyOp = (
 )
 
 __all__ = [
-    "BUFFER_ITEMS",
     "LARGEST",
     "MAX_DIMS",
     "MAX_INPUTS",

@@ -104,6 +104,16 @@ def broadcasts_to(small: Shape, large: Shape, what: str) -> None:
         raise ShapeMismatch(f"{what} has a constant of shape {small}, its input has shape {large}")
 
 
+def buffered(items: int) -> int:
+    """Numbers that numpy copies at once of an operand with so many, or that are computed at once."""
+    return min(items, BUFFER_ITEMS)
+
+
+def averaged(items: int) -> int:
+    """Numbers that numpy holds to divide so many sums: some at once, twice, as float64."""
+    return 4 * buffered(items)
+
+
 def items(shape: Shape) -> int:
     """Numbers in a tensor."""
     return prod(shape)

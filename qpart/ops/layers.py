@@ -5,7 +5,7 @@ from __future__ import annotations
 from math import prod
 
 from qpart.errors import ShapeMismatch
-from qpart.ops.base import Axis, Dims, Op, Shape, Size, broadcasts_to, check_axis
+from qpart.ops.base import Axis, Dims, Op, Shape, Size, broadcasts_to, buffered, check_axis
 
 
 class Linear(Op, frozen=True, array_like=True, tag="linear"):
@@ -69,7 +69,7 @@ class Norm(Op, frozen=True, array_like=True, tag="norm"):
         return shape
 
     def scratch_items(self, *inputs: Shape) -> int:
-        return 2 * (prod(inputs[0]) // self.features)
+        return 2 * (prod(inputs[0]) // self.features) + buffered(prod(inputs[0]))
 
 
 class Affine(Op, frozen=True, array_like=True, tag="affine"):
@@ -93,6 +93,9 @@ class Affine(Op, frozen=True, array_like=True, tag="affine"):
             raise ShapeMismatch(f"affine takes {self.channels} channels, axis {self.axis} of its input is {inputs[0]}")
         return inputs[0]
 
+    def scratch_items(self, *inputs: Shape) -> int:
+        return buffered(prod(inputs[0]))
+
 
 class AddConstant(Op, frozen=True, array_like=True, tag="add_constant"):
     """Sum with a parameter, which is repeated where it has extents of 1: positional embeddings, class tokens."""
@@ -107,6 +110,9 @@ class AddConstant(Op, frozen=True, array_like=True, tag="add_constant"):
         broadcasts_to(self.shape, inputs[0], "add_constant")
         return inputs[0]
 
+    def scratch_items(self, *inputs: Shape) -> int:
+        return buffered(prod(inputs[0]))
+
 
 class MulConstant(Op, frozen=True, array_like=True, tag="mul_constant"):
     """Product with a parameter, which is repeated where it has extents of 1: rotary embeddings, masks of 0 and 1."""
@@ -120,6 +126,9 @@ class MulConstant(Op, frozen=True, array_like=True, tag="mul_constant"):
     def output_shape(self, *inputs: Shape) -> Shape:
         broadcasts_to(self.shape, inputs[0], "mul_constant")
         return inputs[0]
+
+    def scratch_items(self, *inputs: Shape) -> int:
+        return buffered(prod(inputs[0]))
 
 
 class Embedding(Op, frozen=True, array_like=True, tag="embedding"):

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+from math import prod
 from typing import Literal
 
 from qpart.errors import ShapeMismatch
-from qpart.ops.base import Axis, Op, Shape, broadcast, check_axis, check_bounds, check_float
+from qpart.ops.base import Axis, Op, Shape, averaged, broadcast, buffered, check_axis, check_bounds, check_float
 
 Function = Literal[
     "abs", "exp", "gelu", "gelu_tanh", "hardsigmoid", "hardswish", "log", "mish", "reciprocal", "rsqrt", "sigmoid",
     "silu", "softplus", "sqrt", "square", "tanh",
 ]  # fmt: skip
+
+_BLOCKS = {"gelu": 2, "mish": 1, "softplus": 1}
+"""Intermediate results of a block, by function."""
 
 
 class Relu(Op, frozen=True, array_like=True, tag="relu"):
@@ -37,6 +41,9 @@ class LeakyRelu(Op, frozen=True, array_like=True, tag="leaky_relu"):
         check_float(self.slope, "leaky_relu")
         return inputs[0]
 
+    def scratch_items(self, *inputs: Shape) -> int:
+        return buffered(prod(inputs[0]))
+
 
 class Elu(Op, frozen=True, array_like=True, tag="elu"):
     """scale x above 0, scale alpha (exp(rate x) - 1) below: ELU, CELU and SELU."""
@@ -50,11 +57,17 @@ class Elu(Op, frozen=True, array_like=True, tag="elu"):
             check_float(number, "elu")
         return inputs[0]
 
+    def scratch_items(self, *inputs: Shape) -> int:
+        return buffered(prod(inputs[0]))
+
 
 class Activation(Op, frozen=True, array_like=True, tag="activation"):
     """A function without parameters, by name; as torch computes it (`gelu` by erf, `gelu_tanh` by tanh)."""
 
     function: Function
+
+    def scratch_items(self, *inputs: Shape) -> int:
+        return _BLOCKS.get(self.function, 0) * buffered(prod(inputs[0]))
 
 
 class Rescale(Op, frozen=True, array_like=True, tag="rescale"):
@@ -77,6 +90,10 @@ class _OfTwo(Op, frozen=True, array_like=True):
     def output_shape(self, *inputs: Shape) -> Shape:
         return broadcast(inputs[0], inputs[1], str(self.__struct_config__.tag))
 
+    def scratch_items(self, *inputs: Shape) -> int:
+        made = self.output_shape(*inputs)
+        return sum(buffered(prod(made)) for shape in inputs if shape != made)
+
 
 class Add(_OfTwo, frozen=True, array_like=True, tag="add"):
     """Sum of two tensors; extents of 1 are repeated."""
@@ -97,10 +114,8 @@ class Softmax(Op, frozen=True, array_like=True, tag="softmax"):
         return inputs[0]
 
     def scratch_items(self, *inputs: Shape) -> int:
-        size = 1
-        for extent in inputs[0]:
-            size *= extent
-        return 2 * (size // inputs[0][self.axis]) + (size if self.log else 0)
+        size = prod(inputs[0])
+        return 2 * (size // inputs[0][self.axis]) + (size if self.log else 0) + buffered(size)
 
 
 class Reduce(Op, frozen=True, array_like=True, tag="reduce"):
@@ -120,6 +135,9 @@ class Reduce(Op, frozen=True, array_like=True, tag="reduce"):
             return tuple(1 if i in self.axes else extent for i, extent in enumerate(shape))
         return tuple(extent for i, extent in enumerate(shape) if i not in self.axes)
 
+    def scratch_items(self, *inputs: Shape) -> int:
+        return averaged(prod(self.output_shape(*inputs))) if self.kind == "mean" else 0
+
 
 class GlobalMean(Op, frozen=True, array_like=True, tag="global_mean"):
     """Mean over height and width: (channels, height, width) to (channels,), or (channels, 1, 1) if they are kept."""
@@ -130,3 +148,6 @@ class GlobalMean(Op, frozen=True, array_like=True, tag="global_mean"):
         if len(inputs[0]) != 3:
             raise ShapeMismatch(f"global_mean needs (channels, height, width), its input has shape {inputs[0]}")
         return (inputs[0][0], 1, 1) if self.keep else inputs[0][:1]
+
+    def scratch_items(self, *inputs: Shape) -> int:
+        return averaged(inputs[0][0])

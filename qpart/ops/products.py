@@ -5,7 +5,7 @@ from __future__ import annotations
 from math import prod
 
 from qpart.errors import ShapeMismatch
-from qpart.ops.base import BUFFER_ITEMS, Op, Position, Shape, Size, check_float
+from qpart.ops.base import Op, Position, Shape, Size, buffered, check_float
 
 SCORE_ITEMS = 1 << 18
 """Scores of attention at once, unless one head has more: small enough for a cache."""
@@ -67,7 +67,7 @@ class Attention(Op, frozen=True, array_like=True, tag="attention"):
     def scratch_items(self, *inputs: Shape) -> int:
         queries, keys = inputs[0][-2], inputs[1][-2]
         scores = self.heads_at_once(queries, keys) * queries * (keys + 2) + (queries * keys if self.causal else 0)
-        return scores + min(scores, BUFFER_ITEMS)
+        return scores + buffered(scores)
 
     def macs(self, output: Shape, *inputs: Shape) -> int:
         queries, keys = prod(inputs[0][:-1]), inputs[1][-2]

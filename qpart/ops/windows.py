@@ -5,7 +5,7 @@ from __future__ import annotations
 from math import prod
 
 from qpart.errors import ShapeMismatch
-from qpart.ops.base import BUFFER_ITEMS, MAX_TAPS, Op, Padding, Shape, Size
+from qpart.ops.base import MAX_TAPS, Op, Padding, Shape, Size, averaged, buffered
 
 
 def _extent(size: int, kernel: int, stride: int, padding: int, dilation: int = 1) -> int:
@@ -76,8 +76,9 @@ class Conv2d(_Windowed, frozen=True, array_like=True, tag="conv2d"):
         padded, (_, height, width) = super().scratch_items(*inputs), self.output_shape(*inputs)
         if self.is_depthwise:
             made = self.out_channels * height * width
-            return max(padded, prod(inputs[0])) + made + 2 * min(made, BUFFER_ITEMS)
-        return padded + self.in_channels * prod(self.kernel) * height * width
+            return max(padded, prod(inputs[0])) + made + 2 * buffered(made)
+        unfolded = self.in_channels * prod(self.kernel) * height * width
+        return padded + max(unfolded, buffered(self.out_channels * height * width) if self.bias else 0)
 
     @property
     def is_depthwise(self) -> bool:
@@ -96,7 +97,7 @@ class MaxPool2d(_Windowed, frozen=True, array_like=True, tag="max_pool2d"):
     """Largest value of each window; padding never wins."""
 
     def scratch_items(self, *inputs: Shape) -> int:
-        return super().scratch_items(*inputs) + min(prod(self.output_shape(*inputs)), BUFFER_ITEMS)
+        return super().scratch_items(*inputs) + buffered(prod(self.output_shape(*inputs)))
 
     def output_shape(self, *inputs: Shape) -> Shape:
         return self._pooled(inputs[0])
@@ -110,7 +111,7 @@ class AvgPool2d(_Windowed, frozen=True, array_like=True, tag="avg_pool2d"):
     def scratch_items(self, *inputs: Shape) -> int:
         made = self.output_shape(*inputs)
         shares = prod(made[1:]) + prod(inputs[0][1:]) * 4
-        held = super().scratch_items(*inputs) + min(prod(made), BUFFER_ITEMS)
+        held = super().scratch_items(*inputs) + buffered(prod(made))
         return held + (0 if self.count_padding else shares)
 
     def output_shape(self, *inputs: Shape) -> Shape:
@@ -134,4 +135,4 @@ class AdaptivePool2d(Op, frozen=True, array_like=True, tag="adaptive_pool2d"):
         return (inputs[0][0], *self.size)
 
     def scratch_items(self, *inputs: Shape) -> int:
-        return inputs[0][0] + min(prod(inputs[0]), BUFFER_ITEMS)
+        return inputs[0][0] + max(buffered(prod(inputs[0])), averaged(inputs[0][0]))

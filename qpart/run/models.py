@@ -16,6 +16,8 @@ from qpart.profile import ServerProfile
 from qpart.run.published import Sign
 from qpart.run.served import ServedModel
 from qpart.run.speed import server_profile
+from qpart.solve import Pattern
+from qpart.verify import Measured
 
 
 def load_artefacts(paths: list[Path]) -> list[Artefact]:
@@ -51,6 +53,7 @@ def make_served(
 
     Args:
         threads: of a forward on the CPU; 0 takes one, or all if they are faster by a quarter (`worthwhile_threads`).
+            Patterns of plans, which are long, run with as many, or with all.
 
     Raises:
         ConfigError: there is no torch.
@@ -63,21 +66,28 @@ def make_served(
     from qpart.calibrate import measure
     from qpart.executors.simulator import Simulator
     from qpart.executors.with_torch import TorchExecutor
-    from qpart.run.threads import worthwhile_threads
+    from qpart.run.threads import threads_of, worthwhile_threads
 
+    most = threads or torch.get_num_threads()
     executor = TorchExecutor(artefact.network.nodes, artefact.parameters)
-    _check_answers(artefact, executor)
     sample, last = artefact.float_inputs()[:1], artefact.network.num_nodes
-    executor.threads = threads or worthwhile_threads(
-        lambda: executor.run_arrays({INPUT: sample}, 0, last, [last]), torch.get_num_threads()
-    )
-    if profile is None and macs_per_s is not None:
-        profile = ServerProfile(macs_per_s=macs_per_s, price_per_s=price_per_s)
-    elif profile is None:
-        profile = server_profile(artefact.network, executor, sample, price_per_s=price_per_s)
+    with threads_of(most):
+        _check_answers(artefact, executor)
+        executor.threads = threads or worthwhile_threads(
+            lambda: executor.run_arrays({INPUT: sample}, 0, last, [last]), most
+        )
+        if profile is None and macs_per_s is not None:
+            profile = ServerProfile(macs_per_s=macs_per_s, price_per_s=price_per_s)
+        elif profile is None:
+            profile = server_profile(artefact.network, executor, sample, price_per_s=price_per_s)
     simulator = Simulator(artefact.network, artefact.parameters, artefact.ranges)
     run = measure(simulator, artefact.float_inputs(), artefact.logits, artefact.margin)
-    return ServedModel(artefact, executor, run, profile, sign), profile
+
+    def run_pattern(pattern: Pattern) -> Measured:
+        with threads_of(most):
+            return run(pattern)
+
+    return ServedModel(artefact, executor, run_pattern, profile, sign), profile
 
 
 def _check_answers(artefact: Artefact, executor: Executor) -> None:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 import torch
 
@@ -25,18 +26,28 @@ def worthwhile_threads(forward: Callable[[], object], most: int) -> int:
     """
     if most <= 1:
         return 1
+    return most if _shortest_s(forward, 1) > GAIN * _shortest_s(forward, most) else 1
+
+
+@contextmanager
+def threads_of(number: int) -> Iterator[None]:
+    """In here torch computes with so many; then with as many as before.
+
+    Every Python thread has a number of its own; when it first computes it takes over what was last set anywhere.
+    """
     before = torch.get_num_threads()
+    torch.set_num_threads(number)
     try:
-        return most if _shortest_s(forward, 1) > GAIN * _shortest_s(forward, most) else 1
+        yield
     finally:
         torch.set_num_threads(before)
 
 
 def _shortest_s(forward: Callable[[], object], threads: int) -> float:
-    torch.set_num_threads(threads)
     shortest = float("inf")
-    for _ in range(1 + _RUNS):  # the first is slow anyway: memory, choice of algorithms
-        start = time.perf_counter()
-        forward()
-        shortest = min(shortest, time.perf_counter() - start)
+    with threads_of(threads):
+        for _ in range(1 + _RUNS):  # the first is slow anyway: memory, choice of algorithms
+            start = time.perf_counter()
+            forward()
+            shortest = min(shortest, time.perf_counter() - start)
     return shortest

@@ -10,7 +10,8 @@ import numpy as np
 from qpart import ops
 from qpart.network import Network, Node, Parameters
 
-MOST_ITEMS = 4096
+MOST_ITEMS, MOST_ITEMS_OF_LARGE = 1 << 12, 1 << 18
+_LARGE_EXTENTS = {1: 20000, 2: 180, 3: 40, 4: 14}  # by rank: tens of kilobytes
 TAME = ("abs", "gelu", "gelu_tanh", "hardsigmoid", "hardswish", "mish", "sigmoid", "silu", "softplus", "tanh")
 """Functions whose results stay as small as what they are given."""
 
@@ -18,15 +19,16 @@ TAME = ("abs", "gelu", "gelu_tanh", "hardsigmoid", "hardswish", "mish", "sigmoid
 class Draw:
     """A network under construction; `chance` decides everything."""
 
-    def __init__(self, chance: np.random.Generator) -> None:
-        self.chance = chance
+    def __init__(self, chance: np.random.Generator, *, large: bool = False) -> None:
+        self.chance, self.large = chance, large
         rank = int(chance.integers(1, 5))
         self.shapes = [self.extents(rank)]
         self.nodes: list[Node] = []
 
     def extents(self, rank: int) -> tuple[int, ...]:
         """A shape."""
-        return tuple(int(e) for e in self.chance.integers(1, 8 if rank < 4 else 5, rank))
+        most = _LARGE_EXTENTS[rank] if self.large else 8 if rank < 4 else 5
+        return tuple(int(e) for e in self.chance.integers(1, most, rank))
 
     def below(self, end: int) -> int:
         return int(self.chance.integers(end))
@@ -37,7 +39,7 @@ class Draw:
     def add(self, op: ops.AnyOp, *inputs: int) -> int:
         """Append a node, unless it makes too much."""
         shape = op.output_shape(*(self.shapes[value] for value in inputs))
-        if not shape or prod(shape) > MOST_ITEMS:
+        if not shape or prod(shape) > (MOST_ITEMS_OF_LARGE if self.large else MOST_ITEMS):
             return inputs[0]
         self.nodes.append(Node(op, inputs))
         self.shapes.append(shape)
@@ -153,9 +155,9 @@ def _broadcast(first: tuple[int, ...], second: tuple[int, ...]) -> bool:
     return len(first) == len(second) and all(1 in (a, b) or a == b for a, b in zip(first, second, strict=True))
 
 
-def random_network(seed: int, num_nodes: int = 8) -> Network:
+def random_network(seed: int, num_nodes: int = 8, *, large: bool = False) -> Network:
     """A network of about so many nodes; the same for the same seed."""
-    draw = Draw(np.random.default_rng(seed))
+    draw = Draw(np.random.default_rng(seed), large=large)
     for _ in range(num_nodes):
         draw.grow()
     return draw.network()
