@@ -22,6 +22,8 @@ FORGET = 0.996  # of the past, with each round
 RELAX_S = 20.0  # half-life of what is known of a session that does not draft
 HOPE = 2.5  # standard errors that what is little known is thought better, so that it is given its chance
 SETTLED_ROUNDS = 200.0  # after which nothing is hoped for any more
+FIRST_ROUNDS = 8.0  # of the longest session ever heard; until then nothing is known of the server's steps either
+FIRST_HOPE, FIRST_SETTLED = 1.5, 400.0  # as HOPE and SETTLED_ROUNDS, in these, for each position alone
 POPULATION_ROUNDS = 400.0
 
 
@@ -43,6 +45,7 @@ class Survivals:
         self._tried = np.zeros((2, rows, positions))
         self._passed = np.zeros((2, rows, positions))
         self._told = np.zeros(rows)  # rounds heard of, which nothing makes unheard
+        self._longest = 0.0  # the most of these that any session ever came to
         self._shared = np.full(2, PRIOR_ROUNDS)  # rounds that the population's belief counts as
         self._all_tried = np.full((2, positions), START_ROUNDS)
         self._all_passed = START_ROUNDS * np.stack([np.full(positions, START), np.ones(positions)])
@@ -83,6 +86,7 @@ class Survivals:
         passed = np.stack([at < accepted, at < drafted]).astype(np.float64)
         counts = np.bincount(rows, minlength=self._tried.shape[1])
         self._told += counts
+        self._longest = max(self._longest, float(self._told.max(initial=0.0)))
         fade = FORGET**counts
         self._tried *= fade[:, None]
         self._passed *= fade[:, None]
@@ -124,6 +128,7 @@ class Survivals:
 
         After n rounds by HOPE (1 - sqrt(n / SETTLED_ROUNDS)) of them. Positions are not each hoped for alone: over a
         long draft that would add up to far more than its rounds leave in doubt, and long windows be kept too long.
+        Only the very first rounds are hoped for so: long drafts, soon left, show what steps of every size take.
 
         Args:
             rows: (n,) sessions.
@@ -135,9 +140,11 @@ class Survivals:
         deviation = np.sqrt(np.maximum(square - mean * mean, 0.0))
         told = 1.0 + self._told[rows, None] + np.minimum(shared, self._all_tried[0])
         doubt = np.maximum(told**-0.5 - SETTLED_ROUNDS**-0.5, 0.0)
-        survive[:, 1:] += HOPE * doubt * np.maximum(np.diff(deviation, axis=1, prepend=0.0), 0.0)
-        np.minimum(survive, 1.0, out=survive)
-        np.minimum.accumulate(survive, axis=1, out=survive)
+        hoped = survive[:, 1:] + HOPE * doubt * np.maximum(np.diff(deviation, axis=1, prepend=0.0), 0.0)
+        if self._longest < FIRST_ROUNDS:
+            hoped = np.maximum(hoped, _each_hoped(survive, told[:, :1]))
+        np.minimum(hoped, 1.0, out=hoped)
+        np.minimum.accumulate(hoped, axis=1, out=survive[:, 1:])
 
     def _shared_rounds(self) -> Floats:
         """(2,) rounds that the population's belief counts as: many where sessions differ by chance only.
@@ -157,6 +164,18 @@ class Survivals:
             between = float(shares.var()) - chance * float((1.0 / counts).mean())
             self._shared[kind] = np.clip(chance / max(between, 1e-9), PRIOR_ROUNDS, ALIKE_ROUNDS)
         return self._shared
+
+
+def _each_hoped(survive: Floats, told: Floats) -> Floats:
+    """(n, positions) survival with each position hoped for alone, from `survive` (n, positions + 1) without hope.
+
+    `told` (n, 1) are the rounds that are known of each session.
+    """
+    each = survive[:, 1:] / np.maximum(survive[:, :-1], 1e-12)
+    doubt = np.maximum(told**-0.5 - FIRST_SETTLED**-0.5, 0.0)
+    each += FIRST_HOPE * doubt * np.sqrt(each * np.maximum(1.0 - each, 0.0))
+    np.minimum(each, 1.0, out=each)
+    return np.cumprod(each, axis=1, dtype=np.float64)
 
 
 class ThinkTimes:

@@ -268,6 +268,14 @@ def test_limits_follow_a_load_that_rises_and_falls_without_flapping():
     assert sum(ours.limit_changes_by_phase) < 0.12 * ours.verdicts
 
 
+@pytest.mark.parametrize("seed", [1, 4, 6])
+def test_many_near_sessions_find_their_window_before_hope_ends(seed):
+    """All step in one lump at first, from which steps of half of them, far quicker, are not to be guessed."""
+    world = World(STEP_TIMES["h100"], Fleet(((Drafter((0.724, 0.73, 0.74, 0.75), 0.003), 1.0),), 0.001), seed=seed)
+    phases = [Phase(128, 5.0, 3.0)]
+    assert world.run(GoodputPolicy(8), phases).goodput[0] > 0.98 * world.run(Fixed(3), phases).goodput[0]
+
+
 def test_steps_unlike_any_before_are_tried_only_once():
     """From the start on, with nothing known: after the trials the limits stand still."""
     world = World(STEP_TIMES["h100"], Fleet(((GOOD, 1.0),), 0.040))
@@ -347,9 +355,11 @@ def test_finding_out_what_far_devices_do_costs_little():
 
 def test_finding_out_what_a_near_device_does_counts_the_longer_steps():
     """Its link takes little, but a step with drafts takes twice as long."""
-    world = World(STEP_TIMES["cpu_fp32"], Fleet(((Drafter((0.16, 0.45, 0.6), 0.0002), 1.0),), 0.005), seed=107)
-    phases = [Phase(1, 14.0, 7.0)]
-    assert world.run(GoodputPolicy(8), phases).goodput[0] >= 0.985 * world.run(Fixed(0), phases).goodput[0]
+    fleet, phases, ratios = Fleet(((Drafter((0.16, 0.45, 0.6), 0.0002), 1.0),), 0.005), [Phase(1, 14.0, 7.0)], []
+    for seed in range(100, 106):
+        world = World(STEP_TIMES["cpu_fp32"], fleet, seed=seed)
+        ratios.append(world.run(GoodputPolicy(8), phases).goodput[0] / world.run(Fixed(0), phases).goodput[0])
+    assert np.mean(ratios) >= 0.991  # 0.986 if only what the scout itself loses is counted
 
 
 @pytest.mark.parametrize("sessions", [1, 4, 32])

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sled.survival import HOPE, SETTLED_ROUNDS, START, Survival, Survivals, ThinkTime, ThinkTimes
+from sled.survival import FIRST_ROUNDS, HOPE, SETTLED_ROUNDS, START, Survival, Survivals, ThinkTime, ThinkTimes
 
 
 def feed(survival: Survival, passes: list[float], rounds: int, seed: int = 0) -> None:
@@ -81,6 +81,19 @@ def test_hope_is_of_the_tokens_of_a_round_and_does_not_add_up_over_its_drafts():
     error = 3.1 / np.sqrt(40.0)
     expected = float(table.curves(row)[0].sum())
     assert 4.0 + 0.5 * error < expected < 4.0 + HOPE * (1.0 - np.sqrt(40.0 / SETTLED_ROUNDS)) * error
+
+
+def test_in_the_very_first_rounds_of_all_each_draft_is_hoped_for_alone():
+    """So a server that knows nothing hears long drafts first, whatever the drafts at hand did; once only."""
+    table, other = Survivals(2, 8), np.array([1])
+    expected = [table.curves(other)[0].sum()]
+    for _ in range(int(FIRST_ROUNDS)):
+        table.observe(np.array([0]), np.array([8]), np.array([2]), np.array([8]))
+        expected.append(table.curves(other)[0].sum())
+    assert expected[0] > 8.0
+    assert expected[-1] < 0.8 * expected[-2]
+    table.reset(0)
+    assert table.curves(np.array([0]))[0].sum() == pytest.approx(expected[-1])
 
 
 @settings(max_examples=50, deadline=None)
