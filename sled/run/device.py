@@ -65,8 +65,8 @@ class Device:
         wait_s: how long that may last, under "release" from the last draft on; by default for ever under "wait", and
             `timeout_s` under "release", after which the answer ends with what is unverified told apart.
         release_after_s: under "release", so long without a server before drafts are shown.
-        remember: keep in `cache_dir` what is learned of a drafter that is given by name (how often it is right, and how
-            quick it is), so that the next process begins with it. It changes no answer.
+        remember: keep in `cache_dir` what is learned of a drafter that is given by name: how often it is right, so that
+            the next process begins with it. It changes no answer.
 
     Raises:
         edgebus.EdgebusError: the server cannot be reached, a key is wrong, or the drafter does not fit.
