@@ -92,7 +92,6 @@ class Calibration:
         """Another text begins, which may be harder or easier."""
         self.run = 0
         self._wrong = self._feared = 0.0
-        self._tabulate()
 
     def chance(self, hazard: float) -> float:
         """Probability that tokens of this hazard in all are right: over all frailties that the text may have."""

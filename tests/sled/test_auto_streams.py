@@ -308,6 +308,7 @@ def test_a_drafter_slower_than_the_stream_drafts_little_beside_it(draft_s):
     learned, now, drafting_s = Learned(), 0.0, []
     for _ in range(40):  # answers
         pace, round_, text, came = AutoPace(learned), None, [], now + 0.18
+        pace.begin()
         began, spent = now, 0.0
         assert pace.streams(100, 0.15)
         pace.stream_begun(now)

@@ -9,11 +9,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import edgebus
 from bench.macro._links_world import DRAFTERS, FORWARDS, LINKS, Cell, rate_of
 from sled.auto_pace import AutoPace, Learned
 from sled.calibration import MOST_TOKENS, Calibration
 from sled.drafters.opening import model_files
 from sled.kept import MAX_BYTES, MAX_PAIRS, Kept, drafter_id, kept_of, pack, restore, unpack, with_pair
+from sled.messages import Described
 from sled.pace import FixedPace
 from sled.run.around import Around
 from sled.run.memory import EVERY_S, NAME, Memory
@@ -170,7 +172,7 @@ class Disk:
     def __init__(self) -> None:
         self.files: dict[Path, bytes] = {}
         self.now, self.writes, self.full = 0.0, 0, False
-        self.around = Around(clock=lambda: self.now, write=self._write, read=self._read)
+        self.around = Around(clock=lambda: self.now, keep=self._write, read=self._read)
 
     def _write(self, path, content):
         if self.full:
@@ -206,14 +208,13 @@ def test_it_is_written_at_most_once_a_minute_and_only_if_there_is_news():
     memory = disk.memory()
     memory.look(Learned())
     assert disk.writes == 0  # nothing is known yet
-    disk.now = EVERY_S
     memory.look(learned)
     learned.calibration.told([0.7], 1)
     memory.look(learned)
     assert disk.writes == 1
-    disk.now = 2 * EVERY_S
+    disk.now = EVERY_S
     memory.look(learned)
-    disk.now = 3 * EVERY_S
+    disk.now = 2 * EVERY_S
     memory.look(learned)
     assert disk.writes == 2
 
@@ -246,6 +247,18 @@ def test_a_model_that_was_changed_is_another_drafter(tmp_path):
     assert drafter_id(str(path), model_files(str(path))) != before
     assert len(model_files("ngram+smollm2-12m")) == 1
     assert model_files("ngram") == model_files("no such thing") == []
+
+
+def test_a_directory_with_other_weights_in_it_is_another_drafter(tmp_path):
+    model = tmp_path / "model"
+    model.mkdir()
+    (model / "config.json").write_text("{}")
+    weights = model / "model.safetensors"
+    weights.write_bytes(b"one")
+    before = model_files(str(model))
+    with weights.open("r+b") as file:  # in place: the directory's own time stays as it was
+        file.write(b"three")
+    assert model_files(str(model)) != before
 
 
 def test_a_damaged_calibration_is_never_made():
@@ -285,6 +298,40 @@ def test_a_second_device_begins_with_what_the_first_one_learned_and_answers_the_
             assert heard_of(device._learned) == 0.0
         with served.device(endpoint, ToyDrafter(served.target)) as device:  # nobody knows which one it is
             assert heard_of(device._learned) == 0.0
+
+
+def test_what_an_answer_taught_is_kept_when_it_ends_and_its_text_begins_when_it_is_read(served, named):
+    path = served.directory / "cache" / NAME
+    with served.serving() as endpoint, served.device(endpoint, named) as device:
+        calibration = device._learned.calibration
+        late = device.generate(PROMPTS[1])
+        answers(device)
+        assert path.exists()  # a process that is killed now has not worked for nothing
+        calibration.told([0.5] * 4, 4)
+        assert calibration.run >= 4
+        third = device.generate(PROMPTS[2])
+        assert calibration.run >= 4  # whoever only asks for another answer changes nothing of one that is under way
+        next(iter(late))
+        late.close()
+        third.close()
+        calibration.told([0.5] * 4, 4)
+        begun: list[int] = []
+        real, calibration.answer = calibration.answer, lambda: begun.append(1) or real()
+        device.generate(PROMPTS[3]).answer()
+        assert begun == [1]
+
+
+def test_a_device_is_closed_although_what_it_learned_cannot_be_written(served, named, monkeypatch):
+    def interrupted(*_):
+        raise KeyboardInterrupt
+
+    with served.serving() as endpoint:
+        device = served.device(endpoint, named)
+        monkeypatch.setattr(Memory, "save", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            device.close()
+        with pytest.raises(edgebus.EdgebusError):
+            device._call("sled.describe", b"", Described)
 
 
 def test_a_hostile_file_changes_no_answer(served, named):
