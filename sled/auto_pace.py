@@ -90,14 +90,17 @@ class AutoPace:
 
     def __init__(self, learned: Learned) -> None:
         self.learned = learned
-        learned.calibration.answer()
-        learned.by_itself.answer()
         self._told_at: float | None = None
         self._ping_s = 0.0
         self._told_again = False  # the next verdict tells what a stream had decoded already
         self._least, self._most = 0, MAX_WINDOW  # drafts of the next round that follows committed text
         self._reads = False  # a round goes without drafts since their drafter has to read
         self._streams_to_read = False
+
+    def begin(self) -> None:
+        """See Pace."""
+        self.learned.calibration.answer()
+        self.learned.by_itself.answer()
 
     def another(
         self,

@@ -208,7 +208,7 @@ class ByItself:
         self._trying = False
         if remaining < LEAST_TOKENS or self._rounds_left:
             return False
-        if not rate:
+        if not rate or not (self._rounds or self.token_s):  # a round in the shadow was begun, and nothing compared
             return ping_s + FIRST_FORWARD_S >= FIRST_ROUND_TOKENS * FIRST_FORWARD_S
         token_s = self.token_s or (max(away_s - ping_s, away_s / 10) if ping_s >= 0.0 else away_s)
         tokens = min(remaining, HORIZON)

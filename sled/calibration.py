@@ -20,6 +20,7 @@ PRIOR_TOKENS = 4.0  # that this belief counts as
 ROW_PRIOR_TOKENS = 6.0  # that all runs count as where one of them is asked for
 UNHEARD = 0.3  # tokens that a confidence nothing was heard of counts as, against its neighbours
 FORGET = 0.998  # of the past, with each token heard of
+MOST_TOKENS = 1024.0  # heard of, that are left of any past
 TEXT_FORGET = 0.97  # of what this text has shown so far
 TEXT_PRIOR = 3.0  # wrong tokens that the belief in the shares counts as, against what this text shows: texts differ
 AFTER_WRONG, AFTER_RIGHT, ANYWHERE = len(_CENTRES), len(_CENTRES) + 1, len(_CENTRES) + 2
@@ -80,7 +81,9 @@ class Calibration:
         every = [(t, r) for rows in zip(tried, right, strict=True) for t, r in zip(*rows, strict=True)]
         if not all(0.0 <= r <= t < math.inf for t, r in every):
             raise ValueError("counts of right tokens that are not between 0 and those heard of")
-        if not all(0.0 <= weight < math.inf for row in following for weight in row) or not all(map(sum, following)):
+        if sum(map(sum, tried)) > MOST_TOKENS:
+            raise ValueError(f"counts of more than {MOST_TOKENS:.0f} tokens")
+        if not all(0.0 <= weight < math.inf for row in following for weight in row) or min(map(sum, following)) < 1.0:
             raise ValueError("counts of what follows that are no weights")
         made._tabulate()
         return made
@@ -89,7 +92,6 @@ class Calibration:
         """Another text begins, which may be harder or easier."""
         self.run = 0
         self._wrong = self._feared = 0.0
-        self._tabulate()
 
     def chance(self, hazard: float) -> float:
         """Probability that tokens of this hazard in all are right: over all frailties that the text may have."""

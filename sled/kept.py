@@ -7,35 +7,33 @@ quicker and never changes one, so whatever is wrong with a file costs no more th
 from __future__ import annotations
 
 import hashlib
-import math
 from collections.abc import Sequence
 from typing import Annotated
 
 import msgspec
 
 from edgebus.payloads import Payload, decode, encode
-from sled.auto_pace import MOST_PIECE, PIECE, Learned
-from sled.calibration import Calibration
+from sled.auto_pace import Learned
+from sled.calibration import MOST_TOKENS, Calibration
 
 MAGIC = b"SLEDKEPT"
 VERSION = 1
 MAX_PAIRS = 16
 MAX_BYTES = 1 << 17
 LEAST_TOKENS = 32.0  # heard of; what less of them taught is not worth keeping
-MAX_DRAFT_S = 60.0
 _CHECKSUM_BYTES = 16
 _HEAD_BYTES = len(MAGIC) + 2 + _CHECKSUM_BYTES
-_Id = Annotated[bytes, msgspec.Meta(max_length=16)]
-_Count = Annotated[float, msgspec.Meta(ge=0.0, le=1e4)]
+_MAX_ID_BYTES = 16
+_Id = Annotated[bytes, msgspec.Meta(min_length=1, max_length=_MAX_ID_BYTES)]
+_Count = Annotated[float, msgspec.Meta(ge=0.0, le=MOST_TOKENS)]
 _Counts = Annotated[list[Annotated[list[_Count], msgspec.Meta(max_length=16)]], msgspec.Meta(max_length=16)]
-_Seconds = Annotated[float, msgspec.Meta(ge=0.0, le=MAX_DRAFT_S)]
 
 
 class Kept(Payload, frozen=True, array_like=True):
-    """What is known of one drafter beside one target; nothing of links and servers, which are others next time.
+    """What is known of one drafter beside one target: how often it is right. The fields are the calibration's.
 
-    `tried`, `right` and `following` are the calibration's, `read_s` is null before it is known, and `piece` as in
-    `Learned`.
+    Nothing is kept of links, servers and speed, which are others next time. A token tells how quick its drafter is, but
+    one that was slow when it was heard of last would not be asked for one.
     """
 
     target_id: _Id
@@ -43,9 +41,6 @@ class Kept(Payload, frozen=True, array_like=True):
     tried: _Counts
     right: _Counts
     following: _Counts
-    draft_s: _Seconds
-    read_s: _Seconds | None
-    piece: Annotated[float, msgspec.Meta(ge=1.0, le=float(MOST_PIECE))] = PIECE
 
 
 class _File(Payload, frozen=True, array_like=True):
@@ -63,23 +58,20 @@ def drafter_id(spec: str, files: Sequence[tuple[str, int, int]] = ()) -> bytes:
 
 
 def kept_of(learned: Learned, target_id: bytes, drafter: bytes) -> Kept | None:
-    """What is worth keeping of it; None if that is too little."""
+    """What is worth keeping of it; None if that is too little, or nobody knows of which target."""
     tried, right, following = learned.calibration.counts()
-    if sum(map(sum, tried)) < LEAST_TOKENS or not 0.0 < learned.draft_s <= MAX_DRAFT_S:
+    if sum(map(sum, tried)) < LEAST_TOKENS or not 0 < len(target_id) <= _MAX_ID_BYTES:
         return None
-    read_s = learned.read_s if 0.0 <= learned.read_s <= MAX_DRAFT_S else None
-    return Kept(target_id, drafter, tried, right, following, learned.draft_s, read_s, learned.piece)
+    return Kept(target_id, drafter, tried, right, following)
 
 
 def restore(kept: Kept) -> Learned:
-    """A device that knows its drafter, and nothing of links and servers.
+    """A device that knows its drafter, and nothing of links, servers and speed.
 
     Raises:
         ValueError: counts that no calibration has.
     """
-    calibration = Calibration.of_counts(kept.tried, kept.right, kept.following)
-    read_s = math.nan if kept.read_s is None else kept.read_s
-    return Learned(calibration=calibration, draft_s=kept.draft_s, read_s=read_s, piece=kept.piece)
+    return Learned(calibration=Calibration.of_counts(kept.tried, kept.right, kept.following))
 
 
 def with_pair(pairs: Sequence[Kept], newest: Kept) -> list[Kept]:

@@ -21,6 +21,9 @@ class Pace(Protocol):
     as the target's own, comes true. `hoped` are their confidences; a round that follows committed text has none.
     """
 
+    def begin(self) -> None:
+        """The answer begins, and with it another text; one that was made before may still have been under way."""
+
     def another(
         self,
         round_: Sequence[float],
@@ -126,6 +129,9 @@ class FixedPace:
 
     def __init__(self, window: Window) -> None:
         self._window = window
+
+    def begin(self) -> None:
+        """Nothing to learn."""
 
     def another(
         self,

@@ -214,6 +214,7 @@ class World:
 
     def run(self) -> float:
         self.chance = random.Random(self.seed)
+        self.pace.begin()
         self.server_free_at = self.cell.prefill_s - self.cell.link.round_s / 2
         while self.done < self.length:
             while self.flights and self.flights[0].due_at <= self.now and self.done < self.length:

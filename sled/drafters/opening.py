@@ -64,8 +64,10 @@ def model_files(spec: str) -> list[tuple[str, int, int]]:
         first, rest = divided(rest)
         with suppress(UnknownModel, ParameterError, OSError):
             path = _files_of(parse(first))
-            status = path.stat()
-            found.append((path.name, status.st_size, status.st_mtime_ns))
+            # A directory's own time does not tell that a file in it was written anew.
+            for file in sorted(each for each in path.iterdir() if each.is_file()) if path.is_dir() else [path]:
+                status = file.stat()
+                found.append((file.name, status.st_size, status.st_mtime_ns))
     return found
 
 

@@ -161,6 +161,7 @@ class Stream:
         if self._device._streaming:
             raise ParameterError("this device is busy with another answer; finish it, or close() it first")
         self._device._streaming = True
+        self._pace.begin()
         machine, absence = self._machine, self._absence
         try:
             yield from self._restored
@@ -185,6 +186,7 @@ class Stream:
             self._give_up_rounds()
             if self._saver is not None:
                 self._saver.write()
+            self._device._remember()
             self._forget()
 
     def _end_without_server(self) -> None:

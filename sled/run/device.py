@@ -65,8 +65,8 @@ class Device:
         wait_s: how long that may last, under "release" from the last draft on; by default for ever under "wait", and
             `timeout_s` under "release", after which the answer ends with what is unverified told apart.
         release_after_s: under "release", so long without a server before drafts are shown.
-        remember: keep in `cache_dir` what is learned of a drafter that is given by name (how often it is right, and how
-            quick it is), so that the next process begins with it. It changes no answer.
+        remember: keep in `cache_dir` what is learned of a drafter that is given by name: how often it is right, so that
+            the next process begins with it. It changes no answer.
 
     Raises:
         edgebus.EdgebusError: the server cannot be reached, a key is wrong, or the drafter does not fit.
@@ -147,14 +147,14 @@ class Device:
 
     def close(self) -> None:
         """Close the links, and let the drafter go; bounded in time. An answer under way ends with an error."""
-        if self._memory is not None and not self.closed:
-            self._memory.save(self._learned)
-        self.closed = True
+        first, self.closed = not self.closed, True
         if self._drafter is not None:
             self._drafter.close()
         if self._servers is not None:
             self._servers.close()
         self._node.close()
+        if first and self._memory is not None:
+            self._memory.save(self._learned)
 
     @property
     def drafter(self) -> Guard:
@@ -212,8 +212,6 @@ class Device:
             ParameterError: a value out of range.
             StateUnusable: the file cannot be written.
         """
-        if self._memory is not None:
-            self._memory.look(self._learned)
         if not 1 <= max_tokens <= messages.MAX_TOKENS:
             raise ParameterError(f"max_tokens is {max_tokens}, give 1 to {messages.MAX_TOKENS}")
         _check_prompt(prompt)
@@ -263,6 +261,11 @@ class Device:
             guesses = [Proposal(token, confidence) for token, confidence in saved.unverified]
             machine.restore(saved.prompt_tokens, saved.answer, guesses, saved.finish)
         return Stream(self, machine, path if save else None, saved)
+
+    def _remember(self) -> None:
+        """An answer has ended, which may have taught something."""
+        if self._memory is not None:
+            self._memory.look(self._learned)
 
     def loss(self) -> Loss:
         """What the next answer does without a server.

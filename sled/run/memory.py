@@ -57,14 +57,14 @@ class Memory:
     def save(self, learned: Learned) -> None:
         """Write it beside what is known of other drafters."""
         kept = kept_of(learned, self._target_id, self._drafter_id)
-        self._next_at = self._around.clock() + EVERY_S
         if kept is None or kept == self._last:
             return
+        self._next_at = self._around.clock() + EVERY_S
         pairs: list[Kept] = []
         with contextlib.suppress(OSError, ValueError):  # what cannot be read is written anew
             pairs = self._pairs()
         try:
-            self._around.write(self._path, pack(with_pair(pairs, kept)))
+            self._around.keep(self._path, pack(with_pair(pairs, kept)))
             self._last = kept
         except OSError as error:
             log.warning("what was learned could not be kept", extra={"path": str(self._path), "why": str(error)})

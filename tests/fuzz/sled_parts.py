@@ -27,6 +27,7 @@ def _drafts(learned: Learned) -> None:
     now = 0.0
     for right in (0, 5, 2, 5, 5):
         pace = AutoPace(learned)
+        pace.begin()
         pace.streams(100, 0.001)
         for length in range(5):
             pace.another(_SAID[:length], (), None, unread=length * 20)

@@ -366,6 +366,22 @@ def test_before_anything_is_known_a_draft_must_be_worth_its_time():
     assert not slow.another([0.9], (), None)
 
 
+def test_a_text_is_judged_from_when_its_answer_begins():
+    learned = Learned()
+    one, two = AutoPace(learned), AutoPace(learned)
+    one.begin()
+    for _ in range(20):
+        one.told([0.9] * 4, 0, 0.03, (), now=0.0)
+    one.told([0.9] * 4, 4, 0.03, (), now=0.0)
+    known = learned.calibration.survival([0.9], 4)
+    AutoPace(learned)
+    assert learned.calibration.run == 4
+    assert learned.calibration.survival([0.9], 4) == known
+    two.begin()
+    assert learned.calibration.run == 0
+    assert learned.calibration.survival([0.9], 4) > known
+
+
 def test_a_prompt_is_read_while_the_first_round_is_away_although_no_draft_pays():
     pace = steady(0, 0.070, 0.002, 1)  # never right
     pace.read(100, 0.030)

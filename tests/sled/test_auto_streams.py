@@ -88,6 +88,19 @@ def test_nothing_known_yet():
     assert not other.stays(100, 0.0)  # no round was compared meanwhile: drafts are to show what they bring
 
 
+def test_a_first_stream_that_is_lost_with_a_round_in_its_shadow_is_asked_for_again():
+    pace = AutoPace(Learned())
+    assert pace.streams(100, 0.150)
+    pace.stream_begun(0.0)
+    pace.streamed(1, 0.2)  # no second one, so nobody knows what a token takes
+    assert pace.shadows()
+    pace.drafted(2, 0.004)
+    pace.shadowing([0.9, 0.9], 0)
+    pace.lost()
+    assert pace.streams(99, 0.150)
+    assert not pace.streams(99, 0.005)
+
+
 def test_a_crowd_asks_for_a_higher_gain():
     alone, crowded = after(40, 3.0, 0.210), after(40, 3.0, 0.210)
     for _ in range(100):
@@ -129,6 +142,7 @@ def test_drafts_are_rated_over_the_link_as_it_is_now():
             st.tuples(st.just("round"), st.floats(1, 17), st.floats(1e-4, 5), st.integers(0, 40)),
             st.tuples(st.just("stream"), st.integers(1, 9), st.floats(1e-4, 5), st.floats(1e-5, 1)),
             st.tuples(st.just("answer"), st.just(0), st.just(0.0), st.just(0)),
+            st.tuples(st.just("shadow"), st.floats(1, 17), st.floats(1e-4, 5), st.just(0)),
         ),
         max_size=25,
     ),
@@ -146,6 +160,8 @@ def test_any_history_gives_an_answer(history, remaining, ping_s):
             other.count(tokens, seconds, tokens, seconds)
         elif kind == "stream":
             now = stream(other, tokens, seconds, more, now, waited=tokens % 2 == 0)
+        elif kind == "shadow":
+            other.shadowing(tokens, seconds)
         else:
             other.answer()
         assert other.draft_rate >= 0.0
@@ -292,6 +308,7 @@ def test_a_drafter_slower_than_the_stream_drafts_little_beside_it(draft_s):
     learned, now, drafting_s = Learned(), 0.0, []
     for _ in range(40):  # answers
         pace, round_, text, came = AutoPace(learned), None, [], now + 0.18
+        pace.begin()
         began, spent = now, 0.0
         assert pace.streams(100, 0.15)
         pace.stream_begun(now)
