@@ -266,7 +266,7 @@ class SimDevice(Device):
         self._timeout_s, self._learned = 20.0, Learned()
         self._on_loss, self._wait_s, self._release_after_s = plan.on_loss, plan.wait_s, plan.release_after_s
         self._around = Around(
-            node.clock, self._sleep, lambda: chance.randbytes(8), chance, 0.1, self._write, self._read
+            node.clock, self._sleep, lambda: chance.randbytes(8), chance, 0.1, write=self._write, read=self._read
         )
         self.closed, self._streaming, self._vocabulary_bytes = False, False, 0
         self.target = TARGET.described

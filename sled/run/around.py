@@ -36,8 +36,8 @@ class Around:
         chance: of pauses; spreads load, keeps no secret.
         look_s: how often a waiting request looks whether its server still lives.
         write: a file, whole or not at all, for its owner alone.
-        keep: as write, but it may be lost, or torn, with the power: nobody waits for the disk.
         read: so many bytes of a file at most.
+        keep: as write, but it may be lost, or torn, with the power: nobody waits for the disk.
     """
 
     clock: Callable[[], float] = time.monotonic
@@ -46,5 +46,5 @@ class Around:
     chance: random.Random = field(default_factory=random.Random)
     look_s: float = 0.02
     write: Callable[[Path, bytes], None] = _write
-    keep: Callable[[Path, bytes], None] = _keep
     read: Callable[[Path, int], bytes] = _read
+    keep: Callable[[Path, bytes], None] = _keep
