@@ -26,7 +26,7 @@ cdef class Lock:
     cdef bint is_locked
 
     cpdef bint acquire(self) except -1
-    cdef void wait_for_it(self, unsigned long me) except *
+    cdef void wait_for_it(self, unsigned long me, int by_signals) except *
     cpdef release(self)
 
 

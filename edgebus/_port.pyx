@@ -251,12 +251,12 @@ cdef class Lock:
         if self.depth and self.owner == me:
             self.depth += 1
         elif self.depth or self.waiting:
-            self.wait_for_it(me)
+            self.wait_for_it(me, 1)
         else:
             self.owner, self.depth = me, 1
         return True
 
-    cdef void wait_for_it(self, unsigned long me) except *:
+    cdef void wait_for_it(self, unsigned long me, int by_signals) except *:
         cdef int done
         if self.depth and not self.is_locked:
             PyThread_acquire_lock(self.lock, NOWAIT_LOCK)
@@ -265,7 +265,7 @@ cdef class Lock:
         try:
             while True:
                 with nogil:
-                    done = PyThread_acquire_lock_timed(self.lock, -1, 1)
+                    done = PyThread_acquire_lock_timed(self.lock, -1, by_signals)
                 if done == PY_LOCK_ACQUIRED:
                     break
                 PyErr_CheckSignals()
@@ -299,8 +299,10 @@ cdef class Lock:
         return depth
 
     def _acquire_restore(self, long depth):
-        self.acquire()
-        self.depth = depth
+        # Whatever signals come: a condition goes on to forget that it waits, which has to be done with the lock.
+        if self.depth or self.waiting:
+            self.wait_for_it(PyThread_get_thread_ident(), 0)
+        self.owner, self.depth = PyThread_get_thread_ident(), depth
 
 
 cdef class Poller:

@@ -1,3 +1,4 @@
+# cython: nonecheck=True
 """The answering side for applications: an inbox of requests, each to be answered exactly once."""
 
 from __future__ import annotations

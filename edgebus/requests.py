@@ -172,10 +172,11 @@ class Caller:
         entry.attempts, entry.backoff, entry.due_at = 1, 2, due_at
         # Mostly those before it have their answers: their timers go at once, while there are few.
         while timers and timers[0][1] not in outstanding:
+            first = timers[0]
             if len(timers) > 1:
                 heapq.heappop(timers)
             else:
-                timers.clear()
+                timers.remove(first)  # it alone: a signal handler may have started a request since a moment ago
         if not timers:
             timers.append((due_at, request_id))
         elif len(timers) > 64 + 4 * len(outstanding):

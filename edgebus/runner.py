@@ -467,7 +467,8 @@ class Runner:
                         self._depth += 1
                         self._owner = me
                         sockets.take_touched()
-                        if not depth and (self._deferred or hub.outbox or hub.news):
+                        # Timers as well: what is waited for may be here each time, and the poll never be reached.
+                        if not depth and (self._deferred or hub.outbox or hub.news or _now() >= self._next_at):
                             self._turn()
                     finally:
                         self._depth = depth

@@ -224,3 +224,31 @@ def test_waking_ends_a_wait_at_the_sockets_of_a_node():
         inbox.wake()
         waiting.join(5.0)
         assert woken == [None]
+
+
+@pytest.mark.parametrize("wrong", [None, 1, b"request"])
+def test_what_is_no_request_is_an_error(inbox, wrong):
+    with pytest.raises((TypeError, AttributeError)):
+        inbox.put(wrong)
+
+
+class Unmade(Request):
+    """A request whose maker forgot that it is one."""
+
+    def __init__(self):
+        pass
+
+
+@pytest.mark.parametrize(
+    "use",
+    [
+        lambda request: request.remaining_s(),
+        lambda request: request.peer,
+        lambda request: request.reply(b"x"),
+        lambda request: request.refuse("no", "not today"),
+        lambda request: request.close(),
+    ],
+)
+def test_request_that_was_never_made_is_an_error(use):
+    with pytest.raises(AttributeError):
+        use(Unmade())

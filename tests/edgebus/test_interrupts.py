@@ -126,3 +126,52 @@ def test_request_whose_start_was_interrupted_ends_at_its_deadline():
     assert caller.next_timer() == 5.0
     caller.handle_timer(now=5.0)
     assert (caller.outstanding, caller.outstanding_bytes) == ({}, 0)
+
+
+@pytest.mark.skipif(not PLAIN, reason="compiled: its lines are not shown")
+def test_request_that_a_signal_handler_starts_in_the_middle_of_another_has_its_timer():
+    at, going = 0, True
+    while going:
+        at += 1
+        assert at < 100
+        caller = Caller(Limits())
+        caller.set_up(True, now=0.0)
+        start_small(caller, "first")
+        caller.answered_small(0)  # its timer is still there
+        going = called_within(
+            Caller.start_sent,
+            at,
+            lambda caller=caller: start_small(caller, "outer", deadline_at=9.0),
+            lambda caller=caller: caller.start("s", (), (b"",), deadline_at=5.0, ref="inner", now=0.0),
+        )
+        caller.handle_timer(now=5.0)
+        assert "inner" in [event.ref for event in caller.events()] or not going, at
+        caller.handle_timer(now=9.0)
+        assert "outer" in [event.ref for event in caller.events()], at
+
+
+def start_small(caller, ref, deadline_at=9.0):
+    header = caller.small_header("s", b"", deadline_at, 0.0)
+    caller.start_sent(header, (b"",), 0, deadline_at, ref, 0.0)
+
+
+def called_within(method, at, function, other):
+    """Call a function, and another one at the at-th line of a method in there; True if it has so many."""
+    left = [at]
+
+    def trace(frame, event, _):
+        if frame.f_code is not method.__code__:
+            return None
+        left[0] -= event == "line"
+        if event == "line" and left[0] == 0:
+            sys.settrace(None)
+            other()
+        return trace
+
+    before = sys.gettrace()
+    sys.settrace(trace)
+    try:
+        function()
+    finally:
+        sys.settrace(before)
+    return left[0] <= 0

@@ -70,6 +70,11 @@ def take_and_release(lock):
         lock.release()
 
 
+def restore(lock, depth):
+    lock._acquire_restore(depth)
+    time.sleep(0)  # a handler may come as late as this
+
+
 def test_owner_may_take_a_lock_again_and_has_it_until_it_gave_it_back_as_often(lock):
     with lock:
         lock.acquire()
@@ -140,6 +145,21 @@ def test_condition_sleeps_with_a_lock_that_was_taken_twice(lock):
         thread.start()
         assert filled.wait_for(lambda: items, 10)
         assert taken_elsewhere(lock)
+    thread.join(10)
+    assert not taken_elsewhere(lock, 10)
+
+
+def test_condition_has_its_lock_again_whatever_a_signal_handler_raises_meanwhile(lock, alarm):
+    lock.acquire()
+    depth = lock._release_save()
+    released = threading.Event()
+    thread = held_by_another(lock, released)
+    threading.Timer(0.15, released.set).start()
+    alarm(0.05)
+    with pytest.raises(Alarm):
+        restore(lock, depth)
+    assert lock._is_owned()  # else a condition forgets who waits at it, and wakes somebody who is gone
+    lock.release()
     thread.join(10)
     assert not taken_elsewhere(lock, 10)
 

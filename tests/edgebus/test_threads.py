@@ -128,6 +128,26 @@ def test_a_lone_request_after_silence_is_quick():
             assert time.monotonic() - began < 0.2, pause_s
 
 
+def test_deadline_is_kept_by_who_finds_each_answer_there_already():
+    """It never sleeps at the sockets, and the node's own thread never finds it gone for long."""
+    with edgebus.Node("s", insecure=True) as server, edgebus.Node("d", insecure=True) as device:
+        held = []
+        server.handle("echo", lambda request: request.reply(request.payload))
+        server.handle("hold", held.append)
+        link = device.connect(server.bind("tcp://127.0.0.1:0"))
+        late_s = []
+        for _ in range(2):
+            began = time.monotonic()
+            pending = link.send_request("hold", b"", timeout_s=0.2)
+            while not pending.done() and time.monotonic() < began + 2.0:
+                answer = link.send_request("echo", b"x", timeout_s=5.0)
+                time.sleep(0.002)
+                answer.result()
+            late_s.append(time.monotonic() - began - 0.2)
+        assert max(late_s) < 0.15
+        held.clear()
+
+
 @pytest.mark.parametrize("attempt", range(3))
 def test_close_in_the_middle_of_everything_frees_everybody(attempt):
     asking, serving = Crowd(), Crowd()
