@@ -36,8 +36,13 @@ def _commit() -> str:
     told = os.environ.get("BENCH_COMMIT")  # of a copy without its history, on a machine without git
     if told:
         return told
-    out = subprocess.run(["git", "describe", "--always", "--dirty"], capture_output=True, text=True, check=False)
-    return out.stdout.strip() or "unknown"
+    commit = _git("describe", "--always")
+    changed = _git("status", "--porcelain", "--untracked-files=no", "--", ":/", ":/!bench/results", ":/!README.md")
+    return (commit or "unknown") + ("-dirty" if changed else "")  # results are written while others are measured
+
+
+def _git(*arguments: str) -> str:
+    return subprocess.run(["git", *arguments], capture_output=True, text=True, check=False).stdout.strip()
 
 
 def stamp() -> dict[str, Any]:
