@@ -1,3 +1,6 @@
+import numpy as np
+from numpy.typing import NDArray
+
 from qpart.fronts import Floats, Ints
 
 def extended(
@@ -28,3 +31,22 @@ def extended(
 
 def summed(steps: Ints, starts: Ints, values: Ints) -> Ints:
     """(points,) the sum of a (tensors, 8) table over every point's pattern; see `qpart.fronts.Chain`."""
+
+def first_within(
+    psi: Floats, starts: Ints, ends: Ints, extra: Floats, cut: Ints, budgets: Floats
+) -> tuple[Ints, NDArray[np.bool_]]:
+    """For every pair the first point of its front with noise within the budget; see `qpart.cuts.Joined.positions`.
+
+    Args:
+        psi: (points,) noise of all fronts, end to end; within a front it descends.
+        starts, ends: (pairs,) where the front of each pair begins and ends; none is empty.
+        extra: (pairs,) noise that comes on top.
+        cut: (pairs,) whose budget counts.
+        budgets: (cuts,) most noise.
+
+    Returns:
+        (pairs,) points, of the front's last where none is within; (pairs,) whether one is.
+    """
+
+def widths_back(steps: Ints, points: Ints, most: int) -> Ints:
+    """(points, most) which width each tensor has, the last one of a point's front first; anything beyond its first."""

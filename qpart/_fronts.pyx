@@ -4,7 +4,7 @@
 import numpy as np
 
 from libc.math cimport INFINITY
-from libc.stdint cimport INT64_MAX, int64_t
+from libc.stdint cimport INT64_MAX, int64_t, uint8_t
 
 cdef enum:
     MOST_WIDTHS = 8  # of a tensor
@@ -121,6 +121,47 @@ def summed(const int64_t[::1] steps, const int64_t[::1] starts, const int64_t[:,
         for k in range(1, starts.shape[0] - 1):
             for i in range(starts[k], starts[k + 1]):
                 sums[i] = sums[steps[i] >> 3] + values[k - 1, steps[i] & 7]
+    return found
+
+
+def first_within(
+    const double[::1] psi, const int64_t[::1] starts, const int64_t[::1] ends, const double[::1] extra,
+    const int64_t[::1] cut, const double[::1] budgets,
+):
+    """See the stub."""
+    cdef int64_t num_pairs = starts.shape[0], i, low, high, middle
+    cdef double budget
+    positions, exist = np.empty(num_pairs, np.int64), np.empty(num_pairs, np.bool_)
+    cdef int64_t[::1] position = positions
+    cdef uint8_t[::1] exists = exist.view(np.uint8)
+    with nogil:
+        for i in range(num_pairs):
+            budget, low, high = budgets[cut[i]], starts[i], ends[i]
+            if not extra[i] <= budget:
+                low = high
+            while low < high:
+                middle = (low + high) >> 1
+                if psi[middle] + extra[i] > budget:  # noise descends
+                    low = middle + 1
+                else:
+                    high = middle
+            exists[i] = low < ends[i]
+            position[i] = low if low < ends[i] else ends[i] - 1
+    return positions, exist
+
+
+def widths_back(const int64_t[::1] steps, const int64_t[::1] points, int64_t most):
+    """See the stub."""
+    cdef int64_t num_points = points.shape[0], last = steps.shape[0] - 1, i, k, at
+    found = np.empty((num_points, most), np.int64)
+    cdef int64_t[:, ::1] width = found
+    with nogil:
+        for i in range(num_points):
+            at = points[i]
+            for k in range(most):
+                at = 0 if at < 0 else last if at > last else at
+                width[i, k] = steps[at] & 7
+                at = steps[at] >> 3
     return found
 
 

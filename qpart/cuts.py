@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from qpart import fronts
 from qpart.fronts import WIDTH_BITS, WIDTH_MASK, Chain, Floats, Ints
 from qpart.tables import WIDTHS, Tables
 
@@ -41,16 +42,14 @@ class Pairs:
     """
 
     def __init__(self, tables: Tables, live: Sequence[Chain]) -> None:
-        fronts = [chain.last for chain in live]
-        sizes = [len(front.psi) for front in fronts]
+        last = [chain.last for chain in live]
+        sizes = [len(front.psi) for front in last]
         self.cut = np.repeat(np.arange(len(live)), sizes)
         self.prefix = np.repeat([tables.num_weights(cut) for cut in range(len(live))], sizes)
-        self.psi: Floats = np.concatenate([front.psi for front in fronts])
+        self.psi: Floats = np.concatenate([front.psi for front in last])
         self.manifest: Ints = np.repeat(tables.manifest_bytes, sizes)
         self.held: Ints = np.repeat(np.array(tables.manifest_bytes) + 4 * np.array(tables.device_items), sizes)
-        self.up: Ints = np.concatenate(
-            [front.num_bytes + n for front, n in zip(fronts, tables.infer_bytes, strict=True)]
-        )
+        self.up: Ints = np.concatenate([front.num_bytes + n for front, n in zip(last, tables.infer_bytes, strict=True)])
         self.first = np.concatenate([[0], np.cumsum(sizes)[:-1]])
         self.live_bits = [
             tuple(WIDTHS[width] for width in chain.widths(len(chain.starts) - 2, k))
@@ -141,11 +140,16 @@ class Joined:
         key = budgets.tobytes()
         found = self._known.pop(key, None)  # levels are few, and whoever asks for one gets its budgets
         if found is None:
-            found = self._searched(budgets)
+            found = self._searched(budgets) if fronts.compiled is None else self._searched_one_by_one(budgets)
             if len(self._known) >= MAX_KEPT_POSITIONS:
                 del self._known[next(iter(self._known))]  # the one that was not asked for longest
         self._known[key] = found
         return found
+
+    def _searched_one_by_one(self, budgets: Floats) -> tuple[Ints, Bools]:
+        """See `positions`."""
+        pairs = self._pairs
+        return fronts.compiled.first_within(self._chain.psi, self._start, self._end, pairs.psi, pairs.cut, budgets)
 
     def _searched(self, budgets: Floats) -> tuple[Ints, Bools]:
         """See `positions`: a binary search for all pairs at once whose own noise is within."""
@@ -218,6 +222,8 @@ class Joined:
     def _widths(self, found: Found) -> Ints:
         """(cuts, tensors) which width each tensor has, the last one of a cut first; anything beyond its first."""
         most, at = int(self._pairs.prefix[found.pair].max()), found.point.copy()
+        if fronts.compiled is not None:
+            return fronts.compiled.widths_back(self._chain.steps, at, most)
         table = np.empty((most, len(at)), np.int64)
         for row in table:
             np.take(self._chain.steps, at, out=row, mode="clip")

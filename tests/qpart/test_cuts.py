@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from bench.macro import _optimality_cases as cases
+from qpart import fronts
 from qpart.limits import BELOW_ALL, allowances, at_cut, at_each_cut
 from qpart.network import Network, Node
 from qpart.ops import Relu
@@ -49,6 +50,31 @@ def test_best_of_each_cut_is_what_best_finds_there(seed, name):
                 assert (again.download_bytes, again.up_bytes) == (found.download_bytes[cut], found.up_bytes[cut])
                 assert again.device_bytes == found.device_bytes[cut]
                 assert memory_bytes is None or again.device_bytes <= memory_bytes
+
+
+@pytest.mark.native
+@pytest.mark.parametrize("seed", range(8))
+def test_points_within_a_budget_are_found_compiled_as_by_numpy(seed, monkeypatch):
+    """Budgets below all noise, above all, between, exactly that of a point, and infinite ones."""
+    tables, rng = random_tables(NETWORKS["residual"], seed), np.random.default_rng(seed)
+    solver, cuts = Solver(tables), NETWORKS["residual"].num_nodes + 1
+    joined = solver._plain_joined
+    noise = np.array([solver.least_psi(cut) for cut in range(cuts)])
+    exact = rng.choice(joined._chain.psi, cuts) + rng.choice(joined._pairs.psi, cuts)
+    for budgets in (noise * rng.choice([0.5, 1.0, 2.0, 50.0], cuts), noise, exact, noise * 0, noise + math.inf):
+        assert fronts.compiled is not None
+        found = joined._searched_one_by_one(budgets)
+        for one, other in zip(found, joined._searched(budgets), strict=True):
+            np.testing.assert_array_equal(one, other)
+            assert one.dtype == other.dtype
+        chosen = joined.cheapest(found, 1.0, 1.0, None)
+        widths = joined._widths(chosen)
+        with monkeypatch.context() as patched:
+            patched.setattr(fronts, "compiled", None)
+            np.testing.assert_array_equal(widths, joined._widths(chosen))
+        monkeypatch.setattr(joined, "_searched", lambda budgets: pytest.fail("compiled code was there"))
+        joined.positions(budgets)
+        monkeypatch.undo()
 
 
 def test_what_fits_is_what_any_pattern_fits():
