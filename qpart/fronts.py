@@ -15,9 +15,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 try:
-    from qpart import _fronts as compiled
+    from qpart import _fronts
 except ImportError:  # no compiler was there
-    compiled = None  # type: ignore[assignment]
+    _fronts = None  # type: ignore[assignment]
+compiled = _fronts
 
 Ints = NDArray[np.int64]
 Floats = NDArray[np.float64]
