@@ -159,7 +159,8 @@ class NgramDrafter:
 
     def _learn(self, token: int, expected: Match | None) -> None:
         self._index.push(token)
-        self._expected.append(expected)
+        is_answer = len(self._expected) >= self._num_prompt  # what a prompt's tokens do says nothing of the answer's
+        self._expected.append(expected if is_answer else None)
 
     def _unlearn(self) -> None:
         token, expected = self._index.pop(), self._expected.pop()

@@ -6,7 +6,7 @@ import sys
 from itertools import islice
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from sled.drafters.following import LOOK_BACK, agreed, agreeing
@@ -61,6 +61,7 @@ def test_an_index_that_forgot_is_one_that_never_knew(text, lost, more):
 
 
 @given(FEW, st.lists(st.tuples(st.integers(0, 12), FEW), max_size=6))
+@example([1, 1, 1], [(0, [1, 0, 0, 0])])  # a draft within the prompt
 def test_a_drafter_whose_text_rolls_back_is_one_that_sees_it_first(text, changes):
     """Confidence too: what a lost end seemed to confirm is taken back."""
     rolled = started(4)
