@@ -211,7 +211,22 @@ def planning_times(requests: int, new_caches: int) -> dict[str, Any]:
         if name == "known_cache":
             _times(solver, known)
         found[name] = _in_rounds(solver, max(1, rounds), make, tries=4 if "new" in name else 12)
+    found["loop_as_long_as_a_plan"] = _loop_times(found["no_cache"]["median"])
     return found
+
+
+def _loop_times(as_long_ms: float, times: int = 4000) -> dict[str, float]:
+    """A loop that does the same each time: what of a quantile of plans is the machine's."""
+
+    def once(turns: int) -> float:
+        begun, total = time.perf_counter(), 0
+        for turn in range(turns):
+            total += turn
+        return 1e3 * (time.perf_counter() - begun)
+
+    turns = max(1, round(10_000 * as_long_ms / median(once(10_000) for _ in range(50))))
+    found = [once(turns) for _ in range(times)]
+    return {name: float(np.quantile(found, q)) for name, q in QUANTILES.items()}
 
 
 def _in_rounds(solver: Solver, rounds: int, make: Callable[[], list[Request]], tries: int) -> dict[str, Any]:
