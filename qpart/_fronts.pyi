@@ -48,5 +48,47 @@ def first_within(
         (pairs,) points, of the front's last where none is within; (pairs,) whether one is.
     """
 
-def widths_back(steps: Ints, points: Ints, most: int) -> Ints:
-    """(points, most) which width each tensor has, the last one of a point's front first; anything beyond its first."""
+def cheapest(
+    num_bytes: Ints,
+    psi: Floats,
+    points: Ints,
+    exist: NDArray[np.uint8],
+    first: Ints,
+    manifest: Ints,
+    held: Ints,
+    up: Ints,
+    extra: Floats,
+    down_weight: float,
+    up_weight: float,
+    most_held: int,
+) -> tuple[NDArray[np.bool_], Ints, Ints]:
+    """The best pair of every cut; see `qpart.cuts.Joined.cheapest`.
+
+    Args:
+        num_bytes, psi: (points,) of all fronts, end to end.
+        points, exist: (pairs,) the point that each would take, and whether there is one.
+        first: (cuts,) the first pair of each cut; every cut has one.
+        manifest, held, up, extra: (pairs,) see `qpart.cuts.Pairs`; `extra` is their noise.
+        down_weight, up_weight: cost of a byte.
+        most_held: most bytes that the device may hold, `held` among them.
+
+    Returns:
+        (cuts,) each: whether there is any, which pair (else the first), and its point.
+    """
+
+def widths_back(
+    steps: Ints, points: Ints, prefix: Ints, most: int, widths: NDArray[np.uint8], held: Ints | None
+) -> tuple[NDArray[np.uint8], Ints]:
+    """Widths of every tensor at some points, and what they hold together.
+
+    Args:
+        steps: of all fronts, end to end.
+        points: (n,) any of them.
+        prefix: (n,) of how many tensors a point's front is, `most` at most.
+        most: tensors.
+        widths: (8,) width of an index.
+        held: (tensors, 8) bytes of each tensor at each width; None if nobody asks.
+
+    Returns:
+        (n, most) widths, the last tensor's last, 0 before the first; (n,) sums, 0 without `held`.
+    """

@@ -150,19 +150,60 @@ def first_within(
     return positions, exist
 
 
-def widths_back(const int64_t[::1] steps, const int64_t[::1] points, int64_t most):
+def cheapest(
+    const int64_t[::1] num_bytes, const double[::1] psi, const int64_t[::1] points, const uint8_t[::1] exist,
+    const int64_t[::1] first, const int64_t[::1] manifest, const int64_t[::1] held, const int64_t[::1] up,
+    const double[::1] extra, double down_weight, double up_weight, int64_t most_held,
+):
     """See the stub."""
-    cdef int64_t num_points = points.shape[0], last = steps.shape[0] - 1, i, k, at
-    found = np.empty((num_points, most), np.int64)
-    cdef int64_t[:, ::1] width = found
+    cdef int64_t cuts = first.shape[0], pairs = points.shape[0], cut, i, end, best, least_bytes, moved
+    cdef double least, cost, quietest, noise
+    existing, chosen, chosen_points = np.empty(cuts, np.bool_), np.empty(cuts, np.int64), np.empty(cuts, np.int64)
+    cdef uint8_t[::1] any_there = existing.view(np.uint8)
+    cdef int64_t[::1] pair = chosen, point = chosen_points
+    with nogil:
+        for cut in range(cuts):
+            best, end = -1, first[cut + 1] if cut + 1 < cuts else pairs
+            least = quietest = INFINITY
+            least_bytes = INT64_MAX
+            for i in range(first[cut], end):
+                if not exist[i] or num_bytes[points[i]] > most_held - held[i]:
+                    continue
+                moved = num_bytes[points[i]] + manifest[i]
+                cost = down_weight * <double>moved + up_weight * <double>up[i]
+                moved += up[i]
+                noise = psi[points[i]] + extra[i]
+                if best < 0 or cost < least or (
+                    cost == least and (moved < least_bytes or (moved == least_bytes and noise < quietest))
+                ):
+                    best, least, least_bytes, quietest = i, cost, moved, noise
+            any_there[cut] = best >= 0
+            pair[cut] = best if best >= 0 else first[cut]
+            point[cut] = points[pair[cut]]
+    return existing, chosen, chosen_points
+
+
+def widths_back(
+    const int64_t[::1] steps, const int64_t[::1] points, const int64_t[::1] prefix, int64_t most,
+    const uint8_t[::1] widths, held,
+):
+    """See the stub."""
+    cdef int64_t num_points = points.shape[0], i, k, at, tensor
+    cdef bint counts = held is not None
+    cdef const int64_t[:, ::1] sizes = held if counts else np.empty((0, 0), np.int64)
+    bits, sums = np.zeros((num_points, most), np.uint8), np.zeros(num_points, np.int64)
+    cdef uint8_t[:, ::1] bit = bits
+    cdef int64_t[::1] total = sums
     with nogil:
         for i in range(num_points):
             at = points[i]
-            for k in range(most):
-                at = 0 if at < 0 else last if at > last else at
-                width[i, k] = steps[at] & 7
+            for k in range(prefix[i]):
+                tensor = prefix[i] - 1 - k
+                bit[i, most - 1 - k] = widths[steps[at] & 7]
+                if counts:
+                    total[i] += sizes[tensor, steps[at] & 7]
                 at = steps[at] >> 3
-    return found
+    return bits, sums
 
 
 def _roomier(array, int64_t used, int64_t room):

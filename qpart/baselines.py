@@ -15,8 +15,9 @@ from qpart.costs import Fixed
 from qpart.errors import Infeasible
 from qpart.heuristics import Kind, make_solver
 from qpart.limits import NO_SHRINK, Shrink, allowances, at_each_cut
-from qpart.plan import CutRow, byte_weights, cost_row, plan
+from qpart.plan import byte_weights, cost_row, plan
 from qpart.profile import Request, ServerProfile
+from qpart.rows import CutRow
 from qpart.solve import AnySolver, Pattern, Solver, evaluate, uniform
 from qpart.tables import WIDTHS, Tables
 
@@ -182,7 +183,7 @@ def _planned(case: Case, solver: AnySolver) -> Answer | None:
         found = plan(solver, case.request, case.server, shrink=case.shrink)
     except Infeasible:
         return None
-    return Answer(found.rows[found.pattern.cut], found.pattern.psi, found.pattern.psi <= found.budget)
+    return Answer(found.row(), found.pattern.psi, found.pattern.psi <= found.budget)
 
 
 def _float_pattern(case: Case, cut: int) -> Pattern:

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from qpart import fronts
-from qpart.fronts import WIDTH_BITS, WIDTH_MASK, Chain, Floats, Ints
+from qpart.fronts import NO_LIMIT, WIDTH_BITS, WIDTH_MASK, Chain, Floats, Ints
 from qpart.tables import WIDTHS, Tables
 
 if TYPE_CHECKING:
@@ -38,7 +38,7 @@ class Pairs:
         held: (pairs,) bytes that the device holds besides the pieces.
         up: (pairs,) bytes of one inference request.
         first: (cuts,) the first pair of each cut.
-        live_bits: (pairs,) widths of the live values.
+        live_bits: (pairs,) widths of the live values, a byte each.
     """
 
     def __init__(self, tables: Tables, live: Sequence[Chain]) -> None:
@@ -52,7 +52,7 @@ class Pairs:
         self.up: Ints = np.concatenate([front.num_bytes + n for front, n in zip(last, tables.infer_bytes, strict=True)])
         self.first = np.concatenate([[0], np.cumsum(sizes)[:-1]])
         self.live_bits = [
-            tuple(WIDTHS[width] for width in chain.widths(len(chain.starts) - 2, k))
+            bytes(WIDTHS[width] for width in chain.widths(len(chain.starts) - 2, k))
             for chain, size in zip(live, sizes, strict=True)
             for k in range(size)
         ]
@@ -82,22 +82,22 @@ class Choices(NamedTuple):
 
     Attributes:
         exists, download_bytes, device_bytes, up_bytes: (cuts,) each; see `qpart.solve.Pattern`.
-        weight_bits, live_bits: one tuple for each cut.
+        weight_bits, live_bits: one for each cut, a byte for each width.
     """
 
     exists: Bools
     download_bytes: Ints
     device_bytes: Ints
     up_bytes: Ints
-    weight_bits: list[tuple[int, ...]]
-    live_bits: list[tuple[int, ...]]
+    weight_bits: list[bytes]
+    live_bits: list[bytes]
 
     @classmethod
     def of(cls, patterns: Sequence[Pattern | None]) -> Choices:
         """One pattern for each cut, or None."""
         cuts = len(patterns)
         down, held, up = (np.zeros(cuts, np.int64) for _ in range(3))
-        found = cls(np.zeros(cuts, np.bool_), down, held, up, [()] * cuts, [()] * cuts)
+        found = cls(np.zeros(cuts, np.bool_), down, held, up, [b""] * cuts, [b""] * cuts)
         for cut, pattern in enumerate(patterns):
             found.put(cut, pattern)
         return found
@@ -108,7 +108,7 @@ class Choices(NamedTuple):
         if pattern is not None:
             self.download_bytes[cut], self.device_bytes[cut] = pattern.download_bytes, pattern.device_bytes
             self.up_bytes[cut] = pattern.up_bytes
-            self.weight_bits[cut], self.live_bits[cut] = pattern.weight_bits, pattern.live_bits
+            self.weight_bits[cut], self.live_bits[cut] = bytes(pattern.weight_bits), bytes(pattern.live_bits)
 
 
 class Joined:
@@ -178,11 +178,23 @@ class Joined:
             up_weight: cost of a byte of one inference request.
             memory_bytes: most that the device may hold; None for no limit.
         """
-        point, exists = positions
-        pairs, download = self._pairs, self._chain.num_bytes[point] + self._pairs.manifest
-        if memory_bytes is not None:
-            assert self._held is None, "fronts of what is loaded say nothing of what is held"
-            exists = exists & (self._chain.num_bytes[point] + pairs.held <= memory_bytes)
+        assert memory_bytes is None or self._held is None, "fronts of what is loaded say nothing of what is held"
+        most_held = NO_LIMIT if memory_bytes is None else memory_bytes
+        if fronts.compiled is None:
+            return self._cheapest(positions, down_weight, up_weight, most_held)
+        (point, exists), pairs, chain = positions, self._pairs, self._chain
+        found = fronts.compiled.cheapest(
+            chain.num_bytes, chain.psi, point, exists.view(np.uint8), pairs.first, pairs.manifest, pairs.held,
+            pairs.up, pairs.psi, down_weight, up_weight, most_held,
+        )  # fmt: skip
+        return Found(*found)
+
+    def _cheapest(self, positions: tuple[Ints, Bools], down_weight: float, up_weight: float, most_held: int) -> Found:
+        """See `cheapest`."""
+        (point, exists), pairs = positions, self._pairs
+        loaded = self._chain.num_bytes[point]
+        exists = exists & (loaded <= most_held - pairs.held)
+        download = loaded + pairs.manifest
         cost = down_weight * download + up_weight * pairs.up
         cost[~exists] = inf
         least = np.minimum.reduceat(cost, pairs.first)
@@ -198,34 +210,32 @@ class Joined:
     def choices(self, found: Found) -> Choices:
         """Bytes and widths of what was found."""
         pairs, pair = self._pairs, found.pair
-        prefix, widths = pairs.prefix[pair], self._widths(found)
-        loaded = held = self._chain.num_bytes[found.point]
-        most = widths.shape[1]
-        if self._held is not None:
-            tensor = (prefix - 1)[:, None] - np.arange(most)
-            held = np.where(tensor >= 0, self._held[tensor, widths], 0).sum(axis=1)
-        bits = _BITS[widths[:, ::-1]].tobytes()  # of each cut the last so many
+        prefix = pairs.prefix[pair]
+        most = int(prefix.max())
+        if fronts.compiled is not None:
+            widths, held = fronts.compiled.widths_back(self._chain.steps, found.point, prefix, most, _BITS, self._held)
+        else:
+            widths, held = self._widths_back(found.point, prefix, most)
+        loaded, bits = self._chain.num_bytes[found.point], widths.tobytes()
+        ends = range(most, most * len(prefix) + 1, most) if most else [0] * len(prefix)
         return Choices(
             found.exists,
             loaded + pairs.manifest[pair],
-            held + pairs.held[pair],
+            (loaded if self._held is None else held) + pairs.held[pair],
             pairs.up[pair],
-            [
-                tuple(bits[end - n : end])
-                for n, end in zip(prefix.tolist(), range(most, len(bits) + 1, most), strict=True)
-            ]
-            if most
-            else [()] * len(prefix),
+            [bits[end - n : end] for n, end in zip(prefix.tolist(), ends, strict=True)],
             [pairs.live_bits[k] for k in pair.tolist()],
         )
 
-    def _widths(self, found: Found) -> Ints:
-        """(cuts, tensors) which width each tensor has, the last one of a cut first; anything beyond its first."""
-        most, at = int(self._pairs.prefix[found.pair].max()), found.point.copy()
-        if fronts.compiled is not None:
-            return fronts.compiled.widths_back(self._chain.steps, at, most)
-        table = np.empty((most, len(at)), np.int64)
-        for row in table:
+    def _widths_back(self, points: Ints, prefix: Ints, most: int) -> tuple[NDArray[np.uint8], Ints]:
+        """(cuts, most) widths of the tensors, the last one's last; (cuts,) what they hold. Steps are followed back."""
+        at, index = points.copy(), np.empty((most, len(points)), np.int64)
+        for row in index[::-1]:
             np.take(self._chain.steps, at, out=row, mode="clip")
             np.right_shift(row, WIDTH_BITS, out=at)
-        return table.T & WIDTH_MASK
+        index &= WIDTH_MASK
+        tensor = np.arange(most)[:, None] + prefix - most
+        bits = np.where(tensor >= 0, _BITS[index], 0).astype(np.uint8)
+        if self._held is None:
+            return bits.T, np.zeros(len(points), np.int64)
+        return bits.T, np.where(tensor >= 0, self._held[tensor, index], 0).sum(axis=0)

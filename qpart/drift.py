@@ -13,8 +13,9 @@ from typing import NamedTuple
 from msgspec.structs import replace
 
 from qpart.errors import RequestError
-from qpart.plan import CutRow, Plan
+from qpart.plan import Plan
 from qpart.profile import MAX_LAYER_S, DeviceProfile, Request
+from qpart.rows import CutRow
 
 _MOST_CHANGE = 1e4
 """Measured numbers count for at most so many times what was planned, and at least for that part of it."""
@@ -191,7 +192,7 @@ class Drift:
 
     def _use(self, request: Request, plan: Plan) -> None:
         pattern = plan.pattern
-        self._request, self._row = request, plan.rows[pattern.cut]
+        self._request, self._row = request, plan.row()
         self._widths = pattern.cut, pattern.weight_bits, pattern.live_bits
         self._expected = predicted(self._row, request, request)
         self._answers = self._since = 0

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 
-from qpart.plan import CutRow, Plan
+from qpart.plan import Plan
+from qpart.rows import CutRow
 
 MOVES = ("weights", "sent", "down", "up", "memory")
 COSTS = ("device", "channel", "server", "energy", "price", "U")
@@ -42,13 +43,13 @@ def _cells(row: CutRow, chosen: bool) -> list[str]:
 
 def reason(plan: Plan) -> str:
     """Which cut won, by how much over the runner-up, all-server and all-device, and which part of the cost decided."""
-    won, last = plan.rows[plan.pattern.cut], plan.rows[-1].cut
+    won, last = plan.row(), plan.last_cut
     others = sorted((row for row in plan.rows if row.allowed and row.cut != won.cut), key=lambda row: row.objective)
     head = f"{_place(won, last)} wins with U = {won.objective:.4g}"
     if not others:
         return f"{head}: no other cut is allowed."
     against = [f"{_less(won, others[0])} than the runner-up, {_place(others[0], last)}"]
-    for row in (plan.rows[0], plan.rows[-1]):
+    for row in (plan.row(0), plan.row(last)):
         if row.cut in (won.cut, others[0].cut):
             continue
         name = _place(row, last)

@@ -68,10 +68,13 @@ class EachCut(NamedTuple):
 
 def at_each_cut(granted: list[Allowance], num_cuts: int, shrink: Shrink) -> EachCut:
     """What `at_cut` says of every cut, at once."""
+    if not shrink:
+        most = max(granted)  # of equal ones the loosest level
+        return EachCut(*(np.full(num_cuts, value) for value in most))
     rows = {one.level_index: row for row, one in enumerate(granted)}
     left = np.ones((len(granted), num_cuts))
     if BELOW_ALL in rows:
-        left[0] = [factor(shrink, cut, BELOW_ALL) for cut in range(num_cuts)] if shrink else 1.0
+        left[0] = [factor(shrink, cut, BELOW_ALL) for cut in range(num_cuts)]
     else:
         for (cut, level_index), share in shrink.items():
             if level_index in rows:

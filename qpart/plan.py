@@ -6,7 +6,7 @@ Pure: no clock, no sockets, no randomness; the same question has the same answer
 from __future__ import annotations
 
 from math import inf
-from typing import Annotated, Literal, get_args
+from typing import Annotated
 
 import msgspec
 import numpy as np
@@ -17,13 +17,12 @@ from qpart.costs import CutCosts, Fixed, costs
 from qpart.cuts import Choices
 from qpart.fronts import Floats
 from qpart.limits import BELOW_ALL, NO_SHRINK, Shrink, allowances, at_each_cut, refusal
-from qpart.network import MAX_NODES
 from qpart.profile import Request, ServerProfile, Weights
+from qpart.rows import WHY, CutRow, CutTable
 from qpart.solve import AnySolver, Pattern, evaluate
-from qpart.tables import MAX_LEVELS, BitList, Tables
+from qpart.tables import MAX_LEVELS, Tables
 
-Why = Literal["", "accuracy", "memory", "raw_input_stays"]
-_WHY: tuple[Why, ...] = get_args(Why)
+_FORBIDDEN = {name: WHY.index(name) for name in WHY}
 
 
 class Cost(msgspec.Struct, frozen=True, kw_only=True):
@@ -33,41 +32,6 @@ class Cost(msgspec.Struct, frozen=True, kw_only=True):
     energy_j: float
     price: float
     objective: float
-
-
-class CutRow(msgspec.Struct, frozen=True, kw_only=True, gc=False, array_like=True):
-    """One cut of a plan: its best pattern and what one inference costs; it travels as an array, there are many.
-
-    Attributes:
-        cut: the device runs nodes[:cut].
-        after: name of the last of them, or "input".
-        allowed: whether the request can be served here; where not, all numbers are 0.
-        why: the constraint that forbids it, or empty.
-        memory_bytes: what the device holds at most, for one sample: its part of the network, activations, scratch, a
-            dequantised layer. The interpreter and its objects come on top.
-        channel_time_s: request, answer, round trip, and the download divided by the inferences.
-    """
-
-    cut: Annotated[int, msgspec.Meta(ge=0, le=MAX_NODES)]
-    after: Annotated[str, msgspec.Meta(max_length=64)]
-    allowed: bool
-    why: Why = ""
-    weight_bits: BitList = ()
-    live_bits: BitList = ()
-    download_bytes: int = 0
-    up_bytes: int = 0
-    device_time_s: float = 0.0
-    channel_time_s: float = 0.0
-    server_time_s: float = 0.0
-    energy_j: float = 0.0
-    price: float = 0.0
-    objective: float = 0.0
-    memory_bytes: int = 0
-
-    @property
-    def time_s(self) -> float:
-        """Seconds of one inference."""
-        return self.device_time_s + self.channel_time_s + self.server_time_s
 
 
 class Plan(msgspec.Struct, frozen=True, kw_only=True):
@@ -82,10 +46,10 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
         cost: of one inference.
         inferences: over how many the download counts.
         weights: of the objective.
-        rows: one per cut, 0 .. L.
+        table: every cut, 0 .. L.
 
     Raises:
-        ValueError: the pattern is not for one of the rows' cuts.
+        ValueError: the pattern is not for a cut that the table allows.
     """
 
     pattern: Pattern
@@ -96,13 +60,26 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
     cost: Cost
     inferences: int
     weights: Weights
-    rows: Annotated[tuple[CutRow, ...], msgspec.Meta(min_length=1, max_length=MAX_NODES + 1)]
+    table: CutTable
 
     def __post_init__(self) -> None:
-        if any(row.cut != cut for cut, row in enumerate(self.rows)):
-            raise ValueError(f"a plan's rows are for cuts 0, 1, 2 and so on, got {[row.cut for row in self.rows]}")
-        if not 0 <= self.pattern.cut < len(self.rows) or not self.rows[self.pattern.cut].allowed:
-            raise ValueError(f"the plan is for cut {self.pattern.cut}, which none of its rows allows")
+        why = self.table.why
+        if not 0 <= self.pattern.cut < len(why) or why[self.pattern.cut]:
+            raise ValueError(f"the plan is for cut {self.pattern.cut}, which its table does not allow")
+
+    @property
+    def rows(self) -> tuple[CutRow, ...]:
+        """One per cut, 0 .. L; made anew at each call, `row` makes one."""
+        return self.table.rows()
+
+    @property
+    def last_cut(self) -> int:
+        """L: everything on the device."""
+        return len(self.table.why) - 1
+
+    def row(self, cut: int | None = None) -> CutRow:
+        """What a cut comes to; the chosen one where none is named."""
+        return self.table.row(self.pattern.cut if cut is None else cut)
 
 
 def plan(solver: AnySolver, request: Request, server: ServerProfile, *, shrink: Shrink = NO_SHRINK) -> Plan:
@@ -132,10 +109,10 @@ def plan(solver: AnySolver, request: Request, server: ServerProfile, *, shrink: 
     cost = _costs_of_each(fixed, found, request, server)
     if why.all():
         raise refusal(solver, request, shrink)
-    rows = _rows(fixed, found, cost, why)
+    table = _table(fixed, found, cost, why)
     objective = np.where(why == 0, cost.objective, inf)
     least = np.flatnonzero((objective == objective.min()) & (why == 0))
-    row = rows[int(least[np.argmin((found.download_bytes + found.up_bytes)[least])])]
+    row = table.row(int(least[np.argmin((found.download_bytes + found.up_bytes)[least])]))
     cut = row.cut
     pattern = evaluate(tables, cut, row.weight_bits, row.live_bits)
     return Plan(
@@ -147,7 +124,7 @@ def plan(solver: AnySolver, request: Request, server: ServerProfile, *, shrink: 
         cost=Cost(time_s=row.time_s, energy_j=row.energy_j, price=row.price, objective=row.objective),
         inferences=request.inferences,
         weights=request.weights,
-        rows=rows,
+        table=table,
     )
 
 
@@ -197,12 +174,12 @@ def byte_weights(request: Request) -> tuple[float, float]:
     return down, 8 * (weights.time + weights.energy * channel.tx_watts) / channel.up_bits_per_s
 
 
-def _why_not(solver: AnySolver, request: Request, found: Choices) -> NDArray[np.int8]:
-    """(cuts,) 0 where a cut is allowed, else the position in `_WHY` of what forbids it."""
+def _why_not(solver: AnySolver, request: Request, found: Choices) -> NDArray[np.uint8]:
+    """(cuts,) 0 where a cut is allowed, else the position in `WHY` of what forbids it."""
     fits = solver.fitting(request.device.memory_bytes)
-    why = np.where(found.exists, 0, np.where(fits, _WHY.index("accuracy"), _WHY.index("memory"))).astype(np.int8)
+    why = np.where(found.exists, 0, np.where(fits, _FORBIDDEN["accuracy"], _FORBIDDEN["memory"])).astype(np.uint8)
     if request.raw_input_stays:
-        why[solver.fixed.shows_input] = _WHY.index("raw_input_stays")
+        why[solver.fixed.shows_input] = _FORBIDDEN["raw_input_stays"]
     return why
 
 
@@ -221,25 +198,12 @@ def _costs_of_each(fixed: Fixed, found: Choices, request: Request, server: Serve
     )
 
 
-def _rows(fixed: Fixed, found: Choices, cost: CutCosts[Floats], why: NDArray[np.int8]) -> tuple[CutRow, ...]:
-    columns = zip(
-        fixed.after,
-        why.tolist(),
-        found.weight_bits,
-        found.live_bits,
-        *(column.tolist() for column in (found.download_bytes, found.up_bytes, found.device_bytes, *cost)),
-        strict=True,
-    )
-    rows = []
-    for cut, (after, bad, weight_bits, live_bits, down, up, held, device, channel, server, *rest) in enumerate(columns):
-        if bad:
-            rows.append(CutRow(cut=cut, after=after, allowed=False, why=_WHY[bad]))
-            continue
-        rows.append(
-            CutRow(
-                cut=cut, after=after, allowed=True, weight_bits=weight_bits, live_bits=live_bits, download_bytes=down,
-                up_bytes=up, device_time_s=device, channel_time_s=channel, server_time_s=server, energy_j=rest[0],
-                price=rest[1], objective=rest[2], memory_bytes=held,
-            )
-        )  # fmt: skip
-    return tuple(rows)
+def _table(fixed: Fixed, found: Choices, cost: CutCosts[Floats], why: NDArray[np.uint8]) -> CutTable:
+    numbers = [found.download_bytes, found.up_bytes, *cost, found.device_bytes]
+    weight_bits, live_bits, forbidden = list(found.weight_bits), list(found.live_bits), np.flatnonzero(why)
+    if len(forbidden):
+        numbers = [np.where(why, 0, column) for column in numbers]
+        for cut in forbidden.tolist():
+            weight_bits[cut] = live_bits[cut] = b""
+    columns = (tuple(column.tolist()) for column in numbers)
+    return CutTable(fixed.after, why.tobytes(), tuple(weight_bits), tuple(live_bits), *columns)

@@ -63,7 +63,7 @@ def payload_by_level(
             one = plan(solver, msgspec.structs.replace(request, accuracy=level), server, shrink=shrink)
         except Infeasible:
             continue
-        row = one.rows[one.pattern.cut if cut is None else cut]
+        row = one.row(cut)
         if row.allowed:
             found.append(Payload(level, row.cut, row.download_bytes / request.inferences + row.up_bytes))
     return found
@@ -99,7 +99,7 @@ def widths_by_level(
             one = plan(solver, msgspec.structs.replace(request, accuracy=level), server, shrink=shrink)
         except Infeasible:
             continue
-        row = one.rows[one.pattern.cut if cut is None else cut]
+        row = one.row(cut)
         if not row.allowed:
             continue
         layers = [network.name_of(node + 1) for node in network.parametric]

@@ -13,7 +13,7 @@ from rich.text import Text
 
 from edgebus.cli.options import safe
 from qpart import explain
-from qpart.plan import CutRow, Plan
+from qpart.plan import Plan
 
 WIDTH = 120
 _LEFT = ("cut", "after", "weights", "sent")
@@ -27,23 +27,22 @@ def console() -> Console:
 def plan_object(plan: Plan, *, rows: bool) -> dict[str, Any]:
     """A plan for JSON, with its reason; the table of all cuts only if it is wanted."""
     found: dict[str, Any] = msgspec.to_builtins(plan)
-    names = CutRow.__struct_fields__
-    found["rows"] = [dict(zip(names, row, strict=True)) for row in found["rows"]]
-    if not rows:
-        del found["rows"]
-    return {**found, "after": plan.rows[plan.pattern.cut].after, "reason": explain.reason(plan)}
+    del found["table"]
+    if rows:
+        found["rows"] = msgspec.to_builtins(plan.rows)
+    return {**found, "after": plan.row().after, "reason": explain.reason(plan)}
 
 
 def printable(plan: Plan) -> Plan:
     """A plan from elsewhere, with names that may reach a terminal."""
     replace = msgspec.structs.replace
-    return replace(plan, rows=tuple(replace(row, after=safe(row.after, 64)) for row in plan.rows))
+    return replace(plan, table=replace(plan.table, after=tuple(safe(name, 64) for name in plan.table.after)))
 
 
 def plan_lines(plan: Plan) -> list[str]:
     """A plan in a few lines."""
-    pattern, last = plan.pattern, plan.rows[-1].cut
-    row = plan.rows[pattern.cut]
+    pattern, last = plan.pattern, plan.last_cut
+    row = plan.row()
     load = f"{pattern.download_bytes:,} bytes to load for {plan.inferences:,} inferences"
     weights = f"weights at {explain.widths(pattern.weight_bits)} bits" if pattern.weight_bits else "no weights"
     sent = f"what is sent at {explain.widths(pattern.live_bits)} bits" if pattern.live_bits else "nothing is sent"

@@ -13,8 +13,8 @@ from qpart.demo.held_out import HeldOut
 from qpart.demo.proof import kept
 from qpart.demo.roles import NET_NAMES
 from qpart.errors import Infeasible
-from qpart.plan import CutRow
 from qpart.profile import Channel, DeviceProfile, Request, ServerProfile
+from qpart.rows import CutRow
 from qpart.run.served import ServedModel
 from qpart.solve import evaluate
 

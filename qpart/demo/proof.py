@@ -12,8 +12,9 @@ import numpy as np
 from qpart.demo.held_out import HeldOut
 from qpart.demo.roles import Role
 from qpart.errors import Infeasible
-from qpart.plan import CutRow, Plan
+from qpart.plan import Plan
 from qpart.quantiser import Floats
+from qpart.rows import CutRow, CutTable
 from qpart.run.served import ServedModel
 
 TOLERANCE = 1e-4
@@ -38,8 +39,8 @@ class Outcome:
     def plan(self) -> Plan:
         """The plan that the device was given."""
         printed = self.printed["plan"]
-        rows = [[row[name] for name in CutRow.__struct_fields__] for row in printed["rows"]]  # arrays, as they travel
-        return msgspec.convert({**printed, "rows": rows}, Plan)
+        table = CutTable.of(msgspec.convert(printed["rows"], list[CutRow]))
+        return msgspec.convert({**printed, "table": msgspec.to_builtins(table)}, Plan)
 
     @property
     def traffic(self) -> dict[str, int]:

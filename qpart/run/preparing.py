@@ -100,7 +100,7 @@ class Preparer:
             alone = _alone(request, max(head.held_bytes, planned.plan.pattern.segment_bytes))
             planned_whole = self._ask(model, alone, meter, traffic)
             if planned_whole.plan.pattern.cut < model.num_nodes:
-                why = planned_whole.plan.rows[-1].why or "memory"
+                why = planned_whole.plan.row(planned_whole.plan.last_cut).why or "memory"
                 raise Infeasible(
                     f"the device cannot finish alone, for want of {why}: give more, or do without on_loss=local",
                     constraint=why,

@@ -326,8 +326,9 @@ def test_what_a_server_says_cannot_command_the_terminal(qpart, served, inputs, t
             if request.inferences == 13:
                 raise RequestError("out\x1b[2J")
             planned = super().plan(request, cached)
-            rows = tuple(msgspec.structs.replace(row, after="\x1b[31m[/b]\n") for row in planned.plan.rows)
-            return msgspec.structs.replace(planned, plan=msgspec.structs.replace(planned.plan, rows=rows))
+            replace, plan = msgspec.structs.replace, planned.plan
+            table = replace(plan.table, after=("\x1b[31m[/b]\n",) * len(plan.rows))
+            return replace(planned, plan=replace(plan, table=table))
 
     np.save(tmp_path / "inputs.npy", inputs)
     with served.serving(models=[Loud(served.model())]) as endpoint:

@@ -25,6 +25,10 @@ def some_pieces(tables, rng):
     return frozenset((node, bits) for node in tables.network.parametric for bits in WIDTHS if rng.random() < 0.3)
 
 
+def widths_of(found, cut):
+    return tuple(found.weight_bits[cut]), tuple(found.live_bits[cut])
+
+
 @pytest.mark.parametrize("name", NETWORKS)
 @pytest.mark.parametrize("seed", range(12))
 def test_best_of_each_cut_is_what_best_finds_there(seed, name):
@@ -44,7 +48,7 @@ def test_best_of_each_cut_is_what_best_finds_there(seed, name):
                 if one is None:
                     continue
                 if memory_bytes is None or not cached:  # with both, fronts up to a budget may hold another good pattern
-                    assert (found.weight_bits[cut], found.live_bits[cut]) == (one.weight_bits, one.live_bits)
+                    assert widths_of(found, cut) == (one.weight_bits, one.live_bits)
                 again = evaluate(tables, cut, found.weight_bits[cut], found.live_bits[cut], cached=cached)
                 assert again.psi <= budgets[cut]
                 assert (again.download_bytes, again.up_bytes) == (found.download_bytes[cut], found.up_bytes[cut])
@@ -67,14 +71,35 @@ def test_points_within_a_budget_are_found_compiled_as_by_numpy(seed, monkeypatch
         for one, other in zip(found, joined._searched(budgets), strict=True):
             np.testing.assert_array_equal(one, other)
             assert one.dtype == other.dtype
-        chosen = joined.cheapest(found, 1.0, 1.0, None)
-        widths = joined._widths(chosen)
-        with monkeypatch.context() as patched:
-            patched.setattr(fronts, "compiled", None)
-            np.testing.assert_array_equal(widths, joined._widths(chosen))
         monkeypatch.setattr(joined, "_searched", lambda budgets: pytest.fail("compiled code was there"))
         joined.positions(budgets)
         monkeypatch.undo()
+
+
+@pytest.mark.native
+@pytest.mark.parametrize("seed", range(8))
+def test_best_pairs_and_their_widths_are_found_compiled_as_by_numpy(seed, monkeypatch):
+    """With weights of bytes that make all equal, with memory that some or all lack, with and without a cache."""
+    tables, rng = random_tables(NETWORKS["residual"], seed), np.random.default_rng(seed)
+    solver, cuts = Solver(tables), NETWORKS["residual"].num_nodes + 1
+    budgets = np.array([solver.least_psi(cut) for cut in range(cuts)]) * rng.choice([0.5, 1.0, 2.0, 50.0], cuts)
+    pieces = solver._relevant(cuts - 1, some_pieces(tables, rng))
+    plain, cached = solver._plain_joined, solver._joined_fronts(pieces, float(budgets.max()))
+    room = int(np.median(plain.choices(plain.cheapest(plain.positions(budgets), 1.0, 1.0, None)).device_bytes))
+    for joined, memories in ((plain, (None, room, 0)), (cached, (None,))):
+        positions = joined.positions(budgets)
+        for memory_bytes in memories:
+            for weights in ((0.0, 0.0), (1.0, 1.0), (0.0, 1.0), tuple(rng.lognormal(0, 2, 2).tolist())):
+                found = joined.cheapest(positions, *weights, memory_bytes)
+                chosen = joined.choices(found)
+                with monkeypatch.context() as patched:
+                    patched.setattr(fronts, "compiled", None)
+                    expected = joined.cheapest(positions, *weights, memory_bytes)
+                    for one, other in zip(found, expected, strict=True):
+                        np.testing.assert_array_equal(one, other)
+                        assert one.dtype == other.dtype
+                    for one, other in zip(chosen, joined.choices(expected), strict=True):
+                        np.testing.assert_array_equal(one, other)
 
 
 def test_what_fits_is_what_any_pattern_fits():
@@ -104,7 +129,7 @@ def test_equal_costs_are_decided_by_bytes_then_noise():
     found = solver.best_of_each(np.full(cuts, 0.5), down_weight=0.0, up_weight=0.0)
     for cut in range(cuts):
         one = solver.best(cut, 0.5, down_weight=0.0, up_weight=0.0)
-        assert (found.weight_bits[cut], found.live_bits[cut]) == (one.weight_bits, one.live_bits)
+        assert widths_of(found, cut) == (one.weight_bits, one.live_bits)
 
 
 def test_plan_of_fifty_layers_takes_about_a_millisecond():

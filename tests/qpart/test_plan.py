@@ -16,6 +16,7 @@ from qpart.explain import parts, reason, table
 from qpart.limits import BELOW_ALL
 from qpart.plan import MAX_LEVELS, Plan, byte_weights, cost_row, plan
 from qpart.profile import DeviceProfile, Request, ServerProfile, Weights
+from qpart.rows import CutTable
 from qpart.solve import Solver, evaluate, uniform
 from qpart.tables import WIDTHS
 from tests.qpart.planner_cases import (
@@ -247,9 +248,38 @@ def test_request_and_plan_survive_json_and_msgpack():
 
 def test_plan_for_a_cut_that_it_lacks_is_refused():
     found = msgspec.to_builtins(plan(Solver(tiny()), tiny_request(), TINY_SERVER))
-    for hostile in (found | {"pattern": found["pattern"] | {"cut": 3}}, found | {"rows": found["rows"][1:]}):
-        with pytest.raises(msgspec.ValidationError):
-            msgspec.convert(hostile, Plan)
+    with pytest.raises(msgspec.ValidationError, match="cut 3, which its table does not allow"):
+        msgspec.convert(found | {"pattern": found["pattern"] | {"cut": 3}}, Plan)
+
+
+@pytest.mark.parametrize("name", CutTable.__struct_fields__)
+def test_table_with_a_column_that_is_too_short_is_refused(name):
+    found = plan(Solver(tiny()), tiny_request(), TINY_SERVER).table
+    with pytest.raises(ValueError, match=r"as long as there are cuts, got \[2, 3\]"):
+        msgspec.structs.replace(found, **{name: getattr(found, name)[1:]})
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"why": b"\0\0\4"}, "by its position from 1; got 4"),
+        ({"weight_bits": (b"", b"", b"\1")}, "a width in a plan's table is none of"),
+        ({"live_bits": (b"\x09", b"", b"")}, "a width in a plan's table is none of"),
+    ],
+)
+def test_table_with_numbers_that_mean_nothing_is_refused(change, said):
+    found = plan(Solver(tiny()), tiny_request(), TINY_SERVER).table
+    hostile = msgspec.to_builtins(found, builtin_types=(bytes,))
+    for name, value in change.items():
+        hostile[CutTable.__struct_fields__.index(name)] = value
+    with pytest.raises(msgspec.ValidationError, match=said):
+        msgspec.convert(hostile, CutTable)
+
+
+def test_table_of_the_rows_of_a_table_is_that_table():
+    table = plan(Solver(tiny()), tiny_request(raw_input_stays=True), TINY_SERVER).table
+    assert [row.why for row in table.rows()] == ["raw_input_stays", "raw_input_stays", ""]
+    assert CutTable.of(table.rows()) == table
 
 
 # Words

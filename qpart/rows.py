@@ -1,0 +1,127 @@
+"""The table of a plan: every cut with its best pattern and what one inference costs there.
+
+It is kept and sent column by column. A row is made when somebody looks at it: few of hundreds ever are.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Annotated, Any, Literal, get_args
+
+import msgspec
+
+from qpart.network import MAX_NODES
+from qpart.tables import WIDTHS, BitList
+
+Why = Literal["", "accuracy", "memory", "raw_input_stays"]
+WHY: tuple[Why, ...] = get_args(Why)
+MAX_CUTS = MAX_NODES + 1
+_KNOWN_WHY, _KNOWN_WIDTHS = bytes(range(len(WHY))), bytes(WIDTHS)
+
+Names = Annotated[tuple[Annotated[str, msgspec.Meta(max_length=64)], ...], msgspec.Meta(max_length=MAX_CUTS)]
+Widths = Annotated[tuple[Annotated[bytes, msgspec.Meta(max_length=MAX_NODES)], ...], msgspec.Meta(max_length=MAX_CUTS)]
+Whole = Annotated[tuple[int, ...], msgspec.Meta(max_length=MAX_CUTS)]
+Real = Annotated[tuple[float, ...], msgspec.Meta(max_length=MAX_CUTS)]
+
+
+class CutRow(msgspec.Struct, frozen=True, kw_only=True, gc=False):
+    """One cut of a plan: its best pattern and what one inference costs.
+
+    Attributes:
+        cut: the device runs nodes[:cut].
+        after: name of the last of them, or "input".
+        allowed: whether the request can be served here; where not, all numbers are 0.
+        why: the constraint that forbids it, or empty.
+        memory_bytes: what the device holds at most, for one sample: its part of the network, activations, scratch, a
+            dequantised layer. The interpreter and its objects come on top.
+        channel_time_s: request, answer, round trip, and the download divided by the inferences.
+    """
+
+    cut: int
+    after: str
+    allowed: bool
+    why: Why = ""
+    weight_bits: BitList = ()
+    live_bits: BitList = ()
+    download_bytes: int = 0
+    up_bytes: int = 0
+    device_time_s: float = 0.0
+    channel_time_s: float = 0.0
+    server_time_s: float = 0.0
+    energy_j: float = 0.0
+    price: float = 0.0
+    objective: float = 0.0
+    memory_bytes: int = 0
+
+    @property
+    def time_s(self) -> float:
+        """Seconds of one inference."""
+        return self.device_time_s + self.channel_time_s + self.server_time_s
+
+
+class CutTable(msgspec.Struct, frozen=True, array_like=True):
+    """`CutRow` of cuts 0 .. L, column by column; all columns are as long.
+
+    Attributes:
+        why: one byte for each cut, 0 where it is allowed, else the position in `WHY` of what forbids it.
+        weight_bits, live_bits: one byte for each width.
+
+    Raises:
+        ValueError: columns of other lengths, a width that is none, an unknown constraint.
+    """
+
+    after: Names
+    why: Annotated[bytes, msgspec.Meta(min_length=1, max_length=MAX_CUTS)]
+    weight_bits: Widths
+    live_bits: Widths
+    download_bytes: Whole
+    up_bytes: Whole
+    device_time_s: Real
+    channel_time_s: Real
+    server_time_s: Real
+    energy_j: Real
+    price: Real
+    objective: Real
+    memory_bytes: Whole
+
+    def __post_init__(self) -> None:
+        lengths = {len(getattr(self, name)) for name in self.__struct_fields__}
+        if len(lengths) > 1:
+            raise ValueError(f"the columns of a plan's table are as long as there are cuts, got {sorted(lengths)}")
+        if self.why.translate(None, _KNOWN_WHY):
+            raise ValueError(f"what forbids a cut is one of {WHY[1:]}, by its position from 1; got {max(self.why)}")
+        if b"".join(self.weight_bits + self.live_bits).translate(None, _KNOWN_WIDTHS):
+            raise ValueError(f"a width in a plan's table is none of {WIDTHS}")
+
+    @classmethod
+    def of(cls, rows: Sequence[CutRow]) -> CutTable:
+        """The table with these rows, which are of cuts 0, 1, 2 and so on."""
+        columns: dict[str, Any] = {name: tuple(getattr(row, name) for row in rows) for name in cls.__struct_fields__}
+        for name in ("weight_bits", "live_bits"):
+            columns[name] = tuple(map(bytes, columns[name]))
+        return cls(**columns | {"why": bytes(map(WHY.index, columns["why"]))})
+
+    def row(self, cut: int) -> CutRow:
+        """One cut, 0 .. L."""
+        if self.why[cut]:
+            return CutRow(cut=cut, after=self.after[cut], allowed=False, why=WHY[self.why[cut]])
+        return CutRow(
+            cut=cut,
+            after=self.after[cut],
+            allowed=True,
+            weight_bits=tuple(self.weight_bits[cut]),
+            live_bits=tuple(self.live_bits[cut]),
+            download_bytes=self.download_bytes[cut],
+            up_bytes=self.up_bytes[cut],
+            device_time_s=self.device_time_s[cut],
+            channel_time_s=self.channel_time_s[cut],
+            server_time_s=self.server_time_s[cut],
+            energy_j=self.energy_j[cut],
+            price=self.price[cut],
+            objective=self.objective[cut],
+            memory_bytes=self.memory_bytes[cut],
+        )
+
+    def rows(self) -> tuple[CutRow, ...]:
+        """All of them."""
+        return tuple(map(self.row, range(len(self.why))))
