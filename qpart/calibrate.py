@@ -87,7 +87,10 @@ def calibrate(
     _check(inputs, labels, num_patterns)
     if weaker := confidence.doubt(len(inputs)):
         log.warning("calibrating %s: %s", name, weaker)
-    numbers, row_work = as_float(inputs, network.input_shape), sensitivity.row_work(network)
+    numbers, row_work = (
+        as_float(inputs, network.input_shape, tokens=network.takes_tokens),
+        sensitivity.row_work(network),
+    )
     chosen = efforts.choose(
         network, row_work, len(numbers), len(levels),
         effort=effort, num_patterns=num_patterns, noise_inputs=noise_inputs,

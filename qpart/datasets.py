@@ -21,7 +21,7 @@ MAX_BYTES = 1 << 33
 """Of pixels that are read from a directory."""
 
 
-def load_data(path: Path, shape: Shape, *, limit: int | None = None) -> NDArray[Any]:
+def load_data(path: Path, shape: Shape, *, limit: int | None = None, tokens: bool = True) -> NDArray[Any]:
     """Inputs (n, *shape): pixels stay uint8, which makes an artefact a quarter of the size.
 
     Args:
@@ -29,6 +29,7 @@ def load_data(path: Path, shape: Shape, *, limit: int | None = None) -> NDArray[
             directory, whose pictures, in the order of their names, are brought to the network's size and colours.
         shape: what the network takes, per sample.
         limit: take the first so many.
+        tokens: see `qpart.inputs.load_inputs`.
 
     Raises:
         ArtefactError: there is nothing, it is damaged, or not of numbers that can be taken.
@@ -38,9 +39,9 @@ def load_data(path: Path, shape: Shape, *, limit: int | None = None) -> NDArray[
         return _pictures(path, shape, limit)
     if path.suffix == ".npz":
         array = _from_archive(path)
-        numbers = as_float(array, shape, name=str(path))
+        numbers = as_float(array, shape, name=str(path), tokens=tokens)
     else:
-        numbers = load_inputs(path, shape)
+        numbers = load_inputs(path, shape, tokens=tokens)
         array = np.load(path, allow_pickle=False)
     pixels = array.dtype == np.uint8 and array.shape == numbers.shape
     return (array if pixels else numbers)[:limit]

@@ -22,13 +22,14 @@ _UNREADABLE = (  # what numpy raises of files that are damaged, cut off or somet
 )  # fmt: skip
 
 
-def load_inputs(path: str | Path, shape: Shape) -> NDArray[np.float32]:
+def load_inputs(path: str | Path, shape: Shape, *, tokens: bool = True) -> NDArray[np.float32]:
     """Read inputs from a .npy file; `load_array`, then `as_float`.
 
     Args:
         path: of an array (n, *shape), or of one sample (*shape), float32, uint8, int32 or int64; uint8 are pixels
             and divided by 255, other integers are tokens, a row per sample, and stay what they are.
         shape: what the network takes, per sample.
+        tokens: whether it takes tokens (`Network.takes_tokens`); integers but uint8 are refused where not.
 
     Returns:
         Inputs (n, *shape).
@@ -37,7 +38,7 @@ def load_inputs(path: str | Path, shape: Shape) -> NDArray[np.float32]:
         ArtefactError: there is no such file, it is damaged, or not of numbers that can be taken.
         ShapeMismatch: the shape is another one.
     """
-    return as_float(load_array(path), shape, name=str(path))
+    return as_float(load_array(path), shape, name=str(path), tokens=tokens)
 
 
 def load_array(path: str | Path) -> NDArray[np.generic]:
@@ -59,7 +60,9 @@ def load_array(path: str | Path) -> NDArray[np.generic]:
     return array
 
 
-def as_float(array: NDArray[np.generic], shape: Shape, *, name: str = "the input") -> NDArray[np.float32]:
+def as_float(
+    array: NDArray[np.generic], shape: Shape, *, name: str = "the input", tokens: bool = True
+) -> NDArray[np.float32]:
     """Inputs in memory as a network takes them; arguments, result and errors as of `load_inputs`."""
     if not isinstance(array, np.ndarray):
         raise ArtefactError(f"{name} is a {type(array).__name__}, not an array: use numpy.asarray")
@@ -72,9 +75,10 @@ def as_float(array: NDArray[np.generic], shape: Shape, *, name: str = "the input
     if array.dtype == np.uint8:
         return array.astype(np.float32) / np.float32(PIXEL_MAX)
     if array.dtype in (np.int32, np.int64):
-        if len(shape) > 1:
+        if len(shape) > 1 or not tokens:
+            why = f"of which a sample has a row, not {shape}" if tokens else "which this network does not take"
             raise ArtefactError(
-                f"{name} is of {array.dtype}, and integers are tokens, of which a sample has a row, not {shape}: "
+                f"{name} is of {array.dtype}, and integers are tokens, {why}: "
                 "pixels are uint8 (array.astype(numpy.uint8)) and divided by 255, all else is float32"
             )
         if not bool((abs(array.astype(np.float64)) <= TOKEN_MAX).all()):

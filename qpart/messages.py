@@ -43,6 +43,7 @@ class ModelInfo(Payload, frozen=True, array_like=True):
     num_classes: Size
     num_nodes: Annotated[int, msgspec.Meta(ge=1, le=MAX_NODES)]
     levels: Annotated[tuple[float, ...], msgspec.Meta(max_length=MAX_LEVELS)]
+    takes_tokens: bool = True
 
 
 class Described(Payload, frozen=True, array_like=True):

@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from qpart.errors import ShapeMismatch
-from qpart.ops import MAX_DIMS, MAX_INPUTS, MAX_TENSOR_ITEMS, AnyOp, Shape, Size
+from qpart.ops import MAX_DIMS, MAX_INPUTS, MAX_TENSOR_ITEMS, AnyOp, Embedding, Shape, Size
 
 MAX_NODES = 4096
 INPUT = 0
@@ -94,6 +94,11 @@ class Network(msgspec.Struct, frozen=True, dict=True):
     def parametric(self) -> tuple[int, ...]:
         """Indices of the nodes that have weights."""
         return tuple(i for i, node in enumerate(self.nodes) if node.op.weight_shape is not None)
+
+    @cached_property
+    def takes_tokens(self) -> bool:
+        """Whether it looks rows of a table up: then whole numbers are tokens."""
+        return any(isinstance(node.op, Embedding) for node in self.nodes)
 
     def shows_input(self, cut: int) -> bool:
         """Whether the input, or what shows it, would travel at this cut."""

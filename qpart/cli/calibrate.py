@@ -67,7 +67,7 @@ def calibrate(
     if threads:
         torch.set_num_threads(threads)
     network, parameters = graph.load_model(model)
-    samples = load_data(inputs, network.input_shape)
+    samples = load_data(inputs, network.input_shape, tokens=network.takes_tokens)
     if known is not None:
         known = check_labels(known, len(samples), network.items(network.num_nodes))[:limit]
     partial = out.with_name(out.name + journal.SUFFIX)

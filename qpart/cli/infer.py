@@ -115,7 +115,7 @@ def infer(
         publisher=publisher,
         executor=executor.value,
     ) as device:
-        samples = as_float(array, device.model.input_shape, name=str(inputs))
+        samples = as_float(array, device.model.input_shape, name=str(inputs), tokens=device.model.takes_tokens)
         answers = None if answers is None else check_labels(answers, len(samples), device.model.num_classes)[:limit]
         samples = samples[:limit]
         planned = device.prepare(msgspec.structs.replace(request, inferences=inferences or len(samples)))

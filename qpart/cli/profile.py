@@ -32,7 +32,12 @@ def profile(
     artefact: Annotated[Path, typer.Argument(help="File made by `qpart calibrate`.")],
     out: Annotated[Path | None, typer.Option(help="File to write; without it the profile is printed.")] = None,
     server: Annotated[bool, typer.Option("--server", help="Measure the server's executor, torch, instead.")] = False,
-    executor: Annotated[Computes, typer.Option(help="What the device computes with.")] = Computes.NUMPY,
+    executor: Annotated[
+        Computes | None, typer.Option(help="What the device computes with; numpy unless said otherwise.")
+    ] = None,
+    threads: Annotated[
+        int, typer.Option(min=0, help="CPU threads of the server's forwards; 0 takes one, or all if much faster.")
+    ] = 0,
     bits: Annotated[int, typer.Option(help="Width of the packed weights that a device unpacks on each run.")] = 4,
     device: Annotated[str | None, typer.Option(help="Take power numbers from the profile of this board.")] = None,
     runs: Annotated[int, typer.Option(min=1, help="Whose median is taken.")] = 9,
@@ -51,9 +56,15 @@ def profile(
     """
     if bits not in WIDTHS:
         raise RequestError(f"a width of {bits} bits is none of {WIDTHS}")
+    if server and executor is not None:
+        raise RequestError("a server computes with torch: leave --executor out, it is what a device computes with")
+    if threads and not server:
+        raise RequestError("--threads are those of a server: give --server as well")
     known = profiles.board(device) if device is not None else {}
     loaded = files.load(artefact)
-    measured, runs_on = _server(loaded) if server else _device(loaded, bits, executor.value)
+    measured, runs_on = (
+        _server(loaded, threads) if server else _device(loaded, bits, (executor or Computes.NUMPY).value)
+    )
     speed = measure(loaded.network, measured, np.ascontiguousarray(loaded.float_inputs()[:1]), runs=runs)
     settings = _settings(known, speed, server)
     settings["measured"] = {
@@ -101,16 +112,12 @@ def _device(loaded: Artefact, bits: int, kind: ExecutorKind = "numpy") -> tuple[
     return executor, f"{kind} {version(kind)}, weights at {bits} bits"
 
 
-def _server(loaded: Artefact) -> tuple[Executor, str]:
-    from qpart.run.models import require_torch
+def _server(loaded: Artefact, threads: int) -> tuple[Executor, str]:
+    """As `qpart serve` runs it."""
+    from qpart.run.models import make_executor as make_torch_executor
 
-    require_torch("measuring a server")
-    import torch
-
-    from qpart.executors.with_torch import TorchExecutor
-
-    threads = torch.get_num_threads()
-    return TorchExecutor(loaded.network.nodes, loaded.parameters), f"torch {torch.__version__}, {threads} threads"
+    executor = make_torch_executor(loaded, threads=threads)
+    return executor, f"torch {version('torch')}, {executor.threads} thread{'s' if executor.threads > 1 else ''}"
 
 
 def _settings(known: profiles.Settings, speed: Speed, server: bool) -> profiles.Settings:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -18,6 +19,9 @@ from qpart.run.served import ServedModel
 from qpart.run.speed import server_profile
 from qpart.solve import Pattern
 from qpart.verify import Measured
+
+if TYPE_CHECKING:
+    from qpart.executors.with_torch import TorchExecutor
 
 
 def load_artefacts(paths: list[Path]) -> list[Artefact]:
@@ -65,20 +69,16 @@ def make_served(
 
     from qpart.calibrate import measure
     from qpart.executors.simulator import Simulator
-    from qpart.executors.with_torch import TorchExecutor
-    from qpart.run.threads import threads_of, worthwhile_threads
+    from qpart.run.threads import threads_of
 
     most = threads or torch.get_num_threads()
-    executor = TorchExecutor(artefact.network.nodes, artefact.parameters)
-    sample, last = artefact.float_inputs()[:1], artefact.network.num_nodes
+    executor = make_executor(artefact, threads=threads)
     with threads_of(most):
         _check_answers(artefact, executor)
-        executor.threads = threads or worthwhile_threads(
-            lambda: executor.run_arrays({INPUT: sample}, 0, last, [last]), most
-        )
         if profile is None and macs_per_s is not None:
             profile = ServerProfile(macs_per_s=macs_per_s, price_per_s=price_per_s)
         elif profile is None:
+            sample = artefact.float_inputs()[:1]
             profile = server_profile(artefact.network, executor, sample, price_per_s=price_per_s)
     simulator = Simulator(artefact.network, artefact.parameters, artefact.ranges)
     run = measure(simulator, artefact.float_inputs(), artefact.logits, artefact.margin)
@@ -88,6 +88,24 @@ def make_served(
             return run(pattern)
 
     return ServedModel(artefact, executor, run_pattern, profile, sign), profile
+
+
+def make_executor(artefact: Artefact, *, threads: int = 0) -> TorchExecutor:
+    """What a server computes with; `threads` as `make_served` takes them."""
+    require_torch("running the model")
+    import torch
+
+    from qpart.executors.with_torch import TorchExecutor
+    from qpart.run.threads import threads_of, worthwhile_threads
+
+    most = threads or torch.get_num_threads()
+    executor = TorchExecutor(artefact.network.nodes, artefact.parameters)
+    sample, last = artefact.float_inputs()[:1], artefact.network.num_nodes
+    with threads_of(most):
+        executor.threads = threads or worthwhile_threads(
+            lambda: executor.run_arrays({INPUT: sample}, 0, last, [last]), most
+        )
+    return executor
 
 
 def _check_answers(artefact: Artefact, executor: Executor) -> None:

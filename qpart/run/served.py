@@ -52,7 +52,11 @@ class ServedModel:
     def info(self) -> ModelInfo:
         """What devices are told about the model."""
         a = self.artefact
-        return ModelInfo(a.name, a.model_id, a.network.input_shape, a.num_classes, a.network.num_nodes, a.tables.levels)
+        network = a.network
+        return ModelInfo(
+            a.name, a.model_id, network.input_shape, a.num_classes, network.num_nodes, a.tables.levels,
+            network.takes_tokens,
+        )  # fmt: skip
 
     def plan(self, request: Request, cached: bytes = b"") -> Planned:
         """The best plan that holds when it is run as a whole.

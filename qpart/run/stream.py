@@ -75,7 +75,7 @@ class Runner:
         """Run the head and send what crosses the cut."""
         device = self._device
         prepared = device.current()
-        flying = Flying(prepared, as_float(inputs, device.model.input_shape))
+        flying = Flying(prepared, as_float(inputs, device.model.input_shape, tokens=device.model.takes_tokens))
         if device.on_loss == "local" and np.may_share_memory(flying.inputs, inputs):
             flying.inputs = flying.inputs.copy()  # they may be needed when the caller has the next ones there
         if prepared.head.is_whole:

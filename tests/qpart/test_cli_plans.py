@@ -82,6 +82,20 @@ def test_boards_have_profiles_that_files_and_flags_override(qpart, files, tmp_pa
     assert_one_line(qpart("plan", files.artefact, accuracy=0.2, profile=measured), 2, "times of 1 nodes", "has 6")
 
 
+def test_profile_of_a_server_computes_as_a_server_does(qpart, files, monkeypatch):
+    monkeypatch.setattr("qpart.run.threads.worthwhile_threads", lambda forward, most: 1)
+    for given, said in ((0, "1 thread"), (2, "2 threads")):
+        ran = qpart("profile", files.artefact, "--server", "--json", threads=given, runs=1)
+        assert json.loads(ran.out)["measured"]["executor"].endswith(f", {said}")
+    for wrong, word in (
+        (("--server", "--executor", "numpy"), "leave --executor out"),
+        (("--threads", "2"), "--server"),
+    ):
+        ran = qpart("profile", files.artefact, *wrong)
+        assert ran.status
+        assert word in ran.err
+
+
 def test_profile_measures_and_plan_takes_it(qpart, files, tmp_path):
     here, server = tmp_path / "here.toml", tmp_path / "server.toml"
     ran = qpart("profile", files.artefact, out=here, device="rpi5", runs=2)

@@ -121,6 +121,8 @@ def test_integers_are_tokens_and_no_pixels():
     assert as_float(np.array([[3, 200]], np.int64), (2,)).tolist() == [[3.0, 200.0]]
     with pytest.raises(ArtefactError, match=r"pixels are uint8 \(array.astype\(numpy.uint8\)\)"):
         as_float(np.zeros((3, 1, 2, 2), np.int64), (1, 2, 2))
+    with pytest.raises(ArtefactError, match="tokens, which this network does not take: pixels are uint8"):
+        as_float(np.array([[3, 200]], np.int64), (2,), tokens=False)
 
 
 def test_files_that_are_no_arrays_are_refused_in_one_line(tmp_path):
