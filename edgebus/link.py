@@ -73,7 +73,7 @@ class LinkMachine(LinkFront):
         self.peer_share: m.Share | None = None
         self.num_ups = 0
         self.unexpected = 0
-        self.round_trip_s = math.nan
+        self.round_trip_s = self.idle_round_trip_s = math.nan
         self.is_local = False  # frames change hands inside this process: nothing is gained by chunks
         self.heard_at = now
         self._around = around
@@ -84,7 +84,7 @@ class LinkMachine(LinkFront):
         self._greeting = 0
         self._hello_at = math.inf
         self._pinged_at = now
-        self._ping_unanswered = False
+        self._ping_unanswered = self._ping_idle = False
         self._stalled_s = 0.0
         self._leased_until = -math.inf
         self._bulk_up = False
@@ -231,7 +231,7 @@ class LinkMachine(LinkFront):
                     self._greet(now)
             elif now >= self._ping_at():
                 self._pinged_at = now
-                self._ping_unanswered = True
+                self._ping_unanswered, self._ping_idle = True, not self.caller.num_outstanding
                 self._messages.append(m.Message(m.Ping()))
         elif self.state is State.GREETING:
             if now >= self._hello_at:
@@ -641,6 +641,8 @@ class LinkMachine(LinkFront):
         if self._ping_unanswered:
             self._ping_unanswered = False
             self.round_trip_s = now - self._pinged_at
+            if self._ping_idle and not self.caller.num_outstanding:
+                self.idle_round_trip_s = self.round_trip_s
         self._stalled_s = pong.stalled_ms / 1000
         self._leased_until = now + pong.lease_ms / 1000
         self.caller.be_patient(self._leased_until)

@@ -29,6 +29,8 @@ class LinkStats:
         bytes_pending: in the peer's requests without an answer, and of large contents that are not whole yet.
         copied_bytes_sent, copied_bytes_received: of arrays, copied by us on their way out and in.
         name, endpoint, health, round_trip_s: of one link; empty and nan in a sum.
+        idle_round_trip_s: likewise, of the latest ping while no request was on its way: on a slow link any other one
+            has waited behind what we send.
     """
 
     bytes_sent: int = 0
@@ -64,6 +66,7 @@ class LinkStats:
     endpoint: str = ""
     health: str = ""
     round_trip_s: float = math.nan
+    idle_round_trip_s: float = math.nan
 
     def __add__(self, other: LinkStats) -> LinkStats:
         return LinkStats(*(getattr(self, name) + getattr(other, name) for name in _COUNTERS))
@@ -129,4 +132,5 @@ def link_stats(attached: Attached, endpoint: str = "", now: float = math.nan) ->
         endpoint=endpoint,
         health=link.health(now).value if not math.isnan(now) else "",
         round_trip_s=link.round_trip_s,
+        idle_round_trip_s=link.idle_round_trip_s,
     )

@@ -31,7 +31,7 @@ class Seen(NamedTuple):
         samples: in it.
         head_s: the device computed so long.
         server_s: between arrival over there and the end of the forward, as the server says.
-        round_trip_s: of an empty message; not a number if that is unknown.
+        round_trip_s: of an empty message that waits behind nothing; not a number if that is unknown.
     """
 
     at: float

@@ -46,6 +46,7 @@ _HELP = {
     "copied_bytes_sent": "Bytes of arrays copied on their way out.",
     "copied_bytes_received": "Bytes of arrays copied on their way in.",
     "round_trip_s": "Latest round trip, in seconds.",
+    "idle_round_trip_s": "Latest round trip while no request was on its way, in seconds.",
     "rejected_handshakes": "Connections that failed authentication or the handshake.",
     "unroutable": "Messages that had no connection to go to, or a full one.",
 }

@@ -143,7 +143,7 @@ class Runner:
             len(flying.inputs),
             flying.head_s,
             answered.waited_s + answered.tail_s,
-            flying.sent.link.stats().round_trip_s,
+            flying.sent.link.stats().idle_round_trip_s,
         )
 
     def _lost(self, flying: Flying, lost: ServerLost, stop: threading.Event) -> None:

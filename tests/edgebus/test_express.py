@@ -232,7 +232,9 @@ class World:
 
 
 def visible(stats):
-    return {item.name: getattr(stats, item.name) for item in fields(LinkStats) if item.name != "round_trip_s"}
+    return {
+        item.name: getattr(stats, item.name) for item in fields(LinkStats) if not item.name.endswith("round_trip_s")
+    }
 
 
 WHAT = (

@@ -104,7 +104,7 @@ class ShortDuo(Duo):
             {
                 item.name: getattr(link_stats(each), item.name)
                 for item in fields(LinkStats)
-                if item.name != "round_trip_s"
+                if not item.name.endswith("round_trip_s")
             }
             for each in (self.attached, far)
         ]
