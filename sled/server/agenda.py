@@ -21,6 +21,7 @@ from sled.types import Chunk
 
 _ALMOST_COMPUTED = 32
 _LATER = float("inf")
+_DRAFTING_S = 1.0  # without a request, after which a session is not thought to draft its next round
 
 
 class Agenda(Generic[Ticket]):
@@ -109,13 +110,17 @@ class Agenda(Generic[Ticket]):
             prefill_beside_rounds=self._limits.prefill_beside_rounds,
             now=now,
             cost=self._cost,
-            away_s=1.0 / self._limits.rate if self._idle else math.inf,  # devices that draft meanwhile
+            away_s=1.0 / self._limits.rate if self._somebody_drafts(now) else math.inf,
         )
         step: Step[Ticket] = Step()
         begun: set[object] = set()
         for share in shares:
             self._place(step, share, begun)
         return step
+
+    def _somebody_drafts(self, now: float) -> bool:
+        """Whether a round is about to come: of a session that has neither ended nor fallen silent."""
+        return any(not session.finish and now - session.used_at < _DRAFTING_S for session in self._idle)
 
     def _place(self, step: Step[Ticket], share: Share[Session[Ticket]], begun: set[object]) -> None:
         """Put a session's share into the step, if there is room for it."""
