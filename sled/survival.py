@@ -191,6 +191,7 @@ class ThinkTimes:
     FORGET = 0.97
     PRIOR = 0.5  # squared drafts that the population's slope counts as
     BOUND = 2.0
+    FIRST_S = 2.0  # at most of the first round: before anything is known of a session, more is thought a pause, too
     LEAN, LEAN_DEVIATION = 3.0, 8.0  # rounds that the population's mean and deviation count as for a new row
 
     def __init__(self, rows: int) -> None:
@@ -222,7 +223,7 @@ class ThinkTimes:
         new = rounds == 0.0
         # while link and drafting are not told apart, a short draft is thought to be quicker than it can be
         usual = np.maximum(known, self._sums[rows, 3] / np.where(new, 1.0, rounds))
-        took_s = np.where(new, took_s, np.minimum(took_s, self.BOUND * usual + 1e-4))
+        took_s = np.minimum(took_s, np.where(new, self.FIRST_S, self.BOUND * usual + 1e-4))
         deviation = np.where(new, 0.0, took_s - known)
         one = np.ones(len(rows))
         values = np.stack([one, drafted, drafted**2, took_s, drafted * took_s, deviation**2], axis=1)

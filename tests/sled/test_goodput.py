@@ -353,6 +353,35 @@ def test_finding_out_what_far_devices_do_costs_little():
     assert world.run(GoodputPolicy(8), phases).goodput[0] >= 0.98 * world.run(Fixed(0), phases).goodput[0]
 
 
+def test_a_scout_that_goes_on_streaming_is_given_up():
+    """A device decides by itself whether it drafts; one that does not is not waited for with plans at full speed."""
+    policy, ids, now = GoodputPolicy(8), [bytes([i] * 8) for i in range(4)], 0.0
+    told = dict.fromkeys(ids, 8)
+    for each in ids:
+        policy.opened(each)
+    for step in range(100):  # rather far away; one draft in six is right as a whole, the others not at all
+        now += 0.115 if max(told.values()) else 0.03
+        for each, drafts in told.items():
+            if drafts:
+                policy.round(each, drafts, 0.08)
+            policy.verdict(each, drafts, drafts if step % 6 == 0 else 0)
+        policy.step(4 + sum(told.values()), 4, 0, 0.03)
+        told = {each: policy.limit(each, now) for each in ids}
+    assert told == dict.fromkeys(ids, 0)
+    since, waited_s = None, []
+    while now < 400.0:
+        now += 0.03
+        for each in ids:
+            policy.verdict(each, 0, 0)
+        policy.step(4, 4, 0, 0.03)
+        if max([policy.limit(each, now) for each in ids]) == 0:
+            since = None
+        else:
+            since = now if since is None else since
+            waited_s.append(now - since)
+    assert 0.0 < max(waited_s) < 8.0  # eight of its rounds take a second
+
+
 def test_finding_out_what_a_near_device_does_counts_the_longer_steps():
     """Its link takes little, but a step with drafts takes twice as long."""
     fleet, phases, ratios = Fleet(((Drafter((0.16, 0.45, 0.6), 0.0002), 1.0),), 0.005), [Phase(1, 14.0, 7.0)], []

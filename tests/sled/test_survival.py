@@ -182,3 +182,16 @@ def test_a_few_rounds_of_a_new_session_do_not_count_as_punctual():
     z0, z1, deviation = table.lines(np.arange(2))
     assert z0[1] + 4 * z1[1] > 0.015
     assert deviation[1] > 0.3 * (z0[1] + 4 * z1[1])
+
+
+def test_a_first_round_after_a_pause_tells_little_of_its_session_and_of_others():
+    table = ThinkTimes(32)
+    for _ in range(20):
+        table.observe(np.arange(16), np.full(16, 4.0), np.full(16, 0.05))
+    table.observe(np.array([20]), np.array([4.0]), np.array([599.0]))  # the phone was in a pocket
+    z0, z1, _ = table.lines(np.array([21]))
+    assert z0[0] + 4 * z1[0] < 0.06
+    for _ in range(40):
+        table.observe(np.array([20]), np.array([4.0]), np.array([0.05]))
+    z0, z1, _ = table.lines(np.array([20]))
+    assert z0[0] + 4 * z1[0] < 0.1
