@@ -154,7 +154,7 @@ def plan(
     """
     waiting = iter(behind)
     first = next(waiting, None)
-    floor = max(1, prefill_beside_rounds // _FLOOR_SHARE) if first is not None else 0
+    floor = max(1, min(prefill_beside_rounds // _FLOOR_SHARE, budget)) if first is not None else 0
     shares: list[Share[W]] = []
     used, context, slack_s = 0, 0, away_s
     for work in ready:
@@ -167,7 +167,7 @@ def plan(
     if first is None:
         return shares
     if cost is None:
-        left = prefill_beside_rounds if shares else budget
+        left = min(prefill_beside_rounds, budget) if shares else budget
     else:
         if not shares:
             slack_s = max(slack_s, _WORTH * cost.predict(floor, 0, 0))

@@ -127,7 +127,7 @@ class TargetServer:
         self._resume_streams()
         self._machine.withdraw(lambda ticket: ticket.gone)
         now = self._clock()
-        step = self._machine.next_step(now=now)
+        step = self._machine.next_step(now=now, at_most=self._most_tokens)
         for answer in self._machine.take_answers():  # what needed no forward
             self._answer(answer, now, 0.0)
         if step is None:
@@ -220,6 +220,9 @@ class TargetServer:
             # The next steps are not to fail first, each of them; what fits is found again slowly.
             self._most_tokens = min(self._most_tokens, max(1, part.num_tokens // 2))
             return halves(pieces)[::-1]
+        if memory and self._machine.put_back(part):
+            self._most_tokens = part.num_tokens // 2
+            return []
         if memory:
             log.warning("no memory for a chunk", extra={"tokens": len(part.chunks[0].tokens), "why": str(error)[:200]})
             for ticket in self._machine.fail(part, code="out_of_memory"):

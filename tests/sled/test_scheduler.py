@@ -60,6 +60,15 @@ def test_prefill_share_keeps_the_deadline_hand_worked():
     assert shares[1] == Share(behind[0], 95, False)
 
 
+@pytest.mark.parametrize("cost", [None, PerToken()])
+def test_no_piece_of_prefill_is_above_a_small_budget(cost):
+    """Where memory is short, forwards are smaller than the least prefill there is otherwise."""
+    behind = [Work(1000)]
+    limits = {"budget": 8, "prefill_beside_rounds": 100, "cost": cost}
+    assert plan([], behind, **limits) == [Share(behind[0], 8, False)]
+    assert plan([Work(1, 2)], behind, **limits)[1].committed <= 8
+
+
 def test_prefill_alone_leaves_room_for_rounds_to_come():
     """Devices that draft meanwhile would wait for the whole forward."""
     behind = [Work(1000)]
