@@ -21,6 +21,7 @@ NEIGHBOUR_ROUNDS = 4.0  # rounds that the position before counts as
 FORGET = 0.996  # of the past, with each round
 RELAX_S = 20.0  # half-life of what is known of a session that does not draft
 HOPE = 2.5  # standard errors that what is little known is thought better, so that it is given its chance
+HOPE_TURNS = 3  # in which hope and the deviation under it are made to agree
 SETTLED_ROUNDS = 200.0  # after which nothing is hoped for any more
 FIRST_ROUNDS = 8.0  # of the longest session ever heard; until then nothing is known of the server's steps either
 FIRST_HOPE, FIRST_SETTLED = 1.5, 400.0  # as HOPE and SETTLED_ROUNDS, in these, for each position alone
@@ -126,25 +127,30 @@ class Survivals:
     def _hope(self, rows: Ints, survive: Floats, shared: float) -> None:
         """Think the tokens that a round brings better, under each window by standard errors of their mean; in place.
 
-        After n rounds by HOPE (1 - sqrt(n / SETTLED_ROUNDS)) of them. Positions are not each hoped for alone: over a
-        long draft that would add up to far more than its rounds leave in doubt, and long windows be kept too long.
-        Only the very first rounds are hoped for so: long drafts, soon left, show what steps of every size take.
+        After n rounds by HOPE (1 - sqrt(n / SETTLED_ROUNDS)) of them, as they would be if the hope were true: rounds
+        that fall short by chance hide what they deviate by, too. Positions are not each hoped for alone: over a long
+        draft that would add up to far more than its rounds leave in doubt, and long windows be kept too long. Only the
+        very first rounds are hoped for so: long drafts, soon left, show what steps of every size take.
 
         Args:
             rows: (n,) sessions.
             survive: (n, positions + 1) survival without hope.
             shared: rounds that the population's belief counts as.
+
+        Source: score intervals, Wilson 1927, doi:10.1080/01621459.1927.10502953.
         """
         at = np.arange(1.0, self.positions + 1)
-        mean, square = np.cumsum(survive[:, 1:], axis=1), np.cumsum((2.0 * at - 1.0) * survive[:, 1:], axis=1)
-        deviation = np.sqrt(np.maximum(square - mean * mean, 0.0))
         told = 1.0 + self._told[rows, None] + np.minimum(shared, self._all_tried[0])
-        doubt = np.maximum(told**-0.5 - SETTLED_ROUNDS**-0.5, 0.0)
-        hoped = survive[:, 1:] + HOPE * doubt * np.maximum(np.diff(deviation, axis=1, prepend=0.0), 0.0)
+        errors = HOPE * np.maximum(told**-0.5 - SETTLED_ROUNDS**-0.5, 0.0)
+        known, hoped = survive[:, 1:], survive[:, 1:]
+        for _ in range(HOPE_TURNS):
+            mean, square = np.cumsum(hoped, axis=1), np.cumsum((2.0 * at - 1.0) * hoped, axis=1)
+            deviation = np.sqrt(np.maximum(square - mean * mean, 0.0))
+            hoped = known + errors * np.maximum(np.diff(deviation, axis=1, prepend=0.0), 0.0)
+            hoped = np.minimum.accumulate(np.minimum(hoped, 1.0), axis=1)
         if self._longest < FIRST_ROUNDS:
-            hoped = np.maximum(hoped, _each_hoped(survive, told[:, :1]))
-        np.minimum(hoped, 1.0, out=hoped)
-        np.minimum.accumulate(hoped, axis=1, out=survive[:, 1:])
+            hoped = np.minimum.accumulate(np.maximum(hoped, _each_hoped(survive, told[:, :1])), axis=1)
+        survive[:, 1:] = hoped
 
     def _shared_rounds(self) -> Floats:
         """(2,) rounds that the population's belief counts as: many where sessions differ by chance only.

@@ -22,6 +22,7 @@ from sled.window_plan import (
     best_plan,
     cycles,
     keep_promises,
+    kinds,
     most_patient,
     roll_forward,
 )
@@ -135,6 +136,20 @@ def test_the_present_plan_stays_unless_another_is_better_by_the_hysteresis():
         assert tuple(best_plan(demand, cost, present).windows) == windows
     bad = np.zeros(2, np.int64)
     assert (best_plan(demand, cost, Plan(bad, Rule(0), 1.0, best.step_s)).windows > 0).all()
+
+
+def test_what_the_server_does_alone_is_not_hoped_for():
+    """It is measured before anything else: a plan that commits as much does not give way to it for a trial."""
+    cost = COSTS["cpu_bf16"]
+    alone = weigh(demand_of([0.8], [(0.0, 0.0)], 1), cost, (0,))[0]
+    near, far = 0.001, 0.2
+    for _ in range(40):  # the link over which a draft commits as much as the server alone
+        link = 0.5 * (near + far)
+        demand = demand_of([0.8], [(link, 0.002)], 1)
+        near, far = (link, far) if weigh(demand, cost, (1,))[0] > alone else (near, link)
+    present = Plan(np.array([1]), Rule(1), alone, cost.predict(2, 1))
+    tried = dict.fromkeys(kinds(np.array([[1]]), demand, 1), 1.0)
+    assert best_plan(demand, cost, present, tried).windows.tolist() == [1]
 
 
 def test_a_promised_rate_is_kept_where_drafting_would_break_it():
