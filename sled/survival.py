@@ -21,7 +21,7 @@ NEIGHBOUR_ROUNDS = 4.0  # rounds that the position before counts as
 FORGET = 0.996  # of the past, with each round
 RELAX_S = 20.0  # half-life of what is known of a session that does not draft
 HOPE = 2.5  # standard errors that what is little known is thought better, so that it is given its chance
-HOPE_TURNS = 3  # in which hope and the deviation under it are made to agree
+HOPE_TURNS = 2  # in which hope and the deviation under it are made to agree
 SETTLED_ROUNDS = 200.0  # after which nothing is hoped for any more
 FIRST_ROUNDS = 8.0  # of the longest session ever heard; until then nothing is known of the server's steps either
 FIRST_HOPE, FIRST_SETTLED = 1.5, 400.0  # as HOPE and SETTLED_ROUNDS, in these, for each position alone
@@ -128,7 +128,8 @@ class Survivals:
         """Think the tokens that a round brings better, under each window by standard errors of their mean; in place.
 
         After n rounds by HOPE (1 - sqrt(n / SETTLED_ROUNDS)) of them, as they would be if the hope were true: rounds
-        that fall short by chance hide what they deviate by, too. Positions are not each hoped for alone: over a long
+        that fall short by chance hide what they deviate by, too. Of several sessions, which do not all fall short at
+        once, by the difference over the root of their number. Positions are not each hoped for alone: over a long
         draft that would add up to far more than its rounds leave in doubt, and long windows be kept too long. Only the
         very first rounds are hoped for so: long drafts, soon left, show what steps of every size take.
 
@@ -142,12 +143,14 @@ class Survivals:
         at = np.arange(1.0, self.positions + 1)
         told = 1.0 + self._told[rows, None] + np.minimum(shared, self._all_tried[0])
         errors = HOPE * np.maximum(told**-0.5 - SETTLED_ROUNDS**-0.5, 0.0)
-        known, hoped = survive[:, 1:], survive[:, 1:]
+        known = survive[:, 1:]
+        seen = _rises(known, at)
+        hoped = known + errors * seen
         for _ in range(HOPE_TURNS):
-            mean, square = np.cumsum(hoped, axis=1), np.cumsum((2.0 * at - 1.0) * hoped, axis=1)
-            deviation = np.sqrt(np.maximum(square - mean * mean, 0.0))
-            hoped = known + errors * np.maximum(np.diff(deviation, axis=1, prepend=0.0), 0.0)
             hoped = np.minimum.accumulate(np.minimum(hoped, 1.0), axis=1)
+            # what chance hid of one session it did not hide of all, and their sum is what is planned for
+            hoped = known + errors * (seen + (_rises(hoped, at) - seen) / len(rows) ** 0.5)
+        hoped = np.minimum.accumulate(np.minimum(hoped, 1.0), axis=1)
         if self._longest < FIRST_ROUNDS:
             hoped = np.minimum.accumulate(np.maximum(hoped, _each_hoped(survive, told[:, :1])), axis=1)
         survive[:, 1:] = hoped
@@ -170,6 +173,13 @@ class Survivals:
             between = float(shares.var()) - chance * float((1.0 / counts).mean())
             self._shared[kind] = np.clip(chance / max(between, 1e-9), PRIOR_ROUNDS, ALIKE_ROUNDS)
         return self._shared
+
+
+def _rises(survive: Floats, at: Floats) -> Floats:
+    """(n, positions) how much each draft adds to what a round's tokens deviate by; `at` (positions,) counts from 1."""
+    mean, square = np.cumsum(survive, axis=1), np.cumsum((2.0 * at - 1.0) * survive, axis=1)
+    rises: Floats = np.diff(np.sqrt(np.maximum(square - mean * mean, 0.0)), axis=1, prepend=0.0)
+    return np.maximum(rises, 0.0)
 
 
 def _each_hoped(survive: Floats, told: Floats) -> Floats:
