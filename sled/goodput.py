@@ -28,6 +28,7 @@ STRAY_ROUNDS = 32  # once in so many rounds a session's window is another, which
 SCOUT_S, SCOUT_MAX_S = 1.0, 81.0  # between trials of sessions that do not draft, three times as long each time
 SCOUT_BUDGET = 0.005  # of the time since the last trial is what the next one may cost, in seconds of the whole server
 SCOUT_SHARE, SCOUT_ROUNDS = 64, 8  # one in so many sessions, for so many rounds
+SCOUT_WAIT = 3.0  # times what so many rounds take, after which one that has not made them is waited for no longer
 SCOUT_LEAST, SCOUT_HOPELESS = 3, 0.75  # after so many, one that committed less than so much of what would pay ends
 MEAN_STEPS = 30.0  # steps that means of context and prefill go back
 LEAST_HORIZON_S = 1.0  # that a plan is thought to last; as long as the load has lasted, where that is longer
@@ -160,6 +161,7 @@ class GoodputPolicy:
         self._scouts: dict[int, int] = {}  # row -> rounds at which it has seen enough
         self._found: dict[int, int] = {}  # row of a scout -> tokens its rounds committed
         self._scout_at, self._scout_pause, self._drafters, self._scouted = SCOUT_S, SCOUT_S, 0, 0.0
+        self._scouts_end = 0.0
 
     def opened(self, session_id: bytes, rate: float = 0.0) -> None:
         """See `sled.server.WindowPolicy.opened`."""
@@ -220,6 +222,12 @@ class GoodputPolicy:
         if rounds > 0:
             self._context += (share if self._context else 1.0) * (context / rounds - self._context)
 
+    def measured(self, tokens: int, rounds: int, took_s: float) -> None:
+        """A step was computed to find out what it takes, before there were sessions; `step` has the arguments."""
+        self.cost.observe(tokens, rounds, 0, took_s)
+        if tokens == rounds > 0:
+            self._alone[size_of(rounds)] = ALONE_STEPS
+
     def limit(self, session_id: bytes, now: float) -> int:
         """See `sled.server.WindowPolicy.limit`; 0 for a session that was not opened."""
         if self._began_at is None:
@@ -267,6 +275,7 @@ class GoodputPolicy:
         row = self._rows.pop(session_id, None)
         if row is not None:
             self._gathering.here(row)
+            self._scouts.pop(row, None)
             self._free.append(row)
             self._changed += 1
 
@@ -412,10 +421,13 @@ class GoodputPolicy:
             self._scout_at = now + self._scout_pause
             self._scout_pause = min(3.0 * self._scout_pause, SCOUT_MAX_S)
             first = self.plans % len(open_to)
-            chosen = open_to[(first + np.arange(scouts_at_once)) % len(open_to)].tolist()
-            self._scouts = {int(rows[at]): self._rounds[rows[at]] + SCOUT_ROUNDS for at in chosen}
+            chosen = open_to[(first + np.arange(scouts_at_once)) % len(open_to)]
+            slowest_s = float(cycles(demand.think[chosen], plan.step_s, busy=len(rows) > 1).max())
+            self._scouts_end = now + SCOUT_WAIT * SCOUT_ROUNDS * slowest_s
+            self._scouts = {int(rows[at]): self._rounds[rows[at]] + SCOUT_ROUNDS for at in chosen.tolist()}
             self._found.clear()
-        if not self._scouts:
+        if not self._scouts or now > self._scouts_end:  # a device decides by itself whether it drafts
+            self._scouts = {}
             return
         price = (self.cost.predict(num * 1.25, num, context) - alone) / (0.25 * alone)  # what a token takes from others
         scouts = {}

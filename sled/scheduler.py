@@ -17,6 +17,7 @@ from typing import Generic, Protocol, TypeVar
 CATCH_UP_S = 0.5
 LEAD_S = 1.0
 _FLOOR_SHARE = 8
+_WORTH = 2.0  # times what a step takes that computes next to nothing: so long prefill alone may take at least
 
 
 class Cost(Protocol):
@@ -148,11 +149,12 @@ def plan(
         prefill_beside_rounds: tokens of prefill in a forward that also carries rounds, where `cost` is not known.
         now: seconds.
         cost: what a forward takes.
-        away_s: what a forward may take for the sake of rounds that are still to come.
+        away_s: what a forward may take for the sake of rounds that are still to come, but no less than twice what it
+            takes anyway: in smaller pieces a text would cost more than it keeps others waiting.
     """
     waiting = iter(behind)
     first = next(waiting, None)
-    floor = max(1, prefill_beside_rounds // _FLOOR_SHARE) if first is not None else 0
+    floor = max(1, min(prefill_beside_rounds // _FLOOR_SHARE, budget)) if first is not None else 0
     shares: list[Share[W]] = []
     used, context, slack_s = 0, 0, away_s
     for work in ready:
@@ -165,8 +167,10 @@ def plan(
     if first is None:
         return shares
     if cost is None:
-        left = prefill_beside_rounds if shares else budget
+        left = min(prefill_beside_rounds, budget) if shares else budget
     else:
+        if not shares:
+            slack_s = max(slack_s, _WORTH * cost.predict(floor, 0, 0))
         left = _largest_prefill(cost, used, len(shares), context, slack_s, floor, max(floor, budget - used))
     for work in chain((first,), waiting):
         if left <= 0:

@@ -21,6 +21,7 @@ NEIGHBOUR_ROUNDS = 4.0  # rounds that the position before counts as
 FORGET = 0.996  # of the past, with each round
 RELAX_S = 20.0  # half-life of what is known of a session that does not draft
 HOPE = 2.5  # standard errors that what is little known is thought better, so that it is given its chance
+HOPE_TURNS = 2  # in which hope and the deviation under it are made to agree
 SETTLED_ROUNDS = 200.0  # after which nothing is hoped for any more
 FIRST_ROUNDS = 8.0  # of the longest session ever heard; until then nothing is known of the server's steps either
 FIRST_HOPE, FIRST_SETTLED = 1.5, 400.0  # as HOPE and SETTLED_ROUNDS, in these, for each position alone
@@ -126,25 +127,33 @@ class Survivals:
     def _hope(self, rows: Ints, survive: Floats, shared: float) -> None:
         """Think the tokens that a round brings better, under each window by standard errors of their mean; in place.
 
-        After n rounds by HOPE (1 - sqrt(n / SETTLED_ROUNDS)) of them. Positions are not each hoped for alone: over a
-        long draft that would add up to far more than its rounds leave in doubt, and long windows be kept too long.
-        Only the very first rounds are hoped for so: long drafts, soon left, show what steps of every size take.
+        After n rounds by HOPE (1 - sqrt(n / SETTLED_ROUNDS)) of them, as they would be if the hope were true: rounds
+        that fall short by chance hide what they deviate by, too. Of several sessions, which do not all fall short at
+        once, by the difference over the root of their number. Positions are not each hoped for alone: over a long
+        draft that would add up to far more than its rounds leave in doubt, and long windows be kept too long. Only the
+        very first rounds are hoped for so: long drafts, soon left, show what steps of every size take.
 
         Args:
             rows: (n,) sessions.
             survive: (n, positions + 1) survival without hope.
             shared: rounds that the population's belief counts as.
+
+        Source: score intervals, Wilson 1927, doi:10.1080/01621459.1927.10502953.
         """
         at = np.arange(1.0, self.positions + 1)
-        mean, square = np.cumsum(survive[:, 1:], axis=1), np.cumsum((2.0 * at - 1.0) * survive[:, 1:], axis=1)
-        deviation = np.sqrt(np.maximum(square - mean * mean, 0.0))
         told = 1.0 + self._told[rows, None] + np.minimum(shared, self._all_tried[0])
-        doubt = np.maximum(told**-0.5 - SETTLED_ROUNDS**-0.5, 0.0)
-        hoped = survive[:, 1:] + HOPE * doubt * np.maximum(np.diff(deviation, axis=1, prepend=0.0), 0.0)
+        errors = HOPE * np.maximum(told**-0.5 - SETTLED_ROUNDS**-0.5, 0.0)
+        known = survive[:, 1:]
+        seen = _rises(known, at)
+        hoped = known + errors * seen
+        for _ in range(HOPE_TURNS):
+            hoped = np.minimum.accumulate(np.minimum(hoped, 1.0), axis=1)
+            # what chance hid of one session it did not hide of all, and their sum is what is planned for
+            hoped = known + errors * (seen + (_rises(hoped, at) - seen) / len(rows) ** 0.5)
+        hoped = np.minimum.accumulate(np.minimum(hoped, 1.0), axis=1)
         if self._longest < FIRST_ROUNDS:
-            hoped = np.maximum(hoped, _each_hoped(survive, told[:, :1]))
-        np.minimum(hoped, 1.0, out=hoped)
-        np.minimum.accumulate(hoped, axis=1, out=survive[:, 1:])
+            hoped = np.minimum.accumulate(np.maximum(hoped, _each_hoped(survive, told[:, :1])), axis=1)
+        survive[:, 1:] = hoped
 
     def _shared_rounds(self) -> Floats:
         """(2,) rounds that the population's belief counts as: many where sessions differ by chance only.
@@ -164,6 +173,13 @@ class Survivals:
             between = float(shares.var()) - chance * float((1.0 / counts).mean())
             self._shared[kind] = np.clip(chance / max(between, 1e-9), PRIOR_ROUNDS, ALIKE_ROUNDS)
         return self._shared
+
+
+def _rises(survive: Floats, at: Floats) -> Floats:
+    """(n, positions) how much each draft adds to what a round's tokens deviate by; `at` (positions,) counts from 1."""
+    mean, square = np.cumsum(survive, axis=1), np.cumsum((2.0 * at - 1.0) * survive, axis=1)
+    rises: Floats = np.diff(np.sqrt(np.maximum(square - mean * mean, 0.0)), axis=1, prepend=0.0)
+    return np.maximum(rises, 0.0)
 
 
 def _each_hoped(survive: Floats, told: Floats) -> Floats:
@@ -191,6 +207,7 @@ class ThinkTimes:
     FORGET = 0.97
     PRIOR = 0.5  # squared drafts that the population's slope counts as
     BOUND = 2.0
+    FIRST_S = 2.0  # at most of the first round: before anything is known of a session, more is thought a pause, too
     LEAN, LEAN_DEVIATION = 3.0, 8.0  # rounds that the population's mean and deviation count as for a new row
 
     def __init__(self, rows: int) -> None:
@@ -222,7 +239,7 @@ class ThinkTimes:
         new = rounds == 0.0
         # while link and drafting are not told apart, a short draft is thought to be quicker than it can be
         usual = np.maximum(known, self._sums[rows, 3] / np.where(new, 1.0, rounds))
-        took_s = np.where(new, took_s, np.minimum(took_s, self.BOUND * usual + 1e-4))
+        took_s = np.minimum(took_s, np.where(new, self.FIRST_S, self.BOUND * usual + 1e-4))
         deviation = np.where(new, 0.0, took_s - known)
         one = np.ones(len(rows))
         values = np.stack([one, drafted, drafted**2, took_s, drafted * took_s, deviation**2], axis=1)

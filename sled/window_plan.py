@@ -207,7 +207,8 @@ def _worth(known: Mapping[Kind, float], of: list[Kind]) -> Floats:
     """
     tried = {kind[:2] for kind in known}
     hope = TRIAL ** (1.0 / (1.0 + sum(kind[0] == of[0][0] for kind in known)))
-    plain = [known.get(kind, 1.0 if kind[:2] in tried else hope) for kind in of]
+    # what the server does alone was measured: there is nothing to hope
+    plain = [known.get(kind, 1.0 if kind[:2] in tried or kind[2] == 2 else hope) for kind in of]
     waits = []
     for kind, worth in zip(of, plain, strict=True):
         waits.append(known.get((*kind[:3], True), UNWAITED * min(1.0, worth)))

@@ -9,8 +9,8 @@ from typing import Any
 
 from edgebus.cli.progress import load_bar
 from sled.errors import UnknownModel
-from sled.run.server import warm_up
 from sled.run.serving import Loaded
+from sled.run.warming import measure_steps, warm_up
 from sled.settings import ServeSettings
 from sled.targets.catalog import find_model
 
@@ -36,6 +36,7 @@ def load(settings: ServeSettings) -> Loaded:
     if settings.windows == "fixed":
         return Loaded(target, form_of=forms, policy=FixedWindow(settings.max_window), close=close)
     policy = GoodputPolicy(settings.max_window)
+    measure_steps(target, policy.measured, most_rounds=settings.max_sessions)
     return Loaded(target, form_of=forms, policy=policy, cost=policy.cost, close=close)
 
 

@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 
 from edgebus import Inbox, Request
 from edgebus.payloads import encode
-from sled.acceptance import Decision, RoundRows
+from sled.acceptance import Decision
 from sled.drain import Drain, Phase
 from sled.errors import OutOfMemory, TargetLost
 from sled.messages import Verdict
@@ -20,11 +20,10 @@ from sled.run.preparing import Preparer
 from sled.run.streams import Asked, Streamed
 from sled.scheduler import Cost
 from sled.server import Answer, Form, Server, ServerLimits, Step, WindowPolicy
-from sled.targets import Target
 from sled.traces import Traces
-from sled.types import Chunk, Constraint, Sampling
+from sled.types import Constraint
 
-__all__ = ["PromptEncoder", "ServedTarget", "TargetServer", "warm_up"]
+__all__ = ["PromptEncoder", "ServedTarget", "TargetServer"]
 
 log = logging.getLogger("sled.server")
 
@@ -128,7 +127,7 @@ class TargetServer:
         self._resume_streams()
         self._machine.withdraw(lambda ticket: ticket.gone)
         now = self._clock()
-        step = self._machine.next_step(now=now)
+        step = self._machine.next_step(now=now, at_most=self._most_tokens)
         for answer in self._machine.take_answers():  # what needed no forward
             self._answer(answer, now, 0.0)
         if step is None:
@@ -221,6 +220,9 @@ class TargetServer:
             # The next steps are not to fail first, each of them; what fits is found again slowly.
             self._most_tokens = min(self._most_tokens, max(1, part.num_tokens // 2))
             return halves(pieces)[::-1]
+        if memory and self._machine.put_back(part):
+            self._most_tokens = part.num_tokens // 2
+            return []
         if memory:
             log.warning("no memory for a chunk", extra={"tokens": len(part.chunks[0].tokens), "why": str(error)[:200]})
             for ticket in self._machine.fail(part, code="out_of_memory"):
@@ -327,10 +329,3 @@ _COUNTERS = (
     "steps", "tokens", "rounds", "drafted", "accepted", "wasted", "committed", "failed_steps", "out_of_memory",
     "not_finite",
 )  # fmt: skip
-
-
-def warm_up(target: Target) -> None:
-    """One small forward, so that the first device does not pay for it; what it writes to page 0 is overwritten."""
-    rows = RoundRows((), Sampling(), 2, (0, 0), 2)
-    (decision,) = target.verify([Chunk(bytes(8), (0, 0), 0, 1, (0,))], [rows])
-    assert decision.finite

@@ -19,8 +19,9 @@ from sled.server.limits import Refusal, ServerLimits, TargetShape
 from sled.server.session import Form, Session, Step, Ticket
 from sled.types import Chunk
 
-_ALMOST_COMPUTED = 32
+ALMOST_COMPUTED = 32
 _LATER = float("inf")
+_DRAFTING_S = 1.0  # without a request, after which a session is not thought to draft its next round
 
 
 class Agenda(Generic[Ticket]):
@@ -49,7 +50,7 @@ class Agenda(Generic[Ticket]):
         if session.computing or session.gone:
             return
         if session.wants_token:
-            queue = self._ready if session.uncached <= _ALMOST_COMPUTED else self._behind
+            queue = self._ready if session.uncached <= ALMOST_COMPUTED else self._behind
             session.queued_tokens = session.uncached + (session.num_drafts or 0)
             self._add(queue, session)
         elif session.prefill_ahead and session.uncached > 1 and not session.finish:
@@ -100,22 +101,26 @@ class Agenda(Generic[Ticket]):
         latest = (session.due - step_s for session in self._ready)  # the earliest deadline first
         return next((at for at in latest if at > now), math.inf)
 
-    def next_step(self, *, now: float) -> Step[Ticket]:
-        """Compose a forward; empty if there is nothing to compute."""
+    def next_step(self, *, now: float, at_most: float = math.inf) -> Step[Ticket]:
+        """Compose a forward, of about `at_most` tokens; empty if there is nothing to compute."""
         shares = plan(
             self._ready,
             map(self.find, self._behind),
-            budget=self._limits.batch_tokens,
+            budget=max(1, int(min(self._limits.batch_tokens, at_most))),
             prefill_beside_rounds=self._limits.prefill_beside_rounds,
             now=now,
             cost=self._cost,
-            away_s=1.0 / self._limits.rate if self._idle else math.inf,  # devices that draft meanwhile
+            away_s=1.0 / self._limits.rate if self._somebody_drafts(now) else math.inf,
         )
         step: Step[Ticket] = Step()
         begun: set[object] = set()
         for share in shares:
             self._place(step, share, begun)
         return step
+
+    def _somebody_drafts(self, now: float) -> bool:
+        """Whether a round is about to come: of a session that has neither ended nor fallen silent."""
+        return any(not session.finish and now - session.used_at < _DRAFTING_S for session in self._idle)
 
     def _place(self, step: Step[Ticket], share: Share[Session[Ticket]], begun: set[object]) -> None:
         """Put a session's share into the step, if there is room for it."""

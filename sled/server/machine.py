@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 
 from sled.acceptance import Decision, RoundRows
 from sled.messages import Decode, Open, Opened, Verdict, Verify
+from sled.server.agenda import ALMOST_COMPUTED
 from sled.server.book import Book, agreeing, mean_of
 from sled.server.checks import check_draft, check_law, check_text
 from sled.server.limits import Refusal
@@ -216,8 +217,11 @@ class Server(Book[Ticket]):
 
     # -- forwards
 
-    def next_step(self, *, now: float) -> Step[Ticket] | None:
-        """The next forward, or None when there is nothing to compute yet: `waits_until` says when there is."""
+    def next_step(self, *, now: float, at_most: float = math.inf) -> Step[Ticket] | None:
+        """The next forward, or None when there is nothing to compute yet: `waits_until` says when there is.
+
+        `at_most`: about so many tokens, where memory is short.
+        """
         self._now = max(self._now, now)
         begins, self.waits_until = self.waits_until, math.inf
         if begins > now:  # else it has waited for long enough, be it looked at a moment later than it was to begin
@@ -225,7 +229,7 @@ class Server(Book[Ticket]):
             if may_wait > now and (begins := min(may_wait, self._policy.begins(now))) > now:
                 self.waits_until = begins
                 return None
-        step = self._agenda.next_step(now=now)
+        step = self._agenda.next_step(now=now, at_most=at_most)
         self._num_computing += len(step.chunks)
         return step if step.chunks else None
 
@@ -272,6 +276,19 @@ class Server(Book[Ticket]):
     def isolate(step: Step[Ticket]) -> list[Step[Ticket]]:
         """The step's chunks one by one, to find out which of them makes the forward fail."""
         return step.parts()
+
+    def put_back(self, step: Step[Ticket]) -> bool:
+        """Compute the text of a step's only chunk in smaller pieces, by `at_most` of the next ones.
+
+        Returns:
+            False, and nothing is done, where there are none: a round and the last of its text go together.
+        """
+        (chunk,), (session,) = step.chunks, step.sessions
+        if len(chunk.tokens) - chunk.num_logits <= (ALMOST_COMPUTED if chunk.num_logits else 1):
+            return False
+        if self._computed(session):
+            self._agenda.put(session)
+        return True
 
     def fail(self, step: Step[Ticket], code: str = "target_failed") -> list[Ticket]:
         """The forward of these chunks failed: whoever waits is given up, returned as tickets, and pages are freed.

@@ -22,6 +22,7 @@ from sled.window_plan import (
     best_plan,
     cycles,
     keep_promises,
+    kinds,
     most_patient,
     roll_forward,
 )
@@ -135,6 +136,20 @@ def test_the_present_plan_stays_unless_another_is_better_by_the_hysteresis():
         assert tuple(best_plan(demand, cost, present).windows) == windows
     bad = np.zeros(2, np.int64)
     assert (best_plan(demand, cost, Plan(bad, Rule(0), 1.0, best.step_s)).windows > 0).all()
+
+
+def test_what_the_server_does_alone_is_not_hoped_for():
+    """It is measured before anything else: a plan that commits as much does not give way to it for a trial."""
+    cost = COSTS["cpu_bf16"]
+    alone = weigh(demand_of([0.8], [(0.0, 0.0)], 1), cost, (0,))[0]
+    near, far = 0.001, 0.2
+    for _ in range(40):  # the link over which a draft commits as much as the server alone
+        link = 0.5 * (near + far)
+        demand = demand_of([0.8], [(link, 0.002)], 1)
+        near, far = (link, far) if weigh(demand, cost, (1,))[0] > alone else (near, link)
+    present = Plan(np.array([1]), Rule(1), alone, cost.predict(2, 1))
+    tried = dict.fromkeys(kinds(np.array([[1]]), demand, 1), 1.0)
+    assert best_plan(demand, cost, present, tried).windows.tolist() == [1]
 
 
 def test_a_promised_rate_is_kept_where_drafting_would_break_it():
@@ -351,6 +366,35 @@ def test_finding_out_what_far_devices_do_costs_little():
     world = World(STEP_TIMES["cpu_fp32"], Fleet(((Drafter((0.16, 0.45), 0.0002), 1.0),), 0.040))
     phases = [Phase(1, 20.0, 4.0)]
     assert world.run(GoodputPolicy(8), phases).goodput[0] >= 0.98 * world.run(Fixed(0), phases).goodput[0]
+
+
+def test_a_scout_that_goes_on_streaming_is_given_up():
+    """A device decides by itself whether it drafts; one that does not is not waited for with plans at full speed."""
+    policy, ids, now = GoodputPolicy(8), [bytes([i] * 8) for i in range(4)], 0.0
+    told = dict.fromkeys(ids, 8)
+    for each in ids:
+        policy.opened(each)
+    for step in range(100):  # rather far away; one draft in six is right as a whole, the others not at all
+        now += 0.115 if max(told.values()) else 0.03
+        for each, drafts in told.items():
+            if drafts:
+                policy.round(each, drafts, 0.08)
+            policy.verdict(each, drafts, drafts if step % 6 == 0 else 0)
+        policy.step(4 + sum(told.values()), 4, 0, 0.03)
+        told = {each: policy.limit(each, now) for each in ids}
+    assert told == dict.fromkeys(ids, 0)
+    since, waited_s = None, []
+    while now < 400.0:
+        now += 0.03
+        for each in ids:
+            policy.verdict(each, 0, 0)
+        policy.step(4, 4, 0, 0.03)
+        if max([policy.limit(each, now) for each in ids]) == 0:
+            since = None
+        else:
+            since = now if since is None else since
+            waited_s.append(now - since)
+    assert 0.0 < max(waited_s) < 8.0  # eight of its rounds take a second
 
 
 def test_finding_out_what_a_near_device_does_counts_the_longer_steps():

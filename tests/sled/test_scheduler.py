@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from sled.scheduler import Promise, Queue, Share, plan
 from sled.server import ServerLimits
+from sled.types import Terms
 from tests.sled.driving import PROMPT, SAMPLED, Driver, session_id
 
 
@@ -59,12 +60,37 @@ def test_prefill_share_keeps_the_deadline_hand_worked():
     assert shares[1] == Share(behind[0], 95, False)
 
 
+@pytest.mark.parametrize("cost", [None, PerToken()])
+def test_no_piece_of_prefill_is_above_a_small_budget(cost):
+    """Where memory is short, forwards are smaller than the least prefill there is otherwise."""
+    behind = [Work(1000)]
+    limits = {"budget": 8, "prefill_beside_rounds": 100, "cost": cost}
+    assert plan([], behind, **limits) == [Share(behind[0], 8, False)]
+    assert plan([Work(1, 2)], behind, **limits)[1].committed <= 8
+
+
 def test_prefill_alone_leaves_room_for_rounds_to_come():
     """Devices that draft meanwhile would wait for the whole forward."""
     behind = [Work(1000)]
     limits = {"budget": 512, "prefill_beside_rounds": 100, "cost": PerToken()}
     assert plan([], behind, **limits, away_s=0.05) == [Share(behind[0], 50, False)]
     assert plan([], behind, **limits) == [Share(behind[0], 512, False)]
+
+
+class SlowStart:
+    """A step takes 64 units of time and one for each token."""
+
+    def predict(self, tokens: int, rounds: int, context: int) -> float:
+        return (64 + tokens) / 1024
+
+
+def test_prefill_alone_is_no_less_than_a_step_is_worth():
+    """Where a step takes more than the time there is, it would compute few tokens, and the text be long in coming."""
+    behind = [Work(1000)]
+    limits = {"budget": 512, "prefill_beside_rounds": 80, "cost": SlowStart()}
+    assert plan([], behind, **limits, away_s=0.2) == [Share(behind[0], 140, False)]
+    # what a step of the least prefill takes, 64 + 10 units, twice
+    assert plan([], behind, **limits, away_s=0.05) == [Share(behind[0], 84, False)]
 
 
 READY = st.builds(Work, st.integers(1, 32), st.integers(0, 16), st.floats(-1.0, 1.0))
@@ -132,6 +158,26 @@ def test_busy_devices_do_not_shut_out_a_new_one():
         if any("new" in tickets for tickets, _ in driver.step()):
             return
     raise AssertionError("no verdict for the new session in 30 forwards")
+
+
+@pytest.mark.parametrize("ended", ["finished", "silent"])
+def test_sessions_that_ended_or_fell_silent_do_not_keep_prefill_small(ended):
+    """Nobody drafts there: a long prompt is not to be computed in pieces for their sake."""
+    driver = Driver(ServerLimits(max_sessions_per_owner=100), cost=SlowStart())
+    driver.open(0, terms=Terms(max_tokens=1 if ended == "finished" else 0))
+    driver.round(list(PROMPT))
+    driver.now = 0.1 if ended == "finished" else 5.0
+    driver.open(1, [1 + i % 40 for i in range(400)], now=driver.now)
+    assert driver.server.next_step(now=driver.now).num_tokens == 399
+
+
+def test_prefill_is_small_while_a_device_drafts():
+    driver = Driver(ServerLimits(max_sessions_per_owner=100), cost=SlowStart())
+    driver.open(0)
+    driver.round(list(PROMPT))
+    driver.now = 0.1
+    driver.open(1, [1 + i % 40 for i in range(400)], now=driver.now)
+    assert driver.server.next_step(now=driver.now).num_tokens == 96  # twice what one of 16 takes
 
 
 def test_server_comes_to_rest_when_nobody_asks():

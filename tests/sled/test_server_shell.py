@@ -10,6 +10,7 @@ from sled import messages
 from sled.acceptance import Decision
 from sled.errors import TargetLost
 from sled.messages import Close, Later, Verdict
+from sled.step_cost import StepCost
 from sled.testing import ToyTarget
 from sled.types import Sampling
 from tests.sled.shell_fakes import GREEDY, PROMPT, Failing, FakeRequest, asking, opening, shell, steps, streaming
@@ -91,6 +92,24 @@ def test_chunk_that_never_fits_is_refused_with_a_time_to_ask_again():
     assert decode(Later, round_.info).after_s > 0
     assert other.replies
     assert server.report().refusals == {"out_of_memory": 1}
+
+
+@pytest.mark.parametrize("cost", [None, StepCost()])
+def test_long_prompt_that_is_too_much_at_once_is_computed_in_smaller_pieces(cost):
+    target, prompt = Failing(), [1 + i % 40 for i in range(300)]
+    target.most_tokens = 40
+    round_ = asking(0, prompt)
+    server = shell(target, opening(0, prompt), round_, cost=cost)
+    steps(server)
+    assert round_.refusals == []
+    assert decode(Verdict, round_.replies[0]).tokens == target.plain_answer(prompt, Sampling(), 1)
+    assert 1 <= server.report().counters["out_of_memory"] <= 10
+    target.most_tokens = 0  # nothing fits any more: the server does not try for ever
+    again = asking(1, prompt[::-1])
+    server.handle(opening(1, prompt[::-1]))
+    server.handle(again)
+    steps(server)
+    assert again.refusals == ["out_of_memory"]
 
 
 def test_logits_that_are_no_numbers_are_refused_and_the_round_can_be_asked_again():

@@ -9,7 +9,6 @@ from edgebus.payloads import decode, encode
 from sled import messages
 from sled.messages import Later, Trace, Traced
 from sled.metrics import ServerReport
-from sled.run.server import warm_up
 from sled.server import ServerLimits
 from sled.testing import ToyTarget
 from sled.types import Sampling
@@ -121,9 +120,3 @@ def test_retry_of_a_full_server_is_told_when():
     shell(None, opening(), request, limits=ServerLimits(max_sessions=1))
     assert request.refusals == ["busy"]
     assert decode(Later, request.info).after_s > 0
-
-
-def test_warming_up_computes_one_step():
-    target = ToyTarget()
-    warm_up(target)
-    assert len(target.steps) == 1

@@ -83,6 +83,21 @@ def test_hope_is_of_the_tokens_of_a_round_and_does_not_add_up_over_its_drafts():
     assert 4.0 + 0.5 * error < expected < 4.0 + HOPE * (1.0 - np.sqrt(40.0 / SETTLED_ROUNDS)) * error
 
 
+def test_a_bad_start_is_hoped_to_be_one():
+    """Rounds that fell short by chance also show less deviation than there is: what is plausible counts."""
+    rng, short = np.random.default_rng(3), 0
+    gain = float(np.cumprod(np.full(8, 0.74)).sum()) + 1.0
+    for _ in range(200):
+        table, rows = Survivals(1, 8), np.zeros(1, np.int64)
+        accepted = np.logical_and.accumulate(rng.random((40, 8)) < 0.74, axis=1).sum(axis=1)
+        for count in range(0, 40, 4):
+            table.observe(rows.repeat(4), np.full(4, 8), accepted[count : count + 4], np.full(4, 8))
+            if count >= 8 and table.curves(rows)[0].sum() < 0.95 * gain:
+                short += 1
+                break
+    assert short <= 14  # 19 with the deviation of what was seen alone
+
+
 def test_in_the_very_first_rounds_of_all_each_draft_is_hoped_for_alone():
     """So a server that knows nothing hears long drafts first, whatever the drafts at hand did; once only."""
     table, other = Survivals(2, 8), np.array([1])
@@ -91,7 +106,7 @@ def test_in_the_very_first_rounds_of_all_each_draft_is_hoped_for_alone():
         table.observe(np.array([0]), np.array([8]), np.array([2]), np.array([8]))
         expected.append(table.curves(other)[0].sum())
     assert expected[0] > 8.0
-    assert expected[-1] < 0.8 * expected[-2]
+    assert expected[-1] < 0.85 * expected[-2]
     table.reset(0)
     assert table.curves(np.array([0]))[0].sum() == pytest.approx(expected[-1])
 
@@ -182,3 +197,16 @@ def test_a_few_rounds_of_a_new_session_do_not_count_as_punctual():
     z0, z1, deviation = table.lines(np.arange(2))
     assert z0[1] + 4 * z1[1] > 0.015
     assert deviation[1] > 0.3 * (z0[1] + 4 * z1[1])
+
+
+def test_a_first_round_after_a_pause_tells_little_of_its_session_and_of_others():
+    table = ThinkTimes(32)
+    for _ in range(20):
+        table.observe(np.arange(16), np.full(16, 4.0), np.full(16, 0.05))
+    table.observe(np.array([20]), np.array([4.0]), np.array([599.0]))  # the phone was in a pocket
+    z0, z1, _ = table.lines(np.array([21]))
+    assert z0[0] + 4 * z1[0] < 0.06
+    for _ in range(40):
+        table.observe(np.array([20]), np.array([4.0]), np.array([0.05]))
+    z0, z1, _ = table.lines(np.array([20]))
+    assert z0[0] + 4 * z1[0] < 0.1
