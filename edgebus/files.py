@@ -6,10 +6,24 @@ import os
 import tempfile
 from pathlib import Path
 
+from edgebus.errors import ConfigError
+
 
 def cache_dir() -> Path:
-    """`$XDG_CACHE_HOME/edgebus`, by default `~/.cache/edgebus`."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "edgebus"
+    """`$XDG_CACHE_HOME/edgebus`, by default `~/.cache/edgebus`.
+
+    Raises:
+        ConfigError: neither is known: the environment has no HOME, and this user's number no name.
+    """
+    given = os.environ.get("XDG_CACHE_HOME")
+    if given:
+        return Path(given) / "edgebus"
+    try:
+        return Path.home() / ".cache" / "edgebus"
+    except RuntimeError:
+        raise ConfigError(
+            "this user has no home directory; set XDG_CACHE_HOME to a directory where what is fetched can be kept"
+        ) from None
 
 
 def write_whole(path: Path, content: bytes, *, private: bool = False, durable: bool = False) -> None:

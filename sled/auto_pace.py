@@ -25,6 +25,7 @@ LEAST = 0.02  # less survival than this is no use, however cheap
 QUEUED_DRAFTS = 8  # a verdict may be seen a draft late: what came sooner behind another one teaches nothing
 EXPLORE = 12  # rounds from one that may be of another length than it would be, to see what that takes, to the next
 NEW_EXPLORE, NEW_ROUNDS = 5, 32  # the same at first
+EXPLORE_TOKENS = 1.0  # that one may bring less than it would, for being shorter
 TRY_SURVIVAL = 0.2  # such rounds get longer by drafts that are this likely, and worth at least their own time
 STALL = 4.0  # what takes so many times the usual counts as no more than that
 READ_MEMORY = 512.0  # tokens that the mean time of reading one goes back
@@ -188,10 +189,10 @@ class AutoPace:
             return survival >= self._first_survival() and not unread
         if unread:
             first_s = learned.draft_s + unread * learned.read_s
-            return self._best(len(round_), run + 1, hazard, before, rate, first_s) > 0.0
+            return self._gains(len(round_), run + 1, hazard, before, rate, first_s)
         if len(round_) < self._least and survival > max(TRY_SURVIVAL, rate * learned.draft_s):
             return True
-        return self._best(len(round_), run + 1, hazard, before, rate, learned.draft_s) > 0.0
+        return self._gains(len(round_), run + 1, hazard, before, rate, learned.draft_s)
 
     def _first_survival(self) -> float:
         """How likely a token must be for drafting it, before there is a rate: as if rounds brought FIRST_TOKENS."""
@@ -201,8 +202,8 @@ class AutoPace:
         away_s = learned.turnaround.of(0) or self._ping_s + FIRST_FORWARD_S
         return max(FIRST_SURVIVAL, FIRST_TOKENS * learned.draft_s / (away_s + learned.draft_s))
 
-    def _best(self, length: int, run: int, hazard: float, before: float, rate: float, first_s: float) -> float:
-        """Most tokens over what the rate asks for, by one more draft and up to AHEAD - 1 behind it.
+    def _gains(self, length: int, run: int, hazard: float, before: float, rate: float, first_s: float) -> bool:
+        """Whether one more draft, or up to AHEAD of them, bring more tokens than the rate asks for their time.
 
         Args:
             length: drafts before it.
@@ -211,18 +212,19 @@ class AutoPace:
             rate: tokens per second.
             first_s: seconds that it takes to draft.
         """
-        learned, calibration, best, tokens = self.learned, self.learned.calibration, -1.0, 0.0
-        hope = calibration.chance(before)
+        calibration, rise, draft_s = self.learned.calibration, self.learned.turnaround.rise, self.learned.draft_s
+        hope, tokens, drafts_s = calibration.chance(before), 0.0, first_s
         for further in range(1, AHEAD + 1):
             survival = calibration.chance(hazard) / hope
             tokens += survival
-            time_s = first_s + (further - 1) * learned.draft_s + learned.turnaround.rise(length, further)
-            best = max(best, tokens - rate * time_s)
+            if tokens > rate * (drafts_s + rise(length, further)):
+                return True
+            if survival < LEAST or survival <= rate * draft_s:
+                break  # no later one is worth its own time
             hazard += calibration.next_hazard(ANYWHERE, run)
             run += 1
-            if survival < LEAST:
-                break
-        return best
+            drafts_s += draft_s
+        return False
 
     def more(self, round_: Sequence[float], confidence: float, hoped: Sequence[float]) -> bool:
         """See Pace."""
@@ -242,7 +244,7 @@ class AutoPace:
             return False
         if not hoped and len(round_) < self._least and survival >= TRY_SURVIVAL:
             return True
-        return self._best(len(round_), run + 1, hazard, before, rate, 0.0) > 0.0
+        return self._gains(len(round_), run + 1, hazard, before, rate, 0.0)
 
     def send(self, round_: Sequence[float], hoped: Sequence[float]) -> bool:
         """See Pace."""
@@ -299,7 +301,7 @@ class AutoPace:
             pass  # the server has read the prompt in that time
         elif not hoped:
             learned.turnaround.told(len(round_), took_s)
-            learned.length += FOLLOW * (len(round_) - learned.length)
+            learned.length += max(FOLLOW, 1 / (learned.rounds + 1)) * (len(round_) - learned.length)
         elif self._told_at is not None and now - self._told_at > QUEUED_DRAFTS * learned.draft_s:
             learned.turnaround.told_queued(len(round_), now - self._told_at)
         self._least, self._most = 0, MAX_WINDOW
@@ -330,11 +332,24 @@ class AutoPace:
     def _explore(self) -> None:
         """Have the next round be shorter or longer than usual, if little is known of such rounds."""
         usual, away = round(self.learned.length), self.learned.turnaround
-        shorter = away.little_known(sorted({usual // 2, max(usual - 1, 0), 0} - {usual}, reverse=True))
+        least = self._least_cheap(usual)
+        shorter = away.little_known(size for size in (usual // 2, usual // 4, usual - 1, 0) if least <= size < usual)
         if shorter is not None:
             self._most = shorter
         else:
             self._least = away.little_known(range(usual + 1, min(2 * usual + 3, MAX_WINDOW + 1))) or 0
+
+    def _least_cheap(self, usual: int) -> int:
+        """The least length of a round whose missing drafts, of `usual` ones, would not have brought much."""
+        learned, calibration = self.learned, self.learned.calibration
+        hazard, brings = 0.0, []
+        for right in range(usual):
+            hazard += calibration.next_hazard(ANYWHERE, calibration.run + right)
+            brings.append(max(calibration.chance(hazard) - learned.rate * learned.draft_s, 0.0))
+        left = EXPLORE_TOKENS
+        while brings and brings[-1] <= left:
+            left -= brings.pop()
+        return len(brings)
 
     def lost(self) -> None:
         """See Pace."""

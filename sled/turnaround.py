@@ -29,8 +29,10 @@ class Turnaround:
 
     Link, queue and forward cannot be told apart from here and need not be. What matters is how much longer a longer
     round is away. Forwards cost in steps, so each length has a mean of its own, and the curve never falls. A length
-    that was never tried is thought as good as the one before it: a step is found by running into it, and a straight
-    line through a step would forbid all that lies behind. The drift follows link and load, whatever lengths are asked.
+    that is longer than all that were tried is thought as good as the longest: a step is found by running into it, and a
+    straight line through a step would forbid all that lies behind. Between two that were tried the line is as good a
+    guess as any, where otherwise each length would have to be run into. The drift follows link and load, whatever
+    lengths are asked.
     """
 
     def __init__(self) -> None:
@@ -99,13 +101,21 @@ class Turnaround:
         self._draw()
 
     def _draw(self) -> None:
-        """The curve: each length by its mean, and as much as the one before it where little is known."""
+        """The curve: each length by its mean, and where little is known of it by the one before it.
+
+        One that was never tried is on the line from the one before it to the next one that was, if there is any.
+        """
         size, step = self._longest + 1, TOKEN_SHARE * max(self._mean[self._longest], 0.0)
         counts = self._count[:size]
-        first = next(i for i, count in enumerate(counts) if count)
+        tried = first = next(i for i, count in enumerate(counts) if count)
         drawn, before = [], self._mean[first] - step * first
-        for count, mean in zip(counts, self._mean, strict=False):
-            before = (count * mean + PRIOR_ROUNDS * (before + step)) / (count + PRIOR_ROUNDS)
+        for length, (count, mean) in enumerate(zip(counts, self._mean, strict=False)):
+            further = step
+            if not count and length > first:
+                while tried < length or not counts[tried]:  # the longest one was tried
+                    tried += 1
+                further = max(step, (self._mean[tried] - before) / (tried - length + 1))
+            before = (count * mean + PRIOR_ROUNDS * (before + further)) / (count + PRIOR_ROUNDS)
             drawn.append(before)
         self._curve[:size] = rising(drawn, [count + UNHEARD for count in counts])
         for i in range(size, MAX_WINDOW + 1):

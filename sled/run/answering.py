@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-from collections import deque
 from collections.abc import Generator, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -13,14 +12,14 @@ import msgspec
 import edgebus
 from edgebus.payloads import encode
 from sled import messages
-from sled.device import MAX_FLIGHTS, Committed, Generation, State
+from sled.device import Committed, Generation, State
 from sled.errors import AnswerIncomplete, ParameterError
-from sled.events import Event, Finished, RoundEnded, RoundSent
+from sled.events import Event, Finished, RoundSent
 from sled.events import Opened as OpenedEvent
 from sled.messages import Close, Opened, Trace, Traced, Verdict
 from sled.pace import pace_for
-from sled.run.asked import Asked
 from sled.run.drafting import Drafting
+from sled.run.flights import Flights
 from sled.run.following import Shadowing, verdicts
 from sled.run.losing import Absence
 from sled.run.refusals import as_error, decoded
@@ -35,7 +34,6 @@ if TYPE_CHECKING:
     from sled.run.device import Device
 
 _FORGET_S = 0.3  # how long to wait for a server to say that it has forgotten a session: it would by itself, too
-_POLL_S = 0.0005  # how often, while drafting, a verdict is looked for
 _STREAM_BYTES = 8192  # how far a server that decodes may be ahead of what was taken here
 
 
@@ -63,6 +61,7 @@ class Stream:
         self._bytes_before = self._servers.traffic()
         self._pace = pace_for(machine.window, device._learned)
         self._drafting = Drafting(device.drafter, machine, self._pace, self._clock)
+        self._flights = Flights(machine, self._drafting, self._pace, self._telling.now)
         released = Released(device.target.stop_ids, device.piece)
         self._absence = Absence(
             machine, self._servers, self._drafting, device.loss(), released, device._around, device._timeout_s
@@ -70,8 +69,6 @@ class Stream:
         self._saver = Saver(save_to, self._state, device._around) if save_to is not None else None
         self._opening: edgebus.Pending | None = None
         self._started_drafter = self._unverified_end = False
-        self._asked: deque[Asked] = deque()
-        self._polled_s = self._looked_s = 0.0
         self._watched = self._cancelled = False
         self._no_streams = False  # the server in use does not know them
         self._asked_at = -1  # length of the text for which it was last asked whether a stream is wanted
@@ -107,9 +104,7 @@ class Stream:
     def cancel(self) -> None:
         """Break the answer off from any thread: whoever reads it finds its end within a tenth of a second."""
         self._cancelled = True
-        with contextlib.suppress(RuntimeError):  # a round went or came just now: then it is noticed at the next look
-            for asked in self._asked:
-                asked.pending.cancel()
+        self._flights.cancel()
 
     @property
     def num_bytes(self) -> int:
@@ -199,24 +194,24 @@ class Stream:
 
     def _advance(self) -> Generator[Event, None, None]:
         """One thing: open, take a verdict, send a round, draft a token, or wait for a verdict."""
-        machine, drafting, absence = self._machine, self._drafting, self._absence
+        machine, drafting, flights, absence = self._machine, self._drafting, self._flights, self._absence
         if machine.state is State.OPENING:
             yield from self._open()
         elif machine.server_decodes or self._wants_stream():
             yield from self._try_stream()
-        elif self._asked and self._has_verdict():
+        elif flights and flights.has_verdict():
             yield from self._take_verdict()
-        elif self._may_send():
+        elif flights.may_send():
             yield self._send()
-        elif drafting.step(self._now() - self._asked[0].sent_s if self._asked else None):
-            if self._asked and absence.due():
+        elif drafting.step(flights.waited_s()):
+            if flights and absence.due():
                 yield from self._look()
             if self._watched:
                 yield from self._telling.tail()
-        elif not self._asked:
+        elif not flights:
             yield self._send()  # the drafter is dry, or drafting on does not pay
         else:
-            yield from self._idle(self._asked[0].pending)
+            yield from self._idle(flights.pending)
 
     def _open(self) -> Generator[Event, None, None]:
         machine, absence, opening = self._machine, self._absence, self._opening
@@ -269,59 +264,27 @@ class Stream:
         wait_s = self._device._around.look_s if shown is None and not self._absence.reads else 0.0
         if pending is not None:
             pending.wait(wait_s)
-            self._looked_s = self._now()
+            self._flights.looked()
         elif wait_s:
             self._device._around.sleep(max(0.0, min(wait_s, self._absence.retry_at - self._clock())))
 
-    def _may_send(self) -> bool:
-        """Whether the next round is to go now."""
-        if not self._asked:
-            return self._drafting.ready
-        machine = self._machine
-        if len(self._asked) >= MAX_FLIGHTS or machine.window_limit == 0 or not self._drafting.ready:
-            return False
-        chain, size = machine.chain, self._drafting.size
-        if not size:
-            return False
-        round_ = [proposal.confidence for proposal in chain.proposals[chain.start : chain.start + size]]
-        return self._pace.send(round_, chain.hoped())
-
     def _send(self) -> RoundSent:
-        request = self._machine.submit(self._drafting.size)
-        flight = self._machine.chain.flights[-1]
-        sent_s, came_s = self._now(), list[float]()
-        pending = self._servers.link.send_request(messages.VERIFY, encode(request), timeout_s=self._device._timeout_s)
-        if not self._asked:
+        is_first = not self._flights
+        sent = self._flights.send(self._servers.link, self._device._timeout_s)
+        if is_first:
             self._absence.asked()
-        self._asked.append(Asked(flight, pending, sent_s, came_s))
-        pending.on_done = lambda: came_s.append(self._now())
-        return self._asked[-1].sent()
-
-    def _has_verdict(self) -> bool:
-        """Whether the oldest round has its verdict; while drafting, that is not looked for after every token."""
-        pending, now = self._asked[0].pending, self._now()
-        if not pending.done() and now - self._polled_s >= _POLL_S:
-            self._looked_s, self._polled_s = self._polled_s, now
-            pending.wait(0.0)
-        return pending.done()
-
-    def _away_s(self, asked: Asked) -> float:
-        """How long a round was away: one found when we looked came at any time since the look before."""
-        came_s = asked.came_s[0] if asked.came_s else self._now()
-        if came_s >= self._polled_s > self._looked_s:
-            came_s = (max(self._looked_s, asked.sent_s) + came_s) / 2
-        return came_s - asked.sent_s
+        return sent
 
     def _take_verdict(self) -> Generator[Event, None, None]:
-        machine, asked = self._machine, self._asked.popleft()
+        machine, asked = self._machine, self._flights.take()
         self._absence.asked()
         try:
             reply = asked.pending.result()
         except edgebus.Refused as refused:
             if refused.code == "stale_base" and asked.flight.hoped:  # it came before what it hangs on
-                self._asked.appendleft(asked)
+                self._flights.put_back(asked)
                 machine.abandon()
-                yield from self._dead_rounds()
+                yield from self._flights.dead()
                 return
             raise as_error(refused) from None
         verdict, flight = decoded(Verdict, reply.payload), asked.flight
@@ -332,31 +295,20 @@ class Stream:
         hop = None
         if hope and len(committed) > num_drafts == accepted:
             hop = (hope[0].confidence, committed[num_drafts].token == hope[0].token)
-        away_s = self._away_s(asked)
+        away_s = self._flights.away_s(asked)
         self._pace.told(
             asked.confidences, accepted, away_s, flight.hoped, now=self._clock(), hop=hop, batch=verdict.batch
         )
         if self._absence.back():
             yield self._is_open()
         yield asked.ended(self._now(), verdict.window_limit, accepted, len(committed), verdict.batch)
-        yield from self._dead_rounds()
+        yield from self._flights.dead()
         yield from self._commit(committed)
         if self._watched:
             yield from self._telling.tail()
 
-    def _dead_rounds(self) -> list[RoundEnded]:
-        """Give up the rounds whose hope has failed; the server refuses them by itself."""
-        alive, ended = self._machine.chain.flights, []
-        for asked in [each for each in self._asked if not any(each.flight is flight for flight in alive)]:
-            asked.pending.cancel()
-            self._asked.remove(asked)
-            self._pace.lost()
-            ended.append(asked.ended(self._now(), self._machine.window_limit))
-        return ended
-
     def _give_up_rounds(self) -> None:
-        while self._asked:
-            self._asked.popleft().pending.cancel()
+        self._flights.give_up()
         if self._opening is not None:
             self._opening.cancel()
             self._opening = None

@@ -149,6 +149,16 @@ def test_lengths_behind_a_step_are_thought_worth_a_try():
     assert away.rise(1, 7) < 0.010  # not seven times the step from 0 to 1
 
 
+def test_a_length_between_two_that_were_tried_is_on_the_line_between_them():
+    away = Turnaround()
+    for _ in range(40):
+        away.told(0, 0.060)
+        away.told(8, 0.140)
+    # As good as 60 ms each of them would have to be tried before it is known that 8 drafts are no step behind 7.
+    assert [round(1e3 * away.of(length)) for length in (2, 4, 6)] == pytest.approx([80, 100, 120], abs=4)
+    assert away.rise(8, 8) < 0.010  # what is longer than all is worth a try
+
+
 def test_turnaround_follows_a_slower_link_at_once():
     away = Turnaround()
     for _ in range(100):
@@ -287,7 +297,25 @@ def test_other_lengths_than_the_usual_are_tried():
         lengths.append(length)
         now += 0.040 + length * 0.005
         pace.told([1.0] * length, min(length, 3), 0.040, (), now=now)
-    assert {0, max(set(lengths), key=lengths.count)} < set(lengths)
+    assert min(lengths) < max(set(lengths), key=lengths.count) < max(lengths)
+
+
+@pytest.mark.parametrize(("right", "shortest"), [(12, 9), (1, 1)])
+def test_a_round_that_is_shortened_to_learn_is_no_dear_one(right, shortest):
+    # Of 12 drafts all are right, and a round of 2 would cost ten tokens, or only the first is.
+    pace, now = AutoPace(Learned()), 0.0
+    for _ in range(4):
+        for drafted in range(12):
+            pace.more([1.0] * drafted, 1.0, ())
+        now += 0.066
+        pace.drafted(12, 0.006)
+        pace.told([1.0] * 12, right, 0.060, (), now=now)
+    pace.told([1.0] * 12, right, 0.060, (), now=now + 0.066)  # after the fifth one another length is tried
+    length = 0
+    while pace.another([1.0] * length, (), None) and pace.more([1.0] * length, 1.0, ()):
+        length += 1
+    assert length >= shortest
+    assert length < 12 or right == 12
 
 
 def test_what_is_hoped_for_teaches_without_being_sent():
@@ -353,6 +381,19 @@ def test_an_easy_text_is_noticed_within_few_rounds():
             found.append(rate / best)
     assert fmean(cold) >= 0.8
     assert fmean(warm) >= 0.95
+
+
+def test_an_easy_text_of_a_confident_drafter_is_followed_from_the_first_answer_on():
+    cell, found = Cell(DRAFTERS[1], LINKS[0], FORWARDS["steps 50 ms"]), []
+    for seed in range(30, 46):
+        best = max(
+            rate_of(cell, lambda size=size: FixedPace(Window(size)), size, tokens=64, answers=1, seed=seed)
+            for size in (4, 8, 16)
+        )
+        learned = Learned()
+        rate = rate_of(cell, lambda known=learned: AutoPace(known), 16, tokens=64, answers=1, seed=seed)
+        found.append(rate / best)
+    assert fmean(found) >= 0.95, found
 
 
 def test_before_anything_is_known_a_draft_must_be_worth_its_time():
