@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 
 
@@ -16,6 +17,8 @@ def main() -> None:
     from edgebus.cli.environment import set_environment
 
     set_environment()  # before anything loads OpenMP, which reads it then
+    if sys.argv[1:2] == ["calibrate"]:  # layers are quantised side by side; several threads for each would only wait
+        os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     from edgebus.cli.running import run_app
     from qpart.cli.app import app
     from qpart.errors import ArtefactError, RequestError, ShapeMismatch, UnknownOperation, UnsupportedModel
