@@ -44,7 +44,12 @@ def test_calibrating_quantises_layers_side_by_side_and_not_each_with_several_thr
     environment = {name: value for name, value in os.environ.items() if name != "OPENBLAS_NUM_THREADS"}
     said = [
         subprocess.run(
-            [sys.executable, "-c", code, command], env=environment, capture_output=True, text=True, timeout=60
+            [sys.executable, "-c", code, command],
+            env=environment,
+            capture_output=True,
+            text=True,
+            timeout=60,
+            check=True,
         ).stdout.split()[-1]
         for command in ("calibrate", "infer")
     ]
