@@ -14,31 +14,60 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
-from qpart.drift import DriftLimits
-from qpart.errors import (
-    ArtefactError,
-    Infeasible,
-    ProtocolError,
-    QpartError,
-    RequestError,
-    SegmentRejected,
-    ShapeMismatch,
-    UnknownModel,
-    UnknownOperation,
-    UnsupportedModel,
-)
-from qpart.messages import Planned
-from qpart.plan import Plan
-from qpart.profile import Channel, DeviceProfile, Request, ServerProfile, Weights
-from qpart.run.cache import PieceCache
-from qpart.run.device import Device
-from qpart.run.stream import InferStream
-from qpart.run.traffic import Traffic
-
 if TYPE_CHECKING:
+    from qpart.drift import DriftLimits
+    from qpart.errors import (
+        ArtefactError,
+        Infeasible,
+        ProtocolError,
+        QpartError,
+        RequestError,
+        SegmentRejected,
+        ShapeMismatch,
+        UnknownModel,
+        UnknownOperation,
+        UnsupportedModel,
+    )
+    from qpart.messages import Planned
+    from qpart.plan import Plan
+    from qpart.profile import Channel, DeviceProfile, Request, ServerProfile, Weights
     from qpart.run.aio import AsyncDevice
+    from qpart.run.cache import PieceCache
+    from qpart.run.device import Device
+    from qpart.run.stream import InferStream
+    from qpart.run.traffic import Traffic
 
-_LAZY = {"AsyncDevice": "qpart.run.aio"}  # asyncio costs a device script more than all the rest
+_HOMES = {
+    "qpart.drift": ("DriftLimits",),
+    "qpart.errors": (
+        "ArtefactError",
+        "Infeasible",
+        "ProtocolError",
+        "QpartError",
+        "RequestError",
+        "SegmentRejected",
+        "ShapeMismatch",
+        "UnknownModel",
+        "UnknownOperation",
+        "UnsupportedModel",
+    ),
+    "qpart.messages": ("Planned",),
+    "qpart.plan": ("Plan",),
+    "qpart.profile": (
+        "Channel",
+        "DeviceProfile",
+        "Request",
+        "ServerProfile",
+        "Weights",
+    ),
+    "qpart.run.cache": ("PieceCache",),
+    "qpart.run.device": ("Device",),
+    "qpart.run.stream": ("InferStream",),
+    "qpart.run.traffic": ("Traffic",),
+    "qpart.run.aio": ("AsyncDevice",),
+}
+_LAZY = {name: home for home, names in _HOMES.items() for name in names}
+"""Loaded on first use: asyncio is dear, and the commands must set what OpenMP reads before anything loads it."""
 
 __all__ = [
     "ArtefactError",

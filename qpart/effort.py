@@ -90,7 +90,7 @@ def dominated(network: Network) -> frozenset[int]:
     found = set()
     for cut in range(network.num_nodes - 1):
         node, here, behind = network.nodes[cut], network.live[cut], network.live[cut + 1]
-        costs_nothing = node.op.weight_shape is None and node.op.macs(network.shapes[cut + 1]) == 0
+        costs_nothing = node.op.weight_shape is None and network.macs[cut] == 0
         smaller = len(behind) <= len(here) and sum(map(network.items, behind)) <= sum(map(network.items, here))
         if cut and costs_nothing and smaller:
             found.add(cut)

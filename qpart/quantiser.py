@@ -24,7 +24,6 @@ Bytes = npt.NDArray[np.uint8]
 
 HALF = 16
 """The width that stands for float16, which needs neither scale nor offset."""
-_SHARES = np.geomspace(0.2, 1.0, 28)
 MOST = 1e30
 """Largest number of an activation, with room for sums in float32."""
 _MAX_HALF = float(np.finfo(np.float16).max)
@@ -141,46 +140,6 @@ def dequantise_items(shape: tuple[int, ...]) -> int:
         looking_up = -(-num_codes // 4) + 2 * min(num_codes, _LOOKED_UP)
         return max(looking_up, buffered(num_codes)) + 2 * shape[0]
     return min(num_codes, max(_BLOCK_ITEMS, columns)) + 2 * shape[0]
-
-
-def fit_range(sample: Floats, bits: int) -> Range:
-    """Range of least squared error for an activation, from a sample of its values (any shape).
-
-    What is never negative may keep 0 as its lowest value, and does so where 0 occurs (after a ReLU).
-
-    Raises:
-        UnsupportedModel: numbers that are not finite, or too large.
-    """
-    if bits == HALF:
-        return Range(1.0, 0.0) if _are_tokens(sample) else Range(0.0, 0.0)
-    numbers = np.ascontiguousarray(sample, np.float32).reshape(1, -1)
-    low, high = float(numbers.min()), float(numbers.max())
-    if not (np.isfinite(low) and np.isfinite(high) and high - low < MOST):
-        raise UnsupportedModel(f"an activation goes from {low} to {high}; check the inputs, or rescale the model")
-    if high == low:
-        return Range(0.0, low)
-    best, least = Range(0.0, 0.0), np.inf
-    for share in _SHARES:
-        for bottom in (0.0, low) if low >= 0 else (low, low * share):
-            top = high * share if high > 0 else high
-            if top <= bottom:
-                continue
-            found = Range(float(np.float32((top - bottom) / (2**bits - 1))), float(np.float32(bottom)))
-            error = float(np.square(_round_trip(numbers, bits, found) - numbers, dtype=np.float64).sum())
-            if error < least:
-                best, least = found, error
-    return best
-
-
-def _are_tokens(sample: Floats) -> bool:
-    """Integers that float16 would round, and 16 bits hold: indices into a table."""
-    most = float(sample.max())
-    return 2048 < most < 1 << 16 and float(sample.min()) >= 0 and bool((sample == np.rint(sample)).all())
-
-
-def _round_trip(numbers: Floats, bits: int, found: Range) -> Floats:
-    codes = quantise(numbers, bits, scale=found.scale, offset=found.offset)
-    return dequantise(codes, bits, scale=found.scale, offset=found.offset, columns=numbers.shape[1])
 
 
 def activation_bytes(items: int, bits: int) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 
 
@@ -14,9 +15,12 @@ def main() -> None:
         print("qpart: the command line needs typer and rich: pip install 'edgebus[cli]'", file=sys.stderr)
         sys.exit(1)
     from edgebus.cli.environment import set_environment
+
+    set_environment()  # before anything loads OpenMP, which reads it then
+    if sys.argv[1:2] == ["calibrate"]:  # layers are quantised side by side; several threads for each would only wait
+        os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     from edgebus.cli.running import run_app
     from qpart.cli.app import app
     from qpart.errors import ArtefactError, RequestError, ShapeMismatch, UnknownOperation, UnsupportedModel
 
-    set_environment()
     run_app(app, "qpart", (ArtefactError, RequestError, ShapeMismatch, UnknownOperation, UnsupportedModel))

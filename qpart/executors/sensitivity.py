@@ -7,7 +7,7 @@ small to matter, drops out, so late chunks run a few rows only.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
 import msgspec
@@ -16,9 +16,9 @@ import numpy.typing as npt
 import torch
 
 from qpart.effort import work_of
-from qpart.executors.simulator import Simulator
+from qpart.executors.simulator import TENSOR_BYTES, Simulator
 from qpart.journal import Journal
-from qpart.network import Network
+from qpart.network import INPUT, Network
 from qpart.quantiser import Floats
 from qpart.tables import WIDTHS
 
@@ -165,36 +165,51 @@ def measure(
 
 
 def chunk_of(network: Network) -> int:
-    """How many inputs at once, so that all their values and a batch of all widths fit `CHUNK_BYTES`."""
-    sizes = [network.items(value) for value in range(network.num_nodes + 1)]
-    sample_bytes = 4 * (sum(sizes) + 3 * len(WIDTHS) * max(sizes))
+    """How many inputs at once, so that all their values fit `CHUNK_BYTES`."""
+    sample_bytes = 4 * sum(network.items(value) for value in range(network.num_nodes + 1))
     return max(1, min(CHUNK, CHUNK_BYTES // sample_bytes))
 
 
+def batch_of(network: Network, first: int, num_widths: int) -> int:
+    """How many inputs run through nodes[first:] at so many widths at once: their largest tensor is not too large."""
+    values = {*network.live[first], *range(first + 1, network.num_nodes + 1)}
+    return max(1, TENSOR_BYTES // (4 * num_widths * max(map(network.items, values))))
+
+
 def _errors(
-    simulator: Simulator, row: Row, widths: Sequence[int], values: dict[int, torch.Tensor]
+    simulator: Simulator, row: Row, widths: Sequence[int], values: Mapping[int, torch.Tensor]
 ) -> list[tuple[float, float]]:
     """For each width: summed squared error of the answers, and the sum of its squares over the inputs."""
-    network, last = simulator.network, simulator.network.num_nodes
+    network, count = simulator.network, len(values[INPUT])
+    at_once = batch_of(network, row.first, len(widths))
     with torch.inference_mode():
-        if row.value is None:
-            first, replaced = row.first + 1, row.first + 1
-            given = {value: values[value] for value in network.nodes[row.first].inputs}
-            weights = [{row.first: simulator.weight(row.first, WIDTHS[i])} for i in widths]
-            outputs = [simulator.executor.run(given, row.first, first, [first], weight) for weight in weights]
-            changed = torch.cat([output[first] for output in outputs])
-        else:
-            first, replaced = row.first, row.value
-            changed = torch.cat([simulator.round_trip(row.value, WIDTHS[i], values[row.value]) for i in widths])
-        needed = network.live[first] if first < last else (last,)
-        batch = {
-            value: changed if value == replaced else values[value].repeat(len(widths), *[1] * (values[value].ndim - 1))
-            for value in needed
-        }
-        found = simulator.executor.run(batch, first, last, [last])[last].double()
-        reference = values[last].double().repeat(len(widths), 1)
-        errors = (found - reference).square().sum(1).reshape(len(widths), -1)
-        return [(float(row.sum()), float(row.square().sum())) for row in errors]
+        parts = (
+            {value: tensor[start : start + at_once] for value, tensor in values.items()}
+            for start in range(0, count, at_once)
+        )
+        errors = torch.cat([_squared(simulator, row, widths, part) for part in parts], 1)
+        return [(float(of_width.sum()), float(of_width.square().sum())) for of_width in errors]
+
+
+def _squared(simulator: Simulator, row: Row, widths: Sequence[int], values: Mapping[int, torch.Tensor]) -> torch.Tensor:
+    """Squared error of the answers (widths, inputs), float64, all widths in one batch."""
+    network, last = simulator.network, simulator.network.num_nodes
+    if row.value is None:
+        first, replaced = row.first + 1, row.first + 1
+        given = {value: values[value] for value in network.nodes[row.first].inputs}
+        weights = [{row.first: simulator.weight(row.first, WIDTHS[i])} for i in widths]
+        outputs = [simulator.executor.run(given, row.first, first, [first], weight) for weight in weights]
+        changed = torch.cat([output[first] for output in outputs])
+    else:
+        first, replaced = row.first, row.value
+        changed = torch.cat([simulator.round_trip(row.value, WIDTHS[i], values[row.value]) for i in widths])
+    needed = network.live[first] if first < last else (last,)
+    batch = {  # a repeated tensor would lose its layout, one put together keeps it
+        value: changed if value == replaced else torch.cat([values[value]] * len(widths)) for value in needed
+    }
+    found = simulator.executor.run(batch, first, last, [last])[last].double()
+    reference = values[last].double().repeat(len(widths), 1)
+    return (found - reference).square().sum(1).reshape(len(widths), -1)
 
 
 def first_values(network: Network) -> dict[int, int]:

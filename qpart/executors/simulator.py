@@ -17,14 +17,16 @@ from qpart.quantiser import (
     Range,
     dequantise_activation,
     dequantise_weight,
-    fit_range,
     quantise_activation,
     quantise_weight,
 )
+from qpart.ranges import fit_widths
 from qpart.sizes import peak_items
 from qpart.tables import WIDTHS
 
 CHUNK, CHUNK_BYTES = 256, 1 << 28
+TENSOR_BYTES = 1 << 24
+"""Of the largest tensor of a forward: beyond, caches miss and the system hands out fresh pages for every result."""
 
 
 class Joint(NamedTuple):
@@ -62,7 +64,8 @@ class Simulator:
         self._parameters, self._ranges = parameters, ranges
         self._weights: dict[tuple[int, int], torch.Tensor] = {}
         peak_bytes = 4 * peak_items(network.nodes, network.shapes, ())
-        self.chunk = max(1, min(CHUNK, CHUNK_BYTES // peak_bytes))
+        largest_bytes = 4 * max(map(network.items, range(network.num_nodes + 1)))
+        self.chunk = max(1, min(CHUNK, CHUNK_BYTES // peak_bytes, TENSOR_BYTES // largest_bytes))
 
     def all_values(self, inputs: Floats) -> dict[int, torch.Tensor]:
         """Every value of these inputs (n, *input_shape) in full precision."""
@@ -126,4 +129,4 @@ class Simulator:
 
 def fit_ranges(values: Mapping[int, Floats]) -> dict[int, tuple[Range, ...]]:
     """Ranges at every width, from samples of the values that may travel."""
-    return {value: tuple(fit_range(sample, bits) for bits in WIDTHS) for value, sample in values.items()}
+    return {value: fit_widths(sample) for value, sample in values.items()}

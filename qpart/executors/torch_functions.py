@@ -33,7 +33,22 @@ _FUNCTIONS: dict[str, Callable[[Tensor], Tensor]] = {
 
 
 def _conv2d(op: ops.Conv2d, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """A depthwise layer is several times quicker with channels last, a dense one of small images much slower.
+
+    What lies between them takes either; it is left as it comes.
+    """
+    if op.is_depthwise:
+        x = x.contiguous(memory_format=torch.channels_last)
+    elif op.kernel != (1, 1):
+        x = x.contiguous()
     return functional.conv2d(x, weight, bias, op.stride, op.padding, op.dilation, op.groups)
+
+
+def _max_pool2d(op: ops.MaxPool2d, x: Tensor) -> Tensor:
+    """Channels last, where many channels are compared at once: ten times quicker, there and back included."""
+    layout = torch.contiguous_format if x.is_contiguous() else torch.channels_last
+    y = functional.max_pool2d(x.contiguous(memory_format=torch.channels_last), op.kernel, op.stride, op.padding)
+    return y.contiguous(memory_format=layout)
 
 
 def _norm(op: ops.Norm, x: Tensor, weight: Tensor | None = None, bias: Tensor | None = None) -> Tensor:
@@ -101,7 +116,7 @@ WEIGHTED: dict[type[Op], Callable[..., Tensor]] = {
 }
 """By kind of operation: of (op, input, weight, bias or None)."""
 PLAIN: dict[type[Op], Callable[..., Tensor]] = {
-    ops.MaxPool2d: lambda op, x: functional.max_pool2d(x, op.kernel, op.stride, op.padding),
+    ops.MaxPool2d: _max_pool2d,
     ops.AvgPool2d: lambda op, x: functional.avg_pool2d(
         x, op.kernel, op.stride, op.padding, count_include_pad=op.count_padding
     ),

@@ -71,7 +71,7 @@ class TorchExecutor:
         with torch.inference_mode():
             given = {value: _tensor(array).to(self.device) for value, array in values.items()}
             found = self.run(given, first, last, wanted)
-            return {value: tensor.cpu().numpy() for value, tensor in found.items()}
+            return {value: tensor.contiguous().cpu().numpy() for value, tensor in found.items()}
 
 
 class PackedTorchExecutor:
@@ -96,7 +96,7 @@ class PackedTorchExecutor:
         with torch.inference_mode():
             given = {value: _tensor(array) for value, array in values.items()}
             found = walk(self.nodes, self._compute, given, first, last, wanted)
-            return {value: tensor.numpy() for value, tensor in found.items()}
+            return {value: tensor.contiguous().numpy() for value, tensor in found.items()}
 
     def _compute(self, index: int, inputs: list[torch.Tensor]) -> torch.Tensor:
         op = self.nodes[index].op

@@ -8,7 +8,10 @@ from edgebus.blobs import framing_bytes
 from qpart import noise
 from qpart.calibrate import calibrate, measure
 from qpart.errors import RequestError, ShapeMismatch, UnsupportedModel
+from qpart.executors import sensitivity
+from qpart.executors import simulator as simulators
 from qpart.executors.simulator import Simulator
+from qpart.executors.with_torch import TorchExecutor
 from qpart.inputs import as_float
 from qpart.network import Parameters
 from qpart.pieces import address_of, encode_pieces
@@ -160,3 +163,43 @@ def test_bad_input_is_refused():
     flat[5] = Parameters(flat[5].weight, np.zeros(small.CLASSES, np.float32))
     with pytest.raises(UnsupportedModel, match="calibrate a trained model"):
         calibrate(small.network(), flat, as_float(images, small.SHAPE), name="x")
+
+
+@pytest.mark.parametrize("sent_bytes", [1, 4 * 8 * 900])
+def test_rows_in_small_batches_are_rows_at_once(monkeypatch, sent_bytes):
+    """Memory bounds how many inputs run at once, never what is measured of them."""
+    artefact = small.artefact()
+    network, inputs = artefact.network, artefact.float_inputs()[:30]
+    values, widths = simulator().all_values(inputs), list(range(len(WIDTHS)))
+    rows = sensitivity.rows_of(network)
+    whole = [sensitivity._errors(simulator(), row, widths, values) for row in rows]
+    monkeypatch.setattr(sensitivity, "TENSOR_BYTES", sent_bytes)
+    assert sensitivity.batch_of(network, 0, 8) < len(inputs)
+    parts = [sensitivity._errors(simulator(), row, widths, values) for row in rows]
+    largest = np.abs(artefact.logits).max()  # answers of other batches round differently, by 1e-6 of the largest
+    for few, many in zip(np.array(parts), np.array(whole), strict=True):
+        assert np.allclose(few[:, 0], many[:, 0], rtol=1e-3, atol=len(inputs) * (1e-6 * largest) ** 2 * 100)
+
+
+def test_forwards_of_calibration_have_no_larger_tensors_than_caches_and_allocators_like(monkeypatch):
+    """64 inputs at 8 widths of a net for images would otherwise be tensors of gigabytes."""
+    seen = []
+    run = TorchExecutor.run
+
+    def watched(self, *args):
+        found = run(self, *args)
+        seen.extend(4 * tensor.numel() for tensor in found.values())
+        return found
+
+    artefact = small.artefact()
+    largest = 4 * max(map(artefact.network.items, range(artefact.network.num_nodes + 1)))
+    for module in (sensitivity, simulators):
+        monkeypatch.setattr(module, "TENSOR_BYTES", 16 * largest)
+    values = simulator().all_values(artefact.float_inputs()[:64])
+    monkeypatch.setattr(TorchExecutor, "run", watched)
+    for row in sensitivity.rows_of(artefact.network):
+        sensitivity._errors(simulator(), row, list(range(len(WIDTHS))), values)
+    cut = artefact.network.num_nodes - 1
+    weights, live = [4] * len([i for i in artefact.network.parametric if i < cut]), artefact.network.live[cut]
+    simulator().logits(cut, weights, [8] * len(live), artefact.float_inputs())
+    assert 0 < max(seen) <= 16 * largest

@@ -6,7 +6,7 @@ import pytest
 from qpart import confidence, effort
 from qpart.executors.sensitivity import row_work, rows_of
 from qpart.network import Network, Node
-from qpart.ops import Add, Conv2d, GlobalMean, Linear, Relu
+from qpart.ops import Add, Attention, Conv2d, GlobalMean, Linear, Reduce, Relu
 from tests.qpart import small
 
 
@@ -41,6 +41,15 @@ def test_a_large_network_gets_minutes_and_more_effort_more():
     assert more.num_patterns > once.num_patterns
     asked = effort.choose(network, row_work(network), 5000, 7, num_patterns=90, noise_inputs=77)
     assert (asked.num_patterns, asked.noise_inputs) == (90, 77)
+
+
+def test_cuts_of_an_attention_are_compared_as_well():
+    nodes = (
+        Node(Linear(8, 24), (0,)),
+        Node(Attention(2, 4, 4, 0.5, (0, 8, 16)), (1, 1, 1)),
+        Node(Reduce("mean", (0,)), (2,)),
+    )
+    assert effort.dominated(Network((5, 8), nodes)) == frozenset()
 
 
 def test_cuts_that_the_next_one_beats():

@@ -351,3 +351,50 @@ def test_convolutions_take_the_batch_in_parts(monkeypatch):
 def test_devices_need_no_torch():
     code = "import sys, qpart.inputs, qpart.executors.with_numpy; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_depthwise_layers_keep_the_layout_that_is_quick_for_them():
+    """Channels last from the first depthwise layer to the next dense one: the same numbers, several times sooner."""
+    torch = pytest.importorskip("torch")
+    from qpart.executors.torch_functions import PLAIN, WEIGHTED
+
+    def conv(op, x):
+        return WEIGHTED[Conv2d](op, x, torch.from_numpy(floats(*op.weight_shape)), None)
+
+    def last(x):
+        return x.is_contiguous(memory_format=torch.channels_last) and not x.is_contiguous()
+
+    depthwise = Conv2d((3, 3), (1, 1), (1, 1), 6, 6, groups=6, bias=False)
+    pointwise = Conv2d((1, 1), (1, 1), (0, 0), 6, 4, bias=False)
+    dense = Conv2d((3, 3), (1, 1), (1, 1), 4, 5, bias=False)
+    with torch.inference_mode():
+        y = conv(depthwise, torch.from_numpy(floats(2, 6, 8, 7)))
+        assert last(y)
+        y = conv(pointwise, PLAIN[Pad](Pad((0, 1, 1), (0, 0, 1), 0.0), PLAIN[Relu](Relu(), y)))
+        assert last(y)
+        assert conv(dense, y).is_contiguous()
+
+
+@pytest.mark.parametrize("last", [False, True])
+def test_windows_are_compared_channels_last_and_come_back_as_they_were(last):
+    torch = pytest.importorskip("torch")
+    from qpart.executors.torch_functions import PLAIN
+
+    layout = torch.channels_last if last else torch.contiguous_format
+    x = torch.from_numpy(floats(2, 5, 9, 8)).contiguous(memory_format=layout)
+    x[0, 0, 0, 0] = float("nan")
+    y = PLAIN[MaxPool2d](MaxPool2d((3, 2), (2, 1), (1, 1)), x)
+    assert torch.equal(y.nan_to_num(), torch.nn.functional.max_pool2d(x, (3, 2), (2, 1), (1, 1)).nan_to_num())
+    assert y.is_contiguous(memory_format=layout)
+
+
+def test_what_leaves_torch_lies_in_order():
+    """Whatever the layout inside: bytes go to the wire as they lie."""
+    pytest.importorskip("torch")
+    from qpart.executors.with_torch import PackedTorchExecutor, TorchExecutor
+
+    op = Conv2d((3, 3), (1, 1), (1, 1), 6, 6, groups=6)
+    nodes, parameters = (Node(op, (0,)),), {0: Parameters(floats(*op.weight_shape), floats(6))}
+    packed = PackedTorchExecutor(nodes, parameters.__getitem__, lambda index, x: None)
+    for executor in (TorchExecutor(nodes, parameters), packed):
+        assert executor.run_arrays({0: floats(2, 6, 8, 7)}, 0, 1, [1])[1].flags.c_contiguous

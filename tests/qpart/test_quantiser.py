@@ -16,10 +16,10 @@ from qpart.quantiser import (
     activation_bytes,
     dequantise_activation,
     dequantise_weight,
-    fit_range,
     quantise_activation,
     quantise_weight,
 )
+from qpart.ranges import fit_range
 
 BITS = (2, 3, 4, 5, 6, 7, 8)
 
