@@ -150,12 +150,20 @@ except ImportError:  # not built
 
 def view_arrays(specs: Sequence[ArraySpec], frames: Sequence[bytes]) -> tuple[Array, ...]:
     """Read-only arrays over received frames, whose sizes wire.decode has checked."""
-    # Over a memoryview numpy would keep what lies under it, not the view: memory lent within this process would be
-    # writeable again while somebody still reads it here.
-    views = tuple(
-        np.ndarray(spec.shape, _DTYPES[spec.dtype], frame if type(frame) is bytes else np.frombuffer(frame, np.uint8))
-        for spec, frame in zip(specs, frames, strict=True)
-    )
-    for view in views:
-        view.flags.writeable = False
-    return views
+    if len(specs) != len(frames):
+        raise ValueError(f"{len(specs)} specs for {len(frames)} frames")
+    views = []
+    for index, spec in enumerate(specs):
+        frame = frames[index]
+        if not len(frame):
+            view: Array = np.ndarray(spec.shape, _DTYPES[spec.dtype], b"")
+        else:
+            # Not np.ndarray(buffer=frame): of a memoryview numpy would keep what lies under it, not the view, and
+            # memory lent within this process would be writeable again while somebody still reads it here.
+            view = np.frombuffer(frame, _DTYPES[spec.dtype])
+            if len(spec.shape) != 1:
+                view = view.reshape(spec.shape)
+            if type(frame) is not bytes and not frame.readonly:  # type: ignore[attr-defined]  # a memoryview
+                view.flags.writeable = False
+        views.append(view)
+    return tuple(views)
