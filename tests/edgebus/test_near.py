@@ -25,13 +25,8 @@ pytestmark = [pytest.mark.net, pytest.mark.skipif(not shm.available(), reason="n
 def near_of(link):
     """The near lane, once there is one and the next message goes by it: what went round it has been reported."""
     attached = link._dialled.attached
-    eventually(
-        lambda: (
-            link.request("echo", b"", [array(0, 100_000)])
-            and attached.near is not None
-            and link._engine.sharing.in_order(attached)
-        )
-    )
+    eventually(lambda: link.request("echo", b"", [array(0, 100_000)]) and attached.near is not None)
+    eventually(lambda: link._engine.sharing.in_order(attached))
     return attached.near
 
 
