@@ -27,7 +27,8 @@ def near_of(link):
     attached = link._dialled.attached
     eventually(lambda: link.request("echo", b"", [array(0, 100_000)]) and attached.near is not None)
     # Only the next request looks whether what went round is done with, and may go round itself.
-    eventually(lambda: link._engine.sharing.in_order(attached) or not link.request("echo", b"", [array(0, 100_000)]), 30.0)
+    in_order, sent = link._engine.sharing.in_order, [array(0, 100_000)]
+    eventually(lambda: in_order(attached) or not link.request("echo", b"", sent), 30.0)
     return attached.near
 
 
