@@ -9,10 +9,15 @@ cdef class Port:
     cdef bytes key_bytes
 
     cpdef send(self, bytes route, bytes frame)
+    cpdef send_all(self, bytes route, frames)
+    cpdef take_rest(self, list frames)
     cpdef bytes take(self)
     cpdef bint readable(self) except -1
     cdef bytes take_plain(self)
     cdef void set_key(self, const char* text) except *
+
+
+cpdef long take_back() except -1
 
 
 cdef extern from "pythread.h":

@@ -1,16 +1,22 @@
 # cython: language_level=3, boundscheck=False, wraparound=False, initializedcheck=False
 # cython: freethreading_compatible=False
-"""libzmq's own functions for small messages, and the kernel's for waiting.
+"""libzmq's own functions for messages, and the kernel's for waiting.
 
 libzmq's are those of the library which pyzmq has loaded, found by name: pyzmq checks and wraps at every call what never
 changes here. Nothing is linked: pyzmq brings libzmq along, and a second copy could not work its sockets. With another
 backend of pyzmq, where they cannot be found, a port goes through pyzmq.
+
+Large frames are lent to libzmq. Its threads say that they are done with one without the GIL, by putting it on a list;
+take_back() drops what is on it. pyzmq has a thread of its own for that, which is woken for each frame.
 """
+cimport cython
+from cpython.buffer cimport PyBUF_SIMPLE, PyBuffer_FillInfo, PyBuffer_Release, PyObject_GetBuffer
 from cpython.exc cimport PyErr_CheckSignals, PyErr_SetFromErrno
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize, PyBytes_GET_SIZE
 from libc.errno cimport EAGAIN, EINTR, errno
 from libc.math cimport ceil
 from libc.stdint cimport uintptr_t
+from libc.stdlib cimport free, malloc
 from libc.string cimport memcmp, strcmp
 
 import time
@@ -57,10 +63,39 @@ cdef extern from *:
     ctypedef struct eb_msg:
         pass
 
+cdef extern from *:
+    """
+    typedef struct eb_loan { Py_buffer view; struct eb_loan *next; } eb_loan;
+    static eb_loan *eb_returned = NULL;
+
+    /* Called by libzmq on any thread, without the GIL: nothing of Python may be touched. */
+    static void eb_give_back(void *data, void *hint) {
+        eb_loan *loan = (eb_loan *)hint;
+        (void)data;
+        loan->next = __atomic_load_n(&eb_returned, __ATOMIC_RELAXED);
+        while (!__atomic_compare_exchange_n(&eb_returned, &loan->next, loan, 1, __ATOMIC_RELEASE, __ATOMIC_RELAXED)) {}
+    }
+
+    /* All that were given back; the list is only ever taken as a whole, so none can be taken twice. */
+    static eb_loan *eb_take_returned(void) {
+        if (__atomic_load_n(&eb_returned, __ATOMIC_RELAXED) == NULL) return NULL;
+        return __atomic_exchange_n(&eb_returned, NULL, __ATOMIC_ACQUIRE);
+    }
+    """
+    ctypedef struct eb_loan:
+        Py_buffer view
+        eb_loan* next
+    void eb_give_back(void* data, void* hint) noexcept nogil
+    eb_loan* eb_take_returned() noexcept nogil
+
 ctypedef int (*init_t)(eb_msg*) noexcept nogil
 ctypedef int (*close_t)(eb_msg*) noexcept nogil
 ctypedef int (*receive_t)(eb_msg*, void*, int) noexcept nogil
 ctypedef int (*send_t)(void*, const void*, size_t, int) noexcept nogil
+ctypedef int (*send_msg_t)(eb_msg*, void*, int) noexcept nogil
+ctypedef void (*give_back_t)(void*, void*) noexcept nogil
+ctypedef int (*init_data_t)(eb_msg*, void*, size_t, give_back_t, void*) noexcept nogil
+ctypedef int (*move_t)(eb_msg*, eb_msg*) noexcept nogil
 ctypedef void* (*data_t)(eb_msg*) noexcept nogil
 ctypedef size_t (*size_t_)(const eb_msg*) noexcept nogil
 ctypedef int (*more_t)(const eb_msg*) noexcept nogil
@@ -72,6 +107,9 @@ cdef init_t msg_init
 cdef close_t msg_close
 cdef receive_t msg_recv
 cdef send_t zmq_send
+cdef send_msg_t msg_send
+cdef init_data_t msg_init_data
+cdef move_t msg_move
 cdef data_t msg_data
 cdef size_t_ msg_size
 cdef more_t msg_more
@@ -84,6 +122,8 @@ cdef enum:
     SNDMORE = 2
     ZMQ_EVENTS = 15
     MOST = 64
+    LEND_BYTES = 131072  # rawzmq.ZERO_COPY_BYTES
+    KEEP_BYTES = 32768  # rawzmq.KEEP_BYTES
     ZMQ_POLLIN = 1
 
 
@@ -101,6 +141,7 @@ cdef void* find(void* library, str name) except NULL:
 cdef void load() except *:
     import zmq.backend.cython._zmq as _backend
 
+    global msg_send, msg_init_data, msg_move
     global msg_init, msg_close, msg_recv, zmq_send, msg_data, msg_size, msg_more, msg_gets, zmq_getsockopt, zmq_errno
     cdef bytes path = _backend.__file__.encode()
     cdef void* library = dlopen(path, RTLD_LAZY | RTLD_LOCAL)
@@ -110,6 +151,9 @@ cdef void load() except *:
     msg_close = <close_t> find(library, "zmq_msg_close")
     msg_recv = <receive_t> find(library, "zmq_msg_recv")
     zmq_send = <send_t> find(library, "zmq_send")
+    msg_send = <send_msg_t> find(library, "zmq_msg_send")
+    msg_init_data = <init_data_t> find(library, "zmq_msg_init_data")
+    msg_move = <move_t> find(library, "zmq_msg_move")
     msg_data = <data_t> find(library, "zmq_msg_data")
     msg_size = <size_t_> find(library, "zmq_msg_size")
     msg_more = <more_t> find(library, "zmq_msg_more")
@@ -135,7 +179,7 @@ cdef void prepare() except *:
 
 
 cdef class Port:
-    """A socket's way in and out for small messages; see port.PlainPort, which does the same through pyzmq."""
+    """A socket's way in and out; see port.PlainPort, which does the same through pyzmq."""
 
     def __init__(self, sock, bint is_router, bint is_secure):
         if zmq is None:
@@ -159,6 +203,45 @@ cdef class Port:
         if PyBytes_GET_SIZE(route):
             push(self.handle, route, DONTWAIT | SNDMORE)
         push(self.handle, frame, DONTWAIT)
+
+    cpdef send_all(self, bytes route, frames):
+        cdef Py_ssize_t index = 0, last = len(frames) - 1
+        cdef int flags
+        if self.handle == NULL:
+            if self.plain is not None:
+                return self.plain.send_all(route, frames)
+            raise zmq.ZMQError(zmq.ENOTSOCK)
+        if PyBytes_GET_SIZE(route):
+            push(self.handle, route, DONTWAIT | SNDMORE)
+        for frame in frames:
+            flags = DONTWAIT if index == last else DONTWAIT | SNDMORE
+            if type(frame) is bytes and PyBytes_GET_SIZE(frame) < LEND_BYTES:
+                push(self.handle, <bytes> frame, flags)
+            else:
+                push_buffer(self.handle, frame, flags)
+            index += 1
+
+    cpdef take_rest(self, list frames):
+        cdef eb_msg msg
+        cdef Received received
+        cdef bint more = True
+        if self.handle == NULL:
+            if self.plain is not None:
+                self.plain.take_rest(frames)
+            return
+        while more:
+            msg_init(&msg)
+            if pull(&msg, self.handle) < 0:
+                msg_close(&msg)
+                raise zmq.ZMQError(zmq_errno())
+            more = msg_more(&msg)
+            if msg_size(&msg) >= KEEP_BYTES:
+                received = Received.__new__(Received)
+                msg_move(&received.msg, &msg)
+                frames.append(memoryview(received))
+            else:
+                frames.append(PyBytes_FromStringAndSize(<char*> msg_data(&msg), msg_size(&msg)))
+            msg_close(&msg)
 
     cpdef bytes take(self):
         cdef eb_msg msg
@@ -228,6 +311,114 @@ cdef int push(void* handle, bytes frame, int flags) except -1:
         if number != EINTR:
             raise zmq.ZMQError(number)
     return 0
+
+
+cdef int push_buffer(void* handle, frame, int flags) except -1:
+    """Send a frame that is any buffer: large ones are lent."""
+    cdef eb_msg msg
+    cdef eb_loan* loan
+    cdef int number
+    if len(frame) < LEND_BYTES:
+        return push(handle, bytes(frame), flags)
+    loan = <eb_loan*> malloc(sizeof(eb_loan))
+    if loan == NULL:
+        raise MemoryError
+    try:
+        PyObject_GetBuffer(frame, &loan.view, PyBUF_SIMPLE)
+    except BaseException:
+        free(loan)
+        raise
+    if msg_init_data(&msg, loan.view.buf, loan.view.len, eb_give_back, loan) < 0:
+        PyBuffer_Release(&loan.view)
+        free(loan)
+        raise MemoryError
+    global num_lent
+    num_lent += 1
+    while msg_send(&msg, handle, flags) < 0:
+        number = zmq_errno()
+        if number != EINTR:
+            msg_close(&msg)  # which gives it back
+            if number == EAGAIN:
+                raise zmq.Again(number)
+            raise zmq.ZMQError(number)
+    return 0
+
+
+cdef long num_lent = 0  # frames that libzmq has, or has given back and nobody has taken back yet
+
+
+cpdef long take_back() except -1:
+    """Drop the frames that libzmq is done with; returns how many it has."""
+    cdef eb_loan* loan = eb_take_returned()
+    cdef eb_loan* following
+    global num_lent
+    while loan != NULL:
+        following = loan.next
+        num_lent -= 1
+        PyBuffer_Release(&loan.view)
+        free(loan)
+        loan = following
+    return num_lent
+
+
+@cython.final
+cdef class Received:
+    """The memory that libzmq received a frame into, until nobody has a view of it any more."""
+
+    cdef eb_msg msg
+
+    def __cinit__(self):
+        msg_init(&self.msg)
+
+    def __dealloc__(self):
+        msg_close(&self.msg)
+
+    def __getbuffer__(self, Py_buffer* buffer, int flags):
+        PyBuffer_FillInfo(buffer, self, msg_data(&self.msg), <Py_ssize_t> msg_size(&self.msg), 1, flags)
+
+
+cdef dict lent_arrays = {}  # by id: how often each is lent, of those that were writeable before
+
+
+@cython.final
+@cython.no_gc_clear
+cdef class Lent:
+    """The bytes of an array, which is read-only while there is a view of them; see arrays.lend."""
+
+    cdef object array
+    cdef Py_buffer view
+    cdef bint gives_back
+
+    def __cinit__(self, array):
+        PyObject_GetBuffer(array, &self.view, PyBUF_SIMPLE)
+        self.array = array
+        key = id(array)
+        known = lent_arrays.get(key)
+        if known is not None:
+            lent_arrays[key] = known + 1
+            self.gives_back = True
+        elif array.flags.writeable:
+            array.flags.writeable = False
+            lent_arrays[key] = 1
+            self.gives_back = True
+
+    def __dealloc__(self):
+        if self.gives_back:
+            key = id(self.array)
+            left = lent_arrays.pop(key) - 1
+            if left:
+                lent_arrays[key] = left
+            else:
+                self.array.flags.writeable = True
+        PyBuffer_Release(&self.view)  # does nothing for what could not be had
+
+    def __getbuffer__(self, Py_buffer* buffer, int flags):
+        PyBuffer_FillInfo(buffer, self, self.view.buf, self.view.len, 1, flags)
+
+
+def lend(array):
+    """The bytes of an array; see arrays.lend."""
+    return memoryview(Lent(array))
 
 
 cdef class Lock:

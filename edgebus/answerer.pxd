@@ -31,6 +31,8 @@ cdef class Answerer:
     cpdef knows(self, request_id)
     @cython.locals(gone=IdRanges, counts=AnswererCounts, expires_at=double)
     cpdef receive_small(self, header, payload, double now)
+    @cython.locals(expires_at=double, size_bytes=cython.longlong)
+    cpdef receive_plain(self, header, frames, double now)
     @cython.locals(entry=_Entry)
     cpdef bint is_plain(self, request_id) except -1
     @cython.locals(entry=_Entry)

@@ -159,13 +159,15 @@ class Answerer:
 
     def receive_plain(self, header: Request, frames: Frames, now: float) -> Arrived | None:
         """Like receive_small, for a plain request of any content."""
-        request_id, limits, size_bytes = header.id, self.limits, content_bytes(frames)
+        request_id, size_bytes = header.id, 0
+        for frame in frames:
+            size_bytes += len(frame)
         if (
             self.knows(request_id)
             or header.settled_below > request_id
             or header.ttl_ms <= 0
-            or self.num_pending >= limits.max_pending
-            or self.pending_bytes + size_bytes > limits.max_pending_bytes
+            or len(self._entries) - len(self._answered) >= self._max_pending
+            or self.pending_bytes + size_bytes > self._max_pending_bytes
         ):
             return None
         if header.settled_below > self.gone.floor:
@@ -175,7 +177,7 @@ class Answerer:
         expires_at = now + header.ttl_ms / 1000
         self._entries[request_id] = _Entry(expires_at, header.service, size_bytes)
         self.pending_bytes += size_bytes
-        return Arrived(request_id, header.service, expires_at, header.arrays, frames, self)
+        return _arrived((request_id, header.service, expires_at, header.arrays, frames, self, None))
 
     @property
     def has_news(self) -> bool:

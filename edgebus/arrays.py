@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -17,6 +17,7 @@ from edgebus.wire import ITEM_BYTES
 Array = npt.NDArray[Any]
 _DTYPES = {code: np.dtype(f"<{code}") for code in ITEM_BYTES}
 """No other way leads from a peer's word to a dtype: an array of objects over its bytes would be its pointers."""
+_CODES = {dtype: code for code, dtype in _DTYPES.items()}
 
 
 def pack_arrays(arrays: Sequence[Array], *, copy: bool = True) -> tuple[tuple[ArraySpec, ...], tuple[bytes, ...]]:
@@ -42,7 +43,7 @@ def pack_arrays(arrays: Sequence[Array], *, copy: bool = True) -> tuple[tuple[Ar
             (not copy or (type(array) is Loan and array._is_lent))
             and array.nbytes
             and array.flags.c_contiguous
-            and array.dtype.newbyteorder("<") == array.dtype
+            and array.dtype in _CODES
         ):
             frames.append(lend(array))
         else:
@@ -66,7 +67,7 @@ def describe_arrays(arrays: Sequence[Array]) -> tuple[Specs, list[Array]]:
 def _spec(array: Array) -> ArraySpec:
     if not isinstance(array, np.ndarray):
         raise TypeError(f"arrays must be numpy arrays, got {type(array).__name__}")
-    code = f"{array.dtype.kind}{array.dtype.itemsize}"
+    code = _CODES.get(array.dtype) or f"{array.dtype.kind}{array.dtype.itemsize}"
     if code not in ITEM_BYTES:
         raise TypeError(f"dtype {array.dtype} does not travel; use one of {' '.join(ITEM_BYTES)}")
     if array.ndim > 8:
@@ -113,26 +114,56 @@ def lend(array: Array) -> memoryview:
     >>> array.flags.writeable
     True
     """
+    return _lend(array)
+
+
+def _plain_lend(array: Array) -> memoryview:
     lent = array.reshape(-1).view(np.uint8)  # an object of its own, kept by whoever keeps a piece of the memory
     lent.flags.writeable = False
-    if array.flags.writeable:
+    times = _lent.get(id(array), 0)
+    if times or array.flags.writeable:
         array.flags.writeable = False
+        _lent[id(array)] = times + 1
         weakref.finalize(lent, _give_back, array).atexit = False
     return lent.data
 
 
+_lent: dict[int, int] = {}  # by id: how often each is lent, of those that were writeable before
+
+
 def _give_back(array: Array) -> None:
-    array.flags.writeable = True
+    times = _lent.pop(id(array)) - 1
+    if times:
+        _lent[id(array)] = times
+    else:
+        array.flags.writeable = True
+
+
+_lend: Callable[[Array], memoryview] = _plain_lend
+try:
+    from edgebus import _port
+
+    _lend = _port.lend
+except ImportError:  # not built
+    pass
 
 
 def view_arrays(specs: Sequence[ArraySpec], frames: Sequence[bytes]) -> tuple[Array, ...]:
     """Read-only arrays over received frames, whose sizes wire.decode has checked."""
-    # Over a memoryview numpy would keep what lies under it, not the view: memory lent within this process would be
-    # writeable again while somebody still reads it here.
-    views = tuple(
-        np.ndarray(spec.shape, _DTYPES[spec.dtype], frame if type(frame) is bytes else np.frombuffer(frame, np.uint8))
-        for spec, frame in zip(specs, frames, strict=True)
-    )
-    for view in views:
-        view.flags.writeable = False
-    return views
+    if len(specs) != len(frames):
+        raise ValueError(f"{len(specs)} specs for {len(frames)} frames")
+    views = []
+    for index, spec in enumerate(specs):
+        frame = frames[index]
+        if not len(frame):
+            view: Array = np.ndarray(spec.shape, _DTYPES[spec.dtype], b"")
+        else:
+            # Not np.ndarray(buffer=frame): of a memoryview numpy would keep what lies under it, not the view, and
+            # memory lent within this process would be writeable again while somebody still reads it here.
+            view = np.frombuffer(frame, _DTYPES[spec.dtype])
+            if len(spec.shape) != 1:
+                view = view.reshape(spec.shape)
+            if type(frame) is not bytes and not frame.readonly:  # type: ignore[attr-defined]  # a memoryview
+                view.flags.writeable = False
+        views.append(view)
+    return tuple(views)

@@ -1,4 +1,6 @@
 # Types for the compiled form of attached.py.
+cimport cython
+
 from edgebus.answerer cimport Answerer
 from edgebus.bulk cimport BulkSender
 from edgebus.bulk_receiver cimport BulkReceiver
@@ -20,8 +22,18 @@ cdef class LinkFront:
     cdef public object state, peer_limits
     cdef public long version
     cdef public double heard_at
+    cdef public bint is_local, _bulk_up
+    cdef public list _lane_messages
+    cdef public long long _small_answers
     cdef object __weakref__
     cdef dict __dict__
+
+    cpdef bint takes_whole(self, long long total_bytes, double now) except -1
+    cpdef went_whole(self, message, long long total_bytes, double now)
+    cpdef bint whole_answered(self, request_id, double now) except -1
+    @cython.locals(chunk_bytes=cython.longlong, window_bytes=cython.longlong, step_bytes=cython.longlong)
+    cpdef tuple _allowed(self, double now)
+    cpdef _paced(self, double now)
 
 
 cdef class HubFront:

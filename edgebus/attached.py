@@ -5,6 +5,10 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING
 
+from edgebus.bulk import credit_step
+from edgebus.link_states import State
+from edgebus.pace import LEAST_BYTES
+
 if TYPE_CHECKING:
     from collections.abc import Callable
 
@@ -13,12 +17,15 @@ if TYPE_CHECKING:
     from edgebus.bulk_receiver import BulkReceiver
     from edgebus.hub import Judge, TapEvent
     from edgebus.link import LinkMachine
-    from edgebus.link_states import Event, State
+    from edgebus.link_states import Event
     from edgebus.messages import Message, Request, WireLimits
     from edgebus.near import NearLane
     from edgebus.pace import Pace
     from edgebus.requests import Caller
 
+WHOLE_WINDOW_BYTES = 4 * 1024 * 1024
+"""A sender with this window loses nothing by credit that comes 5 ms late, whatever the receiver's is."""
+_UP = State.UP
 Route = tuple[int, bytes]
 """Where frames come from and go to: a socket, and on a listening one the connection's routing id."""
 
@@ -44,6 +51,7 @@ class LinkFront:
         caller, answerer, sender, receiver, pace: its halves.
         state, version, peer_limits: what was agreed with the peer.
         heard_at: when anything came from it last, monotonic seconds.
+        is_local: frames change hands inside this process: nothing is gained by chunks.
     """
 
     caller: Caller
@@ -55,6 +63,54 @@ class LinkFront:
     version: int
     peer_limits: WireLimits | None
     heard_at: float
+
+    def __init__(self) -> None:
+        self.is_local = False
+        self._bulk_up = False
+        self._lane_messages: list[tuple[int, Message]] = []
+        self._small_answers = 0
+
+    def takes_whole(self, total_bytes: int, now: float) -> bool:
+        """True if a large content may go now, in one message with its header; `went_whole` is to follow."""
+        if not self._bulk_up or self._lane_messages or self.state is not _UP or self.version < 2 or self.is_local:
+            return False
+        chunk_bytes, window_bytes, whole = self._allowed(now)
+        return whole and self.sender.has_room_for_whole(total_bytes, chunk_bytes, window_bytes)
+
+    def went_whole(self, message: Message, total_bytes: int, now: float) -> None:
+        """A content that takes_whole allowed has been sent."""
+        self.sender.sent_whole(message, total_bytes, 1, now)
+        self.pace.sent(self.sender.credited_bytes + self.sender.in_flight_bytes, now)
+
+    def whole_answered(self, request_id: int, now: float) -> bool:
+        """A request was answered: what that says of the bulk lane. False if its content is still being sent."""
+        if self.sender.answered(request_id, now):
+            self._paced(now)
+        elif self.sender.sends(request_id):
+            return False  # the rest of its content is not wanted, which the peer has to be told
+        elif self.caller.is_small(request_id):
+            self.pace.small(now)
+        return True
+
+    def _allowed(self, now: float) -> tuple[int, int, bool]:
+        """Bytes of a chunk, bytes on their way, and whether contents may go whole."""
+        if self.answerer.small_answers != self._small_answers:
+            self._small_answers = self.answerer.small_answers
+            self.pace.small(now)
+        chunk_bytes, window_bytes = self.pace.chunk_and_window(now)
+        limits = self.peer_limits
+        if limits is None:
+            return chunk_bytes, window_bytes, False
+        if limits.bulk_bytes:
+            # The receiver gives credit after a step of its own window, however small ours is.
+            step_bytes = credit_step(limits.bulk_bytes)
+            window_bytes = min(max(window_bytes, step_bytes + LEAST_BYTES), limits.bulk_bytes)
+            chunk_bytes = min(chunk_bytes, limits.max_frame_bytes, max(1, window_bytes - step_bytes))
+        # What goes whole is credited late: not under a window that a quarter of the receiver's would stop.
+        return chunk_bytes, window_bytes, self._bulk_up and window_bytes >= min(limits.bulk_bytes, WHOLE_WINDOW_BYTES)
+
+    def _paced(self, now: float) -> None:
+        self.pace.credited(self.sender.credited_bytes, now, self.sender.in_flight_bytes > 0)
 
 
 class HubFront:

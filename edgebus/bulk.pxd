@@ -1,4 +1,10 @@
 # Types for the compiled form of bulk.py.
+cimport cython
+
+
+cpdef long long credit_step(long long window_bytes) except -1
+
+
 cdef class _Outgoing:
     cdef public object number, name, message, asked
     cdef public long long total, sent, credited
@@ -15,7 +21,14 @@ cdef class BulkSender:
     cdef public long _backoff, rewinds
     cdef public bint _asking
 
-    cpdef next_timer(self)
+    cpdef bint has_room_for_whole(self, long long total, long long chunk_bytes, long long window_bytes) except -1
+    cpdef next_transfer(self, sizes)
+    @cython.locals(outgoing=_Outgoing)
+    cpdef sent_whole(self, message, long long total, long lane, double now)
+    cpdef bint sends(self, request_id) except -1
+    @cython.locals(outgoing=_Outgoing)
+    cpdef bint answered(self, request_id, double now) except -1
+    cpdef double next_timer(self) except? -1
     cpdef _next_chunk(self, _Outgoing outgoing, long long chunk_bytes)
     cpdef _add(self, _Outgoing outgoing)
     cpdef _set_sent(self, _Outgoing outgoing, long long sent)

@@ -97,7 +97,7 @@ class BulkSender:
         self._add(outgoing)
         return True
 
-    def has_room_for_whole(self, total: int, *, chunk_bytes: int, window_bytes: int) -> bool:
+    def has_room_for_whole(self, total: int, chunk_bytes: int, window_bytes: int) -> bool:
         """True if a content may go whole at once: nothing is before it, and the window has room. Args: as pump."""
         if (
             self.unsent_bytes
@@ -115,7 +115,7 @@ class BulkSender:
         self._next_number += 1
         return Transfer(number, sizes)
 
-    def sent_whole(self, message: Message, total: int, lane: int, *, now: float) -> None:
+    def sent_whole(self, message: Message, total: int, lane: int, now: float) -> None:
         """A content has gone in one message with its header, for which there was room; its transfer is a new one."""
         header = message.header
         assert isinstance(header, Content)
@@ -214,7 +214,7 @@ class BulkSender:
             return outgoing.name
         return None
 
-    def answered(self, request_id: int, *, now: float) -> bool:
+    def answered(self, request_id: int, now: float) -> bool:
         """A request was answered yes: if all of its content was sent, then it has arrived, whatever was credited."""
         outgoing = self._by_name.get((Request, request_id, 0))
         if outgoing is None or outgoing.sent < outgoing.total:

@@ -1,4 +1,7 @@
 # Types for the compiled form of bulk_receiver.py.
+cimport cython
+
+
 cdef class _Incoming:
     cdef public object header, name, sizes, filling, credited_at, came_at
     cdef public list frames
@@ -21,8 +24,13 @@ cdef class BulkReceiver:
     cdef public long overruns
     cdef public double credit_at
 
+    cpdef took_whole(self, header, double now)
+    @cython.locals(later=_Later, everything=bint)
+    cpdef credit_due(self, double now, is_known)
     cpdef headers_to_send(self)
+    @cython.locals(later=_Later)
     cpdef _forget_later(self, number)
+    @cython.locals(later=_Later)
     cpdef _credit_later(self, number, name, long long total, double came_at)
     cpdef _fill(self, _Incoming incoming, long long frame_bytes, frame, long long size)
     cpdef _complete(self, number, _Incoming incoming, double now=*)

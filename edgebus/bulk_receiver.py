@@ -132,7 +132,7 @@ class BulkReceiver:
             self._overrun(number)
         return None
 
-    def took_whole(self, header: Content, *, now: float) -> None:
+    def took_whole(self, header: Content, now: float) -> None:
         """A content that came with its header was handed on, nothing else being under way: only its credit is owed."""
         assert header.transfer is not None
         number = header.transfer.id

@@ -23,7 +23,7 @@ cdef class Express(MessageTaker):
     cpdef bint give(self, Attached attached, Answerer answerer, request_id, payload) except -1
     @cython.locals(caller=Caller, link=LinkFront, traffic=Traffic, hub=HubFront, opened=Opened)
     cpdef bint request(self, Attached attached, service, payload, Pending pending, double now) except -1
-    @cython.locals(caller=Caller, link=LinkFront, traffic=Traffic, hub=HubFront)
+    @cython.locals(caller=Caller, link=LinkFront, traffic=Traffic, hub=HubFront, size_bytes=cython.longlong)
     cpdef request_whole(self, Attached attached, service, specs, frames, Pending pending, double now)
     @cython.locals(link=LinkFront, traffic=Traffic, opened=Opened)
     cpdef bint answer(self, Attached attached, Answerer answerer, request_id, payload) except -1
@@ -34,9 +34,9 @@ cdef class Express(MessageTaker):
     cpdef bint receive_small(self, tuple route, bytes frame, key) except -1
     @cython.locals(link=LinkFront, hub=HubFront, traffic=Traffic, pending=Pending, now=double)
     cpdef bint receive_header(self, Attached attached, header, long frame_bytes) except -1
-    @cython.locals(attached=Attached, link=LinkFront, hub=HubFront, now=double)
+    @cython.locals(attached=Attached, link=LinkFront, hub=HubFront, now=double, frames_bytes=cython.longlong)
     cpdef receive_large(self, route, frames, key)
-    @cython.locals(link=LinkFront, hub=HubFront, traffic=Traffic)
+    @cython.locals(link=LinkFront, hub=HubFront, traffic=Traffic, size_bytes=cython.longlong)
     cpdef _receive_whole(self, Attached attached, header, content, long long frames_bytes, double now)
     @cython.locals(link=LinkFront, hub=HubFront, traffic=Traffic)
     cpdef _receive_chunk(self, Attached attached, chunk, frame, long long frames_bytes, double now)
@@ -45,3 +45,7 @@ cdef class Express(MessageTaker):
     cpdef deliver(self, Attached attached, arrived)
     @cython.locals(caller=Caller)
     cpdef _free_leases(self, Attached attached, double now)
+
+
+@cython.locals(total=cython.longlong)
+cdef long long _total(frames) except -1

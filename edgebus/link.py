@@ -10,7 +10,7 @@ import math
 from edgebus import messages as m
 from edgebus.answerer import Answerer
 from edgebus.attached import LinkFront
-from edgebus.bulk import BulkSender, Name, credit_step
+from edgebus.bulk import BulkSender, Name
 from edgebus.bulk_receiver import BulkReceiver
 from edgebus.link_states import (
     DIALLER,
@@ -41,9 +41,6 @@ _FINAL = {"version": "version", "forbidden": "key_not_allowed", "expired_key": "
 BULK_PATIENCE_S = 1.0
 """Contents wait so long for their own lane before they go by the control lane."""
 
-WHOLE_WINDOW_BYTES = 4 * 1024 * 1024
-"""A sender with this window loses nothing by credit that comes 5 ms late, whatever the receiver's is."""
-
 
 class LinkMachine(LinkFront):
     """Our end of the relation to one peer.
@@ -60,6 +57,7 @@ class LinkMachine(LinkFront):
         self, *, dialled: bool, incarnation: bytes, around: Surroundings, now: float, owner: str | None = None
     ) -> None:
         limits = around.limits
+        super().__init__()
         self.caller = Caller(limits, around.jitter)
         self.answerer = Answerer(limits, around.keyed, owner)
         self.sender = BulkSender(limits.max_outstanding_bytes, limits.resend_s)
@@ -74,7 +72,6 @@ class LinkMachine(LinkFront):
         self.num_ups = 0
         self.unexpected = 0
         self.round_trip_s = self.idle_round_trip_s = math.nan
-        self.is_local = False  # frames change hands inside this process: nothing is gained by chunks
         self.heard_at = now
         self._around = around
         self._dialled = dialled
@@ -87,11 +84,8 @@ class LinkMachine(LinkFront):
         self._ping_unanswered = self._ping_idle = False
         self._stalled_s = 0.0
         self._leased_until = -math.inf
-        self._bulk_up = False
         self._bulk_wanted_at = math.inf
-        self._small_answers = 0
         self._messages: list[m.Message] = []
-        self._lane_messages: list[tuple[int, m.Message]] = []
         self._events: list[Event] = []
 
     # -- the transport ------------------------------------------------------------------------------
@@ -180,7 +174,7 @@ class LinkMachine(LinkFront):
         if arrived is not None:
             self.heard_at = now
             if header.transfer is not None:
-                self.receiver.took_whole(header, now=now)
+                self.receiver.took_whole(header, now)
         return arrived
 
     def receive_plain_answer(self, message: m.Message, *, now: float) -> Settled | None:
@@ -191,7 +185,7 @@ class LinkMachine(LinkFront):
         header, frames = message
         if type(header) is not m.Reply or header.transfer is not None or not frames or self.state is not State.UP:
             return None
-        if self.sender and not self.whole_answered(header.id, now=now):
+        if self.sender and not self.whole_answered(header.id, now):
             return None
         settled = self.caller.receive_plain(header, frames)
         if settled is not None:
@@ -298,30 +292,8 @@ class LinkMachine(LinkFront):
         chunk_bytes, window_bytes, whole = self._allowed(now)
         lane = int(self._bulk_up)
         out += self.sender.pump(lane, chunk_bytes=chunk_bytes, window_bytes=window_bytes, now=now, whole=whole)
-        self.pace.sent(self.sender.credited_bytes + self.sender.in_flight_bytes, now=now)
+        self.pace.sent(self.sender.credited_bytes + self.sender.in_flight_bytes, now)
         return out
-
-    def takes_whole(self, total_bytes: int, *, now: float) -> bool:
-        """True if a large content may go now, in one message with its header; `went_whole` is to follow."""
-        if not self._bulk_up or self._lane_messages or self.state is not State.UP or self.version < 2 or self.is_local:
-            return False
-        chunk_bytes, window_bytes, whole = self._allowed(now)
-        return whole and self.sender.has_room_for_whole(total_bytes, chunk_bytes=chunk_bytes, window_bytes=window_bytes)
-
-    def went_whole(self, message: m.Message, total_bytes: int, *, now: float) -> None:
-        """A content that takes_whole allowed has been sent."""
-        self.sender.sent_whole(message, total_bytes, 1, now=now)
-        self.pace.sent(self.sender.credited_bytes + self.sender.in_flight_bytes, now=now)
-
-    def whole_answered(self, request_id: int, *, now: float) -> bool:
-        """A request was answered: what that says of the bulk lane. False if its content is still being sent."""
-        if self.sender.answered(request_id, now=now):
-            self._paced(now)
-        elif self.sender.sends(request_id):
-            return False  # the rest of its content is not wanted, which the peer has to be told
-        elif self.caller.is_small(request_id):
-            self.pace.small(now=now)
-        return True
 
     def events(self) -> list[Event]:
         """Events since the last call."""
@@ -369,23 +341,6 @@ class LinkMachine(LinkFront):
     def _has_large(self) -> bool:
         """True while something is being sent that the bulk lane is for; what is smaller does not wait for it."""
         return self.sender.largest_bytes >= self._limits.bulk_from_bytes
-
-    def _allowed(self, now: float) -> tuple[int, int, bool]:
-        """Bytes of a chunk, bytes on their way, and whether contents may go whole."""
-        if self.answerer.small_answers != self._small_answers:
-            self._small_answers = self.answerer.small_answers
-            self.pace.small(now=now)
-        chunk_bytes, window_bytes = self.pace.chunk_and_window(now=now)
-        limits = self.peer_limits
-        if limits is None:
-            return chunk_bytes, window_bytes, False
-        if limits.bulk_bytes:
-            # The receiver gives credit after a step of its own window, however small ours is.
-            step_bytes = credit_step(limits.bulk_bytes)
-            window_bytes = min(max(window_bytes, step_bytes + LEAST_BYTES), limits.bulk_bytes)
-            chunk_bytes = min(chunk_bytes, limits.max_frame_bytes, max(1, window_bytes - step_bytes))
-        # What goes whole is credited late: not under a window that a quarter of the receiver's would stop.
-        return chunk_bytes, window_bytes, self._bulk_up and window_bytes >= min(limits.bulk_bytes, WHOLE_WINDOW_BYTES)
 
     def _is_large(self, message: m.Message) -> bool:
         header, frames = message
@@ -520,7 +475,7 @@ class LinkMachine(LinkFront):
 
     def _receive_answer(self, message: m.Message, now: float) -> None:
         header = message.header
-        if self.sender and isinstance(header, m.Reply) and self.sender.answered(header.id, now=now):
+        if self.sender and isinstance(header, m.Reply) and self.sender.answered(header.id, now):
             self._paced(now)
         if isinstance(header, m.Refusal) or header.transfer is None:  # type: ignore[union-attr]
             self._answered(message, now)
@@ -531,7 +486,7 @@ class LinkMachine(LinkFront):
 
     def _answered(self, message: m.Message, now: float) -> None:
         if self.sender and self.caller.is_small(message.header.id):  # type: ignore[union-attr]
-            self.pace.small(now=now)
+            self.pace.small(now)
         header = message.header
         unseen = isinstance(header, m.Refusal) and header.code == "unshared"
         if unseen and self.caller.unshare(header.id, self._around.recover):  # type: ignore[union-attr]
@@ -629,9 +584,6 @@ class LinkMachine(LinkFront):
             self.answerer.sending.discard(name[1])
             self.answerer.trim()
         self._paced(now)
-
-    def _paced(self, now: float) -> None:
-        self.pace.credited(self.sender.credited_bytes, now=now, in_flight=self.sender.in_flight_bytes > 0)
 
     def _hears_of(self, name: Name) -> bool:
         """True if the peer hears by a small answer that the content of its request has arrived."""

@@ -54,11 +54,11 @@ class Pace:
         """Bytes per second that the lane has shown."""
         return self._rate
 
-    def small(self, *, now: float) -> None:
+    def small(self, now: float) -> None:
         """A small message went by while contents were on their way."""
         self._small_at = now
 
-    def sent(self, total_bytes: int, *, now: float) -> None:
+    def sent(self, total_bytes: int, now: float) -> None:
         """So many bytes have gone in all, credited or not."""
         sent = self._sent
         while sent and sent[-1][0] > total_bytes:
@@ -72,7 +72,7 @@ class Pace:
         self._round_trip_s = ROUND_TRIP_S
         self.proven_bytes = START_BYTES
 
-    def credited(self, total_bytes: int, *, now: float, in_flight: bool) -> None:
+    def credited(self, total_bytes: int, now: float, in_flight: bool) -> None:
         """So many bytes have been credited in all."""
         gained_bytes = total_bytes - self._credited_bytes
         if gained_bytes > 0:
@@ -86,7 +86,7 @@ class Pace:
             self._rate += 0.25 * (max(1e4, rate) - self._rate)
             self._marked_at, self._marked_bytes = now, total_bytes
 
-    def chunk_and_window(self, *, now: float) -> tuple[int, int]:
+    def chunk_and_window(self, now: float) -> tuple[int, int]:
         """Bytes of a chunk, and bytes that may be on their way."""
         chunk, ahead = min(self._max_chunk_bytes, self.proven_bytes), 4 * self.proven_bytes
         if now - self._small_at <= self.BUSY_S:

@@ -1,19 +1,19 @@
-"""What is done with sockets for every small message: in, out, waiting. edgebus._port, where it is built, is quicker."""
+"""What is done with sockets for every message: in, out, waiting. edgebus._port, where it is built, is quicker."""
 
 from __future__ import annotations
 
 import math
 import select
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import zmq
 
-from edgebus.rawzmq import EVENTS, MORE, NOBLOCK, POLLIN, get, recv, send
+from edgebus.rawzmq import EVENTS, KEEP_BYTES, MORE, NOBLOCK, POLLIN, ZERO_COPY_BYTES, get, recv, send
 
 
 class PlainPort:
-    """Sends and takes small messages through pyzmq.
+    """Sends and takes messages through pyzmq.
 
     Args:
         sock: whose messages these are.
@@ -42,6 +42,27 @@ class PlainPort:
         if route:
             send(self._sock, route, MORE)
         send(self._sock, frame, NOBLOCK)
+
+    def send_all(self, route: bytes, frames: Sequence[Any]) -> None:
+        """Send a message of any frames likewise; large ones are lent to libzmq, and kept until it is done with them.
+
+        Raises:
+            As send; after any other exception it may have begun to go out.
+        """
+        if route:
+            send(self._sock, route, MORE, True, False)
+        last = len(frames) - 1
+        for index, frame in enumerate(frames):
+            flags = NOBLOCK if index == last else MORE
+            send(self._sock, frame, flags, len(frame) < ZERO_COPY_BYTES, False)
+
+    def take_rest(self, frames: list[Any]) -> None:
+        """Append the frames after the first: large ones stay in the memory that libzmq received them into."""
+        more = True
+        while more:
+            frame = recv(self._sock, NOBLOCK, False)
+            more = frame.more
+            frames.append(frame.buffer if len(frame) >= KEEP_BYTES else frame.bytes)
 
     def take(self) -> bytes | None:
         """The first frame of the next message, None if there is none."""
@@ -93,12 +114,20 @@ class PlainPoller:
         self._epoll.close()
 
 
+def _take_back() -> int:
+    return 0  # pyzmq has a thread that does it
+
+
 open_port: Callable[[Any, bool, bool], PlainPort] = PlainPort
 """The best port for a socket."""
 open_poller: Callable[[], PlainPoller] = PlainPoller
+take_back: Callable[[], int] = _take_back
+"""Drops the frames that libzmq is done with, and returns how many it still has. It may run anything that the
+application has hung on the end of an array, so no lock may be held."""
 try:
     from edgebus import _port
 
     open_port, open_poller = _port.Port, _port.Poller
+    take_back = _port.take_back
 except ImportError:  # not built
     pass

@@ -31,12 +31,3 @@ def end_message(sock: Any) -> None:
     """
     with contextlib.suppress(zmq.ZMQError):
         send(sock, b"", NOBLOCK)
-
-
-def take_rest(sock: Any, frames: list[Any]) -> None:
-    """Receive the frames after the first: large ones stay in the memory libzmq received them into."""
-    more = True
-    while more:
-        frame = recv(sock, NOBLOCK, False)
-        more = frame.more
-        frames.append(frame.buffer if len(frame) >= KEEP_BYTES else frame.bytes)

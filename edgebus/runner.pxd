@@ -33,7 +33,8 @@ cdef class Runner:
     cpdef _exit(self)
     cpdef _turn(self)
     @cython.locals(
-        sockets=Sockets, hub=HubFront, now=double, sleeps_until=double, timeout_s=double, me=cython.longlong, depth=long
+        sockets=Sockets, hub=HubFront, now=double, sleeps_until=double, timeout_s=double, me=cython.longlong, depth=long,
+        num_lent=long
     )
     cpdef _drive(self, item, double until, long long who)
     cpdef _leave(self)

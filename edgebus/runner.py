@@ -28,6 +28,7 @@ from edgebus.errors import ConfigError, LocalError, NodeClosed
 from edgebus.forks import forks
 from edgebus.hub import Hub
 from edgebus.locks import open_lock
+from edgebus.port import take_back
 from edgebus.rawzmq import BURST
 from edgebus.sockets import Sockets
 
@@ -36,6 +37,9 @@ _log = logging.getLogger("edgebus")
 _NEVER = -math.inf
 GRACE_S = 0.005
 """The node's own thread takes over when nobody has driven for so long: not between two requests of a loop."""
+LENT_S = 0.1
+"""While libzmq has frames that were lent to it, it is asked so often for those that it is done with: mostly a message
+comes sooner, but not from a peer that is gone."""
 _ident, _now = threading.get_ident, time.monotonic
 _NOBODY, _OWN = 0, -1  # who drives: else the identity of an application's thread
 
@@ -475,6 +479,7 @@ class Runner:
                         self._exit()
             finally:
                 self._lock.release()
+            num_lent = take_back()
             if self._callbacks:
                 self.run_callbacks()
             if item.ready:
@@ -487,6 +492,8 @@ class Runner:
             timeout_s = 0.0
             if sleeps_until > now and not self._deferred and not sockets.touched:
                 timeout_s = sleeps_until - now
+                if num_lent and timeout_s > LENT_S:
+                    timeout_s = LENT_S
             ready = sockets.poll(timeout_s)
             if self._driver == who:  # else it was displaced meanwhile, and another one sleeps
                 self._sleeps_until = _NEVER
@@ -508,6 +515,7 @@ class Runner:
                     self._exit()
             finally:
                 self._lock.release()
+            take_back()
             if self._callbacks:
                 self.run_callbacks()
             if item.ready or until <= now:
@@ -575,6 +583,7 @@ class Runner:
         self._see_driver_off()
         with self._lock:
             self.sockets.shut(self._stop_linger_ms or 0)
+        take_back()
         for _, _, if_closed in deferred:
             self.guard(if_closed)
         self.run_callbacks()

@@ -1,4 +1,6 @@
 # Types for the compiled form of sockets.py.
+cimport cython
+
 from edgebus._port cimport Poller, Port
 
 
@@ -21,5 +23,7 @@ cdef class Sockets:
     cdef public set touched
 
     cpdef poll(self, double timeout_s)
+    @cython.locals(opened=Opened)
+    cpdef send(self, tuple route, frames)
     cpdef take(self, list ready)
     cpdef take_touched(self)

@@ -20,7 +20,7 @@ from edgebus.errors import BindError, ConfigError
 from edgebus.keys import Keys
 from edgebus.local import SCHEME, Local
 from edgebus.port import PlainPort, open_poller, open_port
-from edgebus.rawzmq import BURST, EVENTS, MORE, NOBLOCK, POLLIN, ZERO_COPY_BYTES, ZmqSocket, end_message, get, send
+from edgebus.rawzmq import BURST, EVENTS, POLLIN, ZmqSocket, end_message, get
 from edgebus.zap import ZAP_DOMAIN, ZAP_ENDPOINT, zap_denied
 
 _log = logging.getLogger("edgebus")
@@ -219,22 +219,16 @@ class Sockets:
         opened = self.by_id.get(socket_id)
         if opened is None:
             return self._send_local(route, frames)
-        sock = opened.sock
         # Sending handles commands of the io thread, and so may eat the news that something has come in.
         self.touched.add(opened.fd)
         try:
-            if routing_id:
-                send(sock, routing_id, MORE, True, False)
-            last = len(frames) - 1
-            for index, frame in enumerate(frames):
-                flags = NOBLOCK if index == last else MORE
-                send(sock, frame, flags, len(frame) < ZERO_COPY_BYTES, False)
+            opened.port.send_all(routing_id, frames)
         except zmq.Again:
             return Sent.FULL
         except zmq.ZMQError:
             return Sent.GONE
         except BaseException:
-            end_message(sock)
+            end_message(opened.sock)
             raise
         return Sent.OK
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from math import prod
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any
 
 import msgspec
 
@@ -35,6 +36,7 @@ ITEM_BYTES = {
 _MAX_DIM = 2**40
 INLINE_FRAMES = 16  # with more arrays the payload has a frame of its own: headers may be capped at 8 KiB
 _CONTENT = frozenset((Request, Reply, Part))
+_message: Callable[[tuple[Any, ...]], Message] = partial(tuple.__new__, Message)  # without a frame of Python
 
 
 def encode(message: Message, version: int = VERSION_MAX) -> list[bytes]:
@@ -78,7 +80,7 @@ def decode(frames: Sequence[bytes], limits: Limits) -> Message:
         raise WireError(f"header does not decode: {str(error)[:200]!r}") from None
     kind = type(header)
     if kind in _CONTENT:
-        return Message(header, _content(header, frames, limits))  # type: ignore[arg-type]
+        return _message((header, _content(header, frames, limits)))  # type: ignore[arg-type]
     expected = 2 if kind is Refusal or kind is Chunk else 1
     if len(frames) != expected:
         fault = f"{kind.__name__} in {len(frames)} frames, expected {expected}"
@@ -129,7 +131,10 @@ def _transfer_fault(header: Content, transfer: Transfer, content: Sequence[bytes
         return f"a transfer of {len(sizes)} frames for {len(header.arrays)} arrays, accepted are {limits.max_frames}"
     if max(sizes) > limits.max_frame_bytes:
         return f"frame of {max(sizes)} B, accepted are {limits.max_frame_bytes} B"
-    return next((fault for pair in zip(header.arrays, sizes[1:], strict=True) if (fault := spec_fault(*pair))), None)
+    for index, spec in enumerate(header.arrays, 1):
+        if fault := spec_fault(spec, sizes[index]):
+            return fault
+    return None
 
 
 def arrays_fault(specs: Sequence[ArraySpec], frames: Sequence[bytes]) -> str | None:
@@ -150,10 +155,14 @@ def spec_fault(spec: ArraySpec, frame_bytes: int) -> str | None:
     item_bytes = ITEM_BYTES.get(spec.dtype)
     if item_bytes is None:
         return f"array dtype {spec.dtype!r} is not one of {' '.join(ITEM_BYTES)}"
+    items = strides = 1
+    for dim in spec.shape:
+        items *= dim
+        strides *= dim or 1
     # Zero-sized dims would let the others be absurd; numpy multiplies them all when it makes strides.
-    if prod(dim or 1 for dim in spec.shape) > _MAX_DIM:
+    if strides > _MAX_DIM:
         return f"array shape {spec.shape} has over 2**40 items"
-    need_bytes = prod(spec.shape) * item_bytes
+    need_bytes = items * item_bytes
     if need_bytes != frame_bytes:
         return f"array {spec.dtype} {spec.shape} needs {need_bytes} B, its frame has {frame_bytes} B"
     return None
@@ -186,13 +195,17 @@ def check_outgoing(frames: Sequence[bytes], specs: Sequence[ArraySpec], peer: Wi
         raise MessageTooLarge(
             f"{1 + len(frames)} frames, the peer accepts {peer.max_frames}: send fewer arrays at once"
         )
-    largest = max(map(len, frames))
+    largest = 0
+    for frame in frames:
+        largest = max(largest, len(frame))
     if largest > peer.max_frame_bytes:
         raise MessageTooLarge(
             f"frame of {largest} B, the peer accepts {peer.max_frame_bytes} B: split it, or raise max_frame_bytes there"
         )
     # A header is specs plus strings that are bounded by type: 512 B covers all of them.
-    header_bytes = 512 + sum(8 + 9 * len(spec.shape) for spec in specs)
+    header_bytes = 512
+    for spec in specs:
+        header_bytes += 8 + 9 * len(spec.shape)
     if header_bytes > peer.max_header_bytes:
         raise MessageTooLarge(
             f"header of up to {header_bytes} B, the peer accepts {peer.max_header_bytes} B: send fewer arrays at once"

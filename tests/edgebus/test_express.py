@@ -78,6 +78,9 @@ class Stub(Port):
         self.more = bool(self.rest)
         return frame
 
+    def take_rest(self, frames):
+        frames.extend(self.rest)
+
     def readable(self):
         return bool(self.incoming)
 
@@ -85,7 +88,6 @@ class Stub(Port):
 @pytest.fixture(autouse=True)
 def stub_sockets(monkeypatch):
     clock = SimpleNamespace(now=0.0)
-    monkeypatch.setattr(express_module, "take_rest", lambda sock, frames: frames.extend(sock.rest))
     monkeypatch.setattr(express_module, "_now", lambda: clock.now)
     return clock
 

@@ -1,0 +1,94 @@
+"""Arrays that are lent: read-only while anything of them is on its way, and never longer."""
+
+import gc
+import time
+
+import numpy as np
+import pytest
+
+from edgebus import Limits, Node
+from edgebus.arrays import _plain_lend, lend
+from edgebus.port import take_back
+
+LIMITS = Limits(share_bytes=0)
+PATIENCE_S = 10.0
+
+
+@pytest.fixture(params=[lend, _plain_lend], ids=["best", "plain"])
+def lending(request):
+    return request.param
+
+
+def test_lent_array_is_read_only_until_the_last_piece_is_gone(lending):
+    array = np.arange(6, dtype=np.float32)
+    view = lending(array)
+    piece = view[4:8]
+    assert view.readonly
+    assert view.nbytes == 24
+    del view
+    assert not array.flags.writeable, "a piece of it is still there"
+    assert np.frombuffer(piece, np.float32)[0] == 1.0
+    del piece
+    assert array.flags.writeable
+
+
+def test_array_lent_twice_is_read_only_until_both_are_gone(lending):
+    array = np.zeros(3)
+    first, second = lending(array), lending(array)
+    del first
+    assert not array.flags.writeable, "the second is still on its way"
+    del second
+    assert array.flags.writeable
+
+
+def test_array_that_was_read_only_stays_so(lending):
+    array = np.zeros(3)
+    array.flags.writeable = False
+    views = [lending(array), lending(array)]
+    del views
+    assert not array.flags.writeable
+
+
+def test_what_is_not_contiguous_is_not_lent(lending):
+    array = np.arange(6).reshape(2, 3).T
+    with pytest.raises((ValueError, BufferError)):
+        np.frombuffer(lending(array), np.int64)[:] = lending(array)
+    assert array.flags.writeable
+
+
+@pytest.mark.net
+@pytest.mark.parametrize("num_bytes", [100_000, 200_000, 3_000_000])
+def test_arrays_are_writeable_again_once_they_were_answered(num_bytes):
+    with Node("server", insecure=True, limits=LIMITS) as server, Node("device", insecure=True, limits=LIMITS) as device:
+        server.handle("sum", lambda request: request.reply(b"%d" % request.arrays[0].sum(dtype=np.int64)))
+        link = device.connect(server.bind("tcp://127.0.0.1:0"), timeout_s=PATIENCE_S)
+        arrays = [np.full(num_bytes, value, np.uint8) for value in range(1, 5)]
+        for _ in range(3):
+            waiting = [link.send_request("sum", arrays=[array], copy=False) for array in arrays]
+            assert [int(each.result().payload) for each in waiting] == [num_bytes * value for value in range(1, 5)]
+        del waiting
+        wait_for(lambda: all(array.flags.writeable for array in arrays))
+        assert not take_back()
+
+
+@pytest.mark.net
+def test_array_is_writeable_again_although_the_peer_never_took_it():
+    with Node("device", insecure=True, limits=LIMITS) as device:
+        with Node("server", insecure=True, limits=LIMITS) as server:
+            inbox = server.serve("never")
+            link = device.connect(server.bind("tcp://127.0.0.1:0"), timeout_s=PATIENCE_S)
+            array = np.ones(1_000_000)
+            pending = link.send_request("never", arrays=[array], copy=False)
+            assert not array.flags.writeable
+            assert inbox.get(PATIENCE_S) is not None
+        pending.cancel()
+        del pending
+        wait_for(lambda: array.flags.writeable)
+
+
+def wait_for(what):
+    until = time.monotonic() + PATIENCE_S
+    while not what():
+        assert time.monotonic() < until
+        gc.collect()
+        time.sleep(0.001)
