@@ -30,11 +30,11 @@ def noise_by_round() -> Iterator[None]:
     """A server that draws its noise by the number of the round instead of the position."""
     right, rounds = Server.next_step, [0]
 
-    def next_step(self: Any, *, now: float) -> Any:
+    def next_step(self: Any, **asked: Any) -> Any:
         rounds[0] += 1
         for session in self.sessions.values():
             session.sampling = Sampling(session.sampling.temperature, session.sampling.top_k, seed=rounds[0])
-        return right(self, now=now)
+        return right(self, **asked)
 
     with mock.patch.object(Server, "next_step", next_step):
         yield

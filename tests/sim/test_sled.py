@@ -155,11 +155,11 @@ def test_server_that_samples_by_round_instead_of_position_is_found_out(monkeypat
     """The power of the tests above: noise keyed by anything but the position fails them."""
     right_step, rounds = Server.next_step, [0]
 
-    def by_round(self, *, now):
+    def by_round(self, **asked):
         rounds[0] += 1
         for session in self.sessions.values():
             session.sampling = Sampling(SAMPLED.temperature, SAMPLED.top_k, SAMPLED.top_p, SAMPLED.seed + rounds[0])
-        return right_step(self, now=now)
+        return right_step(self, **asked)
 
     monkeypatch.setattr(Server, "next_step", by_round)
     with pytest.raises(AssertionError):
