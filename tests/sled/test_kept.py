@@ -2,6 +2,7 @@
 
 import logging
 import math
+import time
 from pathlib import Path
 
 import msgspec
@@ -274,7 +275,9 @@ PROMPTS = [[5, 6, 7], [9, 1, 2], [30, 31], [4, 4], [17, 3], [12, 40]]
 
 @pytest.fixture
 def named(monkeypatch, served):
-    """A drafter that users can name: mostly right, and quick."""
+    """A drafter that users can name: mostly right, and so quick beside the target that drafts pay at any moment."""
+    verify = served.target.verify
+    monkeypatch.setattr(served.target, "verify", lambda *step: time.sleep(0.004) or verify(*step))
     monkeypatch.setattr("sled.run.device.open_drafter", lambda *_, **__: ToyDrafter(served.target, error=0.1))
     return "toy"
 
