@@ -378,6 +378,7 @@ cdef class Received:
 
 
 cdef dict lent_arrays = {}  # by id: how often each is lent, of those that were writeable before
+cdef dict waiting_arrays = {}  # by id: parts of such arrays, no longer lent themselves
 
 
 @cython.final
@@ -397,23 +398,43 @@ cdef class Lent:
         if known is not None:
             lent_arrays[key] = known + 1
             self.gives_back = True
-        elif array.flags.writeable:
+        elif array.flags.writeable or waiting_arrays.pop(key, None) is not None:
             array.flags.writeable = False
             lent_arrays[key] = 1
             self.gives_back = True
 
     def __dealloc__(self):
+        PyBuffer_Release(&self.view)  # does nothing for what could not be had
         if self.gives_back:
             key = id(self.array)
             left = lent_arrays.pop(key) - 1
             if left:
                 lent_arrays[key] = left
             else:
-                self.array.flags.writeable = True
-        PyBuffer_Release(&self.view)  # does nothing for what could not be had
+                give_back(self.array)
 
     def __getbuffer__(self, Py_buffer* buffer, int flags):
         PyBuffer_FillInfo(buffer, self, self.view.buf, self.view.len, 1, flags)
+
+
+cdef give_back(array):
+    global waiting_arrays
+    cdef dict waiting
+    try:
+        array.flags.writeable = True
+    except ValueError:  # what it is a part of is read-only
+        if is_part_of_lent(array):
+            waiting_arrays[id(array)] = array
+        return
+    if waiting_arrays:
+        waiting, waiting_arrays = waiting_arrays, {}
+        for part in waiting.values():
+            give_back(part)
+
+
+cdef bint is_part_of_lent(array) except -1:
+    base = getattr(array, "base", None)
+    return base is not None and (id(base) in lent_arrays or is_part_of_lent(base))
 
 
 def lend(array):

@@ -2,6 +2,7 @@
 
 import gc
 import time
+import weakref
 
 import numpy as np
 import pytest
@@ -47,6 +48,38 @@ def test_array_that_was_read_only_stays_so(lending):
     views = [lending(array), lending(array)]
     del views
     assert not array.flags.writeable
+
+
+@pytest.mark.parametrize("first", ["part", "whole"])
+def test_part_of_an_array_that_is_lent_as_well_is_writeable_with_it_and_not_before(lending, first):
+    whole = np.zeros(30)
+    part = whole[10:20]
+    views = {
+        name: lending({"part": part, "whole": whole}[name]) for name in sorted(["part", "whole"], key=first.__ne__)
+    }
+    del views["part"]
+    assert not part.flags.writeable, "its memory is still on its way with the whole"
+    again = lending(part)
+    del views["whole"]
+    assert whole.flags.writeable
+    assert not part.flags.writeable, "it is on its way itself"
+    del again
+    assert part.flags.writeable
+    gone = weakref.ref(part)
+    del part
+    assert gone() is None
+
+
+def test_part_of_an_array_that_was_made_read_only_meanwhile_stays_so_and_is_not_kept(lending):
+    whole = np.zeros(30)
+    part = whole[10:20]
+    view = lending(part)
+    whole.flags.writeable = False
+    del view
+    assert not part.flags.writeable
+    gone = weakref.ref(part)
+    del part
+    assert gone() is None
 
 
 def test_what_is_not_contiguous_is_not_lent(lending):
