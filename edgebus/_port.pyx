@@ -19,6 +19,7 @@ from libc.stdint cimport uintptr_t
 from libc.stdlib cimport free, malloc
 from libc.string cimport memcmp, strcmp
 
+import os
 import time
 
 
@@ -81,12 +82,20 @@ cdef extern from *:
         if (__atomic_load_n(&eb_returned, __ATOMIC_RELAXED) == NULL) return NULL;
         return __atomic_exchange_n(&eb_returned, NULL, __ATOMIC_ACQUIRE);
     }
+
+    /* How many were given back and not taken: for a forked child, whose only thread this is. */
+    static long eb_count_returned(void) {
+        long count = 0;
+        for (eb_loan *loan = __atomic_load_n(&eb_returned, __ATOMIC_ACQUIRE); loan != NULL; loan = loan->next) count++;
+        return count;
+    }
     """
     ctypedef struct eb_loan:
         Py_buffer view
         eb_loan* next
     void eb_give_back(void* data, void* hint) noexcept nogil
     eb_loan* eb_take_returned() noexcept nogil
+    long eb_count_returned() noexcept nogil
 
 ctypedef int (*init_t)(eb_msg*) noexcept nogil
 ctypedef int (*close_t)(eb_msg*) noexcept nogil
@@ -359,6 +368,15 @@ cpdef long take_back() except -1:
         free(loan)
         loan = following
     return num_lent
+
+
+def _leave_lent():
+    """In a forked child: libzmq's threads are not there to give back what the parent has lent them."""
+    global num_lent
+    num_lent = eb_count_returned()
+
+
+os.register_at_fork(after_in_child=_leave_lent)
 
 
 @cython.final

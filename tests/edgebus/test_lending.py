@@ -1,15 +1,17 @@
 """Arrays that are lent: read-only while anything of them is on its way, and never longer."""
 
 import gc
+import os
 import time
 import weakref
 
 import numpy as np
 import pytest
+import zmq
 
 from edgebus import Limits, Node
 from edgebus.arrays import _plain_lend, lend
-from edgebus.port import take_back
+from edgebus.port import open_port, take_back
 
 LIMITS = Limits(share_bytes=0)
 PATIENCE_S = 10.0
@@ -117,6 +119,28 @@ def test_array_is_writeable_again_although_the_peer_never_took_it():
         pending.cancel()
         del pending
         wait_for(lambda: array.flags.writeable)
+
+
+@pytest.mark.net
+def test_forked_child_does_not_wait_for_what_its_parent_has_lent():
+    """It would look for it ten times a second, for ever: the threads that have it are not there."""
+    context = zmq.Context()
+    sock = context.socket(zmq.PUSH)
+    sock.setsockopt(zmq.LINGER, 0)
+    sock.connect("tcp://127.0.0.1:9")  # where nobody is
+    array = np.zeros(1_000_000, np.uint8)
+    port = open_port(sock, False, False)
+    port.send_all(b"", [lend(array)])
+    before = take_back()
+    pid = os.fork()
+    if not pid:
+        os._exit(take_back())
+    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
+    assert take_back() == before
+    port.close()
+    sock.close()
+    context.term()
+    wait_for(lambda: take_back() == 0 and array.flags.writeable)
 
 
 def wait_for(what):
