@@ -19,6 +19,7 @@ from libc.stdint cimport uintptr_t
 from libc.stdlib cimport free, malloc
 from libc.string cimport memcmp, strcmp
 
+import os
 import time
 
 
@@ -81,12 +82,20 @@ cdef extern from *:
         if (__atomic_load_n(&eb_returned, __ATOMIC_RELAXED) == NULL) return NULL;
         return __atomic_exchange_n(&eb_returned, NULL, __ATOMIC_ACQUIRE);
     }
+
+    /* How many were given back and not taken: for a forked child, whose only thread this is. */
+    static long eb_count_returned(void) {
+        long count = 0;
+        for (eb_loan *loan = __atomic_load_n(&eb_returned, __ATOMIC_ACQUIRE); loan != NULL; loan = loan->next) count++;
+        return count;
+    }
     """
     ctypedef struct eb_loan:
         Py_buffer view
         eb_loan* next
     void eb_give_back(void* data, void* hint) noexcept nogil
     eb_loan* eb_take_returned() noexcept nogil
+    long eb_count_returned() noexcept nogil
 
 ctypedef int (*init_t)(eb_msg*) noexcept nogil
 ctypedef int (*close_t)(eb_msg*) noexcept nogil
@@ -361,6 +370,15 @@ cpdef long take_back() except -1:
     return num_lent
 
 
+def _leave_lent():
+    """In a forked child: libzmq's threads are not there to give back what the parent has lent them."""
+    global num_lent
+    num_lent = eb_count_returned()
+
+
+os.register_at_fork(after_in_child=_leave_lent)
+
+
 @cython.final
 cdef class Received:
     """The memory that libzmq received a frame into, until nobody has a view of it any more."""
@@ -378,6 +396,7 @@ cdef class Received:
 
 
 cdef dict lent_arrays = {}  # by id: how often each is lent, of those that were writeable before
+cdef dict waiting_arrays = {}  # by id: parts of such arrays, no longer lent themselves
 
 
 @cython.final
@@ -397,23 +416,43 @@ cdef class Lent:
         if known is not None:
             lent_arrays[key] = known + 1
             self.gives_back = True
-        elif array.flags.writeable:
+        elif array.flags.writeable or waiting_arrays.pop(key, None) is not None:
             array.flags.writeable = False
             lent_arrays[key] = 1
             self.gives_back = True
 
     def __dealloc__(self):
+        PyBuffer_Release(&self.view)  # does nothing for what could not be had
         if self.gives_back:
             key = id(self.array)
             left = lent_arrays.pop(key) - 1
             if left:
                 lent_arrays[key] = left
             else:
-                self.array.flags.writeable = True
-        PyBuffer_Release(&self.view)  # does nothing for what could not be had
+                give_back(self.array)
 
     def __getbuffer__(self, Py_buffer* buffer, int flags):
         PyBuffer_FillInfo(buffer, self, self.view.buf, self.view.len, 1, flags)
+
+
+cdef give_back(array):
+    global waiting_arrays
+    cdef dict waiting
+    try:
+        array.flags.writeable = True
+    except ValueError:  # what it is a part of is read-only
+        if is_part_of_lent(array):
+            waiting_arrays[id(array)] = array
+        return
+    if waiting_arrays:
+        waiting, waiting_arrays = waiting_arrays, {}
+        for part in waiting.values():
+            give_back(part)
+
+
+cdef bint is_part_of_lent(array) except -1:
+    base = getattr(array, "base", None)
+    return base is not None and (id(base) in lent_arrays or is_part_of_lent(base))
 
 
 def lend(array):

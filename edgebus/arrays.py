@@ -121,7 +121,7 @@ def _plain_lend(array: Array) -> memoryview:
     lent = array.reshape(-1).view(np.uint8)  # an object of its own, kept by whoever keeps a piece of the memory
     lent.flags.writeable = False
     times = _lent.get(id(array), 0)
-    if times or array.flags.writeable:
+    if times or array.flags.writeable or _waiting.pop(id(array), None) is not None:
         array.flags.writeable = False
         _lent[id(array)] = times + 1
         weakref.finalize(lent, _give_back, array).atexit = False
@@ -129,6 +129,7 @@ def _plain_lend(array: Array) -> memoryview:
 
 
 _lent: dict[int, int] = {}  # by id: how often each is lent, of those that were writeable before
+_waiting: dict[int, Array] = {}  # by id: parts of such arrays, no longer lent themselves
 
 
 def _give_back(array: Array) -> None:
@@ -136,7 +137,25 @@ def _give_back(array: Array) -> None:
     if times:
         _lent[id(array)] = times
     else:
+        _make_writeable(array)
+
+
+def _make_writeable(array: Array) -> None:
+    try:
         array.flags.writeable = True
+    except ValueError:  # what it is a part of is read-only
+        if _is_part_of_lent(array):
+            _waiting[id(array)] = array
+        return
+    parts = list(_waiting.values())
+    _waiting.clear()
+    for part in parts:
+        _make_writeable(part)
+
+
+def _is_part_of_lent(array: Any) -> bool:
+    base = getattr(array, "base", None)
+    return base is not None and (id(base) in _lent or _is_part_of_lent(base))
 
 
 _lend: Callable[[Array], memoryview] = _plain_lend

@@ -63,6 +63,8 @@ class Numbers:
 
     def settle(self, upto: int, held: Collection[int]) -> list[int]:
         """The peer uses none of the numbers up to `upto` but those held; returns leases that nobody uses any more."""
+        if upto >= self._detour:
+            self._detour = -1  # it was received, however long it is held: mostly until the next one comes
         held = frozenset(held)
         return self._returned([number for number in takewhile(upto.__ge__, self._leases) if number not in held])
 

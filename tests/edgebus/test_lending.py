@@ -1,14 +1,17 @@
 """Arrays that are lent: read-only while anything of them is on its way, and never longer."""
 
 import gc
+import os
 import time
+import weakref
 
 import numpy as np
 import pytest
+import zmq
 
 from edgebus import Limits, Node
 from edgebus.arrays import _plain_lend, lend
-from edgebus.port import take_back
+from edgebus.port import open_port, take_back
 
 LIMITS = Limits(share_bytes=0)
 PATIENCE_S = 10.0
@@ -49,6 +52,38 @@ def test_array_that_was_read_only_stays_so(lending):
     assert not array.flags.writeable
 
 
+@pytest.mark.parametrize("first", ["part", "whole"])
+def test_part_of_an_array_that_is_lent_as_well_is_writeable_with_it_and_not_before(lending, first):
+    whole = np.zeros(30)
+    part = whole[10:20]
+    views = {
+        name: lending({"part": part, "whole": whole}[name]) for name in sorted(["part", "whole"], key=first.__ne__)
+    }
+    del views["part"]
+    assert not part.flags.writeable, "its memory is still on its way with the whole"
+    again = lending(part)
+    del views["whole"]
+    assert whole.flags.writeable
+    assert not part.flags.writeable, "it is on its way itself"
+    del again
+    assert part.flags.writeable
+    gone = weakref.ref(part)
+    del part
+    assert gone() is None
+
+
+def test_part_of_an_array_that_was_made_read_only_meanwhile_stays_so_and_is_not_kept(lending):
+    whole = np.zeros(30)
+    part = whole[10:20]
+    view = lending(part)
+    whole.flags.writeable = False
+    del view
+    assert not part.flags.writeable
+    gone = weakref.ref(part)
+    del part
+    assert gone() is None
+
+
 def test_what_is_not_contiguous_is_not_lent(lending):
     array = np.arange(6).reshape(2, 3).T
     with pytest.raises((ValueError, BufferError)):
@@ -84,6 +119,28 @@ def test_array_is_writeable_again_although_the_peer_never_took_it():
         pending.cancel()
         del pending
         wait_for(lambda: array.flags.writeable)
+
+
+@pytest.mark.net
+def test_forked_child_does_not_wait_for_what_its_parent_has_lent():
+    """It would look for it ten times a second, for ever: the threads that have it are not there."""
+    context = zmq.Context()
+    sock = context.socket(zmq.PUSH)
+    sock.setsockopt(zmq.LINGER, 0)
+    sock.connect("tcp://127.0.0.1:9")  # where nobody is
+    array = np.zeros(1_000_000, np.uint8)
+    port = open_port(sock, False, False)
+    port.send_all(b"", [lend(array)])
+    before = take_back()
+    pid = os.fork()
+    if not pid:
+        os._exit(take_back())
+    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
+    assert take_back() == before
+    port.close()
+    sock.close()
+    context.term()
+    wait_for(lambda: take_back() == 0 and array.flags.writeable)
 
 
 def wait_for(what):

@@ -359,6 +359,41 @@ def test_what_goes_round_by_the_control_lane_keeps_its_order_and_its_memory(ever
         assert link.stats().retries == 0
 
 
+@pytest.mark.parametrize("holder", ["server", "device"])
+def test_near_lane_is_taken_again_though_each_message_is_held_until_the_next(holder):
+    """As in the usual loops, where a variable has the last request, or the last answer."""
+    with edgebus.Node("s", insecure=True) as server, edgebus.Node("d", insecure=True) as device:
+        inbox = server.serve("echo")
+        held = {}
+
+        def serve():
+            while (request := inbox.get(60)) is not None and request.payload != b"end":
+                request.reply(b"", request.arrays)
+                held["server"] = request if holder == "server" else None
+                del request
+
+        thread = threading.Thread(target=serve)
+        thread.start()
+        link = device.connect(server.bind("tcp://127.0.0.1:0"))
+        near_of(link)
+        [far] = server._engine.hub.links
+        sender, attached = (device, link._dialled.attached) if holder == "server" else (server, far)
+        with sender._engine.runner._lock:
+            names = sender._engine.sharing._names(attached)
+            detour = names._detour = names._next  # the next one goes round
+
+        def request():
+            held["device"] = link.request("echo", b"", [array(1)])
+            if holder == "server":
+                held["device"] = None
+            return names._next > detour + 1 and names.in_order
+
+        eventually(request, what="every message went round")
+        link.send_request("echo", b"end")
+        thread.join(5)
+        assert not thread.is_alive()
+
+
 def test_near_messages_are_taken_before_one_that_went_round():
     """The pipe was full when it was sent, so they are older."""
     with two_nodes() as (server, _, link):

@@ -100,6 +100,22 @@ def test_lease_that_never_left_is_free_at_once_and_one_that_may_be_sent_again_is
     assert numbers.settle(1, []) == [8]
 
 
+def test_quick_way_is_free_once_the_peer_has_what_went_by_the_slow_one_though_it_holds_it():
+    """A server that takes one request after the other lets go of the last one when it takes the next."""
+    numbers = Numbers()
+    for lease in (5, 6):
+        numbers.number(lease)
+    numbers.went_round()
+    assert numbers.settle(0, []) == []
+    assert not numbers.in_order, "number 1 may still be on its way"
+    numbers.settle(1, [1])
+    assert numbers.in_order
+    numbers.number(7)
+    numbers.went_round()
+    numbers.settle(1, [1])
+    assert not numbers.in_order, "said before it, or said again"
+
+
 @given(st.lists(st.tuples(st.integers(0, 4), st.booleans()), max_size=60), st.randoms(use_true_random=False))
 def test_numbers_against_a_ledger_that_loses_and_repeats(sends, source):
     """Whatever is lost, nothing that comes in order is refused, and memory is free exactly when nobody uses it."""
