@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from functools import partial
+from typing import Any
+
 from edgebus.errors import LocalError, RemoteError
 
 
@@ -41,6 +44,10 @@ class Infeasible(QpartError):
         super().__init__(message)
         self.constraint = constraint
         self.nearest_accuracy = nearest_accuracy
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        named = partial(Infeasible, constraint=self.constraint, nearest_accuracy=self.nearest_accuracy)
+        return named, self.args
 
 
 class SegmentRejected(RemoteError):

@@ -102,7 +102,12 @@ class CutTable(msgspec.Struct, frozen=True, array_like=True):
         return cls(**columns | {"why": bytes(map(WHY.index, columns["why"]))})
 
     def row(self, cut: int) -> CutRow:
-        """One cut, 0 .. L."""
+        """One cut, 0 .. L; below 0 from the end.
+
+        Raises:
+            IndexError: there is no such cut.
+        """
+        cut = range(len(self.why))[cut]
         if self.why[cut]:
             return CutRow(cut=cut, after=self.after[cut], allowed=False, why=WHY[self.why[cut]])
         return CutRow(

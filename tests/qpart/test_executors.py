@@ -354,7 +354,7 @@ def test_devices_need_no_torch():
 
 
 def test_depthwise_layers_keep_the_layout_that_is_quick_for_them():
-    """Channels last from the first depthwise layer to the next dense one: the same numbers, several times sooner."""
+    """Channels last from the first depthwise layer to the next dense one: sooner, and the same but for roundings."""
     torch = pytest.importorskip("torch")
     from qpart.executors.torch_functions import PLAIN, WEIGHTED
 
@@ -386,6 +386,56 @@ def test_windows_are_compared_channels_last_and_come_back_as_they_were(last):
     y = PLAIN[MaxPool2d](MaxPool2d((3, 2), (2, 1), (1, 1)), x)
     assert torch.equal(y.nan_to_num(), torch.nn.functional.max_pool2d(x, (3, 2), (2, 1), (1, 1)).nan_to_num())
     assert y.is_contiguous(memory_format=layout)
+
+
+@pytest.mark.parametrize("swapped", [False, True])
+def test_images_of_two_layouts_are_added_channels_last(swapped):
+    """Else a sum goes back to channels first, slowly, and the next depthwise layer turns it again."""
+    torch = pytest.importorskip("torch")
+    from qpart.executors.torch_functions import PLAIN
+
+    first = torch.from_numpy(floats(2, 6, 8, 7))
+    last = torch.from_numpy(floats(2, 6, 8, 7)).contiguous(memory_format=torch.channels_last)
+    found = PLAIN[Add](Add(), *((last, first) if swapped else (first, last)))
+    assert torch.equal(found, first + last)
+    assert found.is_contiguous(memory_format=torch.channels_last)
+    assert not found.is_contiguous()
+
+
+@pytest.mark.parametrize("shape", [(2, 6, 8, 7), (2, 6, 1, 1)])
+def test_other_sums_keep_their_layout(shape):
+    torch = pytest.importorskip("torch")
+    from qpart.executors.torch_functions import PLAIN
+
+    x, y = torch.from_numpy(floats(2, 6, 8, 7)), torch.from_numpy(floats(*shape))
+    assert PLAIN[Add](Add(), x, y).is_contiguous()
+    part = torch.from_numpy(floats(2, 9, 8, 7))[:, 2:8]  # a view, of neither layout
+    assert torch.equal(PLAIN[Add](Add(), x, part), x + part)
+    assert PLAIN[Add](Add(), x, part).is_contiguous()
+    assert PLAIN[Add](Add(), part, part).stride() == (part + part).stride()
+
+
+def test_layouts_are_chosen_on_a_cpu_only():
+    """On a GPU windows are compared two to four times slower there and back, and 1 x 1 layers are slower, too."""
+    torch = pytest.importorskip("torch")
+    from qpart.executors.torch_functions import PLAIN, WEIGHTED
+
+    op = Conv2d((3, 3), (1, 1), (1, 1), 6, 6, groups=6, bias=False)
+    x, weight = (torch.empty(shape, device="meta") for shape in ((2, 6, 8, 7), op.weight_shape))
+    assert WEIGHTED[Conv2d](op, x, weight, None).is_contiguous()
+    last = x.contiguous(memory_format=torch.channels_last)
+    assert PLAIN[Add](Add(), x, last).is_contiguous()
+    moved = []
+
+    class Watched(torch.Tensor):
+        @classmethod
+        def __torch_function__(cls, function, types, args=(), kwargs=None):
+            moved.append(function is torch.Tensor.contiguous)
+            return super().__torch_function__(function, types, args, kwargs or {})
+
+    PLAIN[MaxPool2d](MaxPool2d((2, 2), (2, 2), (0, 0)), x.as_subclass(Watched))
+    assert moved
+    assert not any(moved)
 
 
 def test_what_leaves_torch_lies_in_order():

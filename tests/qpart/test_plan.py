@@ -282,6 +282,13 @@ def test_table_of_the_rows_of_a_table_is_that_table():
     assert CutTable.of(table.rows()) == table
 
 
+def test_cuts_from_the_end_are_those_cuts():
+    found = plan(Solver(tiny()), tiny_request(), TINY_SERVER)
+    assert found.row(-1) == found.rows[-1] == found.row(found.last_cut)
+    with pytest.raises(IndexError):
+        found.row(3)
+
+
 # Words
 
 

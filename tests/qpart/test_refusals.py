@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+import pickle
 import random
 
 import msgspec
@@ -48,6 +49,14 @@ def test_refusal_names_accuracy():
     assert (error.constraint, error.nearest_accuracy) == ("accuracy", 0.01334)
     assert "0.01334" in str(error)
     assert plan(Solver(tiny()), tiny_request(0.01334), TINY_SERVER).budget >= 0.5
+
+
+def test_refusal_crosses_processes():
+    """A pool of processes that plan is broken for good by an error that cannot be read back."""
+    error = refused(tiny(), tiny_request(0.001))
+    again = pickle.loads(pickle.dumps(error))
+    assert type(again) is Infeasible
+    assert (str(again), again.constraint, again.nearest_accuracy) == (str(error), "accuracy", 0.01334)
 
 
 def test_refusal_between_levels_names_the_next_level():
