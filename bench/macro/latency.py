@@ -1,6 +1,6 @@
 """How long an answer takes over links of 0.1 to 100 Mbit/s, cold and warm, against every other way to get it.
 
-`python -m bench.macro.latency`, about 6 minutes on two idle cores once the nets are there. `qpart serve` runs in a
+`python -m bench.macro.latency`, about 7 minutes on two idle cores once the nets are there. `qpart serve` runs in a
 process of its own over tcp with CURVE, behind the in-tree proxy (5 ms each way, the rate both ways). The device is this
 machine's numpy executor on one core, 50 times slower: what its nodes take here counts so often, in the profile that it
 asks with and in all times below. It announces 1,000 inferences.
@@ -9,8 +9,9 @@ asks with and in all times below. It announces 1,000 inferences.
   answers after that. The server has verified this plan before; what that takes once, without the slow link, is
   `first_plan_s`.
 - The other ways are **replayed**: exactly their bytes travel, as requests and answers of the same bus through the same
-  proxy, and computing takes the measured seconds of each node. Downloads longer than a second are not waited for:
-  their bytes are divided by the rate.
+  proxy; the server computes the tail of their cut when they arrive, in full precision, so that a server that was idle
+  is as slow for them as it is for qpart; heads take the measured seconds of each node. Downloads longer than a second
+  are not waited for: their bytes are divided by the rate.
 - Energy and price are **modelled** for all alike: power of a Raspberry Pi 5, a server at 1 unit of money per hour.
 
 Results go to bench/results/latency.json.
@@ -26,7 +27,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -45,6 +46,7 @@ from qpart.baselines import BASELINES, Answer, Case, all_server_pixels, exact
 from qpart.errors import Infeasible
 from qpart.plan import cost_row, plan
 from qpart.profile import ServerProfile
+from qpart.run.models import make_executor
 from qpart.solve import Solver
 
 COMMAND = "python -m bench.macro.latency"
@@ -52,7 +54,7 @@ RATES = (0.1, 1.0, 10.0, 100.0)
 DELAY_S = 0.005
 ACCURACY, INFERENCES, MEMORY_BYTES = 0.01, 1000, 64 << 20
 BOARD, PRICE_PER_S = "rpi5", 1 / 3600
-WARM, REPLAYS, PLANS, LONGEST_S = 15, 5, 200, 1.0
+WARM, REPLAYS, PLANS, LONGEST_S = 15, 15, 200, 1.0
 SLOWER = 50
 BURST_BYTES, LEAST_BURST_S = 256, 2e-4
 MOVE = "bench.move"
@@ -95,9 +97,36 @@ def machine(net: Net) -> Machine:
     return Machine(device, server)
 
 
+class Moved(msgspec.Struct, array_like=True, frozen=True):
+    """What others' plans ask of a server.
+
+    Attributes:
+        answer_bytes: to be sent back.
+        net, cut: whose tail is computed before; "" for none.
+    """
+
+    answer_bytes: int
+    net: str = ""
+    cut: int = 0
+
+
+class PlainTail:
+    """The tail of a net, on activations of the right shapes that are there already."""
+
+    def __init__(self, net: Net) -> None:
+        self._network, self._executor = net.artefact.network, make_executor(net.artefact)
+
+    def run(self, cut: int) -> None:
+        """Compute it, as `qpart serve` does."""
+        network, last = self._network, self._network.num_nodes
+        if cut < last:
+            live = {value: np.full((1, *network.shapes[value]), 0.5, np.float32) for value in network.live[cut]}
+            self._executor.run_arrays(live, cut, last, [last])
+
+
 @contextmanager
-def mover(where: Site) -> Iterator[str]:
-    """A node that answers with as many bytes as it is asked for; yields its endpoint."""
+def mover(where: Site, tails: Mapping[str, PlainTail]) -> Iterator[str]:
+    """A node that computes a tail and answers with as many bytes as it is asked for; yields its endpoint."""
     keys = edgebus.load_keys(where.keys.of("server"))
     allow = edgebus.AllowList(where.keys.of("server") / "allowed_keys")
     with edgebus.Node(name="mover", keys=keys, allow=allow) as node:
@@ -108,7 +137,10 @@ def mover(where: Site) -> Iterator[str]:
             while not stopping.is_set():
                 request = inbox.get(timeout_s=0.1)
                 if request is not None:
-                    request.reply(b"", [np.zeros(msgspec.msgpack.decode(request.payload, type=int), np.uint8)])
+                    moved = msgspec.msgpack.decode(request.payload, type=Moved)
+                    if moved.net:
+                        tails[moved.net].run(moved.cut)
+                    request.reply(b"", [np.zeros(moved.answer_bytes, np.uint8)])
 
         thread = threading.Thread(target=loop)
         thread.start()
@@ -131,25 +163,25 @@ class Replay:
         """Close the link."""
         self._node.close()
 
-    def seconds(self, up_bytes: int, down_bytes: int) -> float:
-        """So many bytes there and so many back."""
+    def seconds(self, up_bytes: int, asked: Moved) -> float:
+        """So many bytes there, and what is asked for back."""
         began = time.perf_counter()
         up = [np.zeros(max(0, up_bytes), np.uint8)]
-        self._link.request(MOVE, msgspec.msgpack.encode(max(0, down_bytes)), up, timeout_s=120.0)
+        self._link.request(MOVE, msgspec.msgpack.encode(asked), up, timeout_s=120.0)
         return time.perf_counter() - began
 
 
 def replayed(answer: Answer, net: Net, at: Machine, replay: Replay, mbit_s: float) -> dict[str, float]:
     """Cold and warm seconds of somebody else's plan."""
     row, tables = answer.row, net.artefact.tables
-    computing = sum(at.device.layer_s[: row.cut]) + sum(at.server.layer_s[row.cut :])
-    moving = 0.0
+    warm_s = sum(at.device.layer_s[: row.cut])
     if row.cut < net.artefact.network.num_nodes:
-        moving = statistics.median(replay.seconds(row.up_bytes, tables.answer_bytes[row.cut]) for _ in range(REPLAYS))
+        asked = Moved(max(0, tables.answer_bytes[row.cut]), net.name, row.cut)
+        warm_s += statistics.median(replay.seconds(row.up_bytes, asked) for _ in range(REPLAYS))
     load_s = 8 * row.download_bytes / (mbit_s * 1e6)
     if load_s < LONGEST_S:
-        load_s = replay.seconds(0, row.download_bytes)
-    return {"cold_s": load_s + moving + computing, "warm_s": moving + computing}
+        load_s = replay.seconds(0, Moved(max(0, row.download_bytes)))
+    return {"cold_s": load_s + warm_s, "warm_s": warm_s}
 
 
 def measured(
@@ -307,8 +339,8 @@ def main() -> None:
     shm.available = lambda: False  # the peers pretend to be far apart: nothing may pass beside the proxy
     stamped, found = record.stamp(), nets(args.net or tuple(RECIPES))
     pixels = np.load(OUT / "test_images.npy")[:1000]
-    rows, per_net = [], {}
-    with site(found, "--price-per-s", PRICE_PER_S) as where, mover(where) as moved_at:
+    rows, per_net, tails = [], {}, {name: PlainTail(net) for name, net in found.items()}
+    with site(found, "--price-per-s", PRICE_PER_S) as where, mover(where, tails) as moved_at:
         for net in found.values():
             at = machine(net)
             per_net[net.name] = {
