@@ -67,7 +67,12 @@ if os.path.isdir("edgebus"):  # scripts/sanitize.sh and fuzz.sh build a copy of 
         compiler_directives={"annotation_typing": False},
     )
 if os.path.isdir("qpart"):
-    modules += cythonize([Extension("qpart._fronts", ["qpart/_fronts.pyx"], extra_compile_args=compile_args)])
+    modules += cythonize(
+        [
+            Extension(f"qpart.{name}", [f"qpart/{name}.pyx"], extra_compile_args=compile_args)
+            for name in ("_fronts", "_search")
+        ]
+    )
 for module in modules:
     module.optional = True  # without a compiler numpy and Python serve; set here, because cythonize drops it
 

@@ -19,6 +19,7 @@ from qpart.fronts import NO_LIMIT, WIDTH_BITS, WIDTH_MASK, Chain, Floats, Ints
 from qpart.tables import WIDTHS, Tables
 
 if TYPE_CHECKING:
+    from qpart.leading import Leader
     from qpart.solve import Pattern
 
 MAX_KEPT_POSITIONS = 16
@@ -93,16 +94,20 @@ class Choices(NamedTuple):
     live_bits: list[bytes]
 
     @classmethod
+    def none(cls, cuts: int) -> Choices:
+        """Nothing at any cut."""
+        down, held, up = (np.zeros(cuts, np.int64) for _ in range(3))
+        return cls(np.zeros(cuts, np.bool_), down, held, up, [b""] * cuts, [b""] * cuts)
+
+    @classmethod
     def of(cls, patterns: Sequence[Pattern | None]) -> Choices:
         """One pattern for each cut, or None."""
-        cuts = len(patterns)
-        down, held, up = (np.zeros(cuts, np.int64) for _ in range(3))
-        found = cls(np.zeros(cuts, np.bool_), down, held, up, [b""] * cuts, [b""] * cuts)
+        found = cls.none(len(patterns))
         for cut, pattern in enumerate(patterns):
             found.put(cut, pattern)
         return found
 
-    def put(self, cut: int, pattern: Pattern | None) -> None:
+    def put(self, cut: int, pattern: Pattern | Leader | None) -> None:
         """Another pattern for a cut, or that there is none."""
         self.exists[cut] = pattern is not None
         if pattern is not None:

@@ -46,6 +46,8 @@ def reason(plan: Plan) -> str:
     won, last = plan.row(), plan.last_cut
     others = sorted((row for row in plan.rows if row.allowed and row.cut != won.cut), key=lambda row: row.objective)
     head = f"{_place(won, last)} wins with U = {won.objective:.4g}"
+    if plan.table.only:
+        return f"{head}: what the other cuts come to was not asked for."
     if not others:
         return f"{head}: no other cut is allowed."
     against = [f"{_less(won, others[0])} than the runner-up, {_place(others[0], last)}"]

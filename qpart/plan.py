@@ -13,13 +13,13 @@ import numpy as np
 from msgspec.structs import replace
 from numpy.typing import NDArray
 
-from qpart.costs import CutCosts, Fixed, costs
+from qpart.costs import Compute, CutCosts, Fixed, costs
 from qpart.cuts import Choices
 from qpart.fronts import Floats
 from qpart.limits import BELOW_ALL, NO_SHRINK, Shrink, allowances, at_each_cut, refusal
 from qpart.profile import Request, ServerProfile, Weights
 from qpart.rows import WHY, CutRow, CutTable
-from qpart.solve import AnySolver, Pattern, evaluate
+from qpart.solve import AnySolver, Pattern, Solver, evaluate
 from qpart.tables import MAX_LEVELS, Tables
 
 _FORBIDDEN = {name: WHY.index(name) for name in WHY}
@@ -35,7 +35,7 @@ class Cost(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Plan(msgspec.Struct, frozen=True, kw_only=True):
-    """The decision, with the table that it was made from.
+    """The decision, with the table of all cuts or that of its own alone.
 
     Attributes:
         pattern: the cut and the widths.
@@ -46,7 +46,7 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
         cost: of one inference.
         inferences: over how many the download counts.
         weights: of the objective.
-        table: every cut, 0 .. L.
+        table: every cut, 0 .. L; of a plan without explanation, the chosen one.
 
     Raises:
         ValueError: the pattern is not for a cut that the table allows.
@@ -63,26 +63,29 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
     table: CutTable
 
     def __post_init__(self) -> None:
-        why = self.table.why
-        if not 0 <= self.pattern.cut < len(why) or why[self.pattern.cut]:
-            raise ValueError(f"the plan is for cut {self.pattern.cut}, which its table does not allow")
+        table, cut = self.table, self.pattern.cut
+        known = table.only[0] == cut if table.only else 0 <= cut < len(table.why)
+        if not known or table.why[0 if table.only else cut]:
+            raise ValueError(f"the plan is for cut {cut}, which its table does not allow")
 
     @property
     def rows(self) -> tuple[CutRow, ...]:
-        """One per cut, 0 .. L; made anew at each call, `row` makes one."""
+        """One for each cut of the table; made anew at each call, `row` makes one."""
         return self.table.rows()
 
     @property
     def last_cut(self) -> int:
         """L: everything on the device."""
-        return len(self.table.why) - 1
+        return self.table.last_cut
 
     def row(self, cut: int | None = None) -> CutRow:
         """What a cut comes to; the chosen one where none is named."""
         return self.table.row(self.pattern.cut if cut is None else cut)
 
 
-def plan(solver: AnySolver, request: Request, server: ServerProfile, *, shrink: Shrink = NO_SHRINK) -> Plan:
+def plan(
+    solver: AnySolver, request: Request, server: ServerProfile, *, shrink: Shrink = NO_SHRINK, explain: bool = True
+) -> Plan:
     """The cut and the widths with the least objective for a request.
 
     Args:
@@ -91,6 +94,7 @@ def plan(solver: AnySolver, request: Request, server: ServerProfile, *, shrink: 
         server: what the rest of the network runs on.
         shrink: by (cut, index of a level): factor in [0, 1] on the budget, where verification found it too large;
             index -1 is for accuracies below all levels, where level 0's applies otherwise (see `limits.factor`).
+        explain: with the table of all cuts. Without it the decision is the same, and sooner where a cache is shown.
 
     Returns:
         Of equal objectives: the cut that moves fewer bytes, then the smaller one.
@@ -102,18 +106,27 @@ def plan(solver: AnySolver, request: Request, server: ServerProfile, *, shrink: 
     allowed = at_each_cut(allowances(tables, request.accuracy), tables.network.num_nodes + 1, shrink)
     down, up = byte_weights(request)
     memory_bytes, cached = request.device.memory_bytes, request.cached
-    found = solver.best_of_each(
-        allowed.budget, down_weight=down, up_weight=up, memory_bytes=memory_bytes, cached=cached
-    )
+    compute = fixed.compute(request, server)
+    found = None
+    if cached and not explain and isinstance(solver, Solver):
+        base = _costs_of_each(fixed, compute, request, server).objective
+        base = np.where(fixed.shows_input, inf, base) if request.raw_input_stays else base
+        found = solver.leading(
+            allowed.budget, base, down_weight=down, up_weight=up, memory_bytes=memory_bytes, cached=cached
+        )
+    if found is None:
+        found = solver.best_of_each(
+            allowed.budget, down_weight=down, up_weight=up, memory_bytes=memory_bytes, cached=cached
+        )
     why = _why_not(solver, request, found)
-    cost = _costs_of_each(fixed, found, request, server)
+    cost = _costs_of_each(fixed, compute, request, server, found)
     if why.all():
         raise refusal(solver, request, shrink)
-    table = _table(fixed, found, cost, why)
     objective = np.where(why == 0, cost.objective, inf)
     least = np.flatnonzero((objective == objective.min()) & (why == 0))
-    row = table.row(int(least[np.argmin((found.download_bytes + found.up_bytes)[least])]))
-    cut = row.cut
+    cut = int(least[np.argmin((found.download_bytes + found.up_bytes)[least])])
+    table = _table(fixed, found, cost, why) if explain else _table_of(cut, fixed, found, cost)
+    row = table.row(cut)
     pattern = evaluate(tables, cut, row.weight_bits, row.live_bits)
     return Plan(
         pattern=replace(pattern, download_bytes=row.download_bytes) if cached else pattern,
@@ -183,19 +196,32 @@ def _why_not(solver: AnySolver, request: Request, found: Choices) -> NDArray[np.
     return why
 
 
-def _costs_of_each(fixed: Fixed, found: Choices, request: Request, server: ServerProfile) -> CutCosts[Floats]:
-    compute = fixed.compute(request, server)
+def _costs_of_each(
+    fixed: Fixed, compute: Compute, request: Request, server: ServerProfile, found: Choices | None = None
+) -> CutCosts[Floats]:
+    """Costs of every cut; where nothing was chosen yet, as if no byte were loaded and none sent but the answer's."""
+    nothing = np.zeros(len(fixed.answer_bytes))
     return costs(
         request,
         server,
         device_macs=compute.device_macs,
         device_s=compute.device_s,
         server_s=compute.server_s,
-        download_bytes=found.download_bytes.astype(np.float64),
-        up_bytes=found.up_bytes.astype(np.float64),
+        download_bytes=nothing if found is None else found.download_bytes.astype(np.float64),
+        up_bytes=nothing if found is None else found.up_bytes.astype(np.float64),
         answer_bytes=fixed.answer_bytes,
         round_trips=fixed.round_trips,
     )
+
+
+def _table_of(cut: int, fixed: Fixed, found: Choices, cost: CutCosts[Floats]) -> CutTable:
+    """The table of one cut alone."""
+    device_s, channel_s, server_s, energy_j, price, objective = ((column[cut].item(),) for column in cost)
+    return CutTable(
+        fixed.after[cut : cut + 1], b"\0", (found.weight_bits[cut],), (found.live_bits[cut],),
+        (int(found.download_bytes[cut]),), (int(found.up_bytes[cut]),), device_s, channel_s, server_s, energy_j, price,
+        objective, (int(found.device_bytes[cut]),), (cut, len(fixed.after) - 1),
+    )  # fmt: skip
 
 
 def _table(fixed: Fixed, found: Choices, cost: CutCosts[Floats], why: NDArray[np.uint8]) -> CutTable:

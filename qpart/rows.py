@@ -21,6 +21,7 @@ _KNOWN_WHY, _KNOWN_WIDTHS = bytes(range(len(WHY))), bytes(WIDTHS)
 Names = Annotated[tuple[Annotated[str, msgspec.Meta(max_length=64)], ...], msgspec.Meta(max_length=MAX_CUTS)]
 Widths = Annotated[tuple[Annotated[bytes, msgspec.Meta(max_length=MAX_NODES)], ...], msgspec.Meta(max_length=MAX_CUTS)]
 Whole = Annotated[tuple[int, ...], msgspec.Meta(max_length=MAX_CUTS)]
+Cut = Annotated[int, msgspec.Meta(ge=0, le=MAX_NODES)]
 Real = Annotated[tuple[float, ...], msgspec.Meta(max_length=MAX_CUTS)]
 
 
@@ -60,14 +61,15 @@ class CutRow(msgspec.Struct, frozen=True, kw_only=True, gc=False):
 
 
 class CutTable(msgspec.Struct, frozen=True, array_like=True):
-    """`CutRow` of cuts 0 .. L, column by column; all columns are as long.
+    """`CutRow` of cuts 0 .. L, column by column, or of one of them alone; all columns are as long.
 
     Attributes:
         why: one byte for each cut, 0 where it is allowed, else the position in `WHY` of what forbids it.
         weight_bits, live_bits: one byte for each width.
+        only: of a table of one cut: which, and L; None where all are there.
 
     Raises:
-        ValueError: columns of other lengths, a width that is none, an unknown constraint.
+        ValueError: columns of other lengths, a width that is none, an unknown constraint, a cut beyond the last.
     """
 
     after: Names
@@ -83,20 +85,31 @@ class CutTable(msgspec.Struct, frozen=True, array_like=True):
     price: Real
     objective: Real
     memory_bytes: Whole
+    only: tuple[Cut, Cut] | None = None
 
     def __post_init__(self) -> None:
-        lengths = {len(getattr(self, name)) for name in self.__struct_fields__}
+        lengths = {len(getattr(self, name)) for name in self.__struct_fields__ if name != "only"}
         if len(lengths) > 1:
             raise ValueError(f"the columns of a plan's table are as long as there are cuts, got {sorted(lengths)}")
         if self.why.translate(None, _KNOWN_WHY):
             raise ValueError(f"what forbids a cut is one of {WHY[1:]}, by its position from 1; got {max(self.why)}")
         if b"".join(self.weight_bits + self.live_bits).translate(None, _KNOWN_WIDTHS):
             raise ValueError(f"a width in a plan's table is none of {WIDTHS}")
+        if self.only and (len(self.why) != 1 or self.only[0] > self.only[1]):
+            raise ValueError(f"a table of cut {self.only[0]} of {self.only[1]} alone has {len(self.why)} rows")
+
+    @property
+    def last_cut(self) -> int:
+        """L."""
+        return self.only[1] if self.only else len(self.why) - 1
 
     @classmethod
-    def of(cls, rows: Sequence[CutRow]) -> CutTable:
-        """The table with these rows, which are of cuts 0, 1, 2 and so on."""
-        columns: dict[str, Any] = {name: tuple(getattr(row, name) for row in rows) for name in cls.__struct_fields__}
+    def of(cls, rows: Sequence[CutRow], *, last_cut: int | None = None) -> CutTable:
+        """The table with these rows, which are of cuts 0, 1, 2 and so on; with a last cut, of one of so many."""
+        names = [name for name in cls.__struct_fields__ if name != "only"]
+        columns: dict[str, Any] = {name: tuple(getattr(row, name) for row in rows) for name in names}
+        if last_cut is not None:
+            columns["only"] = rows[0].cut, last_cut
         for name in ("weight_bits", "live_bits"):
             columns[name] = tuple(map(bytes, columns[name]))
         return cls(**columns | {"why": bytes(map(WHY.index, columns["why"]))})
@@ -105,28 +118,31 @@ class CutTable(msgspec.Struct, frozen=True, array_like=True):
         """One cut, 0 .. L; below 0 from the end.
 
         Raises:
-            IndexError: there is no such cut.
+            IndexError: there is no such cut, or the table is of another one alone.
         """
-        cut = range(len(self.why))[cut]
-        if self.why[cut]:
-            return CutRow(cut=cut, after=self.after[cut], allowed=False, why=WHY[self.why[cut]])
+        cut = range(self.last_cut + 1)[cut]
+        if self.only and cut != self.only[0]:
+            raise IndexError(f"the table is of cut {self.only[0]} alone, not of {cut}; ask for it with explain=True")
+        at = 0 if self.only else cut
+        if self.why[at]:
+            return CutRow(cut=cut, after=self.after[at], allowed=False, why=WHY[self.why[at]])
         return CutRow(
             cut=cut,
-            after=self.after[cut],
+            after=self.after[at],
             allowed=True,
-            weight_bits=tuple(self.weight_bits[cut]),
-            live_bits=tuple(self.live_bits[cut]),
-            download_bytes=self.download_bytes[cut],
-            up_bytes=self.up_bytes[cut],
-            device_time_s=self.device_time_s[cut],
-            channel_time_s=self.channel_time_s[cut],
-            server_time_s=self.server_time_s[cut],
-            energy_j=self.energy_j[cut],
-            price=self.price[cut],
-            objective=self.objective[cut],
-            memory_bytes=self.memory_bytes[cut],
+            weight_bits=tuple(self.weight_bits[at]),
+            live_bits=tuple(self.live_bits[at]),
+            download_bytes=self.download_bytes[at],
+            up_bytes=self.up_bytes[at],
+            device_time_s=self.device_time_s[at],
+            channel_time_s=self.channel_time_s[at],
+            server_time_s=self.server_time_s[at],
+            energy_j=self.energy_j[at],
+            price=self.price[at],
+            objective=self.objective[at],
+            memory_bytes=self.memory_bytes[at],
         )
 
     def rows(self) -> tuple[CutRow, ...]:
-        """All of them."""
-        return tuple(map(self.row, range(len(self.why))))
+        """All that are there."""
+        return tuple(map(self.row, self.only[:1] if self.only else range(len(self.why))))

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from qpart.costs import Fixed
 from qpart.cuts import Choices, Joined, Pairs, strides
 from qpart.fronts import Chain, Floats, Ints
+from qpart.leading import Leading
 from qpart.problems import NO_LOADS, Loads, Problem, Reach, search
 from qpart.tables import WIDTHS, BitList, Tables
 
@@ -186,6 +187,7 @@ class Solver:
         self._least_bytes = least_bytes(tables)
         self._plain_joined = Joined(chain, self._pairs)
         self._joined: OrderedDict[tuple[Pieces, float], Joined] = OrderedDict()
+        self._leading = Leading(tables, chain, self._plain_joined, self._pairs)
 
     def front_sizes(self) -> list[int]:
         """Points on the weights' front of every prefix of the nodes with weights."""
@@ -274,7 +276,7 @@ class Solver:
         pieces, most_psi = self._relevant(self.tables.network.num_nodes, cached), float(budgets.max())
         is_new = pieces and (pieces, most_psi) not in self._joined
         if is_new and not (self.least_psi_of_each(memory_bytes) <= budgets).any():
-            return Choices.of([None] * len(budgets))  # known without any front with the cache
+            return Choices.none(len(budgets))  # known without any front with the cache
         joined = self._joined_fronts(pieces, most_psi)
         limit = None if pieces else memory_bytes
         found = joined.choices(joined.cheapest(joined.positions(budgets), down_weight, up_weight, limit))
@@ -294,6 +296,45 @@ class Solver:
                 one = self._fitting(cut, float(budgets[cut]), weights, memory_bytes, mine, reach)
             found.put(cut, one)
         return found
+
+    def leading(
+        self,
+        budgets: Floats,
+        base: Floats,
+        *,
+        down_weight: float,
+        up_weight: float,
+        memory_bytes: int,
+        cached: Collection[tuple[int, int]],
+    ) -> Choices | None:
+        """What `best_of_each` finds at the cuts that may have the least sum of `base` and cost, and of no other.
+
+        No front with the cache is made, nor kept, but where memory binds at one of these cuts.
+
+        Args:
+            budgets: (cuts,) most summed noise.
+            base: (cuts,) what is to be paid besides the bytes; infinite for a cut that does not count.
+            down_weight, up_weight, memory_bytes, cached: as there.
+
+        Returns:
+            None if all cuts have to be looked at: bytes cost nothing, noise has no limit, another thread asks, or
+            there is no compiled code.
+        """
+        weights = down_weight, up_weight
+        found = self._leading.found(budgets, base, *weights, memory_bytes, cached)
+        if found is None:
+            return None
+        choices = Choices.none(len(budgets))
+        for one in found:
+            if one.fits:
+                choices.put(one.cut, one)
+                continue
+            pieces = self._relevant(len(budgets) - 1, cached)
+            mine = pieces if pieces and min(pieces)[0] < one.cut else _NONE
+            reach = Reach(float(budgets.max()), self._rooms((one.cut,), memory_bytes))
+            budget = float(budgets[one.cut])
+            choices.put(one.cut, self._fitting(one.cut, budget, weights, memory_bytes, mine, reach))
+        return choices
 
     def _rooms(self, cuts: Collection[int], memory_bytes: int) -> tuple[int, ...]:
         """(tensors,) most bytes of the packed pieces of so many tensors at any of these cuts; -1 where none is."""

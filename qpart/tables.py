@@ -155,7 +155,7 @@ class Tables(msgspec.Struct, frozen=True, kw_only=True):
         loads = {}
         for node in {node for node, _ in cached} & set(self.weight_bytes):
             whole = self.weight_bytes[node]
-            row = self.piece_bytes[node] if self.piece_bytes else _increments(whole)
+            row = self.piece_bytes[node] if self.piece_bytes else increments(whole)
             had = [size if (node, bits) in cached else 0 for bits, size in zip(WIDTHS, row, strict=True)]
             saved = (*accumulate(had[:-1]), had[-1])
             loads[node] = tuple(size - less for size, less in zip(whole, saved, strict=True))
@@ -166,7 +166,7 @@ class Tables(msgspec.Struct, frozen=True, kw_only=True):
         return bisect_left(self.network.parametric, cut)
 
 
-def _increments(row: Sequence[int]) -> tuple[int, ...]:
+def increments(row: Sequence[int]) -> tuple[int, ...]:
     """What each width has more than the one below; of rows that fall, as much as is sure to be needed."""
     sure = [min(row[i:-1]) for i in range(len(row) - 1)]
     return (sure[0], *(b - a for a, b in pairwise(sure)), row[-1])

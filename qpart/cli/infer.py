@@ -118,7 +118,7 @@ def infer(
         samples = as_float(array, device.model.input_shape, name=str(inputs), tokens=device.model.takes_tokens)
         answers = None if answers is None else check_labels(answers, len(samples), device.model.num_classes)[:limit]
         samples = samples[:limit]
-        planned = device.prepare(msgspec.structs.replace(request, inferences=inferences or len(samples)))
+        planned = device.prepare(msgspec.structs.replace(request, inferences=inferences or len(samples)), explain=True)
         if not as_json:
             shown = printable(planned.plan)
             for line in plan_lines(shown):

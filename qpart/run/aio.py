@@ -55,9 +55,9 @@ class AsyncDevice:
             thread.shutdown(wait=False)
             raise
 
-    async def prepare(self, request: Request) -> Planned:
+    async def prepare(self, request: Request, *, explain: bool = False) -> Planned:
         """As `Device.prepare`; what is being fetched is fetched to its end, whoever waits for it."""
-        return await self._do(lambda: self.sync.prepare(request))
+        return await self._do(lambda: self.sync.prepare(request, explain=explain))
 
     async def infer(self, inputs: npt.NDArray[Any]) -> Floats:
         """As `Device.infer`."""

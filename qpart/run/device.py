@@ -162,8 +162,12 @@ class Device:
         """How often `adapt` has changed the plan."""
         return 0 if self._adapter is None else self._adapter.switches
 
-    def prepare(self, request: Request) -> Planned:
+    def prepare(self, request: Request, *, explain: bool = False) -> Planned:
         """Get a plan for this request, and everything the device needs for it.
+
+        Args:
+            request: what is asked.
+            explain: with the table of all cuts (`Plan.rows`, `qpart.explain`), some 100 bytes for each.
 
         Raises:
             Infeasible: no plan satisfies the request; says which constraint binds, and what would do.
@@ -180,7 +184,7 @@ class Device:
             self._adapter.forget(self.traffic, self._line.timeout_s)  # it was for the plan before
         self._prepared = None
         self.traffic.up_bytes += self._meter.take().sent  # of what was given up
-        prepared = self._preparer.prepare(self.model, request)
+        prepared = self._preparer.prepare(self.model, request, explain=explain)
         self._meter.skip()
         self.traffic.add(prepared.traffic)
         self._prepared = prepared

@@ -70,8 +70,8 @@ class Preparer:
         self._line, self._cache = line, cache
         self._finish_locally, self._publisher, self._executor = finish_locally, publisher, executor
 
-    def prepare(self, model: ModelInfo, request: Request) -> Prepared:
-        """A plan for a request, with its head.
+    def prepare(self, model: ModelInfo, request: Request, *, explain: bool = False) -> Prepared:
+        """A plan for a request, with its head; if it is to be explained, with the table of all cuts.
 
         Raises:
             Infeasible: there is no plan; or, where the device is to finish locally, none without a server.
@@ -79,17 +79,18 @@ class Preparer:
             UnknownModel: the server does not have this model any more.
         """
         traffic = Traffic()
-        return self.fetch(model, request, self.ask(model, request, traffic), traffic)
+        return self.fetch(model, request, self.ask(model, request, traffic, explain=explain), traffic)
 
-    def ask(self, model: ModelInfo, request: Request, traffic: Traffic) -> Planned:
+    def ask(self, model: ModelInfo, request: Request, traffic: Traffic, *, explain: bool = False) -> Planned:
         """A plan alone; nothing is fetched yet.
 
         Args:
             model: that is run.
             request: what is asked.
             traffic: where what is moved is counted.
+            explain: with the table of all cuts.
         """
-        return self._ask(model, request, self._meter(traffic), traffic)
+        return self._ask(model, request, self._meter(traffic), traffic, explain)
 
     def fetch(self, model: ModelInfo, request: Request, planned: Planned, traffic: Traffic) -> Prepared:
         """Everything that a plan needs; `traffic` goes on counting, and stays with what is returned."""
@@ -100,7 +101,8 @@ class Preparer:
             alone = _alone(request, max(head.held_bytes, planned.plan.pattern.segment_bytes))
             planned_whole = self._ask(model, alone, meter, traffic)
             if planned_whole.plan.pattern.cut < model.num_nodes:
-                why = planned_whole.plan.row(planned_whole.plan.last_cut).why or "memory"
+                table = self._ask(model, alone, meter, traffic, explain=True).plan.table
+                why = table.row(table.last_cut).why or "memory"
                 raise Infeasible(
                     f"the device cannot finish alone, for want of {why}: give more, or do without on_loss=local",
                     constraint=why,
@@ -114,8 +116,10 @@ class Preparer:
     def _meter(self, traffic: Traffic) -> Meter:
         return Meter(self._line.stats, traffic, since=self._line.stats())
 
-    def _ask(self, model: ModelInfo, request: Request, meter: Meter, traffic: Traffic) -> Planned:
-        ask = Ask(model.model_id, request, self._cache.marks())
+    def _ask(
+        self, model: ModelInfo, request: Request, meter: Meter, traffic: Traffic, explain: bool = False
+    ) -> Planned:
+        ask = Ask(model.model_id, request, self._cache.marks(), explain)
         planned = self._line.call(messages.PLAN, encode(ask), Planned)
         traffic.control_bytes += sum(meter.take())
         return planned

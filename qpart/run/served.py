@@ -58,29 +58,30 @@ class ServedModel:
             network.takes_tokens,
         )  # fmt: skip
 
-    def plan(self, request: Request, cached: bytes = b"") -> Planned:
+    def plan(self, request: Request, cached: bytes = b"", *, explain: bool = True) -> Planned:
         """The best plan that holds when it is run as a whole.
 
         Args:
             request: what the device asks.
             cached: marks of the pieces which the device has, joined; unknown ones do not matter.
+            explain: with the table of all cuts.
 
         Raises:
             Infeasible: there is none.
         """
         asked = replace(request, cached=self.published.places(cached))
         try:
-            found = self._settle(asked)
+            found = self._settle(asked, explain)
         except Infeasible as refusal:
             raise self._tried(asked, refusal) from None
         shipped = segment_id(self.segment(_choice(self.artefact.model_id, found)))
         return Planned(found, shipped, b"" if self._sign is None else self._sign(shipped))
 
-    def _settle(self, asked: Request) -> Plan:
+    def _settle(self, asked: Request, explain: bool = False) -> Plan:
         """The best plan that holds; budgets shrink for this request alone, so earlier ones do not matter."""
         shrink = dict(self.artefact.shrink)
         for _ in range(MAX_RUNS):
-            found = plan(self._solver, asked, self._profile, shrink=shrink)
+            found = plan(self._solver, asked, self._profile, shrink=shrink, explain=explain)
             if self._verifier.holds(found.pattern, found.level):
                 return found
             key = found.pattern.cut, found.level_index

@@ -246,7 +246,7 @@ class PlanServer:
 
     def _plan(self, request: Request) -> Reply:
         ask = _decoded(Ask, request.payload)
-        return encode(self._model(ask.model_id).plan(ask.request, ask.cached)), ()
+        return encode(self._model(ask.model_id).plan(ask.request, ask.cached, explain=ask.explain)), ()
 
     def _guarded(self, request: Request, answer: Callable[[Request], Reply | None]) -> None:
         """Answer a request; whatever goes wrong becomes its refusal."""

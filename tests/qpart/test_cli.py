@@ -322,10 +322,10 @@ def test_what_a_server_says_cannot_command_the_terminal(qpart, served, inputs, t
         def info(self):
             return msgspec.structs.replace(super().info, name="loud\x1b[2J")
 
-        def plan(self, request, cached=b""):
+        def plan(self, request, cached=b"", **more):
             if request.inferences == 13:
                 raise RequestError("out\x1b[2J")
-            planned = super().plan(request, cached)
+            planned = super().plan(request, cached, **more)
             replace, plan = msgspec.structs.replace, planned.plan
             table = replace(plan.table, after=("\x1b[31m[/b]\n",) * len(plan.rows))
             return replace(planned, plan=replace(plan, table=table))

@@ -24,6 +24,7 @@ from qpart.run.cache import PieceCache
 from qpart.run.line import Line
 from qpart.run.published import Published
 from qpart.run.served import ServedModel
+from qpart.run.traffic import Traffic
 from tests.qpart import small
 from tests.qpart.serving import FAST, LAZY, MANY, PRIVATE, close_to
 
@@ -49,6 +50,20 @@ def test_planned_bytes_are_sent_and_answers_are_the_simulated_ones(served, input
         pattern.cut, pattern.weight_bits, pattern.live_bits, inputs
     )
     assert np.allclose(logits, simulated, atol=1e-4 * np.abs(simulated).max())
+
+
+def test_the_table_of_all_cuts_comes_when_it_is_asked_for(served):
+    """The plan is the same; one that names no wish, as devices did before there was one, gets all of it."""
+    with served.serving() as endpoint, served.device(endpoint) as device:
+        asked = (device._preparer.ask(device.model, PRIVATE, Traffic(), explain=explain) for explain in (False, True))
+        short, full = (planned.plan for planned in asked)
+        assert device.prepare(PRIVATE).plan == short
+        ask = msgspec.msgpack.encode([served.artefact.model_id, PRIVATE, b""])
+        answer = device._line.link.request(messages.PLAN, ask).payload
+    assert [row.cut for row in full.rows] == list(range(served.artefact.network.num_nodes + 1))
+    assert short.rows == (full.row(),)
+    assert (short.cost, short.pattern, short.last_cut) == (full.cost, full.pattern, full.last_cut)
+    assert len(msgspec.msgpack.decode(answer, type=messages.Planned).plan.rows) == len(full.rows)
 
 
 def test_a_device_may_run_its_head_on_torch(served, inputs):

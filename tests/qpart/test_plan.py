@@ -252,7 +252,7 @@ def test_plan_for_a_cut_that_it_lacks_is_refused():
         msgspec.convert(found | {"pattern": found["pattern"] | {"cut": 3}}, Plan)
 
 
-@pytest.mark.parametrize("name", CutTable.__struct_fields__)
+@pytest.mark.parametrize("name", CutTable.__struct_fields__[:-1])  # all but what says of which cut they are
 def test_table_with_a_column_that_is_too_short_is_refused(name):
     found = plan(Solver(tiny()), tiny_request(), TINY_SERVER).table
     with pytest.raises(ValueError, match=r"as long as there are cuts, got \[2, 3\]"):

@@ -300,10 +300,10 @@ def test_a_server_that_drains_says_so(served):
     model, reached, let = served.model(), threading.Event(), threading.Event()
     real = model.plan
 
-    def plan(request, cached=b""):
+    def plan(request, cached=b"", **more):
         reached.set()
         assert let.wait(20)
-        return real(request, cached)
+        return real(request, cached, **more)
 
     model.plan = plan
     with served.serving(models=[model]) as endpoint, served.device(endpoint) as device:

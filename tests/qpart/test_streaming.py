@@ -236,9 +236,9 @@ def test_what_a_server_says_of_the_head_gives_the_rest_no_more_memory(served, cl
             self.__dict__.update(honest.__dict__)
             self.memory_bytes = []
 
-        def plan(self, request, cached=b""):
+        def plan(self, request, cached=b"", **more):
             self.memory_bytes.append(request.device.memory_bytes)
-            planned = super().plan(request, cached)
+            planned = super().plan(request, cached, **more)
             pattern = msgspec.structs.replace(planned.plan.pattern, segment_bytes=claim)
             return msgspec.structs.replace(planned, plan=msgspec.structs.replace(planned.plan, pattern=pattern))
 
@@ -378,12 +378,12 @@ def test_a_plan_that_comes_too_late_is_not_a_switch(served, inputs):
     model = served.model()
     real, second, let = model.plan, threading.Event(), threading.Event()
 
-    def plan(request, cached=b""):
+    def plan(request, cached=b"", **more):
         if first:
             second.set()
             assert let.wait(20)
         first.append(request)
-        return real(request, cached)
+        return real(request, cached, **more)
 
     first, model.plan = [], plan
     limits = DriftLimits(margin=0.001, hold_s=0.0, gain=0.0, pause_s=0.0, requests=1)
