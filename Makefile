@@ -18,8 +18,8 @@ demo: $(STAMP)  ## two acts over tcp with CURVE, sled and qpart; ends 0 only if 
 	@$(PY) -m qpart.demo
 
 test: $(STAMP)  ## all tests that fit in CI: pure, sockets, kernels and the real small model
-	@sh scripts/suite.sh -n 2 tests/edgekernels tests/qpart tests/sled tests/bench tests/fuzz tests/sim tests/test_docs.py
-	@sh scripts/suite.sh -n 2 --dist loadfile tests/edgebus tests/e2e
+	@sh scripts/suite.sh -n 3 --dist loadfile --no-loadscope-reorder tests/e2e tests/edgebus tests/qpart tests/sled \
+	    tests/bench tests/fuzz tests/sim tests/test_docs.py tests/edgekernels
 
 check: lint types test  ## linters, types, import rules and tests
 
