@@ -63,7 +63,7 @@ BUS = (
 
 # Processes that translate; those of other platforms would run this file anew.
 translators = CORES if sys.platform == "linux" else 0
-kernels = [extension(family) for family in ("accept", "bits", "gemm", "decode", "attend")]
+kernels = [extension(family) for family in ("gemm", "attend", "decode", "bits", "accept")]  # the longest first
 modules = cythonize(kernels, nthreads=translators)
 if os.path.isdir("edgebus"):  # scripts/sanitize.sh and fuzz.sh build a copy of the kernels alone
     modules += cythonize(
