@@ -2,12 +2,16 @@
 
 import os
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from glob import glob
+from typing import Any
 
 from Cython.Build import cythonize
 from setuptools import Extension, setup
+from setuptools.command.build_ext import build_ext
 
 CSRC = "kernels/csrc"
+CORES = os.cpu_count() or 1
 
 # What the kernels are optimised to; the sanitizers' builds take less, which compiles sooner.
 OPTIMISE = os.environ.get("EDGEKERNELS_OPTIMISE", "-O3")
@@ -57,13 +61,17 @@ BUS = (
     "wire",
 )
 
-modules = cythonize([extension(family) for family in ("accept", "bits", "gemm", "decode", "attend")])
+# Processes that translate; those of other platforms would run this file anew.
+translators = CORES if sys.platform == "linux" else 0
+kernels = [extension(family) for family in ("gemm", "attend", "decode", "bits", "accept")]  # the longest first
+modules = cythonize(kernels, nthreads=translators)
 if os.path.isdir("edgebus"):  # scripts/sanitize.sh and fuzz.sh build a copy of the kernels alone
     modules += cythonize(
         [
             Extension("edgebus._port", ["edgebus/_port.pyx"]),
             *(Extension(f"edgebus.{name}", [f"edgebus/{name}.py"], extra_compile_args=["-g0"]) for name in BUS),
         ],
+        nthreads=translators,
         compiler_directives={"annotation_typing": False},
     )
 if os.path.isdir("qpart"):
@@ -76,4 +84,22 @@ if os.path.isdir("qpart"):
 for module in modules:
     module.optional = True  # without a compiler numpy and Python serve; set here, because cythonize drops it
 
-setup(ext_modules=modules, options={"build_ext": {"parallel": os.cpu_count() or 1}})
+
+class BuildExtensions(build_ext):
+    """Compiles the files of a module side by side, too: those of _gemm take as long as all others together."""
+
+    def build_extensions(self) -> None:
+        """All modules, as many at a time as there are cores."""
+        self.parallel = self.parallel or CORES
+        one_after_the_other = self.compiler.compile
+
+        def side_by_side(sources: list[str], *arguments: Any, **options: Any) -> list[str]:
+            with ThreadPoolExecutor(self.parallel) as pool:
+                done = pool.map(lambda source: one_after_the_other([source], *arguments, **options), sources)
+                return [built for objects in done for built in objects]
+
+        self.compiler.compile = side_by_side
+        super().build_extensions()
+
+
+setup(ext_modules=modules, cmdclass={"build_ext": BuildExtensions})

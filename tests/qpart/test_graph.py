@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import textwrap
+from functools import cache
 
 import numpy as np
 import pytest
@@ -101,9 +102,12 @@ class Case:
         return float(np.abs(logits - self.right).max() / np.abs(self.right).max())
 
 
-@pytest.fixture(scope="module", params=list(NETS))
+case_of = cache(Case)  # exporting takes a second
+
+
+@pytest.fixture(params=list(NETS))
 def case(request) -> Case:
-    return Case(request.param)
+    return case_of(request.param)
 
 
 def test_network_computes_what_the_module_computes(case):
@@ -132,7 +136,7 @@ def test_names_are_short_and_unique(case):
 
 
 def test_resnet_has_names_of_its_layers_and_two_tensors_alive_inside_a_block():
-    case = Case("resnet")
+    case = case_of("resnet")
     names = [node.name for node in case.network.nodes]
     assert names[:7] == [
         "stem",
@@ -157,13 +161,13 @@ def test_input_written_in_place_is_read_right():
 
 
 def test_paper_net_is_six_linear_layers():
-    network = Case("fc").network
+    network = case_of("fc").network
     assert [node.name for node in network.nodes[:3]] == ["reshape", "fc1", "fc1.relu"]
     assert [network.nodes[i].op.out_features for i in network.parametric] == [512, 256, 128, 64, 32, 10]
 
 
 def test_functional_style_gives_every_kind_of_operation():
-    case = Case("functional")
+    case = case_of("functional")
     ops = [node.op for node in case.network.nodes]
     assert [type(op) for op in ops] == [
         Conv2d, Relu, MaxPool2d, AvgPool2d, AvgPool2d, Reshape, Linear, Clamp, Linear, Add, Clamp, Linear,
@@ -187,10 +191,17 @@ def test_batch_norm_is_folded_by_hand_worked_numbers():
     assert parameters[0].bias.tolist() == [-19.5]
 
 
-@pytest.mark.parametrize("decompose", [False, True], ids=["as saved", "core ATen"])
-def test_saved_program_is_read_like_the_module(tmp_path, decompose):
+@pytest.fixture(scope="module")
+def mobile():
+    """A net, what is read out of it, and its parameters."""
     torch.manual_seed(1)
     net = warmed(Mobile(), 4, 6, 5)
+    return net, *trace(net, torch.zeros(2, 4, 6, 5))
+
+
+@pytest.mark.parametrize("decompose", [False, True], ids=["as saved", "core ATen"])
+def test_saved_program_is_read_like_the_module(tmp_path, decompose, mobile):
+    net, right, right_parameters = mobile
     program = export(net, torch.zeros(2, 4, 6, 5))
     if decompose:
         import warnings
@@ -202,7 +213,6 @@ def test_saved_program_is_read_like_the_module(tmp_path, decompose):
     torch.export.save(program, content)
     (tmp_path / "net.pt2").write_bytes(content.getvalue())
     network, parameters = load_model(str(tmp_path / "net.pt2"))
-    right, right_parameters = trace(net, torch.zeros(2, 4, 6, 5))
     assert [node.name for node in network.nodes if node.op.weight_shape] == ["expand", "depthwise", "shrink", "head.1"]
     assert [network.nodes[i].op for i in network.parametric] == [right.nodes[i].op for i in right.parametric]
     for i, j in zip(network.parametric, right.parametric, strict=True):

@@ -306,7 +306,7 @@ def test_a_plan_made_in_the_background_is_waited_for_no_longer_than_the_timeout(
         for _ in range(2):
             with pytest.raises(edgebus.DeadlineExceeded, match=r"in the background.*timeout_s"):
                 device.prepare(said)
-        assert time.monotonic() - began < 2 * 0.5 + 0.5
+        assert time.monotonic() - began < 2 * 0.5 + 2.0, "not the 20 s of the one in the background"
         assert device.planned is before
         assert device.infer(inputs).shape == (12, small.CLASSES)
         let.set()

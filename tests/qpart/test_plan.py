@@ -329,8 +329,8 @@ def test_planning_takes_milliseconds_at_most(network):
     asked = request(0.05, inferences=100)
     took = []
     for _ in range(5):
-        begun = time.perf_counter()
+        begun = time.process_time()
         plan(solver, asked, SERVER)
-        took.append(time.perf_counter() - begun)
+        took.append(time.process_time() - begun)
     assert network.num_nodes in (12, 24)
     assert min(took) < 0.05  # ten times what is usual on a slow machine
