@@ -108,6 +108,31 @@ def test_answer_says_that_the_content_has_arrived():
     assert not ends.sender.answered(7, now=0.0)
 
 
+def test_content_whose_answer_has_gone_owes_no_credit_and_sets_no_timer():
+    ends = Ends(window_bytes=4 * MIB)
+    for number in range(8):  # all in all more than a window
+        ends.offer(number)
+        [whole] = ends.pump()
+        assert ends.take(whole) == []
+        assert ends.receiver.credit_at == ends.now + CREDIT_LATER_S
+        ends.receiver.answered(number)
+        assert ends.receiver.credit_at == float("inf")
+        assert ends.sender.answered(number, now=ends.now)
+        ends.now += CREDIT_LATER_S / 4
+    assert ends.later(1.0) == []
+
+
+def test_answer_to_one_content_leaves_the_credit_of_another():
+    ends = Ends(window_bytes=8 * MIB)
+    ends.offer(0, 1)
+    for whole in ends.pump():
+        assert ends.take(whole) == []
+    ends.receiver.answered(0)
+    ends.receiver.answered(7)
+    assert ends.later(CREDIT_LATER_S) == [m.Message(m.Credit(1, 600_007))]
+    assert ends.receiver.credit_at == float("inf")
+
+
 def test_answer_in_the_middle_of_the_content_does_not_count_as_its_credit():
     ends = Ends(window_bytes=MIB, chunk_bytes=100_000)
     ends.offer(0, size=5 * MIB)
@@ -297,6 +322,7 @@ def test_answered_requests_need_no_credit_under_a_wide_window():
         duo.run()
         duo.answer(duo.arrived[-1], b"seen")
         duo.advance(0.001)
+        assert duo.far.receiver.credit_at == float("inf"), "its answer has gone: there is nothing to come back for"
     assert [type(header) for _, _, header, _ in duo.carried] == [m.Request, m.Reply] * 20
     duo.advance(0.1)
     assert duo.count(m.Credit) == duo.count(m.Drop) == 0
