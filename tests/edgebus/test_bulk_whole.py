@@ -10,6 +10,7 @@ from edgebus import messages as m
 from edgebus.bulk import MAX_PARTIAL, BulkSender
 from edgebus.bulk_receiver import CREDIT_LATER_S, BulkReceiver
 from edgebus.config import Limits
+from edgebus.hub import Hub
 from tests.edgebus.duo import BULK, CONTROL, Duo, through_the_wire
 from tests.edgebus.test_bulk import KIB, LIMITS, MIB, content, request
 
@@ -328,6 +329,23 @@ def test_answered_requests_need_no_credit_under_a_wide_window():
     assert duo.count(m.Credit) == duo.count(m.Drop) == 0
     assert duo.link.sender.in_flight_bytes == duo.link.sender.queued_bytes == 0
     assert duo.link.pace.rate > 1e6
+
+
+def test_time_of_a_credit_that_is_not_owed_any_more_passes_unnoticed(monkeypatch):
+    duo = Duo(Limits(max_frame_bytes=MIB, max_pending_bytes=32 * MIB, bulk_bytes=32 * MIB)).prove()
+    for number in range(2):
+        duo.advance(0.1)
+        duo.ask(b"", *content(number, 500_000))
+        duo.run()
+        duo.answer(duo.arrived[-1], b"seen")
+        duo.run()
+    assert duo.server.next_timer() <= duo.now + CREDIT_LATER_S, "else there is nothing to be seen here"
+    touched = []
+    monkeypatch.setattr(Hub, "touch", lambda hub, attached, *, now: touched.append(now))
+    duo.server.handle_timer(now=duo.now + 2 * CREDIT_LATER_S)
+    assert touched == []
+    assert duo.server.next_timer() > duo.now + 2 * CREDIT_LATER_S, "what else it waits for is not forgotten"
+    assert duo.server.next_timer() < float("inf")
 
 
 def test_request_that_takes_its_time_is_credited_meanwhile():
