@@ -18,13 +18,14 @@ cdef class _Later:
 cdef class BulkReceiver:
     cdef object __weakref__
     cdef public object _partial, _asked
-    cdef public dict _later
+    cdef public dict _later, _later_of
     cdef public list _messages, _whole
     cdef public long long _max_bytes, _window_bytes, _credit_step, _later_bytes, copied_bytes
     cdef public long overruns
     cdef public double credit_at
 
     cpdef took_whole(self, header, double now)
+    cpdef answered(self, request_id)
     @cython.locals(later=_Later, everything=bint)
     cpdef credit_due(self, double now, is_known)
     cpdef headers_to_send(self)

@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from edgebus.bulk import MAX_PARTIAL, Name, credit_step, name_of
-from edgebus.messages import Chunk, Content, Credit, Message
+from edgebus.messages import Chunk, Content, Credit, Message, Request
 from edgebus.streams import Frames
 
 CREDIT_LATER_S = 0.005
@@ -66,6 +66,7 @@ class BulkReceiver:
         self._messages: list[Message] = []
         self._whole: list[Message] = []
         self._later: dict[int, _Later] = {}  # of transfers
+        self._later_of: dict[Name, int] = {}  # their numbers
         self._later_bytes = 0
         self.credit_at = math.inf  # when what is credited later is due
         self.copied_bytes = 0
@@ -140,6 +141,14 @@ class BulkReceiver:
         self._credit_later(number, name_of(header), sum(header.transfer.sizes), now)
         header.transfer = None
 
+    def answered(self, request_id: int) -> None:
+        """A small answer to a request has been sent: it stands for the credit of the content."""
+        number = self._later_of.get((Request, request_id, 0))
+        if number is not None:
+            self._forget_later(number)
+            if not self._later:
+                self.credit_at = math.inf
+
     def refuse(self, header: Content) -> None:
         """Its content is not wanted: let the sender believe that it has arrived."""
         assert header.transfer is not None
@@ -188,6 +197,7 @@ class BulkReceiver:
         """Forget everything: the sender is gone."""
         self._partial.clear()
         self._later.clear()
+        self._later_of.clear()
         self._later_bytes = 0
         self.credit_at = math.inf
 
@@ -263,10 +273,13 @@ class BulkReceiver:
     def _forget_later(self, number: int) -> None:
         if (later := self._later.pop(number, None)) is not None:
             self._later_bytes -= later.total
+            if self._later_of.get(later.name) == number:
+                del self._later_of[later.name]
 
     def _credit_later(self, number: int, name: Name, total: int, came_at: float) -> None:
         self._forget_later(number)
         later = self._later[number] = _Later(name, total, came_at + CREDIT_LATER_S)
+        self._later_of[name] = number
         self._later_bytes += total
         self.credit_at = min(self.credit_at, later.due_at)
         if 4 * self._later_bytes >= self._window_bytes or len(self._later) >= MAX_PARTIAL:

@@ -232,6 +232,7 @@ class Express(MessageTaker):
                 raise
             self._sockets.touched.add(opened.fd)
         answerer.answer_small(header, payload)
+        link.receiver.answered(request_id)
         traffic = attached.traffic
         traffic.messages_sent += 1
         traffic.bytes_sent += len(frame)

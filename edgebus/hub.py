@@ -294,6 +294,10 @@ class Hub(HubFront):
         while self.next_timer() <= now:
             attached = heapq.heappop(self._timers)[2]
             attached.scheduled_at = math.inf
+            if (at := attached.link.next_timer()) > now:  # what it was for is done
+                if at < math.inf:
+                    self.schedule(attached, at)
+                continue
             attached.link.handle_timer(now=now)
             self.touch(attached, now=now)
 

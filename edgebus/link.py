@@ -258,6 +258,8 @@ class LinkMachine(LinkFront):
             else:
                 if isinstance(message.header, m.Content):
                     message.header.transfer = None  # an earlier one, in pieces
+                    if isinstance(message.header, m.Reply):
+                        self.receiver.answered(message.header.id)
                 messages.append(message)
         if self.receiver.credit_at < math.inf:
             self.receiver.credit_due(self.heard_at, self._hears_of)

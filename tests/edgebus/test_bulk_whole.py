@@ -10,6 +10,7 @@ from edgebus import messages as m
 from edgebus.bulk import MAX_PARTIAL, BulkSender
 from edgebus.bulk_receiver import CREDIT_LATER_S, BulkReceiver
 from edgebus.config import Limits
+from edgebus.hub import Hub
 from tests.edgebus.duo import BULK, CONTROL, Duo, through_the_wire
 from tests.edgebus.test_bulk import KIB, LIMITS, MIB, content, request
 
@@ -106,6 +107,31 @@ def test_answer_says_that_the_content_has_arrived():
     assert ends.sender.withdraw((m.Request, 0, 0)) is None, "there is nothing to be dropped over there"
     assert not ends.sender.answered(0, now=0.0)
     assert not ends.sender.answered(7, now=0.0)
+
+
+def test_content_whose_answer_has_gone_owes_no_credit_and_sets_no_timer():
+    ends = Ends(window_bytes=4 * MIB)
+    for number in range(8):  # all in all more than a window
+        ends.offer(number)
+        [whole] = ends.pump()
+        assert ends.take(whole) == []
+        assert ends.receiver.credit_at == ends.now + CREDIT_LATER_S
+        ends.receiver.answered(number)
+        assert ends.receiver.credit_at == float("inf")
+        assert ends.sender.answered(number, now=ends.now)
+        ends.now += CREDIT_LATER_S / 4
+    assert ends.later(1.0) == []
+
+
+def test_answer_to_one_content_leaves_the_credit_of_another():
+    ends = Ends(window_bytes=8 * MIB)
+    ends.offer(0, 1)
+    for whole in ends.pump():
+        assert ends.take(whole) == []
+    ends.receiver.answered(0)
+    ends.receiver.answered(7)
+    assert ends.later(CREDIT_LATER_S) == [m.Message(m.Credit(1, 600_007))]
+    assert ends.receiver.credit_at == float("inf")
 
 
 def test_answer_in_the_middle_of_the_content_does_not_count_as_its_credit():
@@ -297,11 +323,29 @@ def test_answered_requests_need_no_credit_under_a_wide_window():
         duo.run()
         duo.answer(duo.arrived[-1], b"seen")
         duo.advance(0.001)
+        assert duo.far.receiver.credit_at == float("inf"), "its answer has gone: there is nothing to come back for"
     assert [type(header) for _, _, header, _ in duo.carried] == [m.Request, m.Reply] * 20
     duo.advance(0.1)
     assert duo.count(m.Credit) == duo.count(m.Drop) == 0
     assert duo.link.sender.in_flight_bytes == duo.link.sender.queued_bytes == 0
     assert duo.link.pace.rate > 1e6
+
+
+def test_time_of_a_credit_that_is_not_owed_any_more_passes_unnoticed(monkeypatch):
+    duo = Duo(Limits(max_frame_bytes=MIB, max_pending_bytes=32 * MIB, bulk_bytes=32 * MIB)).prove()
+    for number in range(2):
+        duo.advance(0.1)
+        duo.ask(b"", *content(number, 500_000))
+        duo.run()
+        duo.answer(duo.arrived[-1], b"seen")
+        duo.run()
+    assert duo.server.next_timer() <= duo.now + CREDIT_LATER_S, "else there is nothing to be seen here"
+    touched = []
+    monkeypatch.setattr(Hub, "touch", lambda hub, attached, *, now: touched.append(now))
+    duo.server.handle_timer(now=duo.now + 2 * CREDIT_LATER_S)
+    assert touched == []
+    assert duo.server.next_timer() > duo.now + 2 * CREDIT_LATER_S, "what else it waits for is not forgotten"
+    assert duo.server.next_timer() < float("inf")
 
 
 def test_request_that_takes_its_time_is_credited_meanwhile():

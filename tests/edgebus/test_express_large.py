@@ -269,6 +269,15 @@ def test_the_short_way_is_taken_by_wholes_pieces_and_credit(clock, monkeypatch):
     assert duo.arrived
 
 
+def test_small_answer_by_the_short_way_leaves_no_credit_to_come_back_for(clock):
+    duo = open_lane(clock)
+    duo.ask_large((1, 12_000))
+    duo.run()
+    assert clock.now < duo.far.receiver.credit_at < float("inf")
+    duo.answer_oldest(0)
+    assert duo.far.receiver.credit_at == float("inf")
+
+
 @pytest.mark.parametrize(
     "why", ["tapped", "no lane", "something before it", "queue full", "no room in the window", "small"]
 )
