@@ -176,7 +176,7 @@ def plan(
         if left <= 0:
             break
         whole = work.uncached + (work.num_drafts or 0)
-        if work.num_drafts is not None and whole <= left:
+        if work.num_drafts is not None and (whole <= left or work.uncached == 1):  # found computed
             shares.append(Share(work, work.uncached, True))
             left -= whole
         elif work.uncached > 1:
