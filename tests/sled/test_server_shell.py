@@ -85,7 +85,7 @@ def test_target_that_is_lost_ends_the_server_and_sends_devices_elsewhere():
 def test_chunk_that_never_fits_is_refused_with_a_time_to_ask_again():
     target = Failing()
     target.most_tokens = 2
-    round_, other = asking(0, PROMPT), asking(1, [5])
+    round_, other = asking(0, PROMPT, [1, 2]), asking(1, [5])
     server = shell(target, opening(0, PROMPT), opening(1, [5]), round_, other)
     steps(server)
     assert round_.refusals == ["out_of_memory"]
@@ -110,6 +110,16 @@ def test_long_prompt_that_is_too_much_at_once_is_computed_in_smaller_pieces(cost
     server.handle(again)
     steps(server)
     assert again.refusals == ["out_of_memory"]
+
+
+def test_last_tokens_of_a_text_that_are_too_much_with_their_round_are_computed_before_it():
+    target, prompt = Failing(), [1 + i % 40 for i in range(300)]
+    target.most_tokens = 8
+    round_ = asking(0, prompt, [1, 2, 3, 4])
+    server = shell(target, opening(0, prompt), round_)
+    steps(server)
+    assert round_.refusals == []
+    assert decode(Verdict, round_.replies[0]).tokens[:1] == target.plain_answer(prompt, Sampling(), 1)[:1]
 
 
 def test_text_that_never_fits_does_not_keep_the_forwards_of_others_small():
