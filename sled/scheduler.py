@@ -145,7 +145,7 @@ def plan(
     Args:
         ready: sessions that want tokens and whose text is all but computed, the earliest deadline first.
         behind: sessions whose text is to be computed first, in the order they get on.
-        budget: tokens in one forward; a round is never split, so the last may exceed it.
+        budget: tokens in one forward; a round's drafts are never split, so the last may exceed it.
         prefill_beside_rounds: tokens of prefill in a forward that also carries rounds, where `cost` is not known.
         now: seconds.
         cost: what a forward takes.
@@ -160,8 +160,10 @@ def plan(
     for work in ready:
         if shares and used >= budget - floor:
             break
-        shares.append(Share(work, work.uncached, True))
-        used += work.uncached + (work.num_drafts or 0)
+        whole = work.uncached + (work.num_drafts or 0)
+        in_pieces = whole > budget and work.uncached > 1  # the last of its text first, the round when that is there
+        shares.append(Share(work, min(work.uncached - 1, budget) if in_pieces else work.uncached, not in_pieces))
+        used += whole
         context += work.cached
         slack_s = min(slack_s, work.interval_s, work.due - now)
     if first is None:
@@ -176,7 +178,7 @@ def plan(
         if left <= 0:
             break
         whole = work.uncached + (work.num_drafts or 0)
-        if work.num_drafts is not None and whole <= left:
+        if work.num_drafts is not None and (whole <= left or work.uncached == 1):  # found computed
             shares.append(Share(work, work.uncached, True))
             left -= whole
         elif work.uncached > 1:

@@ -18,6 +18,7 @@ KNOTS = np.array([1.0, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096])
 FAR = 1e6
 PRIOR_PER_TOKEN = 0.004  # of a one-token step; low on purpose: what is thought cheap is tried
 PRIOR_WEIGHT = 0.05  # observations that the prior counts as, for each coefficient
+LEAST_TRUST = 1e-12  # of what the largest coefficient is known by: with less, the fit would leave the numbers
 AGAINST_ROUNDS = 40.0  # times that for what rounds cost beyond their tokens, believed where nothing else fits
 MEMORY = 64.0  # observations that a cell's mean goes back
 FADE = 0.999  # of what a cell weighs, with each observation elsewhere
@@ -173,7 +174,7 @@ class StepCost:
         right = rows.T @ weights
         start = prior / scale
         diagonal = np.einsum("ii->i", gram)
-        trust = np.full(_NUM, PRIOR_WEIGHT)
+        trust = np.full(_NUM, max(PRIOR_WEIGHT, LEAST_TRUST * float(diagonal.max())))
         trust[_DRAFTING:] *= AGAINST_ROUNDS
         diagonal += trust
         right += trust * start

@@ -14,9 +14,10 @@ def main() -> None:
         print("sled: the command line needs typer and rich: pip install 'edgebus[cli]'", file=sys.stderr)
         sys.exit(1)
     from edgebus.cli.environment import set_environment
+
+    set_environment()  # before anything loads OpenMP, which reads it then
     from edgebus.cli.running import run_app
     from sled.cli.app import app
     from sled.errors import ParameterError, UnknownModel, VocabularyMismatch
 
-    set_environment()
     run_app(app, "sled", (ParameterError, UnknownModel, VocabularyMismatch))

@@ -221,9 +221,10 @@ class TargetServer:
             self._most_tokens = min(self._most_tokens, max(1, part.num_tokens // 2))
             return halves(pieces)[::-1]
         if memory and self._machine.put_back(part):
-            self._most_tokens = part.num_tokens // 2
+            self._most_tokens = min(self._most_tokens, part.num_tokens // 2)
             return []
         if memory:
+            self._most_tokens = math.inf  # one that never fits says nothing of what the forwards of others take
             log.warning("no memory for a chunk", extra={"tokens": len(part.chunks[0].tokens), "why": str(error)[:200]})
             for ticket in self._machine.fail(part, code="out_of_memory"):
                 detail = "the target has no memory for this text now; ask again later, or elsewhere"

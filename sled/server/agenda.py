@@ -19,7 +19,7 @@ from sled.server.limits import Refusal, ServerLimits, TargetShape
 from sled.server.session import Form, Session, Step, Ticket
 from sled.types import Chunk
 
-ALMOST_COMPUTED = 32
+_ALMOST_COMPUTED = 32
 _LATER = float("inf")
 _DRAFTING_S = 1.0  # without a request, after which a session is not thought to draft its next round
 
@@ -50,7 +50,7 @@ class Agenda(Generic[Ticket]):
         if session.computing or session.gone:
             return
         if session.wants_token:
-            queue = self._ready if session.uncached <= ALMOST_COMPUTED else self._behind
+            queue = self._ready if session.uncached <= _ALMOST_COMPUTED else self._behind
             session.queued_tokens = session.uncached + (session.num_drafts or 0)
             self._add(queue, session)
         elif session.prefill_ahead and session.uncached > 1 and not session.finish:

@@ -11,7 +11,6 @@ from collections.abc import Callable, Sequence
 
 from sled.acceptance import Decision, RoundRows
 from sled.messages import Decode, Open, Opened, Verdict, Verify
-from sled.server.agenda import ALMOST_COMPUTED
 from sled.server.book import Book, agreeing, mean_of
 from sled.server.checks import check_draft, check_law, check_text
 from sled.server.limits import Refusal
@@ -281,10 +280,10 @@ class Server(Book[Ticket]):
         """Compute the text of a step's only chunk in smaller pieces, by `at_most` of the next ones.
 
         Returns:
-            False, and nothing is done, where there are none: a round and the last of its text go together.
+            False, and nothing is done, where there are none: a round and the last token of its text go together.
         """
         (chunk,), (session,) = step.chunks, step.sessions
-        if len(chunk.tokens) - chunk.num_logits <= (ALMOST_COMPUTED if chunk.num_logits else 1):
+        if len(chunk.tokens) <= max(chunk.num_logits, 1):
             return False
         if self._computed(session):
             self._agenda.put(session)

@@ -69,6 +69,14 @@ def test_no_piece_of_prefill_is_above_a_small_budget(cost):
     assert plan([Work(1, 2)], behind, **limits)[1].committed <= 8
 
 
+def test_a_round_whose_text_was_found_computed_is_not_put_off_for_its_drafts():
+    """A round is never split: one that is more than the budget, or what prefill may take, would wait for ever."""
+    found = Work(1, 9)
+    assert plan([], [found], budget=4, prefill_beside_rounds=100) == [Share(found, 1, True)]
+    late = Work(1, 4, due=-1.0)
+    assert Share(found, 1, True) in plan([late], [found], budget=512, prefill_beside_rounds=8, cost=PerToken())
+
+
 def test_prefill_alone_leaves_room_for_rounds_to_come():
     """Devices that draft meanwhile would wait for the whole forward."""
     behind = [Work(1000)]
@@ -158,6 +166,16 @@ def test_busy_devices_do_not_shut_out_a_new_one():
         if any("new" in tickets for tickets, _ in driver.step()):
             return
     raise AssertionError("no verdict for the new session in 30 forwards")
+
+
+def test_round_whose_text_another_one_computed_is_answered_while_memory_is_short():
+    driver, text, told = Driver(ServerLimits(max_sessions_per_owner=100)), [1 + i % 40 for i in range(161)], []
+    for number in range(2):
+        driver.open(number, text)
+        driver.ask(text, [1] * 16, number, ticket=str(number))
+    while step := driver.server.next_step(now=0.0, at_most=16):
+        told += [ticket for answer in driver.compute(step) for ticket in answer.tickets]
+    assert told == ["0", "1"]
 
 
 @pytest.mark.parametrize("ended", ["finished", "silent"])

@@ -84,8 +84,10 @@ def test_earliest_deadline_comes_first_hand_worked():
     """The third session asked last, and was promised ten times the rate."""
     driver = Driver(ServerLimits(batch_tokens=2, rate=1.0))
     for number, rate in ((0, 0.0), (1, 2.0), (2, 20.0)):
-        driver.open(number, terms=Terms(rate=rate))
-        driver.ask(PROMPT, [1], number, ticket=str(number))
+        driver.open(number, owner=str(number), terms=Terms(rate=rate))
+    driver.parts()
+    for number in range(3):
+        driver.ask(PROMPT, [1], number, owner=str(number), ticket=str(number))
     assert [tickets[0] for _ in range(3) for tickets, _ in driver.step()] == ["2", "1", "0"]
 
 

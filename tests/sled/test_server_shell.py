@@ -8,7 +8,7 @@ import pytest
 from edgebus.payloads import decode, encode
 from sled import messages
 from sled.acceptance import Decision
-from sled.errors import TargetLost
+from sled.errors import OutOfMemory, TargetLost
 from sled.messages import Close, Later, Verdict
 from sled.step_cost import StepCost
 from sled.testing import ToyTarget
@@ -85,7 +85,7 @@ def test_target_that_is_lost_ends_the_server_and_sends_devices_elsewhere():
 def test_chunk_that_never_fits_is_refused_with_a_time_to_ask_again():
     target = Failing()
     target.most_tokens = 2
-    round_, other = asking(0, PROMPT), asking(1, [5])
+    round_, other = asking(0, PROMPT, [1, 2]), asking(1, [5])
     server = shell(target, opening(0, PROMPT), opening(1, [5]), round_, other)
     steps(server)
     assert round_.refusals == ["out_of_memory"]
@@ -110,6 +110,32 @@ def test_long_prompt_that_is_too_much_at_once_is_computed_in_smaller_pieces(cost
     server.handle(again)
     steps(server)
     assert again.refusals == ["out_of_memory"]
+
+
+def test_last_tokens_of_a_text_that_are_too_much_with_their_round_are_computed_before_it():
+    target, prompt = Failing(), [1 + i % 40 for i in range(300)]
+    target.most_tokens = 8
+    round_ = asking(0, prompt, [1, 2, 3, 4])
+    server = shell(target, opening(0, prompt), round_)
+    steps(server)
+    assert round_.refusals == []
+    assert decode(Verdict, round_.replies[0]).tokens[:1] == target.plain_answer(prompt, Sampling(), 1)[:1]
+
+
+def test_text_that_never_fits_does_not_keep_the_forwards_of_others_small():
+    class Choosy(ToyTarget):
+        def verify(self, chunks, rounds):
+            if any(chunk.session == bytes([9] * 8) for chunk in chunks):
+                raise OutOfMemory("too much")
+            return super().verify(chunks, rounds)
+
+    target, prompt = Choosy(vocab_size=500), [1 + i % 40 for i in range(300)]
+    streams, long = [streaming(n, max_tokens=100) for n in range(6)], asking(9, prompt)
+    server = shell(target, *(opening(n) for n in range(6)), *streams, opening(9, prompt), long)
+    steps(server)
+    assert long.refusals == ["out_of_memory"]
+    assert all(stream.tokens == target.plain_answer(PROMPT, GREEDY, 100) for stream in streams)
+    assert len(target.steps) <= 120  # one forward for all of them, not one for each
 
 
 def test_logits_that_are_no_numbers_are_refused_and_the_round_can_be_asked_again():

@@ -97,3 +97,17 @@ def test_before_any_step_more_tokens_are_thought_cheap():
     cost = StepCost()
     assert 0.0 < cost.predict(1, 1) < cost.predict(64, 8) < 2.0 * cost.predict(1, 1)
     assert not cost.seen(1, 1)
+
+
+def test_a_server_that_was_stopped_for_a_day_goes_on_predicting():
+    """A step of a new size may take 10^8 times as long as others: the process was stopped in the middle of it."""
+    cost = StepCost()
+    for tokens in (1, 2, 3, 5, 9, 17, 33, 70, 140, 300):
+        for rounds in (0, 1, tokens):
+            for took_s in (0.0005, 0.0006):
+                cost.observe(tokens, rounds, 100 * rounds, took_s)
+    cost.observe(500, 30, 9000, 86400.0)
+    known = [cost.predict(tokens, 1) for tokens in (1, 8, 64, 512)]
+    assert all(map(math.isfinite, known))
+    assert known == sorted(known)
+    assert known[0] < 0.01
