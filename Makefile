@@ -3,7 +3,8 @@ PY := .venv/bin/python
 STAMP := .venv/.installed
 SOURCES := pyproject.toml setup.py constraints.txt scripts/setup.sh \
            $(wildcard kernels/csrc/* kernels/edgekernels/*.pyx kernels/edgekernels/*.pxd) \
-           $(wildcard edgebus/*.pyx edgebus/*.pxd qpart/*.pyx) $(patsubst %.pxd,%.py,$(filter-out edgebus/_port.pxd,$(wildcard edgebus/*.pxd)))
+           $(wildcard edgebus/*.pyx edgebus/*.pxd edgebus/shm/*.pxd qpart/*.pyx) \
+           $(patsubst %.pxd,%.py,$(filter-out edgebus/_port.pxd,$(wildcard edgebus/*.pxd edgebus/shm/*.pxd)))
 
 .PHONY: demo test check lint types bench peers kernel-peers serving-peers fuzz arm cuda sanitize callgrind page proof partition goodput install clean help
 

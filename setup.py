@@ -49,10 +49,20 @@ BUS = (
     "inbox",
     "link",
     "links",
+    "near",
     "pace",
     "policy",
     "requests",
     "runner",
+    "sharing",
+    "shm.arena",
+    "shm.board",
+    "shm.ledger",
+    "shm.mapper",
+    "shm.numbers",
+    "shm.pipes",
+    "shm.pool",
+    "shm.ranges",
     "sockets",
     "wire",
 )
@@ -62,7 +72,10 @@ if os.path.isdir("edgebus"):  # scripts/sanitize.sh and fuzz.sh build a copy of 
     modules += cythonize(
         [
             Extension("edgebus._port", ["edgebus/_port.pyx"]),
-            *(Extension(f"edgebus.{name}", [f"edgebus/{name}.py"], extra_compile_args=["-g0"]) for name in BUS),
+            *(
+                Extension(f"edgebus.{name}", [f"edgebus/{name.replace('.', '/')}.py"], extra_compile_args=["-g0"])
+                for name in BUS
+            ),
         ],
         compiler_directives={"annotation_typing": False},
     )
