@@ -8,7 +8,7 @@ cdef class _Mapped:
 
 cdef class Mapper:
     cdef object __weakref__
-    cdef public object _max_peer_bytes, _max_peer_segments, _cached, _lock, _pid, _forks, _views_ended, _unmapped
+    cdef public object _max_peer_bytes, _max_peer_segments, _cached, _lock, _pid, _views_ended, _unmapped
     cdef public _Mapped _all
     cdef public dict _peers
     cdef public long long _num_mapped, _num_views, _refused

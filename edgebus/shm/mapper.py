@@ -13,7 +13,6 @@ from functools import partial
 
 import numpy as np
 
-from edgebus.forks import forks
 from edgebus.shm.forks import leave_when_forked
 from edgebus.shm.pool import ALIGN_BYTES
 from edgebus.shm.segments import HEADER_BYTES, SegmentInfo, SegmentUnavailable, available, open_segment
@@ -85,7 +84,7 @@ class Mapper:
         self._peers: dict[Hashable, _Mapped] = {}
         self._cached: OrderedDict[_Key, mmap.mmap] = OrderedDict()
         self._lock = threading.Lock()
-        self._pid, self._forks = os.getpid(), forks[0]
+        self._pid = os.getpid()
         self._num_mapped = self._num_views = self._refused = 0
         # The garbage collector ends views and mappings on any thread, also on one that is in here: it only appends.
         self._views_ended: deque[None] = deque()
@@ -112,7 +111,7 @@ class Mapper:
             except SegmentUnavailable:
                 self._refused += 1
                 raise
-            on_end = partial(_end_view, forks[0], self._pid, self._views_ended, on_release)
+            on_end = partial(_end_view, self._pid, self._views_ended, on_release)
             seen = _watch(mapping, offset, size, on_end)
             self._num_views += 1
             return seen
@@ -144,7 +143,7 @@ class Mapper:
         self._cached.clear()
 
     def _check(self, info: SegmentInfo, offset: int, size: int) -> None:
-        if self._forks != forks[0] and os.getpid() != self._pid:
+        if os.getpid() != self._pid:
             raise SegmentUnavailable("forked", f"this mapper belongs to process {self._pid}")
         if not available():
             raise SegmentUnavailable("unavailable", "this process cannot open segments")
@@ -201,8 +200,8 @@ class Mapper:
             self._num_views -= 1
 
 
-def _end_view(forked: int, pid: int, ended: deque[None], on_release: Callable[[], None]) -> None:
-    if forked == forks[0] or os.getpid() == pid:
+def _end_view(pid: int, ended: deque[None], on_release: Callable[[], None]) -> None:
+    if os.getpid() == pid:
         ended.append(None)
         on_release()
 
