@@ -53,10 +53,20 @@ BUS = (
     "inbox",
     "link",
     "links",
+    "near",
     "pace",
     "policy",
     "requests",
     "runner",
+    "sharing",
+    "shm.arena",
+    "shm.board",
+    "shm.ledger",
+    "shm.mapper",
+    "shm.numbers",
+    "shm.pipes",
+    "shm.pool",
+    "shm.ranges",
     "sockets",
     "wire",
 )
@@ -69,7 +79,10 @@ if os.path.isdir("edgebus"):  # scripts/sanitize.sh and fuzz.sh build a copy of 
     modules += cythonize(
         [
             Extension("edgebus._port", ["edgebus/_port.pyx"]),
-            *(Extension(f"edgebus.{name}", [f"edgebus/{name}.py"], extra_compile_args=["-g0"]) for name in BUS),
+            *(
+                Extension(f"edgebus.{name}", [f"edgebus/{name.replace('.', '/')}.py"], extra_compile_args=["-g0"])
+                for name in BUS
+            ),
         ],
         nthreads=translators,
         compiler_directives={"annotation_typing": False},

@@ -21,6 +21,7 @@ from libc.string cimport memcmp, strcmp
 
 import os
 import time
+from sys import is_finalizing
 
 
 
@@ -458,6 +459,38 @@ cdef bint is_part_of_lent(array) except -1:
 def lend(array):
     """The bytes of an array; see arrays.lend."""
     return memoryview(Lent(array))
+
+
+@cython.final
+@cython.no_gc
+cdef class Watched:
+    """Bytes of a buffer, read-only, whose end is told; see shm.mapper._plain_watch.
+
+    The garbage collector does not look through it: what is to be called must not be cleared before it, in one cycle.
+    """
+
+    cdef object on_end
+    cdef Py_buffer view
+    cdef Py_ssize_t offset, size
+
+    def __cinit__(self, buffer, Py_ssize_t offset, Py_ssize_t size, on_end):
+        PyObject_GetBuffer(buffer, &self.view, PyBUF_SIMPLE)
+        if offset < 0 or size < 0 or offset > self.view.len - size:
+            raise ValueError(f"{size} bytes at {offset} of {self.view.len}")
+        self.offset, self.size, self.on_end = offset, size, on_end
+
+    def __dealloc__(self):
+        PyBuffer_Release(&self.view)  # does nothing for what could not be had
+        if self.on_end is not None and not is_finalizing():
+            self.on_end()
+
+    def __getbuffer__(self, Py_buffer* buffer, int flags):
+        PyBuffer_FillInfo(buffer, self, <char*> self.view.buf + self.offset, self.size, 1, flags)
+
+
+def watch(buffer, Py_ssize_t offset, Py_ssize_t size, on_end):
+    """A view of bytes whose end is told; see shm.mapper._plain_watch."""
+    return memoryview(Watched(buffer, offset, size, on_end))
 
 
 cdef class Lock:

@@ -6,6 +6,18 @@ from edgebus.bulk cimport BulkSender
 from edgebus.bulk_receiver cimport BulkReceiver
 from edgebus.pace cimport Pace
 from edgebus.requests cimport Caller
+from edgebus.shm.board cimport Board
+
+
+cdef class Attached
+
+
+cdef class NearLane:
+    cdef object __weakref__
+    cdef public Attached attached
+    cdef public tuple route
+    cdef public object pipes, offered, peer_board
+    cdef public Board board
 
 
 cdef class Traffic:
@@ -50,6 +62,7 @@ cdef class Attached:
     cdef object __weakref__
     cdef public LinkFront link
     cdef public tuple route
-    cdef public object key, peer_id, hello_id, bulk_route, near, sharing, shared_with
+    cdef public object key, peer_id, hello_id, bulk_route, sharing, shared_with
+    cdef public NearLane near
     cdef public Traffic traffic
     cdef public double scheduled_at

@@ -19,15 +19,34 @@ if TYPE_CHECKING:
     from edgebus.link import LinkMachine
     from edgebus.link_states import Event
     from edgebus.messages import Message, Request, WireLimits
-    from edgebus.near import NearLane
     from edgebus.pace import Pace
     from edgebus.requests import Caller
+    from edgebus.shm.board import Board
+    from edgebus.shm.pipes import Pipes
 
 WHOLE_WINDOW_BYTES = 4 * 1024 * 1024
 """A sender with this window loses nothing by credit that comes 5 ms late, whatever the receiver's is."""
 _UP = State.UP
 Route = tuple[int, bytes]
 """Where frames come from and go to: a socket, and on a listening one the connection's routing id."""
+
+
+class NearLane:
+    """One end of a near lane (near.py).
+
+    Args:
+        attached: whose it is.
+        route: what its messages seem to come by.
+        pipes: our end.
+    """
+
+    def __init__(self, attached: Attached, route: Route, pipes: Pipes) -> None:
+        self.attached = attached
+        self.route = route
+        self.pipes = pipes
+        self.offered = b""  # what the peer finds it by, if we made it
+        self.board: Board | None = None  # ours
+        self.peer_board: memoryview | None = None
 
 
 class Traffic:

@@ -20,7 +20,6 @@ from edgebus.attached import Attached, HubFront, Route, Traffic
 from edgebus.errors import ConfigError, WireError
 from edgebus.link import LinkMachine
 from edgebus.link_states import Event, Gone, Surroundings
-from edgebus.near import goes_near
 from edgebus.outcomes import Arrived, Settled
 from edgebus.requests import refusal
 from edgebus.stats import LinkStats, link_stats
@@ -311,7 +310,7 @@ class Hub(HubFront):
                 if attached is not None and self._number is not None and getattr(message.header, "blocks", None):
                     header, near = self._number(attached, message.header)  # type: ignore[arg-type]
                     message = m.Message(header, message.frames)  # noqa: PLW2901
-                if attached is not None and attached.near is not None and goes_near(message.header, near):
+                if attached is not None and attached.near is not None and _goes_near(message.header, near):
                     route = attached.near.route  # noqa: PLW2901
                 frames = encode(message, attached.link.version if attached is not None else 1)
             except Exception:  # one that does not encode must not take the others with it
@@ -509,3 +508,13 @@ def _content_bytes(message: m.Message) -> int:
     """Bytes of payload and arrays, whether they travel or lie in shared memory."""
     blocks: Sequence[m.Block] = getattr(message.header, "blocks", None) or ()
     return content_bytes(message.frames) + sum(block.size for block in blocks)
+
+
+def _goes_near(header: m.Header, may: bool) -> bool:
+    """Whether a message goes by the near lane: what speaks of shared memory.
+
+    Args:
+        header: of the message.
+        may: False if it is sent again, or would overtake what went by the control lane.
+    """
+    return may and (type(header) is m.Leases or getattr(header, "blocks", None) is not None)

@@ -15,10 +15,11 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from edgebus import shm
-from edgebus.attached import Attached, Route
+from edgebus.attached import Attached, NearLane, Route
 from edgebus.link_states import State
-from edgebus.messages import INLINE_BYTES, Block, Header, Leases, Message, Request, decode_header, encode_header
+from edgebus.messages import INLINE_BYTES, Block, Message, Request, decode_header, encode_header
 from edgebus.shm.pipes import PACKET_BYTES
+from edgebus.sockets import DescriptorTaker, Sockets
 from edgebus.streams import Specs
 from edgebus.wire import spec_fault
 
@@ -27,7 +28,6 @@ if TYPE_CHECKING:
     from edgebus.express import Express
     from edgebus.hub import Hub
     from edgebus.sharing import Sharing
-    from edgebus.sockets import Sockets
 
 NEAR_SOCKET = 0
 """First part of the routes of near lanes: libzmq's sockets count from 1, those of this process from -1 downwards."""
@@ -40,24 +40,6 @@ _now = time.monotonic
 _encode_block = msgspec.msgpack.Encoder().encode
 _decode_block = msgspec.msgpack.Decoder(Block).decode
 _log = logging.getLogger("edgebus")
-
-
-class NearLane:
-    """One end of a near lane.
-
-    Args:
-        attached: whose it is.
-        route: what its messages seem to come by.
-        pipes: our end.
-    """
-
-    def __init__(self, attached: Attached, route: Route, pipes: shm.Pipes) -> None:
-        self.attached = attached
-        self.route = route
-        self.pipes = pipes
-        self.offered = b""  # what the peer finds it by, if we made it
-        self.board: shm.Board | None = None  # ours
-        self.peer_board: memoryview | None = None
 
 
 class NearLanes:
@@ -167,7 +149,9 @@ class NearLanes:
         # Sent first: what follows is done while the peer is at work.
         pending.request_id = header.id
         caller.start_sent(header, (payload,), len(payload), pending.deadline_at, pending, now)
-        shared_bytes = sum([block.size for block in blocks])
+        shared_bytes = 0
+        for block in blocks:
+            shared_bytes += block.size
         traffic = attached.traffic
         traffic.messages_sent += 1
         traffic.bytes_sent += len(frame)
@@ -241,7 +225,7 @@ class NearLanes:
         self._next += 1
         lane = NearLane(attached, (NEAR_SOCKET, self._next.to_bytes(8, "big")), pipes)
         try:
-            self._sockets.watch_fd(pipes.read_fd, lambda event: self._take_one(lane))
+            self._sockets.watch_fd(pipes.read_fd, LaneTaker(self, lane))
         except OSError:
             pipes.close()
             return None
@@ -249,11 +233,6 @@ class NearLanes:
         self._of.setdefault(attached.peer_id, []).append(lane)
         self._hub.by_route[lane.route] = attached
         return lane
-
-    def _take_one(self, lane: NearLane) -> bool:
-        """For the sockets: no more than one, the descriptor goes on telling."""
-        self._take(lane)
-        return False
 
     def _take(self, lane: NearLane) -> bool:
         """Take in one message; False if there was none."""
@@ -295,8 +274,8 @@ class NearLanes:
         ):
             return False
         shared_bytes = 0
-        for spec, block in zip(header.arrays, blocks, strict=True):
-            if spec_fault(spec, block.size):
+        for index, block in enumerate(blocks):
+            if spec_fault(header.arrays[index], block.size):
                 return False
             shared_bytes += block.size
         judge = hub.judge if attached.hello_id is not None else None
@@ -323,11 +302,13 @@ class NearLanes:
         return True
 
 
-def goes_near(header: Header, may: bool) -> bool:
-    """Whether a message goes by the near lane: what speaks of shared memory.
+class LaneTaker(DescriptorTaker):
+    """For the sockets: takes one message at a time, the descriptor goes on telling."""
 
-    Args:
-        header: of the message.
-        may: False if it is sent again, or would overtake what went by the control lane.
-    """
-    return may and (type(header) is Leases or getattr(header, "blocks", None) is not None)
+    def __init__(self, lanes: NearLanes, lane: NearLane) -> None:
+        self._near, self._lane = lanes, lane
+
+    def take(self, event: int) -> bool:
+        """See DescriptorTaker."""
+        self._near._take(self._lane)
+        return False

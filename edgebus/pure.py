@@ -13,7 +13,8 @@ from types import ModuleType
 
 COMPILED = (
     "answerer", "arrays", "attached", "bulk", "bulk_receiver", "calls", "desk", "express", "ids",
-    "inbox", "link", "links", "pace", "policy", "requests", "runner", "sockets", "wire",
+    "inbox", "link", "links", "near", "pace", "policy", "requests", "runner", "sharing", "shm.arena", "shm.board",
+    "shm.ledger", "shm.mapper", "shm.numbers", "shm.pipes", "shm.pool", "shm.ranges", "sockets", "wire",
 )  # fmt: skip
 """Modules that setup.py compiles: all of them or none, they share the layout of their classes."""
 _HERE = str(Path(__file__).parent)
@@ -23,21 +24,24 @@ class _Sources:
     """Finds the modules of this package by their sources alone."""
 
     def __init__(self) -> None:
-        self._files = FileFinder(_HERE, (SourceFileLoader, SOURCE_SUFFIXES))
+        self._files = {
+            package: FileFinder(folder, (SourceFileLoader, SOURCE_SUFFIXES))
+            for package, folder in (("edgebus", _HERE), ("edgebus.shm", os.path.join(_HERE, "shm")))
+        }
 
     def find_spec(self, name: str, path: object = None, target: ModuleType | None = None) -> ModuleSpec | None:
         """What the import system asks for."""
         package, _, module = name.rpartition(".")
-        if package != "edgebus":
+        if package not in self._files:
             return None
         if module == "_port":
             raise ModuleNotFoundError(f"{name} is compiled, and EDGEBUS_PURE is set", name=name)
-        return self._files.find_spec(name)
+        return self._files[package].find_spec(name)
 
 
 def is_partial() -> bool:
     """True if some modules are compiled and others are not: the compiler gave up on them."""
-    files = set(os.listdir(_HERE))
+    files = {*os.listdir(_HERE), *(f"shm.{name}" for name in os.listdir(os.path.join(_HERE, "shm")))}
     names = (*COMPILED, "_port")
     compiled = sum(any(name + suffix in files for suffix in EXTENSION_SUFFIXES) for name in names)
     return 0 < compiled < len(names)

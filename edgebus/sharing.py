@@ -32,6 +32,8 @@ if TYPE_CHECKING:
     from edgebus.attached import Attached
     from edgebus.near import NearLanes
 
+_info: Callable[[tuple[Any, ...]], shm.SegmentInfo] = partial(tuple.__new__, shm.SegmentInfo)  # no frame of Python
+_replace = msgspec.structs.replace
 _PROBE = b"edgebus"
 _PROBE_BYTES = 64  # with what a near lane is found by
 _SWEEP_S = 5.0
@@ -89,7 +91,10 @@ class Sharing:
         """True if these arrays should go through shared memory, or it should be found out whether they can."""
         if self._pool is None or attached.link.peer_share is None or attached.sharing == "no":
             return False
-        return sum(getattr(array, "nbytes", 0) for array in arrays) >= self._from_bytes
+        total = 0
+        for array in arrays:
+            total += getattr(array, "nbytes", 0)
+        return total >= self._from_bytes
 
     def put(self, attached: Attached, arrays: Sequence[Array]) -> tuple[Specs, tuple[m.Block, ...]] | None:
         """Copy arrays to where the peer can see them; None if that cannot be done now.
@@ -141,7 +146,7 @@ class Sharing:
         """
         size, me = loan_bytes(shape, dtype), threading.get_ident()
         memory = None
-        if size >= self._from_bytes and attached.sharing == "yes" and self._pool is not None and not self._is_putting:
+        if size >= self._from_bytes and attached.sharing == "yes" and self._pool is not None and not self._is_in_put():
             self._putting.add(me)
             try:
                 memory = self._pool.loan(size, attached.peer_id, keep=True)
@@ -183,7 +188,7 @@ class Sharing:
         share = attached.link.peer_share
         if attached.sharing != "unknown" or self._pool is None or share is None or self.share is None:
             return
-        if self._is_putting:
+        if self._is_in_put():
             return  # the next one asks
         attached.sharing = "no"
         if share.host_id == self.share.host_id and attached.link.version >= 2:
@@ -212,24 +217,29 @@ class Sharing:
         """
         assert header.blocks is not None
         names = self._names(attached)
-        near = attached.near is not None and names.in_order
-        near = near and not any(names.was_sent(block.lease) for block in header.blocks)
-        blocks = tuple(msgspec.structs.replace(block, lease=names.number(block.lease)) for block in header.blocks)
+        near, blocks = attached.near is not None and names.in_order, []
+        for block in header.blocks:
+            if names.was_sent(block.lease):
+                near = False
+        for block in header.blocks:
+            blocks.append(_replace(block, lease=names.number(block.lease)))
         if not near:
             names.went_round()
-        return msgspec.structs.replace(header, blocks=blocks), near
+        return _replace(header, blocks=tuple(blocks)), near
 
     def in_order(self, attached: Attached) -> bool:
         """Whether a message with blocks may go by the near lane and overtake nothing."""
-        return self._names(attached).in_order
+        names = self._names(attached)
+        return names.in_order
 
     def went_round(self, attached: Attached) -> None:
         """A message that has its numbers goes by the control lane."""
-        self._names(attached).went_round()
+        names = self._names(attached)
+        names.went_round()
 
     def recover(self, blocks: Sequence[m.Block]) -> Frames | None:
         """Arrays out of our own shared memory, for a message that has to go by sockets after all."""
-        if self._pool is None or self._is_putting:
+        if self._pool is None or self._is_in_put():
             return None
         frames = [self._pool.read(block.lease, block.size) for block in blocks]
         return None if None in frames else tuple(frame for frame in frames if frame is not None)
@@ -245,10 +255,10 @@ class Sharing:
             attached.link.say(m.Seen(False))  # it shall use sockets
             return None
         views: list[Any] = []
-        for number, block in enumerate(blocks):
+        for index, block in enumerate(blocks):
             view = self._view(attached, block, ledger)
             if view is None:
-                for left in blocks[number:]:
+                for left in blocks[index:]:
                     self._give_back(attached, ledger, left)
                 attached.link.say(m.Seen(False))
                 return None
@@ -257,11 +267,11 @@ class Sharing:
 
     def take_back(self, now: float) -> list[Attached]:
         """Views have gone: if it is time, tell their owners, which may use the memory again. Returns the links told."""
-        for _ in range(0 if self._is_putting else len(self._postponed)):
+        for _ in range(0 if self._is_in_put() else len(self._postponed)):
             self._now_or_later(self._postponed.popleft())
         while self._dropped:
             self.done(*self._dropped.popleft())
-        if now < self.report_at and not self._is_much:
+        if now < self.report_at and not self._is_much():
             if self._returned:
                 self._is_due_soon = True
                 self.report_at = min(self.report_at, now + REPORT_S)
@@ -285,7 +295,8 @@ class Sharing:
         """Take the memory back that the peer's board says it does not use; True, as whoever calls this expects."""
         near = attached.near
         if near is not None and near.peer_board is not None:
-            free = self._names(attached).read(near.peer_board)
+            names = self._names(attached)
+            free = names.read(near.peer_board)
             if free:
                 self._give_free(attached, free, [])
         return True
@@ -341,7 +352,7 @@ class Sharing:
 
     def sweep(self, now: float) -> None:
         """Look from time to time which memory of links that have ended is free."""
-        if self._pool is not None and now >= self._swept_at + _SWEEP_S and not self._is_putting:
+        if self._pool is not None and now >= self._swept_at + _SWEEP_S and not self._is_in_put():
             self._swept_at = now
             with suppress(shm.PoolBusy):
                 self._pool.sweep(wait_s=_POOL_S)
@@ -366,38 +377,60 @@ class Sharing:
             known = self._numbers[id(attached)] = (attached, shm.Numbers())
         return known[1]
 
-    @property
-    def _is_putting(self) -> bool:
+    def _is_in_put(self) -> bool:
         """True for a signal handler that came in the middle of a put of its own thread."""
-        return threading.get_ident() in self._putting
+        return bool(self._putting) and threading.get_ident() in self._putting
 
     def _give_free(self, attached: Attached, unused: list[int], done: list[int]) -> None:
         """Our leases that the peer does not use, and those that are not sent again."""
         assert self._pool is not None
-        for function, leases in ((self._pool.release, unused), (self._pool.done, done)):
-            if leases:
-                self._now_or_later(partial(function, leases, attached.peer_id, wait_s=_POOL_S))
+        pool, owner = self._pool, attached.peer_id
+        if not self._is_in_put():
+            try:
+                if unused:
+                    pool.release(unused, owner, _POOL_S)
+                    unused = []
+                if done:
+                    pool.done(done, owner, _POOL_S)
+                return
+            except shm.PoolBusy:
+                pass
+        if unused:
+            self._postpone(partial(self._release_late, unused, owner))
+        if done:
+            self._postpone(partial(self._done_late, done, owner))
+
+    def _release_late(self, leases: list[int], owner: str) -> None:
+        assert self._pool is not None
+        self._pool.release(leases, owner, _POOL_S)
+
+    def _done_late(self, leases: list[int], owner: str) -> None:
+        assert self._pool is not None
+        self._pool.done(leases, owner, _POOL_S)
 
     def _now_or_later(self, function: Callable[[], None]) -> None:
         """Do something at the pool, unless a thread holds it that may be waiting for this one.
 
         A signal handler may come in the middle of a put and wait for an answer; whoever drives would wait for the put.
         """
-        if not self._is_putting:
+        if not self._is_in_put():
             with suppress(shm.PoolBusy):
                 function()
                 return
+        self._postpone(function)
+
+    def _postpone(self, function: Callable[[], None]) -> None:
         self._postponed.append(function)
         self._is_due_soon = True
         self.report_at = min(self.report_at, time.monotonic() + REPORT_S)
 
-    @property
     def _is_much(self) -> bool:
         return len(self._returned) >= REPORT_LEASES or self._returned_share * REPORT_SHARE >= 1.0
 
     def _give_back(self, attached: Attached, ledger: shm.Ledger, block: m.Block) -> None:
         """Nobody looks at a block any more; from the garbage collector, on any thread."""
-        board = None if attached.near is None else attached.near.board
+        near = attached.near
+        board = None if near is None else near.board
         known = self._ledgers.get(id(attached))
         if known is None or known[1] is not ledger:
             board = None  # lent by an earlier life of the peer: this one's numbers are others
@@ -406,20 +439,20 @@ class Sharing:
         self._returned.append((attached, ledger, block.lease))
         if board is None:
             self._returned_share += block.size / max(1, block.segment_bytes)
-        if not self._is_due_soon or self._is_much:
+        if not self._is_due_soon or self._is_much():
             self._wake()
 
     def _view(self, attached: Attached, block: m.Block, ledger: shm.Ledger | None) -> memoryview | None:
-        info = shm.SegmentInfo(block.pid, block.fd, block.segment_bytes, block.nonce)
-
-        def on_release() -> None:
-            if ledger is not None:
-                self._give_back(attached, ledger, block)
-
+        info = _info((block.pid, block.fd, block.segment_bytes, block.nonce))
+        on_release = _nothing if ledger is None else partial(self._give_back, attached, ledger, block)
         try:
             return self._mapper.view(attached.peer_id, info, block.offset, block.size, on_release)
         except shm.SegmentUnavailable:
             return None
+
+
+def _nothing() -> None:
+    """What happens when the view of a probe or a board is gone."""
 
 
 def _to_wire(block: shm.Block) -> m.Block:

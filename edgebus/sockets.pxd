@@ -14,6 +14,10 @@ cdef class MessageTaker:
     cpdef bint take(self, Opened opened, long event) except -1
 
 
+cdef class DescriptorTaker:
+    cpdef bint take(self, long event) except -1
+
+
 cdef class Sockets:
     cdef object __weakref__
     cdef public object _limits, _receiver, _local, _context, _zap, _next_socket_id

@@ -66,6 +66,14 @@ class MessageTaker:
         raise NotImplementedError
 
 
+class DescriptorTaker:
+    """Who reads what comes by a descriptor."""
+
+    def take(self, event: int) -> bool:
+        """Read what is there; `event` is 0 if that is a guess. True: there may be more."""
+        raise NotImplementedError
+
+
 Taker = Callable[[int], bool]
 """Reads what is there; its argument is 0 if that is a guess. True: there may be more."""
 
@@ -113,14 +121,14 @@ class Sockets:
         self.by_id: dict[int, Opened] = {}
         self._zap: ZmqSocket | None = None
         self._monitors: dict[int, ZmqSocket] = {}
-        self._takers: dict[int, Taker | Opened] = {}  # by file descriptor
+        self._takers: dict[int, Taker | Opened | DescriptorTaker] = {}  # by file descriptor
         self._fds: dict[ZmqSocket, int] = {}
         self.touched: set[int] = set()  # descriptors whose sockets may be readable without saying so
         self._next_socket_id = 1
 
     # -- readiness ----------------------------------------------------------------------------------
 
-    def watch_fd(self, fd: int, take: Taker | Opened) -> None:
+    def watch_fd(self, fd: int, take: Taker | Opened | DescriptorTaker) -> None:
         """Have `take` called when a descriptor is readable; it returns True if there may be more."""
         self._takers[fd] = take
         self._poller.register(fd)
@@ -146,6 +154,9 @@ class Sockets:
             taker = takers.get(fd)
             if type(taker) is Opened:
                 if self.messages.take(taker, event):
+                    self.touched.add(fd)
+            elif isinstance(taker, DescriptorTaker):
+                if taker.take(event):
                     self.touched.add(fd)
             elif taker is not None and taker(event):  # type: ignore[operator]
                 self.touched.add(fd)

@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 from edgebus.shm.ranges import FreeRanges
 from edgebus.shm.segments import COMMIT_BYTES, HEADER_BYTES, Segment
 
 
-@dataclass(slots=True)
 class Budget:
     """Memory that all arenas of a pool have taken from the system, of at most `max_bytes`."""
 
-    max_bytes: int
-    used_bytes: int = 0
+    def __init__(self, max_bytes: int) -> None:
+        self.max_bytes = max_bytes
+        self.used_bytes = 0
 
 
 class Arena:
@@ -41,11 +39,11 @@ class Arena:
     def take(self, size: int) -> tuple[Segment, int] | None:
         """Where so many bytes were free: in memory we have, else in more of a segment, else in a new one."""
         for segment, free in self._free.items():
-            offset = free.take(size, below=segment.committed)
+            offset = free.take(size, segment.committed)
             if offset is not None:
                 return segment, offset
         for segment, free in self._free.items():
-            offset = free.take(size, below=segment.info.size)
+            offset = free.take(size, segment.info.size)
             if offset is not None:
                 if self._commit(segment, offset + size):
                     return segment, offset
@@ -55,7 +53,8 @@ class Arena:
 
     def give(self, segment: Segment, offset: int, size: int) -> None:
         """What was taken is free again."""
-        self._free[segment].give(offset, size)
+        free = self._free[segment]
+        free.give(offset, size)
 
     def trim(self) -> None:
         """Give the memory after the last block of each segment back to the system."""
@@ -89,7 +88,7 @@ class Arena:
             return None
         self._budget.used_bytes += segment.committed
         self._free[segment] = free = FreeRanges(*_all(segment))
-        offset = free.take(size, below=segment.info.size)
+        offset = free.take(size, segment.info.size)
         assert offset is not None
         if self._commit(segment, offset + size):
             return segment, offset

@@ -29,13 +29,18 @@ class Ledger:
 
     def admit(self, lease_ids: Sequence[int]) -> bool:
         """Hold all leases of a message once more; False, and none is, if one was given up or there is no room."""
-        new = {lease_id for lease_id in lease_ids if lease_id not in self._held}
-        if len(self._held) + len(new) > self._max_held or any(lease_id <= self._floor for lease_id in new):
+        held, new = self._held, set()
+        for lease_id in lease_ids:
+            if lease_id not in held:
+                if lease_id <= self._floor:
+                    return False
+                new.add(lease_id)
+        if len(held) + len(new) > self._max_held:
             return False
         for lease_id in lease_ids:
-            self._held[lease_id] = self._held.get(lease_id, 0) + 1
-        self._highest = max(self._highest, *lease_ids, -1)
-        self._has_news = self._has_news or bool(lease_ids)
+            held[lease_id] = held.get(lease_id, 0) + 1
+            self._highest = max(self._highest, lease_id)
+            self._has_news = True
         return True
 
     def give_back(self, lease_id: int) -> None:

@@ -9,6 +9,7 @@ import weakref
 from collections import OrderedDict, deque
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 
@@ -32,14 +33,13 @@ class MapperStats:
     copied_bytes: int = 0
 
 
-@dataclass(slots=True)
 class _Mapped:
     """Address space in use and its bounds: each segment may cost a descriptor as well."""
 
-    max_bytes: int
-    max_segments: int
-    num_bytes: int = 0
-    num_segments: int = 0
+    def __init__(self, max_bytes: int, max_segments: int) -> None:
+        self.max_bytes = max_bytes
+        self.max_segments = max_segments
+        self.num_bytes = self.num_segments = 0
 
     def add(self, num_bytes: int) -> None:
         self.num_bytes += num_bytes
@@ -111,11 +111,10 @@ class Mapper:
             except SegmentUnavailable:
                 self._refused += 1
                 raise
-            # An ndarray can be watched and dies with the last buffer taken of it: it stands for the view.
-            base = np.frombuffer(mapping, np.uint8, size, offset)
+            on_end = partial(_end_view, self._pid, self._views_ended, on_release)
+            seen = _watch(mapping, offset, size, on_end)
             self._num_views += 1
-        weakref.finalize(base, _end_view, self._pid, self._views_ended, on_release).atexit = False
-        return base.data
+            return seen
 
     def forget(self, peer: Hashable) -> None:
         """Drop what is kept of a peer whose link is gone; its views stay as they are."""
@@ -153,9 +152,10 @@ class Mapper:
 
     def _mapping(self, peer: Hashable, info: SegmentInfo) -> mmap.mmap:
         """The segment, kept or mapped now."""
-        mapping = self._cached.get((peer, info))
+        key = (peer, info)
+        mapping = self._cached.get(key)
         if mapping is not None:
-            self._cached.move_to_end((peer, info))
+            self._cached.move_to_end(key)
             return mapping
         self._drain()
         mapped = self._peers.get(peer) or _Mapped(self._max_peer_bytes, self._max_peer_segments)
@@ -204,3 +204,20 @@ def _end_view(pid: int, ended: deque[None], on_release: Callable[[], None]) -> N
     if os.getpid() == pid:
         ended.append(None)
         on_release()
+
+
+def _plain_watch(buffer: mmap.mmap, offset: int, size: int, on_end: Callable[[], None]) -> memoryview:
+    """Read-only bytes of a buffer; `on_end` is called when the last view of them is gone, unless the process ends."""
+    # An ndarray can be watched and dies with the last buffer taken of it: it stands for the view.
+    base = np.frombuffer(buffer, np.uint8, size, offset)
+    weakref.finalize(base, on_end).atexit = False
+    return base.data
+
+
+_watch: Callable[[mmap.mmap, int, int, Callable[[], None]], memoryview] = _plain_watch
+try:
+    from edgebus import _port
+
+    _watch = _port.watch
+except ImportError:  # not built
+    pass

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Collection, Iterable, Sequence
-from itertools import islice, takewhile
 
 _LOOKED_AT = 32  # numbers that are looked up on a board, the oldest first
 
@@ -21,7 +19,7 @@ class Numbers:
         self._next = 0
         self._detour = -1  # the last number that went by the slow way
         self._leases: dict[int, int] = {}  # by number, which only grows
-        self._sent: Counter[int] = Counter()  # numbers a lease has
+        self._sent: dict[int, int] = {}  # numbers a lease has
         self._numbered: set[int] = set()  # leases that had a number, and whose message may be sent again
         self._done: set[int] = set()  # leases whose message is not sent again
 
@@ -32,7 +30,7 @@ class Numbers:
         """A lease is on its way (again): what it is called."""
         number, self._next = self._next, self._next + 1
         self._leases[number] = lease_id
-        self._sent[lease_id] += 1
+        self._sent[lease_id] = self._sent.get(lease_id, 0) + 1
         self._numbered.add(lease_id)
         return number
 
@@ -54,10 +52,9 @@ class Numbers:
         free = []
         for lease_id in lease_ids:
             self._numbered.discard(lease_id)
-            if self._sent[lease_id]:
+            if lease_id in self._sent:
                 self._done.add(lease_id)
             else:
-                del self._sent[lease_id]
                 free.append(lease_id)
         return free
 
@@ -65,8 +62,13 @@ class Numbers:
         """The peer uses none of the numbers up to `upto` but those held; returns leases that nobody uses any more."""
         if upto >= self._detour:
             self._detour = -1  # it was received, however long it is held: mostly until the next one comes
-        held = frozenset(held)
-        return self._returned([number for number in takewhile(upto.__ge__, self._leases) if number not in held])
+        held, unused = frozenset(held), []
+        for number in self._leases:
+            if number > upto:
+                break
+            if number not in held:
+                unused.append(number)
+        return self._returned(unused)
 
     def read(self, board: Sequence[int]) -> list[int]:
         """The peer uses none of the numbers on its board; returns leases that nobody uses any more.
@@ -74,16 +76,24 @@ class Numbers:
         Args:
             board: place n % len(board) holds n + 1 for each number n that was given back.
         """
-        places = len(board)
-        oldest = islice(self._leases, _LOOKED_AT)
-        return self._returned([number for number in oldest if board[number % places] == number + 1])
+        places, left, unused = len(board), _LOOKED_AT, []
+        for number in self._leases:
+            if not left:
+                break
+            left -= 1
+            at = number
+            if board[at % places] == at + 1:
+                unused.append(number)
+        return self._returned(unused) if unused else unused
 
     def _returned(self, numbers: list[int]) -> list[int]:
         free = []
         for number in numbers:
             lease_id = self._leases.pop(number)
-            self._sent[lease_id] -= 1
-            if not self._sent[lease_id]:
+            count = self._sent[lease_id] - 1
+            if count:
+                self._sent[lease_id] = count
+            else:
                 del self._sent[lease_id]
                 if lease_id in self._done:
                     self._done.discard(lease_id)

@@ -5,9 +5,9 @@ from __future__ import annotations
 import threading
 import weakref
 from collections import deque
-from collections.abc import Collection, Hashable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Collection, Hashable, Iterable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -62,16 +62,19 @@ class PoolStats:
     stray_releases: int = 0
 
 
-@dataclass(slots=True)
+_block: Callable[[tuple[Any, ...]], Block] = partial(tuple.__new__, Block)  # without a frame of Python
+
+
 class _Lease:
     """A block and who still needs it: the peer, we ourselves for a resend, the application that writes in it."""
 
-    segment: Segment
-    offset: int
-    span: int
-    kept: bool
-    written: bool
-    with_peer: bool = True
+    def __init__(self, segment: Segment, offset: int, span: int, kept: bool, written: bool) -> None:
+        self.segment = segment
+        self.offset = offset
+        self.span = span
+        self.kept = kept
+        self.written = written
+        self.with_peer = True
 
 
 class _Account:
@@ -126,13 +129,14 @@ class Pool:
             ValueError: not contiguous.
         """
         sources = [_flat(buffer) for buffer in buffers]
-        reserved = self._reserve([source.size for source in sources], owner, keep=keep)
+        reserved = self._reserve([source.size for source in sources], owner, keep)
         if reserved is None:
             return None
         memory, blocks = reserved
         try:
             for source, block in zip(sources, blocks, strict=True):
-                memory[block.offset : block.offset + block.size] = source  # numpy lets other threads run meanwhile
+                offset = block.offset
+                memory[offset : offset + block.size] = source  # numpy lets other threads run meanwhile
         except BaseException:  # interrupted: nobody will ever hear of these blocks
             self.done([block.lease_id for block in blocks], owner)
             self.release([block.lease_id for block in blocks], owner)
@@ -149,7 +153,7 @@ class Pool:
         """
         if size < 0:
             raise ValueError(f"size must not be negative, got {size}")
-        reserved = self._reserve([size], owner, keep=keep, written=True)
+        reserved = self._reserve([size], owner, keep, True)
         if reserved is None:
             return None
         memory, [block] = reserved
@@ -157,7 +161,7 @@ class Pool:
         weakref.finalize(base, self._written.append, (owner, block.lease_id)).atexit = False
         return base.data, block
 
-    def release(self, lease_ids: Iterable[int], owner: Hashable, *, wait_s: float = FOR_EVER) -> None:
+    def release(self, lease_ids: Iterable[int], owner: Hashable, wait_s: float = FOR_EVER) -> None:
         """The peer needs these leases no longer; those it does not have are counted and nothing else.
 
         Args:
@@ -166,7 +170,8 @@ class Pool:
         Raises:
             PoolBusy: they did not finish: nothing was done.
         """
-        with self._taken(wait_s):
+        self._take_lock(wait_s)
+        try:
             leases = self._leases(owner)
             for lease_id in lease_ids:
                 lease = leases.get(lease_id)
@@ -175,6 +180,8 @@ class Pool:
                 else:
                     lease.with_peer = False
                     self._free_if_unused(owner, lease_id, lease)
+        finally:
+            self._lock.release()
 
     def settle(self, owner: Hashable, upto: int, held: Collection[int]) -> None:
         """The peer needs none of its leases up to `upto` (included) but those held: a report of its `Ledger`."""
@@ -187,15 +194,18 @@ class Pool:
                     lease.with_peer = False
                     self._free_if_unused(owner, lease_id, lease)
 
-    def done(self, lease_ids: Iterable[int], owner: Hashable, *, wait_s: float = FOR_EVER) -> None:
+    def done(self, lease_ids: Iterable[int], owner: Hashable, wait_s: float = FOR_EVER) -> None:
         """We shall not resend what these leases hold: the end of `keep`. `wait_s` as in `release`."""
-        with self._taken(wait_s):
+        self._take_lock(wait_s)
+        try:
             leases = self._leases(owner)
             for lease_id in lease_ids:
                 lease = leases.get(lease_id)
                 if lease is not None and lease.kept:
                     lease.kept = False
                     self._free_if_unused(owner, lease_id, lease)
+        finally:
+            self._lock.release()
 
     def has(self, lease_id: int, owner: Hashable) -> bool:
         """Whether the owner has this lease, so that its block may be sent."""
@@ -217,19 +227,25 @@ class Pool:
             dead: its process is known to be dead (`process_alive`). May follow in a later call.
             wait_s: as in `release`.
         """
-        with self._taken(wait_s):
+        self._take_lock(wait_s)
+        try:
             account = self._accounts.pop(owner, None)
             if account is not None:
-                self._in_use -= sum(lease.span for lease in account.leases.values())
+                self._in_use -= sum([lease.span for lease in account.leases.values()])
                 self._orphans += [(owner, segment) for segment in account.arena.abandon()]
             if dead:
                 self._close_orphans([item for item in self._orphans if item[0] == owner])
             self._sweep()
+        finally:
+            self._lock.release()
 
     def sweep(self, *, wait_s: float = FOR_EVER) -> None:
         """Let go of orphans that nobody maps any more; also done where memory runs short. `wait_s` as in `release`."""
-        with self._taken(wait_s):
+        self._take_lock(wait_s)
+        try:
             self._sweep()
+        finally:
+            self._lock.release()
 
     def trim(self) -> None:
         """Sweep, and give memory behind the last blocks back to the system; also done where it runs short."""
@@ -270,35 +286,36 @@ class Pool:
         self._accounts, self._orphans, self._in_use = {}, [], 0
         self._budget = Budget(0)
 
-    @contextmanager
-    def _taken(self, wait_s: float) -> Iterator[None]:
-        if not self._lock.acquire(timeout=wait_s):
+    def _take_lock(self, wait_s: float) -> bool:
+        if not self._lock.acquire(True, wait_s):
             raise PoolBusy
-        try:
-            yield
-        finally:
-            self._lock.release()
+        return True
 
     def _reserve(
-        self, sizes: list[int], owner: Hashable, *, keep: bool, written: bool = False
+        self, sizes: list[int], owner: Hashable, keep: bool, written: bool = False
     ) -> tuple[Bytes, list[Block]] | None:
         """Blocks side by side in one segment, and its memory."""
-        spans = [_round_up(max(size, 1), ALIGN_BYTES) for size in sizes]
+        total = copied = 0
+        for size in sizes:
+            total += _span(size)
+            copied += size
         with self._lock:
-            placed = self._place(owner, sum(spans), len(spans))
+            placed = self._place(owner, total, len(sizes))
             if placed is None:
                 self._refused += 1
                 return None
             segment, offset = placed
-            leases = self._accounts[owner].leases
-            blocks = []
-            for size, span in zip(sizes, spans, strict=True):
-                leases[self._next_lease] = _Lease(segment, offset, span, keep, written)
-                blocks.append(Block(segment.info, offset, size, self._next_lease))
-                self._next_lease += 1
+            account = self._accounts[owner]
+            leases, info, blocks = account.leases, segment.info, []
+            for size in sizes:
+                span = _span(size)
+                lease_id, self._next_lease = self._next_lease, self._next_lease + 1
+                leases[lease_id] = _Lease(segment, offset, span, keep, written)
+                blocks.append(_block((info, offset, size, lease_id)))
                 offset += span
-            self._in_use += sum(spans)
-            self._copied += 0 if written else sum(sizes)
+            self._in_use += total
+            if not written:
+                self._copied += copied
             assert segment.memory is not None
             return segment.memory, blocks
 
@@ -354,6 +371,10 @@ class Pool:
             self._budget.used_bytes -= segment.committed
             segment.close()
         self._orphans = [item for item in self._orphans if item not in items]
+
+
+def _span(size: int) -> int:
+    return (max(size, 1) + ALIGN_BYTES - 1) // ALIGN_BYTES * ALIGN_BYTES
 
 
 def _round_up(size: int, step: int) -> int:

@@ -21,7 +21,7 @@ class FreeRanges:
         """(start, end) of every free range, from the lowest."""
         return iter(list(zip(self._starts, self._ends, strict=True)))
 
-    def take(self, size: int, *, below: int) -> int | None:
+    def take(self, size: int, below: int) -> int | None:
         """Where `size` bytes that end at or before `below` are free, now taken; None if nowhere."""
         for index, start in enumerate(self._starts):
             if start + size > below:

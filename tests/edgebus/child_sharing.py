@@ -8,7 +8,7 @@ from edgebus import shm
 
 endpoint, *options = sys.argv[1:]
 if "--unseen" in options:
-    shm.Mapper.view = lambda *args: (_ for _ in ()).throw(shm.SegmentUnavailable("forbidden", "as another user is"))
+    shm.mapper.open_segment = lambda info: (_ for _ in ()).throw(shm.SegmentUnavailable("forbidden", "another user"))
 kept = []
 second_life = not endpoint.endswith(":0")
 with edgebus.Node("child", insecure=True) as node:

@@ -12,7 +12,8 @@ from pathlib import Path
 
 import pytest
 
-COMPILED = [path.stem for path in sorted(Path(importlib.import_module("edgebus").__file__).parent.glob("*.pxd"))]
+HERE = Path(importlib.import_module("edgebus").__file__).parent
+COMPILED = [".".join(path.relative_to(HERE).with_suffix("").parts) for path in sorted(HERE.rglob("*.pxd"))]
 TESTS = Path(__file__).parent
 SUITES = (
     "test_express.py", "test_express_large.py", "test_interrupts.py", "test_inbox.py", "test_requests.py",
@@ -65,7 +66,7 @@ def test_setup_compiles_what_is_said_to_be_compiled():
     assert sorted({*names, "arrays", "link", "policy", "wire"}) == sorted(SAID)
     text = (TESTS.parents[1] / "setup.py").read_text()
     named = text[text.index("BUS = (") :].partition(")")[0]
-    assert sorted(re.findall(r'"(\w+)"', named)) == sorted(SAID)
+    assert sorted(re.findall(r'"([\w.]+)"', named)) == sorted(SAID)
 
 
 @pytest.mark.parametrize("copied", [["kernels"], ["kernels", "edgebus"]])

@@ -239,7 +239,7 @@ def test_rubbish_on_the_near_lane_is_counted_and_harmless(caplog):
 
 def test_peer_that_does_not_take_the_lane_is_served_by_the_control_lane(monkeypatch):
     """As one that does not know of near lanes: it looks at the first bytes of the probe only."""
-    monkeypatch.setattr("edgebus.near.NearLanes.accept", lambda *args: None)
+    monkeypatch.setattr("edgebus.shm.PipeNames.unpack", lambda data: None)
     with two_nodes() as (_, _, link):
         warm(link)
         assert (link.request("echo", b"", [array(3)]).arrays[0] == array(3)).all()

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections import deque
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -221,18 +222,25 @@ def test_host_that_cannot_be_seen_falls_back_to_sockets():
         assert link.stats().content_bytes_sent >= 3 * MIB
 
 
+class Blind(shm.Mapper):
+    """Sees nothing."""
+
+    def view(self, *args):
+        raise shm.SegmentUnavailable("gone", "as it happens")
+
+
 def test_memory_that_turns_out_unseen_goes_by_sockets_without_the_application_knowing():
     """The probe was seen, the message is not: the receiver says so, and the request is sent again by socket."""
     with two_nodes() as (server, device, link):
         warm(link)
         sharing = server._engine.sharing
-        resolve, sharing._view = sharing._view, lambda *args, **options: None
+        mapper, sharing._mapper = sharing._mapper, Blind()
         try:
             for n in range(3):
                 assert (link.request("echo", b"", [array(n)]).arrays[0] == array(n)).all()
             assert link._dialled.attached.sharing == "no"
         finally:
-            sharing._view = resolve
+            sharing._mapper = mapper
         eventually(lambda: pool_of(device).stats().in_use_bytes == 0)
 
 
@@ -435,20 +443,27 @@ def test_signal_handler_in_the_middle_of_a_put_can_wait_for_answers(pause_s):
     with two_nodes() as (_server, device, link):
         warm(link)
         pool = pool_of(device)
-        place, inside = pool._place, []
+        inside, putting = [], device._engine.sharing._putting
 
-        def interrupted(*args):
-            if not inside:
+        def interrupted():
+            if not inside and threading.get_ident() in putting:
                 inside.append(link.send_request("echo", b"", [array(7)]))  # goes by socket
                 time.sleep(pause_s)
                 assert pending.result().arrays[0].nbytes == MIB
                 assert (inside[0].result().arrays[0] == array(7)).all()
-            return place(*args)
 
         pending = link.send_request("echo", b"", [array(1)])  # its answer frees what it lies in
-        pool._place = interrupted
+
+        class Written(deque):
+            """Looked at with the pool's lock taken."""
+
+            def __bool__(self):
+                interrupted()
+                return len(self) > 0
+
+        pool._written = Written()
         assert (link.request("echo", b"", [array(2)]).arrays[0] == array(2)).all()
-        del pool._place
+        pool._written = deque()
         assert inside
         pending = None
         inside.clear()

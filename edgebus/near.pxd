@@ -1,0 +1,38 @@
+# Types for the compiled form of near.py.
+cimport cython
+
+from edgebus.answerer cimport Answerer
+from edgebus.attached cimport Attached, HubFront, LinkFront, NearLane, Traffic
+from edgebus.calls cimport Pending
+from edgebus.express cimport Express
+from edgebus.requests cimport Caller
+from edgebus.sharing cimport Sharing
+from edgebus.sockets cimport DescriptorTaker, Sockets
+
+
+cdef class NearLanes:
+    cdef object __weakref__
+    cdef public HubFront _hub
+    cdef public Sockets _sockets
+    cdef public Express _express
+    cdef public Sharing _sharing
+    cdef public object _on_frames, _next
+    cdef public dict _lanes, _of
+
+    @cython.locals(lane=NearLane)
+    cpdef send(self, route, frames)
+    @cython.locals(attached=Attached, lane=NearLane)
+    cpdef catch_up(self, route)
+    @cython.locals(lane=NearLane, link=LinkFront, hub=HubFront, caller=Caller, traffic=Traffic,
+                   shared_bytes=cython.longlong, at=double)
+    cpdef bint request(self, Attached attached, service, payload, specs, blocks, Pending pending, double now) except -1
+    @cython.locals(attached=Attached)
+    cpdef bint _take(self, NearLane lane) except -1
+    @cython.locals(link=LinkFront, hub=HubFront, traffic=Traffic, answerer=Answerer, shared_bytes=cython.longlong,
+                   now=double)
+    cpdef bint _receive(self, Attached attached, frame) except -1
+
+
+cdef class LaneTaker(DescriptorTaker):
+    cdef public NearLanes _near
+    cdef public NearLane _lane

@@ -1,0 +1,48 @@
+# Types for the compiled form of sharing.py.
+cimport cython
+
+from edgebus.attached cimport Attached, LinkFront, NearLane
+from edgebus.shm.board cimport Board
+from edgebus.shm.ledger cimport Ledger
+from edgebus.shm.mapper cimport Mapper
+from edgebus.shm.numbers cimport Numbers
+from edgebus.shm.pool cimport Pool
+
+
+cdef class Sharing:
+    cdef object __weakref__
+    cdef public object _wake, near, _returned, _postponed, _loans, _dropped, share
+    cdef public dict _ledgers, _numbers
+    cdef public set _putting, _unsent_loans, _sent_loans
+    cdef public Pool _pool
+    cdef public Mapper _mapper
+    cdef public double _returned_share, report_at, _swept_at
+    cdef public long long _from_bytes
+    cdef public bint _is_due_soon
+
+    @cython.locals(total=cython.longlong)
+    cpdef bint wants(self, Attached attached, arrays) except -1
+    cpdef put(self, Attached attached, arrays)
+    cpdef copied_bytes(self, blocks)
+    cpdef done(self, Attached attached, leases)
+    @cython.locals(names=Numbers, near=bint)
+    cpdef tuple number(self, Attached attached, header)
+    @cython.locals(names=Numbers)
+    cpdef bint in_order(self, Attached attached) except -1
+    @cython.locals(names=Numbers)
+    cpdef went_round(self, Attached attached)
+    @cython.locals(ledger=Ledger)
+    cpdef resolve(self, Attached attached, header)
+    @cython.locals(attached=Attached, ledger=Ledger)
+    cpdef take_back(self, double now)
+    @cython.locals(near=NearLane, names=Numbers)
+    cpdef bint collect(self, Attached attached) except -1
+    cpdef Ledger _ledger(self, Attached attached)
+    cpdef Numbers _names(self, Attached attached)
+    cpdef bint _is_in_put(self) except -1
+    @cython.locals(pool=Pool)
+    cpdef _give_free(self, Attached attached, list unused, list done)
+    cpdef bint _is_much(self) except -1
+    @cython.locals(board=Board, near=NearLane)
+    cpdef _give_back(self, Attached attached, Ledger ledger, block)
+    cpdef _view(self, Attached attached, block, Ledger ledger)

@@ -1,0 +1,18 @@
+# Types for the compiled form of numbers.py.
+cimport cython
+
+
+cdef class Numbers:
+    cdef public long long _next, _detour
+    cdef public dict _leases, _sent
+    cdef public set _numbered, _done
+
+    cpdef number(self, lease_id)
+    cpdef went_round(self)
+    cpdef bint was_sent(self, lease_id) except -1
+    cpdef list done(self, lease_ids)
+    cpdef list settle(self, long long upto, held)
+    @cython.locals(places=cython.longlong, at=cython.longlong, left=long)
+    cpdef list read(self, board)
+    @cython.locals(count=long)
+    cpdef list _returned(self, list numbers)
