@@ -21,8 +21,9 @@ from libc.string cimport memcmp, strcmp
 
 import os
 import time
-from sys import is_finalizing
+from sys import is_finalizing as _is_finalizing
 
+cdef object is_finalizing = _is_finalizing  # here it is found, too, when the names of all modules have been taken away
 
 
 cdef extern from "dlfcn.h" nogil:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
+from operator import index
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 
-from edgebus.wire import ITEM_BYTES
+from edgebus.wire import ITEM_BYTES, MAX_ITEMS
 
 if TYPE_CHECKING:
     from edgebus.attached import Attached
@@ -50,15 +52,17 @@ def loan_bytes(shape: int | tuple[int, ...], dtype: npt.DTypeLike) -> int:
 
     Raises:
         TypeError: a dtype that does not travel.
-        ValueError: a negative size, or more than 8 dimensions.
+        ValueError: a negative size, more than 8 dimensions, or more items than travel.
     """
     kind = np.dtype(dtype)
-    sizes = (shape,) if isinstance(shape, int) else tuple(shape)
+    sizes = (shape,) if isinstance(shape, int) else tuple(map(index, shape))  # numpy's own integers would overflow
     if f"{kind.kind}{kind.itemsize}" not in ITEM_BYTES or kind.newbyteorder("<") != kind:
         raise TypeError(f"dtype {kind} does not travel as it lies; use one of {' '.join(ITEM_BYTES)}, little-endian")
     if len(sizes) > 8 or min(sizes, default=0) < 0:
         raise ValueError(f"a loan has at most 8 dimensions of 0 and more, got {sizes}")
-    return int(np.prod(sizes, dtype=np.int64)) * kind.itemsize
+    if math.prod([size or 1 for size in sizes]) > MAX_ITEMS:
+        raise ValueError(f"a loan of shape {sizes} has over 2**40 items")
+    return math.prod(sizes) * kind.itemsize
 
 
 def claim(loan: Loan, attached: Attached) -> Block | None:

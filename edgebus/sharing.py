@@ -277,7 +277,7 @@ class Sharing:
                 self.report_at = min(self.report_at, now + REPORT_S)
             return []
         self._is_due_soon = False  # before anything is taken: what comes from now on wakes somebody again
-        self.report_at = math.inf
+        self.report_at = now + REPORT_S if self._postponed else math.inf
         self._returned_share = 0.0
         told: dict[int, tuple[Attached, shm.Ledger]] = {}
         while self._returned:

@@ -33,7 +33,7 @@ ITEM_BYTES = {
 }  # fmt: skip
 """Dtype codes that may travel and the size of one item. Closed list: no objects, no strings."""
 
-_MAX_DIM = 2**40
+MAX_ITEMS = 2**40
 INLINE_FRAMES = 16  # with more arrays the payload has a frame of its own: headers may be capped at 8 KiB
 _CONTENT = frozenset((Request, Reply, Part))
 _message: Callable[[tuple[Any, ...]], Message] = partial(tuple.__new__, Message)  # without a frame of Python
@@ -160,7 +160,7 @@ def spec_fault(spec: ArraySpec, frame_bytes: int) -> str | None:
         items *= dim
         strides *= dim or 1
     # Zero-sized dims would let the others be absurd; numpy multiplies them all when it makes strides.
-    if strides > _MAX_DIM:
+    if strides > MAX_ITEMS:
         return f"array shape {spec.shape} has over 2**40 items"
     need_bytes = items * item_bytes
     if need_bytes != frame_bytes:

@@ -9,5 +9,5 @@ cdef class Pipes:
 
     @cython.locals(first=bytes, packet=bytes, size=cython.Py_ssize_t)
     cpdef bint send(self, frames) except -1
-    @cython.locals(packet=bytes, size=cython.Py_ssize_t, low=cython.uchar, high=cython.uchar)
+    @cython.locals(packet=bytes, size=cython.Py_ssize_t)
     cpdef take(self)

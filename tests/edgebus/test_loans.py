@@ -167,6 +167,28 @@ def test_loan_that_does_not_travel_is_refused():
             link.loan((1,) * 9)
 
 
+@pytest.mark.parametrize(
+    ("shape", "dtype"),
+    [
+        ((2**62,), "f8"),
+        (2**63 - 1, "u1"),
+        ((2**62 + 2**18, 4), "u1"),
+        ((2**40,) * 2, "u1"),
+        (np.full(2, 2**32), "u1"),
+        ((0, 2**62), "f8"),
+    ],
+)
+def test_loan_that_is_larger_than_any_memory_is_refused_and_takes_none(shape, dtype):
+    """Its size in bytes is more than 64 bits hold: a count of what is left over would look small."""
+    with two_nodes() as (_server, device, link):
+        warm(link)
+        eventually(lambda: link.request("echo") and pool_of(device).stats().leases <= 1)
+        before = pool_of(device).stats().leases
+        with pytest.raises(ValueError, match="over 2\\*\\*40 items"):
+            link.loan(shape, dtype)
+        assert pool_of(device).stats().leases <= before
+
+
 def test_loan_of_a_peer_that_was_killed_goes_to_the_next_one():
     with edgebus.Node("d", insecure=True, limits=QUICK) as device, child() as (process, endpoint):
         link = device.connect(endpoint)

@@ -468,3 +468,25 @@ def test_signal_handler_in_the_middle_of_a_put_can_wait_for_answers(pause_s):
         pending = None
         inside.clear()
         eventually(lambda: link.request("echo", b"", [array(0, 100_000)]) and pool.stats().in_use_bytes <= MIB)
+
+
+def test_what_is_put_off_twice_is_looked_at_again():
+    """Whoever drives finds the pool taken, and taken still when it comes back: nobody else may ever wake it."""
+    with two_nodes(heartbeat_s=30.0, silence_s=60.0) as (_server, device, link):
+        warm(link)
+        sharing, tried = device._engine.sharing, []
+        with device._engine.runner._lock:
+
+            def function():
+                tried.append(None)
+                if len(tried) < 4:
+                    raise shm.PoolBusy
+
+            sharing._now_or_later(function)
+            assert len(tried) == 1
+            for count in (2, 3, 4):
+                assert sharing.report_at < time.monotonic() + 1.0, "nobody comes back"
+                sharing.take_back(sharing.report_at)
+                assert len(tried) == count
+            assert not sharing._postponed
+            assert sharing.report_at == float("inf")

@@ -5,6 +5,8 @@ from __future__ import annotations
 import gc
 import os
 import signal
+import subprocess
+import sys
 import threading
 
 import numpy as np
@@ -219,6 +221,16 @@ def test_views_may_end_on_any_thread_while_others_begin(pool, mapper):
     gc.collect()
     assert len(released) == 1200
     assert mapper.stats().views == 0
+
+
+def test_a_view_that_outlives_all_modules_ends_without_a_word():
+    code = (
+        "import mmap, sys\n"
+        "from edgebus.shm import mapper\n"
+        "sys.kept = mapper._watch(mmap.mmap(-1, 4096), 0, 64, lambda: print('told'))  # sys goes last\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True)
+    assert (done.stdout, done.stderr) == ("", "")
 
 
 def test_a_forked_receiver_reads_on_but_gives_nothing_back(pool, child):
