@@ -327,19 +327,18 @@ cdef class Search:
             upper: priced bytes of some pattern of the cut that is within the budget.
             others: likewise of the best of the other cuts.
         """
-        cdef double bound = self.bound(cut, budget, slope), cost, most, gap, share = FIRST_SHARE
+        cdef double bound = self.bound(cut, budget, slope), cost, gap, share = FIRST_SHARE
         cdef int64_t pair
         gap = (upper if upper < others else others) - bound
         if upper < others:
             gap += ROUNDING * upper
         while True:  # what is left within a part of the gap is far less, and most often the best is there
-            most = bound + share * gap
             if self.grown(cut, budget, slope, share * gap):
                 pair = self.cheapest_pair(cut, budget, at)
                 if pair >= 0:
                     cost = <double>(self.num_bytes[at[0]] + self.manifest[cut])
                     cost += self.rate * <double>self.pair_up[pair]
-                    if cost <= most:
+                    if cost - bound <= share * gap:  # a bound far below 0 swallows what is added to it
                         return pair
             if share == 1.0:
                 return -1

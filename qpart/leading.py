@@ -22,6 +22,8 @@ except ImportError:  # no compiler was there
 
 _MOST_BYTES = 1 << 52
 """Of all tensors: float64 counts them exactly."""
+_LEAST_WEIGHT, _MOST_NOISE = 1e-200, 1e100
+"""Beyond these products are no numbers any more, or have few digits."""
 _TO_BITS = bytes(WIDTHS).ljust(256)
 
 
@@ -74,7 +76,7 @@ class Leading:
         corners = [first[cut] + hull(pairs.psi[first[cut] : first[cut + 1]], pairs.up[first[cut] : first[cut + 1]])
                    for cut in range(cuts)]  # fmt: skip
         self._search = _search.Search(
-            np.array([tables.weight_psi[node] for node in nodes]).reshape(-1, len(WIDTHS)), self._held,
+            np.array([tables.weight_psi[node] for node in nodes], np.float64).reshape(-1, len(WIDTHS)), self._held,
             prefix, first, pairs.psi, pairs.up,
             self._manifest, self._besides, np.cumsum([0, *map(len, corners)], dtype=np.int64), np.concatenate(corners),
         )  # fmt: skip
@@ -100,7 +102,7 @@ class Leading:
         cached: Collection[tuple[int, int]],
     ) -> list[Leader] | None:
         """See `qpart.solve.Solver.leading`."""
-        if self._search is None or not (down_weight > 0 and up_weight > 0 and np.isfinite(budgets).all()):
+        if self._search is None or not (min(down_weight, up_weight) > _LEAST_WEIGHT and (budgets < _MOST_NOISE).all()):
             return None
         rate, up = up_weight / down_weight, self._pairs.up
         if memory_bytes >= self._most_held:  # whatever keeps to the budget will do, and bounds are found on the way

@@ -317,8 +317,8 @@ class Solver:
             down_weight, up_weight, memory_bytes, cached: as there.
 
         Returns:
-            None if all cuts have to be looked at: bytes cost nothing, noise has no limit, another thread asks, or
-            there is no compiled code.
+            None if all cuts have to be looked at: bytes cost next to nothing, noise has no limit in reason, another
+            thread asks, or there is no compiled code.
         """
         weights = down_weight, up_weight
         found = self._leading.found(budgets, base, *weights, memory_bytes, cached)

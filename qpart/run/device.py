@@ -171,6 +171,7 @@ class Device:
 
         Raises:
             Infeasible: no plan satisfies the request; says which constraint binds, and what would do.
+            ProtocolError: the answer is no plan, or its table is not the one that was asked for.
             SegmentRejected: what the server sent does not add up; nothing of it was run.
             UnknownModel: the server does not have this model any more.
             RequestError: a stream is open.

@@ -8,7 +8,7 @@ from msgspec.structs import replace
 
 from edgebus.payloads import encode
 from qpart import messages
-from qpart.errors import Infeasible
+from qpart.errors import Infeasible, ProtocolError
 from qpart.executors.devices import ExecutorKind
 from qpart.head import Head
 from qpart.messages import Ask, Infer, ModelInfo, Planned
@@ -75,6 +75,7 @@ class Preparer:
 
         Raises:
             Infeasible: there is no plan; or, where the device is to finish locally, none without a server.
+            ProtocolError: the table of the plan is not the one that was asked for.
             SegmentRejected: what the server sent does not add up; nothing of it was run.
             UnknownModel: the server does not have this model any more.
         """
@@ -122,6 +123,13 @@ class Preparer:
         ask = Ask(model.model_id, request, self._cache.marks(), explain)
         planned = self._line.call(messages.PLAN, encode(ask), Planned)
         traffic.control_bytes += sum(meter.take())
+        table = planned.plan.table
+        if table.last_cut != model.num_nodes or (explain and table.only):
+            raise ProtocolError(
+                f"the table of a plan is of {len(table.why)} of {table.last_cut + 1} cuts, the network has "
+                f"{model.num_nodes + 1}{' and all were asked for' if explain else ''}; "
+                "check that device and server run the same version"
+            )
         return planned
 
     def _fetch(self, model: ModelInfo, planned: Planned, request: Request, meter: Meter, traffic: Traffic) -> Head:

@@ -17,7 +17,7 @@ from qpart.plan import Plan, plan
 from qpart.profile import Channel, DeviceProfile, Request, Weights
 from qpart.rows import CutTable
 from qpart.solve import Solver, evaluate
-from qpart.tables import WIDTHS
+from qpart.tables import WIDTHS, BudgetMap
 from tests.qpart.planner_cases import SERVER, by_trying, dense, every_pattern, random_tables, residual, tiny
 
 NETWORKS = {"dense": dense(6, 5, 4, 3), "residual": residual(2, blocks=2), "deep": dense(*range(5, 24))}
@@ -194,6 +194,63 @@ def test_noise_that_vanishes_or_is_next_to_none_changes_no_plan(seed):
     solver, same = Solver(tables), 0
     for _ in range(20):
         asked = msgspec.structs.replace(some_request(tables, rng), accuracy=float(rng.choice([0.01, 0.012, 0.05])))
+        short, full = both(solver, asked, {})
+        assert isinstance(short, str) == isinstance(full, str)
+        if not isinstance(full, str):
+            same += 1
+            assert (short.pattern, short.row()) == (full.pattern, full.row())
+    assert same > 3
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_budgets_below_what_sums_of_loud_widths_are_off_change_no_plan(seed):
+    """Loud widths add up to 1, quiet ones to 1e-20 or 1e-200: what is left of a sum after subtracting is no number."""
+    rng = np.random.default_rng(seed)
+    tables = random_tables(NETWORKS["residual"], seed)
+
+    def row():
+        loud = int(rng.integers(1, 8))
+        quiet = np.sort(10 ** rng.uniform(-250, -15, 8 - loud))[::-1]
+        return (*np.sort(rng.random(loud))[::-1].tolist(), *quiet.tolist())
+
+    tables = msgspec.structs.replace(
+        tables,
+        weight_psi={i: row() for i in tables.weight_psi},
+        live_psi=tuple({v: row() for v in live} for live in tables.network.live),
+        budget=BudgetMap((1e-40, 1e-20, 1e-12, 1.0), (0.001, 0.01, 0.02, 0.05)),
+    )
+    compared(Solver(tables), tables, rng)
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_bytes_that_cost_next_to_nothing_change_no_plan(seed):
+    """What they cost has few digits then."""
+    rng, tables = np.random.default_rng(seed), random_tables(NETWORKS["dense"], seed)
+    budgets = np.full(tables.network.num_nodes + 1, 0.1)
+    for _ in range(30):
+        weights = rng.integers(1, 100, 2) * 5e-324
+        leads_to_the_cheapest(tables, budgets, rng.integers(0, 1000, len(budgets)) * 5e-324, tuple(weights.tolist()))
+
+
+def leads_to_the_cheapest(tables, budgets, base, weights):
+    """Of the cuts the one with the least sum leads, with the pattern that the fronts of all cuts have, or none does."""
+    asked = {"down_weight": weights[0], "up_weight": weights[1], "memory_bytes": 1 << 50}
+    cached, solver = frozenset({(4000, 2)}), Solver(tables)
+    found = solver.leading(budgets, base, cached=cached, **asked)
+    every = solver.best_of_each(budgets, cached=cached, **asked)
+    cost = base + weights[0] * every.download_bytes + weights[1] * every.up_bytes
+    cut = int(np.argmin(np.where(every.exists, cost, np.inf)))
+    assert every.exists[cut]
+    assert found is None or found.exists[cut]
+    assert found is None or all(one[cut] == other[cut] for one, other in zip(found, every, strict=True))
+
+
+def compared(solver, tables, rng, **changes):
+    """Plans with and without the table are the same, and some are no refusals."""
+    same = 0
+    for _ in range(30):
+        accuracy = float(rng.choice([0.005, 0.01, 0.02, 0.05]))
+        asked = msgspec.structs.replace(some_request(tables, rng), accuracy=accuracy, **changes)
         short, full = both(solver, asked, {})
         assert isinstance(short, str) == isinstance(full, str)
         if not isinstance(full, str):

@@ -66,6 +66,45 @@ def test_the_table_of_all_cuts_comes_when_it_is_asked_for(served):
     assert len(msgspec.msgpack.decode(answer, type=messages.Planned).plan.rows) == len(full.rows)
 
 
+class OfAnother(ServedModel):
+    """Its tables are of the chosen cut alone, whatever was asked for, or of a network with a node more."""
+
+    def __init__(self, honest, what):
+        self.__dict__.update(honest.__dict__)
+        self._what = what
+
+    def plan(self, request, cached=b"", *, explain=True):
+        planned = super().plan(request, cached, explain=False)
+        if self._what == "alone":
+            return planned
+        table = planned.plan.table
+        table = msgspec.structs.replace(table, only=(table.only[0], table.only[1] + 1))
+        return msgspec.structs.replace(planned, plan=msgspec.structs.replace(planned.plan, table=table))
+
+
+@pytest.mark.parametrize(("what", "explain"), [("alone", True), ("longer", False)])
+def test_a_table_that_was_not_asked_for_is_refused(served, what, explain):
+    model = OfAnother(served.model(), what)
+    with (
+        served.serving(models=[model]) as endpoint,
+        served.device(endpoint) as device,
+        pytest.raises(ProtocolError, match="table"),
+    ):
+        device.prepare(PRIVATE, explain=explain)
+
+
+def test_why_a_device_cannot_finish_alone_needs_the_table_that_was_asked_for(served):
+    """Not an error of indexing: the server sent the chosen cut alone."""
+    model = OfAnother(served.model(), "alone")
+    with served.serving(models=[model]) as endpoint:
+        with served.device(endpoint) as device:
+            need = device.prepare(PRIVATE).plan.pattern.device_bytes
+        roomier = msgspec.structs.replace(FAST, memory_bytes=need + 500)  # for the head alone, but not for all of it
+        tight = msgspec.structs.replace(PRIVATE, device=roomier)
+        with served.device(endpoint, on_loss="local", cache="other") as device, pytest.raises(ProtocolError):
+            device.prepare(tight)
+
+
 def test_a_device_may_run_its_head_on_torch(served, inputs):
     with served.serving() as endpoint, served.device(endpoint, executor="torch", on_loss="local") as device:
         pattern = device.prepare(PRIVATE).plan.pattern
