@@ -19,7 +19,7 @@ cdef enum:
     WIDTHS = 8  # of a tensor
     ROUNDS = 8  # of making a pattern cheaper, by one tensor each
 
-cdef double ROUNDING = 1e-12  # more than sums of thousands of numbers are off, as a share
+cdef double ROUNDING = 4e-12  # more than sums of 4,096 numbers are off, as a share
 cdef double FIRST_SHARE = 1.0 / 64, MORE = 4.0  # of the distance between bound and best known
 cdef double MOST_SLOPE = 1e200  # noise may differ by next to nothing
 cdef int64_t LEAST_ROOM = 1 << 14
