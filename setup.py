@@ -4,6 +4,7 @@ import os
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from glob import glob
+from threading import BoundedSemaphore
 from typing import Any
 
 from Cython.Build import cythonize
@@ -105,11 +106,15 @@ class BuildExtensions(build_ext):
         """All modules, as many at a time as there are cores."""
         self.parallel = self.parallel or CORES
         one_after_the_other = self.compiler.compile
+        places = BoundedSemaphore(self.parallel)  # of all modules together: a compiler takes hundreds of MiB
 
         def side_by_side(sources: list[str], *arguments: Any, **options: Any) -> list[str]:
+            def one(source: str) -> list[str]:
+                with places:
+                    return list(one_after_the_other([source], *arguments, **options))
+
             with ThreadPoolExecutor(self.parallel) as pool:
-                done = pool.map(lambda source: one_after_the_other([source], *arguments, **options), sources)
-                return [built for objects in done for built in objects]
+                return [built for objects in pool.map(one, sources) for built in objects]
 
         self.compiler.compile = side_by_side
         super().build_extensions()
