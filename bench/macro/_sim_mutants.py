@@ -10,6 +10,7 @@ from unittest import mock
 import msgspec
 import numpy as np
 
+from bench.macro import _sim_shells as shells
 from bench.macro import _sim_world as world
 from edgebus import Reply
 from edgebus.payloads import decode
@@ -64,14 +65,14 @@ class _Sticky(ToyTarget):
 @contextlib.contextmanager
 def no_rollback() -> Iterator[None]:
     """A server that takes rejected drafts in its pages for the text."""
-    with mock.patch.object(world, "ToyTarget", _Sticky):
+    with mock.patch.object(shells, "ToyTarget", _Sticky):
         yield
 
 
 @contextlib.contextmanager
 def stale_verdicts() -> Iterator[None]:
     """A device that appends what it is told without looking where it belongs; now and then an old verdict comes."""
-    right, last, count = world.SimPending.result, list[bytes](), [0]
+    right, last, count = shells.SimPending.result, list[bytes](), [0]
 
     def result(self: Any) -> Any:
         reply = right(self)
@@ -84,7 +85,7 @@ def stale_verdicts() -> Iterator[None]:
         return Reply(last[-2], ()) if count[0] % 7 == 0 and len(last) > 1 else reply
 
     with (
-        mock.patch.object(world.SimPending, "result", result),
+        mock.patch.object(shells.SimPending, "result", result),
         mock.patch.object(Generation, "_check_base", return_value=None),
     ):
         yield
@@ -146,6 +147,6 @@ def found(name: str, seeds: Sequence[int]) -> int | None:
         for seed in seeds:
             try:
                 world.run(seed)
-            except world.Wrong:
+            except shells.Wrong:
                 return seed
     return None

@@ -19,6 +19,7 @@ from typing import Any
 
 from bench import record
 from bench.macro import _sim_mutants, _sim_world
+from bench.macro._sim_plan import plan
 
 COMMAND = "python -m bench.macro.sim_answers"
 CHUNK = 50
@@ -44,7 +45,7 @@ def main() -> int:
     parser.add_argument("--seed", type=int, help="run this one alone, with all it says")
     options = parser.parse_args()
     if options.seed is not None:
-        print(_sim_world.plan(options.seed))
+        print(plan(options.seed))
         print(_sim_world.run(options.seed))
         return 0
     began, stamped = time.monotonic(), record.stamp()

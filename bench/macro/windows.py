@@ -17,7 +17,8 @@ from functools import partial
 from typing import Any
 
 from bench import record
-from bench.macro._links_world import DRAFTERS, FORWARDS, LINKS, Cell, compare
+from bench.macro._links_texts import DRAFTERS, LINKS
+from bench.macro._links_world import FORWARDS, Cell, compare
 
 COMMAND = "python -m bench.macro.windows"
 SEEDS = (11, 12, 13)

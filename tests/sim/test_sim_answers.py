@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from bench.macro import _sim_mutants, _sim_world
+from bench.macro._sim_plan import plan
 from edgebus.testing import check_seeds
 
 NUM_ANSWERS = 120
@@ -23,7 +24,7 @@ def test_answers_under_every_fault_are_the_undisturbed_ones():
 
 
 def test_a_seed_replays_exactly():
-    seed = next(seed for seed in range(100) if _sim_world.plan(seed).device_dies_at)
+    seed = next(seed for seed in range(100) if plan(seed).device_dies_at)
     assert _sim_world.run(seed) == _sim_world.run(seed)
 
 
@@ -48,14 +49,12 @@ def test_drafts_taken_for_the_answer_are_found_out():
 
 
 def test_text_that_is_never_retracted_is_found_out():
-    seeds = [seed for seed in range(400) if _sim_world.plan(seed).on_loss == "release"]
+    seeds = [seed for seed in range(400) if plan(seed).on_loss == "release"]
     mutant_is_found("never retracts", seeds)
 
 
 def test_guesses_saved_as_the_answer_are_found_out():
-    seeds = [
-        seed for seed in range(400) if _sim_world.plan(seed).device_dies_at or _sim_world.plan(seed).breaks_off_after
-    ]
+    seeds = [seed for seed in range(400) if plan(seed).device_dies_at or plan(seed).breaks_off_after]
     mutant_is_found("saves guesses", seeds)
 
 

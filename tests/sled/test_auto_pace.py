@@ -9,7 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bench.macro._links_world import DRAFTERS, FORWARDS, LINKS, Cell, Drafter, compare, confident, rate_of
+from bench.macro._links_texts import DRAFTERS, LINKS, Drafter, confident
+from bench.macro._links_world import FORWARDS, Cell, compare, rate_of
 from sled.auto_pace import IDLE_ROUNDS, AutoPace, Learned
 from sled.calibration import ANYWHERE, Calibration, rising
 from sled.errors import ParameterError

@@ -6,7 +6,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bench.macro._links_world import DRAFTERS, FORWARDS, LINKS, Cell, Drafter, Text, World, compare, confident, rate_of
+from bench.macro._links_texts import DRAFTERS, LINKS, Drafter, Text, confident
+from bench.macro._links_world import FORWARDS, Cell, World, compare, rate_of
 from sled.auto_pace import AutoPace, Learned
 from sled.by_itself import FIRST_TOKENS, TRIAL_TOKENS, ByItself
 from sled.pace import FixedPace

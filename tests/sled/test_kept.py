@@ -11,7 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import edgebus
-from bench.macro._links_world import DRAFTERS, FORWARDS, LINKS, Cell, rate_of
+from bench.macro._links_texts import DRAFTERS, LINKS
+from bench.macro._links_world import FORWARDS, Cell, rate_of
 from sled.auto_pace import AutoPace, Learned
 from sled.calibration import MOST_TOKENS, Calibration
 from sled.drafters.opening import model_files

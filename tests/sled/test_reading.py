@@ -8,7 +8,8 @@ import threading
 import numpy as np
 import pytest
 
-from bench.macro._links_world import DRAFTERS, FORWARDS, LINKS, Cell, compare
+from bench.macro._links_texts import DRAFTERS, LINKS
+from bench.macro._links_world import FORWARDS, Cell, compare
 from sled.auto_pace import AutoPace, Learned
 from sled.device import Generation
 from sled.drafters.chain import Chain
