@@ -6,7 +6,8 @@ its own with one thread; the device has another process and another thread; link
 bandwidth, cuts) and CURVE is on. All windows of a prompt run one after the other, in an order that turns from prompt to
 prompt, so that a slow minute of the machine hits all alike. Beside them in the same run: the target streaming its own
 tokens over the same link, and, without any link, transformers (assisted generation with the same drafter, prompt
-lookup) and llama.cpp (its n-gram speculation) with the same weights in float32 in one process with both cores.
+lookup) and llama.cpp (speculation with the same drafter, which has to speak the target's whole vocabulary there, and
+with n-grams) with the same weights in float32 in one process with both cores.
 """
 
 from __future__ import annotations
@@ -233,12 +234,17 @@ def figure_of(held: list[dict[str, Any]], stamp: dict[str, Any]) -> record.Figur
     return record.figure(least["ratio"], unit, peer, COMMAND, stamp)
 
 
-def transformers_rows(prompts: list[list[int]], tokens: int) -> list[dict[str, Any]]:
-    """What transformers does in one process, both cores and no link."""
+def packaged_drafter() -> Path:
+    """The file of smollm2-12m."""
     import sled
     from sled.drafters.opening import PACKAGED
 
-    drafter = Path(sled.__file__).parent / "models" / PACKAGED["smollm2-12m"]
+    return Path(sled.__file__).parent / "models" / PACKAGED["smollm2-12m"]
+
+
+def transformers_rows(prompts: list[list[int]], tokens: int) -> list[dict[str, Any]]:
+    """What transformers does in one process, both cores and no link."""
+    drafter = packaged_drafter()
     rows = []
     with Process("transformers", [sys.executable, "-m", "bench.macro._links_hf"], 2) as peer:
         ways = peer.ask(START_S, do="connect", model=MODEL, drafter=str(drafter), threads=2)["ways"]
@@ -255,7 +261,8 @@ def transformers_rows(prompts: list[list[int]], tokens: int) -> list[dict[str, A
 
 
 def llamacpp_rows(prompts: list[list[int]], tokens: int, peers: Path, folder: Path) -> list[dict[str, Any]]:
-    """What llama.cpp's server does with the same weights in float32, without and with its n-gram speculation."""
+    """What llama.cpp's server does with the same weights in float32: alone, with the same drafter, with n-grams."""
+    from bench.macro._links_llamacpp import write_widened
     from bench.macro.serving.float_gguf import write_float32
     from sled.targets.catalog import find_model
 
@@ -265,9 +272,11 @@ def llamacpp_rows(prompts: list[list[int]], tokens: int, peers: Path, folder: Pa
     folder.mkdir(parents=True, exist_ok=True)
     source = find_model(MODEL).path
     model = write_float32(source, folder / f"{source.stem}.F32.gguf")
+    drafter = write_widened(packaged_drafter(), source, folder / "smollm2-draft-12m.widened.gguf")
     rows = []
+    drafts = ["--spec-type", "draft-simple", "--model-draft", str(drafter), "--threads-draft", "2"]
     ngram = ["--spec-type", "ngram-simple", "--spec-ngram-simple-size-n", "3", "--spec-ngram-simple-size-m", "8"]
-    for way, options in (("plain", []), ("ngram-simple 3, 8", ngram)):
+    for way, options in (("plain", []), ("smollm2-12m drafts", drafts), ("ngram-simple 3, 8", ngram)):
         port = _free_port()
         command = [str(binary), "--model", str(model), "--host", "127.0.0.1", "--port", str(port), "--parallel", "1"]
         command += [
@@ -283,12 +292,17 @@ def llamacpp_rows(prompts: list[list[int]], tokens: int, peers: Path, folder: Pa
         ]
         with Process(f"llama-server, {way}", command, 2) as server:
             _until_healthy(server, port)
-            count, spent_ms = 0, 0.0
+            count, spent_ms, drafted, accepted = 0, 0.0, 0, 0
             for number, prompt in enumerate([prompts[0], *prompts]):
                 timings = _completion(port, prompt, tokens)
                 if number:  # the first one warms up
                     count, spent_ms = count + timings["predicted_n"] - 1, spent_ms + timings["predicted_ms"]
-        rows.append({"peer": f"llama.cpp, {way}", "tokens_per_s": round(1e3 * count / spent_ms, 2)})
+                    drafted, accepted = (
+                        drafted + timings.get("draft_n", 0),
+                        accepted + timings.get("draft_n_accepted", 0),
+                    )
+        rate = round(1e3 * count / spent_ms, 2)
+        rows.append({"peer": f"llama.cpp, {way}", "tokens_per_s": rate, "drafted": drafted, "accepted": accepted})
     return rows
 
 
