@@ -1,6 +1,6 @@
 """Is a server's death seen in the answers? kill -9 in the middle of them, with a second server up.
 
-`python -m bench.macro.takeover`, about seven minutes on two cores, or part by part with `--part` (and `--add`); writes
+`python -m bench.macro.takeover`, about eight minutes on two cores, or part by part with `--part` (and `--add`); writes
 bench/results/takeover.json and the figures `sled.takeover.answers_equal` and `sled.takeover.resume_ms_p99`. Real
 `sled serve` processes with SmolLM2 in float32 and CURVE on loopback, several devices at a time; servers take turns in
 being killed, and come back on their port. Frozen ones (SIGSTOP) say nothing and keep their connections: only silence
