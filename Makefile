@@ -9,7 +9,7 @@ SOURCES := pyproject.toml setup.py constraints.txt scripts/setup.sh scripts/requ
 # Byte code is written, also where the environment says otherwise: a thousand short processes of ours start in the tests.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: demo test check lint types bench peers kernel-peers serving-peers fuzz arm cuda sanitize callgrind page proof partition goodput install clean help
+.PHONY: demo test check lint types bench peers kernel-peers serving-peers fuzz arm cuda sanitize callgrind page proof partition goodput device install clean help
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 16

@@ -23,9 +23,6 @@ from sled.testing import ToyTarget
 
 FORWARD_S = 0.03
 LIMIT_S = 3600.0
-FILE = Path("answer.state")
-MAX_LIVES = 60
-FOR_EVER = 10**9
 
 
 class Wrong(AssertionError):

@@ -12,20 +12,16 @@ from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import edgebus
 from bench.macro._sim_plan import SERVERS, Plan, plan
 from bench.macro._sim_shells import Crashed, SimDevice, SimServer, Wrong
-from edgebus.testing import SimNetwork
-from edgebus.testing import faults as f
+from edgebus.testing import SimNetwork, at
 from sled.events import Finished, Retracted, Unverified
 from sled.run.answering import Stream
 from sled.run.server import TargetServer
 from sled.types import Token
 
-FORWARD_S = 0.03
-LIMIT_S = 3600.0
 FILE = Path("answer.state")
 MAX_LIVES = 60
 FOR_EVER = 10**9
@@ -130,12 +126,18 @@ def run(seed: int, make: Callable[..., TargetServer] = TargetServer) -> dict[str
             )
         if user.committed != user.right or user.unverified:
             raise Wrong(f"ended with {user.committed} and {user.unverified} unverified, right is {user.right}")
-        return {**user.told, "lives": life + 1, "deaths": sum(step_is_death(step) for step in asked.script.steps)}
+        return {**user.told, "lives": life + 1, **_troubles(asked, net.clock())}
 
 
-def step_is_death(step: Any) -> bool:
-    """Whether a step of a script takes a server away."""
-    return isinstance(getattr(step, "fault", None), f.crash)
+def _troubles(asked: Plan, ended_at: float) -> Counter[str]:
+    """What went wrong before the answer had ended; each fault counts once."""
+    network = asked.network
+    met = Counter({"with loss": network["loss"] > 0, "with duplicates": network["duplicate"] > 0})
+    met["with reordering"] = network["reorder"]
+    for step in asked.script.steps:
+        began_at = step.at_s if isinstance(step, at) else step.from_s
+        met[f"in time: {type(step.fault).__name__}"] += began_at <= ended_at
+    return met
 
 
 def _die(net: SimNetwork, device: SimDevice) -> None:
@@ -162,7 +164,10 @@ def _live(device: SimDevice, user: User, breaks_off: int) -> bool:
                 stop=asked.stop,
                 save_to=FILE if asked.saved else None,
             )
-        user.reads(stream, breaks_off)
+        try:
+            user.reads(stream, breaks_off)
+        finally:
+            user.told["taken over"] += stream.moves
         if user.broke_off:
             stream.close()
             return False

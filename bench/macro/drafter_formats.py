@@ -185,21 +185,22 @@ def main() -> None:
                 few = len(PROMPTS)
                 results[name][f"T={temperature}, first {few}"] = tally(found[:few], before[:few])
                 print(f"{name:28} T={temperature} {results[name][f'T={temperature}']}", flush=True)
-    figures = {}
+    figures, command = {}, f"{COMMAND} --prompts {len(prompts)} --tokens {arguments.tokens}"
     for name, key in (("safetensors, 8 bits at load", "before"), ("GGUF q8_0", "q8_0"), ("GGUF q4_0", "q4_0")):
         for temperature in TEMPERATURES:
             value = results[name][f"T={temperature}"]["acceptance"]
             figures[f"sled.drafter.acceptance.{key}.t{temperature}"] = record.figure(
                 value,
-                "acceptance per position, coupled rule, a hundred prompts",
+                f"acceptance per position, coupled rule, {len(prompts)} prompts of at most {arguments.tokens} tokens",
                 "safetensors, float32",
-                COMMAND,
+                command,
                 stamp,
             )
         figures[f"sled.drafter.load_ms.{key}"] = record.figure(
-            results[name]["load_ms"], "ms to open, best of 7", "", COMMAND, stamp
+            results[name]["load_ms"], "ms to open, best of 7", "", command, stamp
         )
-    record.write("drafter_formats", {"formats": results}, figures, stamp)
+    asked = {"prompts": len(prompts), "tokens": arguments.tokens}
+    record.write("drafter_formats", {**asked, "formats": results}, figures, stamp)
 
 
 if __name__ == "__main__":

@@ -12,7 +12,7 @@ import msgspec
 from sled.api.errors import ApiError, bad_request
 from sled.api.requests import MAX_ANSWERS, ChatMessage, ChatRequest, Common, CompletionRequest, ResponseFormat
 from sled.device import Conversation, Prompt
-from sled.types import MAX_CONSTRAINT_CHARS, MAX_SEED, Constraint, Message, Sampling
+from sled.types import MAX_CONSTRAINT_CHARS, MAX_SEED, Constraint, Message, Sampling, Terms
 
 _GREEDY_BELOW = 0.001  # sampling takes 0 or more than this
 _TEXT_TOKENS = 16  # what OpenAI's completions give when nothing is said
@@ -107,6 +107,10 @@ def _ask(request: Common, prompts: list[Prompt], seed: int, *, limit: int, logpr
         raise bad_request("seed is an integer of 64 bits", "seed")
     seed = seed if request.seed is None else request.seed % (MAX_SEED + 1)
     stop = (request.stop,) if isinstance(request.stop, str) else tuple(request.stop or ())
+    try:
+        Terms(stop=stop)
+    except ValueError as error:
+        raise bad_request(str(error), "stop") from None
     wanted = [
         Wanted(index, prompts[index // choices], _sampling(request, seed + index % choices), limit, stop, logprobs)
         for index in range(choices * len(prompts))
@@ -140,6 +144,8 @@ def _sampling(request: Common, seed: int) -> Sampling:
 def _bias(given: dict[str, float]) -> tuple[tuple[int, float], ...]:
     if not all(text.isascii() and text.isdigit() and len(text) <= 10 for text in given):
         raise bad_request('logit_bias: keys are token ids, e.g. {"42": -100}', "logit_bias")
+    if not all(-100 <= value <= 100 for value in given.values()):
+        raise bad_request("logit_bias: values are -100 to 100", "logit_bias")
     return tuple((int(text), value) for text, value in given.items())
 
 

@@ -44,7 +44,7 @@ def stats(
 ) -> None:
     """Show what a server does: sessions, queue, memory, step time, acceptance, goodput, refusals.
 
-    With --json one object per look and line.
+    On a terminal one table that changes, elsewhere one below the other; with --json one object per look and line.
 
     Example: sled stats --server tcp://10.0.0.5:5555 --server-key server.key --keys device-keys
     """
@@ -84,8 +84,12 @@ def _print_json(link: edgebus.Link, shot: Shot, every_s: float, timeout_s: float
 
 
 def _watch(server: str, link: edgebus.Link, before: Shot, every_s: float, timeout_s: float) -> None:
-    console = Console()
+    console = Console(width=None if sys.stdout.isatty() else 100)
     # Ctrl-C is how one leaves: no failure.
+    if not console.is_terminal:
+        with contextlib.suppress(KeyboardInterrupt):
+            _write_each(console, server, link, before, every_s, timeout_s)
+        return
     with (
         contextlib.suppress(KeyboardInterrupt),
         Live(render(server, before, None), console=console, auto_refresh=False) as live,
@@ -95,6 +99,18 @@ def _watch(server: str, link: edgebus.Link, before: Shot, every_s: float, timeou
             after = look(link, timeout_s)
             live.update(render(server, after, before), refresh=True)
             before = after
+
+
+def _write_each(
+    console: Console, server: str, link: edgebus.Link, shot: Shot, every_s: float, timeout_s: float
+) -> None:
+    """One look below the other, each at once: whoever reads the pipe need not wait for the end."""
+    before = None
+    while True:
+        console.print(render(server, shot, before))
+        console.file.flush()
+        time.sleep(every_s)
+        before, shot = shot, look(link, timeout_s)
 
 
 def plain(report: ServerReport) -> dict[str, object]:

@@ -151,6 +151,9 @@ def _section(learner: Learner, acceptance: Mapping[str, Any], files: Sequence[st
         "|---|---|---|---|---|",
     ]
     for temperature, one in acceptance.items():
+        if not one["positions"]:
+            lines.append(f"| {_label(temperature)} | 0 | not measured | - | - |")
+            continue
         means = " / ".join(f"{one['mean_accepted'][str(window)]:.2f}" for window in WINDOWS)
         lines.append(
             f"| {_label(temperature)} | {one['positions']} | {one['acceptance']:.3f} | {one['rejection_rule']:.3f} | "

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections import Counter
+
 import pytest
 
 from bench.macro import _sim_mutants, _sim_world
@@ -21,6 +23,21 @@ def test_answers_under_every_fault_are_the_undisturbed_ones():
     check_seeds(run, range(NUM_ANSWERS))
     # What it is about did happen: takeovers, deaths of the device, text that was shown and taken back.
     assert all(happened[what] > 0 for what in ("ServerLost", "crashed", "Unverified", "Retracted")), happened
+
+
+def test_every_trouble_comes_while_an_answer_is_under_way():
+    happened = Counter()
+    for seed in range(60):
+        happened.update(_sim_world.run(seed))
+    kinds = ("crash", "partition", "half_open", "reset", "freeze", "clock")
+    troubles = (
+        "with loss",
+        "with duplicates",
+        "with reordering",
+        "taken over",
+        *(f"in time: {kind}" for kind in kinds),
+    )
+    assert not [trouble for trouble in troubles if not happened[trouble]]
 
 
 def test_a_seed_replays_exactly():

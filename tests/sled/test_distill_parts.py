@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import random
+from types import SimpleNamespace
 
 import gguf
 import numpy as np
@@ -17,7 +18,7 @@ pytest.importorskip("transformers")
 from edgekernels.decoder import load_decoder
 from edgekernels.gguf import GgufFile
 
-from sled.distill import checkpoint
+from sled.distill import checkpoint, report
 from sled.distill.acceptance import Acceptance, coupled_chance, rounds_of
 from sled.distill.checkpoint import Clock
 from sled.distill.conversation import conversation_of
@@ -496,3 +497,16 @@ def test_the_native_decoder_computes_the_student(tmp_path, tied):
         expected = student(torch.from_numpy(tokens)[None])[0].numpy()
     np.testing.assert_allclose(found, expected, atol=5e-3)
     assert np.abs(expected).max() > 0.5
+
+
+def test_a_card_gives_no_figure_where_nothing_was_measured():
+    shape = Shape(97, 64, 2, 4, 2, 16, 96)
+    learner = SimpleNamespace(name="tiny", shape=shape, coverage=1.0)
+    means = {str(window): 0.0 for window in (1, 2, 4, 8)}
+    nothing = {"positions": 0, "acceptance": 0.0, "rejection_rule": 0.0, "mean_accepted": means}
+    some = nothing | {"positions": 9, "acceptance": 0.5}
+    lines = report._section(learner, {"greedy": some, "1.0": nothing}, ["tiny/"])
+    assert lines[-2:] == [
+        "| greedy | 9 | 0.500 | 0.000 | 0.00 / 0.00 / 0.00 / 0.00 |",
+        "| T=1.0 | 0 | not measured | - | - |",
+    ]

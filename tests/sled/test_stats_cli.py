@@ -44,3 +44,20 @@ def test_report_that_lies_about_its_lengths_is_still_shown():
     text = console.export_text()
     assert "\x1b" not in text
     assert "0.33 0.00" in text
+
+
+def test_into_a_pipe_every_look_is_written_at_once(monkeypatch, capsys):
+    from sled.cli import stats as module
+
+    report = ServerReport("toy", "float32", "serving", 1.0, {}, {}, {}, [3], [1], {})
+    seen = []
+
+    def sleep(seconds):
+        seen.append(capsys.readouterr().out)
+        if len(seen) == 3:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(module.time, "sleep", sleep)
+    monkeypatch.setattr(module, "look", lambda link, timeout_s: Shot(2.0, report))
+    module._watch("tcp://x:1", None, Shot(1.0, report), 1.0, 1.0)
+    assert [text.count("accepted by position") for text in seen] == [1, 1, 1]
