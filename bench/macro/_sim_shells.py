@@ -22,7 +22,6 @@ from sled.server import FixedWindow, WindowPolicy
 from sled.testing import ToyTarget
 
 FORWARD_S = 0.03
-LIMIT_S = 3600.0
 
 
 class Wrong(AssertionError):
