@@ -45,7 +45,7 @@ class _Outgoing:
         self.announced = False  # since the last reason to do it again
         self.heard_of = False  # announced at all: the receiver may hold a piece of it
         self.went_whole = False  # in one message with its header
-        self.asked: int | None = None  # what had been sent of it when it was announced again
+        self.asked: list[int] = []  # what had been sent of it whenever it was announced again, until that is answered
 
 
 class BulkSender:
@@ -192,12 +192,13 @@ class BulkSender:
         if credit.received == 0 and not credit.rewind and outgoing.went_whole:
             self._start_over(outgoing)  # what came with the header got lost: it was asked about, and is news over there
             return None
-        # The answer to an announcement that was made again: on a slow link all that went before it was still coming.
-        all_came = outgoing.asked is not None and credit.received >= outgoing.asked
         if credit.rewind:
-            outgoing.asked = None
-            if all_came:
+            # The answer to the first announcement that was made again: on a slow link all that went before it was
+            # still coming, and perhaps more of them were made meanwhile, each to be answered in its turn.
+            if outgoing.asked and credit.received >= outgoing.asked[0]:
+                del outgoing.asked[0]
                 return None  # and it is no credit: there may be no room for what has come
+            outgoing.asked.clear()
             self.rewinds += 1
             if credit.received == 0 and outgoing.sent:  # before a first chunk it only answers an announcement
                 self._start_over(outgoing)  # it has nothing of it (any more)
@@ -290,7 +291,8 @@ class BulkSender:
     def _announce(self, outgoing: _Outgoing, lane: int, out: list[tuple[int, Message]]) -> None:
         outgoing.announced = outgoing.heard_of = True
         outgoing.lane = lane
-        outgoing.asked = outgoing.sent or None
+        if outgoing.sent:
+            outgoing.asked.append(outgoing.sent)
         out.append((lane, Message(outgoing.message.header)))
 
     def _next_chunk(self, outgoing: _Outgoing, chunk_bytes: int) -> Message:
@@ -312,13 +314,13 @@ class BulkSender:
 
     def _announce_again(self, outgoing: _Outgoing) -> None:
         outgoing.announced = False
+        outgoing.asked.clear()
         self._set_sent(outgoing, outgoing.credited)
 
     def _start_over(self, outgoing: _Outgoing) -> None:
         self.in_flight_bytes += outgoing.credited
         outgoing.credited = 0
         outgoing.went_whole = False
-        outgoing.asked = None
         self._announce_again(outgoing)
 
     def _add(self, outgoing: _Outgoing) -> None:

@@ -187,7 +187,7 @@ class Artefact:
         return as_float(self.inputs, self.network.input_shape)
 
 
-def save(artefact: Artefact, path: Path) -> Artefact:
+def save(artefact: Artefact, path: str | Path) -> Artefact:
     """Write the file, whole or not at all; returns the artefact with its `model_id`.
 
     Raises:
@@ -217,11 +217,11 @@ def save(artefact: Artefact, path: Path) -> Artefact:
             arrays[f"{node}.bias"] = bias
     arrays = {name: np.ascontiguousarray(array) for name, array in arrays.items()}
     content = to_bytes(arrays, metadata={_KEY: msgspec.json.encode(record).decode()})
-    write_whole(path, content)
+    write_whole(Path(path), content)
     return replace(artefact, model_id=content_id(content))
 
 
-def load(path: Path) -> Artefact:
+def load(path: str | Path) -> Artefact:
     """Read and check a file that `save` wrote.
 
     Raises:
@@ -232,6 +232,7 @@ def load(path: Path) -> Artefact:
         from safetensors.numpy import load as arrays_of
     except ModuleNotFoundError:
         raise ArtefactError("reading an artefact needs safetensors: pip install 'edgebus[server]'") from None
+    path = Path(path)
     try:
         content = path.read_bytes()
         text = _record_of(content)

@@ -52,7 +52,10 @@ def infer(
     server: Annotated[
         list[str], typer.Option(help="The server's endpoint, e.g. tcp://10.0.0.5:5556; more of the same artefact too.")
     ],
-    inputs: Annotated[Path, typer.Option(help=".npy, one sample or (n, *shape); float32, or uint8 for pixels.")],
+    inputs: Annotated[
+        Path,
+        typer.Option("--inputs", "--input", help=".npy, one sample or (n, *shape); float32, or uint8 for pixels."),
+    ],
     server_key: Annotated[
         list[str] | None,
         typer.Option(help="The server's public key: its node.key file or 40 characters; one, or one for each."),

@@ -696,6 +696,34 @@ def test_the_answer_to_an_announcement_made_again_has_only_sent_again_what_is_lo
     assert offsets == ([30_000, 40_000, 50_000, 60_000] if lost else [60_000, 70_000])
 
 
+def test_what_was_announced_again_twice_has_two_answers_and_nothing_is_sent_again():
+    """A slower link: more goes after the first time, and the second comes before the first is answered."""
+    sender = BulkSender(MIB, 1.0)
+    sender.offer(request(0, content(0, 100_000)))
+    offsets = []
+
+    def pump(now):
+        sent = sender.pump(0, chunk_bytes=10_000, window_bytes=40_000, now=now)
+        offsets.extend(each.header.offset for _, each in sent if isinstance(each.header, m.Chunk))
+        return sum(isinstance(each.header, m.Request) for _, each in sent)
+
+    assert pump(0.0) == 1
+    sender.handle_timer(now=1.0)
+    assert pump(1.0) == 1, "after 40,000 B"
+    sender.receive(m.Credit(0, 20_000), now=1.5)
+    pump(1.5)
+    sender.handle_timer(now=2.5)
+    assert pump(2.5) == 1, "after 60,000 B"
+    sender.receive(m.Credit(0, 40_000, True), now=3.0)
+    sender.receive(m.Credit(0, 40_000), now=3.0)
+    pump(3.0)
+    sender.receive(m.Credit(0, 60_000, True), now=4.0)
+    sender.receive(m.Credit(0, 60_000), now=4.0)
+    pump(4.0)
+    assert offsets == list(range(0, 100_000, 10_000))
+    assert sender.rewinds == 0
+
+
 @pytest.mark.parametrize("sizes", [(100 * KIB,), (MIB,), (20 * KIB, 100 * KIB, 20 * KIB, 70_001, 31 * KIB)])
 @pytest.mark.parametrize("far_bytes", [4 * KIB, 64 * KIB, 100 * KIB, 32 * MIB])
 @pytest.mark.parametrize("own_bytes", [1, 4 * KIB, 40 * KIB, 64 * KIB])

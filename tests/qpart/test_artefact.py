@@ -33,6 +33,14 @@ def test_everything_comes_back(path):
     assert after.model_id == load(path).model_id
 
 
+def test_a_path_may_be_text(tmp_path):
+    path = str(tmp_path / "new" / "net.qpart")
+    saved = save(small.artefact(), path)
+    assert load(path).model_id == saved.model_id
+    with pytest.raises(ArtefactError, match=r"none\.qpart cannot be read: No such file"):
+        load(str(tmp_path / "none.qpart"))
+
+
 def test_a_file_that_is_replaced_while_it_is_read_is_the_old_or_the_new_one(path, monkeypatch):
     """Id and arrays are of the same bytes, which are read once."""
     once, read = path.read_bytes(), []

@@ -219,6 +219,12 @@ def test_infer_usage_errors(qpart, files, arguments, status, word):
     assert_one_line(qpart("infer", *arguments, inputs=files.inputs, accuracy=0.05), status, word)
 
 
+@pytest.mark.parametrize("option", ["input", "inputs"])
+def test_infer_takes_one_input_or_several(qpart, option):
+    asked = {"server": "tcp://127.0.0.1:9", option: "none.npy", "accuracy": "0.02"}
+    assert_one_line(qpart("infer", "--insecure", **asked), 2, "there is no file none.npy")
+
+
 @pytest.mark.parametrize(
     ("options", "words"),
     [
