@@ -21,7 +21,8 @@ from edgebus.config import Limits
 from edgebus.desk import NodeDesk
 from edgebus.errors import NodeClosed, QueueFull
 from edgebus.express import Express
-from edgebus.handshake import HandshakeWatch
+from edgebus.greeting import Question
+from edgebus.handshake import HandshakeWatch, Verdict
 from edgebus.heap import keep_freed_memory
 from edgebus.hub import Hub, Judge
 from edgebus.inbox import Inbox, Request, offer
@@ -61,6 +62,7 @@ class Dialled:
     endpoint: str
     server_key: str | None
     bulk_socket_id: int | None = None
+    question: Question | None = None  # for the listener's greeting, while its handshakes are cut
     settled: threading.Event = field(default_factory=threading.Event)  # up once, or failed
     failure: Failed | None = None
 
@@ -155,17 +157,7 @@ class Engine:
             elif event == "DISCONNECTED":
                 self.hub.disconnected((socket_id, b""), now=now)
             return
-        route = dialled.attached.route
-        verdict = dialled.watch.handle(event, value)
-        if verdict is None:
-            return
-        match verdict.what:
-            case "connected":
-                self.hub.connected(route, now=now)
-            case "disconnected":
-                self.hub.disconnected(route, now=now)
-            case "failed":
-                self.hub.fail(route, verdict.code, verdict.detail, now=now)
+        self._judged(dialled, dialled.watch.handle(event, value), now)
 
     def on_turn(self, now: float) -> float:
         """Timers, then everything the machines want done, until they want nothing more."""
@@ -446,6 +438,38 @@ class Engine:
 
     # -- inside -------------------------------------------------------------------------------------
 
+    def _judged(self, dialled: Dialled, verdict: Verdict | None, now: float) -> None:
+        if verdict is None:
+            return
+        route = dialled.attached.route
+        match verdict.what:
+            case "connected":
+                self._ask_no_more(dialled)
+                self.hub.connected(route, now=now)
+            case "disconnected":
+                self.hub.disconnected(route, now=now)
+            case "failed":
+                self._ask_no_more(dialled)
+                self.hub.fail(route, verdict.code, verdict.detail, now=now)
+            case "unclear":
+                self._ask_greeting(dialled)
+
+    def _ask_greeting(self, dialled: Dialled) -> None:
+        """Ask a listener that cuts handshakes for its greeting; one question at a time, the last one counts."""
+        watch = dialled.watch
+
+        def tell(content: bytes) -> None:
+            if dialled.watch is watch and dialled.failure is None:
+                self._judged(dialled, watch.greeted(content), time.monotonic())
+
+        self._ask_no_more(dialled)
+        dialled.question = Question(self.runner.sockets, dialled.endpoint, tell)
+
+    def _ask_no_more(self, dialled: Dialled) -> None:
+        if dialled.question is not None:
+            dialled.question.close()
+            dialled.question = None
+
     def _count_copies(self, attached: Attached, frames: Frames, blocks: tuple[Block, ...] | None) -> None:
         """Count the bytes of arrays that were copied for a message: what was lent is no bytes object."""
         copied_bytes = self.sharing.copied_bytes(blocks or ()) + sum(
@@ -493,6 +517,7 @@ class Engine:
         self.hub.add_lane(dialled.attached, (socket_id, b""))
 
     def _close_sockets(self, dialled: Dialled, linger_s: float) -> None:
+        self._ask_no_more(dialled)
         # Without a connection there is nobody to wait for, whatever libzmq has queued.
         linger_s = linger_s if dialled.watch.handshaken else 0.0
         self.runner.sockets.close(dialled.socket_id, linger_s)

@@ -5,6 +5,9 @@ key not in the server's list -> HANDSHAKE_FAILED_AUTH 400, no further try; clien
 mechanisms -> HANDSHAKE_FAILED_PROTOCOL, no further try; wrong server key -> HANDSHAKE_FAILED_NO_DETAIL with
 EPIPE or ECONNRESET, again at every try; a listener that says nothing -> the same with EAGAIN after
 HANDSHAKE_IVL; nobody listening -> CLOSED and CONNECT_RETRIED.
+
+A CURVE listener sends its greeting to a plaintext side and closes at once. Which one is read first is a race: the other
+mechanism, or a cut like any other, at every try. So a plaintext side that is cut again asks for the greeting alone.
 """
 
 from __future__ import annotations
@@ -12,15 +15,20 @@ from __future__ import annotations
 import errno
 from typing import NamedTuple
 
+from edgebus.doctor_facts import parse_greeting
+
 PATIENCE = 3
 """Handshakes cut by the server in a row before its key is taken to be wrong: a restart can cut one or two.
 After the first success the key is known to be right, and cuts are a server, or what stands before it, in trouble."""
 
+GREETING_EVERY = 64
+"""Cuts from one question for the listener's greeting to the next, after 2, 4, 8, ... of them."""
+
 
 class Verdict(NamedTuple):
-    """What an event means; code is set for the hopeless."""
+    """What an event means; code is set for the hopeless. Unclear: what the listener greets with would tell."""
 
-    what: str  # connected | disconnected | failed
+    what: str  # connected | disconnected | failed | unclear
     code: str = ""
     detail: str = ""
 
@@ -64,6 +72,16 @@ class HandshakeWatch:
                 return self._no_detail(value)
         return None
 
+    def greeted(self, content: bytes) -> Verdict | None:
+        """Take the first bytes of the listener, asked beside the link; None if they change nothing.
+
+        A node that died in the middle of a handshake greets as it is: only the greeting of the other mechanism counts.
+        """
+        seen = parse_greeting(content, closed=True)
+        if self._secure or seen.kind != "zmtp" or seen.version < (3, 0) or seen.mechanism != "CURVE":
+            return None
+        return self._mechanism()
+
     def describe(self) -> str:
         """Why there is no link yet, for messages."""
         if self.handshaken:
@@ -97,10 +115,18 @@ class HandshakeWatch:
             self.mute += 1
             return None
         self._cut += 1
-        if not self._secure or self._proven or self._cut < PATIENCE:
+        if not self._secure:
+            return Verdict("unclear") if _is_due(self._cut) else None
+        if self._proven or self._cut < PATIENCE:
             return None
         detail = (
             f"{self._endpoint} cut {self._cut} handshakes in a row: it holds another key than "
             "the server_key given (compare with its node.key), or it is plaintext"
         )
         return Verdict("failed", "wrong_server_key", detail)
+
+
+def _is_due(num_cuts: int) -> bool:
+    if num_cuts < GREETING_EVERY:
+        return num_cuts > 1 and num_cuts.bit_count() == 1
+    return num_cuts % GREETING_EVERY == 0

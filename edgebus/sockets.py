@@ -28,6 +28,7 @@ _LANE_PATIENCE = 2.5
 """libzmq's beat on a connection that carries large contents one way waits behind them for its answer: on a slow link
 for longer than silence_s. The link's own beat, on the control lane, does not."""
 _HANDSHAKE_MS = 2000  # libzmq's own 30 s lets idle raw connections pile up
+_NOT_AGAIN_MS = 3_600_000  # with -1, no reconnect, libzmq throws away what came before the other side closed
 _MONITORED = (
     zmq.EVENT_CONNECT_DELAYED
     | zmq.EVENT_CONNECTED
@@ -215,6 +216,28 @@ class Sockets:
         self._add(sock, opened)
         return opened.socket_id
 
+    def open_raw(self, endpoint: str, take: Taker) -> ZmqSocket:
+        """A connection without a protocol, tried once; its pieces come behind a routing id, an empty one at each end.
+
+        Raises:
+            zmq.ZMQError: no more sockets, or not an endpoint of tcp or ipc.
+        """
+        sock = self._open(zmq.STREAM, endpoint, is_bulk=False)
+        try:
+            for option, value in ((zmq.LINGER, 0), (zmq.RECONNECT_IVL, _NOT_AGAIN_MS), (zmq.CONNECT_TIMEOUT, 5000)):
+                sock.setsockopt(option, value)
+            sock.setsockopt(zmq.RCVHWM, 100)  # pieces of 8 KiB at most, whatever a listener sends
+            sock.connect(endpoint)
+        except BaseException:
+            sock.close(linger=0)
+            raise
+        self._add(sock, take)
+        return sock
+
+    def close_raw(self, sock: ZmqSocket) -> None:
+        """Close such a connection."""
+        self._discard(sock)
+
     def close(self, socket_id: int, linger_s: float) -> None:
         """Close a socket; what it still has to send gets linger_s seconds in the background."""
         opened = self.by_id.get(socket_id)
@@ -249,8 +272,8 @@ class Sockets:
         for opened in list(self.by_id.values()):
             opened.sock.setsockopt(zmq.LINGER, linger_ms)
             self._discard(opened.sock)
-        if self._zap is not None:
-            self._discard(self._zap)
+        for sock in list(self._fds):  # that of zap, and raw ones: one left open would keep the context from ending
+            self._discard(sock)
         self._context.term()
         self._poller.close()
 

@@ -1,0 +1,54 @@
+"""Which greeting a listener sends, asked over a plain connection of libzmq's own: nothing waits for it."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable
+
+import zmq
+
+from edgebus.doctor_facts import GREETING_BYTES
+from edgebus.plain import SIGNATURE
+from edgebus.rawzmq import EVENTS, POLLIN, ZmqSocket, get
+from edgebus.sockets import Sockets
+
+
+class Question:
+    """One connection, made once. It ends with the greeting, with whatever else comes, or when it is closed.
+
+    Without a socket left for it, it is closed from the start.
+
+    Args:
+        sockets: those of the node; its lock is held in here.
+        endpoint: tcp or ipc.
+        tell: called once with the first bytes of the listener, at most a greeting; not if this is closed before.
+    """
+
+    def __init__(self, sockets: Sockets, endpoint: str, tell: Callable[[bytes], object]) -> None:
+        self._sockets = sockets
+        self._tell = tell
+        self._content = b""
+        self._asked = False
+        self._sock: ZmqSocket | None = None
+        with contextlib.suppress(zmq.ZMQError):
+            self._sock = sockets.open_raw(endpoint, self._take)
+
+    def close(self) -> None:
+        """Nothing is told any more."""
+        if self._sock is not None:
+            self._sockets.close_raw(self._sock)
+            self._sock = None
+
+    def _take(self, event: int) -> bool:
+        while self._sock is not None and get(self._sock, EVENTS) & POLLIN:
+            route, piece = self._sock.recv_multipart(zmq.NOBLOCK)
+            if not self._asked:  # an empty piece: it is connected
+                self._asked = True
+                with contextlib.suppress(zmq.ZMQError):  # gone already, which the next piece says
+                    self._sock.send_multipart([route, SIGNATURE], zmq.NOBLOCK)
+                continue
+            self._content += piece[: GREETING_BYTES - len(self._content)]
+            if not piece or len(self._content) == GREETING_BYTES:  # an empty one: the other side has closed
+                self.close()
+                self._tell(self._content)
+        return False
