@@ -27,6 +27,7 @@ TO_LOAD = (1, 0)
 MIXES = ((8, 1), (2, 1), (1, 2), (0, 1))  # bytes to load, bytes to hold; the last finds what fits if anything does
 Pieces = frozenset[tuple[int, int]]
 _NONE: Pieces = frozenset()
+_SLACK = 1 + 1e-11  # more than sums of a few numbers are off
 
 
 class Pattern(msgspec.Struct, frozen=True, kw_only=True):
@@ -338,15 +339,24 @@ class Solver:
         if leaders is None:
             return None
         found = [_pattern_of(one) for one in leaders if one.fits]
-        for one in leaders:
-            if one.fits:
-                continue
-            pieces = self._relevant(len(budgets) - 1, cached)
+        if len(found) == len(leaders):
+            return found
+
+        def cost(one: Leader | Pattern) -> float:
+            return float(base[one.cut]) + down_weight * one.download_bytes + up_weight * one.up_bytes
+
+        least = min(map(cost, found), default=inf)
+        tight = sorted((one for one in leaders if not one.fits and cost(one) <= least * _SLACK), key=cost)
+        pieces = self._relevant(len(budgets) - 1, cached)
+        reach = Reach(float(budgets.max()), self._rooms({one.cut for one in tight}, memory_bytes))
+        for one in tight:
+            if cost(one) > least * _SLACK:  # and what fits costs no less than what need not
+                break
             mine = pieces if pieces and min(pieces)[0] < one.cut else _NONE
-            reach = Reach(float(budgets.max()), self._rooms((one.cut,), memory_bytes))
             fitting = self._fitting(one.cut, float(budgets[one.cut]), weights, memory_bytes, mine, reach)
             if fitting is not None:
                 found.append(fitting)
+                least = min(least, cost(fitting))
         return found
 
     def _rooms(self, cuts: Collection[int], memory_bytes: int) -> tuple[int, ...]:

@@ -14,11 +14,11 @@ from qpart import leading
 from qpart.costs import Fixed, costs
 from qpart.cuts import Choices
 from qpart.errors import Infeasible
-from qpart.leading import hull
+from qpart.leading import Leader, hull
 from qpart.plan import Plan, plan
 from qpart.profile import Channel, DeviceProfile, Request, Weights
 from qpart.rows import CutTable
-from qpart.solve import Solver, evaluate
+from qpart.solve import Solver, evaluate, uniform
 from qpart.tables import WIDTHS, BudgetMap
 from tests.qpart.planner_cases import SERVER, by_trying, dense, every_pattern, random_tables, residual, tiny
 
@@ -279,6 +279,27 @@ def test_costs_without_bytes_are_those_of_the_formula(seed):
         download_bytes=nothing, up_bytes=nothing, answer_bytes=fixed.answer_bytes, round_trips=fixed.round_trips,
     )  # fmt: skip
     np.testing.assert_allclose(found, expected.objective, rtol=1e-14)
+
+
+@pytest.mark.parametrize(("dearer", "looked_at"), [(True, [1]), (False, [1, 2])])
+def test_no_front_is_made_for_a_cut_that_another_beats(monkeypatch, dearer, looked_at):
+    """What fits costs no less than the cheapest that need not, and that of cut 2 costs more than what cut 1 has."""
+    solver, asked = Solver(tiny()), []
+    fitting = uniform(solver.tables, 1, 4)
+    bytes_of = {0: 10**9, 1: 1, 2: fitting.download_bytes + fitting.up_bytes + (1 if dearer else -1)}
+    leaders = [Leader(cut, cut == 0, 0.0, size, 0, 0, 0, b"", b"") for cut, size in bytes_of.items()]
+
+    def fitting_at(cut, *_):
+        asked.append(cut)
+        return fitting if cut == 1 else None
+
+    monkeypatch.setattr(solver._leading, "found", lambda *_: leaders[::-1])
+    monkeypatch.setattr(solver, "_fitting", fitting_at)
+    found = solver.leading(
+        np.ones(3), np.zeros(3), down_weight=1.0, up_weight=1.0, memory_bytes=1, cached=frozenset({(0, 2)})
+    )
+    assert asked == looked_at
+    assert {one.cut for one in found} == {0, 1}
 
 
 @pytest.mark.native
