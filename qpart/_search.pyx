@@ -13,23 +13,17 @@ import numpy as np
 
 from libc.math cimport INFINITY
 from libc.stdint cimport INT64_MAX, int64_t, uint8_t
-from libc.stdlib cimport qsort
+
+from qpart._merging cimport WIDTHS, Edge, Heads, next_of, sort
 
 cdef enum:
-    WIDTHS = 8  # of a tensor
     ROUNDS = 8  # of making a pattern cheaper, by one tensor each
+    MOST_BITS = 16
 
 cdef double ROUNDING = 4e-12  # more than sums of 4,096 numbers are off, as a share
-cdef double FIRST_SHARE = 1.0 / 64, MORE = 4.0  # of the distance between bound and best known
-cdef double MOST_SLOPE = 1e200  # noise may differ by next to nothing
-cdef int64_t LEAST_ROOM = 1 << 14
-
-
-cdef struct Edge:
-    double slope  # bytes for less noise
-    double psi  # how much less
-    int64_t tensor
-    int64_t to  # the option that it leads to
+cdef double FIRST_SHARE = 1.0 / 4, MORE = 4.0  # of the distance between bound and best known
+cdef double MOST_SLOPE = 1e200, MOST_NOISE = 1e100  # beyond these products are no numbers any more
+cdef int64_t LEAST_ROOM = 1 << 14, KEPT_ROOM = 1 << 18  # points
 
 
 cdef struct Ranked:
@@ -37,62 +31,62 @@ cdef struct Ranked:
     double slope
     double upper
     int64_t cut
-
-
-cdef int by_slope(const void* one, const void* other) noexcept nogil:
-    cdef double a = (<const Edge*>one).slope, b = (<const Edge*>other).slope
-    return (a > b) - (a < b)
-
-
-cdef int by_bound(const void* one, const void* other) noexcept nogil:
-    cdef double a = (<const Ranked*>one).bound, b = (<const Ranked*>other).bound
-    return (a > b) - (a < b)
+    bint known  # bound, slope and upper are as sharp as they get
 
 
 cdef class Search:
     """See the stub."""
 
     cdef const double[:, ::1] psi
-    cdef const int64_t[:, ::1] held
-    cdef const int64_t[::1] prefix, first, pair_up, manifest, besides, hull_first, hull
-    cdef const double[::1] pair_psi
-    cdef int64_t tensors, cuts, room, num_edges
-    # of one question: widths of use in ascending bytes, their bytes, noise and excess
-    cdef int64_t[::1] count, option_bytes, option_width, selected
+    cdef const int64_t[:, ::1] held, pieces
+    cdef const int64_t[::1] row, prefix, first, pair_up, manifest, besides, hull_first, hull, front_bytes, front_starts
+    cdef const double[::1] pair_psi, front_psi
+    cdef readonly int64_t room  # for so many points is place
+    cdef int64_t tensors, cuts, num_edges, prepared, most_held
+    # of one question: bytes to load; widths of use in ascending bytes, their bytes, noise and excess
+    cdef int64_t[:, ::1] load
+    cdef int64_t[::1] count, option_bytes, option_width, selected, most_loaded
     cdef double[::1] option_psi, excess
     # (tensors + 1,) of the first so many: fewest bytes, and noise with those, least noise, least priced bytes
     cdef double[::1] least_bytes, loud_psi, least_psi, priced
-    cdef uint8_t[::1] edges, ranks
+    cdef uint8_t[::1] edges, merged, ranks
     cdef int64_t[::1] num_bytes, steps, starts
     cdef double[::1] noise
     cdef double down, up, rate
     cdef bint busy
 
-    def __init__(self, psi, held, prefix, first, pair_psi, pair_up, manifest, besides, hull_first, hull):
-        self.psi, self.held, self.prefix, self.first = psi, held, prefix, first
+    def __init__(
+        self, psi, held, pieces, row, prefix, first, pair_psi, pair_up, manifest, besides, hull_first, hull,
+        front_bytes, front_psi, front_starts,
+    ):
+        self.psi, self.held, self.pieces, self.row, self.prefix, self.first = psi, held, pieces, row, prefix, first
         self.pair_psi, self.pair_up, self.manifest, self.besides = pair_psi, pair_up, manifest, besides
         self.hull_first, self.hull = hull_first, hull
+        self.front_bytes, self.front_psi, self.front_starts = front_bytes, front_psi, front_starts
         self.tensors, self.cuts = self.psi.shape[0], self.prefix.shape[0]
         cdef int64_t options = self.tensors * WIDTHS
+        self.load = np.zeros((self.tensors, WIDTHS), np.int64)
         self.count, self.selected = (np.zeros(self.tensors + 1, np.int64) for _ in range(2))
         self.option_bytes, self.option_width = (np.zeros(options + 1, np.int64) for _ in range(2))
         self.option_psi, self.excess = (np.zeros(options + 1) for _ in range(2))
-        self.least_bytes, self.loud_psi, self.least_psi, self.priced = (np.zeros(self.tensors + 1) for _ in range(4))
-        self.edges = np.zeros((options + 1) * sizeof(Edge), np.uint8)
+        self.least_bytes, self.loud_psi, self.priced = (np.zeros(self.tensors + 1) for _ in range(3))
+        self.least_psi = np.append(0.0, np.cumsum(np.min(psi, axis=1, initial=np.inf)))
+        most = np.append(0, np.cumsum(np.max(held, axis=1, initial=0)))[prefix]
+        self.most_loaded, self.most_held = manifest + most, int((besides + most).max())
+        self.edges, self.merged = (np.zeros((options + 1) * sizeof(Edge), np.uint8) for _ in range(2))
         self.ranks = np.zeros(self.cuts * sizeof(Ranked), np.uint8)
         self.starts = np.zeros(self.tensors + 2, np.int64)
         self.num_bytes, self.steps, self.noise = np.empty(0, np.int64), np.empty(0, np.int64), np.empty(0)
         self.make_room(LEAST_ROOM)
 
     cdef make_room(self, int64_t room):
-        """Place for so many points; those that are there stay, and so does the place."""
-        self.num_bytes, self.steps = _roomier(self.num_bytes, room), _roomier(self.steps, room)
-        self.noise = _roomier(self.noise, room)
+        """Place for so many points; those that are there stay as far as they have place."""
+        self.num_bytes, self.steps = _resized(self.num_bytes, room), _resized(self.steps, room)
+        self.noise = _resized(self.noise, room)
         self.room = room
 
     def run(
-        self, const int64_t[:, ::1] load, const double[::1] budgets, const double[::1] base,
-        const double[::1] upper, double down, double up, int64_t most_held,
+        self, cached, const double[::1] budgets, const double[::1] base, double down, double up, int64_t memory_bytes
     ):
         """See the stub."""
         if self.busy:  # of another thread, which may go on while this one makes objects
@@ -100,101 +94,167 @@ cdef class Search:
         self.busy = True
         try:
             self.down, self.up, self.rate = down, up, up / down
-            self.prepare(load)
-            return self.leaders(budgets, base, upper, most_held)
+            self.read(cached)
+            return self.leaders(budgets, base, memory_bytes)
         finally:
+            if self.room > KEPT_ROOM:  # few questions need as much
+                self.make_room(LEAST_ROOM)
             self.busy = False
 
-    cdef list leaders(
-        self, const double[::1] budgets, const double[::1] base, const double[::1] upper, int64_t most_held,
-    ):
+    def loads(self, cached):
+        """See the stub."""
+        self.read(cached)
+        return np.array(self.load)
+
+    cdef void read(self, cached) except *:
+        """Bytes to load, and fewest of the first tensors; `qpart.tables.Tables.load_bytes` of all layers."""
+        cdef int64_t t, w, node, bits, saved, least
+        cdef const int64_t* held
+        cdef int64_t* load
+        if self.tensors == 0:
+            return
+        held, load = &self.held[0, 0], &self.load[0, 0]
+        for t in range(self.tensors * WIDTHS):
+            load[t] = 0
+        for node, bits in cached:
+            if not (0 <= node < self.row.shape[0] and self.row[node] >= 0):
+                continue
+            if 2 <= bits <= WIDTHS:
+                w = bits - 2
+            elif bits == MOST_BITS:
+                w = WIDTHS - 1
+            else:
+                continue
+            load[self.row[node] * WIDTHS + w] = self.pieces[self.row[node], w]
+        for t in range(self.tensors):
+            saved, least = 0, INT64_MAX
+            for w in range(WIDTHS - 1):
+                saved += load[w]
+                load[w] = held[w] - saved
+                least = load[w] if load[w] < least else least
+            load[WIDTHS - 1] = held[WIDTHS - 1] - load[WIDTHS - 1]
+            least = load[WIDTHS - 1] if load[WIDTHS - 1] < least else least
+            self.least_bytes[t + 1] = self.least_bytes[t] + <double>least
+            held += WIDTHS
+            load += WIDTHS
+        self.prepared = self.num_edges = 0
+
+    cdef list leaders(self, const double[::1] budgets, const double[::1] base, int64_t memory_bytes):
         """The cuts by their bounds, until a bound exceeds the best cut known."""
         cdef Ranked* ranks = <Ranked*>&self.ranks[0]
-        cdef int64_t cut, k, i, num = 0, found_pair, at, total
-        cdef double best = INFINITY, known, least_up
-        cdef bint fits
-        cdef double down = self.down
+        cdef Ranked* one
+        cdef int64_t cut, many, k, num = 0, pair, at, total
+        cdef double best = INFINITY, known, down = self.down
+        cdef bint fits, roomy = memory_bytes >= self.most_held  # whatever keeps to the budget will do
         cdef list found = []
         for cut in range(self.cuts):
-            if upper[cut] == INFINITY:
+            many, pair = self.prefix[cut], self.first[cut + 1] - 1  # the quietest
+            if not budgets[cut] < MOST_NOISE:
+                return None
+            if base[cut] == INFINITY or (
+                self.front_psi[self.front_starts[many + 1] - 1] + self.pair_psi[pair] > budgets[cut]
+            ):
                 continue
-            known = base[cut] + down * upper[cut]
-            best = known if known < best else best
-        for cut in range(self.cuts):
-            if upper[cut] == INFINITY:
-                continue
-            least_up = <double>self.pair_up[self.first[cut]]  # of a front: the least
-            known = self.least_bytes[self.prefix[cut]] + <double>self.manifest[cut] + self.rate * least_up
-            if base[cut] + down * known > best * (1 + ROUNDING):
-                continue
-            ranks[num].bound, ranks[num].cut = base[cut] + down * known, cut
+            one = ranks + num
+            one.cut, one.known = cut, False
+            one.upper = <double>self.most_loaded[cut] + self.rate * <double>self.pair_up[pair]
+            known = base[cut] + down * one.upper
+            if roomy and known < best:
+                best = known
+            known = self.least_bytes[many] + <double>self.manifest[cut]
+            known += self.rate * <double>self.pair_up[self.first[cut]]  # of a front: the least
+            one.bound = base[cut] + down * known
             num += 1
-        qsort(ranks, num, sizeof(Ranked), by_bound)
-        i = 0
-        for k in range(num):
-            if ranks[k].bound > best * (1 + ROUNDING):
+        while num:
+            one = ranks
+            for k in range(1, num):
+                if ranks[k].bound < one.bound:
+                    one = ranks + k
+            if one.bound > best * (1 + ROUNDING):
                 break
-            cut = ranks[k].cut
-            ranks[i].cut = cut
-            ranks[i].slope = self.slope(cut, budgets[cut])
-            known = self.rounded_pattern(cut, budgets[cut], most_held)
-            ranks[i].upper = known if known < upper[cut] else upper[cut]
-            ranks[i].bound = base[cut] + down * self.bound(cut, budgets[cut], ranks[i].slope)
-            known = base[cut] + down * ranks[i].upper
-            best = known if known < best else best
-            i += 1
-        num = i
-        qsort(ranks, num, sizeof(Ranked), by_bound)
-        for k in range(num):
-            if ranks[k].bound > best * (1 + ROUNDING):
-                break
-            cut = ranks[k].cut
-            known = (best - base[cut] + 10 * ROUNDING * best) / down
-            found_pair = self.solved(cut, budgets[cut], ranks[k].slope, ranks[k].upper, known, &at)
-            if found_pair < 0:
+            cut = one.cut
+            if one.known:
+                known = (best - base[cut] + 10 * ROUNDING * best) / down
+                pair = self.solved(cut, budgets[cut], one.slope, one.upper, known, &at)
+                num -= 1
+                one[0] = ranks[num]
+                if pair < 0:
+                    continue
+                total = 0
+                widths = self.widths_at(self.prefix[cut], at, &total)
+                fits = total <= memory_bytes - self.besides[cut]
+                known = <double>(self.num_bytes[at] + self.manifest[cut]) + self.rate * <double>self.pair_up[pair]
+                if fits and base[cut] + down * known < best:
+                    best = base[cut] + down * known
+                found.append((cut, pair, self.num_bytes[at], total, self.noise[at], widths, fits))
                 continue
-            total = 0
-            widths = self.widths_at(self.prefix[cut], at, &total)
-            fits = total <= most_held - self.besides[cut]
-            known = <double>(self.num_bytes[at] + self.manifest[cut]) + self.rate * <double>self.pair_up[found_pair]
-            if fits:
-                known = base[cut] + down * known
-                best = known if known < best else best
-            found.append((cut, found_pair, self.num_bytes[at], total, widths, fits))
+            if not roomy and not self.within(one, budgets[cut], memory_bytes):
+                num -= 1
+                one[0] = ranks[num]
+                continue
+            if base[cut] + down * one.upper < best:
+                best = base[cut] + down * one.upper
+            self.prepare(self.prefix[cut])
+            one.slope = self.slope(cut, budgets[cut])
+            known = self.rounded_pattern(cut, budgets[cut], memory_bytes, &fits)
+            if known < one.upper:
+                one.upper = known
+            if fits and base[cut] + down * known < best:
+                best = base[cut] + down * known
+            one.bound = base[cut] + down * self.bound(cut, budgets[cut], one.slope)
+            one.known = True
         return found
 
-    cdef void prepare(self, const int64_t[:, ::1] load) noexcept:
-        """Options of every tensor, the edges of their convex hulls by slope, and sums over the first tensors."""
+    cdef bint within(self, Ranked* one, double budget, int64_t memory_bytes) noexcept:
+        """Whether any pattern of a cut keeps to budget and memory: if so, the one that holds least is an upper bound.
+
+        A device that has nothing loads what it holds, so the fronts without a cache tell.
+        """
+        cdef int64_t many = self.prefix[one.cut], low = self.front_starts[many], high = self.front_starts[many + 1]
+        cdef int64_t pair = self.first[one.cut + 1] - 1, middle
+        while low < high:
+            middle = (low + high) >> 1
+            if self.front_psi[middle] + self.pair_psi[pair] > budget:
+                low = middle + 1
+            else:
+                high = middle
+        if self.front_bytes[low] > memory_bytes - self.besides[one.cut]:
+            return False
+        one.upper = <double>(self.front_bytes[low] + self.manifest[one.cut])
+        one.upper += self.rate * <double>self.pair_up[pair]
+        return True
+
+    cdef void prepare(self, int64_t many) noexcept:
+        """Options of the first tensors, the edges of their convex hulls by slope, and sums."""
         cdef Edge* edges = <Edge*>&self.edges[0]
-        cdef int64_t t, w, i, j, many, width, at
+        cdef int64_t t, w, i, j, width, at, found, begin = self.prepared
         cdef int64_t order[WIDTHS]
         cdef int64_t corner[WIDTHS]
-        cdef double less, psi, quiet
-        self.num_edges = 0
-        for t in range(self.tensors):
+        if many <= begin:
+            return
+        many = min(self.tensors, max(many, 2 * begin))  # each time sorting takes all of them
+        for t in range(begin, many):
             for w in range(WIDTHS):  # by bytes, then noise, then width
                 i = w
                 while i > 0 and (
-                    load[t, w] < load[t, order[i - 1]]
-                    or (load[t, w] == load[t, order[i - 1]] and self.psi[t, w] < self.psi[t, order[i - 1]])
+                    self.load[t, w] < self.load[t, order[i - 1]]
+                    or (self.load[t, w] == self.load[t, order[i - 1]] and self.psi[t, w] < self.psi[t, order[i - 1]])
                 ):
                     order[i] = order[i - 1]
                     i -= 1
                 order[i] = w
-            many, at = 0, t * WIDTHS
+            found, at = 0, t * WIDTHS
             for i in range(WIDTHS):
                 width = order[i]
-                if many and self.psi[t, width] >= self.option_psi[at + many - 1]:
+                if found and self.psi[t, width] >= self.option_psi[at + found - 1]:
                     continue
-                self.option_bytes[at + many], self.option_width[at + many] = load[t, width], width
-                self.option_psi[at + many] = self.psi[t, width]
-                many += 1
-            self.count[t] = many
-            self.least_bytes[t + 1] = self.least_bytes[t] + <double>self.option_bytes[at]
+                self.option_bytes[at + found], self.option_width[at + found] = self.load[t, width], width
+                self.option_psi[at + found] = self.psi[t, width]
+                found += 1
+            self.count[t] = found
             self.loud_psi[t + 1] = self.loud_psi[t] + self.option_psi[at]
-            self.least_psi[t + 1] = self.least_psi[t] + self.option_psi[at + many - 1]
             j = 0
-            for i in range(many):  # corners of the hull
+            for i in range(found):  # corners of the hull
                 while j >= 2 and (
                     self.steepness(at, corner[j - 2], corner[j - 1]) >= self.steepness(at, corner[j - 1], i)
                 ):
@@ -206,7 +266,8 @@ cdef class Search:
                 edges[self.num_edges].psi = self.option_psi[at + corner[i - 1]] - self.option_psi[at + corner[i]]
                 edges[self.num_edges].tensor, edges[self.num_edges].to = t, corner[i]
                 self.num_edges += 1
-        qsort(edges, self.num_edges, sizeof(Edge), by_slope)
+        self.prepared = many
+        sort(edges, <Edge*>&self.merged[0], self.num_edges)
 
     cdef double steepness(self, int64_t at, int64_t one, int64_t other) noexcept:
         """Bytes per noise from an option of a tensor to a quieter one."""
@@ -250,14 +311,15 @@ cdef class Search:
         cdef double more = self.rate * <double>(self.pair_up[other] - self.pair_up[one])
         return more / (self.pair_psi[one] - self.pair_psi[other])
 
-    cdef double rounded_pattern(self, int64_t cut, double budget, int64_t most_held) noexcept:
-        """Priced bytes of a good pattern that keeps to budget and memory, infinite if none is at hand.
+    cdef double rounded_pattern(self, int64_t cut, double budget, int64_t memory_bytes, bint* fits) noexcept:
+        """Priced bytes of a good pattern that keeps to the budget, infinite if none is at hand; whether it fits.
 
         Begins with `selected`, and changes one tensor at a time, the one that saves most.
         """
         cdef int64_t many = self.prefix[cut], pair = self.selected[many], t, i, at, turn, best_at, best_to
         cdef double psi = 0.0, extra, room, gain, most_gain
         cdef int64_t held = self.besides[cut], num_bytes = self.manifest[cut]
+        fits[0] = False
         for t in range(many):
             psi += self.option_psi[t * WIDTHS + self.selected[t]]
         if not psi + self.pair_psi[pair] <= budget:
@@ -294,8 +356,9 @@ cdef class Search:
             psi += self.option_psi[at]
             num_bytes += self.option_bytes[at]
             held += self.held[t, self.option_width[at]]
-        if not psi + self.pair_psi[pair] <= budget or held > most_held:
+        if not psi + self.pair_psi[pair] <= budget:
             return INFINITY
+        fits[0] = held <= memory_bytes
         return <double>num_bytes + self.rate * <double>self.pair_up[pair]
 
     cdef double bound(self, int64_t cut, double budget, double slope) noexcept:
@@ -346,12 +409,11 @@ cdef class Search:
 
     cdef bint grown(self, int64_t cut, double budget, double slope, double gap) except -1:
         """The points of the fronts up to a cut's whose excesses are within the gap; False if none is left."""
-        cdef int64_t many = self.prefix[cut], t, i, n, w, size = 1, used = 1, begin = 0, best, here, j, place
-        cdef int64_t num_bytes, least
+        cdef int64_t many = self.prefix[cut], t, i, n, w, size = 1, used = 1, best, least, here
         cdef int64_t key[WIDTHS]
-        cdef int64_t head[WIDTHS]
         cdef int64_t option[WIDTHS]
-        cdef double psi, quietest, most_psi, most, live = self.pair_psi[self.first[cut + 1] - 1]
+        cdef Heads heads
+        cdef double live = self.pair_psi[self.first[cut + 1] - 1]
         self.num_bytes[0], self.noise[0], self.steps[0] = 0, 0.0, 0
         self.starts[0], self.starts[1] = 0, 1
         for t in range(many):
@@ -362,40 +424,36 @@ cdef class Search:
                     n += 1
             if used + size * n > self.room:
                 self.make_room(2 * (used + size * n))
-            most_psi = budget * (1 + ROUNDING) - live - (self.least_psi[many] - self.least_psi[t + 1]) * (1 - ROUNDING)
-            most = self.priced[t + 1] + gap + ROUNDING * self.priced[many]
-            begin, place = used - size, used
-            quietest = INFINITY
+            heads.num_bytes, heads.noise = &self.num_bytes[0], &self.noise[0]
+            heads.end, heads.slope, heads.quietest = used, slope, INFINITY
+            heads.most_psi = (
+                budget * (1 + ROUNDING) - live - (self.least_psi[many] - self.least_psi[t + 1]) * (1 - ROUNDING)
+            )
+            heads.most = self.priced[t + 1] + gap + ROUNDING * self.priced[many]
             for w in range(n):
-                head[w] = begin
-                key[w] = self.num_bytes[begin] + self.option_bytes[option[w]]
+                heads.at[w], heads.more[w] = used - size, self.option_bytes[option[w]]
+                heads.psi[w] = self.option_psi[option[w]]
+                key[w] = next_of(&heads, w)
+            here = used
             while True:
-                best, least = -1, INT64_MAX
+                best, least = 0, INT64_MAX
                 for w in range(n):
                     if key[w] < least:
                         best, least = w, key[w]
-                if best < 0:
+                if least == INT64_MAX:
                     break
-                here = head[best]
-                psi = self.noise[here] + self.option_psi[option[best]]
-                head[best] = here + 1
-                if here + 1 < used:
-                    key[best] = self.num_bytes[here + 1] + self.option_bytes[option[best]]
-                else:
-                    key[best] = INT64_MAX
-                if psi >= quietest:
-                    continue
-                if psi > most_psi or <double>least + slope * psi > most:
-                    continue
-                quietest = psi
-                if place > used and self.num_bytes[place - 1] == least:
-                    place -= 1
-                self.num_bytes[place], self.noise[place] = least, psi
-                self.steps[place] = (here << 3) | self.option_width[option[best]]
-                place += 1
-            if place == used:
+                if heads.noise[heads.at[best]] + heads.psi[best] < heads.quietest:
+                    heads.quietest = heads.noise[heads.at[best]] + heads.psi[best]
+                    if here > used and heads.num_bytes[here - 1] == least:
+                        here -= 1
+                    heads.num_bytes[here], heads.noise[here] = least, heads.quietest
+                    self.steps[here] = (heads.at[best] << 3) | self.option_width[option[best]]
+                    here += 1
+                heads.at[best] += 1
+                key[best] = next_of(&heads, best)
+            if here == used:
                 return False
-            size, used = place - used, place
+            size, used = here - used, here
             self.starts[t + 1], self.starts[t + 2] = used - size, used
         return True
 
@@ -438,8 +496,8 @@ cdef class Search:
         return bytes(widths)
 
 
-def _roomier(array, int64_t room):
+def _resized(array, int64_t room):
     known = np.asarray(array)
-    larger = np.empty(room, known.dtype)
-    larger[: len(known)] = known
-    return larger
+    other = np.empty(room, known.dtype)
+    other[: len(known)] = known[:room]
+    return other

@@ -51,7 +51,19 @@ class Fixed:
         self.answer_bytes: Floats = np.array(tables.answer_bytes, np.float64)
         self.round_trips: Floats = np.array([*(1.0 for _ in network.nodes), 0.0])
         self.after = tuple(network.name_of(cut) for cut in range(network.num_nodes + 1))
+        self.level_budgets = tuple(tables.budget.budget(level) for level in tables.levels)
         self.shows_input = np.array([network.shows_input(cut) for cut in range(network.num_nodes + 1)])
+
+    def without_bytes(self, request: Request, server: ServerProfile, compute: Compute) -> Floats:
+        """(cuts,) the objective of `costs`, to rounding, if nothing were loaded and nothing sent but the answers."""
+        channel, device, weights = request.channel, request.device, request.weights
+        down = 8 * (weights.time + weights.energy * channel.rx_watts) / channel.down_bits_per_s
+        total = weights.energy * device.joules_per_mac * compute.device_macs
+        total += (weights.time + weights.energy * device.watts) * compute.device_s
+        total += (weights.time + weights.price * server.price_per_s) * compute.server_s
+        total += down * self.answer_bytes
+        total += weights.time * channel.round_trip_s * self.round_trips
+        return total
 
     def compute(self, request: Request, server: ServerProfile) -> Compute:
         """Work of both parts at every cut.

@@ -19,7 +19,6 @@ from qpart.fronts import NO_LIMIT, WIDTH_BITS, WIDTH_MASK, Chain, Floats, Ints
 from qpart.tables import WIDTHS, Tables
 
 if TYPE_CHECKING:
-    from qpart.leading import Leader
     from qpart.solve import Pattern
 
 MAX_KEPT_POSITIONS = 16
@@ -107,7 +106,7 @@ class Choices(NamedTuple):
             found.put(cut, pattern)
         return found
 
-    def put(self, cut: int, pattern: Pattern | Leader | None) -> None:
+    def put(self, cut: int, pattern: Pattern | None) -> None:
         """Another pattern for a cut, or that there is none."""
         self.exists[cut] = pattern is not None
         if pattern is not None:

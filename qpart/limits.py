@@ -5,7 +5,8 @@ Pure. A refusal names a constraint whose removal helps, alone if one alone does,
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from bisect import bisect_right
+from collections.abc import Mapping, Sequence
 from decimal import ROUND_CEILING, Context, Decimal
 from math import inf
 from types import MappingProxyType
@@ -41,10 +42,20 @@ class Allowance(NamedTuple):
     level_index: int
 
 
-def allowances(tables: Tables, accuracy: float) -> list[Allowance]:
-    """What the verified levels within an accuracy drop allow; below all of them, what the drop itself does."""
-    levels = [(level, i) for i, level in enumerate(tables.levels) if level <= accuracy] or [(accuracy, BELOW_ALL)]
-    return [Allowance(tables.budget.budget(level), level, i) for level, i in levels]
+def allowances(tables: Tables, accuracy: float, budgets: Sequence[float] | None = None) -> list[Allowance]:
+    """What the verified levels within an accuracy drop allow; below all of them, what the drop itself does.
+
+    Args:
+        tables: with the levels.
+        accuracy: the drop.
+        budgets: of the levels, where they are known.
+    """
+    within = bisect_right(tables.levels, accuracy)
+    if not within:
+        return [Allowance(tables.budget.budget(accuracy), accuracy, BELOW_ALL)]
+    if budgets is None:
+        budgets = [tables.budget.budget(level) for level in tables.levels[:within]]
+    return [Allowance(budgets[i], tables.levels[i], i) for i in range(within)]
 
 
 def factor(shrink: Shrink, cut: int, level_index: int) -> float:

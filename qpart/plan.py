@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from qpart.costs import Compute, CutCosts, Fixed, costs
 from qpart.cuts import Choices
 from qpart.fronts import Floats
-from qpart.limits import BELOW_ALL, NO_SHRINK, Shrink, allowances, at_each_cut, refusal
+from qpart.limits import BELOW_ALL, NO_SHRINK, Shrink, allowances, at_cut, at_each_cut, refusal
 from qpart.profile import Request, ServerProfile, Weights
 from qpart.rows import WHY, CutRow, CutTable
 from qpart.solve import AnySolver, Pattern, Solver, evaluate
@@ -103,21 +103,17 @@ def plan(
         Infeasible: no cut satisfies the request.
     """
     tables, fixed = solver.tables, solver.fixed
+    if request.cached and not explain and isinstance(solver, Solver):
+        short = _without_table(solver, request, server, shrink)
+        if short is not None:
+            return short
     allowed = at_each_cut(allowances(tables, request.accuracy), tables.network.num_nodes + 1, shrink)
     down, up = byte_weights(request)
     memory_bytes, cached = request.device.memory_bytes, request.cached
     compute = fixed.compute(request, server)
-    found = None
-    if cached and not explain and isinstance(solver, Solver):
-        base = _costs_of_each(fixed, compute, request, server).objective
-        base = np.where(fixed.shows_input, inf, base) if request.raw_input_stays else base
-        found = solver.leading(
-            allowed.budget, base, down_weight=down, up_weight=up, memory_bytes=memory_bytes, cached=cached
-        )
-    if found is None:
-        found = solver.best_of_each(
-            allowed.budget, down_weight=down, up_weight=up, memory_bytes=memory_bytes, cached=cached
-        )
+    found = solver.best_of_each(
+        allowed.budget, down_weight=down, up_weight=up, memory_bytes=memory_bytes, cached=cached
+    )
     why = _why_not(solver, request, found)
     cost = _costs_of_each(fixed, compute, request, server, found)
     if why.all():
@@ -141,6 +137,68 @@ def plan(
     )
 
 
+def _without_table(solver: Solver, request: Request, server: ServerProfile, shrink: Shrink) -> Plan | None:
+    """The plan, where the cuts that may be the cheapest can be found without the fronts of all; None where not."""
+    fixed, granted = solver.fixed, allowances(solver.tables, request.accuracy, solver.fixed.level_budgets)
+    if shrink:
+        budgets = at_each_cut(granted, len(fixed.after), shrink).budget
+    else:
+        granted = [max(granted)]
+        budgets = np.full(len(fixed.after), granted[0].budget)
+    compute, (down, up) = fixed.compute(request, server), byte_weights(request)
+    base = fixed.without_bytes(request, server, compute)
+    if request.raw_input_stays:
+        base[fixed.shows_input] = inf
+    found = solver.leading(
+        budgets, base, down_weight=down, up_weight=up, memory_bytes=request.device.memory_bytes, cached=request.cached,
+    )  # fmt: skip
+    if found is None:
+        return None
+    if not found:
+        raise refusal(solver, request, shrink)
+    rows = [_costs_at(fixed, compute, request, server, one) for one in found]
+    objective, _, cut, k = min(
+        (cost.objective, one.download_bytes + one.up_bytes, one.cut, k)
+        for k, (one, cost) in enumerate(zip(found, rows, strict=True))
+    )
+    pattern, cost, allowed = found[k], rows[k], at_cut(granted, cut, shrink)
+    table = CutTable(
+        fixed.after[cut : cut + 1], b"\0", (bytes(pattern.weight_bits),), (bytes(pattern.live_bits),),
+        (pattern.download_bytes,), (pattern.up_bytes,), (cost.device_s,), (cost.channel_s,), (cost.server_s,),
+        (cost.energy_j,), (cost.price,), (objective,), (pattern.device_bytes,), (cut, len(fixed.after) - 1),
+    )  # fmt: skip
+    time_s = cost.device_s + cost.channel_s + cost.server_s
+    return Plan(
+        pattern=pattern,
+        accuracy=request.accuracy,
+        level=allowed.level,
+        level_index=allowed.level_index,
+        budget=allowed.budget,
+        cost=Cost(time_s=time_s, energy_j=cost.energy_j, price=cost.price, objective=objective),
+        inferences=request.inferences,
+        weights=request.weights,
+        table=table,
+    )
+
+
+def _costs_at(
+    fixed: Fixed, compute: Compute, request: Request, server: ServerProfile, pattern: Pattern
+) -> CutCosts[float]:
+    """What a pattern costs at its cut."""
+    cut = pattern.cut
+    return costs(
+        request,
+        server,
+        device_macs=compute.device_macs.item(cut),
+        device_s=compute.device_s.item(cut),
+        server_s=compute.server_s.item(cut),
+        download_bytes=float(pattern.download_bytes),
+        up_bytes=float(pattern.up_bytes),
+        answer_bytes=fixed.answer_bytes.item(cut),
+        round_trips=fixed.round_trips.item(cut),
+    )
+
+
 def cost_row(
     tables: Tables, pattern: Pattern, request: Request, server: ServerProfile, *, fixed: Fixed | None = None
 ) -> CutRow:
@@ -150,18 +208,7 @@ def cost_row(
         fixed: of these tables, where it is at hand.
     """
     cut, fixed = pattern.cut, fixed or Fixed(tables)
-    compute = fixed.compute(request, server)
-    cost = costs(
-        request,
-        server,
-        device_macs=float(compute.device_macs[cut]),
-        device_s=float(compute.device_s[cut]),
-        server_s=float(compute.server_s[cut]),
-        download_bytes=float(pattern.download_bytes),
-        up_bytes=float(pattern.up_bytes),
-        answer_bytes=float(fixed.answer_bytes[cut]),
-        round_trips=float(fixed.round_trips[cut]),
-    )
+    cost = _costs_at(fixed, fixed.compute(request, server), request, server, pattern)
     return CutRow(
         cut=cut,
         after=fixed.after[cut],
@@ -197,18 +244,17 @@ def _why_not(solver: AnySolver, request: Request, found: Choices) -> NDArray[np.
 
 
 def _costs_of_each(
-    fixed: Fixed, compute: Compute, request: Request, server: ServerProfile, found: Choices | None = None
+    fixed: Fixed, compute: Compute, request: Request, server: ServerProfile, found: Choices
 ) -> CutCosts[Floats]:
-    """Costs of every cut; where nothing was chosen yet, as if no byte were loaded and none sent but the answer's."""
-    nothing = np.zeros(len(fixed.answer_bytes))
+    """Costs of every cut."""
     return costs(
         request,
         server,
         device_macs=compute.device_macs,
         device_s=compute.device_s,
         server_s=compute.server_s,
-        download_bytes=nothing if found is None else found.download_bytes.astype(np.float64),
-        up_bytes=nothing if found is None else found.up_bytes.astype(np.float64),
+        download_bytes=found.download_bytes.astype(np.float64),
+        up_bytes=found.up_bytes.astype(np.float64),
         answer_bytes=fixed.answer_bytes,
         round_trips=fixed.round_trips,
     )

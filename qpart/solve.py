@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from qpart.costs import Fixed
 from qpart.cuts import Choices, Joined, Pairs, strides
 from qpart.fronts import Chain, Floats, Ints
-from qpart.leading import Leading
+from qpart.leading import Leader, Leading
 from qpart.problems import NO_LOADS, Loads, Problem, Reach, search
 from qpart.tables import WIDTHS, BitList, Tables
 
@@ -27,6 +27,7 @@ TO_LOAD = (1, 0)
 MIXES = ((8, 1), (2, 1), (1, 2), (0, 1))  # bytes to load, bytes to hold; the last finds what fits if anything does
 Pieces = frozenset[tuple[int, int]]
 _NONE: Pieces = frozenset()
+_SLACK = 1 + 1e-11  # more than sums of a few numbers are off
 
 
 class Pattern(msgspec.Struct, frozen=True, kw_only=True):
@@ -110,6 +111,19 @@ def _evaluated(tables: Tables, cut: int, weight_bits: Sequence[int], live_bits: 
     )
 
 
+def _pattern_of(one: Leader) -> Pattern:
+    return Pattern(
+        cut=one.cut,
+        weight_bits=tuple(one.weight_bits),
+        live_bits=tuple(one.live_bits),
+        psi=one.psi,
+        download_bytes=one.download_bytes,
+        segment_bytes=one.segment_bytes,
+        up_bytes=one.up_bytes,
+        device_bytes=one.device_bytes,
+    )
+
+
 def _width(bits: int) -> int:
     if bits not in WIDTHS:
         raise ValueError(f"a width of {bits} bits is none of {WIDTHS}")
@@ -187,7 +201,7 @@ class Solver:
         self._least_bytes = least_bytes(tables)
         self._plain_joined = Joined(chain, self._pairs)
         self._joined: OrderedDict[tuple[Pieces, float], Joined] = OrderedDict()
-        self._leading = Leading(tables, chain, self._plain_joined, self._pairs)
+        self._leading = Leading(tables, chain, self._pairs)
 
     def front_sizes(self) -> list[int]:
         """Points on the weights' front of every prefix of the nodes with weights."""
@@ -306,7 +320,7 @@ class Solver:
         up_weight: float,
         memory_bytes: int,
         cached: Collection[tuple[int, int]],
-    ) -> Choices | None:
+    ) -> list[Pattern] | None:
         """What `best_of_each` finds at the cuts that may have the least sum of `base` and cost, and of no other.
 
         No front with the cache is made, nor kept, but where memory binds at one of these cuts.
@@ -317,24 +331,33 @@ class Solver:
             down_weight, up_weight, memory_bytes, cached: as there.
 
         Returns:
-            None if all cuts have to be looked at: bytes cost next to nothing, noise has no limit in reason, another
-            thread asks, or there is no compiled code.
+            One of each such cut. None if all cuts have to be looked at: bytes cost next to nothing, noise has no limit
+            in reason, another thread asks, or there is no compiled code.
         """
         weights = down_weight, up_weight
-        found = self._leading.found(budgets, base, *weights, memory_bytes, cached)
-        if found is None:
+        leaders = self._leading.found(budgets, base, *weights, memory_bytes, cached)
+        if leaders is None:
             return None
-        choices = Choices.none(len(budgets))
-        for one in found:
-            if one.fits:
-                choices.put(one.cut, one)
-                continue
-            pieces = self._relevant(len(budgets) - 1, cached)
+        found = [_pattern_of(one) for one in leaders if one.fits]
+        if len(found) == len(leaders):
+            return found
+
+        def cost(one: Leader | Pattern) -> float:
+            return float(base[one.cut]) + down_weight * one.download_bytes + up_weight * one.up_bytes
+
+        least = min(map(cost, found), default=inf)
+        tight = sorted((one for one in leaders if not one.fits and cost(one) <= least * _SLACK), key=cost)
+        pieces = self._relevant(len(budgets) - 1, cached)
+        reach = Reach(float(budgets.max()), self._rooms({one.cut for one in tight}, memory_bytes))
+        for one in tight:
+            if cost(one) > least * _SLACK:  # and what fits costs no less than what need not
+                break
             mine = pieces if pieces and min(pieces)[0] < one.cut else _NONE
-            reach = Reach(float(budgets.max()), self._rooms((one.cut,), memory_bytes))
-            budget = float(budgets[one.cut])
-            choices.put(one.cut, self._fitting(one.cut, budget, weights, memory_bytes, mine, reach))
-        return choices
+            fitting = self._fitting(one.cut, float(budgets[one.cut]), weights, memory_bytes, mine, reach)
+            if fitting is not None:
+                found.append(fitting)
+                least = min(least, cost(fitting))
+        return found
 
     def _rooms(self, cuts: Collection[int], memory_bytes: int) -> tuple[int, ...]:
         """(tensors,) most bytes of the packed pieces of so many tensors at any of these cuts; -1 where none is."""

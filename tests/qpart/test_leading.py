@@ -11,12 +11,14 @@ import pytest
 
 from bench.macro import _optimality_cases as cases
 from qpart import leading
+from qpart.costs import Fixed, costs
+from qpart.cuts import Choices
 from qpart.errors import Infeasible
-from qpart.leading import hull
+from qpart.leading import Leader, hull
 from qpart.plan import Plan, plan
 from qpart.profile import Channel, DeviceProfile, Request, Weights
 from qpart.rows import CutTable
-from qpart.solve import Solver, evaluate
+from qpart.solve import Solver, evaluate, uniform
 from qpart.tables import WIDTHS, BudgetMap
 from tests.qpart.planner_cases import SERVER, by_trying, dense, every_pattern, random_tables, residual, tiny
 
@@ -125,14 +127,13 @@ def test_leaders_are_what_trying_everything_finds(seed, name):
         ]
         total = [np.inf if cost is None else base[cut] + cost for cut, cost in enumerate(least)]
         if min(total) == np.inf:
-            assert not found.exists.any()
+            assert not found
             continue
-        assert found.exists[int(np.argmin(total))]
-        for cut in np.flatnonzero(found.exists).tolist():
-            again = evaluate(tables, cut, found.weight_bits[cut], found.live_bits[cut], cached=cached)
-            assert again.psi <= budgets[cut]
-            assert down * again.download_bytes + up * again.up_bytes == least[cut]
-            assert (again.download_bytes, again.device_bytes) == (found.download_bytes[cut], found.device_bytes[cut])
+        assert int(np.argmin(total)) in {one.cut for one in found}
+        for one in found:
+            assert one == evaluate(tables, one.cut, one.weight_bits, one.live_bits, cached=cached)
+            assert one.psi <= budgets[one.cut]
+            assert down * one.download_bytes + up * one.up_bytes == least[one.cut]
 
 
 @pytest.mark.parametrize("seed", range(3))
@@ -241,8 +242,10 @@ def leads_to_the_cheapest(tables, budgets, base, weights):
     cost = base + weights[0] * every.download_bytes + weights[1] * every.up_bytes
     cut = int(np.argmin(np.where(every.exists, cost, np.inf)))
     assert every.exists[cut]
-    assert found is None or found.exists[cut]
-    assert found is None or all(one[cut] == other[cut] for one, other in zip(found, every, strict=True))
+    if found is not None:
+        leads = Choices.of([next((one for one in found if one.cut == k), None) for k in range(len(budgets))])
+        assert leads.exists[cut]
+        assert all(one[cut] == other[cut] for one, other in zip(leads, every, strict=True))
 
 
 def compared(solver, tables, rng, **changes):
@@ -259,6 +262,61 @@ def compared(solver, tables, rng, **changes):
     assert same > 3
 
 
+@pytest.mark.parametrize("seed", range(20))
+def test_costs_without_bytes_are_those_of_the_formula(seed):
+    """To rounding: the search takes cuts for equal whose costs differ by less."""
+    rng = np.random.default_rng(seed)
+    tables = random_tables(NETWORKS["residual"], seed)
+    fixed, asked = Fixed(tables), some_request(tables, rng)
+    if seed % 2:
+        layer_s = tuple((10 ** rng.uniform(-6, 0, tables.network.num_nodes)).tolist())
+        asked = msgspec.structs.replace(asked, device=msgspec.structs.replace(asked.device, layer_s=layer_s, watts=2.5))
+    compute = fixed.compute(asked, SERVER)
+    found = fixed.without_bytes(asked, SERVER, compute)
+    nothing = np.zeros(len(found))
+    expected = costs(
+        asked, SERVER, device_macs=compute.device_macs, device_s=compute.device_s, server_s=compute.server_s,
+        download_bytes=nothing, up_bytes=nothing, answer_bytes=fixed.answer_bytes, round_trips=fixed.round_trips,
+    )  # fmt: skip
+    np.testing.assert_allclose(found, expected.objective, rtol=1e-14)
+
+
+@pytest.mark.parametrize(("dearer", "looked_at"), [(True, [1]), (False, [1, 2])])
+def test_no_front_is_made_for_a_cut_that_another_beats(monkeypatch, dearer, looked_at):
+    """What fits costs no less than the cheapest that need not, and that of cut 2 costs more than what cut 1 has."""
+    solver, asked = Solver(tiny()), []
+    fitting = uniform(solver.tables, 1, 4)
+    bytes_of = {0: 10**9, 1: 1, 2: fitting.download_bytes + fitting.up_bytes + (1 if dearer else -1)}
+    leaders = [Leader(cut, cut == 0, 0.0, size, 0, 0, 0, b"", b"") for cut, size in bytes_of.items()]
+
+    def fitting_at(cut, *_):
+        asked.append(cut)
+        return fitting if cut == 1 else None
+
+    monkeypatch.setattr(solver._leading, "found", lambda *_: leaders[::-1])
+    monkeypatch.setattr(solver, "_fitting", fitting_at)
+    found = solver.leading(
+        np.ones(3), np.zeros(3), down_weight=1.0, up_weight=1.0, memory_bytes=1, cached=frozenset({(0, 2)})
+    )
+    assert asked == looked_at
+    assert {one.cut for one in found} == {0, 1}
+
+
+@pytest.mark.native
+def test_place_for_points_is_given_back():
+    """Where one question took as much as few do, the next ones do not."""
+    tables = cases.tables_for(cases.fifty_layers(), 0, law=True)
+    solver = Solver(tables)
+    search, cuts = solver._leading._search, tables.network.num_nodes + 1
+    base = np.full(cuts, np.inf)
+    base[-2] = 0.0
+    few = search.room
+    for budget in (0.02, 0.05, 0.3):
+        assert len(search.run([(4000, 2)], np.full(cuts, budget), base, 1.0, 1e5, 1 << 40)) == 1
+        assert few <= search.room <= 1 << 18
+
+
+@pytest.mark.native
 @pytest.mark.parametrize("seed", range(5))
 def test_loads_are_those_of_the_tables(seed):
     tables, rng = random_tables(NETWORKS["residual"], seed), np.random.default_rng(seed)
@@ -269,7 +327,7 @@ def test_loads_are_those_of_the_tables(seed):
         cached = some_cache(tables, rng, kind)
         expected = tables.load_bytes(cached)
         rows = [expected.get(node, tables.weight_bytes[node]) for node in nodes]
-        assert solver._leading.loads(cached).tolist() == [list(row) for row in rows]
+        assert solver._leading._search.loads(cached).tolist() == [list(row) for row in rows]
 
 
 @pytest.mark.parametrize("seed", range(5))
