@@ -20,7 +20,7 @@ STAMP = {"cpu": "x", "cores": 2, "commit": "abc"}
 def claim(net, reduction, drop, *, accuracy=0.01, apart=0):
     return {
         "net": net, "reduction": reduction, "drop": drop, "changed": 0.02, "accuracy": accuracy, "images": 10_000,
-        "planned_minus_sent_bytes": apart,
+        "planned_minus_sent_bytes": apart, "cut": 12 if net == "fc" else 3, "nodes": 12,
     }  # fmt: skip
 
 
@@ -28,21 +28,28 @@ def test_promises_take_the_worst_net_and_count_every_plan():
     claims = {
         "": [claim("fc", 0.85, 0.001), claim("resnet", 0.79, 0.002)],
         "_labels": [claim("fc", 0.9, 0.001), claim("resnet", 0.82, 0.004)],
+        "_seen": [claim("fc", 0.93, 0.009)],
         "_split": [claim("fc", 0.8, 0.0), claim("resnet", 0.7, 0.006)],
         "_split_labels": [claim("fc", 0.9, 0.0)],
+        "_split_seen": [claim("resnet", 0.91, 0.003)],
     }
+    slow = [claim("fc", 0, 0.05, apart=2)]
     rows = [claim("fc", 0, 0.03, accuracy=0.02), claim("fc", 0, 0.02, accuracy=0.02, apart=7)]
-    found = {key: figure["value"] for key, figure in promise.figures(rows, claims, STAMP).items()}
-    assert found == {
+    figures = promise.figures(rows, claims, slow, STAMP)
+    assert "1 of the plans are whole nets" in figures["qpart.payload_reduction_min"]["unit"]
+    assert "whole" not in figures["qpart.payload_reduction_min_split_seen"]["unit"]
+    assert {key: figure["value"] for key, figure in figures.items()} == {
         "qpart.payload_reduction_min": 0.79,
         "qpart.payload_reduction_min_labels": 0.82,
+        "qpart.payload_reduction_min_seen": 0.93,
         "qpart.payload_reduction_min_split": 0.7,
         "qpart.payload_reduction_min_split_labels": 0.9,
-        "qpart.accuracy_drop_max": 0.006,
+        "qpart.payload_reduction_min_split_seen": 0.91,
+        "qpart.accuracy_drop_max": 0.009,
         "qpart.promises_broken": 1,
-        "qpart.changed_over_promise": 7,
-        "qpart.plans_served": 9,
-        "qpart.planned_minus_sent_bytes": 7,
+        "qpart.changed_over_promise": 9,
+        "qpart.plans_served": 11,
+        "qpart.planned_minus_sent_bytes": 9,
     }
 
 
@@ -72,6 +79,8 @@ def test_the_level_is_the_largest_whose_patterns_lose_less_by_the_labels():
     assert promise.level_by_labels(with_drops(None, None, None)) == 0.01
     few = with_drops(0.0, 0.002, 0.02, verified_on=1000)
     assert promise.level_by_labels(few) == 0.01, "what was seen of 1,000 inputs is not sure to so much"
+    assert promise.level_by_labels(few, bounded=False) == 0.05
+    assert promise.level_by_labels(with_drops(0.0, 0.02, 0.0), bounded=False) == 0.01
 
 
 def test_the_bound_of_a_drop_covers_it_whatever_it_is():
@@ -109,14 +118,16 @@ def test_latency_is_held_against_the_best_other_way_that_keeps_to_the_accuracy()
     def row(way, seconds, **more):
         return {
             "net": "fc", "mbit_s": 1.0, "raw_input_stays": False, "way": way, "mean_s": seconds, "cold_s": seconds,
-            "warm_s": seconds, **more,
+            "warm_s": seconds, "inferences": 1000, **more,
         }  # fmt: skip
 
     rows = [row("qpart", 2.0), row("uniform", 3.0, holds=True), row("jalad", 1.0, holds=False)]
-    rows += [{**one, "raw_input_stays": True} for one in rows]
+    once = [{**one, "inferences": 1} for one in rows]
+    rows += [{**one, "raw_input_stays": True} for one in rows] + [{**one, "cold_s": 2.0} for one in once]
     found = latency.figures(rows, {"fc": {"calibration_s": 9.0}}, STAMP)
     assert found["qpart.latency.mean_over_best_other"]["value"] == 1.5
     assert found["qpart.latency.warm_over_best_other_private"]["value"] == 1.5
+    assert found["qpart.latency.once_over_best_other"]["value"] == 1.0
     assert found["qpart.calibration.fc_s"]["value"] == 9.0
 
 
