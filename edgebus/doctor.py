@@ -8,7 +8,8 @@ from enum import StrEnum
 from statistics import median
 from typing import NamedTuple
 
-from edgebus.doctor_facts import Facts, Greeting, KeyFacts, Reach, Session
+from edgebus.doctor_facts import Facts, KeyFacts, Reach, Session
+from edgebus.zmtp import Greeting
 
 CLOCK_HINT_S = 30.0
 SMALL_MSS_BYTES = 1200

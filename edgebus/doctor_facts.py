@@ -1,12 +1,11 @@
-"""What a probe can find out about an endpoint, as data, and what a listener's first bytes are. Pure."""
+"""What a probe can find out about an endpoint, as data. Pure."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import NamedTuple
 
-GREETING_BYTES = 64
+from edgebus.zmtp import Greeting
 
 
 class Reach(StrEnum):
@@ -33,15 +32,6 @@ class KeyFacts:
     directory_mode: int = 0o700
     owner_uid: int = 0
     our_uid: int = 0
-
-
-class Greeting(NamedTuple):
-    """What a listener said to a ZMTP greeting."""
-
-    kind: str  # zmtp, silent, closed, http, tls, ssh, other
-    version: tuple[int, int] = (0, 0)
-    mechanism: str = ""
-    shown: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -84,33 +74,3 @@ class Facts:
     session: Session | None = None
     our_protocol: tuple[int, int] = (1, 1)
     our_max_frame_bytes: int = 0
-
-
-def parse_greeting(content: bytes, closed: bool) -> Greeting:
-    """What the first bytes of a listener are.
-
-    Args:
-        content: at most a few hundred bytes.
-        closed: True if the listener ended the connection after them.
-
-    Source: ZMTP 3.1 (RFC 37), section "Greeting".
-
-    >>> parse_greeting(b"SSH-2.0-OpenSSH", closed=False).kind
-    'ssh'
-    """
-    shown = ascii(content[:60].decode("latin-1"))[1:-1]
-    if not content:
-        return Greeting("closed" if closed else "silent")
-    if content[0] == 0xFF and content[9:10] in (b"\x7f", b""):
-        if len(content) < 12:
-            return Greeting("zmtp", (0, 0), "", shown)
-        mechanism = content[12:32].rstrip(b"\0").decode("latin-1") if len(content) >= 32 else ""
-        return Greeting("zmtp", (content[10], content[11]), ascii(mechanism)[1:-1], shown)
-    for kind, marks in (
-        ("http", (b"HTTP/", b"<!DOC", b"<html")),
-        ("ssh", (b"SSH-",)),
-        ("tls", (b"\x15\x03", b"\x16\x03")),
-    ):
-        if content.startswith(marks):
-            return Greeting(kind, shown=shown)
-    return Greeting("other", shown=shown)

@@ -7,10 +7,9 @@ from collections.abc import Callable
 
 import zmq
 
-from edgebus.doctor_facts import GREETING_BYTES
-from edgebus.plain import SIGNATURE
 from edgebus.rawzmq import EVENTS, POLLIN, ZmqSocket, get
 from edgebus.sockets import Sockets
+from edgebus.zmtp import GREETING_BYTES, SIGNATURE
 
 
 class Question:

@@ -15,7 +15,7 @@ from __future__ import annotations
 import errno
 from typing import NamedTuple
 
-from edgebus.doctor_facts import parse_greeting
+from edgebus.zmtp import parse_greeting
 
 PATIENCE = 3
 """Handshakes cut by the server in a row before its key is taken to be wrong: a restart can cut one or two.

@@ -5,11 +5,8 @@ from __future__ import annotations
 import socket
 import time
 
-from edgebus.doctor_facts import GREETING_BYTES, parse_greeting
 from edgebus.errors import ConfigError
-
-SIGNATURE = b"\xff" + bytes(8) + b"\x7f" + bytes((3, 1))
-"""How a ZMTP 3.1 greeting begins: to a mechanism that is not its own, libzmq closes before it says which it has."""
+from edgebus.zmtp import GREETING_BYTES, SIGNATURE, parse_greeting
 
 
 def host_port_path(endpoint: str) -> tuple[str, int, str]:

@@ -15,10 +15,11 @@ import edgebus
 from edgebus import messages
 from edgebus.config import Limits
 from edgebus.daemon.reports import StatsReport, ask_stats
-from edgebus.doctor_facts import Facts, Greeting, KeyFacts, Reach, Session, parse_greeting
+from edgebus.doctor_facts import Facts, KeyFacts, Reach, Session
 from edgebus.errors import EdgebusError, KeyFileError, Refused, WrongServerKey
 from edgebus.keys import PUBLIC_FILE, SECRET_FILE
-from edgebus.plain import SIGNATURE, exchange, host_port_path, open_plain
+from edgebus.plain import exchange, host_port_path, open_plain
+from edgebus.zmtp import SIGNATURE, Greeting, parse_greeting
 
 _PINGS = 10
 _BURST = 64

@@ -15,8 +15,9 @@ import edgebus
 from edgebus import messages as m
 from edgebus.cli.probe import key_facts, probe
 from edgebus.doctor import Verdict, diagnose
-from edgebus.doctor_facts import Facts, Greeting, KeyFacts, Reach, Session, parse_greeting
+from edgebus.doctor_facts import Facts, KeyFacts, Reach, Session
 from edgebus.errors import ConfigError
+from edgebus.zmtp import Greeting, parse_greeting
 
 KEY = "]" * 40
 OTHER = "[" * 40

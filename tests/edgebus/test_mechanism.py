@@ -12,7 +12,7 @@ import pytest
 
 import edgebus
 from edgebus.handshake import GREETING_EVERY, HandshakeWatch
-from edgebus.plain import SIGNATURE
+from edgebus.zmtp import SIGNATURE
 
 CUT = [("CONNECT_DELAYED", 115), ("CONNECTED", 9), ("HANDSHAKE_FAILED_NO_DETAIL", errno.EPIPE), ("DISCONNECTED", 9)]
 
