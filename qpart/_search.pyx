@@ -81,6 +81,7 @@ cdef class Search:
 
     cdef make_room(self, int64_t room):
         """Place for so many points; those that are there stay as far as they have place."""
+        self.room = min(self.room, room)  # should memory end below, all three have as much
         self.num_bytes, self.steps = _resized(self.num_bytes, room), _resized(self.steps, room)
         self.noise = _resized(self.noise, room)
         self.room = room
@@ -97,9 +98,11 @@ cdef class Search:
             self.read(cached)
             return self.leaders(budgets, base, memory_bytes)
         finally:
-            if self.room > KEPT_ROOM:  # few questions need as much
-                self.make_room(LEAST_ROOM)
-            self.busy = False
+            try:
+                if self.room > KEPT_ROOM:  # few questions need as much
+                    self.make_room(LEAST_ROOM)
+            finally:
+                self.busy = False
 
     def loads(self, cached):
         """See the stub."""

@@ -11,6 +11,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from setuptools.command.egg_info import FileList
 
 HERE = Path(importlib.import_module("edgebus").__file__).parent
 COMPILED = [".".join(path.relative_to(HERE).with_suffix("").parts) for path in sorted(HERE.rglob("*.pxd"))]
@@ -67,6 +68,18 @@ def test_setup_compiles_what_is_said_to_be_compiled():
     text = (TESTS.parents[1] / "setup.py").read_text()
     named = text[text.index("BUS = (") :].partition(")")[0]
     assert sorted(re.findall(r'"([\w.]+)"', named)) == sorted(SAID)
+
+
+def test_a_source_distribution_has_all_that_is_compiled(monkeypatch):
+    """What is translated is found by itself only in its translation, and what that includes not at all."""
+    monkeypatch.chdir(TESTS.parents[1])
+    packed = FileList()
+    for line in Path("MANIFEST.in").read_text().splitlines():
+        packed.process_template_line(line)
+    needed = {str(path) for top in ("edgebus", "kernels", "qpart") for path in Path(top).rglob("*.p[yx][xd]")}
+    assert len(needed) > 30
+    assert needed - set(packed.files) == set()
+    assert not [name for name in packed.files if name.endswith(".c") and not name.startswith("kernels/csrc/")]
 
 
 @pytest.mark.parametrize("copied", [["kernels"], ["kernels", "edgebus"]])

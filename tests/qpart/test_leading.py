@@ -317,6 +317,39 @@ def test_place_for_points_is_given_back():
 
 
 @pytest.mark.native
+def test_search_goes_on_after_there_was_no_memory_to_give_place_back(monkeypatch):
+    """Not busy for ever, and no more place on record than the smallest of the arrays has."""
+    tables = cases.tables_for(cases.fifty_layers(), 0, law=True)
+    search, cuts = Solver(tables)._leading._search, tables.network.num_nodes + 1
+    base = np.full(cuts, np.inf)
+    base[-2] = 0.0
+
+    def run():
+        return search.run([(4000, 2)], np.full(cuts, 0.1), base, 1.0, 1e5, 1 << 40)
+
+    expected, few, given = run(), search.room, []
+
+    class Short:
+        """numpy that has memory for all but the third of the small arrays."""
+
+        def __getattr__(self, name):
+            return getattr(np, name)
+
+        def empty(self, size, dtype):
+            given.append(size)
+            if given.count(few) == 3:
+                raise MemoryError
+            return np.empty(size, dtype)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(leading._search, "np", Short())
+        with pytest.raises(MemoryError):
+            run()
+    assert search.room == few
+    assert run() == expected
+
+
+@pytest.mark.native
 @pytest.mark.parametrize("seed", range(5))
 def test_loads_are_those_of_the_tables(seed):
     tables, rng = random_tables(NETWORKS["residual"], seed), np.random.default_rng(seed)
