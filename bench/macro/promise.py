@@ -81,7 +81,7 @@ def carried_out(device: Device, request: Request, held: HeldOut, count: int) -> 
     """One plan, from its request to the predictions for so many images."""
     planned = device.prepare(request)
     loaded = device.traffic.download_bytes
-    logits = [device.infer(held.pixels[start : start + BATCH]) for start in range(0, count, BATCH)]
+    logits = [device.infer(held.pixels[start : min(start + BATCH, count)]) for start in range(0, count, BATCH)]
     traffic, pattern = device.traffic, planned.plan.pattern
     kinds = ("download", "up", "answer")
     planned_bytes = {kind: getattr(traffic, f"planned_{kind}_bytes") for kind in kinds}
