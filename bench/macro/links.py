@@ -1,22 +1,26 @@
 """One user on four links: tokens per second and bytes per token of each drafter, with every window and with auto.
 
-`python -m bench.macro.links`, about twelve minutes alone on two cores; writes bench/results/links.json and the figure
-`sled.device.auto_window_ratio_min`. SmolLM2-135M in float32 is served by `sled serve --windows fixed` in a process of
-its own with one thread; the device has another process and another thread; links are made by the in-tree proxy (delay,
-bandwidth, cuts) and CURVE is on. All windows of a prompt run one after the other, in an order that turns from prompt to
-prompt, so that a slow minute of the machine hits all alike. Beside them in the same run: the target streaming its own
-tokens over the same link, and, without any link, transformers (assisted generation with the same drafter, prompt
-lookup) and llama.cpp (speculation with the same drafter, which has to speak the target's whole vocabulary there, and
-with n-grams) with the same weights in float32 in one process with both cores.
+`python -m bench.macro.links`, about 25 minutes alone on two cores for seven prompts; writes bench/results/links.json
+and the figure `sled.device.auto_window_ratio_min`. SmolLM2-135M in float32 is served by `sled serve --windows fixed` in
+a process of its own with one thread; the device has another process and another thread; links are made by the in-tree
+proxy (delay, bandwidth, cuts) and CURVE is on. All windows of a prompt run one after the other, in an order that turns
+from prompt to prompt, so that a slow minute of the machine hits all alike. Where there are four cores for each link,
+`--side-by-side` measures the links at the same time, each on cores of its own. Beside them in the same run: the target
+streaming its own tokens over the same link, and, without any link, transformers and llama.cpp (`_links_peers.py`).
+
+The best of nine windows on a few answers is lucky as well as good, so the figure, auto over that best, is hard on auto.
+`ratio_held_out` is without that luck: the window that was best on all other prompts, on each.
 """
 
 from __future__ import annotations
 
 import argparse
 import contextlib
-import http.client
+import dataclasses
 import json
 import math
+import os
+import subprocess
 import sys
 import tempfile
 import threading
@@ -24,25 +28,40 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 from bench import record
+from bench.macro._links_peers import ANSWER_S, MODEL, START_S, peer_rows
 from bench.macro.prompts import CHAT, CODE, COPYING, STORY
-from bench.macro.serving.servers import _free_port, _until_healthy
-from bench.macro.serving.worker import ROOT, Process, WorkerFailed
+from bench.macro.serving.worker import ROOT, Process
 from edgebus.cli.demo import KeyRing
 from edgebus.testing import Proxy
 
 COMMAND = "python -m bench.macro.links"
-MODEL = "smollm2-135m"
 WINDOWS = (0, 1, 2, 3, 4, 6, 8, 12, 16)
 AUTO = -1
 DRAFTERS = ["ngram", "smollm2-12m"]  # with every window
 ONLY_AUTO = ("ngram+smollm2-12m",)
-SELDOM, SELDOM_PROMPTS, SELDOM_SHARE = "ngram", 3, 2  # every third prompt, and half an answer: it takes longest by far
-PROMPTS = (COPYING[3], CODE[0], CHAT[0], COPYING[1], STORY[0], CODE[1], CHAT[3], STORY[1])  # whose answers are long
+PROMPTS = (  # whose answers are long
+    COPYING[3],
+    CODE[0],
+    CHAT[0],
+    COPYING[1],
+    STORY[0],
+    CODE[1],
+    CHAT[3],
+    STORY[1],
+    CODE[2],
+    CHAT[4],
+    STORY[3],
+    COPYING[0],
+    CODE[4],
+    CHAT[1],
+    STORY[4],
+    CODE[3],
+)
 WARM_UP = (CHAT[2], 64)
-START_S, ANSWER_S = 120.0, 120.0
+CORES_PER_LINK = 4
 
 
 @dataclass(frozen=True)
@@ -139,17 +158,10 @@ def world(links: tuple[Link, ...]) -> Iterator[World]:
         yield found
 
 
-def cases(link: Link, number: int) -> list[tuple[Case, int]]:
-    """What is measured on a link with the prompt of this number, and the length of each answer."""
-    alone = [(Case(link.name, drafter, AUTO), link.tokens) for drafter in ("stream", *ONLY_AUTO)]
-    drafting = []
-    for drafter in DRAFTERS:
-        if drafter != SELDOM:
-            drafting += [(Case(link.name, drafter, window), link.tokens) for window in (AUTO, *WINDOWS)]
-        elif number % SELDOM_PROMPTS == 0:
-            tokens = link.tokens // SELDOM_SHARE
-            drafting += [(Case(link.name, drafter, window), tokens) for window in (AUTO, *WINDOWS)]
-    return [*alone, *drafting]
+def cases(link: Link) -> list[Case]:
+    """What is measured on a link with each prompt."""
+    alone = [Case(link.name, drafter, AUTO) for drafter in ("stream", *ONLY_AUTO)]
+    return [*alone, *(Case(link.name, drafter, window) for drafter in DRAFTERS for window in (AUTO, *WINDOWS))]
 
 
 def measure(found: World, links: tuple[Link, ...], num_prompts: int, until: float) -> dict[Case, list[dict[str, Any]]]:
@@ -161,18 +173,50 @@ def measure(found: World, links: tuple[Link, ...], num_prompts: int, until: floa
     for number, prompt in enumerate(PROMPTS[:num_prompts]):
         begun = time.monotonic()
         for link in links:
-            todo = cases(link, number)
+            todo = cases(link)
             turn = number * 7 % len(todo)
             right: list[int] = []
-            for case, tokens in todo[turn:] + todo[:turn]:
-                got = found.answer(link, case, prompt, tokens)
-                short, right = sorted([right or got["tokens"], got["tokens"]], key=len)
-                assert right[: len(short)] == short, f"{case} gave another answer to {prompt!r}"
+            for case in todo[turn:] + todo[:turn]:
+                got = found.answer(link, case, prompt, link.tokens)
+                right = right or got["tokens"]
+                assert right == got["tokens"], f"{case} gave another answer to {prompt!r}"
                 seen.setdefault(case, []).append(got)
         took_s = time.monotonic() - begun
-        print(f"prompt {number + 1}: {took_s:.0f} s", file=sys.stderr, flush=True)
+        print(
+            f"{','.join(link.name for link in links)}, prompt {number + 1}: {took_s:.0f} s", file=sys.stderr, flush=True
+        )
         if time.monotonic() + took_s > until:
             break
+    return seen
+
+
+def side_by_side(links: tuple[Link, ...], num_prompts: int, limit_s: float) -> dict[Case, list[dict[str, Any]]]:
+    """`measure` of every link at once, each in a process with cores of its own; as many prompts as each has time for.
+
+    Raises:
+        SystemExit: there are fewer than four cores for each link, or one was not measured.
+    """
+    cores = sorted(os.sched_getaffinity(0))
+    if len(cores) < CORES_PER_LINK * len(links):
+        sys.exit(f"--side-by-side wants {CORES_PER_LINK * len(links)} cores, and there are {len(cores)}")
+    seen: dict[Case, list[dict[str, Any]]] = {}
+    children: list[subprocess.Popen[bytes]] = []
+    with tempfile.TemporaryDirectory(prefix="links-") as folder, contextlib.ExitStack() as stack:
+        for number, link in enumerate(links):
+            own = cores[number * CORES_PER_LINK : (number + 1) * CORES_PER_LINK]
+            command = [sys.executable, "-m", "bench.macro.links", "--links", link.name, "--no-peers"]
+            command += ["--tokens", str(link.tokens), "--prompts", str(num_prompts), "--limit-s", str(limit_s)]
+            command += ["--drafters", ",".join(DRAFTERS), "--cores", ",".join(map(str, own))]
+            child = subprocess.Popen([*command, "--keep", f"{folder}/{link.name}"], stdout=subprocess.DEVNULL)
+            stack.callback(child.wait)
+            stack.callback(child.terminate)
+            children.append(child)
+        for link, child in zip(links, children, strict=True):
+            if child.wait():
+                sys.exit(f"the measurement of {link.name} has failed")
+        for link in links:
+            kept = json.loads(Path(folder, link.name).read_text())
+            seen |= {Case(*case): answers for case, answers in kept}
     return seen
 
 
@@ -195,7 +239,7 @@ def row(case: Case, answers: list[dict[str, Any]]) -> dict[str, Any]:
         "hoped_rounds": total["hoped"],
         "dead_rounds": total["dead"],
         "learned": answers[-1]["learned"] if case.window == AUTO else None,
-        "each_tokens_per_s": [round(each["paced_tokens"] / each["paced_s"], 2) for each in answers],
+        "each": [[each["paced_tokens"], round(each["paced_s"], 4)] for each in answers],
     }
 
 
@@ -204,25 +248,43 @@ def ratios(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
     found = []
     for link in dict.fromkeys(each["link"] for each in rows):
         for drafter in DRAFTERS:
-            cell = {
-                each["window"]: each["tokens_per_s"]
-                for each in rows
-                if (each["link"], each["drafter"]) == (link, drafter)
-            }
+            cell = {each["window"]: each["each"] for each in rows if (each["link"], each["drafter"]) == (link, drafter)}
             auto = cell.pop("auto")
-            best = max(cell, key=cell.__getitem__)
-            ratio = round(auto / cell[best], 3)
+            best = _best(cell)
             found.append(
                 {
                     "link": link,
                     "drafter": drafter,
-                    "auto": auto,
+                    "auto": round(_rate(auto), 2),
                     "best_fixed": best,
-                    "of_it": cell[best],
-                    "ratio": ratio,
+                    "of_it": round(_rate(cell[best]), 2),
+                    "ratio": round(_rate(auto) / _rate(cell[best]), 3),
+                    "ratio_held_out": _held_out(auto, cell),
                 }
             )
     return found
+
+
+Answers: TypeAlias = list[tuple[int, float]]  # tokens, and the seconds they took
+
+
+def _rate(answers: Answers) -> float:
+    return sum(tokens for tokens, _ in answers) / sum(seconds for _, seconds in answers)
+
+
+def _best(cell: dict[int, Answers]) -> int:
+    return max(cell, key=lambda window: _rate(cell[window]))
+
+
+def _held_out(auto: Answers, cell: dict[int, Answers]) -> float | None:
+    """Auto over what was best on all prompts but the one it is held against; None with a single prompt."""
+    if len(auto) == 1:
+        return None
+    chosen = [
+        cell[_best({window: answers[:i] + answers[i + 1 :] for window, answers in cell.items()})][i]
+        for i in range(len(auto))
+    ]
+    return round(_rate(auto) / _rate(chosen), 3)
 
 
 def figure_of(held: list[dict[str, Any]], stamp: dict[str, Any]) -> record.Figure:
@@ -234,93 +296,11 @@ def figure_of(held: list[dict[str, Any]], stamp: dict[str, Any]) -> record.Figur
     return record.figure(least["ratio"], unit, peer, COMMAND, stamp)
 
 
-def packaged_drafter() -> Path:
-    """The file of smollm2-12m."""
-    import sled
-    from sled.drafters.opening import PACKAGED
-
-    return Path(sled.__file__).parent / "models" / PACKAGED["smollm2-12m"]
-
-
-def transformers_rows(prompts: list[list[int]], tokens: int) -> list[dict[str, Any]]:
-    """What transformers does in one process, both cores and no link."""
-    drafter = packaged_drafter()
-    rows = []
-    with Process("transformers", [sys.executable, "-m", "bench.macro._links_hf"], 2) as peer:
-        ways = peer.ask(START_S, do="connect", model=MODEL, drafter=str(drafter), threads=2)["ways"]
-        for way in ways:
-            peer.ask(ANSWER_S, do="answer", way=way, prompt=prompts[0], max_tokens=8)
-        seen: dict[str, list[dict[str, Any]]] = {way: [] for way in ways}
-        for prompt in prompts:
-            for way in ways:
-                seen[way].append(peer.ask(ANSWER_S, do="answer", way=way, prompt=prompt, max_tokens=tokens))
-    for way, answers in seen.items():
-        rate = sum(each["paced_tokens"] for each in answers) / sum(each["paced_s"] for each in answers)
-        rows.append({"peer": f"transformers, {way}", "tokens_per_s": round(rate, 2)})
-    return rows
-
-
-def llamacpp_rows(prompts: list[list[int]], tokens: int, peers: Path, folder: Path) -> list[dict[str, Any]]:
-    """What llama.cpp's server does with the same weights in float32: alone, with the same drafter, with n-grams."""
-    from bench.macro._links_llamacpp import write_widened
-    from bench.macro.serving.float_gguf import write_float32
-    from sled.targets.catalog import find_model
-
-    binary = peers / "bin" / "llama-server"
-    if not binary.is_file():
-        return [{"peer": "llama.cpp", "error": f"there is no {binary}; run sh scripts/serving_peers.sh"}]
-    folder.mkdir(parents=True, exist_ok=True)
-    source = find_model(MODEL).path
-    model = write_float32(source, folder / f"{source.stem}.F32.gguf")
-    drafter = write_widened(packaged_drafter(), source, folder / "smollm2-draft-12m.widened.gguf")
-    rows = []
-    drafts = ["--spec-type", "draft-simple", "--model-draft", str(drafter), "--threads-draft", "2"]
-    ngram = ["--spec-type", "ngram-simple", "--spec-ngram-simple-size-n", "3", "--spec-ngram-simple-size-m", "8"]
-    for way, options in (("plain", []), ("smollm2-12m drafts", drafts), ("ngram-simple 3, 8", ngram)):
-        port = _free_port()
-        command = [str(binary), "--model", str(model), "--host", "127.0.0.1", "--port", str(port), "--parallel", "1"]
-        command += [
-            "--ctx-size",
-            "1024",
-            "--threads",
-            "2",
-            "--threads-batch",
-            "2",
-            "--no-webui",
-            "--log-disable",
-            *options,
-        ]
-        with Process(f"llama-server, {way}", command, 2) as server:
-            _until_healthy(server, port)
-            count, spent_ms, drafted, accepted = 0, 0.0, 0, 0
-            for number, prompt in enumerate([prompts[0], *prompts]):
-                timings = _completion(port, prompt, tokens)
-                if number:  # the first one warms up
-                    count, spent_ms = count + timings["predicted_n"] - 1, spent_ms + timings["predicted_ms"]
-                    drafted, accepted = (
-                        drafted + timings.get("draft_n", 0),
-                        accepted + timings.get("draft_n_accepted", 0),
-                    )
-        rate = round(1e3 * count / spent_ms, 2)
-        rows.append({"peer": f"llama.cpp, {way}", "tokens_per_s": rate, "drafted": drafted, "accepted": accepted})
-    return rows
-
-
-def _completion(port: int, prompt: list[int], tokens: int) -> dict[str, Any]:
-    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=ANSWER_S)
-    with contextlib.closing(connection):
-        body = {"prompt": prompt, "n_predict": tokens, "temperature": 0.0, "cache_prompt": False}
-        connection.request("POST", "/completion", json.dumps(body), {"Content-Type": "application/json"})
-        answer: dict[str, Any] = json.load(connection.getresponse())
-    timings: dict[str, Any] = answer["timings"]
-    return timings
-
-
 def main(arguments: Sequence[str] | None = None) -> None:
     """Measure and write."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--prompts", type=int, default=len(PROMPTS), help="at most so many")
-    parser.add_argument("--limit-s", type=float, default=630.0, help="no further prompt is begun that would end later")
+    parser.add_argument("--limit-s", type=float, default=1400.0, help="no further prompt is begun that would end later")
     parser.add_argument("--links", default=",".join(link.name for link in LINKS))
     parser.add_argument("--drafters", default=",".join(DRAFTERS))
     parser.add_argument("--tokens", type=int, default=0, help="of an answer; default as the link says")
@@ -328,9 +308,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--folder", type=Path, default=ROOT / "build" / "serving")
     parser.add_argument("--no-peers", action="store_true")
     parser.add_argument("--no-write", action="store_true", help="only print")
+    parser.add_argument("--side-by-side", action="store_true", help="all links at once, each on four cores")
+    parser.add_argument("--cores", help="run on these, 0,1,2,3 say")
+    parser.add_argument("--keep", type=Path, help="only measure, and write the answers there")
     given = parser.parse_args(arguments)
     whole = (",".join(link.name for link in LINKS), ",".join(DRAFTERS), 0)
-    if (given.links, given.drafters, given.tokens) != whole and not given.no_write:
+    if (given.links, given.drafters, given.tokens) != whole and not (given.no_write or given.keep):
         parser.error("a part of it is not recorded as the whole; add --no-write")
     DRAFTERS[:] = given.drafters.split(",")
     stamp, began = record.stamp(), time.monotonic()
@@ -339,11 +322,19 @@ def main(arguments: Sequence[str] | None = None) -> None:
         for link in LINKS
         if link.name in given.links.split(",")
     )
-    with world(links) as found:
-        seen = measure(found, links, given.prompts, began + given.limit_s)
+    if given.cores:
+        os.sched_setaffinity(0, set(map(int, given.cores.split(","))))
+    if given.side_by_side:
+        seen = side_by_side(links, given.prompts, given.limit_s)
+    else:
+        with world(links) as found:
+            seen = measure(found, links, given.prompts, began + given.limit_s)
+    if given.keep:
+        given.keep.write_text(json.dumps([(dataclasses.astuple(case), answers) for case, answers in seen.items()]))
+        return
     rows = [row(case, answers) for case, answers in seen.items()]
     for each in rows:
-        print({key: value for key, value in each.items() if key != "each_tokens_per_s"})
+        print({key: value for key, value in each.items() if key != "each"})
     prompts = [answer["prompt"] for answer in next(iter(seen.values()))][:4]
     peers = [] if given.no_peers else peer_rows(prompts, links[0].tokens, given.peers, given.folder)
     for each in peers:
@@ -353,10 +344,16 @@ def main(arguments: Sequence[str] | None = None) -> None:
         print(each)
     results = {
         "links": [
-            {"name": link.name, "round_ms": link.round_ms, "mbit_s": link.mbit_s, "tokens": link.tokens}
+            {
+                "name": link.name,
+                "round_ms": link.round_ms,
+                "mbit_s": link.mbit_s,
+                "tokens": link.tokens,
+                "prompts": len(seen[Case(link.name, "stream", AUTO)]),
+            }
             for link in links
         ],
-        "prompts": len(next(iter(seen.values()))),
+        "side_by_side": given.side_by_side,
         "rows": rows,
         "ratios": held,
         "peers": peers,
@@ -366,17 +363,6 @@ def main(arguments: Sequence[str] | None = None) -> None:
     print(figure["unit"], figure["value"], f"{time.monotonic() - began:.0f} s")
     if not given.no_write:
         record.write("links", results, {"sled.device.auto_window_ratio_min": figure}, stamp)
-
-
-def peer_rows(prompts: list[list[int]], tokens: int, peers: Path, folder: Path) -> list[dict[str, Any]]:
-    """Whoever is at hand."""
-    found: list[dict[str, Any]] = []
-    for rows in (transformers_rows, lambda *asked: llamacpp_rows(*asked, peers, folder)):
-        try:
-            found += rows(prompts, tokens)
-        except WorkerFailed as error:
-            found.append({"peer": "failed", "error": str(error)})
-    return found
 
 
 if __name__ == "__main__":
