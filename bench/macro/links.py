@@ -4,7 +4,7 @@
 and the figure `sled.device.auto_window_ratio_min`. SmolLM2-135M in float32 is served by `sled serve --windows fixed` in
 a process of its own with one thread; the device has another process and another thread; links are made by the in-tree
 proxy (delay, bandwidth, cuts) and CURVE is on. All windows of a prompt run one after the other, in an order that turns
-from prompt to prompt, so that a slow minute of the machine hits all alike. Where there are four cores for each link,
+from prompt to prompt, so that a slow minute of the machine hits all alike. Where there are three cores for each link,
 `--side-by-side` measures the links at the same time, each on cores of its own. Beside them in the same run: the target
 streaming its own tokens over the same link, and, without any link, transformers and llama.cpp (`_links_peers.py`).
 
@@ -16,214 +16,82 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import dataclasses
 import json
-import math
 import os
 import subprocess
 import sys
-import tempfile
-import threading
 import time
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, TypeAlias
 
 from bench import record
-from bench.macro._links_peers import ANSWER_S, MODEL, START_S, peer_rows
-from bench.macro.prompts import CHAT, CODE, COPYING, STORY
-from bench.macro.serving.worker import ROOT, Process
-from edgebus.cli.demo import KeyRing
-from edgebus.testing import Proxy
+from bench.macro._links_measured import AUTO, DRAFTERS, LINKS, PROMPTS, WINDOWS, Case, Link, Seen, measure, world
+from bench.macro._links_peers import peer_rows
+from bench.macro.serving.worker import ROOT
 
 COMMAND = "python -m bench.macro.links"
-WINDOWS = (0, 1, 2, 3, 4, 6, 8, 12, 16)
-AUTO = -1
-DRAFTERS = ["ngram", "smollm2-12m"]  # with every window
-ONLY_AUTO = ("ngram+smollm2-12m",)
-PROMPTS = (  # whose answers are long
-    COPYING[3],
-    CODE[0],
-    CHAT[0],
-    COPYING[1],
-    STORY[0],
-    CODE[1],
-    CHAT[3],
-    STORY[1],
-    CODE[2],
-    CHAT[4],
-    STORY[3],
-    COPYING[0],
-    CODE[4],
-    CHAT[1],
-    STORY[4],
-    CODE[3],
-)
-WARM_UP = (CHAT[2], 64)
-CORES_PER_LINK = 4
+CORES_PER_LINK = 3
 
 
-@dataclass(frozen=True)
-class Link:
-    """A link profile.
+def side_by_side(folder: Path, num_prompts: int, limit_s: float) -> Seen:
+    """Every link measured at once, each on cores of its own; cores that are left go to the slowest links, in turn.
 
-    Args:
-        name: of the profile.
-        round_ms: there and back; the proxy keeps bytes half of it each way.
-        mbit_s: each way.
-        cut_at_s: every answer's connection is cut so long after it began.
-        tokens: of an answer.
-    """
-
-    name: str
-    round_ms: float
-    mbit_s: float
-    cut_at_s: float = math.inf
-    tokens: int = 40
-
-
-LINKS = (
-    Link("lan", 1.0, 1000.0),
-    Link("wifi", 5.0, 100.0),
-    Link("lte", 40.0, 10.0),
-    Link("bad", 150.0, 1.0, cut_at_s=1.2),
-)
-
-
-@dataclass(frozen=True)
-class Case:
-    """What one answer is measured with: `window` AUTO, or a number; drafter "stream" is the target alone."""
-
-    link: str
-    drafter: str
-    window: int
-
-
-class World:
-    """The servers, a proxy for each link, and the device."""
-
-    def __init__(self, device: Process) -> None:
-        self.device = device
-        self._proxies: dict[str, Proxy] = {}
-
-    def connect(self, link: Link, drafter: str, proxy: Proxy, ring: KeyRing) -> None:
-        """A device behind this link."""
-        proxy.delay_s = link.round_ms / 2e3
-        proxy.bytes_per_s = link.mbit_s * 1e6 / 8
-        self._proxies[f"{link.name} {drafter}"] = proxy
-        self.device.ask(
-            START_S,
-            do="connect",
-            name=f"{link.name} {drafter}",
-            endpoint=proxy.endpoint,
-            server_key=str(ring.server_key),
-            keys=str(ring.of("device")),
-            drafter="none" if drafter == "stream" else drafter,
-        )
-
-    def answer(self, link: Link, case: Case, prompt: str, tokens: int) -> dict[str, Any]:
-        """One answer over a link, cut as the link is."""
-        name = f"{link.name} {case.drafter}"
-        timer = threading.Timer(min(link.cut_at_s, 1e6), self._proxies[name].cut)
-        timer.daemon = True
-        if link.cut_at_s < math.inf:
-            timer.start()
-        try:
-            return self.device.ask(
-                ANSWER_S, do="answer", name=name, prompt=prompt, max_tokens=tokens, window=case.window
-            )
-        finally:
-            timer.cancel()
-
-
-@contextlib.contextmanager
-def world(links: tuple[Link, ...]) -> Iterator[World]:
-    """Everything running: one server that verifies, one that only streams (its window is 0), and the device."""
-    with contextlib.ExitStack() as stack:
-        ring = KeyRing.make(Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="links-"))), ["device"])
-        endpoints = {}
-        for name, window in (("verify", 16), ("stream", 0)):
-            command = [sys.executable, "-m", "sled.cli", "serve", "--model", MODEL, "--bind", "tcp://127.0.0.1:0"]
-            command += ["--keys", str(ring.of("server")), "--threads", "1", "--windows", "fixed", "--json"]
-            command += ["--max-window", str(window)]
-            server = stack.enter_context(Process(f"sled serve ({name})", command, 1))
-            endpoints[name] = server.line(START_S)["endpoint"]
-        command = [sys.executable, "-m", "bench.macro._links_device"]
-        found = World(stack.enter_context(Process("device", command, 1)))
-        for link in links:
-            for drafter in ("stream", *DRAFTERS, *ONLY_AUTO):
-                proxy = stack.enter_context(Proxy(endpoints["stream" if drafter == "stream" else "verify"]))
-                found.connect(link, drafter, proxy, ring)
-        yield found
-
-
-def cases(link: Link) -> list[Case]:
-    """What is measured on a link with each prompt."""
-    alone = [Case(link.name, drafter, AUTO) for drafter in ("stream", *ONLY_AUTO)]
-    return [*alone, *(Case(link.name, drafter, window) for drafter in DRAFTERS for window in (AUTO, *WINDOWS))]
-
-
-def measure(found: World, links: tuple[Link, ...], num_prompts: int, until: float) -> dict[Case, list[dict[str, Any]]]:
-    """Every case on every prompt, or on as many as there is time for."""
-    seen: dict[Case, list[dict[str, Any]]] = {}
-    for link in links:
-        for drafter in ("stream", *DRAFTERS, *ONLY_AUTO):
-            found.answer(link, Case(link.name, drafter, AUTO), *WARM_UP)
-    for number, prompt in enumerate(PROMPTS[:num_prompts]):
-        begun = time.monotonic()
-        for link in links:
-            todo = cases(link)
-            turn = number * 7 % len(todo)
-            right: list[int] = []
-            for case in todo[turn:] + todo[:turn]:
-                got = found.answer(link, case, prompt, link.tokens)
-                right = right or got["tokens"]
-                assert right == got["tokens"], f"{case} gave another answer to {prompt!r}"
-                seen.setdefault(case, []).append(got)
-        took_s = time.monotonic() - begun
-        print(
-            f"{','.join(link.name for link in links)}, prompt {number + 1}: {took_s:.0f} s", file=sys.stderr, flush=True
-        )
-        if time.monotonic() + took_s > until:
-            break
-    return seen
-
-
-def side_by_side(links: tuple[Link, ...], num_prompts: int, limit_s: float) -> dict[Case, list[dict[str, Any]]]:
-    """`measure` of every link at once, each in a process with cores of its own; as many prompts as each has time for.
+    What `folder` holds of an earlier call counts as well, and its prompts are not measured again.
 
     Raises:
-        SystemExit: there are fewer than four cores for each link, or one was not measured.
+        SystemExit: there are fewer than three cores for each link, or one was not measured.
     """
     cores = sorted(os.sched_getaffinity(0))
-    if len(cores) < CORES_PER_LINK * len(links):
-        sys.exit(f"--side-by-side wants {CORES_PER_LINK * len(links)} cores, and there are {len(cores)}")
-    seen: dict[Case, list[dict[str, Any]]] = {}
-    children: list[subprocess.Popen[bytes]] = []
-    with tempfile.TemporaryDirectory(prefix="links-") as folder, contextlib.ExitStack() as stack:
-        for number, link in enumerate(links):
-            own = cores[number * CORES_PER_LINK : (number + 1) * CORES_PER_LINK]
-            command = [sys.executable, "-m", "bench.macro.links", "--links", link.name, "--no-peers"]
-            command += ["--tokens", str(link.tokens), "--prompts", str(num_prompts), "--limit-s", str(limit_s)]
-            command += ["--drafters", ",".join(DRAFTERS), "--cores", ",".join(map(str, own))]
-            child = subprocess.Popen([*command, "--keep", f"{folder}/{link.name}"], stdout=subprocess.DEVNULL)
+    places = len(cores) // CORES_PER_LINK
+    if places < len(LINKS):
+        sys.exit(f"--side-by-side wants {CORES_PER_LINK * len(LINKS)} cores, and there are {len(cores)}")
+    slowest = sorted(LINKS, key=lambda link: -link.round_ms)
+    taken = [*slowest, *(slowest[i % len(slowest)] for i in range(places - len(LINKS)))]
+    folder.mkdir(parents=True, exist_ok=True)
+    call = len(list(folder.glob("*.json")))
+    seen = _seen_in(folder)
+    todo = {
+        link.name: sorted(
+            set(range(num_prompts)) - {each["number"] for each in seen.get(Case(link.name, "stream", AUTO), [])}
+        )
+        for link in LINKS
+    }
+    with contextlib.ExitStack() as stack:
+        children: list[tuple[str, subprocess.Popen[bytes]]] = []
+        for place, link in enumerate(taken):
+            same = [i for i, other in enumerate(taken) if other == link]
+            numbers = sorted(set(range(num_prompts)) - done[link])[same.index(place) :: len(same)]
+            if not numbers:
+                continue
+            own = cores[place * CORES_PER_LINK : (place + 1) * CORES_PER_LINK]
+            command = [sys.executable, "-m", "bench.macro._links_measured", "--link", link.name]
+            command += ["--numbers", ",".join(map(str, numbers)), "--cores", ",".join(map(str, own))]
+            command += ["--limit-s", str(limit_s), "--keep", str(folder / f"{link.name}-{call}-{place}.json")]
+            child = subprocess.Popen(command)
             stack.callback(child.wait)
             stack.callback(child.terminate)
-            children.append(child)
-        for link, child in zip(links, children, strict=True):
+            children.append((link.name, child))
+        for name, child in children:
             if child.wait():
-                sys.exit(f"the measurement of {link.name} has failed")
-        for link in links:
-            kept = json.loads(Path(folder, link.name).read_text())
-            seen |= {Case(*case): answers for case, answers in kept}
-    return seen
+                sys.exit(f"the measurement of {name} has failed")
+    return _seen_in(folder)
+
+
+def _seen_in(folder: Path) -> Seen:
+    found: Seen = {}
+    for path in sorted(folder.glob("*.json")):
+        for case, answers in json.loads(path.read_text()):
+            found.setdefault(Case(*case), []).extend(answers)
+    return {case: sorted(answers, key=lambda each: int(each["number"])) for case, answers in found.items()}
 
 
 def row(case: Case, answers: list[dict[str, Any]]) -> dict[str, Any]:
     """What a case came to; the rate is of tokens behind the first verdict, since opening is the same for all."""
     total = {
-        key: sum(answer[key] for answer in answers) for key in answers[0] if key not in ("tokens", "prompt", "learned")
+        key: sum(answer[key] for answer in answers)
+        for key in answers[0]
+        if key not in ("tokens", "prompt", "learned", "number")
     }
     tokens = sum(len(answer["tokens"]) for answer in answers)
     return {
@@ -239,6 +107,7 @@ def row(case: Case, answers: list[dict[str, Any]]) -> dict[str, Any]:
         "hoped_rounds": total["hoped"],
         "dead_rounds": total["dead"],
         "learned": answers[-1]["learned"] if case.window == AUTO else None,
+        "prompts": [each["number"] for each in answers],
         "each": [[each["paced_tokens"], round(each["paced_s"], 4)] for each in answers],
     }
 
@@ -308,12 +177,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--folder", type=Path, default=ROOT / "build" / "serving")
     parser.add_argument("--no-peers", action="store_true")
     parser.add_argument("--no-write", action="store_true", help="only print")
-    parser.add_argument("--side-by-side", action="store_true", help="all links at once, each on four cores")
-    parser.add_argument("--cores", help="run on these, 0,1,2,3 say")
-    parser.add_argument("--keep", type=Path, help="only measure, and write the answers there")
+    parser.add_argument("--side-by-side", type=Path, metavar="FOLDER", help="all links at once; FOLDER keeps answers")
     given = parser.parse_args(arguments)
     whole = (",".join(link.name for link in LINKS), ",".join(DRAFTERS), 0)
-    if (given.links, given.drafters, given.tokens) != whole and not (given.no_write or given.keep):
+    if (given.links, given.drafters, given.tokens) != whole and not given.no_write:
         parser.error("a part of it is not recorded as the whole; add --no-write")
     DRAFTERS[:] = given.drafters.split(",")
     stamp, began = record.stamp(), time.monotonic()
@@ -322,19 +189,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
         for link in LINKS
         if link.name in given.links.split(",")
     )
-    if given.cores:
-        os.sched_setaffinity(0, set(map(int, given.cores.split(","))))
     if given.side_by_side:
-        seen = side_by_side(links, given.prompts, given.limit_s)
+        seen = side_by_side(given.side_by_side, given.prompts, given.limit_s)
     else:
         with world(links) as found:
-            seen = measure(found, links, given.prompts, began + given.limit_s)
-    if given.keep:
-        given.keep.write_text(json.dumps([(dataclasses.astuple(case), answers) for case, answers in seen.items()]))
-        return
+            seen = measure(found, links, range(given.prompts), began + given.limit_s)
     rows = [row(case, answers) for case, answers in seen.items()]
     for each in rows:
-        print({key: value for key, value in each.items() if key != "each"})
+        print({key: value for key, value in each.items() if key not in ("each", "prompts")})
     prompts = [answer["prompt"] for answer in next(iter(seen.values()))][:4]
     peers = [] if given.no_peers else peer_rows(prompts, links[0].tokens, given.peers, given.folder)
     for each in peers:
@@ -353,7 +215,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             }
             for link in links
         ],
-        "side_by_side": given.side_by_side,
+        "side_by_side": bool(given.side_by_side),
         "rows": rows,
         "ratios": held,
         "peers": peers,

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 
 pytest.importorskip("torch")
 
-from bench.macro import links
+from bench.macro import _links_measured, links
 
 LINK = links.LINKS[0]
 
@@ -22,9 +24,11 @@ def row(drafter: str, window: int | str, rate: float, num_answers: int = 2) -> d
 
 
 def test_each_drafter_has_each_window_and_auto():
-    found = {(case.drafter, case.window) for case in links.cases(LINK)}
-    assert {(drafter, window) for drafter in links.DRAFTERS for window in (links.AUTO, *links.WINDOWS)} <= found
-    assert {("stream", links.AUTO), ("ngram+smollm2-12m", links.AUTO)} <= found
+    found = {(case.drafter, case.window) for case in _links_measured.cases(LINK)}
+    assert {
+        (drafter, window) for drafter in links.DRAFTERS for window in (_links_measured.AUTO, *_links_measured.WINDOWS)
+    } <= found
+    assert {("stream", _links_measured.AUTO), ("ngram+smollm2-12m", _links_measured.AUTO)} <= found
 
 
 def test_figure_is_the_least_of_every_drafter_and_says_what_it_is_held_against():
@@ -50,6 +54,20 @@ def test_held_out_ratio_is_against_the_window_that_was_best_on_the_other_prompts
     assert held["best_fixed"] == 1
     assert held["ratio"] == round(2.8 / 3.0, 3)
     assert held["ratio_held_out"] == round((1.1 + 1.3 + 1.3) / 3.0, 3)
+
+
+def test_answers_kept_in_several_files_are_put_together_by_prompt(tmp_path):
+    case = ["bad", "stream", _links_measured.AUTO]
+    for name, numbers in (("bad-0-0", [0, 4]), ("bad-0-1", [2]), ("bad-2-0", [1])):
+        (tmp_path / f"{name}.json").write_text(json.dumps([[case, [{"number": each} for each in numbers]]]))
+    (seen,) = links._seen_in(tmp_path).values()
+    assert [each["number"] for each in seen] == [0, 1, 2, 4]
+
+
+def test_side_by_side_wants_cores_for_all_links(monkeypatch, tmp_path):
+    monkeypatch.setattr(links.os, "sched_getaffinity", lambda _: {0, 1})
+    with pytest.raises(SystemExit, match="12 cores, and there are 2"):
+        links.side_by_side(tmp_path, 1, 1.0)
 
 
 def test_held_out_ratio_of_a_single_prompt_is_not_given(monkeypatch):
