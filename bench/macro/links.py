@@ -51,12 +51,7 @@ def side_by_side(folder: Path, num_prompts: int, limit_s: float) -> Seen:
     folder.mkdir(parents=True, exist_ok=True)
     call = len(list(folder.glob("*.json")))
     seen = _seen_in(folder)
-    todo = {
-        link.name: sorted(
-            set(range(num_prompts)) - {each["number"] for each in seen.get(Case(link.name, "stream", AUTO), [])}
-        )
-        for link in LINKS
-    }
+    done = {link: {each["number"] for each in seen.get(Case(link.name, "stream", AUTO), [])} for link in LINKS}
     with contextlib.ExitStack() as stack:
         children: list[tuple[str, subprocess.Popen[bytes]]] = []
         for place, link in enumerate(taken):
@@ -88,11 +83,8 @@ def _seen_in(folder: Path) -> Seen:
 
 def row(case: Case, answers: list[dict[str, Any]]) -> dict[str, Any]:
     """What a case came to; the rate is of tokens behind the first verdict, since opening is the same for all."""
-    total = {
-        key: sum(answer[key] for answer in answers)
-        for key in answers[0]
-        if key not in ("tokens", "prompt", "learned", "number")
-    }
+    sums = answers[0].keys() - {"tokens", "prompt", "learned", "number"}
+    total = {key: sum(answer[key] for answer in answers) for key in sums}
     tokens = sum(len(answer["tokens"]) for answer in answers)
     return {
         "link": case.link,

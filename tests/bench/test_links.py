@@ -8,7 +8,8 @@ import pytest
 
 pytest.importorskip("torch")
 
-from bench.macro import _links_measured, links
+from bench.macro import _links_measured as measured
+from bench.macro import links
 
 LINK = links.LINKS[0]
 
@@ -24,11 +25,9 @@ def row(drafter: str, window: int | str, rate: float, num_answers: int = 2) -> d
 
 
 def test_each_drafter_has_each_window_and_auto():
-    found = {(case.drafter, case.window) for case in _links_measured.cases(LINK)}
-    assert {
-        (drafter, window) for drafter in links.DRAFTERS for window in (_links_measured.AUTO, *_links_measured.WINDOWS)
-    } <= found
-    assert {("stream", _links_measured.AUTO), ("ngram+smollm2-12m", _links_measured.AUTO)} <= found
+    found = {(case.drafter, case.window) for case in measured.cases(LINK)}
+    assert {(drafter, window) for drafter in links.DRAFTERS for window in (measured.AUTO, *measured.WINDOWS)} <= found
+    assert {("stream", measured.AUTO), ("ngram+smollm2-12m", measured.AUTO)} <= found
 
 
 def test_figure_is_the_least_of_every_drafter_and_says_what_it_is_held_against():
@@ -57,7 +56,7 @@ def test_held_out_ratio_is_against_the_window_that_was_best_on_the_other_prompts
 
 
 def test_answers_kept_in_several_files_are_put_together_by_prompt(tmp_path):
-    case = ["bad", "stream", _links_measured.AUTO]
+    case = ["bad", "stream", measured.AUTO]
     for name, numbers in (("bad-0-0", [0, 4]), ("bad-0-1", [2]), ("bad-2-0", [1])):
         (tmp_path / f"{name}.json").write_text(json.dumps([[case, [{"number": each} for each in numbers]]]))
     (seen,) = links._seen_in(tmp_path).values()
