@@ -44,7 +44,9 @@ def _q8_0(blocks: Floats) -> NDArray[Any]:
     scale = np.abs(blocks).max(axis=1) / np.float32(127)
     inverse = np.divide(1, scale, out=np.zeros_like(scale), where=scale > 0)
     out["scale"] = scale
-    out["codes"] = np.clip(np.rint(blocks * inverse[:, None]), -127, 127)
+    codes = blocks * inverse[:, None]
+    whole = np.floor(np.abs(codes))
+    out["codes"] = np.copysign(whole + (np.abs(codes) - whole >= 0.5), codes)  # halves away from 0, as C's roundf
     return out
 
 

@@ -41,8 +41,7 @@ class Report:
         """A round of the corpus is on disk."""
         self.note("sampled", rounds=rounds, tokens=tokens, tokens_per_s=round(tokens_per_s, 1), written=written)
         self.say(
-            f"corpus: {counted(tokens)} tokens in {rounds} rounds, {tokens_per_s:,.0f} tokens/s, "
-            f"{written:.0%} answers"
+            f"corpus: {counted(tokens)} tokens in {rounds} rounds, {tokens_per_s:,.0f} tokens/s, {written:.0%} answers"
         )
 
     def student(self, learner: Learner) -> None:

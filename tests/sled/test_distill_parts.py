@@ -466,6 +466,14 @@ def test_blocks_are_those_of_the_reference(seed, kind):
     assert encode(values, kind) == theirs.tobytes()
 
 
+def test_halves_are_rounded_away_from_zero_as_the_reference_does():
+    values = np.zeros((1, 32), np.float32)
+    values[0, :6] = [127, 0.5, 1.5, 2.5, -0.5, -2.5]
+    theirs = gguf.quants.quantize(values, gguf.GGMLQuantizationType.Q8_0)
+    assert np.frombuffer(encode(values, "q8_0")[2:], np.int8)[:6].tolist() == [127, 1, 2, 3, -1, -3]
+    assert encode(values, "q8_0") == theirs.tobytes()
+
+
 def test_files_are_read_by_others(tmp_path):
     values = np.arange(128, dtype=np.float32).reshape(2, 64)
     metadata = {"general.architecture": "llama", "a": 7, "b": 0.5, "c": True, "d": [3, 1, 2], "e": "text é"}
