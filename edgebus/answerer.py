@@ -143,6 +143,7 @@ class Answerer:
         if (
             request_id in self._entries
             or request_id in gone
+            or header.settled_below > request_id
             or header.ttl_ms <= 0
             or len(self._entries) - len(self._answered) >= self._max_pending
             or self.pending_bytes + len(payload) > self._max_pending_bytes

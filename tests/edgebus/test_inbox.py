@@ -289,3 +289,13 @@ def test_an_answer_costs_the_same_when_the_cache_is_full():
     times = [seconds_of(answer, 2000) for _ in range(8)]
     assert len(answerer._answered) == 4000
     assert min(times[-2:]) < 5 * max(times[:2])
+
+
+def test_request_that_its_own_header_calls_settled_is_refused_by_every_way():
+    header = m.Request(5, "x", 9000, 10)
+    answerer = Answerer(LIMITS)
+    assert answerer.receive_small(header, b"", 0.0) is None
+    assert answerer.receive_plain(header, (b"",), 0.0) is None
+    answerer.receive(m.Message(header, (b"",)), now=0.0)
+    [refused] = answerer.headers_to_send()
+    assert (refused.header.code, answerer.counts.executed, answerer.num_pending) == ("forgotten", 0, 0)
