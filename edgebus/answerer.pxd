@@ -21,7 +21,7 @@ cdef class AnswererCounts:
 cdef class Answerer:
     cdef public AnswererCounts counts
     cdef public IdRanges gone
-    cdef public object limits, keyed, owner, sending, _executing, _newest
+    cdef public object limits, keyed, owner, sending, repeated, _executing, _newest
     cdef public long long _max_pending, _max_pending_bytes, _cache_count, _cache_bytes
     cdef public long long _cached_bytes, pending_bytes, small_answers
     cdef public dict _entries, _answered

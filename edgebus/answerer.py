@@ -100,6 +100,7 @@ class Answerer:
         self.small_answers = 0  # to small requests: whoever asked is waiting for a quick word
         self.gone = IdRanges()  # ids that were answered and are not remembered
         self.sending: set[int] = set()  # answers on their way in pieces, which are not forgotten
+        self.repeated: set[int] = set()  # answers among the messages to send that were sent before
         self._executing: dict[int, bytes] = {}  # idempotency keys of what the application has
         self._newest: OrderedDict[int, tuple[int, int]] = OrderedDict()  # stream -> position, request id
         self.leases_done: list[int] = []  # of shared memory, in answers that are not sent again
@@ -142,6 +143,7 @@ class Answerer:
         if (
             request_id in self._entries
             or request_id in gone
+            or header.settled_below > request_id
             or header.ttl_ms <= 0
             or len(self._entries) - len(self._answered) >= self._max_pending
             or self.pending_bytes + len(payload) > self._max_pending_bytes
@@ -414,6 +416,7 @@ class Answerer:
             self._messages += [part for pos, part in parts.unacked.items() if pos >= terms.from_pos]
         if entry.answer is not None:
             self._messages.append(entry.answer)
+            self.repeated.add(request_id)
 
     def _acknowledge(self, request_id: int, pos: int) -> None:
         entry = self._entries.get(request_id)
@@ -467,12 +470,16 @@ class Answerer:
         if len(self._answered) <= self._cache_count and self._cached_bytes <= self._cache_bytes:
             return
         newest = next(reversed(self._answered))
-        for request_id in list(self._answered):
-            if len(self._answered) <= self._cache_count and self._cached_bytes <= self._cache_bytes:
-                return
+        count, size, over = len(self._answered), self._cached_bytes, []
+        for request_id, kept_bytes in self._answered.items():  # not all of them: mostly the first is the one to go
+            if count <= self._cache_count and size <= self._cache_bytes:
+                break
             if request_id != newest and request_id not in self.sending:
-                self.gone.add(request_id)
-                self._forget(request_id)
+                over.append(request_id)
+                count, size = count - 1, size - kept_bytes
+        for request_id in over:
+            self.gone.add(request_id)
+            self._forget(request_id)
 
     def _settle_below(self, settled_below: int) -> None:
         self.gone.raise_floor(settled_below)

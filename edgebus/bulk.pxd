@@ -9,7 +9,7 @@ cdef class _Outgoing:
     cdef public object number, name, message, asked
     cdef public long long total, sent, credited
     cdef public long lane
-    cdef public bint announced, heard_of, asks, went_whole
+    cdef public bint announced, heard_of, asks, follows, went_whole
 
 
 cdef class BulkSender:

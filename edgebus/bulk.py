@@ -36,10 +36,21 @@ def credit_step(window_bytes: int) -> int:
 class _Outgoing:
     """A content on its way out. Plain, so that it can be compiled (bulk.pxd)."""
 
-    def __init__(self, number: int, name: Name, message: Message, total: int, *, lane: int = -1, asks: bool = False):
+    def __init__(
+        self,
+        number: int,
+        name: Name,
+        message: Message,
+        total: int,
+        *,
+        lane: int = -1,
+        asks: bool = False,
+        follows: bool = False,
+    ) -> None:
         self.number, self.name, self.message, self.total = number, name, message, total
         self.lane = lane
         self.asks = asks  # it may be there already: wait for a word before the first chunk
+        self.follows = follows  # by the control lane only, behind what went there
         self.sent = 0
         self.credited = 0
         self.announced = False  # since the last reason to do it again
@@ -75,12 +86,13 @@ class BulkSender:
     def __bool__(self) -> bool:
         return bool(self._queue)
 
-    def offer(self, message: Message, *, asks: bool = False) -> bool:
+    def offer(self, message: Message, *, asks: bool = False, follows: bool = False) -> bool:
         """Take a message whose content goes as chunks; False if the queue is full. A known one is on its way.
 
         Args:
             message: a request, reply or part.
             asks: its content has arrived before: it is announced, and sent only if the receiver says so.
+            follows: it went whole by the control lane: what asks for it goes there, so as not to overtake it.
         """
         header = message.header
         assert isinstance(header, Content)
@@ -92,7 +104,7 @@ class BulkSender:
             return False
         header.transfer = Transfer(self._next_number, tuple(map(len, message.frames)))
         header.inline = None
-        outgoing = _Outgoing(self._next_number, name, message, total, asks=asks)
+        outgoing = _Outgoing(self._next_number, name, message, total, asks=asks, follows=follows)
         self._next_number += 1
         self._add(outgoing)
         return True
@@ -290,10 +302,10 @@ class BulkSender:
 
     def _announce(self, outgoing: _Outgoing, lane: int, out: list[tuple[int, Message]]) -> None:
         outgoing.announced = outgoing.heard_of = True
-        outgoing.lane = lane
+        outgoing.lane = 0 if outgoing.follows else lane
         if outgoing.sent:
             outgoing.asked.append(outgoing.sent)
-        out.append((lane, Message(outgoing.message.header)))
+        out.append((outgoing.lane, Message(outgoing.message.header)))
 
     def _next_chunk(self, outgoing: _Outgoing, chunk_bytes: int) -> Message:
         begin = outgoing.sent

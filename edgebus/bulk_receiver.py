@@ -207,14 +207,22 @@ class BulkReceiver:
             each.stale = True
 
     def admit(self, waiting_bytes: int) -> None:
-        """Give credit for what there is room for, oldest first.
+        """Give credit for what there is room for, in the order in which they go out over there: by number.
+
+        One that comes late, by another lane or after a loss, is given the room of those that go after it: they have to
+        wait for it over there, and it would wait for them here.
 
         Args:
             waiting_bytes: contents delivered and not yet worked off by the application.
         """
         used = waiting_bytes + sum(each.total for each in self._partial.values() if each.admitted)
-        for number, incoming in list(self._partial.items()):
+        for number in sorted(self._partial):
+            incoming = self._partial.get(number)
+            if incoming is None:
+                continue  # it has made room
             if not incoming.admitted:
+                if used and used + incoming.total > self._max_bytes:
+                    used -= self._make_room(number, used + incoming.total - self._max_bytes, used)
                 if used and used + incoming.total > self._max_bytes:
                     return
                 incoming.admitted = True
@@ -222,6 +230,27 @@ class BulkReceiver:
             whole = self._complete(number, incoming)
             if whole is not None:
                 self._whole.append(whole)
+
+    def _make_room(self, number: int, wanted_bytes: int, used_bytes: int) -> int:
+        """Have contents that go out after this one wait again, the last first; returns how many bytes that gives.
+
+        Nothing if it would not be enough. What was credited of one is counted nowhere while it waits: such a one
+        begins again.
+        """
+        later = [each for each in sorted(self._partial, reverse=True) if each > number and self._partial[each].admitted]
+        if sum(self._partial[each].total for each in later) < min(wanted_bytes, used_bytes):
+            return 0
+        given = 0
+        for each in later:
+            if given >= min(wanted_bytes, used_bytes):
+                break
+            incoming = self._partial[each]
+            given += incoming.total
+            incoming.admitted = False
+            if incoming.credited:
+                del self._partial[each]
+                self._messages.append(Message(Credit(each, 0, True)))
+        return given
 
     def take_admitted(self) -> list[Message]:
         """Messages that were whole and have been admitted, since the last call."""

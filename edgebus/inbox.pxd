@@ -25,7 +25,8 @@ cdef class Request:
 cdef class Inbox:
     cdef object __weakref__
     cdef public object services, _unregister, _wait, _nudge, _pid, _forks, _filled
-    cdef public dict _held, _waiting
+    cdef public object _waiting
+    cdef public dict _held
     cdef public Lock _mutex
     cdef public long _depth, _share, _followers
     cdef public double _looked_at

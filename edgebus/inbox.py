@@ -7,6 +7,7 @@ import math
 import os
 import threading
 import time
+from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -284,7 +285,8 @@ class Inbox:
         self._nudge = nudge
         self._looked_at = 0.0
         self._share = (depth + 1) // 2
-        self._waiting: dict[tuple[Answerer, int], Request] = {}  # in the order of their arrival
+        # In the order of their arrival. Of a dict the first is found by passing all places that were left before it.
+        self._waiting: OrderedDict[tuple[Answerer, int], Request] = OrderedDict()
         self._held: dict[str, int] = {}  # requests waiting by peer
         self._pid, self._forks = os.getpid(), forks[0]
         self._mutex = open_lock()  # taken by itself: a condition takes it through two calls of Python

@@ -254,13 +254,14 @@ class LinkMachine(LinkFront):
             if self._is_large(message):
                 self._offer(message)
             elif self._repeats(message):
-                self._offer(message, asks=True)  # it is only late, mostly: its content does not go twice
+                self._offer(message, late=True)  # mostly: its content does not go twice
             else:
                 if isinstance(message.header, m.Content):
                     message.header.transfer = None  # an earlier one, in pieces
                     if isinstance(message.header, m.Reply):
                         self.receiver.answered(message.header.id)
                 messages.append(message)
+        self.answerer.repeated.clear()
         if self.receiver.credit_at < math.inf:
             self.receiver.credit_due(self.heard_at, self._hears_of)
         messages += self.receiver.headers_to_send()
@@ -355,16 +356,31 @@ class LinkMachine(LinkFront):
         return content_bytes(frames) >= min(self._limits.bulk_from_bytes, self.pace.proven_bytes + 1)
 
     def _repeats(self, message: m.Message) -> bool:
-        """True for a request that went whole by this very connection, and has more than a header's worth of content."""
-        header, frames = message
-        if self.version < 2 or self.is_local or not isinstance(header, m.Request) or header.blocks is not None:
-            return False
-        return content_bytes(frames) > LEAST_BYTES and self.caller.repeats(header.id)
+        """True for a request or an answer that went whole before, and has more than a header's worth of content.
 
-    def _offer(self, message: m.Message, *, asks: bool = False) -> None:
-        """Have a content sent in pieces. If its queue is full the resend of a request or part offers it again."""
+        A request went by this very connection; an answer perhaps by an earlier one, and is asked for then.
+        """
+        header, frames = message
+        if (
+            self.version < 2
+            or self.is_local
+            or not isinstance(header, m.Request | m.Reply)
+            or header.blocks is not None
+        ):
+            return False
+        if content_bytes(frames) <= LEAST_BYTES:
+            return False
+        return header.id in self.answerer.repeated if isinstance(header, m.Reply) else self.caller.repeats(header.id)
+
+    def _offer(self, message: m.Message, *, late: bool = False) -> None:
+        """Have a content sent in pieces. If its queue is full the resend of a request or part offers it again.
+
+        Args:
+            message: with the content.
+            late: it went whole by the control lane, and may be on its way there still.
+        """
         header = message.header
-        taken = self.sender.offer(message, asks=asks or self.sender.has_arrived(header))
+        taken = self.sender.offer(message, asks=late or self.sender.has_arrived(header), follows=late)
         if isinstance(header, m.Reply):
             if taken:
                 self.answerer.sending.add(header.id)

@@ -622,6 +622,69 @@ def test_a_middling_request_that_is_only_late_does_not_take_its_content_along_ag
     assert not duo.link.sender
 
 
+@pytest.mark.parametrize("lanes", [False, True])
+def test_a_middling_answer_that_is_only_late_does_not_take_its_content_along_again(lanes):
+    """It is on its way over a slow link while its request is sent again, and again."""
+    duo = with_lanes(lanes)
+    duo.ask(b"please")
+    duo.run()
+    held, deliver = [], duo._deliver
+
+    def slowly(from_device, lane, frames):
+        if from_device or lane == BULK:
+            deliver(from_device, lane, frames)
+        else:
+            held.append(frames)
+
+    duo._deliver = slowly
+    answer = content(0, 30_000)
+    duo.answer(duo.arrived.pop(), *answer)
+    duo.advance(3.5)
+    assert duo.link.caller.retries == 2
+    duo._deliver = deliver
+    duo._wires[False, CONTROL].extend(held)
+    duo.advance(1.0)
+    assert_answered_once(duo, answer)
+
+
+@pytest.mark.parametrize("lanes", [False, True])
+def test_a_middling_answer_that_is_lost_comes_when_it_is_asked_for_again(lanes):
+    duo = with_lanes(lanes)
+    duo.ask(b"please")
+    duo.run()
+    lost = []
+    duo.loses = lambda from_device, lane, header: isinstance(header, m.Reply) and not lost and not lost.append(header)
+    answer = content(0, 30_000)
+    duo.answer(duo.arrived.pop(), *answer)
+    duo.advance(2.0)
+    assert lost
+    assert_answered_once(duo, answer)
+
+
+def with_lanes(lanes):
+    """Two hubs that know that their link is fast; with the bulk lane, or without it."""
+    duo = Duo(LIMITS).prove()
+    if lanes:
+        duo.ask(bytes(100_000))
+        duo.run()
+        duo.answer(duo.arrived.pop(), b"")
+        duo.run()
+        duo.settled.clear()
+        assert duo.far.bulk_up
+    duo.carried.clear()
+    return duo
+
+
+def assert_answered_once(duo, answer):
+    """The device has this answer, whose content came once."""
+    [settled] = duo.settled
+    assert settled.outcome == "answered"
+    assert tuple(map(bytes, settled.frames)) == answer
+    assert sum(size for from_device, *_, size in duo.carried if not from_device) == len(answer[0])
+    assert not duo.far.sender
+    assert not duo.far.answerer.sending
+
+
 def test_a_request_that_went_in_pieces_goes_whole_when_the_link_has_shown_more():
     duo = Duo(LIMITS)
     duo.ask(bytes(30_000))

@@ -252,3 +252,50 @@ class Unmade(Request):
 def test_request_that_was_never_made_is_an_error(use):
     with pytest.raises(AttributeError):
         use(Unmade())
+
+
+def seconds_of(function, count):
+    began = time.thread_time()
+    for _ in range(count):
+        function()
+    return time.thread_time() - began
+
+
+def test_taking_one_by_one_costs_the_same_however_many_were_taken_before():
+    inbox = Inbox(["x"], 80_000, lambda _: None)
+    for link in range(40):
+        peer = Peer(inbox, f"key{link}", f"link{link}")
+        for number in range(1000):
+            assert peer.ask(number) == [True]
+    kept = []
+    times = [seconds_of(lambda: kept.append(inbox.get(0)), 2000) for _ in range(20)]
+    assert [request.payload for request in kept] == [b"question"] * 40_000
+    assert min(times[-5:]) < 3 * min(times[:2])
+    for request in kept:
+        request.forget()
+
+
+def test_an_answer_costs_the_same_when_the_cache_is_full():
+    """Each one more drops the oldest: it does not look at all that are kept."""
+    answerer = Answerer(edgebus.Limits(max_pending=20_000, cache_count=4000))
+    for number in range(16_000):
+        answerer.receive(m.Message(m.Request(number, "x", 9000, 0), (b"",)), now=0.0)
+    numbers = iter(range(16_000))
+
+    def answer():
+        number = next(numbers)
+        answerer.answer(number, m.Message(m.Reply(number), (b"",)))
+
+    times = [seconds_of(answer, 2000) for _ in range(8)]
+    assert len(answerer._answered) == 4000
+    assert min(times[-2:]) < 5 * max(times[:2])
+
+
+def test_request_that_its_own_header_calls_settled_is_refused_by_every_way():
+    header = m.Request(5, "x", 9000, 10)
+    answerer = Answerer(LIMITS)
+    assert answerer.receive_small(header, b"", 0.0) is None
+    assert answerer.receive_plain(header, (b"",), 0.0) is None
+    answerer.receive(m.Message(header, (b"",)), now=0.0)
+    [refused] = answerer.headers_to_send()
+    assert (refused.header.code, answerer.counts.executed, answerer.num_pending) == ("forgotten", 0, 0)
