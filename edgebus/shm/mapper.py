@@ -84,7 +84,7 @@ class Mapper:
         self._peers: dict[Hashable, _Mapped] = {}
         self._cached: OrderedDict[_Key, mmap.mmap] = OrderedDict()
         self._lock = threading.Lock()
-        self._pid = os.getpid()
+        self._pid, self._forked = os.getpid(), False
         self._num_mapped = self._num_views = self._refused = 0
         # The garbage collector ends views and mappings on any thread, also on one that is in here: it only appends.
         self._views_ended: deque[None] = deque()
@@ -140,10 +140,11 @@ class Mapper:
     def leave_to_parent(self) -> None:
         """In a forked child: keep no segment alive that no view needs, and map none."""
         self._lock = threading.Lock()
+        self._forked = True
         self._cached.clear()
 
     def _check(self, info: SegmentInfo, offset: int, size: int) -> None:
-        if os.getpid() != self._pid:
+        if self._forked:
             raise SegmentUnavailable("forked", f"this mapper belongs to process {self._pid}")
         if not available():
             raise SegmentUnavailable("unavailable", "this process cannot open segments")
