@@ -68,6 +68,8 @@ class Link:
         """Send a request and wait for its reply; see send_request and Pending.result for what it raises."""
         if _is_small(payload, arrays) and not key and sequence is None:
             return self._start_small(service, payload, timeout_s).result()
+        if type(arrays) is list and arrays and not key and sequence is None:
+            return self._start(service, payload, arrays, timeout_s, None, copy).result()
         return self.send_request(service, payload, arrays, timeout_s, key=key, sequence=sequence, copy=copy).result()
 
     def send_request(

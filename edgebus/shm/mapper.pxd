@@ -11,7 +11,6 @@ cdef class Mapper:
     cdef public object _max_peer_bytes, _max_peer_segments, _cached, _lock, _pid, _views_ended, _unmapped
     cdef public _Mapped _all
     cdef public dict _peers
-    cdef public bint _forked
     cdef public long long _num_mapped, _num_views, _refused
 
     cpdef view(self, peer, info, long long offset, long long size, on_release)

@@ -84,7 +84,7 @@ class Mapper:
         self._peers: dict[Hashable, _Mapped] = {}
         self._cached: OrderedDict[_Key, mmap.mmap] = OrderedDict()
         self._lock = threading.Lock()
-        self._pid, self._forked = os.getpid(), False
+        self._pid = os.getpid()
         self._num_mapped = self._num_views = self._refused = 0
         # The garbage collector ends views and mappings on any thread, also on one that is in here: it only appends.
         self._views_ended: deque[None] = deque()
@@ -140,11 +140,10 @@ class Mapper:
     def leave_to_parent(self) -> None:
         """In a forked child: keep no segment alive that no view needs, and map none."""
         self._lock = threading.Lock()
-        self._forked = True
         self._cached.clear()
 
     def _check(self, info: SegmentInfo, offset: int, size: int) -> None:
-        if self._forked:
+        if os.getpid() != self._pid:
             raise SegmentUnavailable("forked", f"this mapper belongs to process {self._pid}")
         if not available():
             raise SegmentUnavailable("unavailable", "this process cannot open segments")
@@ -156,7 +155,8 @@ class Mapper:
         key = (peer, info)
         mapping = self._cached.get(key)
         if mapping is not None:
-            self._cached.move_to_end(key)
+            if len(self._cached) > 1:
+                self._cached.move_to_end(key)
             return mapping
         self._drain()
         mapped = self._peers.get(peer) or _Mapped(self._max_peer_bytes, self._max_peer_segments)
