@@ -10,14 +10,14 @@ Large frames are lent to libzmq. Its threads say that they are done with one wit
 take_back() drops what is on it. pyzmq has a thread of its own for that, which is woken for each frame.
 """
 cimport cython
-from cpython.buffer cimport PyBUF_SIMPLE, PyBuffer_FillInfo, PyBuffer_Release, PyObject_GetBuffer
+from cpython.buffer cimport PyBUF_SIMPLE, PyBUF_WRITABLE, PyBuffer_FillInfo, PyBuffer_Release, PyObject_GetBuffer
 from cpython.exc cimport PyErr_CheckSignals, PyErr_SetFromErrno
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize, PyBytes_GET_SIZE
 from libc.errno cimport EAGAIN, EINTR, errno
 from libc.math cimport ceil
 from libc.stdint cimport uintptr_t
 from libc.stdlib cimport free, malloc
-from libc.string cimport memcmp, strcmp
+from libc.string cimport memcmp, memcpy, strcmp
 
 import os
 import time
@@ -58,6 +58,8 @@ cdef extern from "pythread.h" nogil:
 
 cdef extern from "unistd.h" nogil:
     int c_close "close"(int fd)
+    Py_ssize_t c_read "read"(int fd, void* data, size_t size)
+    Py_ssize_t c_write "write"(int fd, const void* data, size_t size)
 
 cdef extern from *:
     """
@@ -136,6 +138,8 @@ cdef enum:
     LEND_BYTES = 131072  # rawzmq.ZERO_COPY_BYTES
     KEEP_BYTES = 32768  # rawzmq.KEEP_BYTES
     ZMQ_POLLIN = 1
+    PACKET_BYTES = 4096  # shm.pipes.PACKET_BYTES
+    HAS_MORE = 0x8000  # shm.pipes._HAS_MORE
 
 
 cdef double FOREVER_S = 1e6
@@ -492,6 +496,60 @@ cdef class Watched:
 def watch(buffer, Py_ssize_t offset, Py_ssize_t size, on_end):
     """A view of bytes whose end is told; see shm.mapper._plain_watch."""
     return memoryview(Watched(buffer, offset, size, on_end))
+
+
+def copy_to(target, Py_ssize_t offset, source):
+    """Copy all bytes of a buffer to a place in another; see shm.pool._plain_copy."""
+    cdef Py_buffer into, out_of
+    PyObject_GetBuffer(source, &out_of, PyBUF_SIMPLE)
+    try:
+        PyObject_GetBuffer(target, &into, PyBUF_WRITABLE)
+        try:
+            if offset < 0 or offset > into.len - out_of.len:
+                raise ValueError(f"{out_of.len} bytes at {offset} of {into.len}")
+            with nogil:
+                memcpy(<char*> into.buf + offset, out_of.buf, out_of.len)
+        finally:
+            PyBuffer_Release(&into)
+    finally:
+        PyBuffer_Release(&out_of)
+
+
+def write_packet(int fd, bytes first, bytes second):
+    """Write one packet to a pipe; see shm.pipes._plain_write."""
+    cdef char packet[PACKET_BYTES]
+    cdef Py_ssize_t size = PyBytes_GET_SIZE(first), rest = 0
+    cdef Py_ssize_t head = size
+    if second is not None:
+        rest = PyBytes_GET_SIZE(second)
+        head |= HAS_MORE
+    if size > PACKET_BYTES - 2 or rest > PACKET_BYTES - 2 - size:
+        return False
+    packet[0], packet[1] = <char> (head & 255), <char> (head >> 8)
+    memcpy(packet + 2, PyBytes_AS_STRING(first), size)
+    if rest:
+        memcpy(packet + 2 + size, PyBytes_AS_STRING(second), rest)
+    size += 2 + rest
+    return c_write(fd, packet, size) == size  # it never waits, so the GIL is kept
+
+
+def read_packet(int fd):
+    """Read one packet from a pipe; see shm.pipes._plain_read."""
+    cdef char packet[PACKET_BYTES]
+    cdef Py_ssize_t size = c_read(fd, packet, PACKET_BYTES), first  # it never waits, so the GIL is kept
+    if size <= 0:
+        return None
+    if size < 2:
+        return []
+    first = (<unsigned char> packet[0]) | (<unsigned char> packet[1]) << 8
+    if not first & HAS_MORE:
+        return [PyBytes_FromStringAndSize(packet + 2, first)] if first == size - 2 else []
+    first -= HAS_MORE
+    if first > size - 2:
+        return []
+    return [
+        PyBytes_FromStringAndSize(packet + 2, first), PyBytes_FromStringAndSize(packet + 2 + first, size - 2 - first)
+    ]
 
 
 cdef class Lock:

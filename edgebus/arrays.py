@@ -60,7 +60,10 @@ def describe_arrays(arrays: Sequence[Array]) -> tuple[Specs, list[Array]]:
     specs, ordered = [], []
     for array in arrays:
         specs.append(_spec(array))
-        ordered.append(np.ascontiguousarray(array, dtype=array.dtype.newbyteorder("<")))
+        if type(array) is np.ndarray and array.ndim and array.dtype in _CODES and array.flags.c_contiguous:
+            ordered.append(array)  # as it travels
+        else:
+            ordered.append(np.ascontiguousarray(array, dtype=array.dtype.newbyteorder("<")))
     return tuple(specs), ordered
 
 

@@ -116,7 +116,9 @@ class Engine:
         self.express = Express(self.hub, self._deliver, self.on_frames, self.runner)
         self.express.inboxes, self.express.desk = self._inboxes, self._desk
         self.runner.sockets.messages = self.express
-        self.near = NearLanes(self.hub, self.runner.sockets, self.express, self.sharing, self.on_frames)
+        self.near = NearLanes(
+            self.hub, self.runner.sockets, self.express, self.sharing, self.on_frames, limits.bulk_from_bytes
+        )
         self.sharing.near = self.near
         self.express.free_leases = self.sharing.done
         self.hub.taker = self
@@ -196,6 +198,8 @@ class Engine:
         self, attached: Attached, payload: bytes, arrays: Sequence[Array]
     ) -> tuple[Specs, tuple[Block, ...]] | None:
         """Copy arrays to where a peer on this host sees them; None if they have to be sent."""
+        if attached.near is not None and attached.sharing == "yes":
+            return self.near.put(attached, payload, arrays) if arrays else None
         if self.runner.is_mine:
             return None  # a signal handler in the middle of the node's work, which may be the pool's
         if not arrays or attached.link.is_local or not self.sharing.wants(attached, arrays):

@@ -36,6 +36,7 @@ class Link:
         self._link = dialled.attached.link
         self._wait, self._do_small = engine.runner.wait, engine.runner.do_small
         self._express, self._request_whole = engine.express, engine.express.request_whole
+        self._near = engine.near
         self._checked: set[str] = set()  # service names that travel
 
     @property
@@ -67,6 +68,8 @@ class Link:
         """Send a request and wait for its reply; see send_request and Pending.result for what it raises."""
         if _is_small(payload, arrays) and not key and sequence is None:
             return self._start_small(service, payload, timeout_s).result()
+        if type(arrays) is list and arrays and not key and sequence is None:
+            return self._start(service, payload, arrays, timeout_s, None, copy).result()
         return self.send_request(service, payload, arrays, timeout_s, key=key, sequence=sequence, copy=copy).result()
 
     def send_request(
@@ -229,7 +232,9 @@ class Link:
         payload, arrays = checked_content(payload, arrays)
         if not 0 < timeout_s <= MAX_TIMEOUT_S:
             raise ValueError(f"timeout_s must be in (0, {MAX_TIMEOUT_S:.0f}], got {timeout_s!r}")
-        check_name("service", service)
+        if service not in self._checked:
+            check_name("service", service)
+            self._checked.add(service)
         engine = self._engine
         runner = engine.runner
         blocks: tuple[Block, ...] | None = None
@@ -240,7 +245,7 @@ class Link:
             if terms is None:
                 now = time.monotonic()
                 pending = Pending(service, timeout_s, now + timeout_s, self._cancel, self._dialled.endpoint, self._wait)
-                if self._do_small(engine.near.request, self._attached, service, payload, specs, blocks, pending, now):
+                if self._near.ask(self._attached, service, payload, specs, blocks, pending, now):
                     return pending
             frames: Frames = (bytes(payload),)
         else:

@@ -6,6 +6,7 @@ from edgebus.attached cimport Attached, HubFront, LinkFront, NearLane, Traffic
 from edgebus.calls cimport Pending
 from edgebus.express cimport Express
 from edgebus.requests cimport Caller
+from edgebus.runner cimport Runner
 from edgebus.sharing cimport Sharing
 from edgebus.sockets cimport DescriptorTaker, Sockets
 
@@ -18,11 +19,18 @@ cdef class NearLanes:
     cdef public Sharing _sharing
     cdef public object _on_frames, _next
     cdef public dict _lanes, _of
+    cdef public long long _bulk_from_bytes
 
     @cython.locals(lane=NearLane)
     cpdef send(self, route, frames)
     @cython.locals(attached=Attached, lane=NearLane)
     cpdef catch_up(self, route)
+    @cython.locals(sharing=Sharing, runner=Runner)
+    cpdef put(self, Attached attached, payload, arrays)
+    @cython.locals(runner=Runner, done=bint)
+    cpdef bint ask(
+        self, Attached attached, service, payload, specs, blocks, Pending pending, double now
+    ) except -1
     @cython.locals(lane=NearLane, link=LinkFront, hub=HubFront, caller=Caller, traffic=Traffic,
                    shared_bytes=cython.longlong, at=double)
     cpdef bint request(self, Attached attached, service, payload, specs, blocks, Pending pending, double now) except -1

@@ -8,8 +8,9 @@ what it likes: whatever is sent again goes by the control lane. Every method is 
 from __future__ import annotations
 
 import logging
+import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import msgspec
@@ -24,7 +25,9 @@ from edgebus.streams import Specs
 from edgebus.wire import spec_fault
 
 if TYPE_CHECKING:
+    from edgebus.arrays import Array
     from edgebus.calls import Pending
+    from edgebus.desk import Shared
     from edgebus.express import Express
     from edgebus.hub import Hub
     from edgebus.sharing import Sharing
@@ -36,7 +39,7 @@ _MOST_ARRAYS = 8  # of a message that goes the short way: its header fits a pack
 _MOST_LANES = 3  # of one link: one for each end that offers, and one more while another is offered anew
 _MOST_PACKETS = 256  # taken at once, whoever fills the pipe meanwhile
 _UP = State.UP
-_now = time.monotonic
+_ident, _now = threading.get_ident, time.monotonic
 _encode_block = msgspec.msgpack.Encoder().encode
 _decode_block = msgspec.msgpack.Decoder(Block).decode
 _log = logging.getLogger("edgebus")
@@ -51,6 +54,7 @@ class NearLanes:
         express: takes plain small messages, and has what a request is delivered by.
         sharing: whose memory is spoken of.
         on_frames: takes any other message.
+        bulk_from_bytes: payloads from this size on go in pieces, with all that belongs to them.
     """
 
     def __init__(
@@ -60,9 +64,11 @@ class NearLanes:
         express: Express,
         sharing: Sharing,
         on_frames: Callable[[Route, list[Any], str | None], None],
+        bulk_from_bytes: int,
     ) -> None:
         self._hub, self._sockets = hub, sockets
         self._express, self._sharing, self._on_frames = express, sharing, on_frames
+        self._bulk_from_bytes = bulk_from_bytes
         self._lanes: dict[Route, NearLane] = {}
         self._of: dict[str, list[NearLane]] = {}  # by link, the oldest first
         self._next = 0
@@ -115,6 +121,62 @@ class NearLanes:
                 if not self._take(lane):
                     break
 
+    def put(self, attached: Attached, payload: bytes, arrays: Sequence[Array]) -> Shared | None:
+        """Put arrays where a peer sees them that has a near lane, once it was seen what it has given back; from any
+        thread, without the lock. None if that cannot be done now.
+
+        Raises:
+            TypeError, ValueError: an array that does not travel.
+        """
+        sharing, runner = self._sharing, self._express._runner
+        if runner._owner == _ident() or len(payload) >= self._bulk_from_bytes or not sharing.wants(attached, arrays):
+            return None  # for a signal handler in the middle of the node's work, which may be the pool's, likewise
+        runner.check_fork()
+        try:
+            runner._lock.acquire()
+            if runner._closed or not runner.begin():
+                return None
+            try:
+                sharing.collect(attached)
+                runner.sent()
+            finally:
+                runner._depth = runner._owner = 0
+                if runner.stirred:
+                    runner.nudge()
+        finally:
+            runner._lock.release()
+        return sharing.put(attached, arrays)
+
+    def ask(
+        self,
+        attached: Attached,
+        service: str,
+        payload: bytes,
+        specs: Specs,
+        blocks: tuple[Block, ...],
+        pending: Pending,
+        now: float,
+    ) -> bool:
+        """Like `request`, without the lock; as Runner.do_small."""
+        runner = self._express._runner
+        runner.check_fork()
+        try:
+            runner._lock.acquire()
+            if not runner.begin():
+                return False
+            try:
+                done = self.request(attached, service, payload, specs, blocks, pending, now)
+                runner.sent()
+            finally:
+                runner._depth = runner._owner = 0
+                if runner.stirred:
+                    runner.nudge()
+        finally:
+            runner._lock.release()
+        if runner._callbacks:
+            runner.run_callbacks()
+        return done
+
     def request(
         self,
         attached: Attached,
@@ -142,11 +204,12 @@ class NearLanes:
         ):
             return False
         header = caller.small_header(service, payload, pending.deadline_at, now)
-        header.arrays, header.blocks = specs, blocks
-        frame = encode_header(self._sharing.number(attached, header)[0])
+        header.arrays, header.blocks = specs, self._sharing.number_new(attached, blocks)
+        frame = encode_header(header)
         if not lane.pipes.send((frame,)):
             return False
         # Sent first: what follows is done while the peer is at work.
+        header.blocks = blocks  # by the pool's numbers, which it has on this side
         pending.request_id = header.id
         caller.start_sent(header, (payload,), len(payload), pending.deadline_at, pending, now)
         shared_bytes = 0

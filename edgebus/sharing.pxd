@@ -30,6 +30,8 @@ cdef class Sharing:
     @cython.locals(names=Numbers)
     cpdef bint in_order(self, Attached attached) except -1
     @cython.locals(names=Numbers)
+    cpdef tuple number_new(self, Attached attached, blocks)
+    @cython.locals(names=Numbers)
     cpdef went_round(self, Attached attached)
     @cython.locals(ledger=Ledger)
     cpdef resolve(self, Attached attached, header)

@@ -232,6 +232,16 @@ class Sharing:
         names = self._names(attached)
         return names.in_order
 
+    def number_new(self, attached: Attached, blocks: Sequence[m.Block]) -> tuple[m.Block, ...]:
+        """Like number, for a message that leaves by the near lane for the first time, where `in_order` says it may."""
+        names, numbered = self._names(attached), []
+        for block in blocks:
+            number = names.number(block.lease)
+            numbered.append(
+                m.Block(number, block.pid, block.fd, block.segment_bytes, block.nonce, block.offset, block.size)
+            )
+        return tuple(numbered)
+
     def went_round(self, attached: Attached) -> None:
         """A message that has its numbers goes by the control lane."""
         names = self._names(attached)

@@ -29,7 +29,13 @@ class Ledger:
 
     def admit(self, lease_ids: Sequence[int]) -> bool:
         """Hold all leases of a message once more; False, and none is, if one was given up or there is no room."""
-        held, new = self._held, set()
+        held = self._held
+        if len(lease_ids) == 1 and lease_ids[0] > self._highest and len(held) < self._max_held:
+            held[lease_ids[0]] = 1  # the next one: mostly it is
+            self._highest = lease_ids[0]
+            self._has_news = True
+            return True
+        new = set()
         for lease_id in lease_ids:
             if lease_id not in held:
                 if lease_id <= self._floor:

@@ -155,7 +155,8 @@ class Mapper:
         key = (peer, info)
         mapping = self._cached.get(key)
         if mapping is not None:
-            self._cached.move_to_end(key)
+            if len(self._cached) > 1:
+                self._cached.move_to_end(key)
             return mapping
         self._drain()
         mapped = self._peers.get(peer) or _Mapped(self._max_peer_bytes, self._max_peer_segments)

@@ -12,7 +12,7 @@ import stat
 import struct
 import sys
 import weakref
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 from edgebus.shm.forks import leave_when_forked
@@ -64,34 +64,15 @@ class Pipes:
 
     def send(self, frames: Sequence[bytes]) -> bool:
         """Send a message of one or two frames; False if it does not fit, now or ever."""
-        first = frames[0]
-        size = len(first)
+        if self._write_fd < 0 or len(frames) > 2:
+            return False
         if len(frames) == 1:
-            packet = _HEAD.pack(size) + first if size <= PACKET_BYTES - 2 else b""
-        elif len(frames) == 2 and size + len(frames[1]) <= PACKET_BYTES - 2:
-            packet = _HEAD.pack(size | _HAS_MORE) + first + frames[1]
-        else:
-            return False
-        if not packet or self._write_fd < 0:
-            return False
-        try:
-            return os.write(self._write_fd, packet) == len(packet)
-        except OSError:  # full
-            return False
+            return _write(self._write_fd, frames[0], None)
+        return len(frames[1]) < PACKET_BYTES and _write(self._write_fd, frames[0], bytes(frames[1]))
 
     def take(self) -> list[bytes] | None:
         """The frames of the next message, empty if it is none; None if there is none."""
-        try:
-            packet = os.read(self.read_fd, PACKET_BYTES) if self.read_fd >= 0 else b""
-        except OSError:
-            return None
-        if len(packet) < 2:
-            return [] if packet else None
-        size = packet[0] | packet[1] << 8
-        if not size & _HAS_MORE:
-            return [packet[2:]] if size == len(packet) - 2 else []
-        size += 2 - _HAS_MORE
-        return [packet[2:size], packet[size:]] if size <= len(packet) else []
+        return _read(self.read_fd) if self.read_fd >= 0 else None
 
     def close(self) -> None:
         """Give up the descriptors; closing twice is fine."""
@@ -185,3 +166,40 @@ def _close(read_fd: int, write_fd: int, made: tuple[int, int] | None) -> None:
         _made_here.discard(made)
     os.close(read_fd)
     os.close(write_fd)
+
+
+def _plain_write(fd: int, first: bytes, second: bytes | None) -> bool:
+    """Write a message of one or two frames as a packet; False if it does not fit, now or ever."""
+    size = len(first)
+    if size + len(second or b"") > PACKET_BYTES - 2:
+        return False
+    packet = _HEAD.pack(size) + first if second is None else _HEAD.pack(size | _HAS_MORE) + first + second
+    try:
+        return os.write(fd, packet) == len(packet)
+    except OSError:  # full
+        return False
+
+
+def _plain_read(fd: int) -> list[bytes] | None:
+    """The frames of the next packet, empty if it is no message; None if there is none."""
+    try:
+        packet = os.read(fd, PACKET_BYTES)
+    except OSError:
+        return None
+    if len(packet) < 2:
+        return [] if packet else None
+    size = packet[0] | packet[1] << 8
+    if not size & _HAS_MORE:
+        return [packet[2:]] if size == len(packet) - 2 else []
+    size += 2 - _HAS_MORE
+    return [packet[2:size], packet[size:]] if size <= len(packet) else []
+
+
+_write: Callable[[int, bytes, bytes | None], bool] = _plain_write
+_read: Callable[[int], list[bytes] | None] = _plain_read
+try:
+    from edgebus import _port
+
+    _write, _read = _port.write_packet, _port.read_packet
+except ImportError:  # not built
+    pass

@@ -44,5 +44,3 @@ cdef class Pool:
 
 cdef long long _span(long long size) except -1
 
-
-cdef _flat(buffer)

@@ -128,15 +128,19 @@ class Pool:
         Raises:
             ValueError: not contiguous.
         """
-        sources = [_flat(buffer) for buffer in buffers]
-        reserved = self._reserve([source.size for source in sources], owner, keep)
+        sources = [memoryview(buffer) for buffer in buffers]
+        for view in sources:
+            if not view.c_contiguous:
+                raise ValueError(
+                    f"a buffer of shape {view.shape}, strides {view.strides} is not C-contiguous; copy it first"
+                )
+        reserved = self._reserve([view.nbytes for view in sources], owner, keep)
         if reserved is None:
             return None
         memory, blocks = reserved
         try:
-            for source, block in zip(sources, blocks, strict=True):
-                offset = block.offset
-                memory[offset : offset + block.size] = source  # numpy lets other threads run meanwhile
+            for view, block in zip(sources, blocks, strict=True):
+                _copy_to(memory, block.offset, view)  # other threads run meanwhile
         except BaseException:  # interrupted: nobody will ever hear of these blocks
             self.done([block.lease_id for block in blocks], owner)
             self.release([block.lease_id for block in blocks], owner)
@@ -381,9 +385,16 @@ def _round_up(size: int, step: int) -> int:
     return -(-size // step) * step
 
 
-def _flat(buffer: Any) -> Bytes:
-    """All bytes of a buffer in a row."""
-    view = memoryview(buffer)
-    if not view.c_contiguous:
-        raise ValueError(f"a buffer of shape {view.shape}, strides {view.strides} is not C-contiguous; copy it first")
-    return np.frombuffer(buffer, np.uint8) if view.nbytes else np.empty(0, np.uint8)
+def _plain_copy(target: Bytes, offset: int, source: memoryview) -> None:
+    """Copy all bytes of a contiguous buffer to a place in shared memory."""
+    if source.nbytes:
+        target[offset : offset + source.nbytes] = np.frombuffer(source, np.uint8)
+
+
+_copy_to: Callable[[Bytes, int, memoryview], None] = _plain_copy
+try:
+    from edgebus import _port
+
+    _copy_to = _port.copy_to
+except ImportError:  # not built
+    pass

@@ -14,6 +14,7 @@ import pytest
 import edgebus
 from edgebus import messages as m
 from edgebus import shm
+from edgebus.shm import pipes
 from edgebus.shm.board import PLACES
 from edgebus.shm.pipes import PACKET_BYTES
 from edgebus.testing import Proxy
@@ -57,6 +58,33 @@ def test_message_that_does_not_fit_a_packet_is_not_sent(ends):
         assert not made.send(frames)
     assert [len(found.take()[0]), sum(map(len, found.take()))] == [most, most]
     assert found.take() is None
+
+
+@pytest.mark.parametrize("frames", [(b"", None), (b"one", None), (b"", b""), (b"one", b"two"), (b"x" * 4094, None)])
+def test_packets_are_the_same_whether_compiled_or_not(frames):
+    port = pytest.importorskip("edgebus._port", reason="not built, or EDGEBUS_PURE")
+    read_fd, write_fd = os.pipe2(os.O_NONBLOCK | os.O_DIRECT)
+    try:
+        want = [frame for frame in frames if frame is not None]
+        raw = []
+        for write in (pipes._plain_write, port.write_packet):
+            for read in (pipes._plain_read, port.read_packet):
+                assert write(write_fd, *frames)
+                assert read(read_fd) == want
+            assert write(write_fd, *frames)
+            raw.append(os.read(read_fd, PACKET_BYTES))
+        assert raw[0] == raw[1]
+        for packet in (b"\x01", b"\x05\x00four", b"\x03\x00four", b"\x05\x80four"):
+            for read in (pipes._plain_read, port.read_packet):
+                os.write(write_fd, packet)
+                assert read(read_fd) == []
+                assert read(read_fd) is None
+        for write in (pipes._plain_write, port.write_packet):
+            assert not write(write_fd, b"x" * (PACKET_BYTES - 1), None)
+            assert not write(write_fd, b"x" * 4000, b"y" * 95)
+    finally:
+        os.close(read_fd)
+        os.close(write_fd)
 
 
 def test_full_pipe_says_so_and_keeps_what_it_has(ends):

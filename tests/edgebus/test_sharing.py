@@ -21,8 +21,10 @@ from hypothesis import strategies as st
 import edgebus
 from edgebus import messages as m
 from edgebus import shm
+from edgebus.arrays import describe_arrays
 from edgebus.config import Limits
 from edgebus.shm import Ledger, Numbers
+from edgebus.shm.pool import _plain_copy
 from edgebus.testing import Proxy
 
 pytestmark = [pytest.mark.net, pytest.mark.skipif(not shm.available(), reason="no shared memory here")]
@@ -149,6 +151,47 @@ def test_numbers_against_a_ledger_that_loses_and_repeats(sends, source):
 
 
 # -- two nodes ------------------------------------------------------------------------------------------
+
+
+def test_array_that_lies_as_it_travels_is_copied_once_only():
+    values = np.arange(6, dtype=np.float32).reshape(2, 3)
+    others = (values[:, :2], values.astype(">f4"), np.array(3, np.float32), values.view(np.ma.MaskedArray))
+    specs, ordered = describe_arrays([values, *others])
+    assert ordered[0] is values
+    for spec, there, sent in zip(specs, ordered, (values, *others), strict=True):
+        assert spec.shape == sent.shape
+        assert there.flags.c_contiguous
+        assert there.dtype == np.dtype("<f4")
+        assert type(there) is np.ndarray
+        np.testing.assert_array_equal(there.reshape(sent.shape), np.asarray(sent))
+
+
+def test_ledger_admits_one_lease_as_it_admits_several():
+    ledger = Ledger(max_held=2)
+    assert ledger.admit([3])
+    assert not ledger.admit([3, 5, 6])
+    assert ledger.admit([3]), "held once more"
+    assert ledger.admit([4])
+    assert not ledger.admit([5]), "no room"
+    ledger.give_back(3)
+    assert ledger.report() == (4, (3, 4))
+    ledger.give_back(3)
+    ledger.give_back(4)
+    assert not ledger.admit([4]), "given up"
+    assert ledger.report() == (4, ())
+
+
+def test_nothing_is_copied_beside_its_place():
+    port = pytest.importorskip("edgebus._port", reason="not built, or EDGEBUS_PURE")
+    for copy_to in (port.copy_to, _plain_copy):
+        room = np.zeros(8, np.uint8)
+        copy_to(room, 2, memoryview(np.array([[1, 2], [3, 4]], np.uint8)))
+        copy_to(room, 8, memoryview(b""))
+        assert room.tolist() == [0, 0, 1, 2, 3, 4, 0, 0]
+        with pytest.raises(ValueError, match="4"):
+            copy_to(room, 5, memoryview(bytes(4)))
+    with pytest.raises(ValueError, match="1 bytes at -1 of 8"):
+        port.copy_to(room, -1, b"x")
 
 
 def test_arrays_go_through_shared_memory_and_their_leases_come_back():
