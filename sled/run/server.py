@@ -17,6 +17,7 @@ from sled.messages import Verdict
 from sled.metrics import Board, ServerReport, trimmed
 from sled.run.answers import Desk, FormShelf, PromptEncoder, ServedTarget, prompt_ids
 from sled.run.preparing import Preparer
+from sled.run.shortage import Shortage
 from sled.run.streams import Asked, Streamed
 from sled.scheduler import Cost
 from sled.server import Answer, Form, Server, ServerLimits, Step, WindowPolicy
@@ -31,7 +32,6 @@ _IDLE_WAIT_S = 0.2
 _REQUESTS_S = 0.02
 _REPORT_EVERY_S = 0.25
 _RETRY_MEMORY_S = 1.0
-_REGAIN = 1.002
 _CLOSING = "the server is stopping; go on at another one, or here when it is back"
 
 
@@ -86,7 +86,7 @@ class TargetServer:
         self._on_report, self._reported_at = on_report, -math.inf
         self._started_at = clock()
         self._stopping = self._draining = False
-        self._most_tokens: float = math.inf  # in one forward, while memory is short
+        self._shortage = Shortage(self._machine.limits.batch_tokens)
 
     def run(self) -> None:
         """Serve until `stop` is called or a drain has ended. What fails costs itself, never the loop.
@@ -127,7 +127,7 @@ class TargetServer:
         self._resume_streams()
         self._machine.withdraw(lambda ticket: ticket.gone)
         now = self._clock()
-        step = self._machine.next_step(now=now, at_most=self._most_tokens)
+        step = self._machine.next_step(now=now, at_most=self._shortage.most)
         for answer in self._machine.take_answers():  # what needed no forward
             self._answer(answer, now, 0.0)
         if step is None:
@@ -194,7 +194,7 @@ class TargetServer:
         parts = [step]
         while parts:
             part = parts.pop()
-            if len(part.chunks) > 1 and part.num_tokens > self._most_tokens:
+            if len(part.chunks) > 1 and part.num_tokens > self._shortage.most:
                 parts += halves(self._machine.isolate(part))[::-1]
                 continue
             started_at = self._clock()
@@ -205,7 +205,7 @@ class TargetServer:
             except Exception as error:
                 parts += self._divide(part, error)
                 continue
-            self._most_tokens *= _REGAIN
+            self._shortage.fitted()
             self._give(part, decisions, started_at)
 
     def _divide(self, part: Step[Asked], error: Exception) -> list[Step[Asked]]:
@@ -217,14 +217,13 @@ class TargetServer:
             pieces = self._machine.isolate(part)
             if not memory:
                 return pieces[::-1]
-            # The next steps are not to fail first, each of them; what fits is found again slowly.
-            self._most_tokens = min(self._most_tokens, max(1, part.num_tokens // 2))
+            self._shortage.failed(part.num_tokens)  # the next steps are not to fail first, each of them
             return halves(pieces)[::-1]
         if memory and self._machine.put_back(part):
-            self._most_tokens = min(self._most_tokens, part.num_tokens // 2)
+            self._shortage.failed(part.num_tokens)
             return []
         if memory:
-            self._most_tokens = math.inf  # one that never fits says nothing of what the forwards of others take
+            self._shortage.forget()  # one that never fits says nothing of what the forwards of others take
             log.warning("no memory for a chunk", extra={"tokens": len(part.chunks[0].tokens), "why": str(error)[:200]})
             for ticket in self._machine.fail(part, code="out_of_memory"):
                 detail = "the target has no memory for this text now; ask again later, or elsewhere"

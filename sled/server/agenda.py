@@ -103,20 +103,31 @@ class Agenda(Generic[Ticket]):
 
     def next_step(self, *, now: float, at_most: float = math.inf) -> Step[Ticket]:
         """Compose a forward, of about `at_most` tokens; empty if there is nothing to compute."""
+        done: list[Session[Ticket]] = []
         shares = plan(
             self._ready,
-            map(self.find, self._behind),
+            self._found(done),
             budget=max(1, int(min(self._limits.batch_tokens, at_most))),
             prefill_beside_rounds=self._limits.prefill_beside_rounds,
             now=now,
             cost=self._cost,
             away_s=1.0 / self._limits.rate if self._somebody_drafts(now) else math.inf,
         )
+        for session in done:
+            self.put(session)
         step: Step[Ticket] = Step()
         begun: set[object] = set()
         for share in shares:
             self._place(step, share, begun)
         return step
+
+    def _found(self, done: list[Session[Ticket]]) -> Iterator[Session[Ticket]]:
+        """Texts that are behind; in `done` those of which nothing is, once found, until a token is wanted."""
+        for session in map(self.find, self._behind):
+            if session.uncached > 1 or session.wants_token:
+                yield session
+            else:
+                done.append(session)
 
     def _somebody_drafts(self, now: float) -> bool:
         """Whether a round is about to come: of a session that has neither ended nor fallen silent."""

@@ -200,6 +200,24 @@ def test_a_step_waits_as_long_as_the_policy_says_and_no_deadline_is_missed_for_i
     assert driver.server.waits_until == float("inf")
 
 
+def test_a_prompt_that_was_found_computed_keeps_no_step_from_waiting():
+    """Of two that open the same text at once, one computes it: for the other nothing is left to do before its round."""
+    policy, prompt = Patient(4), [*range(2, 11)]
+    driver = Driver(ServerLimits(), policy=policy, page_tokens=4)
+    driver.open(0, prompt, owner="you", terms=Terms(rate=10.0))
+    driver.open(1, prompt)
+    driver.parts()
+    for session in driver.server.sessions.values():
+        assert session.cached == 8
+    policy.at = 0.05
+    assert driver.ask(prompt, [1], owner="you") is None
+    assert driver.server.next_step(now=0.0) is None
+    assert driver.server.waits_until == 0.05
+    policy.at = 0.0
+    assert driver.ask(prompt, [1], number=1) is None  # and its own round is answered as ever
+    assert len(driver.step()) == 2
+
+
 def test_a_step_that_waited_for_a_deadline_begins_though_it_is_looked_at_a_moment_late():
     policy = Patient(4)
     driver = Driver(ServerLimits(), policy=policy)

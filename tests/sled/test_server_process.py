@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import signal
 import subprocess
 import sys
+import time
 import urllib.error
 import urllib.request
 from contextlib import contextmanager
@@ -13,7 +15,10 @@ from pathlib import Path
 
 import pytest
 
+import edgebus
 from edgebus.daemon.exporter import STUCK_S, Exporter
+from edgebus.directory import Directory
+from edgebus.services import Follower
 from sled.metrics import render
 from sled.run.device import Device
 from sled.testing import ToyTarget
@@ -72,6 +77,29 @@ def test_drain_lets_a_running_answer_finish_and_ends_with_status_0():
     assert child.returncode == 0
     events = [json.loads(line) for line in errors.splitlines()]
     assert [each["event"] for each in events if each["logger"] == "sled.server"] == ["serving", "draining", "ended"]
+
+
+def test_announcement_is_withdrawn_when_the_drain_begins_not_when_it_ends():
+    """Else new devices would be sent to a server that refuses them, for as long as its sessions go on."""
+    with process(drain_s=20.0) as (child, ready), device(ready) as unit, edgebus.Node("eye", insecure=True) as node:
+        with contextlib.closing(Follower(Directory())) as follower:
+            follower.follow(node.connect(ready["endpoint"]), "")
+
+            def wait_for(num_records):
+                until = time.monotonic() + 10.0
+                while len(follower.directory.records()) != num_records:
+                    follower.turn(time.monotonic())
+                    assert time.monotonic() < until
+
+            wait_for(1)
+            stream = iter(unit.generate(PROMPT, max_tokens=30, sampling=SAMPLED))
+            got = [next(stream).id]
+            child.send_signal(signal.SIGTERM)
+            wait_for(0)
+            assert child.poll() is None, "it drains: its session is open"
+            got += [token.id for token in stream]
+        assert got == RIGHT
+        assert child.wait(10) == 0
 
 
 def test_second_signal_ends_at_once_though_sessions_are_open():

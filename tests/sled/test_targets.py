@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import pytest
 
@@ -11,6 +13,7 @@ from sled.acceptance import RoundRows
 from sled.errors import OutOfMemory, ParameterError, TargetLost, UnknownModel
 from sled.targets.catalog import find_model
 from sled.targets.causal_lm import CausalLMTarget, load_target
+from sled.targets.decide import decide
 from sled.types import Chunk, Sampling
 from tests.sled.tiny_models import BACKENDS, VOCAB, FakeCodec, Paging, plain_rows, tiny
 
@@ -235,6 +238,15 @@ def test_round_without_numbers_costs_itself_only():
     assert good.finite
     alone = CausalLMTarget(tiny("llama"), FakeCodec(), name="tiny", kv_bytes=1 << 20)
     assert good == alone.verify([Paging(alone).chunk("b", [5, 12, 7], 0, 1)], [RoundRows([], Sampling(), 3)])[0]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("bad", [math.nan, math.inf])
+def test_one_logit_that_is_no_number_spoils_its_own_round_only(dtype, bad):
+    logits = torch.zeros(3, 70, dtype=dtype)
+    logits[1, 41] = bad
+    decisions = decide(logits, [RoundRows([], Sampling(), 1)] * 3)
+    assert [decision.finite for decision in decisions] == [True, False, True]
 
 
 def test_weights_that_are_no_numbers_are_refused_at_load():

@@ -40,7 +40,7 @@ def answer(target, prompt, num_tokens):
 
 
 def lead(directory: Path) -> dict:
-    with load_tensor_parallel(files(directory), kv_bytes=1 << 18, timeout_s=TIMEOUT_S) as target:
+    with load_tensor_parallel(files(directory), kv_bytes=1 << 19, timeout_s=TIMEOUT_S) as target:
         chunks = [Chunk(b"a", tuple(TEXT), 0, 4, (7, 3)), Chunk(b"b", tuple(TEXT[:5]), 0, 2, (5,))]
         found = {
             "kv_heads": target.model.model.layers[0].self_attn.sled_pool.keys.shape[1],
@@ -65,7 +65,7 @@ def lead(directory: Path) -> dict:
 
 
 def follow(directory: Path) -> int:
-    load_tensor_parallel(files(directory), kv_bytes=1 << 19, timeout_s=TIMEOUT_S).follow()
+    load_tensor_parallel(files(directory), kv_bytes=1 << 18, timeout_s=TIMEOUT_S).follow()
     target = load_tensor_parallel(files(directory), kv_bytes=1 << 19, timeout_s=TIMEOUT_S)
     target.model.model.layers[1].mlp.forward = None
     try:
