@@ -11,12 +11,14 @@ from dataclasses import dataclass, field
 
 from sled.by_itself import FIRST_FORWARD_S, ByItself
 from sled.calibration import ANYWHERE, Calibration
+from sled.foresight import DRAFT_S, best_round, forwards
 from sled.messages import MAX_WINDOW
 from sled.proposal import LITTLE
 from sled.turnaround import Turnaround
 
 AHEAD = 8  # further drafts that are thought of at once, since turnarounds rise in steps
 FOLLOW = 1 / 32  # of the rate, with each round
+GUESS_ROUNDS = 2.0  # that what is thought of the rate at first counts as
 FIRST_ROUNDS = 2  # rounds before there is a rate
 FIRST_SURVIVAL = 0.2  # until then a draft is wanted that is this likely,
 FIRST_TOKENS = 2.0  # and worth its time, if a round brings so many
@@ -52,6 +54,7 @@ class Learned:
         tokens, seconds: of late; their quotient is the rate.
         rounds: verdicts heard of.
         idle: rounds since a token was drafted.
+        guess: tokens and seconds of a round, as thought before there were any; 0 where nothing was told.
         by_itself: what the server brings without drafts, beside what they bring.
     """
 
@@ -66,6 +69,7 @@ class Learned:
     length: float = 2.0
     rounds: int = 0
     idle: int = 0
+    guess: tuple[float, float] = (0.0, 0.0)
     by_itself: ByItself = field(init=False)
 
     def __post_init__(self) -> None:
@@ -74,7 +78,11 @@ class Learned:
     @property
     def rate(self) -> float:
         """Committed tokens per second of late; 0 before anything is known."""
-        return self.tokens / self.seconds if self.rounds >= FIRST_ROUNDS and self.seconds > 0 else 0.0
+        tokens, seconds = self.guess
+        if not seconds and (self.rounds < FIRST_ROUNDS or not self.seconds):
+            return 0.0
+        weight = GUESS_ROUNDS / (1 + self.rounds)
+        return (self.tokens + weight * tokens) / (self.seconds + weight * seconds)
 
     @property
     def is_idle(self) -> bool:
@@ -92,6 +100,7 @@ class AutoPace:
     def __init__(self, learned: Learned) -> None:
         self.learned = learned
         self._told_at: float | None = None
+        self._forward_s: list[float] = []  # as told, until it is known what the link takes
         self._ping_s = 0.0
         self._told_again = False  # the next verdict tells what a stream had decoded already
         self._least, self._most = 0, MAX_WINDOW  # drafts of the next round that follows committed text
@@ -102,6 +111,23 @@ class AutoPace:
         """See Pace."""
         self.learned.calibration.answer()
         self.learned.by_itself.answer()
+
+    def opened(self, forward_s: Sequence[float]) -> None:
+        """See Pace."""
+        self._forward_s = forwards(forward_s)
+
+    def _expect(self) -> None:
+        """Begin with what the server told, instead of trying all of it."""
+        if not self._forward_s:
+            return
+        learned, forward_s = self.learned, self._forward_s
+        self._forward_s = []
+        away_s = [self._ping_s + each for each in forward_s]
+        learned.turnaround.expect(away_s)
+        promise = best_round(learned.calibration, away_s, learned.draft_s or DRAFT_S)
+        if not learned.rounds:
+            learned.guess = promise
+        learned.by_itself.expect(forward_s[0], self._ping_s, promise)
 
     def another(
         self,
@@ -361,6 +387,7 @@ class AutoPace:
         """See Pace."""
         self._streams_to_read = False
         self._ping_s = ping_s if ping_s >= 0.0 else 0.0
+        self._expect()
         if self._told_again:
             return False
         if self.learned.by_itself.begins(remaining, ping_s):

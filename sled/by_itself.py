@@ -35,6 +35,9 @@ FIRST_SHADOWS = 8  # rounds drafted beside the first tokens of an answer; then o
 SHADOW_TOKENS = 16  # so many tokens after the one before,
 SHADOW_COST = 40.0  # or so many times what a draft takes, if that is sooner: a tenth of the time then
 KNOWN_ROUNDS = 32  # after which it counts that a draft takes longer than a token of the stream, so that none can pay
+TOLD_TOKENS = 2.0  # that what the server told of a token counts as, beside those that are timed
+PROMISE_ROUNDS = 2.0  # that what drafts are thought to bring, before any was compared, counts as
+LOOK_SHARE = 0.03  # of a first answer's time by a stream, that a first round of drafts may cost
 OVERLAP_FADE = 1 / 48
 OVERLAP_ROUNDS = 4.0  # rounds without overlap, that are thought of at first
 
@@ -55,6 +58,7 @@ class ByItself:
         self._turnaround = turnaround
         self.token_s = self.link_s = 0.0
         self._weight = 0.0
+        self._promise = (0.0, 0.0)  # of a round: tokens, seconds
         self._tokens = self._seconds = 0.0  # of drafts on this text
         self._away = self._rounds_here = 0.0  # of those rounds: what one of no drafts was thought to take; how many
         self._mean_tokens = self._mean_seconds = self._mean_away = 0.0  # of a round of late
@@ -77,7 +81,10 @@ class ByItself:
     def draft_rate(self) -> float:
         """Tokens per second by drafts on this text, over the link as it is now; 0 before anything is known."""
         more, more_s = self._so_far
+        thought, thought_s = (PROMISE_ROUNDS / (1 + self._rounds) * each for each in self._promise)
         if not self._rounds:
+            if thought_s > 0.0:
+                return (thought + more) / (thought_s + more_s)
             return more / (FIRST_GAIN * more_s) if more_s > 0.0 else 0.0
         away_s, overlap = self._turnaround.of(0), self.overlap
         seconds = self._seconds + overlap * (self._rounds_here * away_s - self._away)
@@ -85,7 +92,8 @@ class ByItself:
         seconds = max(seconds, 0.1 * self._seconds) + TEXT_ROUNDS * max(mean, 0.1 * self._mean_seconds)
         if seconds <= 0:
             return 0.0
-        tokens = self._tokens + TEXT_ROUNDS * self._mean_tokens
+        seconds += thought_s
+        tokens = self._tokens + TEXT_ROUNDS * self._mean_tokens + thought
         return max(tokens / seconds, (tokens + more) / (seconds + more_s))
 
     @property
@@ -97,6 +105,18 @@ class ByItself:
     def overlap(self) -> float:
         """What rounds take by what they would one after the other."""
         return min(max(self._really / self._alone, 0.3), 1.3)
+
+    def expect(self, token_s: float, link_s: float, promise: tuple[float, float]) -> None:
+        """What is thought before anything was tried.
+
+        Args:
+            token_s: seconds of a token that the server decodes by itself.
+            link_s: of a turnaround beside that.
+            promise: tokens and seconds of a round of drafts.
+        """
+        if not self._weight:
+            self.token_s, self.link_s, self._weight = token_s, link_s, TOLD_TOKENS
+        self._promise = promise
 
     def answer(self) -> None:
         """Another text begins."""
@@ -142,7 +162,7 @@ class ByItself:
             draft_s: seconds to draft a token.
             reads: much is to be read before, which is best begun while the first token is still on its way.
         """
-        if not self._streamed and not (reads and self.token_s):
+        if not self._streamed and not (self.token_s and (reads or not self._rounds)):
             return False
         if self._trying or (self.draft_rate and not self.token_s):
             return False  # the first token tells how long the link is, and one that waits for a draft would seem slow
@@ -208,6 +228,8 @@ class ByItself:
         self._trying = False
         if remaining < LEAST_TOKENS or self._rounds_left:
             return False
+        if not self._rounds and self._promise[1] and self._may_look(remaining):
+            return False
         if not rate or not (self._rounds or self.token_s):  # a round in the shadow was begun, and nothing compared
             return ping_s + FIRST_FORWARD_S >= FIRST_ROUND_TOKENS * FIRST_FORWARD_S
         token_s = self.token_s or (max(away_s - ping_s, away_s / 10) if ping_s >= 0.0 else away_s)
@@ -228,6 +250,11 @@ class ByItself:
         may_be_ahead = self._gain * rate * best_s <= 1.0 + (DOUBT - 1.0) * age
         self._trying = may_be_ahead and cost_s <= share * self._since_stream_s
         return self._trying
+
+    def _may_look(self, remaining: int) -> bool:
+        """Whether a first round of drafts costs so little that it is worth knowing what one brings."""
+        tokens, seconds = self._promise
+        return seconds - tokens * self.token_s <= LOOK_SHARE * (self.link_s + remaining * self.token_s)
 
     def stays(self, remaining: int, zero_link_rate: float) -> bool:
         """Whether the server is to go on, `remaining` tokens being wanted.

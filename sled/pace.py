@@ -24,6 +24,9 @@ class Pace(Protocol):
     def begin(self) -> None:
         """The answer begins, and with it another text; one that was made before may still have been under way."""
 
+    def opened(self, forward_s: Sequence[float]) -> None:
+        """A server holds the session: what it tells of its forwards (`sled.messages.Opened`), if it does."""
+
     def another(
         self,
         round_: Sequence[float],
@@ -131,6 +134,9 @@ class FixedPace:
         self._window = window
 
     def begin(self) -> None:
+        """Nothing to learn."""
+
+    def opened(self, forward_s: Sequence[float]) -> None:
         """Nothing to learn."""
 
     def another(

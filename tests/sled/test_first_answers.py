@@ -1,0 +1,153 @@
+"""First answers: what the server tells of its forwards, and what devices that know nothing make of it."""
+
+from __future__ import annotations
+
+import pytest
+
+from bench.macro._links_texts import DRAFTERS, LINKS
+from bench.macro._links_world import FORWARDS, Cell
+from bench.macro._windows_cold import first_answers, seconds
+from sled.auto_pace import AutoPace, Learned
+from sled.calibration import Calibration
+from sled.foresight import best_round, forwards
+from sled.messages import FORWARD_SIZES, MAX_WINDOW
+from sled.run.warming import measure_rounds
+from sled.server.windows import FixedWindow, forward_s
+from sled.step_cost import StepCost
+from sled.testing import ToyTarget
+from sled.turnaround import Turnaround
+from sled.window import Window
+
+DRAFTER = {each.name: each for each in DRAFTERS}
+LINK = {each.name: each for each in LINKS}
+TOLD = [0.060, 0.105, 0.106, 0.108, 0.112, 0.135]
+
+
+# -- what is told
+
+
+def test_forwards_are_lines_between_the_sizes_told_and_never_fall():
+    each = forwards(TOLD)
+    assert len(each) == MAX_WINDOW + 1
+    assert [each[size - 1] for size in FORWARD_SIZES] == pytest.approx(TOLD)
+    assert each[3] == pytest.approx(0.107)
+    assert each[64] == pytest.approx(0.135 + 48 * 0.023 / 8)
+    falling = forwards([0.05, 0.04, 0.06, 0.05, 0.07, 0.07])
+    assert falling == sorted(falling)
+
+
+@pytest.mark.parametrize(
+    "told", [[], TOLD[:-1], [*TOLD, 1.0], [0.0, *TOLD[1:]], [float("nan")] * 6, [float("inf")] * 6]
+)
+def test_what_is_no_time_is_as_if_nothing_was_told(told):
+    assert forwards(told) == []
+    pace = AutoPace(Learned())
+    pace.opened(told)
+    pace.begin()
+    pace.streams(30, 0.001)
+    assert pace.learned.rate == 0.0
+    assert pace.learned.turnaround.of(4) == 0.0
+
+
+def test_a_server_tells_only_what_it_has_timed_and_more_when_others_are_there():
+    cost = StepCost()
+    cost.observe(300, 0, 0, 0.5)
+    assert forward_s(cost, 10, 0) == []  # a text was computed, no round
+    for size in FORWARD_SIZES:
+        cost.observe(size, 1, 0, 0.030 + 0.002 * size)
+    alone, crowded = forward_s(cost, 0, 0), forward_s(cost, 0, 7)
+    assert alone == pytest.approx([0.030 + 0.002 * size for size in FORWARD_SIZES], rel=0.15)
+    assert all(more > less for more, less in zip(crowded, alone, strict=True))
+
+
+def test_the_rounds_that_are_told_of_are_measured_before_there_are_sessions():
+    target, policy, now = ToyTarget(max_window=16), FixedWindow(16), [0.0]
+
+    def clock():
+        now[0] += 0.01
+        return now[0]
+
+    assert measure_rounds(target, policy.measured, at_most_s=10.0, clock=clock) == len(FORWARD_SIZES)
+    assert len(forward_s(policy.cost, 0, 0)) == len(FORWARD_SIZES)
+    short = ToyTarget(max_window=2)
+    assert measure_rounds(short, policy.measured, at_most_s=10.0, clock=clock) == 3
+    assert measure_rounds(target, policy.measured, at_most_s=0.05, clock=clock) < len(FORWARD_SIZES)
+
+
+@pytest.mark.parametrize("is_measured", [True, False])
+def test_a_device_is_told_when_its_answer_is_opened(served, is_measured):
+    policy = FixedWindow(8)
+    if is_measured:
+        for size in FORWARD_SIZES:
+            policy.measured(size, 1, 0.01 + 0.001 * size)
+    with served.serving(policy=policy) as endpoint, served.device(endpoint, "ngram") as device:
+        stream = device.generate([5, 6, 7], max_tokens=3, window=Window.auto())
+        heard = []
+        stream._pace.opened = heard.append
+        stream.answer()
+    assert [len(each) for each in heard] == [len(FORWARD_SIZES) if is_measured else 0]
+
+
+# -- what is made of it
+
+
+def test_turnarounds_begin_as_told_and_keep_the_told_shape_where_nothing_was_tried():
+    away = Turnaround()
+    away.expect([0.040 + each for each in forwards(TOLD)])
+    assert [away.of(length) for length in (0, 1, 8)] == pytest.approx([0.100, 0.145, 0.152])
+    for _ in range(3):
+        away.told(0, 0.200)  # the link is longer than its pings said
+    assert away.of(0) == pytest.approx(0.200, rel=0.02)
+    assert away.rise(0, 1) == pytest.approx(0.045, rel=0.1)  # nobody has to run into the step
+    assert away.rise(1, 7) == pytest.approx(0.007, rel=0.1)
+    with pytest.raises(ValueError, match="2 lengths, expected 65"):
+        away.expect([0.1, 0.2])
+
+
+def test_the_round_thought_best_is_long_where_tokens_cost_nothing_and_empty_where_drafts_cost_all():
+    known = Calibration()
+    free, dear = [0.2] * (MAX_WINDOW + 1), [0.2 + 0.2 * size for size in range(MAX_WINDOW + 1)]
+    tokens, took_s = best_round(known, free, 1e-4)
+    assert tokens > 2.5
+    assert took_s == pytest.approx(0.2016)
+    assert best_round(known, dear, 0.01) == (1.0, 0.2)
+
+
+def test_a_drafter_of_bare_tokens_is_not_believed_to_be_always_right():
+    known = Calibration()
+    assert known.survival([1.0] * 8, 0) < 0.3 < known.survival([0.999] * 8, 0)
+    for _ in range(60):
+        known.told([1.0] * 4, 4)
+    assert known.survival([1.0] * 8, 0) > 0.8  # it is learned all the same
+
+
+# -- on a virtual clock, in the mean over texts (docs/spec/sled-windows.md)
+
+
+@pytest.mark.parametrize(
+    ("drafter", "link", "forward", "least", "at_least_better"),
+    [
+        ("distilled, slow", "lte", "flat 5 ms", 0.95, 1.3),  # a stream is best, and a ping alone does not say so
+        ("low-bit", "lte", "flat 5 ms", 0.92, 1.3),
+        ("junk, slow", "lte", "flat 15 ms", 0.95, 1.05),
+        ("distilled", "wifi", "jump 60 ms", 0.98, 0.98),
+        ("n-gram", "lan", "flat 60 ms", 0.95, 0.98),
+    ],
+)
+def test_a_first_answer_is_hardly_slower_than_with_the_best_window(drafter, link, forward, least, at_least_better):
+    found = first_answers(Cell(DRAFTER[drafter], LINK[link], FORWARDS[forward]), seed=2, texts=12)
+    assert found.auto >= least * found.fixed
+    assert found.auto >= at_least_better * found.untold
+    assert 0.5 < found.luck <= 1.0
+
+
+def test_bare_tokens_do_not_begin_with_rounds_of_sixteen():
+    cell = Cell(DRAFTER["bare tokens"], LINK["lan"], FORWARDS["steps 50 ms"])
+    found = first_answers(cell, seed=2, texts=12)
+    assert found.untold > 0.8 * found.fixed  # .68 if they were believed
+
+
+def test_texts_of_first_answers_are_the_same_for_all():
+    cell = Cell(DRAFTER["junk"], LINK["lan"], FORWARDS["flat 15 ms"])
+    one, other = (seconds(cell, lambda: AutoPace(Learned()), 16, tokens=8, texts=3, seed=5) for _ in range(2))
+    assert one == other
