@@ -41,7 +41,7 @@ class Report:
         """A round of the corpus is on disk."""
         self.note("sampled", rounds=rounds, tokens=tokens, tokens_per_s=round(tokens_per_s, 1), written=written)
         self.say(
-            f"corpus: {tokens / 1e6:.2f} M tokens in {rounds} rounds, {tokens_per_s:,.0f} tokens/s, "
+            f"corpus: {counted(tokens)} tokens in {rounds} rounds, {tokens_per_s:,.0f} tokens/s, "
             f"{written:.0%} answers"
         )
 
@@ -92,6 +92,15 @@ class Report:
                 )
 
 
+def counted(tokens: int) -> str:
+    """A number of tokens, in millions where it has some.
+
+    >>> counted(3072), counted(41_943_040)
+    ('3,072', '41.94 M')
+    """
+    return f"{tokens / 1e6:.2f} M" if tokens >= 1_000_000 else f"{tokens:,}"
+
+
 def _label(temperature: str) -> str:
     return "greedy" if temperature == "greedy" else f"T={temperature}"
 
@@ -117,7 +126,7 @@ def write_card(
         "",
         "## Data",
         "",
-        f"{corpus['tokens'] / 1e6:.2f} M tokens that the target wrote itself in {corpus['rounds']} rounds of texts of "
+        f"{counted(corpus['tokens'])} tokens that the target wrote itself in {corpus['rounds']} rounds of texts of "
         f"{settings.length} tokens, through its chat template where it has one: {asked}, and {settings.open_turns:.0%} "
         "of the user turns written by the target, too; temperatures 0 to 1 mixed. The first round is held out, with "
         "prompts that no other round has.",
