@@ -5,7 +5,6 @@ Pure: no sockets, clock or randomness.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 
 from sled.calibration import ANYWHERE, Calibration
@@ -13,6 +12,7 @@ from sled.messages import FORWARD_SIZES, MAX_WINDOW
 
 DRAFT_S = 0.003  # that a draft is thought to take before one was made
 MOST_DRAFTS = 16  # of a round that nobody knows anything of
+LONGEST_S = 60.0  # that a forward may take: who tells of longer ones is not believed
 
 
 def forwards(told: Sequence[float]) -> list[float]:
@@ -28,7 +28,7 @@ def forwards(told: Sequence[float]) -> list[float]:
     >>> len(each), round(each[3], 4), round(each[64], 4)
     (65, 0.045, 0.2)
     """
-    if len(told) != len(FORWARD_SIZES) or not all(0.0 < each < math.inf for each in told):
+    if len(told) != len(FORWARD_SIZES) or not all(0.0 < each <= LONGEST_S for each in told):
         return []
     rising = [max(told[: i + 1]) for i in range(len(told))]
     found, i = [], 0

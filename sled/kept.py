@@ -13,8 +13,8 @@ from typing import Annotated
 import msgspec
 
 from edgebus.payloads import Payload, decode, encode
-from sled.auto_pace import Learned
 from sled.calibration import MOST_TOKENS, Calibration
+from sled.learned import Learned
 
 MAGIC = b"SLEDKEPT"
 VERSION = 2

@@ -8,7 +8,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Protocol
 
-from sled.auto_pace import AutoPace, Learned
+from sled.auto_pace import AutoPace
+from sled.learned import Learned
 from sled.window import Window
 
 __all__ = ["AutoPace", "FixedPace", "Learned", "Pace", "pace_for"]

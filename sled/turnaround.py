@@ -44,6 +44,7 @@ class Turnaround:
         self._expected: list[float] | None = None  # as the server told, up to the link
         self._longest = self._stalls = 0
         self._known = self._known_lengths = False
+        self._with_reading = False  # all that is known is a round in which the server has read
 
     def expect(self, away_s: Sequence[float]) -> None:
         """What rounds are thought to take: of lengths that were tried that says nothing, of others how much they rise.
@@ -74,12 +75,22 @@ class Turnaround:
         """The first of these lengths that was hardly tried of late; None if all were."""
         return next((length for length in lengths if self._count[length] < TRIED_ROUNDS), None)
 
-    def told(self, length: int, took_s: float) -> None:
-        """A round with so many drafts was away so long, and waited behind no other one of ours."""
+    def told(self, length: int, took_s: float, *, reads: bool = False) -> None:
+        """A round with so many drafts was away so long, and waited behind no other one of ours.
+
+        Args:
+            length: drafts.
+            took_s: seconds.
+            reads: the server has read the prompt in that time, for nobody knows how long.
+        """
+        usual_s = self.of(length)
+        if reads and usual_s and took_s >= usual_s:
+            return
         if self._known:
             took_s = self._without_stall(length, took_s)
-            if took_s < QUICK * self.of(length):  # nothing but a better link, or server, can be so quick
-                self._drift += took_s - self._drift - self._curve[length]
+            if took_s < (1.0 if self._with_reading else QUICK) * usual_s:  # nothing but a better link, or server, can
+                self._drift += took_s - self._drift - self._curve[length]  # be so quick
+        self._with_reading = reads and not self._known
         self._known = True
         self._learn(length, took_s - self._drift)
         self._drift += FOLLOW * (took_s - self._drift - self._curve[length])

@@ -12,8 +12,9 @@ from dataclasses import dataclass
 
 from bench.macro._links_texts import Text
 from bench.macro._links_world import FIXED, Cell, World
+from sled.learned import Learned
 from sled.messages import FORWARD_SIZES
-from sled.pace import AutoPace, FixedPace, Learned, Pace
+from sled.pace import AutoPace, FixedPace, Pace
 from sled.window import Window
 
 TOKENS, TEXTS = 30, 24

@@ -11,9 +11,10 @@ from hypothesis import strategies as st
 
 from bench.macro._links_texts import DRAFTERS, LINKS, Drafter, confident
 from bench.macro._links_world import FORWARDS, Cell, compare, rate_of
-from sled.auto_pace import IDLE_ROUNDS, AutoPace, Learned
+from sled.auto_pace import AutoPace
 from sled.calibration import ANYWHERE, Calibration, rising
 from sled.errors import ParameterError
+from sled.learned import IDLE_ROUNDS, Learned
 from sled.messages import MAX_WINDOW
 from sled.pace import FixedPace, pace_for
 from sled.turnaround import Turnaround

@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
+import math
+from dataclasses import replace
+
 import pytest
 
-from bench.macro._links_texts import DRAFTERS, LINKS
-from bench.macro._links_world import FORWARDS, Cell
+from bench.macro._links_texts import DRAFTERS, LINKS, Text
+from bench.macro._links_world import FORWARDS, Cell, World
 from bench.macro._windows_cold import first_answers, seconds
-from sled.auto_pace import AutoPace, Learned
+from sled.auto_pace import AutoPace
+from sled.by_itself import ByItself
 from sled.calibration import Calibration
 from sled.foresight import best_round, forwards
+from sled.learned import Learned
 from sled.messages import FORWARD_SIZES, MAX_WINDOW
+from sled.pace import FixedPace
+from sled.proposal import stated
 from sled.run.warming import measure_rounds
 from sled.server.windows import FixedWindow, forward_s
 from sled.step_cost import StepCost
@@ -37,7 +44,19 @@ def test_forwards_are_lines_between_the_sizes_told_and_never_fall():
 
 
 @pytest.mark.parametrize(
-    "told", [[], TOLD[:-1], [*TOLD, 1.0], [0.0, *TOLD[1:]], [float("nan")] * 6, [float("inf")] * 6]
+    "told",
+    [
+        [],
+        TOLD[:-1],
+        [*TOLD, 1.0],
+        [0.0, *TOLD[1:]],
+        [-each for each in TOLD],
+        [math.nan] * 6,
+        [*TOLD[:-1], math.nan],
+        [math.inf] * 6,
+        [*TOLD[:-1], 1e308],
+        [1e6] * 6,
+    ],
 )
 def test_what_is_no_time_is_as_if_nothing_was_told(told):
     assert forwards(told) == []
@@ -121,6 +140,100 @@ def test_a_drafter_of_bare_tokens_is_not_believed_to_be_always_right():
     assert known.survival([1.0] * 8, 0) > 0.8  # it is learned all the same
 
 
+@pytest.mark.parametrize("times", [1e-6, 0.05, 20.0, 500.0])
+def test_what_was_told_and_is_not_so_is_soon_forgotten(times):
+    """Another load than at the opening, or a server that tells stories."""
+    known = {}
+    for told in ([], [min(times * each, 60.0) for each in TOLD]):
+        learned = Learned()
+        pace, now = AutoPace(learned), 0.0
+        pace.opened(told)
+        pace.begin()
+        pace.streams(200, 0.02)
+        for _ in range(16):
+            now += 0.150
+            pace.told([0.9, 0.9], 2, 0.150, (), now=now)
+        known[len(told)] = learned
+        assert learned.by_itself.token_s <= 0.150  # no token takes longer than a round that is there and back
+    assert known[6].rate == pytest.approx(known[0].rate, rel=0.2)
+    assert known[6].by_itself.draft_rate == pytest.approx(known[0].by_itself.draft_rate, rel=0.2)
+    assert known[6].turnaround.of(2) == pytest.approx(0.150, rel=0.02)
+
+
+def test_a_told_token_is_not_believed_against_those_that_come():
+    other = ByItself(Turnaround())
+    other.expect(1e-6, 0.04, (3.0, 0.2))
+    now = 0.0
+    other.begun(now)
+    for _ in range(6):
+        now += 0.060
+        other.streamed(1, now, 1, waited=True)
+    assert other.token_s == pytest.approx(0.060, rel=0.35)
+
+
+def test_the_first_round_of_an_answer_in_which_the_server_reads_does_not_make_the_link_longer():
+    away = Turnaround()
+    away.told(0, 0.300, reads=True)  # nothing better is known
+    assert away.of(0) == pytest.approx(0.300)
+    away.told(0, 0.160)  # more than half of it, and still the truth
+    assert away.of(0) == pytest.approx(0.160)
+    away.told(0, 0.400, reads=True)
+    assert away.of(0) == pytest.approx(0.160)
+    away.told(0, 0.060, reads=True)  # so quick although it has read
+    assert away.of(0) == pytest.approx(0.060, rel=0.1)
+
+
+@pytest.mark.parametrize("by_stream", [False, True])
+def test_a_device_counts_no_reading_as_a_turnaround(by_stream):
+    learned, now = Learned(), 0.0
+    for _ in range(3):
+        pace = AutoPace(learned)
+        pace.begin()
+        if by_stream:
+            pace.stream_begun(now)
+            for took_s in (0.350, 0.060, 0.060):
+                now += took_s
+                pace.streamed(1, now)
+            pace.stream_begun(now)
+            now += 0.100
+            pace.streamed(1, now)
+        else:
+            for took_s in (0.350, 0.100, 0.100):
+                now += took_s
+                pace.told((), 0, took_s, (), now=now)
+    assert learned.turnaround.of(0) == pytest.approx(0.100, rel=0.02)
+    if not by_stream:
+        assert learned.by_itself.draft_rate == pytest.approx(10.0, rel=0.05)
+
+
+def test_rounds_without_drafts_before_a_stream_do_not_call_it_back_when_drafts_have_ended_it():
+    away = Turnaround()
+    away.told(0, 0.100)
+    other = ByItself(away)
+    other.expect(0.060, 0.040, (3.0, 0.2))
+    for _ in range(2):
+        other.sent(silent=True)
+        other.count(1.0, 0.100, 1.0, 0.100)
+    assert other.begins(60, 0.040)
+    now = 0.0
+    other.begun(now)
+    for took_s in (0.100, 0.060, 0.060):
+        now += took_s
+        other.streamed(1, now, 1, waited=True)
+    for _ in range(8):
+        other.shadowed()
+        other.count(17.0, 0.110, 17.0, 0.110)
+    assert not other.stays(57, 20.0)
+    assert not other.begins(56, 0.040)
+
+
+def test_a_drafter_that_knows_probabilities_never_states_what_bare_tokens_do():
+    assert stated(1.0) < 1.0
+    assert stated(0.25) == 0.25
+    known = Calibration()
+    assert known.survival([stated(1.0)] * 8, 0) > 2 * known.survival([1.0] * 8, 0)
+
+
 # -- on a virtual clock, in the mean over texts (docs/spec/sled-windows.md)
 
 
@@ -139,6 +252,33 @@ def test_a_first_answer_is_hardly_slower_than_with_the_best_window(drafter, link
     assert found.auto >= least * found.fixed
     assert found.auto >= at_least_better * found.untold
     assert 0.5 < found.luck <= 1.0
+
+
+@pytest.mark.parametrize(("link", "told", "least"), [("lte", True, 0.97), ("lte", False, 0.92), ("lan", False, 1.0)])
+def test_a_drafter_with_nothing_to_say_does_not_go_on_with_rounds_of_a_token_each(link, told, least):
+    """The server reads a prompt before the first token, and no ping has come by then."""
+    cell = Cell(DRAFTER["n-gram"], LINK[link], FORWARDS["jump 60 ms"], prefill_s=0.15)
+
+    def of(new, limit):
+        spent_s, bare = 0.0, 0
+        for seed in range(8):
+            kept = Learned()
+            for number in range(3):
+                pace = new(kept)
+                if told and isinstance(pace, AutoPace):
+                    pace.opened([cell.forward_s(size) for size in FORWARD_SIZES])
+                here = cell if number else replace(cell, ping=math.nan)
+                text = Text.of(cell.drafter, 240, seed * 1000 + number)
+                world = World(here, text, pace, 40, limit, seed * 1000 + number)
+                world.run()
+                spent_s += world.now
+                bare += world.bare_rounds
+        return spent_s, bare
+
+    auto_s, bare = of(AutoPace, 16)
+    assert min(of(lambda _, size=size: FixedPace(Window(size)), size)[0] for size in (0, 2, 4, 8, 16)) >= least * auto_s
+    if link == "lte":
+        assert bare <= 0.1 * 8 * 3 * 40
 
 
 def test_bare_tokens_do_not_begin_with_rounds_of_sixteen():

@@ -13,10 +13,11 @@ from hypothesis import strategies as st
 import edgebus
 from bench.macro._links_texts import DRAFTERS, LINKS
 from bench.macro._links_world import FORWARDS, Cell, rate_of
-from sled.auto_pace import AutoPace, Learned
+from sled.auto_pace import AutoPace
 from sled.calibration import MOST_TOKENS, Calibration
 from sled.drafters.opening import model_files
 from sled.kept import MAX_BYTES, MAX_PAIRS, Kept, drafter_id, kept_of, pack, restore, unpack, with_pair
+from sled.learned import Learned
 from sled.messages import Described
 from sled.pace import FixedPace
 from sled.run.around import Around
