@@ -6,6 +6,8 @@ import math
 from dataclasses import replace
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from bench.macro._links_texts import DRAFTERS, LINKS, Text
 from bench.macro._links_world import FORWARDS, Cell, World
@@ -138,6 +140,36 @@ def test_a_drafter_of_bare_tokens_is_not_believed_to_be_always_right():
     for _ in range(60):
         known.told([1.0] * 4, 4)
     assert known.survival([1.0] * 8, 0) > 0.8  # it is learned all the same
+
+
+@given(
+    st.lists(st.floats(width=64), max_size=8) | st.lists(st.floats(5e-324, 60.0), min_size=6, max_size=6), st.floats()
+)
+def test_whatever_is_told_a_device_asks_for_windows_in_bounds(told, ping_s):
+    learned = Learned()
+    for _ in range(2):
+        pace, now = AutoPace(learned), 0.0
+        pace.opened(told)
+        pace.begin()
+        pace.streams(40, ping_s)
+        pace.stream_begun(now)
+        for took_s in (0.2, 0.06, 0.06):
+            now += took_s
+            pace.shadows()
+            pace.streamed(1, now)
+            pace.stays(30)
+        for size in (0, 3, 8, 1):
+            round_ = [0.5 + 0.05 * i for i in range(size)]
+            pace.another(round_, (), None)
+            pace.more(round_, 0.9, ())
+            pace.drafted(size, 0.002 * size)
+            now += 0.15
+            pace.told(round_, size // 2, 0.15, (), now=now)
+            pace.streams(20, ping_s)
+        known = (learned.rate, learned.by_itself.draft_rate, learned.by_itself.token_s, learned.turnaround.of(3))
+        assert all(math.isfinite(each) and each >= 0.0 for each in known)
+        assert 0.0 <= learned.turnaround.rise(0, MAX_WINDOW) < math.inf
+        assert learned.by_itself.token_s <= 0.2
 
 
 @pytest.mark.parametrize("times", [1e-6, 0.05, 20.0, 500.0])
