@@ -7,18 +7,17 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 
-from sled.by_itself import FIRST_FORWARD_S, ByItself
-from sled.calibration import ANYWHERE, Calibration
+from sled.by_itself import FIRST_FORWARD_S
+from sled.calibration import ANYWHERE
+from sled.foresight import DRAFT_S, best_round, forwards
+from sled.learned import FIRST_ROUNDS, Learned
 from sled.messages import MAX_WINDOW
 from sled.proposal import LITTLE
-from sled.turnaround import Turnaround
 
 AHEAD = 8  # further drafts that are thought of at once, since turnarounds rise in steps
 FOLLOW = 1 / 32  # of the rate, with each round
-FIRST_ROUNDS = 2  # rounds before there is a rate
-FIRST_SURVIVAL = 0.2  # until then a draft is wanted that is this likely,
+FIRST_SURVIVAL = 0.2  # before there is a rate a draft is wanted that is this likely,
 FIRST_TOKENS = 2.0  # and worth its time, if a round brings so many
 HOPE = 0.15  # a round is sent on hope that is this likely
 LEAST = 0.02  # less survival than this is no use, however cheap
@@ -29,57 +28,11 @@ EXPLORE_TOKENS = 1.0  # that one may bring less than it would, for being shorter
 TRY_SURVIVAL = 0.2  # such rounds get longer by drafts that are this likely, and worth at least their own time
 STALL = 4.0  # what takes so many times the usual counts as no more than that
 READ_MEMORY = 512.0  # tokens that the mean time of reading one goes back
-PIECE = 32.0  # tokens that are read at once, before that is known
-MOST_PIECE = 128  # whoever reads more at once is on a thread of its own
+MOST_PIECE = 128  # tokens that are read at once; whoever reads more at once is on a thread of its own
 READ_FOR = 64  # tokens, over which reading is thought to be earned again
 LEAST_GAIN = 0.1  # of a turnaround, that a draft may bring at least: what of late speaks against it may pass
 READ_GAIN = 2.0  # times as fast as without drafts is what they may be, before any was drafted
 READ_TURNAROUNDS = 2.0  # of reading, for which a stream is better than rounds without drafts
-IDLE_ROUNDS = 16  # without a token drafted, after which one is tried,
-IDLE_TOKENS = 0.02  # and what that may cost of what came meanwhile
-
-
-@dataclass(slots=True)
-class Learned:
-    """What a device has learned of its drafter and its server, kept from answer to answer.
-
-    Attributes:
-        calibration: how often the drafter is right.
-        turnaround: how long rounds are away.
-        draft_s: seconds to draft a token.
-        read_s: seconds to read a token of the text; not a number before that is known.
-        piece: tokens that are read at once, while nobody looks for a verdict.
-        tokens, seconds: of late; their quotient is the rate.
-        rounds: verdicts heard of.
-        idle: rounds since a token was drafted.
-        by_itself: what the server brings without drafts, beside what they bring.
-    """
-
-    calibration: Calibration = field(default_factory=Calibration)
-    turnaround: Turnaround = field(default_factory=Turnaround)
-    draft_s: float = 0.0
-    read_s: float = math.nan
-    piece: float = PIECE
-    tokens: float = 0.0
-    seconds: float = 0.0
-    weight: float = 0.0
-    length: float = 2.0
-    rounds: int = 0
-    idle: int = 0
-    by_itself: ByItself = field(init=False)
-
-    def __post_init__(self) -> None:
-        self.by_itself = ByItself(self.turnaround)
-
-    @property
-    def rate(self) -> float:
-        """Committed tokens per second of late; 0 before anything is known."""
-        return self.tokens / self.seconds if self.rounds >= FIRST_ROUNDS and self.seconds > 0 else 0.0
-
-    @property
-    def is_idle(self) -> bool:
-        """Whether the drafter was left alone for so long that a look at it is due."""
-        return self.idle >= IDLE_ROUNDS and self.idle * IDLE_TOKENS >= self.rate * self.draft_s
 
 
 class AutoPace:
@@ -92,16 +45,36 @@ class AutoPace:
     def __init__(self, learned: Learned) -> None:
         self.learned = learned
         self._told_at: float | None = None
+        self._forward_s: list[float] = []  # as told, until it is known what the link takes
         self._ping_s = 0.0
         self._told_again = False  # the next verdict tells what a stream had decoded already
         self._least, self._most = 0, MAX_WINDOW  # drafts of the next round that follows committed text
         self._reads = False  # a round goes without drafts since their drafter has to read
         self._streams_to_read = False
+        self._server_reads = True  # the prompt, before its first verdict
+        self._asked = False  # a first draft for a round was wanted, and has not come
 
     def begin(self) -> None:
         """See Pace."""
         self.learned.calibration.answer()
         self.learned.by_itself.answer()
+        self._server_reads = True
+
+    def opened(self, forward_s: Sequence[float]) -> None:
+        """See Pace."""
+        self._forward_s = forwards(forward_s)
+        self._server_reads = True
+
+    def _expect(self) -> None:
+        """Begin with what the server told, instead of trying all of it."""
+        if not self._forward_s:
+            return
+        learned, forward_s = self.learned, self._forward_s
+        self._forward_s = []
+        away_s = [self._ping_s + each for each in forward_s]
+        learned.turnaround.expect(away_s)
+        promise = best_round(learned.calibration, away_s, learned.draft_s or DRAFT_S)
+        learned.by_itself.expect(forward_s[0], self._ping_s, promise)
 
     def another(
         self,
@@ -118,6 +91,19 @@ class AutoPace:
         )
         if waited_s is None:
             self._reads = reads
+        wanted = self._wants(round_, hoped, waited_s, hop, unread, reads)
+        self._asked = wanted and not round_ and waited_s is None
+        return wanted
+
+    def _wants(
+        self,
+        round_: Sequence[float],
+        hoped: Sequence[float],
+        waited_s: float | None,
+        hop: bool,
+        unread: int,
+        reads: bool,
+    ) -> bool:
         if unread > LITTLE:
             return reads and (waited_s is not None or self._pays(round_, hoped, unread))
         if waited_s is None:
@@ -229,6 +215,7 @@ class AutoPace:
     def more(self, round_: Sequence[float], confidence: float, hoped: Sequence[float]) -> bool:
         """See Pace."""
         learned, calibration = self.learned, self.learned.calibration
+        self._asked = False
         start = calibration.run + len(hoped)
         run, rate = start + len(round_), learned.rate
         before = calibration.hazard(hoped, calibration.run)
@@ -294,13 +281,19 @@ class AutoPace:
             self._told_again, self._told_at = False, now
             learned.calibration.told(round_, accepted)
             return
+        server_reads, self._server_reads = self._server_reads, False
+        usual_s = learned.turnaround.of(len(round_))
+        if server_reads and usual_s:
+            took_s = min(took_s, usual_s)
+        if not hoped:
+            learned.by_itself.away(took_s, usual_s)
         learned.rounds += 1
         learned.idle += 1
         alone_s = len(round_) * learned.draft_s + learned.turnaround.of(len(round_))
         if self._reads and not round_ and self._told_at is None:
             pass  # the server has read the prompt in that time
         elif not hoped:
-            learned.turnaround.told(len(round_), took_s)
+            learned.turnaround.told(len(round_), took_s, reads=server_reads)
             learned.length += max(FOLLOW, 1 / (learned.rounds + 1)) * (len(round_) - learned.length)
         elif self._told_at is not None and now - self._told_at > QUEUED_DRAFTS * learned.draft_s:
             learned.turnaround.told_queued(len(round_), now - self._told_at)
@@ -319,6 +312,7 @@ class AutoPace:
             learned.by_itself.told(alone_s, passed_s, batch)
         reads, self._reads = self._reads, False
         if not reads or round_:  # without drafts since one reads, that is not what they bring
+            learned.by_itself.sent(silent=self._asked and not round_)
             self._count(accepted + 1.0, passed_s)
 
     def _count(self, tokens: float, seconds: float) -> None:
@@ -361,6 +355,7 @@ class AutoPace:
         """See Pace."""
         self._streams_to_read = False
         self._ping_s = ping_s if ping_s >= 0.0 else 0.0
+        self._expect()
         if self._told_again:
             return False
         if self.learned.by_itself.begins(remaining, ping_s):
@@ -377,7 +372,8 @@ class AutoPace:
 
     def stream_begun(self, now: float) -> None:
         """See Pace."""
-        self.learned.by_itself.begun(now)
+        self.learned.by_itself.begun(now, reads=self._server_reads)
+        self._server_reads = False
 
     def streamed(self, tokens: int, now: float, batch: int = 1, *, waited: bool = True) -> None:
         """See Pace."""

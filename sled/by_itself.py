@@ -15,6 +15,7 @@ STAY_GAIN = 1.02  # the same for drafts: they spare the server forwards
 LINK_GAIN = 0.15  # and so much more where all is link: coming back costs a turnaround
 CROWD_GAIN = 0.05  # and so much more for each other session of a forward, of a stream: drafts save forwards
 MOST_CROWD = 5.0
+SILENT_ROUNDS = 2  # for which the drafter had nothing to say, from which on the next is thought to bring one token
 HORIZON = 64  # tokens, over which a stream's first turnaround is thought to be earned again
 LEAST_TOKENS = 8  # that are still wanted, or nothing is tried
 FIRST_FORWARD_S, FIRST_ROUND_TOKENS = 0.03, 3.0  # that a forward takes and a round brings, before anything is known
@@ -35,6 +36,9 @@ FIRST_SHADOWS = 8  # rounds drafted beside the first tokens of an answer; then o
 SHADOW_TOKENS = 16  # so many tokens after the one before,
 SHADOW_COST = 40.0  # or so many times what a draft takes, if that is sooner: a tenth of the time then
 KNOWN_ROUNDS = 32  # after which it counts that a draft takes longer than a token of the stream, so that none can pay
+TOLD_TOKENS = 1.5  # that what the server told of a token counts as, beside timed ones: too few to know a stall by
+PROMISE_ROUNDS = 2.0  # that what drafts are thought to bring, before any was compared, counts as
+LOOK_SHARE = 0.03  # of a first answer's time by a stream, that a first round of drafts may cost
 OVERLAP_FADE = 1 / 48
 OVERLAP_ROUNDS = 4.0  # rounds without overlap, that are thought of at first
 
@@ -49,21 +53,25 @@ class ByItself:
     Attributes:
         token_s: seconds that a token of a stream takes; 0 before the first one.
         link_s: what of a turnaround was not the token's forward, when a stream was tried last.
+        promise: tokens and seconds of a round, as thought before there were any; 0 where nothing was told.
     """
 
     def __init__(self, turnaround: Turnaround) -> None:
         self._turnaround = turnaround
         self.token_s = self.link_s = 0.0
         self._weight = 0.0
+        self.promise = (0.0, 0.0)
         self._tokens = self._seconds = 0.0  # of drafts on this text
         self._away = self._rounds_here = 0.0  # of those rounds: what one of no drafts was thought to take; how many
         self._mean_tokens = self._mean_seconds = self._mean_away = 0.0  # of a round of late
+        self._mean_weight = 0.0
         self._really = self._alone = OVERLAP_ROUNDS * 0.1  # seconds of rounds, and if nothing had overlapped
         self._crowd = 1.0
         self._since_stream_s = self._since_round_s = 0.0
         self._rounds = 0  # heard of so far
         self._rounds_left = 0  # of a trial of drafts
-        self._trying = False
+        self._trying = self._reads = False
+        self._silent = 0  # rounds for which the drafter had nothing to say, one after the other
         self._began_at = self._last_at = self._timed_at = 0.0
         self._streamed = self._untimed = 0
         self._so_far = (0.0, 0.0)  # of a round in the shadow: tokens, seconds
@@ -77,7 +85,10 @@ class ByItself:
     def draft_rate(self) -> float:
         """Tokens per second by drafts on this text, over the link as it is now; 0 before anything is known."""
         more, more_s = self._so_far
+        thought, thought_s = (PROMISE_ROUNDS / (1 + self._rounds) * each for each in self.promise)
         if not self._rounds:
+            if thought_s > 0.0:
+                return (thought + more) / (thought_s + more_s)
             return more / (FIRST_GAIN * more_s) if more_s > 0.0 else 0.0
         away_s, overlap = self._turnaround.of(0), self.overlap
         seconds = self._seconds + overlap * (self._rounds_here * away_s - self._away)
@@ -85,7 +96,8 @@ class ByItself:
         seconds = max(seconds, 0.1 * self._seconds) + TEXT_ROUNDS * max(mean, 0.1 * self._mean_seconds)
         if seconds <= 0:
             return 0.0
-        tokens = self._tokens + TEXT_ROUNDS * self._mean_tokens
+        seconds += thought_s
+        tokens = self._tokens + TEXT_ROUNDS * self._mean_tokens + thought
         return max(tokens / seconds, (tokens + more) / (seconds + more_s))
 
     @property
@@ -98,8 +110,33 @@ class ByItself:
         """What rounds take by what they would one after the other."""
         return min(max(self._really / self._alone, 0.3), 1.3)
 
+    def expect(self, token_s: float, link_s: float, promise: tuple[float, float]) -> None:
+        """What is thought before anything was tried.
+
+        Args:
+            token_s: seconds of a token that the server decodes by itself.
+            link_s: of a turnaround beside that.
+            promise: tokens and seconds of a round of drafts.
+        """
+        if not self._weight:
+            self.token_s, self.link_s, self._weight = token_s, link_s, TOLD_TOKENS
+        if not self._rounds:
+            self.promise = promise
+
+    def away(self, took_s: float, usual_s: float) -> None:
+        """A round was away so long, and was thought to be for `usual_s`: what was told is not more than that allows."""
+        self.token_s = min(self.token_s, took_s)
+        if not self._rounds and took_s < usual_s:
+            tokens, seconds = self.promise
+            self.promise = tokens, seconds * took_s / usual_s
+
+    def sent(self, *, silent: bool) -> None:
+        """A round was decided, for which the drafter was asked and had nothing to say, or not."""
+        self._silent = self._silent + 1 if silent else 0
+
     def answer(self) -> None:
         """Another text begins."""
+        self._silent = 0
         self._tokens = self._seconds = self._away = self._rounds_here = 0.0
         self._so_far = (0.0, 0.0)
         self._shadows = self._since_shadow = 0
@@ -120,7 +157,8 @@ class ByItself:
         self._seconds = TEXT_FADE * self._seconds + seconds
         self._away = TEXT_FADE * self._away + away_s
         self._rounds_here = TEXT_FADE * self._rounds_here + 1.0
-        self._mean_away += (away_s - self._mean_away) * (FOLLOW if self._rounds else 1.0)
+        self._mean_weight = (1.0 - FOLLOW) * self._mean_weight + 1.0
+        self._mean_away += (away_s - self._mean_away) / self._mean_weight
         self._rounds += 1
         self._mean_tokens, self._mean_seconds = mean_tokens, mean_seconds
 
@@ -142,7 +180,7 @@ class ByItself:
             draft_s: seconds to draft a token.
             reads: much is to be read before, which is best begun while the first token is still on its way.
         """
-        if not self._streamed and not (reads and self.token_s):
+        if not self._streamed and not (self.token_s and (reads or not self._rounds)):
             return False
         if self._trying or (self.draft_rate and not self.token_s):
             return False  # the first token tells how long the link is, and one that waits for a draft would seem slow
@@ -156,8 +194,9 @@ class ByItself:
 
     # -- what a stream brings
 
-    def begun(self, now: float) -> None:
-        """A stream is asked for."""
+    def begun(self, now: float, *, reads: bool = False) -> None:
+        """A stream is asked for, before whose first token the server reads the prompt or not."""
+        self._reads, self._silent = reads, 0
         self._began_at = self._last_at = now
         self._streamed = self._untimed = 0
         self._so_far = (0.0, 0.0)
@@ -167,7 +206,8 @@ class ByItself:
         """So many tokens of it came; unless they were waited for, they may have come earlier."""
         if not self._streamed:
             if tokens == 1 and waited:  # more are told again, and took no forward
-                self._turnaround.told(0, now - self._began_at)
+                self.away(now - self._began_at, self._turnaround.of(0))
+                self._turnaround.told(0, now - self._began_at, reads=self._reads)
             self._timed_at = now
         else:
             self._untimed += tokens
@@ -208,10 +248,14 @@ class ByItself:
         self._trying = False
         if remaining < LEAST_TOKENS or self._rounds_left:
             return False
+        if not self._rounds and self.promise[1] and self._may_look(remaining):
+            return False
         if not rate or not (self._rounds or self.token_s):  # a round in the shadow was begun, and nothing compared
             return ping_s + FIRST_FORWARD_S >= FIRST_ROUND_TOKENS * FIRST_FORWARD_S
         token_s = self.token_s or (max(away_s - ping_s, away_s / 10) if ping_s >= 0.0 else away_s)
         tokens = min(remaining, HORIZON)
+        if self._silent >= SILENT_ROUNDS:
+            rate = min(rate, 1.0 / away_s)
         gain = self._gain if self.token_s else self._gain + FIRST_DOUBT / self._rounds
         if tokens >= gain * rate * (max(away_s - token_s, 0.0) + tokens * token_s):
             return True
@@ -228,6 +272,11 @@ class ByItself:
         may_be_ahead = self._gain * rate * best_s <= 1.0 + (DOUBT - 1.0) * age
         self._trying = may_be_ahead and cost_s <= share * self._since_stream_s
         return self._trying
+
+    def _may_look(self, remaining: int) -> bool:
+        """Whether a first round of drafts costs so little that it is worth knowing what one brings."""
+        tokens, seconds = self.promise
+        return seconds - tokens * self.token_s <= LOOK_SHARE * (self.link_s + remaining * self.token_s)
 
     def stays(self, remaining: int, zero_link_rate: float) -> bool:
         """Whether the server is to go on, `remaining` tokens being wanted.

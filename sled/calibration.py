@@ -9,12 +9,14 @@ import math
 from bisect import bisect_right
 from collections.abc import Sequence
 
-EDGES = (0.1, 0.2, 0.35, 0.5, 0.65, 0.8, 0.9, 0.96, 0.99)
-_CENTRES = (0.05, 0.15, 0.28, 0.43, 0.58, 0.73, 0.85, 0.93, 0.975, 1.0)
+EDGES = (0.1, 0.2, 0.35, 0.5, 0.65, 0.8, 0.9, 0.96, 0.99, 1.0)
+_CENTRES = (0.05, 0.15, 0.28, 0.43, 0.58, 0.73, 0.85, 0.93, 0.975, 0.995, 1.0)
 _BINS = range(len(_CENTRES))
+_FIRST_NEXT = (1, 1, 1, 1, 1, 1, 1, 1, 2, 4, 1)  # what confidence is thought to follow at first: mostly a high one
 _RUNS = (0, 1, 2, 2, 3, 3, 3, 3, 4)  # of a run of so many right tokens, its row; longer ones share the last
 _LONGEST = len(_RUNS) - 1
 _ROWS = _RUNS[-1] + 1
+BARE = 0.75  # share of right tokens of a drafter that states no confidence but 1, as bare tokens do
 TRUST = 0.9  # a drafter nothing is known of is right as often as it says, times this; the surer it is, the nearer to 1
 PRIOR_TOKENS = 4.0  # that this belief counts as
 ROW_PRIOR_TOKENS = 6.0  # that all runs count as where one of them is asked for
@@ -51,7 +53,9 @@ class Calibration:
         self.run = 0
         self._tried = [[0.0 for _ in _BINS] for _ in range(_ROWS)]
         self._right = [[0.0 for _ in _BINS] for _ in range(_ROWS)]
-        self._next = [[0.2 * (1 + (bin_ == before)) for bin_ in _BINS] for before in range(ANYWHERE + 1)]
+        self._next = [
+            [0.2 * (_FIRST_NEXT[bin_] + (bin_ == before)) for bin_ in _BINS] for before in range(ANYWHERE + 1)
+        ]
         self._wrong = self._feared = 0.0  # tokens of late that were wrong, and that the shares had said would be
         self._expected: dict[tuple[int, int], float] = {}
         self._shares: list[list[float]] = []
@@ -174,13 +178,16 @@ class Calibration:
         self._shares = []
         for tried_row, right_row in zip(self._tried, self._right, strict=True):
             shares = [(right_row[i] + ROW_PRIOR_TOKENS * overall[i]) / (tried_row[i] + ROW_PRIOR_TOKENS) for i in _BINS]
-            self._shares.append(rising(shares, [tried + UNHEARD for tried in tried_row]))
+            weights = [tried + UNHEARD for tried in tried_row]
+            self._shares.append([*rising(shares[:-1], weights[:-1]), shares[-1]])
         self._hazards = [[max(0.0, -math.log(share)) for share in row] for row in self._shares]
         self._expected.clear()
 
 
 def _trusted(confidence: float) -> float:
     """How often tokens of this confidence are thought to be right before any was heard of."""
+    if confidence == 1.0:
+        return BARE
     return confidence * (TRUST + (1.0 - TRUST) * confidence)
 
 

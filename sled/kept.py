@@ -13,11 +13,11 @@ from typing import Annotated
 import msgspec
 
 from edgebus.payloads import Payload, decode, encode
-from sled.auto_pace import Learned
 from sled.calibration import MOST_TOKENS, Calibration
+from sled.learned import Learned
 
 MAGIC = b"SLEDKEPT"
-VERSION = 1
+VERSION = 2
 MAX_PAIRS = 16
 MAX_BYTES = 1 << 17
 LEAST_TOKENS = 32.0  # heard of; what less of them taught is not worth keeping

@@ -25,6 +25,8 @@ DESCRIBE, VOCABULARY, OPEN, VERIFY, DECODE, CLOSE, STATS, TRACE = (
 SERVICES = (DESCRIBE, VOCABULARY, OPEN, VERIFY, DECODE, CLOSE, STATS, TRACE)
 
 MAX_WINDOW = 64
+FORWARD_SIZES = (1, 2, 3, 5, 9, 17)
+"""Tokens of the forwards of which a server tells what they take."""
 MAX_PROMPT_CHARS = 1 << 20
 MAX_TOKENS = 1 << 17
 MAX_MESSAGES = 1024
@@ -78,11 +80,16 @@ class Open(Payload, frozen=True, array_like=True):
 
 
 class Opened(Payload, frozen=True, array_like=True):
-    """The session stands: the prompt as token ids, and how much is committed (prompt included)."""
+    """The session stands: the prompt as token ids, and how much is committed (prompt included).
+
+    `forward_s` is what forwards of `FORWARD_SIZES` tokens of this session would take now, in seconds; empty where the
+    server does not know. It only helps the device to begin well.
+    """
 
     prompt_tokens: list[TokenId]
     committed: Length
     window_limit: int
+    forward_s: Annotated[list[float], msgspec.Meta(max_length=16)] = msgspec.field(default_factory=list)
 
 
 class Verify(Payload, frozen=True, array_like=True):

@@ -8,7 +8,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Protocol
 
-from sled.auto_pace import AutoPace, Learned
+from sled.auto_pace import AutoPace
+from sled.learned import Learned
 from sled.window import Window
 
 __all__ = ["AutoPace", "FixedPace", "Learned", "Pace", "pace_for"]
@@ -23,6 +24,9 @@ class Pace(Protocol):
 
     def begin(self) -> None:
         """The answer begins, and with it another text; one that was made before may still have been under way."""
+
+    def opened(self, forward_s: Sequence[float]) -> None:
+        """A server holds the session: what it tells of its forwards (`sled.messages.Opened`), if it does."""
 
     def another(
         self,
@@ -131,6 +135,9 @@ class FixedPace:
         self._window = window
 
     def begin(self) -> None:
+        """Nothing to learn."""
+
+    def opened(self, forward_s: Sequence[float]) -> None:
         """Nothing to learn."""
 
     def another(

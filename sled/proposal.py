@@ -36,8 +36,20 @@ class Reading(NamedTuple):
     busy: bool = False
 
 
+SURE = 1.0 - 2.0**-24
+"""The most that a drafter states which knows probabilities: exactly 1 is what bare tokens have, and says nothing."""
+
 LITTLE = 8
 """So many unread tokens are read with the first draft; more are read by themselves."""
+
+
+def stated(probability: float) -> float:
+    """A probability as a confidence: rounded to 1 it would be taken for a bare token's.
+
+    >>> stated(1.0) < 1.0, stated(0.5)
+    (True, 0.5)
+    """
+    return min(probability, SURE)
 
 
 def proposals(drafts: Iterable[int | Proposal | Reading]) -> Iterator[Proposal]:

@@ -5,7 +5,7 @@ Pure: no sockets, clock or randomness.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 from sled.calibration import rising
 from sled.messages import MAX_WINDOW
@@ -41,11 +41,30 @@ class Turnaround:
         self._count = [0.0] * (MAX_WINDOW + 1)
         self._mean = [0.0] * (MAX_WINDOW + 1)
         self._curve = [0.0] * (MAX_WINDOW + 1)
+        self._expected: list[float] | None = None  # as the server told, up to the link
         self._longest = self._stalls = 0
         self._known = self._known_lengths = False
+        self._with_reading = False  # all that is known is a round in which the server has read
+
+    def expect(self, away_s: Sequence[float]) -> None:
+        """What rounds are thought to take: of lengths that were tried that says nothing, of others how much they rise.
+
+        Args:
+            away_s: seconds of a round with 0, 1, ... `MAX_WINDOW` drafts; they never fall.
+
+        Raises:
+            ValueError: another number of them.
+        """
+        if len(away_s) != MAX_WINDOW + 1:
+            raise ValueError(f"{len(away_s)} lengths, expected {MAX_WINDOW + 1}")
+        self._expected = list(away_s)
+        if self._known_lengths:
+            self._draw()
+        else:
+            self._curve = list(away_s)
 
     def of(self, length: int) -> float:
-        """Expected seconds away of a round with so many drafts; 0 before the first verdict."""
+        """Expected seconds away of a round with so many drafts; 0 before anything is known."""
         return max(self._curve[length] + self._drift, 0.0)
 
     def rise(self, length: int, further: int) -> float:
@@ -56,12 +75,22 @@ class Turnaround:
         """The first of these lengths that was hardly tried of late; None if all were."""
         return next((length for length in lengths if self._count[length] < TRIED_ROUNDS), None)
 
-    def told(self, length: int, took_s: float) -> None:
-        """A round with so many drafts was away so long, and waited behind no other one of ours."""
+    def told(self, length: int, took_s: float, *, reads: bool = False) -> None:
+        """A round with so many drafts was away so long, and waited behind no other one of ours.
+
+        Args:
+            length: drafts.
+            took_s: seconds.
+            reads: the server has read the prompt in that time, for nobody knows how long.
+        """
+        usual_s = self.of(length)
+        if reads and usual_s and took_s >= usual_s:
+            return
         if self._known:
             took_s = self._without_stall(length, took_s)
-            if took_s < QUICK * self.of(length):  # nothing but a better link, or server, can be so quick
-                self._drift += took_s - self._drift - self._curve[length]
+            if took_s < (1.0 if self._with_reading else QUICK) * usual_s:  # nothing but a better link, or server, can
+                self._drift += took_s - self._drift - self._curve[length]  # be so quick
+        self._with_reading = reads and not self._known
         self._known = True
         self._learn(length, took_s - self._drift)
         self._drift += FOLLOW * (took_s - self._drift - self._curve[length])
@@ -105,18 +134,29 @@ class Turnaround:
 
         One that was never tried is on the line from the one before it to the next one that was, if there is any.
         """
-        size, step = self._longest + 1, TOKEN_SHARE * max(self._mean[self._longest], 0.0)
+        size = self._longest + 1
         counts = self._count[:size]
         tried = first = next(i for i, count in enumerate(counts) if count)
-        drawn, before = [], self._mean[first] - step * first
+        drawn, before = [], self._mean[first] - self._rise_of(0, first)
         for length, (count, mean) in enumerate(zip(counts, self._mean, strict=False)):
-            further = step
+            further = self._rise_of(length - 1, length) if length else 0.0
             if not count and length > first:
                 while tried < length or not counts[tried]:  # the longest one was tried
                     tried += 1
-                further = max(step, (self._mean[tried] - before) / (tried - length + 1))
+                further = max(further, (self._mean[tried] - before) * self._share_of(length, tried))
             before = (count * mean + PRIOR_ROUNDS * (before + further)) / (count + PRIOR_ROUNDS)
             drawn.append(before)
         self._curve[:size] = rising(drawn, [count + UNHEARD for count in counts])
         for i in range(size, MAX_WINDOW + 1):
-            self._curve[i] = self._curve[i - 1] + step
+            self._curve[i] = self._curve[i - 1] + self._rise_of(i - 1, i)
+
+    def _rise_of(self, length: int, to: int) -> float:
+        """Seconds by which a round of `to` drafts is longer away than one of `length`, as far as nothing was tried."""
+        if self._expected is not None:
+            return self._expected[to] - self._expected[length]
+        return (to - length) * TOKEN_SHARE * max(self._mean[self._longest], 0.0)
+
+    def _share_of(self, length: int, to: int) -> float:
+        """Of the rise from the length before to `to`, what is at `length`: as the server told, or an even share."""
+        whole = self._rise_of(length - 1, to) if self._expected is not None else 0.0
+        return self._rise_of(length - 1, length) / whole if whole > 0.0 else 1.0 / (to - length + 1)

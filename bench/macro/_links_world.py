@@ -12,7 +12,8 @@ from dataclasses import dataclass, field, replace
 from itertools import pairwise
 
 from bench.macro._links_texts import Drafter, Link, Text
-from sled.pace import AutoPace, FixedPace, Learned, Pace
+from sled.learned import Learned
+from sled.pace import AutoPace, FixedPace, Pace
 from sled.proposal import LITTLE
 from sled.shadow import Shadow
 from sled.window import Window
@@ -72,6 +73,7 @@ class World:
     done: int = 0
     bytes: int = 0
     rounds: int = 0
+    bare_rounds: int = 0  # without drafts
     drafted: int = 0
     start: int = 0
     size: int = 0
@@ -169,6 +171,7 @@ class World:
         request, reply = REQUEST_BYTES + TOKEN_BYTES * self.size, REPLY_BYTES + TOKEN_BYTES * (self.size + 1)
         self.bytes += request + reply
         self.rounds += 1
+        self.bare_rounds += not self.size
         jitter = 1 + cell.jitter * self.chance.expovariate(1.0)
         arrives = self._through_cut(self.now + link.round_s / 2 * jitter + request / link.bytes_per_s)
         told_again, self.told_again = self.told_again, 0

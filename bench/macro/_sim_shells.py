@@ -13,7 +13,7 @@ from bench.macro._sim_drafters import Slow, drafter_of
 from bench.macro._sim_plan import TARGET, Plan
 from edgebus.testing import SimLink, SimNetwork, SimNode
 from sled.drafters.guard import Guard
-from sled.pace import Learned
+from sled.learned import Learned
 from sled.run.around import Around
 from sled.run.device import Device
 from sled.run.server import TargetServer

@@ -10,7 +10,7 @@ from typing import Any
 from edgebus.cli.progress import load_bar
 from sled.errors import UnknownModel
 from sled.run.serving import Loaded
-from sled.run.warming import measure_steps, warm_up
+from sled.run.warming import measure_rounds, measure_steps, warm_up
 from sled.settings import ServeSettings
 from sled.targets.catalog import find_model
 
@@ -34,8 +34,11 @@ def load(settings: ServeSettings) -> Loaded:
     forms = FormFactory(vocabulary.pieces, vocabulary.special_ids, shape.stop_ids, shape.vocab_size)
     close = target.close if settings.tensor_parallel > 1 else _nothing
     if settings.windows == "fixed":
-        return Loaded(target, form_of=forms, policy=FixedWindow(settings.max_window), close=close)
+        fixed = FixedWindow(settings.max_window)
+        measure_rounds(target, fixed.measured)
+        return Loaded(target, form_of=forms, policy=fixed, close=close)
     policy = GoodputPolicy(settings.max_window)
+    measure_rounds(target, policy.measured)
     measure_steps(target, policy.measured, most_rounds=settings.max_sessions)
     return Loaded(target, form_of=forms, policy=policy, cost=policy.cost, close=close)
 

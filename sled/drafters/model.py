@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from sled.drafters.following import agreed
 from sled.law import changed, law_of
-from sled.proposal import LITTLE, Proposal, Reading
+from sled.proposal import LITTLE, Proposal, Reading, stated
 from sled.types import Sampling
 
 READ_TOKENS = 32  # at once: so long nobody hears of a verdict; a native decoder reads no faster in larger pieces
@@ -171,7 +171,7 @@ class ModelDrafter:
     def _pick(self, logits: NDArray[np.float32], text: History, position: int) -> Proposal:
         """A sample of the law that is told; how sure it is is asked of the law, before there is a sample."""
         law = law_of(self._shaped(logits[0], text), self._sampling, self._target_ids)
-        return Proposal(law.pick(self._sampling.seed, position), float(law.probabilities.max()), law)
+        return Proposal(law.pick(self._sampling.seed, position), stated(float(law.probabilities.max())), law)
 
     def _shaped(self, row: NDArray[np.float32], text: History) -> NDArray[np.float32]:
         """Logits after the answer's bias and penalties."""
@@ -185,4 +185,4 @@ class ModelDrafter:
         own = int(self._own_ids[token])
         with np.errstate(over="ignore"):  # far likelier ones than the chosen: confidence 0
             odds = np.exp((logits - logits[own]) * np.float32(1 / (self._sampling.temperature or 1.0)))
-            return float(1 / odds.sum(dtype=np.float64))
+            return stated(float(1 / odds.sum(dtype=np.float64)))

@@ -19,7 +19,7 @@ from sled.drafters.identity import Identity
 from sled.drafters.model import LanguageModel, piece_of
 from sled.drafters.retelling import Retelling, Writer, whole_characters
 from sled.messages import Described, Vocabulary
-from sled.proposal import LITTLE, Proposal, Reading
+from sled.proposal import LITTLE, Proposal, Reading, stated
 from sled.types import Sampling
 
 _KEPT_ROWS = 12  # logits remembered, for words that the target divides elsewhere
@@ -106,7 +106,7 @@ class ReencodingDrafter:
                     return
                 token, confidence = self._choose(self._take_in(ids), len(text) + writer.num_told)
                 if token in self._stop_ids and self._target_stop >= 0:
-                    yield Proposal(self._target_stop, confidence)
+                    yield Proposal(self._target_stop, stated(confidence))
                 if token in self._special or token >= len(self._pieces) or not self._pieces[token]:
                     return
                 ids.append(token)

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 
 from sled.drafters.encoder import PieceEncoder
 from sled.drafters.following import agreed
-from sled.proposal import Proposal
+from sled.proposal import Proposal, stated
 
 _LONGEST_TAIL = 48  # tokens without a border between words
 _BLANK = b" \t\r\n"
@@ -128,7 +128,7 @@ class Writer:
         proposals = []
         for token in ids[num_told:]:
             start, end = end, end + len(self._pieces[token])
-            sure = math.prod(share for at, share in self._starts if start <= at < end)
+            sure = stated(math.prod(share for at, share in self._starts if start <= at < end))
             proposals.append(Proposal(token, sure))
         return proposals
 

@@ -231,7 +231,9 @@ class Stream:
                 reply = opening.result()
             except edgebus.Refused as refused:
                 raise as_error(refused) from None
-            machine.opened(decoded(Opened, reply.payload))
+            opened = decoded(Opened, reply.payload)
+            machine.opened(opened)
+            self._pace.opened(opened.forward_s)
             self._no_streams = False
             self._start_drafter()
             absence.back()

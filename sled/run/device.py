@@ -18,9 +18,9 @@ from sled.device import Conversation, Generation
 from sled.drafters import Drafter, open_drafter
 from sled.drafters.guard import Guard, guarded
 from sled.errors import ParameterError
+from sled.learned import Learned
 from sled.loss import RELEASE_AFTER_S, Loss, OnLoss
 from sled.messages import Described, Vocabulary
-from sled.pace import Learned
 from sled.proposal import Proposal
 from sled.run.answering import Stream
 from sled.run.around import Around

@@ -6,9 +6,9 @@ import contextlib
 import logging
 from pathlib import Path
 
-from sled.auto_pace import Learned
 from sled.drafters.opening import model_files
 from sled.kept import MAX_BYTES, Kept, drafter_id, kept_of, pack, restore, unpack, with_pair
+from sled.learned import Learned
 from sled.run.around import Around
 
 log = logging.getLogger("sled.device")

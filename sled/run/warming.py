@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 
 from sled.acceptance import RoundRows
 from sled.errors import OutOfMemory
+from sled.messages import FORWARD_SIZES
 from sled.run.answers import ServedTarget
 from sled.targets import Target
 from sled.types import Chunk, Sampling
@@ -17,6 +18,7 @@ log = logging.getLogger("sled.server")
 MEASURE_S = 2.0
 MOST_ROUNDS = 64
 WIDTH = 5  # tokens of a round with drafts
+ALONE_S = 1.0  # for forwards of one round
 
 
 def warm_up(target: Target) -> None:
@@ -49,8 +51,32 @@ def measure_steps(
     Returns:
         How many sizes were measured.
     """
+    return _measure(target, told, _sizes(target, most_rounds), at_most_s, clock)
+
+
+def measure_rounds(
+    target: ServedTarget,
+    told: Callable[[int, int, float], None],
+    *,
+    at_most_s: float = ALONE_S,
+    clock: Callable[[], float] = time.perf_counter,
+) -> int:
+    """Find out what a round of one session takes by its length, which its device is told; see `measure_steps`."""
+    most = min(target.shape.max_window + 1, target.shape.max_positions)
+    sizes = dict.fromkeys(min(size, most) for size in (1, WIDTH, 2, *FORWARD_SIZES[::-1]))
+    room = target.shape.num_pages * target.shape.page_tokens
+    return _measure(target, told, ((1, size) for size in sizes if size <= room), at_most_s, clock)
+
+
+def _measure(
+    target: ServedTarget,
+    told: Callable[[int, int, float], None],
+    sizes: Iterable[tuple[int, int]],
+    at_most_s: float,
+    clock: Callable[[], float],
+) -> int:
     until, count = clock() + at_most_s, 0
-    for rounds, width in _sizes(target, most_rounds):
+    for rounds, width in sizes:
         chunks, rows = _step(rounds, width, target.shape.page_tokens)
         took_s: list[float] = []
         try:

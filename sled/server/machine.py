@@ -15,6 +15,7 @@ from sled.server.book import Book, agreeing, mean_of
 from sled.server.checks import check_draft, check_law, check_text
 from sled.server.limits import Refusal
 from sled.server.session import Answer, Held, Round, Session, Step, Stream, Ticket
+from sled.server.windows import forward_s
 
 
 class Server(Book[Ticket]):
@@ -61,7 +62,9 @@ class Server(Book[Ticket]):
             self._extend_answer(session, tokens[len(session.history) :])
         self._compute_ahead(session)
         self._use(session, now)
-        return Opened(list(prompt), len(session.history), self._update_limit(session, now))
+        limit = self._update_limit(session, now)
+        length, others = len(session.history), len(self._waiting) + len(self._streams)
+        return Opened(list(prompt), length, limit, forward_s(self._policy.cost, length, others))
 
     def verify(
         self, owner: str, message: Verify, ticket: Ticket, *, now: float, arrived_at: float | None = None

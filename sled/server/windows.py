@@ -4,9 +4,20 @@ from __future__ import annotations
 
 from typing import Protocol
 
+from sled.messages import FORWARD_SIZES
+from sled.step_cost import StepCost
+
+TELLING_SIZES = (1, 5)  # tokens of forwards that must have been timed before devices are told anything
+
 
 class WindowPolicy(Protocol):
-    """What the machine tells of its work, and asks: the window limit of a session (`sled.goodput` has a good one)."""
+    """What the machine tells of its work, and asks: the window limit of a session (`sled.goodput` has a good one).
+
+    Attributes:
+        cost: what forwards take, as far as the policy has learned.
+    """
+
+    cost: StepCost
 
     def opened(self, session_id: bytes, rate: float = 0.0) -> None:
         """A session was opened, or taken up again.
@@ -54,6 +65,7 @@ class FixedWindow:
 
     def __init__(self, limit: int) -> None:
         self._limit = limit
+        self.cost = StepCost()
 
     def opened(self, session_id: bytes, rate: float = 0.0) -> None:
         """Nothing to remember."""
@@ -65,7 +77,12 @@ class FixedWindow:
         """Nothing to remember."""
 
     def step(self, tokens: int, rounds: int, context: int, took_s: float) -> None:
-        """Nothing to remember."""
+        """It decides nothing here, and devices are told."""
+        self.cost.observe(tokens, rounds, context, took_s)
+
+    def measured(self, tokens: int, rounds: int, took_s: float) -> None:
+        """A step was computed to find out what it takes, before there were sessions."""
+        self.cost.observe(tokens, rounds, 0, took_s)
 
     def limit(self, session_id: bytes, now: float) -> int:
         """The same for all."""
@@ -77,3 +94,17 @@ class FixedWindow:
 
     def closed(self, session_id: bytes) -> None:
         """Nothing to forget."""
+
+
+def forward_s(cost: StepCost, context: int, others: int) -> list[float]:
+    """What to tell a device: seconds of forwards of `FORWARD_SIZES` of its tokens; empty before such were timed.
+
+    Args:
+        cost: what forwards take.
+        context: positions of its text.
+        others: sessions in the same forwards, each with one token and as long a text.
+    """
+    if not all(cost.seen(size, 1, times=1) for size in TELLING_SIZES):
+        return []
+    rounds = 1 + others
+    return [cost.predict(size + others, rounds, context * rounds) for size in FORWARD_SIZES]

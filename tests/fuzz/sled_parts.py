@@ -7,8 +7,9 @@ import hashlib
 import math
 from collections.abc import Iterator
 
-from sled.auto_pace import AutoPace, Learned
+from sled.auto_pace import AutoPace
 from sled.kept import MAGIC, VERSION, drafter_id, kept_of, pack, restore, unpack
+from sled.learned import Learned
 
 _SAID = (0.0, 0.05, 0.3, 0.97, 1.0)
 _HEAD_BYTES = len(pack([])) - 2  # an array of an empty array

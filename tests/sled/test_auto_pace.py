@@ -6,20 +6,23 @@ import time
 from statistics import fmean
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from bench.macro._links_texts import DRAFTERS, LINKS, Drafter, confident
 from bench.macro._links_world import FORWARDS, Cell, compare, rate_of
-from sled.auto_pace import IDLE_ROUNDS, AutoPace, Learned
+from sled.auto_pace import AutoPace
 from sled.calibration import ANYWHERE, Calibration, rising
 from sled.errors import ParameterError
+from sled.learned import IDLE_ROUNDS, Learned
 from sled.messages import MAX_WINDOW
 from sled.pace import FixedPace, pace_for
+from sled.proposal import SURE
 from sled.turnaround import Turnaround
 from sled.window import Window
 
 confidences = st.floats(0.0, 1.0)
+stated_confidences = st.floats(0.0, SURE)
 rounds = st.lists(st.tuples(st.lists(confidences, max_size=8), st.integers(0, 8), st.floats(0.001, 1.0)), max_size=12)
 
 
@@ -101,8 +104,10 @@ def test_looking_up_is_worth_more_in_a_run():
 
 
 @settings(max_examples=40)
-@given(rounds, confidences, confidences, st.integers(0, 20))
+@example([], 0.875, SURE, 0)
+@given(rounds, stated_confidences, stated_confidences, st.integers(0, 20))
 def test_acceptance_never_falls_with_confidence(told, one, other, run):
+    """Bare tokens, whose confidence is exactly 1, are a class of their own."""
     known = Calibration()
     for round_, accepted, _ in told:
         known.told(round_, min(accepted, len(round_)))

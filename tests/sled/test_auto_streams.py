@@ -8,8 +8,9 @@ from hypothesis import strategies as st
 
 from bench.macro._links_texts import DRAFTERS, LINKS, Drafter, Text, confident
 from bench.macro._links_world import FORWARDS, Cell, World, compare, rate_of
-from sled.auto_pace import AutoPace, Learned
+from sled.auto_pace import AutoPace
 from sled.by_itself import FIRST_TOKENS, TRIAL_TOKENS, ByItself
+from sled.learned import Learned
 from sled.pace import FixedPace
 from sled.shadow import LEAST_TOKENS, Shadow
 from sled.turnaround import Turnaround

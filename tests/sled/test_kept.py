@@ -13,10 +13,11 @@ from hypothesis import strategies as st
 import edgebus
 from bench.macro._links_texts import DRAFTERS, LINKS
 from bench.macro._links_world import FORWARDS, Cell, rate_of
-from sled.auto_pace import AutoPace, Learned
+from sled.auto_pace import AutoPace
 from sled.calibration import MOST_TOKENS, Calibration
 from sled.drafters.opening import model_files
 from sled.kept import MAX_BYTES, MAX_PAIRS, Kept, drafter_id, kept_of, pack, restore, unpack, with_pair
+from sled.learned import Learned
 from sled.messages import Described
 from sled.pace import FixedPace
 from sled.run.around import Around
@@ -44,7 +45,7 @@ def taught(share=1.0, draft_s=0.003) -> Learned:
 def never_right(target=TARGET, drafter=DRAFTER) -> Kept:
     """As many tokens as a file may have, all wrong."""
     following = Calibration().counts()[2]
-    return Kept(target, drafter, [[MOST_TOKENS / 50] * 10] * 5, [[0.0] * 10] * 5, following)
+    return Kept(target, drafter, [[MOST_TOKENS / 56] * 11] * 5, [[0.0] * 11] * 5, following)
 
 
 def test_what_is_restored_is_what_was_kept_and_nothing_of_the_link_and_of_speed():
@@ -142,11 +143,11 @@ def test_a_damaged_file_is_an_error_that_is_said(data):
     "wrong",
     [
         {"tried": [[1.0]]},
-        {"right": [[2.0] * 10] * 5, "tried": [[1.0] * 10] * 5},
-        {"following": [[0.0] * 10] * 13},
-        {"following": [[5e-324] * 10] * 13},  # nothing is left of their product with a share
+        {"right": [[2.0] * 11] * 5, "tried": [[1.0] * 11] * 5},
+        {"following": [[0.0] * 11] * 14},
+        {"following": [[5e-324] * 11] * 14},  # nothing is left of their product with a share
         {"tried": []},
-        {"tried": [[MOST_TOKENS / 10] * 10] * 5},
+        {"tried": [[MOST_TOKENS / 10] * 11] * 5},
     ],
 )
 def test_counts_that_no_calibration_has_are_refused(wrong):
@@ -158,7 +159,7 @@ def test_counts_that_no_calibration_has_are_refused(wrong):
 
 @pytest.mark.parametrize(
     "wrong",
-    [{"tried": [[wrong] * 10] * 5} for wrong in (math.inf, math.nan, -1.0, 2e3)]
+    [{"tried": [[wrong] * 11] * 5} for wrong in (math.inf, math.nan, -1.0, 2e3)]
     + [{"target_id": b""}, {"target_id": b"t" * 17}, {"drafter_id": b"d" * 17}],
 )
 def test_numbers_out_of_bounds_do_not_decode(wrong):

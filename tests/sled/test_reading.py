@@ -10,12 +10,13 @@ import pytest
 
 from bench.macro._links_texts import DRAFTERS, LINKS
 from bench.macro._links_world import FORWARDS, Cell, compare
-from sled.auto_pace import AutoPace, Learned
+from sled.auto_pace import AutoPace
 from sled.device import Generation
 from sled.drafters.chain import Chain
 from sled.drafters.guard import Guard
 from sled.drafters.model import READ_TOKENS, ModelDrafter
 from sled.drafters.ngram import NgramDrafter
+from sled.learned import Learned
 from sled.messages import Opened
 from sled.pace import FixedPace
 from sled.proposal import LITTLE, Proposal, Reading

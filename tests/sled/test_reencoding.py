@@ -14,6 +14,7 @@ from sled.drafters.identity import Identity
 from sled.drafters.reencoding import ReencodingDrafter
 from sled.drafters.retelling import Retelling, Writer, whole_characters
 from sled.messages import Described, Vocabulary
+from sled.proposal import SURE
 from sled.types import Sampling
 from sled.vocabulary import vocabulary_hash
 from tests.sled.drafting import drafts, proposals
@@ -153,7 +154,7 @@ def test_a_writer_tells_tokens_as_soon_as_they_are_there():
     writer = Writer(PieceEncoder(TARGET_WORDS), b"", [], TARGET_WORDS.pieces)
     first = writer.add(b" the c", 0.5)
     assert pieces(TARGET_WORDS, [one.token for one in first]) == [b" the", b" ", b"c"]
-    assert [one.confidence for one in first] == [0.5, 1.0, 1.0]
+    assert [one.confidence for one in first] == [0.5, SURE, SURE]
     assert writer.add(b"at", 0.9) == []
     assert writer.contradicted  # " c" + "at" would have been " cat"
 

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from sled.errors import ParameterError
 from sled.server import Refusal, ServerLimits
 from sled.server.owners import Bucket, Owners
+from sled.step_cost import StepCost
 from sled.types import Terms
 from tests.sled.driving import PROMPT, SAMPLED, Driver, session_id
 from tests.sled.test_scheduler import PerToken
@@ -193,6 +194,8 @@ class Listener:
 
     def __init__(self):
         self.heard = []
+
+    cost = StepCost()
 
     def limit(self, session_id, now):
         return 99
