@@ -235,7 +235,7 @@ class BulkReceiver:
         """Have contents that go out after this one wait again, the last first; returns how many bytes that gives.
 
         Nothing if it would not be enough. What was credited of one is counted nowhere while it waits: such a one
-        begins again.
+        begins again, and so does one with which more than a window would wait here.
         """
         later = [each for each in sorted(self._partial, reverse=True) if each > number and self._partial[each].admitted]
         if sum(self._partial[each].total for each in later) < min(wanted_bytes, used_bytes):
@@ -247,7 +247,7 @@ class BulkReceiver:
             incoming = self._partial[each]
             given += incoming.total
             incoming.admitted = False
-            if incoming.credited:
+            if incoming.credited or self._uncredited() > self._window_bytes:
                 del self._partial[each]
                 self._messages.append(Message(Credit(each, 0, True)))
         return given

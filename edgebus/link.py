@@ -253,9 +253,7 @@ class LinkMachine(LinkFront):
         for message in outgoing:
             if self._is_large(message):
                 self._offer(message)
-            elif self._repeats(message):
-                self._offer(message, late=True)  # mostly: its content does not go twice
-            else:
+            elif not (self._repeats(message) and self._offer(message, late=True)):  # a late content does not go twice
                 if isinstance(message.header, m.Content):
                     message.header.transfer = None  # an earlier one, in pieces
                     if isinstance(message.header, m.Reply):
@@ -372,22 +370,27 @@ class LinkMachine(LinkFront):
             return False
         return header.id in self.answerer.repeated if isinstance(header, m.Reply) else self.caller.repeats(header.id)
 
-    def _offer(self, message: m.Message, *, late: bool = False) -> None:
+    def _offer(self, message: m.Message, *, late: bool = False) -> bool:
         """Have a content sent in pieces. If its queue is full the resend of a request or part offers it again.
 
         Args:
             message: with the content.
             late: it went whole by the control lane, and may be on its way there still.
+
+        Returns: False for a late answer that the queue has no room for: it goes whole again.
         """
         header = message.header
         taken = self.sender.offer(message, asks=late or self.sender.has_arrived(header), follows=late)
         if isinstance(header, m.Reply):
             if taken:
                 self.answerer.sending.add(header.id)
+            elif late:
+                return False
             else:
                 detail = f"{self.sender.queued_bytes} B of answers wait for this peer to take them: ask again later"
                 # Not "busy", which would say that it was not executed.
                 self.answerer.replace(header.id, refusal(header.id, "answer_lost", detail))
+        return True
 
     def _step(self, what: Input, *, now: float, reason: str = "") -> bool:
         """Look the transition up and take it; False if the table has none."""

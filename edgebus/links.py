@@ -245,8 +245,13 @@ class Link:
             if terms is None:
                 now = time.monotonic()
                 pending = Pending(service, timeout_s, now + timeout_s, self._cancel, self._dialled.endpoint, self._wait)
-                if self._near.ask(self._attached, service, payload, specs, blocks, pending, now):
-                    return pending
+                try:
+                    if self._near.ask(self._attached, service, payload, specs, blocks, pending, now):
+                        return pending
+                except BaseException:  # interrupted, perhaps before it was anybody's
+                    if pending.request_id is None:
+                        engine.drop_shared(self._dialled.attached, blocks)
+                    raise
             frames: Frames = (bytes(payload),)
         else:
             specs, frames = pack_content(payload, arrays, copy)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import random
+from dataclasses import replace
 
 import pytest
 from hypothesis import example, given, settings
@@ -645,6 +646,31 @@ def test_a_middling_answer_that_is_only_late_does_not_take_its_content_along_aga
     duo._wires[False, CONTROL].extend(held)
     duo.advance(1.0)
     assert_answered_once(duo, answer)
+
+
+def test_a_middling_answer_is_given_again_though_the_queue_of_answers_is_full():
+    """It went whole, beside the queue, and does so again: it is not said to be lost for want of room there."""
+    duo = Duo(replace(LIMITS, max_outstanding_bytes=4 * MIB)).prove()
+    duo.ask(b"large")
+    duo.run()
+    large = duo.arrived.pop()
+    duo.ask(b"small")
+    duo.run()
+    duo.answer(duo.arrived.pop())
+    duo.run()
+    duo.ask(b"middling")
+    duo.run()
+    lost = []
+    duo.loses = lambda from_device, lane, header: isinstance(header, m.Chunk) or (
+        isinstance(header, m.Reply) and header.transfer is None and not lost and not lost.append(header)
+    )  # fmt: skip
+    duo.answer(duo.arrived.pop(), bytes(30_000))
+    duo.run()
+    duo.answer(large, *content(0, MIB, MIB, MIB, MIB - 10_000))
+    duo.advance(2.0)
+    assert lost
+    assert duo.far.sender.queued_bytes > 4 * MIB - 30_000, "the large answer is in the way"
+    assert [(settled.ref, settled.outcome, settled.code) for settled in duo.settled[1:]] == [(1, "answered", "")]
 
 
 @pytest.mark.parametrize("lanes", [False, True])

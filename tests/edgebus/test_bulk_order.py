@@ -11,7 +11,7 @@ import pytest
 
 import edgebus
 from edgebus import messages as m
-from edgebus.bulk import BulkSender
+from edgebus.bulk import BulkSender, credit_step
 from edgebus.bulk_receiver import BulkReceiver
 from edgebus.config import Limits
 from edgebus.testing import Proxy, SimNetwork, for_seeds
@@ -139,6 +139,23 @@ def test_peer_that_announces_backwards_for_ever_gets_no_more_memory_by_it():
         receiver.headers_to_send()
         most = max(most, receiver.held_bytes)
     assert most <= 100 * KIB + WINDOW + 8 * KIB
+
+
+def test_peer_that_has_contents_wait_again_that_were_never_credited_gets_no_more_memory_by_it():
+    """Each is begun with less than is credited, and then loses its room to one that goes before it."""
+    receiver = BulkReceiver(256 * KIB, WINDOW)
+    step = credit_step(WINDOW)
+    most = 0
+    for number in range(250, 0, -1):
+        header = request(1, step).header
+        header.id, header.transfer = number, m.Transfer(number, (step,))
+        receiver.announce(header)
+        receiver.admit(0)
+        receiver.receive(m.Chunk(number, 0), bytes(step - 1), now=0.0)
+        receiver.admit(0)
+        receiver.headers_to_send()
+        most = max(most, receiver.held_bytes)
+    assert most <= 256 * KIB + WINDOW + step
 
 
 # -- two whole hubs -------------------------------------------------------------------------------------------

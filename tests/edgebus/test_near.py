@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import gc
 import os
+import signal
 import threading
 import time
 
@@ -252,6 +253,54 @@ def test_near_lane_that_is_full_leaves_it_to_the_control_lane():
         for n in range(3):
             assert (link.request("echo", b"", [array(n)]).arrays[0] == array(n)).all()
         assert link.stats().retries == 0
+
+
+def test_interrupt_before_a_request_is_sent_leaves_no_memory_behind_and_the_loan_as_it_was():
+    """Ctrl-C while another thread is at the node's work: what was put for the request goes with none."""
+
+    class Interrupted(KeyboardInterrupt):
+        pass
+
+    def interrupt(*_):
+        raise Interrupted
+
+    before = signal.signal(signal.SIGALRM, interrupt)
+    try:
+        with two_nodes() as (_, device, link):
+            near_of(link)
+            engine, pool = device._engine, pool_of(device)
+            put, lock, done = engine.put_shared, device._engine.runner._lock, threading.Event()
+
+            def put_and_wait(*args):
+                held = threading.Event()
+
+                def hold():
+                    with lock:
+                        held.set()
+                        done.wait(10)
+
+                shared = put(*args)
+                threading.Thread(target=hold).start()
+                held.wait(10)
+                signal.setitimer(signal.ITIMER_REAL, 0.05)
+                return shared
+
+            engine.put_shared = put_and_wait
+            loan = link.loan((256, 1024))
+            loan[:] = 7
+            with pytest.raises(Interrupted):
+                link.request("echo", b"", [loan, array(1)])
+            done.set()
+            engine.put_shared = put
+            small = [array(0, 100_000)]
+            eventually(lambda: link.request("echo", b"", small) and pool.stats().in_use_bytes < 2 * MIB)
+            assert loan.is_shared
+            loan[0] = 8
+            assert link.request("echo", b"", [loan]).arrays[0][:2, 0].tolist() == [8, 7]
+            del loan
+            eventually(lambda: link.request("echo", b"", small) and pool.stats().in_use_bytes < MIB)
+    finally:
+        signal.signal(signal.SIGALRM, before)
 
 
 def test_rubbish_on_the_near_lane_is_counted_and_harmless(caplog):
