@@ -1,3 +1,7 @@
+cdef class Tally:
+    cdef void* counts  # eb_tally, which only the module itself knows
+
+
 cdef class Port:
     cdef void* handle
     cdef object plain
@@ -7,12 +11,15 @@ cdef class Port:
     cdef public object key
     cdef public bint more
     cdef bytes key_bytes
+    cdef public long long max_sending_bytes
+    cdef dict tallies
 
     cpdef send(self, bytes route, bytes frame)
     cpdef send_all(self, bytes route, frames)
-    cpdef take_rest(self, list frames)
+    cpdef long long take_rest(self, list frames) except -1
     cpdef bytes take(self)
     cpdef bint readable(self) except -1
+    cdef Tally tally(self, bytes route)
     cdef bytes take_plain(self)
     cdef void set_key(self, const char* text) except *
 

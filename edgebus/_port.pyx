@@ -16,7 +16,7 @@ from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize, PyBytes
 from libc.errno cimport EAGAIN, EINTR, errno
 from libc.math cimport ceil
 from libc.stdint cimport uintptr_t
-from libc.stdlib cimport free, malloc
+from libc.stdlib cimport calloc, free, malloc
 from libc.string cimport memcmp, memcpy, strcmp
 
 import os
@@ -63,6 +63,7 @@ cdef extern from "unistd.h" nogil:
 
 cdef extern from *:
     """
+    #include <stdlib.h>
     typedef struct { unsigned char room[64]; } __attribute__((aligned(sizeof(void *)))) eb_msg; /* zmq_msg_t */
     """
     ctypedef struct eb_msg:
@@ -70,13 +71,29 @@ cdef extern from *:
 
 cdef extern from *:
     """
-    typedef struct eb_loan { Py_buffer view; struct eb_loan *next; } eb_loan;
+    /* Bytes of large messages that libzmq has for one connection; each loan that counts, and the port, holds it. */
+    typedef struct eb_tally { long long bytes; long holders; } eb_tally;
+    typedef struct eb_loan { Py_buffer view; struct eb_loan *next; eb_tally *tally; long long counted; } eb_loan;
     static eb_loan *eb_returned = NULL;
+
+    static void eb_leave(eb_tally *tally) {
+        if (__atomic_sub_fetch(&tally->holders, 1, __ATOMIC_ACQ_REL) == 0) free(tally);
+    }
+    static void eb_count(eb_loan *loan, eb_tally *tally, long long bytes) {
+        __atomic_add_fetch(&tally->bytes, bytes, __ATOMIC_RELAXED);
+        __atomic_add_fetch(&tally->holders, 1, __ATOMIC_RELAXED);
+        loan->tally = tally; loan->counted = bytes;
+    }
+    static long long eb_counted(eb_tally *tally) { return __atomic_load_n(&tally->bytes, __ATOMIC_RELAXED); }
 
     /* Called by libzmq on any thread, without the GIL: nothing of Python may be touched. */
     static void eb_give_back(void *data, void *hint) {
         eb_loan *loan = (eb_loan *)hint;
         (void)data;
+        if (loan->tally != NULL) {
+            __atomic_sub_fetch(&loan->tally->bytes, loan->counted, __ATOMIC_RELAXED);
+            eb_leave(loan->tally);
+        }
         loan->next = __atomic_load_n(&eb_returned, __ATOMIC_RELAXED);
         while (!__atomic_compare_exchange_n(&eb_returned, &loan->next, loan, 1, __ATOMIC_RELEASE, __ATOMIC_RELAXED)) {}
     }
@@ -94,9 +111,16 @@ cdef extern from *:
         return count;
     }
     """
+    ctypedef struct eb_tally:
+        long holders
     ctypedef struct eb_loan:
         Py_buffer view
         eb_loan* next
+        eb_tally* tally
+        long long counted
+    void eb_leave(eb_tally*) noexcept nogil
+    void eb_count(eb_loan*, eb_tally*, long long) noexcept nogil
+    long long eb_counted(eb_tally*) noexcept nogil
     void eb_give_back(void* data, void* hint) noexcept nogil
     eb_loan* eb_take_returned() noexcept nogil
     long eb_count_returned() noexcept nogil
@@ -137,6 +161,7 @@ cdef enum:
     MOST = 64
     LEND_BYTES = 131072  # rawzmq.ZERO_COPY_BYTES
     KEEP_BYTES = 32768  # rawzmq.KEEP_BYTES
+    MOST_TALLIES = 512  # of connections: those for which libzmq has nothing are forgotten then
     ZMQ_POLLIN = 1
     PACKET_BYTES = 4096  # shm.pipes.PACKET_BYTES
     HAS_MORE = 0x8000  # shm.pipes._HAS_MORE
@@ -193,6 +218,21 @@ cdef void prepare() except *:
         pass
 
 
+@cython.final
+cdef class Tally:
+    """How many bytes of large messages libzmq has for one connection."""
+
+    def __cinit__(self):
+        self.counts = calloc(1, sizeof(eb_tally))
+        if self.counts == NULL:
+            raise MemoryError
+        (<eb_tally*> self.counts).holders = 1
+
+    def __dealloc__(self):
+        if self.counts != NULL:
+            eb_leave(<eb_tally*> self.counts)
+
+
 cdef class Port:
     """A socket's way in and out; see port.PlainPort, which does the same through pyzmq."""
 
@@ -209,6 +249,8 @@ cdef class Port:
         self.route = b""
         self.key = None
         self.more = False
+        self.max_sending_bytes = 0
+        self.tallies = {}
 
     cpdef send(self, bytes route, bytes frame):
         if self.handle == NULL:
@@ -226,30 +268,53 @@ cdef class Port:
             if self.plain is not None:
                 return self.plain.send_all(route, frames)
             raise zmq.ZMQError(zmq.ENOTSOCK)
+        cdef long long num_bytes = 0
+        cdef Tally tally = None
+        for frame in frames:
+            num_bytes += len(frame)
+        if num_bytes >= KEEP_BYTES and self.max_sending_bytes:
+            tally = self.tally(route)
+            if eb_counted(<eb_tally*> tally.counts) and eb_counted(<eb_tally*> tally.counts) + num_bytes > self.max_sending_bytes:
+                raise zmq.Again(EAGAIN)
         if PyBytes_GET_SIZE(route):
             push(self.handle, route, DONTWAIT | SNDMORE)
         for frame in frames:
             flags = DONTWAIT if index == last else DONTWAIT | SNDMORE
-            if type(frame) is bytes and PyBytes_GET_SIZE(frame) < LEND_BYTES:
+            if index == last and tally is not None:
+                # The frame that goes last stands for the message: it is lent whatever its size, to hear when it went.
+                push_buffer(self.handle, frame, flags, tally, num_bytes)
+            elif type(frame) is bytes and PyBytes_GET_SIZE(frame) < LEND_BYTES:
                 push(self.handle, <bytes> frame, flags)
             else:
-                push_buffer(self.handle, frame, flags)
+                push_buffer(self.handle, frame, flags, None, 0)
             index += 1
 
-    cpdef take_rest(self, list frames):
+    cdef Tally tally(self, bytes route):
+        """How many bytes libzmq has for this connection."""
+        found = self.tallies.get(route)
+        if found is not None:
+            return <Tally> found
+        if len(self.tallies) >= MOST_TALLIES:
+            self.tallies = {
+                key: each for key, each in self.tallies.items() if eb_counted(<eb_tally*> (<Tally> each).counts)
+            }
+        made = self.tallies[route] = Tally()
+        return made
+
+    cpdef long long take_rest(self, list frames) except -1:
         cdef eb_msg msg
         cdef Received received
         cdef bint more = True
+        cdef long long num_bytes = 0
         if self.handle == NULL:
-            if self.plain is not None:
-                self.plain.take_rest(frames)
-            return
+            return self.plain.take_rest(frames) if self.plain is not None else 0
         while more:
             msg_init(&msg)
             if pull(&msg, self.handle) < 0:
                 msg_close(&msg)
                 raise zmq.ZMQError(zmq_errno())
             more = msg_more(&msg)
+            num_bytes += msg_size(&msg)
             if msg_size(&msg) >= KEEP_BYTES:
                 received = Received.__new__(Received)
                 msg_move(&received.msg, &msg)
@@ -257,6 +322,7 @@ cdef class Port:
             else:
                 frames.append(PyBytes_FromStringAndSize(<char*> msg_data(&msg), msg_size(&msg)))
             msg_close(&msg)
+        return num_bytes
 
     cpdef bytes take(self):
         cdef eb_msg msg
@@ -328,13 +394,15 @@ cdef int push(void* handle, bytes frame, int flags) except -1:
     return 0
 
 
-cdef int push_buffer(void* handle, frame, int flags) except -1:
-    """Send a frame that is any buffer: large ones are lent."""
+cdef int push_buffer(void* handle, frame, int flags, Tally tally, long long counted) except -1:
+    """Send a frame that is any buffer: large ones are lent, and so is one that stands for so many bytes of a tally."""
     cdef eb_msg msg
     cdef eb_loan* loan
     cdef int number
     if len(frame) < LEND_BYTES:
-        return push(handle, bytes(frame), flags)
+        frame = bytes(frame)  # of bytes themselves that is no copy
+        if tally is None:
+            return push(handle, frame, flags)
     loan = <eb_loan*> malloc(sizeof(eb_loan))
     if loan == NULL:
         raise MemoryError
@@ -343,12 +411,15 @@ cdef int push_buffer(void* handle, frame, int flags) except -1:
     except BaseException:
         free(loan)
         raise
+    loan.tally, loan.counted = NULL, 0
     if msg_init_data(&msg, loan.view.buf, loan.view.len, eb_give_back, loan) < 0:
         PyBuffer_Release(&loan.view)
         free(loan)
         raise MemoryError
     global num_lent
     num_lent += 1
+    if tally is not None:
+        eb_count(loan, <eb_tally*> tally.counts, counted)
     while msg_send(&msg, handle, flags) < 0:
         number = zmq_errno()
         if number != EINTR:

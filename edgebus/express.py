@@ -9,6 +9,7 @@ two ways against each other.
 from __future__ import annotations
 
 import logging
+import threading
 import time
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -36,7 +37,7 @@ from edgebus.messages import (
 )
 from edgebus.outcomes import Arrived
 from edgebus.rawzmq import BURST, POLLIN, end_message
-from edgebus.sockets import MessageTaker, Sent
+from edgebus.sockets import DRAIN_BYTES, LARGE_BYTES, MessageTaker, Sent
 from edgebus.streams import Frames, Specs
 from edgebus.wire import INLINE_FRAMES, decode, encode
 
@@ -51,7 +52,7 @@ _FRAME_BYTES = INLINE_BYTES + 2048
 _UP = State.UP
 _PLAIN_TAGS = frozenset((encode_header(Chunk(0, 0))[1], encode_header(Request(0, "", 0, 0))[1]))
 """Second byte of the headers that receive_large is for: what else has frames is not decoded twice."""
-_now = time.monotonic
+_now, _ident = time.monotonic, threading.get_ident
 _log = logging.getLogger("edgebus")
 _message: Callable[[tuple[Any, ...]], Message] = partial(tuple.__new__, Message)  # without a frame of Python
 
@@ -100,7 +101,7 @@ class Express(MessageTaker):
                     runner.nudge()
         finally:
             runner._lock.release()
-        if runner._callbacks:
+        if runner._callbacks and runner._calls != _ident():
             runner.run_callbacks()
         return done
 
@@ -121,7 +122,7 @@ class Express(MessageTaker):
                     runner.nudge()
         finally:
             runner._lock.release()
-        if runner._callbacks:
+        if runner._callbacks and runner._calls != _ident():
             runner.run_callbacks()
         return done
 
@@ -248,7 +249,7 @@ class Express(MessageTaker):
             return True
 
     def _take(self, opened: Opened, event: int) -> bool:
-        port, socket_id, more = opened.port, opened.socket_id, opened.crowd
+        port, socket_id, more, large_bytes = opened.port, opened.socket_id, opened.crowd, 0
         while True:
             frame = port.take()
             if frame is None:
@@ -262,7 +263,12 @@ class Express(MessageTaker):
             route, key = (socket_id, port.route), port.key
             if port.more:
                 frames = [frame]
-                port.take_rest(frames)
+                size_bytes = port.take_rest(frames)
+                if size_bytes >= LARGE_BYTES:
+                    # They are taken before anything else is done: libzmq bounds how many stand there, not their bytes.
+                    large_bytes += size_bytes
+                    if more == 0 and large_bytes < DRAIN_BYTES:
+                        more = 1
                 if not self.receive_large(route, frames, key):
                     self._on_frames(route, frames, key)
             elif not self.receive_small(route, frame, key):

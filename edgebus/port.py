@@ -23,6 +23,8 @@ class PlainPort:
     Attributes:
         route, key, more: of the message that was taken last: its routing id, the key of its sender, and whether it
             has more frames.
+        max_sending_bytes: a large message goes only if libzmq has no more than so much for its connection with it, or
+            nothing; 0 for any. Only _port.Port knows how much that is.
     """
 
     def __init__(self, sock: Any, is_router: bool, is_secure: bool) -> None:
@@ -31,6 +33,7 @@ class PlainPort:
         self.route = b""
         self.key: str | None = None
         self.more = False
+        self.max_sending_bytes = 0
 
     def send(self, route: bytes, frame: bytes) -> None:
         """Send a frame without waiting, to this routing id if there is one.
@@ -56,13 +59,19 @@ class PlainPort:
             flags = NOBLOCK if index == last else MORE
             send(self._sock, frame, flags, len(frame) < ZERO_COPY_BYTES, False)
 
-    def take_rest(self, frames: list[Any]) -> None:
-        """Append the frames after the first: large ones stay in the memory that libzmq received them into."""
-        more = True
+    def take_rest(self, frames: list[Any]) -> int:
+        """Append the frames after the first: large ones stay in the memory that libzmq received them into.
+
+        Returns:
+            Their bytes.
+        """
+        more, num_bytes = True, 0
         while more:
             frame = recv(self._sock, NOBLOCK, False)
             more = frame.more
             frames.append(frame.buffer if len(frame) >= KEEP_BYTES else frame.bytes)
+            num_bytes += len(frame)
+        return num_bytes
 
     def take(self) -> bytes | None:
         """The first frame of the next message, None if there is none."""

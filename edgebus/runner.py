@@ -152,7 +152,7 @@ class Runner:
             finally:
                 self._depth = depth  # first of all: an exception of a signal handler may come at the next call
                 self._exit()
-        if self._callbacks:
+        if self._callbacks and self._calls != _ident():
             self.run_callbacks()
         return result
 
@@ -172,7 +172,7 @@ class Runner:
                 self._depth = self._owner = 0
                 if self.stirred:
                     self.nudge()
-        if self._callbacks:
+        if self._callbacks and self._calls != _ident():
             self.run_callbacks()
         return done
 
@@ -360,7 +360,11 @@ class Runner:
         return not self._thread.is_alive()
 
     def run_callbacks(self) -> None:
-        """Call what the application asked to be called, one at a time, on whichever thread comes first."""
+        """Call what the application asked to be called, one at a time, on whichever thread comes first.
+
+        One of them that waits for something has the others called meanwhile. One that only sends has not: each would
+        stand on the stack, with its request, until all that came behind it have been called.
+        """
         me = threading.get_ident()
         nested = self._calls == me  # one of them waits for something, and drives meanwhile
         while self._callbacks:

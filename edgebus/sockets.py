@@ -40,6 +40,21 @@ _MONITORED = (
 )
 
 
+LARGE_BYTES = 64 * 1024
+"""Messages of so much stand in libzmq's queue for what they are, not for what many of them are."""
+DRAIN_BYTES = 256 << 20
+"""Of large messages so much is read in a row before anybody else has a turn: what nobody has read is bounded only by
+how soon it is read, and what is refused is freed at once."""
+
+
+def most_sending_bytes(limits: Limits) -> int:
+    """Bytes of large messages that libzmq may have for one connection: whatever its peer claims to take.
+
+    Twice the window, so that what is sent again has room behind what it is sent again for.
+    """
+    return max(1 << 20, limits.max_outstanding_bytes, 2 * limits.bulk_bytes)
+
+
 class Sent(enum.Enum):
     """What became of a send: full queues and missing routes are left to the protocol's resends."""
 
@@ -341,6 +356,7 @@ class Sockets:
         socket_id = self._next_socket_id
         self._next_socket_id += 1
         port = open_port(sock, is_router, is_secure)
+        port.max_sending_bytes = most_sending_bytes(self._limits)
         opened = self.by_id[socket_id] = Opened(sock, socket_id, int(sock.getsockopt(zmq.FD)), port)
         monitor: ZmqSocket = sock.get_monitor_socket(_MONITORED)
         self._monitors[socket_id] = monitor

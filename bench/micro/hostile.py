@@ -1,0 +1,135 @@
+"""What one allowed peer that never reads costs a server: `python -m bench.micro.hostile`.
+
+Peak resident memory of a server of default limits above what it had before, MiB, and how long another device's small
+call took after each flood. Writes bench/results/hostile.json.
+"""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import zmq
+
+import edgebus
+from bench import record
+from edgebus import messages as m
+from edgebus.messages import encode_header
+
+MIB = 1 << 20
+CLAIMED = m.WireLimits(65536, 16 * MIB, 64, 1 << 40)
+SERVER = """
+import sys, edgebus
+with edgebus.Node("server", insecure=True) as node:
+    node.handle("work", lambda request: request.reply(b"echo:" + request.payload))
+    print(node.bind("tcp://127.0.0.1:0"), flush=True)
+    sys.stdin.read()
+"""
+Flood = Callable[[zmq.Socket[bytes]], None]
+
+
+def _large(sock: zmq.Socket[bytes]) -> None:
+    content = bytes(2 * MIB)
+    for number in range(1500):
+        sock.send_multipart([encode_header(m.Request(number, "work", 60_000, 0)), content])
+
+
+def _small(sock: zmq.Socket[bytes]) -> None:
+    for number in range(100_000):
+        sock.send_multipart([encode_header(m.Request(number, "work", 60_000, 0)), bytes(200)])
+
+
+def _hellos(sock: zmq.Socket[bytes]) -> None:
+    for number in range(20_000):
+        sock.send(encode_header(m.Hello(1, 2, "peer", number.to_bytes(16, "big"), 1, CLAIMED)))
+
+
+def _streams(sock: zmq.Socket[bytes]) -> None:
+    terms = m.Terms(m.STREAM, b"", -1, 0, 0, 1 << 40)
+    for number in range(2000):
+        sock.send(encode_header(m.Request(number, "work", 60_000, 0, (), bytes(4000), terms)))
+
+
+def _transfers(sock: zmq.Socket[bytes]) -> None:
+    piece, specs, sizes = bytes(MIB), (m.ArraySpec("u1", (15 * MIB,)),) * 4, (0, *(15 * MIB,) * 4)
+    for number in range(300):
+        sock.send(encode_header(m.Request(number, "work", 60_000, 0, specs, None, None, m.Transfer(number, sizes))))
+        for offset in (0, MIB):
+            sock.send_multipart([encode_header(m.Chunk(number, offset)), piece])
+
+
+FLOODS: dict[str, tuple[int, Flood]] = {
+    "large unread answers, version 1": (1, _large),
+    "large unread answers": (2, _large),
+    "small requests": (2, _small),
+    "hellos": (2, _hellos),
+    "streams": (2, _streams),
+    "transfers": (2, _transfers),
+}
+
+
+def _rss_mib(pid: int) -> float:
+    lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+    return int(next(line.split()[1] for line in lines if line.startswith("VmRSS"))) / 1024
+
+
+def _measure(version: int, flood: Flood) -> dict[str, float]:
+    command = [sys.executable, "-c", SERVER]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as server:
+        assert server.stdin is not None
+        assert server.stdout is not None
+        endpoint, done = server.stdout.readline().strip(), threading.Event()
+        peaks = [_rss_mib(server.pid)]
+
+        def watch() -> None:
+            while not done.wait(0.01):
+                peaks.append(_rss_mib(server.pid))
+
+        watcher = threading.Thread(target=watch)
+        with zmq.Context() as context, context.socket(zmq.DEALER) as sock:
+            for option, value in ((zmq.LINGER, 0), (zmq.SNDTIMEO, 5000), (zmq.RCVTIMEO, 5000)):
+                sock.setsockopt(option, value)
+            sock.setsockopt(zmq.RCVHWM, 1)
+            sock.setsockopt(zmq.RCVBUF, 65536)
+            sock.connect(endpoint)
+            sock.send(encode_header(m.Hello(1, version, "peer", bytes(16), 1, CLAIMED)))
+            sock.recv_multipart()
+            watcher.start()
+            try:
+                flood(sock)
+            finally:
+                with edgebus.Node("other", insecure=True) as other:
+                    link = other.connect(endpoint)
+                    begun = time.perf_counter()
+                    link.request("work", b"hi", timeout_s=30)
+                    call_ms = (time.perf_counter() - begun) * 1e3
+                time.sleep(0.5)
+                done.set()
+                watcher.join()
+        server.stdin.close()
+    return {"peak_mib": round(max(peaks) - peaks[0], 1), "other_call_ms": round(call_ms, 1)}
+
+
+def main() -> None:
+    """See the module."""
+    rows = {}
+    for name, (version, flood) in FLOODS.items():
+        rows[name] = _measure(version, flood)
+        print(name, rows[name], flush=True)
+    worst = max(rows, key=lambda name: rows[name]["peak_mib"])
+    figure = record.figure(
+        rows[worst]["peak_mib"],
+        "MiB of resident memory that one allowed peer that never reads costs a server of default limits, at its peak",
+        f"worst of {len(rows)} floods: {worst}; a call of another device took at most "
+        f"{max(row['other_call_ms'] for row in rows.values())} ms right after",
+        "python -m bench.micro.hostile",
+    )
+    record.write("hostile", rows, {"bus.hostile_peak_rss_mib": figure})
+
+
+if __name__ == "__main__":
+    main()

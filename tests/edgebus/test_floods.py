@@ -1,0 +1,120 @@
+"""One allowed peer that asks without end and never reads: the server's memory stays within the bounds of `Limits`."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import threading
+import time
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+import zmq
+
+import edgebus
+from edgebus import messages as m
+from edgebus import port
+from edgebus.messages import encode_header
+from edgebus.sockets import most_sending_bytes
+from tests.edgebus.child_flooded import LIMITS, MIB
+
+pytestmark = pytest.mark.net
+CHILD = Path(__file__).with_name("child_flooded.py")
+CLAIMED = m.WireLimits(65536, 16 * MIB, 64, 1 << 40)  # a receiver that says it takes everything
+NUM_REQUESTS, REQUEST = 1200, bytes(MIB)
+SLACK_BYTES = 16 * MIB
+
+
+def bound_bytes():
+    """What one peer may make the server keep: docs/spec/bus-security.md."""
+    limits = edgebus.Limits(**LIMITS)
+    unread_bytes = max(2 * limits.bulk_bytes, 16 * len(REQUEST))
+    kept_bytes = limits.max_pending_bytes + limits.max_outstanding_bytes + limits.cache_bytes
+    return kept_bytes + unread_bytes + most_sending_bytes(limits) + SLACK_BYTES
+
+
+def rss_bytes(pid):
+    lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+    return 1024 * int(next(line.split()[1] for line in lines if line.startswith("VmRSS")))
+
+
+@contextmanager
+def server():
+    child = subprocess.Popen([sys.executable, str(CHILD)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    try:
+        yield child.pid, child.stdout.readline().strip()
+    finally:
+        child.stdin.close()
+        child.wait(20)
+        child.stdout.close()
+
+
+@contextmanager
+def silent_peer(endpoint, version):
+    """A socket that has greeted, and from which nothing is read."""
+    with zmq.Context() as context, context.socket(zmq.DEALER) as sock:
+        sock.linger, sock.sndtimeo, sock.rcvtimeo, sock.rcvhwm, sock.rcvbuf = 0, 10_000, 10_000, 1, 65536
+        sock.connect(endpoint)
+        sock.send(encode_header(m.Hello(1, version, "silent", bytes(16), 1, CLAIMED)))
+        sock.recv_multipart()
+        yield sock
+
+
+@contextmanager
+def watched(pid, peaks):
+    done = threading.Event()
+
+    def watch():
+        while not done.wait(0.005):
+            peaks.append(rss_bytes(pid))
+
+    thread = threading.Thread(target=watch)
+    thread.start()
+    try:
+        yield
+    finally:
+        done.set()
+        thread.join()
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="memory is read from /proc")
+@pytest.mark.skipif(port.open_port is port.PlainPort, reason="what libzmq has to send is counted by the compiled port")
+@pytest.mark.parametrize("version", [1, 2])
+def test_peer_that_never_reads_its_answers_costs_no_more_than_the_bounds(version):
+    with server() as (pid, endpoint), silent_peer(endpoint, version) as sock:
+        peaks = [rss_bytes(pid)]
+        with watched(pid, peaks):
+            for number in range(NUM_REQUESTS):
+                sock.send(encode_header(m.Request(number, "work", 60_000, 0)), zmq.SNDMORE)
+                sock.send(REQUEST)
+            with edgebus.Node("other", insecure=True) as other:
+                began = time.monotonic()
+                assert other.connect(endpoint).request("work", b"hi", timeout_s=10).payload == b"echo:hi"
+                assert time.monotonic() - began < 5
+        cost_bytes = max(peaks) - peaks[0]
+        assert cost_bytes < 1.5 * bound_bytes(), f"{cost_bytes / MIB:.0f} MiB"
+
+
+def test_callbacks_that_answer_do_not_stand_on_top_of_each_other():
+    """Each would keep its request until all that came behind it had been answered."""
+    depth, deepest, ready = [0], [0], threading.Event()
+
+    def handle(request):
+        depth[0] += 1
+        deepest[0] = max(deepest[0], depth[0])
+        if request.payload == b"first":
+            ready.wait(5)
+        time.sleep(0.001)
+        request.reply(bytes(100_000))
+        depth[0] -= 1
+
+    with edgebus.Node("s", insecure=True) as node, edgebus.Node("d", insecure=True) as device:
+        node.handle("work", handle)
+        link = device.connect(node.bind("tcp://127.0.0.1:0"))
+        pending = [link.send_request("work", b"first")]
+        pending += [link.send_request("work", b"next") for _ in range(50)]
+        threading.Timer(0.3, ready.set).start()
+        for each in pending:
+            assert len(each.result().payload) == 100_000
+    assert deepest[0] == 1
