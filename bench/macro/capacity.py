@@ -167,7 +167,7 @@ def _results(cells: dict[str, Any]) -> tuple[dict[str, Any], dict[str, record.Fi
     results = {
         "what": {
             "load": f"closed loop, no pauses, greedy, {MAX_TOKENS} tokens an answer or to its stop token; the load"
-            " shares the cores with the server (two threads), and drafts cost nothing (replayed answers, the boards' errors)",
+            " shares the cores with the server (two threads), and drafts cost nothing (replays, boards' errors)",
             "boards": "dealt in turn; paced by sled/swarm/profiles.toml, where every number has its source",
             "promised": f"{RATE:g} tokens per second to each device",
             "not measured": "centralised speculation: sled serve drafts nothing itself, no peer here does it on CPUs",
