@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from edgebus.arrays import Array, checked_content, pack_content
 from edgebus.calls import Pending, Reply
-from edgebus.engine import Dialled, Engine
+from edgebus.dialling import Dialled
+from edgebus.engine import Engine
 from edgebus.errors import ConfigError, MessageTooLarge, QueueFull
 from edgebus.keys import is_key
 from edgebus.link_states import Health
