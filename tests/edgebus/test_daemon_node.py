@@ -96,6 +96,22 @@ def test_services_of_a_daemon_are_in_the_directory(tmp_path, monkeypatch):
 
 
 @pytest.mark.net
+@pytest.mark.parametrize(("who", "granted"), [("granted", True), ("other", False), ("stranger", False)])
+def test_what_shows_the_traffic_of_others_asks_for_the_grant_by_itself(tmp_path, who, granted):
+    """Also where the node's policy had let the request through."""
+    for name in ("server", "granted", "other", "stranger"):
+        edgebus.generate_keys(tmp_path / name)
+    allow_keys(tmp_path / "server", tmp_path / "granted" / "node.key", options={"services": "*,edgebus.tap"})
+    allow_keys(tmp_path / "server", tmp_path / "other" / "node.key", options={})
+    refused = []
+    peer = SimpleNamespace(key=edgebus.load_keys(tmp_path / who).public)
+    request = SimpleNamespace(service=TAP_SERVICE, peer=peer, refuse=lambda code, *_: refused.append(code))
+    with NodeDaemon(NodeSettings(keys=str(tmp_path / "server"), **PLAIN)) as daemon:
+        assert daemon._is_granted(request) is granted
+    assert refused == ([] if granted else ["forbidden"])
+
+
+@pytest.mark.net
 def test_directory_for_state_is_made_and_kept_to_its_owner(tmp_path):
     state = tmp_path / "state"
     with NodeDaemon(NodeSettings(insecure=True, state=str(state), **PLAIN)):

@@ -17,6 +17,7 @@ from edgebus.directory import TOPIC, Directory, Joined, Left, encode_record, fin
 from edgebus.members import Patience
 from edgebus.pool import Pool
 from edgebus.services import Follower, announce
+from edgebus.testing import Proxy
 
 pytestmark = pytest.mark.net
 QUICK = edgebus.Limits(heartbeat_s=0.2, silence_s=0.5, resend_s=0.2)
@@ -298,6 +299,25 @@ def test_hint_is_tried_with_the_key_we_know_and_a_liar_gains_nothing(secure):
                 assert pool.stats().members[known].moves == 1
             assert liar.seen == []
             assert set(pool.stats().members) == {known}
+
+
+def test_what_was_asked_over_the_old_link_is_answered_although_the_server_was_found_elsewhere(secure):
+    hints = []
+    with Server("server", node=secure.node("server")) as server, Proxy(server.endpoint) as proxy:
+        elsewhere, known = server.node.bind(ANY), secure.public("server")
+        with pool_of((proxy.endpoint, known), node=secure.node("device"), hints=lambda: list(hints)) as pool:
+            old = pool.link(5)
+            server.hold = True
+            pending = old.send_request("who", timeout_s=20)
+            until(lambda: server.seen)
+            server.hold = False
+            proxy.stall()
+            hints.append((fingerprint(known), elsewhere))
+            until(lambda: pool.stats().members[known].moves == 1)
+            assert pool.link(5).endpoint == elsewhere
+            proxy.resume()
+            server.seen[0].reply(b"late")
+            assert pending.result().payload == b"late"
 
 
 def test_follower_merges_what_peers_say_of_themselves_and_a_lease_ends(secure):
