@@ -7,6 +7,7 @@ import doctest
 import random
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 from msgspec.structs import replace
@@ -154,6 +155,25 @@ def test_request_is_repeated_elsewhere_only_if_that_is_safe(safe):
         if not safe:
             assert outcome[0] in (edgebus.LinkLost, edgebus.Refused, edgebus.DeadlineExceeded)
             assert other.seen == []
+
+
+def test_request_that_may_repeat_leaves_a_server_whose_application_hangs():
+    """Requests lie at a server that answers pings and serves nobody: they are given to the other one."""
+    with Server("stuck", services=()) as stuck, Server("b") as other:
+        inbox = stuck.node.serve("who")
+        with pool_of(stuck.endpoint, other.endpoint) as pool, ThreadPoolExecutor(8) as threads:
+            pool.wait_ready(5, servers=2)
+            other.hold = True  # so that both are given some
+            asked = [threads.submit(pool.request, "who", timeout_s=20, may_repeat=True) for _ in range(8)]
+            until(lambda: pool.stats().attempts == 8 and other.seen and inbox.stalled_s(time.monotonic()) > 0)
+            other.hold = False
+            for request in list(other.seen):
+                request.reply(b"b")
+            began = time.monotonic()
+            assert {each.result().payload for each in asked} == {b"b"}
+            assert time.monotonic() - began < 5
+        assert len(other.seen) == 8
+        inbox.close()
 
 
 def test_no_server_is_waited_for_until_the_deadline():
