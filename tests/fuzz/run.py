@@ -106,7 +106,7 @@ def _fuzz(target: str, seconds: int) -> None:
     """In a process of its own: atheris ends it."""
     import atheris
 
-    with atheris.instrument_imports(include=["edgebus", "edgekernels"]):
+    with atheris.instrument_imports(include=["edgebus", "edgekernels", "qpart", "sled"]):
         from tests.fuzz.targets import SOCKET_TARGETS, TARGETS
 
     # What reached something new is kept for the next run: under a sanitizer of gcc libFuzzer sees no coverage itself.
