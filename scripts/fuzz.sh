@@ -87,8 +87,10 @@ echo "fuzz: instrumented: $objects"
 "$asan" -m tests.fuzz.run --seconds "$seconds" --record --label sanitized --built "$flags: $objects" ${TARGETS:-} || status=1
 # One of the kernels' tests wants to see a process die of its own segmentation fault.
 ASAN_OPTIONS=$ASAN_OPTIONS:handle_segv=0 "$asan" -m pytest -q -p no:cacheprovider -W ignore -m "not slow" --timeout 600 \
-    --deselect tests/edgekernels/test_select.py::test_first_call_after_import_is_quick tests/edgekernels tests/fuzz >"$work/tests.log" 2>&1 \
+    --deselect tests/edgekernels/test_select.py::test_first_call_after_import_is_quick tests/edgekernels tests/fuzz \
+    tests/edgebus/test_wire.py tests/edgebus/test_hub.py tests/edgebus/test_express.py tests/edgebus/test_transports.py \
+    tests/edgebus/test_lending.py >"$work/tests.log" 2>&1 \
     && tests=passed || { tests=failed; status=1; }
 tail -1 "$work/tests.log"
-"$asan" -m tests.fuzz.run --note "sanitized:tests/edgekernels and tests/fuzz under the sanitizers=$tests, $(tail -1 "$work/tests.log")"
+"$asan" -m tests.fuzz.run --note "sanitized:tests of the kernels, of the bus's wire and of tests/fuzz under the sanitizers=$tests, $(tail -1 "$work/tests.log")"
 exit $status
