@@ -87,43 +87,29 @@ class Express(MessageTaker):
     def ask(self, attached: Attached, service: str, payload: bytes, pending: Pending, now: float) -> bool:
         """Like `request`, without the lock; as Runner.do_small."""
         runner = self._runner
-        runner.check_fork()
+        if runner._owner == _ident():
+            return False
         try:
-            runner._lock.acquire()
-            if not runner.begin():
-                return False
-            try:
-                done = self.request(attached, service, payload, pending, now)
-                runner.sent()
-            finally:
-                runner._depth = runner._owner = 0
-                if runner.stirred:
-                    runner.nudge()
+            runner.open_section()
+            done = self.request(attached, service, payload, pending, now)
+            runner.sent()
         finally:
-            runner._lock.release()
-        if runner._callbacks and runner._calls != _ident():
-            runner.run_callbacks()
+            runner.close_section()
+        runner.call_back()
         return done
 
     def give(self, attached: Attached, answerer: Answerer, request_id: int, payload: bytes) -> bool:
         """Like `answer`, without the lock; as Runner.do_small."""
         runner = self._runner
-        runner.check_fork()
+        if runner._owner == _ident():
+            return False
         try:
-            runner._lock.acquire()
-            if not runner.begin():
-                return False
-            try:
-                done = self.answer(attached, answerer, request_id, payload)
-                runner.sent()
-            finally:
-                runner._depth = runner._owner = 0
-                if runner.stirred:
-                    runner.nudge()
+            runner.open_section()
+            done = self.answer(attached, answerer, request_id, payload)
+            runner.sent()
         finally:
-            runner._lock.release()
-        if runner._callbacks and runner._calls != _ident():
-            runner.run_callbacks()
+            runner.close_section()
+        runner.call_back()
         return done
 
     def request(self, attached: Attached, service: str, payload: bytes, pending: Pending, now: float) -> bool:

@@ -255,6 +255,35 @@ def test_near_lane_that_is_full_leaves_it_to_the_control_lane():
         assert link.stats().retries == 0
 
 
+def test_callbacks_that_ask_by_the_near_lane_do_not_stand_on_top_of_each_other():
+    """Each would keep its request until all that came behind it had been handled."""
+    depth, deepest, ready, asked = [0], [0], threading.Event(), []
+
+    def handle(request):
+        depth[0] += 1
+        deepest[0] = max(deepest[0], depth[0])
+        if request.payload == b"first":
+            ready.wait(5)
+        time.sleep(0.001)
+        asked.append(far.send_request("echo", b"", [array(1, 100_000)]))
+        request.reply()
+        depth[0] -= 1
+
+    with two_nodes() as (server, device, far):
+        device.handle("work", handle)
+        sent = count_packets(near_of(far))
+        work = server.connect(device.bind("tcp://127.0.0.1:0"))
+        pending = [work.send_request("work", b"first")]
+        pending += [work.send_request("work", b"next") for _ in range(50)]
+        threading.Timer(0.3, ready.set).start()
+        for each in pending:
+            each.result()
+        assert all(each.result().arrays[0].nbytes == 100_000 for each in asked)
+        asked.clear()
+    assert len(sent) >= 40
+    assert deepest[0] == 1
+
+
 def test_interrupt_before_a_request_is_sent_leaves_no_memory_behind_and_the_loan_as_it_was():
     """Ctrl-C while another thread is at the node's work: what was put for the request goes with none."""
 
