@@ -287,9 +287,12 @@ class NearLanes:
 
     def _take(self, lane: NearLane) -> bool:
         """Take in one message; False if there was none."""
-        frames = lane.pipes.take()
-        if frames is None:
-            return False
+        if lane.half_taken is not None:
+            frames, lane.half_taken = lane.half_taken, None
+        else:
+            frames = lane.pipes.take()
+            if frames is None:
+                return False
         attached = lane.attached
         try:
             if frames and frames[0] == _GREETING:
@@ -298,6 +301,9 @@ class NearLanes:
                 self._on_frames(lane.route, frames, attached.key)
         except Exception:
             _log.exception("edgebus: internal error while a message was taken in")
+        except BaseException:  # of a signal handler: what was done of it is known, as of a resend
+            lane.half_taken = frames
+            raise
         return True
 
     def _receive(self, attached: Attached, frame: bytes) -> bool:  # noqa: PLR0911 - the hot path

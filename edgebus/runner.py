@@ -433,15 +433,23 @@ class Runner:
     def _wake(self) -> None:
         if not self._woken:
             self._woken = True
-            with contextlib.suppress(OSError):  # full of wake-ups already, or closed
+            try:
                 self._wake_write.send(b"\0")
+            except OSError:  # full of wake-ups already, or closed
+                pass
+            except BaseException:  # of a signal handler: perhaps it was not sent
+                self._woken = False
+                raise
 
     def _on_wake(self, event: int) -> bool:
         # First read, then clear, then take what was deferred. Cleared first, a byte written in between would be
         # read away and leave the flag set, and nobody would wake a driver any more.
-        with contextlib.suppress(OSError):
+        try:
             self._wake_read.recv(4096)
-        self._woken = False
+        except OSError:
+            pass
+        finally:
+            self._woken = False
         return False
 
     def _enter(self) -> None:
