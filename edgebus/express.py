@@ -236,7 +236,7 @@ class Express(MessageTaker):
             _log.exception("edgebus: internal error while a message was taken in")
             return True
 
-    def _take(self, opened: Opened, event: int) -> bool:
+    def _take(self, opened: Opened, event: int) -> bool:  # noqa: PLR0912 - the hot path
         port, socket_id, more, large_bytes = opened.port, opened.socket_id, opened.crowd, 0
         if self._half_taken:
             self._take_again()

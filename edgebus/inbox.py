@@ -395,7 +395,7 @@ class Inbox:
             if self._closed or len(self._waiting) >= self._depth or held >= self._share:
                 return False
             request.arrived_at = time.monotonic()
-            # First: if an exception of a signal handler comes in between, get looks in vain once, and it is offered again.
+            # First: if a signal handler raises in between, get looks in vain once, and the request is offered again.
             self.ready = True
             if self._followers:
                 self._filled.notify()

@@ -287,12 +287,10 @@ class NearLanes:
 
     def _take(self, lane: NearLane) -> bool:
         """Take in one message; False if there was none."""
-        if lane.half_taken is not None:
-            frames, lane.half_taken = lane.half_taken, None
-        else:
-            frames = lane.pipes.take()
-            if frames is None:
-                return False
+        frames = lane.half_taken if lane.half_taken is not None else lane.pipes.take()
+        if frames is None:
+            return False
+        lane.half_taken = None
         attached = lane.attached
         try:
             if frames and frames[0] == _GREETING:

@@ -169,7 +169,7 @@ def test_interrupts_while_a_coroutine_asks_cost_no_answer_of_another():
             link = await node.connect(endpoint)
             for number in range(0, 3 * NUM_ROUNDS, 3):
                 await asyncio.gather(*[ask(link, armed, number + each) for each in range(3)])
-            await asyncio.to_thread(balance, node.sync, link._link)
+            await asyncio.to_thread(balance, node.sync, link.sync)
 
     with child() as (_, endpoint), interrupts() as armed:
         asyncio.run(main(endpoint, armed))

@@ -158,6 +158,19 @@ def test_board_waits_for_every_number_of_a_lease():
     assert numbers.done([5]) == [5]
 
 
+def test_board_of_a_peer_counts_among_its_segments_and_goes_with_its_link():
+    with two_nodes() as (server, device, link):
+        eventually(lambda: near_of(link).peer_board is not None)
+        mappers = [node._engine.sharing._mapper for node in (server, device)]
+        for mapper in mappers:
+            assert mapper.stats().segments == 2  # what is lent, and a board
+            assert mapper.stats().views >= 1
+            assert mapper._all.num_segments == 2
+        link.close()
+        eventually(lambda: (mappers[1].stats().segments, mappers[1].stats().views) == (0, 0))
+    assert (mappers[0].stats().segments, mappers[0].stats().views) == (0, 0)
+
+
 def test_board_is_seen_by_whoever_maps_it():
     board, mapper = shm.Board(), shm.Mapper()
     words = mapper.view("peer", board.info, shm.HEADER_BYTES, shm.BOARD_BYTES, lambda: None).cast("Q")
