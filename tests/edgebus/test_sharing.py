@@ -530,7 +530,7 @@ def test_memory_that_a_busy_pool_did_not_take_back_is_taken_back_without_another
                 with pool._lock:
                     device._engine.runner.do_small(sharing.collect, attached)
                     postponed = bool(sharing._postponed)
-                until = time.monotonic() + 2.0
+                until = time.monotonic() + 0.5
                 while sharing._postponed:
                     assert time.monotonic() < until, "put off until the next beat"
                     time.sleep(0.01)
