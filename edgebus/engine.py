@@ -388,6 +388,13 @@ class Engine:
             dialled.attached.link.caller.cancel(pending.request_id)
             self.hub.touch(dialled.attached, now=time.monotonic())
 
+    def give_up(self, dialled: Dialled, pending: Pending) -> None:
+        """Cancel a request whose start was interrupted, if it was started."""
+        for entry in list(dialled.attached.link.caller.outstanding.values()):
+            if entry.ref is pending:
+                dialled.attached.link.caller.cancel(entry.id)
+        self.hub.touch(dialled.attached, now=time.monotonic())
+
     def consume(self, dialled: Dialled, pending: Pending, pos: int) -> None:
         """The application took the parts of a stream below pos."""
         if pending.request_id is not None:

@@ -314,6 +314,11 @@ class Link:
             if engine.limits.on_full != "wait":
                 raise
             self._start_when_room(service, specs, frames, pending, terms, blocks)
+        except (Exception, SystemExit):
+            raise
+        except BaseException:  # interrupted, perhaps between its start and its sending: nobody waits for it
+            runner.defer(engine.give_up, self._dialled, pending)
+            raise
         return pending
 
     def _start_when_room(

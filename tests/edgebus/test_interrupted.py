@@ -80,7 +80,7 @@ def balance(node, link):
             leases <= 2 and len(sent) <= 2
         )
 
-    eventually(balanced, 10.0, "that the books balance")
+    eventually(balanced, 15.0, "that the books balance")
     assert not sharing._unsent_loans | sharing._sent_loans
     assert not link._link.receiver.held_bytes
 
