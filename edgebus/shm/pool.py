@@ -161,9 +161,15 @@ class Pool:
         if reserved is None:
             return None
         memory, [block] = reserved
-        base = np.frombuffer(memory, np.uint8, size, block.offset)  # dies with the last view or array over it
-        weakref.finalize(base, self._written.append, (owner, block.lease_id)).atexit = False
-        return base.data, block
+        try:
+            base = np.frombuffer(memory, np.uint8, size, block.offset)  # dies with the last view or array over it
+            weakref.finalize(base, self._written.append, (owner, block.lease_id)).atexit = False
+            return base.data, block
+        except BaseException:  # interrupted: nobody will ever hear of this block
+            self._written.append((owner, block.lease_id))
+            self.done([block.lease_id], owner)
+            self.release([block.lease_id], owner)
+            raise
 
     def release(self, lease_ids: Iterable[int], owner: Hashable, wait_s: float = FOR_EVER) -> None:
         """The peer needs these leases no longer; those it does not have are counted and nothing else.
