@@ -94,7 +94,7 @@ class Survivals:
         for table, new in ((self._tried, tried), (self._passed, passed)):
             for kind in range(2):
                 np.add.at(table[kind], rows, new[kind])
-        fade_all = max(0.2, 1.0 - len(rows) / POPULATION_ROUNDS)
+        fade_all = np.maximum(0.2, 1.0 - tried.sum(axis=1) / POPULATION_ROUNDS)
         self._all_tried = np.maximum(self._all_tried * fade_all, 0.0) + tried.sum(axis=1)
         self._all_passed = self._all_passed * fade_all + passed.sum(axis=1)
 

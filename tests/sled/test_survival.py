@@ -210,3 +210,13 @@ def test_a_first_round_after_a_pause_tells_little_of_its_session_and_of_others()
         table.observe(np.array([20]), np.array([4.0]), np.array([0.05]))
     z0, z1, _ = table.lines(np.array([20]))
     assert z0[0] + 4 * z1[0] < 0.1
+
+
+def test_what_became_of_late_drafts_is_not_forgotten_by_rounds_that_made_none():
+    table, rows = Survivals(64, 8), np.arange(64)
+    for _ in range(20):  # all that was drafted was accepted
+        table.observe(rows, np.full(64, 8), np.full(64, 8), np.full(64, 8))
+    table.reset(0)  # a session that only knows of late drafts what all others do, and is hoped nothing of
+    for _ in range(250):
+        table.observe(rows, np.full(64, 1), np.full(64, 1), np.full(64, 1))
+    assert table.curves(np.array([0]))[0][0, 8] > 0.9
