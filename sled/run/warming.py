@@ -19,6 +19,7 @@ MEASURE_S = 2.0
 MOST_ROUNDS = 64
 WIDTH = 5  # tokens of a round with drafts
 ALONE_S = 1.0  # for forwards of one round
+_EXTRA = 1.5  # of what came on top of the first forward of the size before, at most
 
 
 def warm_up(target: Target) -> None:
@@ -28,6 +29,39 @@ def warm_up(target: Target) -> None:
     assert decision.finite
 
 
+class Forecast:
+    """What a forward of a size that was not computed yet will about take, from those that were.
+
+    A forward takes at most in proportion to its tokens and rounds, since a part of it is the same for all. What comes
+    on top the first time, for compiling or capturing, is about that of the size before.
+
+    >>> known = Forecast()
+    >>> known.took(4, 4, 1.0), known.took(4, 4, 0.5)
+    (None, None)
+    >>> known.of(8, 4)
+    (1.75, 1.0)
+    """
+
+    def __init__(self) -> None:
+        self._took_s: dict[tuple[int, int], list[float]] = {}
+        self._extra_s = 0.0  # of the first forward of a size
+
+    def took(self, tokens: int, rounds: int, seconds: float) -> None:
+        """A forward of this size was computed."""
+        took_s = self._took_s.setdefault((tokens, rounds), [])
+        took_s.append(seconds)
+        if len(took_s) == 2:
+            self._extra_s = max(0.0, took_s[0] - took_s[1])
+
+    def of(self, tokens: int, rounds: int) -> tuple[float, float]:
+        """Seconds of the first forward of this size, and of the next; 0 where nothing is known."""
+        again_s = min(
+            (min(took_s) * max(1.0, tokens / n, rounds / r) for (n, r), took_s in self._took_s.items()), default=0.0
+        )
+        is_new = (tokens, rounds) not in self._took_s
+        return again_s + is_new * _EXTRA * self._extra_s, again_s
+
+
 def measure_steps(
     target: ServedTarget,
     told: Callable[[int, int, float], None],
@@ -35,6 +69,7 @@ def measure_steps(
     most_rounds: int = MOST_ROUNDS,
     at_most_s: float = MEASURE_S,
     clock: Callable[[], float] = time.perf_counter,
+    known: Forecast | None = None,
 ) -> int:
     """Find out what steps take before any device waits for one: without drafts first, then with some.
 
@@ -45,13 +80,14 @@ def measure_steps(
         target: the model.
         told: called with tokens, rounds and seconds of a step.
         most_rounds: in a step.
-        at_most_s: no further step is begun after so many seconds, nor one whose memory does not suffice.
+        at_most_s: no step is begun that would take longer, as far as is known, nor one whose memory does not suffice.
         clock: seconds.
+        known: what forwards took before; it learns.
 
     Returns:
         How many sizes were measured.
     """
-    return _measure(target, told, _sizes(target, most_rounds), at_most_s, clock)
+    return _measure(target, told, _sizes(target, most_rounds), at_most_s, clock, known or Forecast())
 
 
 def measure_rounds(
@@ -60,12 +96,14 @@ def measure_rounds(
     *,
     at_most_s: float = ALONE_S,
     clock: Callable[[], float] = time.perf_counter,
+    known: Forecast | None = None,
 ) -> int:
     """Find out what a round of one session takes by its length, which its device is told; see `measure_steps`."""
     most = min(target.shape.max_window + 1, target.shape.max_positions)
     sizes = dict.fromkeys(min(size, most) for size in (1, WIDTH, 2, *FORWARD_SIZES[::-1]))
     room = target.shape.num_pages * target.shape.page_tokens
-    return _measure(target, told, ((1, size) for size in sizes if size <= room), at_most_s, clock)
+    steps = ((1, size) for size in sizes if size <= room)
+    return _measure(target, told, steps, at_most_s, clock, known or Forecast())
 
 
 def _measure(
@@ -74,21 +112,25 @@ def _measure(
     sizes: Iterable[tuple[int, int]],
     at_most_s: float,
     clock: Callable[[], float],
+    known: Forecast,
 ) -> int:
     until, count = clock() + at_most_s, 0
     for rounds, width in sizes:
+        tokens = rounds * width
         chunks, rows = _step(rounds, width, target.shape.page_tokens)
         took_s: list[float] = []
+        first_s, again_s = known.of(tokens, rounds)
         try:
-            for _ in range(2):
-                if (began := clock()) >= until:
+            for will_take_s in (first_s + again_s, again_s):
+                if (began := clock()) + will_take_s > until:
                     return count
                 target.verify(chunks, rows)
                 took_s.append(clock() - began)
+                known.took(tokens, rounds, took_s[-1])
         except OutOfMemory:
-            log.warning("no memory for a step of usual size", extra={"rounds": rounds, "tokens": rounds * width})
+            log.warning("no memory for a step of usual size", extra={"rounds": rounds, "tokens": tokens})
             return count
-        told(rounds * width, rounds, min(took_s))
+        told(tokens, rounds, min(took_s))
         count += 1
     return count
 
