@@ -67,6 +67,12 @@ def test_two_ranks_compute_what_one_process_does(tmp_path):
     assert "gone" in found["lost_again"]
     assert found["lost_after_s"] < 2 * two_ranks.TIMEOUT_S
     assert found["follower"] == 3
+    assert found["untried"] == []
+    for short in found["short"]:  # of one rank and of the other
+        assert short["told"] == [[1, 1], [2, 2], [4, 4], [8, 8]]
+        assert short["answer"] == found["answer"]
+        assert "no memory" in short["refused"]
+        assert short["afterwards"] == found["answer"][:2]
 
 
 def test_end_of_a_target_whose_ranks_are_gone_is_no_error(monkeypatch):
