@@ -188,7 +188,7 @@ class Server(Book[Ticket]):
         for session in self.sessions.values():
             if now - session.used_at <= self.limits.idle_s:
                 break
-            if session.round is None and session.stream is None:
+            if session.is_idle:
                 idle.append(session)
         for session in idle:
             self._forget(session)
