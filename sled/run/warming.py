@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 from sled.acceptance import RoundRows
 from sled.errors import OutOfMemory
@@ -32,14 +32,16 @@ def warm_up(target: Target) -> None:
 class Forecast:
     """What a forward of a size that was not computed yet will about take, from those that were.
 
-    A forward takes at most in proportion to its tokens and rounds, since a part of it is the same for all. What comes
-    on top the first time, for compiling or capturing, is about that of the size before.
+    It takes no longer than one of more tokens and rounds. Beyond the largest that has fewer of both, time grows by
+    token as it did up to there, at most in proportion; where only one such is known, half of its time is taken to be
+    the same for all sizes. What comes on top the first time, for compiling or capturing, is about that of the size
+    before.
 
     >>> known = Forecast()
     >>> known.took(4, 4, 1.0), known.took(4, 4, 0.5)
     (None, None)
-    >>> known.of(8, 4)
-    (1.75, 1.0)
+    >>> known.of(8, 8)
+    (1.5, 0.75)
     """
 
     def __init__(self) -> None:
@@ -55,11 +57,23 @@ class Forecast:
 
     def of(self, tokens: int, rounds: int) -> tuple[float, float]:
         """Seconds of the first forward of this size, and of the next; 0 where nothing is known."""
-        again_s = min(
-            (min(took_s) * max(1.0, tokens / n, rounds / r) for (n, r), took_s in self._took_s.items()), default=0.0
-        )
-        is_new = (tokens, rounds) not in self._took_s
-        return again_s + is_new * _EXTRA * self._extra_s, again_s
+        known = sorted((n, r, min(took_s)) for (n, r), took_s in self._took_s.items())
+        likely_s = [seconds for n, r, seconds in known if n >= tokens and r >= rounds]
+        smaller = [(n, seconds) for n, r, seconds in known if n <= tokens and r <= rounds]
+        if smaller:
+            likely_s.append(_grown(smaller, tokens))
+        again_s = min(likely_s, default=max((seconds for *_, seconds in known), default=0.0))
+        return again_s + ((tokens, rounds) not in self._took_s) * _EXTRA * self._extra_s, again_s
+
+
+def _grown(smaller: Sequence[tuple[int, float]], tokens: int) -> float:
+    """Seconds of so many tokens from those of fewer, (tokens, seconds) in order."""
+    n, seconds = smaller[-1]
+    a_token_s = 0.5 * seconds / n
+    if len(smaller) > 1:
+        m, before_s = smaller[-2]
+        a_token_s = min(max(0.0, (seconds - before_s) / max(1, n - m)), seconds / n)
+    return seconds + a_token_s * (tokens - n)
 
 
 def measure_steps(
