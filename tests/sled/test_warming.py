@@ -62,14 +62,15 @@ def test_measuring_ends_with_memory_and_with_pages():
 @pytest.mark.parametrize("measure", [measure_steps, measure_rounds])
 def test_no_forward_is_begun_that_would_end_too_late(measure, first):
     """The first of a size may take ten times as long as the next: both are thought of, from the sizes before."""
-    counts = []
+    counts, in_vain = [], 0
     for at_most_s in (0.8 + 0.1 * i for i in range(60)):
         target = Timed()
         target.first = first
         counts.append(measure(target, lambda *_: None, clock=target.clock, at_most_s=at_most_s))
-        assert target.now <= 1.01 * at_most_s
-        assert len(target.sizes) == 2 * counts[-1]  # none was begun for nothing
+        assert target.now <= at_most_s
+        in_vain += len(target.sizes) > 2 * counts[-1]
     assert counts == sorted(counts)
+    assert in_vain <= 1  # of 60: a size that was computed once only
     assert counts[0] == 1 or first == 1
     assert counts[18] >= 2  # and what there is time for, 2.6 s, is measured
     assert counts[-1] >= 5
@@ -90,19 +91,25 @@ def test_a_forecast_grows_as_sizes_did_hand_worked():
     assert known.of(1, 1) == (0.0, 0.0)
     known.took(4, 4, 1.0)
     known.took(4, 4, 0.1)
-    assert known.of(4, 4) == known.of(7, 1) == (0.1, 0.1)
-    assert known.of(2, 1) == pytest.approx((0.1 + 1.5 * 0.9, 0.1))  # as if compiled anew
-    assert known.of(8, 4) == pytest.approx((0.125 + 1.5 * 0.9, 0.125))  # half of it is the same for all
+    assert known.of(4, 4) == (0.1, 0.1)
+    assert known.of(2, 1) == known.of(6, 2) == pytest.approx((0.1 + 1.5 * 0.9, 0.1))  # as if compiled anew
+    assert known.of(8, 4) == pytest.approx((0.15 + 1.5 * 0.9, 0.15))  # half of it is the same for all
     known.took(8, 4, 0.5)  # of its second time the other size tells more
     assert known.of(8, 4) == (0.5, 0.5)
     known.took(8, 4, 0.14)
     assert known.of(12, 4) == pytest.approx((0.18 + 1.5 * 0.36, 0.18))  # 0.01 a token
+    assert known.of(7, 3)[1] == pytest.approx(0.14)  # no more than what is larger
     known.took(4, 4, 0.1)  # asked for once more: it tells nothing of first times
     assert known.of(12, 4) == pytest.approx((0.18 + 1.5 * 0.36, 0.18))
-    known.took(13, 1, 0.5)  # a jump: what it is to go on with is in proportion at most
-    assert known.of(25, 3)[1] == pytest.approx(1.0)
-    known.took(14, 1, 0.1)  # chance
-    assert known.of(29, 1)[1] == pytest.approx(0.1)
+    known.took(10, 4, 0.5)  # a jump: what it is to go on with is in proportion at most
+    assert known.of(20, 5)[1] == pytest.approx(1.0)
+    known.took(11, 4, 0.1)  # chance
+    assert known.of(29, 5)[1] == pytest.approx(0.1)
+    assert known.of(29, 1)[1] == pytest.approx(0.5)  # nothing like it is known: the longest
+    few = Forecast()
+    few.took(10, 1, 0.1)
+    few.took(2, 2, 0.2)
+    assert few.of(5, 5)[1] == pytest.approx(0.35)  # more tokens of fewer rounds are no bound
 
 
 def test_a_policy_that_was_told_knows_what_the_server_does_alone_and_drafts_at_once():
