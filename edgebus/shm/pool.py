@@ -20,6 +20,8 @@ from edgebus.shm.segments import COMMIT_BYTES, HEADER_BYTES, Segment, SegmentInf
 ALIGN_BYTES = 64
 MAX_LEASES = 4096
 """Of one owner at once; bounds the search for free memory and what a peer has to report."""
+AHEAD_BYTES = 512 << 10
+"""A copy of so much takes as long as to wake who waits for it, and to have it prepared."""
 FOR_EVER = -1.0  # of `wait_s`
 
 Bytes = npt.NDArray[np.uint8]
@@ -116,12 +118,21 @@ class Pool:
         self._written: deque[tuple[Hashable, int]] = deque()  # the garbage collector only appends
         leave_when_forked(self)
 
-    def put(self, buffers: Sequence[Any], owner: Hashable, *, keep: bool = False) -> list[Block] | None:
+    def put(
+        self,
+        buffers: Sequence[Any],
+        owner: Hashable,
+        *,
+        keep: bool = False,
+        ahead: Callable[[list[Block]], object] | None = None,
+    ) -> list[Block] | None:
         """Copy buffers into one segment of the owner.
 
         Args:
             buffers: C-contiguous arrays or other buffers.
             keep: keep the blocks for a resend, until `done`, also where the peer gives them back.
+            ahead: called with the blocks once, when AHEAD_BYTES at most are left to be copied. From then on they are
+                the caller's to give back, also if this raises.
 
         Returns: a block for each; None if there is no room now.
 
@@ -138,10 +149,24 @@ class Pool:
         if reserved is None:
             return None
         memory, blocks = reserved
+        left, told = sum([view.nbytes for view in sources]), False
         try:
             for view, block in zip(sources, blocks, strict=True):
-                _copy_to(memory, block.offset, view)  # other threads run meanwhile
-        except BaseException:  # interrupted: nobody will ever hear of these blocks
+                if ahead is not None and not told and left - view.nbytes < AHEAD_BYTES:
+                    first = max(0, left - AHEAD_BYTES)
+                    rest = view.cast("B") if first else view
+                    if first:
+                        _copy_to(memory, block.offset, rest[:first])
+                    told = True
+                    ahead(blocks)
+                    _copy_to(memory, block.offset + first, rest[first:] if first else rest)
+                else:
+                    _copy_to(memory, block.offset, view)  # other threads run meanwhile
+                left -= view.nbytes
+        except BaseException:
+            if told:
+                raise
+            # Interrupted: nobody will ever hear of these blocks.
             self.done([block.lease_id for block in blocks], owner)
             self.release([block.lease_id for block in blocks], owner)
             raise
