@@ -202,7 +202,8 @@ def test_killed_sender_leaves_nothing_announced():
             with contextlib.suppress(BaseException):
                 device = edgebus.Node("d", insecure=True)
                 link = device.connect(endpoint)
-                near_of(link)
+                attached, small = link._dialled.attached, [array(0, 100_000)]
+                eventually(lambda: link.request("echo", b"", small, 0.5) and attached.near is not None)
                 ahead = device._engine.near.ahead
                 specs = (m.ArraySpec("u1", (MIB,)),)
                 shared = device._engine.sharing.put(link._dialled.attached, [array(1)])
