@@ -182,11 +182,12 @@ class Ahead:
             if spec_fault(arrays[index], block.size):
                 self._hub.malformed += 1
                 return False
-        lane.coming = coming
+        views = None
         if attached.link.state is _UP and not self._hub.taps:
-            lane.views = self._sharing.resolve(attached, coming)
-            if lane.views is None:
+            views = self._sharing.resolve(attached, coming)
+            if views is None:
                 self._hub.touch(attached, now=_now())
+        lane.coming, lane.views = coming, views  # at last: interrupted before, it is as if it was lost
         return coming.core != this_core()
 
     def _here(
