@@ -39,6 +39,7 @@ cdef class Lock:
 
     cpdef bint acquire(self) except -1
     cdef void wait_for_it(self, unsigned long me, int by_signals) except *
+    cpdef bint is_mine(self) except -1
     cpdef release(self)
 
 

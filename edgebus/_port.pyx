@@ -708,6 +708,9 @@ cdef class Lock:
             self.waiting -= 1
         self.is_locked, self.owner, self.depth = True, me, 1
 
+    cpdef bint is_mine(self) except -1:
+        return self.depth > 0 and self.owner == PyThread_get_thread_ident()
+
     cpdef release(self):
         if not self.depth or self.owner != PyThread_get_thread_ident():
             return
@@ -725,7 +728,7 @@ cdef class Lock:
     # What threading.Condition asks of a lock that can be taken again:
 
     def _is_owned(self):
-        return self.depth > 0 and self.owner == PyThread_get_thread_ident()
+        return self.is_mine()
 
     def _release_save(self):
         cdef long depth = self.depth

@@ -102,20 +102,13 @@ class Ahead:
         if runner._owner == _ident():
             return
         try:
-            runner._lock.acquire()
-            if not runner.begin():
-                return
-            try:
-                self.announce(attached, specs, blocks)
-                runner.sent()
-            finally:
-                runner._depth = runner._owner = 0
-                if runner.stirred:
-                    runner.nudge()
+            runner.open_section()
+            self.announce(attached, specs, blocks)
+            runner.sent()
         except NodeClosed:
             pass  # whoever sends it is told
         finally:
-            runner._lock.release()
+            runner.close_section()
 
     def announce(self, attached: Attached, specs: Specs, blocks: tuple[Block, ...]) -> bool:
         """Say that these blocks are being filled, to a peer that has nothing else to do for us."""

@@ -48,6 +48,7 @@ class NearLane:
         self.route = route
         self.pipes = pipes
         self.offered = b""  # what the peer finds it by, if we made it
+        self.half_taken: list[bytes] | None = None  # a message in the middle of which a signal handler raised
         self.board: Board | None = None  # ours
         self.peer_board: memoryview | None = None
         self.hears_ahead = False  # the peer understands announcements (ahead.py)

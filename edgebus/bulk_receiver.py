@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from collections import OrderedDict
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -47,6 +48,14 @@ class _Later:
 
     def __init__(self, name: Name, total: int, due_at: float) -> None:
         self.name, self.total, self.due_at = name, total, due_at
+
+
+_message: Callable[[tuple[Any, ...]], Message] = partial(tuple.__new__, Message)
+"""Without a frame of Python: there a signal handler might raise, and what is said once would be lost."""
+
+
+def _credit(number: int, received: int, rewind: bool = False) -> Message:
+    return _message((Credit(number, received, rewind), ()))
 
 
 class BulkReceiver:
@@ -98,13 +107,13 @@ class BulkReceiver:
         if known is not None:
             if known.name == name_of(header) and known.sizes == sizes:
                 known.stale = False
-                self._messages.append(Message(Credit(number, known.received, True)))
+                self._messages.append(_credit(number, known.received, True))
                 if known.credited:
-                    self._messages.append(Message(Credit(number, known.credited)))
+                    self._messages.append(_credit(number, known.credited))
                 return None
             del self._partial[number]  # numbers start anew after a restart of the sender
         incoming = self._begin(header)
-        self._messages.append(Message(Credit(number, 0)))  # it is wanted
+        self._messages.append(_credit(number, 0))  # it is wanted
         return self._complete(number, incoming)
 
     def receive_whole(self, header: Content, frames: Frames, waiting_bytes: int, *, now: float) -> Message | None:
@@ -154,7 +163,7 @@ class BulkReceiver:
         assert header.transfer is not None
         self._partial.pop(header.transfer.id, None)
         self._forget_later(header.transfer.id)
-        self._messages.append(Message(Credit(header.transfer.id, sum(header.transfer.sizes))))
+        self._messages.append(_credit(header.transfer.id, sum(header.transfer.sizes)))
 
     def receive(self, chunk: Chunk, frame: Any, *, now: float) -> Message | None:
         """Take a chunk; returns the message once its content is whole."""
@@ -164,14 +173,14 @@ class BulkReceiver:
                 self._asked[chunk.transfer] = None
                 if len(self._asked) > MAX_PARTIAL:
                     self._asked.popitem(last=False)
-                self._messages.append(Message(Credit(chunk.transfer, 0, True)))
+                self._messages.append(_credit(chunk.transfer, 0, True))
             return None
         size = len(frame)
         if chunk.offset != incoming.received:
             # An overlap is what was sent again; behind a gap everything comes again.
             if chunk.offset > incoming.received and not incoming.rewinding:
                 incoming.rewinding = True
-                self._messages.append(Message(Credit(chunk.transfer, incoming.received, True)))
+                self._messages.append(_credit(chunk.transfer, incoming.received, True))
             return None
         index = len(incoming.frames)
         if index >= len(incoming.sizes) or not 0 < size <= incoming.sizes[index] - incoming.filled:
@@ -249,7 +258,7 @@ class BulkReceiver:
             incoming.admitted = False
             if incoming.credited or self._uncredited() > self._window_bytes:
                 del self._partial[each]
-                self._messages.append(Message(Credit(each, 0, True)))
+                self._messages.append(_credit(each, 0, True))
         return given
 
     def take_admitted(self) -> list[Message]:
@@ -279,7 +288,7 @@ class BulkReceiver:
                 self.credit_at = later.due_at
                 return
             if not is_known(later.name):
-                self._messages.append(Message(Credit(number, later.total)))
+                self._messages.append(_credit(number, later.total))
             self._forget_later(number)
 
     def _begin(self, header: Content) -> _Incoming:
@@ -336,19 +345,19 @@ class BulkReceiver:
             return None
         del self._partial[number]
         if incoming.came_at is None:
-            self._messages.append(Message(Credit(number, incoming.total)))
+            self._messages.append(_credit(number, incoming.total))
         else:
             self._credit_later(number, incoming.name, incoming.total, incoming.came_at)
         incoming.header.transfer = None
         frames: Frames = tuple(incoming.frames)
-        return Message(incoming.header, (bytes(frames[0]), *frames[1:]))
+        return _message((incoming.header, (bytes(frames[0]), *frames[1:])))
 
     def _give_credit(self, number: int, incoming: _Incoming, now: float) -> None:
         late = incoming.credited_at is not None and now >= incoming.credited_at + CREDIT_EVERY_S
         if incoming.received - incoming.credited >= self._credit_step or late:
             incoming.credited = incoming.received
             incoming.credited_at = max(now, incoming.credited_at or now)
-            self._messages.append(Message(Credit(number, incoming.received)))
+            self._messages.append(_credit(number, incoming.received))
 
     def _uncredited(self) -> int:
         return sum(each.received - each.credited for each in self._partial.values() if not each.admitted)
@@ -357,4 +366,4 @@ class BulkReceiver:
         self.overruns += 1
         header = self._partial.pop(number).header
         assert header.transfer is not None
-        self._messages.append(Message(Credit(number, sum(header.transfer.sizes))))
+        self._messages.append(_credit(number, sum(header.transfer.sizes)))

@@ -139,8 +139,8 @@ class Engine:
         self.runner.guard(self._settle, settled)
         caller = attached.link.caller
         if caller.leases_done:
-            leases, caller.leases_done, caller.leases_unsent = caller.leases_done, [], []
-            self.runner.guard(self.sharing.done, attached, leases)
+            self.runner.guard(self.sharing.done, attached, caller.leases_done)
+            caller.leases_done, caller.leases_unsent = [], []
 
     def on_zap(self, frames: list[bytes]) -> list[bytes]:
         """A peer wants in."""
@@ -175,22 +175,37 @@ class Engine:
             events = deque(hub.events())
             try:
                 while events:
-                    runner.guard(self._handle_event, *events.popleft())
+                    runner.guard(self._handle_event, *events[0])
+                    events.popleft()
             finally:
                 hub.put_back(events)  # a signal handler has raised: none of them may be lost
             sending = hub.frames_to_send(now=now)
             if not sending:
                 return min(hub.next_timer(), self._next_look_at, self.sharing.report_at)
-            for route, frames in sending:
-                if route[0] == NEAR_SOCKET:
-                    if self.near.send(route, frames):
-                        continue
-                    route = self.near.go_round(route)  # noqa: PLW2901
-                sent = runner.sockets.send(route, frames)
-                if sent is not Sent.OK:
-                    self.hub.unroutable += 1
-                    if sent is Sent.GONE:
-                        hub.disconnected(route, now=now)
+            left = len(sending)
+            try:
+                for route, frames in sending:
+                    self._send(route, frames, now)
+                    left -= 1
+            finally:
+                if left:  # a signal handler has raised, likewise
+                    runner.defer(self._send_left, sending[-left:])
+
+    def _send(self, route: Route, frames: list[bytes], now: float) -> None:
+        if route[0] == NEAR_SOCKET:
+            if self.near.send(route, frames):
+                return
+            route = self.near.go_round(route)
+        sent = self.runner.sockets.send(route, frames)
+        if sent is not Sent.OK:
+            self.hub.unroutable += 1
+            if sent is Sent.GONE:
+                self.hub.disconnected(route, now=now)
+
+    def _send_left(self, sending: list[tuple[Route, list[bytes]]]) -> None:
+        while sending:
+            self._send(*sending[0], time.monotonic())
+            del sending[0]
 
     # -- any thread, without the lock ---------------------------------------------------------------
 
@@ -376,6 +391,13 @@ class Engine:
         if pending.request_id is not None:
             dialled.attached.link.caller.cancel(pending.request_id)
             self.hub.touch(dialled.attached, now=time.monotonic())
+
+    def give_up(self, dialled: Dialled, pending: Pending) -> None:
+        """Cancel a request whose start was interrupted, if it was started."""
+        for entry in list(dialled.attached.link.caller.outstanding.values()):
+            if entry.ref is pending:
+                dialled.attached.link.caller.cancel(entry.id)
+        self.hub.touch(dialled.attached, now=time.monotonic())
 
     def consume(self, dialled: Dialled, pending: Pending, pos: int) -> None:
         """The application took the parts of a stream below pos."""

@@ -14,7 +14,7 @@ cdef class Express(MessageTaker):
     cdef public HubFront _hub
     cdef public Runner _runner
     cdef public Sockets _sockets
-    cdef public object _deliver, _on_frames, desk, free_leases
+    cdef public object _deliver, _on_frames, desk, free_leases, _half_taken
     cdef public dict _by_route, inboxes
 
     @cython.locals(runner=Runner, done=bint)

@@ -11,6 +11,7 @@ from __future__ import annotations
 import logging
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -83,47 +84,34 @@ class Express(MessageTaker):
         self.inboxes: dict[str, Inbox] = {}  # by service
         self.desk: Desk | None = None  # where those are answered; set by whoever fills inboxes
         self.free_leases: Callable[[Attached, list[int]], None] | None = None  # told of memory that is done with
+        self._half_taken: deque[tuple[Route, list[Any], str | None]] = deque()
 
     def ask(self, attached: Attached, service: str, payload: bytes, pending: Pending, now: float) -> bool:
         """Like `request`, without the lock; as Runner.do_small."""
         runner = self._runner
-        runner.check_fork()
+        if runner._owner == _ident():
+            return False
         try:
-            runner._lock.acquire()
-            if not runner.begin():
-                return False
-            try:
-                done = self.request(attached, service, payload, pending, now)
-                runner.sent()
-            finally:
-                runner._depth = runner._owner = 0
-                if runner.stirred:
-                    runner.nudge()
+            runner.open_section()
+            done = self.request(attached, service, payload, pending, now)
+            runner.sent()
         finally:
-            runner._lock.release()
-        if runner._callbacks and runner._calls != _ident():
-            runner.run_callbacks()
+            runner.close_section()
+        runner.call_back()
         return done
 
     def give(self, attached: Attached, answerer: Answerer, request_id: int, payload: bytes) -> bool:
         """Like `answer`, without the lock; as Runner.do_small."""
         runner = self._runner
-        runner.check_fork()
+        if runner._owner == _ident():
+            return False
         try:
-            runner._lock.acquire()
-            if not runner.begin():
-                return False
-            try:
-                done = self.answer(attached, answerer, request_id, payload)
-                runner.sent()
-            finally:
-                runner._depth = runner._owner = 0
-                if runner.stirred:
-                    runner.nudge()
+            runner.open_section()
+            done = self.answer(attached, answerer, request_id, payload)
+            runner.sent()
         finally:
-            runner._lock.release()
-        if runner._callbacks and runner._calls != _ident():
-            runner.run_callbacks()
+            runner.close_section()
+        runner.call_back()
         return done
 
     def request(self, attached: Attached, service: str, payload: bytes, pending: Pending, now: float) -> bool:
@@ -248,8 +236,10 @@ class Express(MessageTaker):
             _log.exception("edgebus: internal error while a message was taken in")
             return True
 
-    def _take(self, opened: Opened, event: int) -> bool:
+    def _take(self, opened: Opened, event: int) -> bool:  # noqa: PLR0912 - the hot path
         port, socket_id, more, large_bytes = opened.port, opened.socket_id, opened.crowd, 0
+        if self._half_taken:
+            self._take_again()
         while True:
             frame = port.take()
             if frame is None:
@@ -261,6 +251,7 @@ class Express(MessageTaker):
                 more = opened.crowd = min(BURST, 2 * opened.crowd + 1)
                 event = POLLIN
             route, key = (socket_id, port.route), port.key
+            frames = None
             if port.more:
                 frames = [frame]
                 size_bytes = port.take_rest(frames)
@@ -269,13 +260,29 @@ class Express(MessageTaker):
                     large_bytes += size_bytes
                     if more == 0 and large_bytes < DRAIN_BYTES:
                         more = 1
-                if not self.receive_large(route, frames, key):
-                    self._on_frames(route, frames, key)
-            elif not self.receive_small(route, frame, key):
-                self._on_frames(route, [frame], key)
+            try:
+                if frames is not None:
+                    if not self.receive_large(route, frames, key):
+                        self._on_frames(route, frames, key)
+                elif not self.receive_small(route, frame, key):
+                    self._on_frames(route, [frame], key)
+            except Exception:
+                raise
+            except BaseException:  # of a signal handler
+                self._half_taken.append((route, [frame] if frames is None else frames, key))
+                raise
             if not more:
                 return True
             more -= 1
+
+    def _take_again(self) -> None:
+        """Messages in the middle of which a signal handler raised: what was done of them is known, as of a resend."""
+        while self._half_taken:
+            try:
+                self._on_frames(*self._half_taken[0])
+            except Exception:
+                _log.exception("edgebus: internal error while a message was taken in")
+            self._half_taken.popleft()
 
     def receive_small(self, route: Route, frame: bytes, key: str | None) -> bool:
         """Take a message of one frame; False if it has to go the usual way."""
@@ -309,12 +316,12 @@ class Express(MessageTaker):
             assert type(pending) is Pending
             # In this order: if a signal handler raises in between, the answer comes again and finds it settled.
             pending.settle_small(payload)
-            link.caller.answered_small(header.id)
-            if link.caller.leases_done:
-                self._free_leases(attached, now)
             self._runner.stirred = True
             if pending.on_done is not None:
                 self._runner.soon(pending.on_done)
+            link.caller.answered_small(header.id)
+            if link.caller.leases_done:
+                self._free_leases(attached, now)
             if link.sender.unsent_bytes:
                 hub.touch(attached, now=now)  # it may have room now
         elif type(header) is Request:
@@ -466,8 +473,8 @@ class Express(MessageTaker):
         if self.free_leases is None:
             self._hub.touch(attached, now=now)
             return
-        leases, caller.leases_done, caller.leases_unsent = caller.leases_done, [], []
-        self.free_leases(attached, leases)
+        self.free_leases(attached, caller.leases_done)
+        caller.leases_done, caller.leases_unsent = [], []
 
     def _not_sent(self, attached: Attached, error: zmq.ZMQError, now: float) -> None:
         self._hub.unroutable += 1

@@ -13,6 +13,7 @@ import itertools
 import logging
 import math
 from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 from typing import Any, Literal, NamedTuple, Protocol
 
 from edgebus import messages as m
@@ -61,6 +62,9 @@ class TapEvent(NamedTuple):
     header: m.Header
     sizes: tuple[int, ...]
     frames: tuple[Any, ...]
+
+
+_message: Callable[[tuple[Any, ...]], m.Message] = partial(tuple.__new__, m.Message)  # without a frame of Python
 
 
 class Taker(Protocol):
@@ -309,7 +313,7 @@ class Hub(HubFront):
                 near = True
                 if attached is not None and self._number is not None and getattr(message.header, "blocks", None):
                     header, near = self._number(attached, message.header)  # type: ignore[arg-type]
-                    message = m.Message(header, message.frames)  # noqa: PLW2901
+                    message = _message((header, message.frames))  # noqa: PLW2901
                 if attached is not None and attached.near is not None and _goes_near(message.header, near):
                     route = attached.near.route  # noqa: PLW2901
                 frames = encode(message, attached.link.version if attached is not None else 1)

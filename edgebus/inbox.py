@@ -395,11 +395,12 @@ class Inbox:
             if self._closed or len(self._waiting) >= self._depth or held >= self._share:
                 return False
             request.arrived_at = time.monotonic()
-            self.ready = True  # first: if an exception of a signal handler comes in between, get looks in vain once
-            self._waiting[request._answerer, request._id] = request
-            self._held[owner] = held + 1
+            # First: if a signal handler raises in between, get looks in vain once, and the request is offered again.
+            self.ready = True
             if self._followers:
                 self._filled.notify()
+            self._waiting[request._answerer, request._id] = request
+            self._held[owner] = held + 1
             return True
         finally:
             self._mutex.release()

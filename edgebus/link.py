@@ -298,11 +298,14 @@ class LinkMachine(LinkFront):
 
     def events(self) -> list[Event]:
         """Events since the last call."""
-        caller, answerer = self.caller, self.answerer
+        caller, answerer, done = self.caller, self.answerer, None
+        if caller.leases_done or answerer.leases_done:
+            # First: making it is Python, where a signal handler may raise.
+            done = ShareDone(caller.leases_done + answerer.leases_done, caller.leases_unsent)
         events: list[Event] = [*self._events, *caller.events(), *answerer.events()]
         self._events = []
-        if caller.leases_done or answerer.leases_done:
-            events.append(ShareDone(caller.leases_done + answerer.leases_done, caller.leases_unsent))
+        if done is not None:
+            events.append(done)
             caller.leases_done, caller.leases_unsent, answerer.leases_done = [], [], []
         return events
 

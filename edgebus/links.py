@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from edgebus.arrays import Array, checked_content, pack_content
 from edgebus.calls import Pending, Reply
 from edgebus.engine import Dialled, Engine
-from edgebus.errors import ConfigError, MessageTooLarge, QueueFull
+from edgebus.errors import ConfigError, QueueFull
 from edgebus.keys import is_key
 from edgebus.link_states import Health
 from edgebus.loans import Loan
@@ -24,6 +24,9 @@ from edgebus.wire import check_name, check_outgoing
 
 if TYPE_CHECKING:
     from numpy.typing import DTypeLike
+
+
+_MOST_CHECKED = 256
 
 
 class Link:
@@ -211,8 +214,7 @@ class Link:
 
     def _start_small(self, service: str, payload: bytes, timeout_s: float) -> Pending:
         if service not in self._checked:
-            check_name("service", service)
-            self._checked.add(service)
+            self._check(service)
         if 0 < timeout_s <= MAX_TIMEOUT_S:
             now = time.monotonic()
             pending = Pending(service, timeout_s, now + timeout_s, self._cancel, self._dialled.endpoint, self._wait)
@@ -233,8 +235,7 @@ class Link:
         if not 0 < timeout_s <= MAX_TIMEOUT_S:
             raise ValueError(f"timeout_s must be in (0, {MAX_TIMEOUT_S:.0f}], got {timeout_s!r}")
         if service not in self._checked:
-            check_name("service", service)
-            self._checked.add(service)
+            self._check(service)
         engine = self._engine
         runner = engine.runner
         blocks: tuple[Block, ...] | None = None
@@ -265,10 +266,16 @@ class Link:
                 return started
         try:
             return self._start_packed(service, specs, frames, timeout_s, terms, blocks)
-        except (QueueFull, MessageTooLarge):
-            if blocks is not None:
+        except BaseException:  # refused, or interrupted: perhaps it is nobody's
+            if blocks is not None and not self._link.caller.has(blocks):
                 engine.drop_shared(self._dialled.attached, blocks)
             raise
+
+    def _check(self, service: str) -> None:
+        check_name("service", service)
+        if len(self._checked) >= _MOST_CHECKED:  # names made up at run time
+            self._checked.clear()
+        self._checked.add(service)
 
     def _start_whole(self, service: str, specs: Specs, frames: Frames, timeout_s: float) -> Pending | None:
         """Send a large request in one message; None if it has to go the usual way."""
@@ -309,6 +316,11 @@ class Link:
             if engine.limits.on_full != "wait":
                 raise
             self._start_when_room(service, specs, frames, pending, terms, blocks)
+        except (Exception, SystemExit):
+            raise
+        except BaseException:  # interrupted, perhaps between its start and its sending: nobody waits for it
+            runner.defer(engine.give_up, self._dialled, pending)
+            raise
         return pending
 
     def _start_when_room(

@@ -25,6 +25,10 @@ class PlainLock:
             lock._acquire_restore,
         )
 
+    def is_mine(self) -> bool:
+        """True if this thread has it."""
+        return bool(self._is_owned())
+
     def release(self) -> None:
         """Give it back, if it is this thread's."""
         if self._is_owned():

@@ -18,6 +18,7 @@ import msgspec
 from edgebus import shm
 from edgebus.ahead import HERE, LOOK_S, MOST_ARRAYS, Ahead
 from edgebus.attached import Attached, NearLane, Route
+from edgebus.errors import NodeClosed
 from edgebus.link_states import State
 from edgebus.messages import INLINE_BYTES, Block, Request, decode_header, encode_header
 from edgebus.shm.pipes import PACKET_BYTES
@@ -143,20 +144,14 @@ class NearLanes:
         sharing, runner = self._sharing, self._express._runner
         if runner._owner == _ident() or len(payload) >= self._bulk_from_bytes or not sharing.wants(attached, arrays):
             return None  # for a signal handler in the middle of the node's work, which may be the pool's, likewise
-        runner.check_fork()
         try:
-            runner._lock.acquire()
-            if runner._closed or not runner.begin():
-                return None
-            try:
-                sharing.collect(attached)
-                runner.sent()
-            finally:
-                runner._depth = runner._owner = 0
-                if runner.stirred:
-                    runner.nudge()
+            runner.open_section()
+            sharing.collect(attached)
+            runner.sent()
+        except NodeClosed:
+            return None
         finally:
-            runner._lock.release()
+            runner.close_section()
         return sharing.put(attached, arrays, ahead and self.ahead.may(attached))
 
     def ask(
@@ -171,22 +166,15 @@ class NearLanes:
     ) -> bool:
         """Like `request`, without the lock; as Runner.do_small."""
         runner = self._express._runner
-        runner.check_fork()
+        if runner._owner == _ident():
+            return False
         try:
-            runner._lock.acquire()
-            if not runner.begin():
-                return False
-            try:
-                done = self.request(attached, service, payload, specs, blocks, pending, now)
-                runner.sent()
-            finally:
-                runner._depth = runner._owner = 0
-                if runner.stirred:
-                    runner.nudge()
+            runner.open_section()
+            done = self.request(attached, service, payload, specs, blocks, pending, now)
+            runner.sent()
         finally:
-            runner._lock.release()
-        if runner._callbacks:
-            runner.run_callbacks()
+            runner.close_section()
+        runner.call_back()
         return done
 
     def request(
@@ -324,9 +312,10 @@ class NearLanes:
 
     def _take(self, lane: NearLane) -> bool:
         """Take in one message; False if there was none."""
-        frames = lane.pipes.take()
+        frames = lane.half_taken if lane.half_taken is not None else lane.pipes.take()
         if frames is None:
             return False
+        lane.half_taken = None
         attached = lane.attached
         try:
             if frames and frames[0] == _GREETING:
@@ -338,6 +327,10 @@ class NearLanes:
                 self._on_frames(lane.route, frames, attached.key)
         except Exception:
             _log.exception("edgebus: internal error while a message was taken in")
+        except BaseException:  # of a signal handler: what was done of it is known, as of a resend
+            if not frames or len(frames[0]) != 1:  # an announcement is lost instead, and what it was for comes again
+                lane.half_taken = frames
+            raise
         return True
 
     def _receive(self, attached: Attached, frame: bytes) -> bool:  # noqa: PLR0911 - the hot path

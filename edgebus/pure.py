@@ -12,9 +12,10 @@ from pathlib import Path
 from types import ModuleType
 
 COMPILED = (
-    "ahead", "answerer", "arrays", "attached", "bulk", "bulk_receiver", "calls", "desk", "express", "ids",
-    "inbox", "link", "links", "near", "pace", "policy", "requests", "runner", "sharing", "shm.arena", "shm.board",
-    "shm.ledger", "shm.mapper", "shm.numbers", "shm.pipes", "shm.pool", "shm.ranges", "sockets", "wire",
+    "ahead", "answerer", "arrays", "attached", "bulk", "bulk_receiver", "calls", "desk", "engine",
+    "express", "hub", "ids", "inbox", "link", "links", "near", "pace", "policy", "requests", "runner", "sharing",
+    "shm.arena", "shm.board", "shm.ledger", "shm.mapper", "shm.numbers", "shm.pipes", "shm.pool", "shm.ranges",
+    "sockets", "wire",
 )  # fmt: skip
 """Modules that setup.py compiles: all of them or none, they share the layout of their classes."""
 _HERE = str(Path(__file__).parent)

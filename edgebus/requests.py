@@ -9,7 +9,8 @@ import heapq
 import math
 from collections import Counter
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING
+from functools import partial
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 
@@ -37,6 +38,7 @@ if TYPE_CHECKING:
 
 _MAX_TTL_MS = 86_400_000
 _MAX_LATE_CANCELS = 1024
+_settled: Callable[[tuple[Any, ...]], Settled] = partial(tuple.__new__, Settled)  # without a frame of Python
 
 
 class _Outstanding:
@@ -217,6 +219,10 @@ class Caller:
             self._late_cancels.append(request_id)
         self._settle(entry, Outcome.CANCELLED)
 
+    def has(self, blocks: tuple[Block, ...]) -> bool:
+        """True if a request with these very blocks has been started and has no outcome."""
+        return any(entry.header.blocks is blocks for entry in list(self.outstanding.values()))
+
     def repeats(self, request_id: int) -> bool:
         """True for a request that was sent before since the link came up."""
         entry = self.outstanding.get(request_id)
@@ -242,7 +248,7 @@ class Caller:
         if entry is None:
             self.late_answers += 1
         elif isinstance(header, Reply):
-            settled = Settled(entry.ref, Outcome.ANSWERED, "", "", header.arrays, message.frames)
+            settled = _settled((entry.ref, Outcome.ANSWERED, "", "", header.arrays, message.frames))
             if entry.stream is None:
                 self._finish(entry, settled)
             else:
@@ -261,7 +267,7 @@ class Caller:
         entry = self.outstanding.get(header.id)
         if entry is None or entry.stream is not None:
             return None
-        settled = Settled(entry.ref, Outcome.ANSWERED, "", "", header.arrays, frames)
+        settled = _settled((entry.ref, Outcome.ANSWERED, "", "", header.arrays, frames))
         self._finish(entry, settled)
         self._events.pop()
         return settled
@@ -435,6 +441,7 @@ class Caller:
         self._finish(entry, Settled(entry.ref, outcome, code, detail, (), frames))
 
     def _finish(self, entry: _Outstanding, settled: Settled) -> None:
+        self._events.append(settled)  # first: whatever exception of a signal handler comes, it has its outcome
         del self.outstanding[entry.id]
         self._give_room(entry)
         if entry.size_bytes > LEAST_BYTES:  # it may be on its way in pieces
@@ -448,7 +455,6 @@ class Caller:
             self.num_answered += 1
         else:
             self._not_answered[settled.outcome] += 1
-        self._events.append(settled)
 
 
 def refusal(request_id: int, code: str, detail: str, info: bytes = b"") -> Message:

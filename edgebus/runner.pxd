@@ -25,7 +25,9 @@ cdef class Runner:
     @cython.locals(left_s=double, looked=bint, lead=bint, me=cython.longlong, before=cython.longlong, calls=bint)
     cpdef wait(self, item, double until)
     cpdef check_fork(self)
-    cpdef bint begin(self) except -1
+    cpdef open_section(self)
+    cpdef close_section(self)
+    cpdef call_back(self)
     cpdef sent(self)
     cpdef nudge(self)
     cpdef run_callbacks(self)

@@ -152,8 +152,7 @@ class Runner:
             finally:
                 self._depth = depth  # first of all: an exception of a signal handler may come at the next call
                 self._exit()
-        if self._callbacks and self._calls != _ident():
-            self.run_callbacks()
+        self.call_back()
         return result
 
     def do_small(self, function: Callable[..., bool], *args: Any) -> bool:
@@ -161,36 +160,50 @@ class Runner:
 
         Nothing is read here: whoever waits next does that, or the node's own thread after a moment.
         """
-        self.check_fork()
-        with self._lock:
-            if not self.begin():
-                return False
-            try:
-                done = function(*args)
-                self.sent()
-            finally:
-                self._depth = self._owner = 0
-                if self.stirred:
-                    self.nudge()
-        if self._callbacks and self._calls != _ident():
-            self.run_callbacks()
+        if self._owner == _ident():
+            return False
+        try:
+            self.open_section()
+            done = function(*args)
+            self.sent()
+        finally:
+            self.close_section()
+        self.call_back()
         return done
 
-    def begin(self) -> bool:
-        """Begin a section that sends by itself, lock held; False in the middle of another one.
+    def open_section(self) -> None:
+        """Take the lock for what sends by itself, on a thread that is not in the middle of something.
+
+        To be called inside of `try`, with `close_section` in its `finally`: an exception of a signal handler may come
+        as soon as the lock is taken.
 
         Raises:
-            NodeClosed: the node is closed.
+            NodeClosed: the node is closed, or this is a forked child.
         """
+        self.check_fork()
+        self._lock.acquire()
         if self._closed:
             raise NodeClosed("the node is closed: make a new Node")
-        if self._depth:
-            return False
         self._depth, self._owner = 1, _ident()
-        return True
+
+    def close_section(self) -> None:
+        """Give the lock back, if it was taken."""
+        if not self._lock.is_mine():
+            return
+        self._depth = self._owner = 0
+        try:
+            if self.stirred:
+                self.nudge()
+        finally:
+            self._lock.release()
+
+    def call_back(self) -> None:
+        """After such a section: call what the application asked to be called, unless this is one of those calls."""
+        if self._callbacks and self._calls != _ident():
+            self.run_callbacks()
 
     def sent(self) -> None:
-        """Something was sent in such a section."""
+        """Something was sent in a section."""
         self._next_at = min(self._next_at, self._hub.first_timer_at)
         if self._sleeps_until != _NEVER:
             self._turn()  # a driver sleeps, and sending may have eaten what would have woken it
@@ -420,15 +433,23 @@ class Runner:
     def _wake(self) -> None:
         if not self._woken:
             self._woken = True
-            with contextlib.suppress(OSError):  # full of wake-ups already, or closed
+            try:
                 self._wake_write.send(b"\0")
+            except OSError:  # full of wake-ups already, or closed
+                pass
+            except BaseException:  # of a signal handler: perhaps it was not sent
+                self._woken = False
+                raise
 
     def _on_wake(self, event: int) -> bool:
         # First read, then clear, then take what was deferred. Cleared first, a byte written in between would be
         # read away and leave the flag set, and nobody would wake a driver any more.
-        with contextlib.suppress(OSError):
+        try:
             self._wake_read.recv(4096)
-        self._woken = False
+        except OSError:
+            pass
+        finally:
+            self._woken = False
         return False
 
     def _enter(self) -> None:

@@ -115,10 +115,13 @@ class Sharing:
         if me in self._putting:
             return None  # a signal handler, in the middle of another put
         specs, contiguous = describe_arrays(arrays)
-        telling = None
+        lent: list[m.Block | None] = []
+        put: list[shm.Block] | None = None
+        telling: Telling | None = None
         self._putting.add(me)
         try:
-            lent = [self._claim(attached, array) if type(array) is Loan else None for array in arrays]
+            for array in arrays:
+                lent.append(self._claim(attached, array) if type(array) is Loan else None)
             copied = [array for array, block in zip(contiguous, lent, strict=True) if block is None]
             if ahead and len(copied) == len(arrays) and self.near is not None:
                 telling = Telling(self.near.ahead, attached, specs)
@@ -126,20 +129,23 @@ class Sharing:
             if put is None:
                 self.unput(attached, [block for block in lent if block is not None])
                 return None
-        except BaseException:
-            if telling is not None and telling.blocks is not None:  # interrupted
-                self._dropped.append((attached, [block.lease for block in telling.blocks]))
-                self._wake()
-            raise
-        finally:
+            if telling is not None and telling.blocks is not None:
+                telling.ended()
+                blocks = telling.blocks  # the very ones that were announced
+            else:
+                rest = iter(put)
+                blocks = tuple([to_wire(next(rest)) if block is None else block for block in lent])
             self._putting.discard(me)
             if self._postponed:
                 self._wake()
-        if telling is not None and telling.blocks is not None:
-            telling.ended()
-            return specs, telling.blocks  # the very ones that were announced
-        rest = iter(put)
-        return specs, tuple([to_wire(next(rest)) if block is None else block for block in lent])
+        except BaseException:  # interrupted: nobody will ever hear of what was put there
+            self._putting.discard(me)
+            told = telling.told if telling is not None else None
+            self.unput(attached, [*[block for block in lent if block is not None], *map(to_wire, told or put or ())])
+            raise
+        finally:
+            self._putting.discard(me)
+        return specs, blocks
 
     def unput(self, attached: Attached, blocks: Sequence[m.Block]) -> None:
         """A message with these blocks is not sent: loans among them may go with another one. From any thread."""
@@ -173,10 +179,15 @@ class Sharing:
         if memory is None:
             return make_loan(shape, dtype, None, attached)
         block = to_wire(memory[1])
-        loan = make_loan(shape, dtype, (memory[0], block), attached)
-        self._loans[block.lease] = loan
         self._unsent_loans.add(block.lease)
-        weakref.finalize(loan, self._loan_ended, attached, block.lease).atexit = False
+        try:
+            loan = make_loan(shape, dtype, (memory[0], block), attached)
+            self._loans[block.lease] = loan
+            weakref.finalize(loan, self._loan_ended, attached, block.lease).atexit = False
+        except BaseException:  # interrupted: nobody will ever have it
+            self._loans.pop(block.lease, None)
+            self._loan_ended(attached, block.lease)
+            raise
         return loan
 
     def copied_bytes(self, blocks: Sequence[m.Block]) -> int:
@@ -285,22 +296,28 @@ class Sharing:
             attached.link.say(m.Seen(False))  # it shall use sockets
             return None
         views: list[Any] = []
-        for index, block in enumerate(blocks):
-            view = self._view(attached, block, ledger)
-            if view is None:
-                for left in blocks[index:]:
-                    self._give_back(attached, ledger, left)
-                attached.link.say(m.Seen(False))
-                return None
-            views.append(view)
+        try:
+            for block in blocks:
+                view = self._view(attached, block, ledger)
+                if view is None:
+                    break
+                views.append(view)
+        finally:  # a signal handler may have raised: they are admitted again with the message
+            for left in blocks[len(views) :]:
+                self._give_back(attached, ledger, left)
+        if len(views) < len(blocks):
+            attached.link.say(m.Seen(False))
+            return None
         return tuple(views)
 
     def take_back(self, now: float) -> list[Attached]:
         """Views have gone: if it is time, tell their owners, which may use the memory again. Returns the links told."""
         for _ in range(0 if self._is_in_put() else len(self._postponed)):
-            self._now_or_later(self._postponed.popleft())
+            self._now_or_later(self._postponed[0])
+            self._postponed.popleft()
         while self._dropped:
-            self.done(*self._dropped.popleft())
+            self.done(*self._dropped[0])
+            self._dropped.popleft()  # then: whatever exception of a signal handler comes, it is done
         if now < self.report_at and not self._is_much():
             if self._returned:
                 self._is_due_soon = True
@@ -415,20 +432,23 @@ class Sharing:
         """Our leases that the peer does not use, and those that are not sent again."""
         assert self._pool is not None
         pool, owner = self._pool, attached.peer_id
-        if not self._is_in_put():
-            try:
+        try:
+            if not self._is_in_put():
                 if unused:
                     pool.release(unused, owner, _POOL_S)
                     unused = []
                 if done:
                     pool.done(done, owner, _POOL_S)
-                return
-            except shm.PoolBusy:
-                pass
-        if unused:
-            self._postpone(partial(self._release_late, unused, owner))
-        if done:
-            self._postpone(partial(self._done_late, done, owner))
+                    done = []
+        except shm.PoolBusy:
+            pass
+        finally:  # also of what a signal handler has interrupted
+            if unused:
+                self._postpone(partial(self._release_late, unused, owner))
+            if done:
+                self._postpone(partial(self._done_late, done, owner))
+            if unused or done:
+                self._wake()  # nobody else comes for it before the next beat, if this was the short way
 
     def _release_late(self, leases: list[int], owner: str) -> None:
         assert self._pool is not None

@@ -31,5 +31,6 @@ cdef class Sockets:
     cpdef poll(self, double timeout_s)
     @cython.locals(opened=Opened)
     cpdef send(self, tuple route, frames)
+    @cython.locals(left=long)
     cpdef take(self, list ready)
     cpdef take_touched(self)

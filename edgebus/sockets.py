@@ -171,18 +171,23 @@ class Sockets:
 
     def take(self, ready: list[tuple[int, int]]) -> None:
         """Read what is there, some messages of each; an event of 0 is a guess."""
-        takers = self._takers
-        for fd, event in ready:
-            # A descriptor may have been closed by what another one brought in this turn.
-            taker = takers.get(fd)
-            if type(taker) is Opened:
-                if self.messages.take(taker, event):
+        takers, left = self._takers, len(ready)
+        try:
+            for fd, event in ready:
+                # A descriptor may have been closed by what another one brought in this turn.
+                taker = takers.get(fd)
+                if type(taker) is Opened:
+                    if self.messages.take(taker, event):
+                        self.touched.add(fd)
+                elif isinstance(taker, DescriptorTaker):
+                    if taker.take(event):
+                        self.touched.add(fd)
+                elif taker is not None and taker(event):  # type: ignore[operator]
                     self.touched.add(fd)
-            elif isinstance(taker, DescriptorTaker):
-                if taker.take(event):
-                    self.touched.add(fd)
-            elif taker is not None and taker(event):  # type: ignore[operator]
-                self.touched.add(fd)
+                left -= 1
+        finally:
+            if left:  # an exception of a signal handler: what was not read empty may never tell again
+                self.touched.update([fd for fd, _ in ready[len(ready) - left :] if fd in takers])
 
     def take_touched(self) -> None:
         """Read from sockets that may be readable although no descriptor tells: touched, or not read empty."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from edgebus import shm
@@ -19,16 +18,20 @@ class Telling:
     """Announces blocks of a pool while they are being filled, once.
 
     Attributes:
-        blocks: what was announced; None before that.
+        told: the blocks that are being filled; None before anybody may have heard of them.
+        blocks: the same as messages name them, once they are announced.
     """
 
     def __init__(self, ahead: Ahead, attached: Attached, specs: Specs) -> None:
         self._ahead, self._attached, self._specs = ahead, attached, specs
+        self.told: list[shm.Block] | None = None
         self.blocks: tuple[Block, ...] | None = None
         self._switches = 0
 
-    def __call__(self, blocks: Sequence[shm.Block]) -> None:
-        self.blocks = tuple([to_wire(block) for block in blocks])
+    def tell(self) -> None:
+        """Announce them."""
+        assert self.told is not None
+        self.blocks = tuple([to_wire(block) for block in self.told])
         self._switches = switches()
         self._ahead.tell(self._attached, self._specs, self.blocks)
 

@@ -45,10 +45,7 @@ class Arena:
         for segment, free in self._free.items():
             offset = free.take(size, segment.info.size)
             if offset is not None:
-                if self._commit(segment, offset + size):
-                    return segment, offset
-                free.give(offset, size)
-                return None
+                return self._committed(segment, free, offset, size)
         return self._take_of_new(size)
 
     def give(self, segment: Segment, offset: int, size: int) -> None:
@@ -90,10 +87,17 @@ class Arena:
         self._free[segment] = free = FreeRanges(*_all(segment))
         offset = free.take(size, segment.info.size)
         assert offset is not None
-        if self._commit(segment, offset + size):
-            return segment, offset
-        free.give(offset, size)
-        return None
+        return self._committed(segment, free, offset, size)
+
+    def _committed(self, segment: Segment, free: FreeRanges, offset: int, size: int) -> tuple[Segment, int] | None:
+        """What was taken of a segment, with memory under it; given back if there is none."""
+        has_memory = False
+        try:
+            has_memory = self._commit(segment, offset + size)
+        finally:  # a signal handler may have raised meanwhile
+            if not has_memory:
+                free.give(offset, size)
+        return (segment, offset) if has_memory else None
 
     def _commit(self, segment: Segment, end: int) -> bool:
         """Have memory below `end`; False if that is over a bound or the system has none."""

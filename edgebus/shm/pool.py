@@ -8,7 +8,7 @@ from collections import deque
 from collections.abc import Callable, Collection, Hashable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -65,6 +65,19 @@ class PoolStats:
 
 
 _block: Callable[[tuple[Any, ...]], Block] = partial(tuple.__new__, Block)  # without a frame of Python
+
+
+class Told(Protocol):
+    """Who is told of blocks that are being filled.
+
+    Attributes:
+        told: the blocks, set before `tell` is called; None until then.
+    """
+
+    told: list[Block] | None
+
+    def tell(self) -> object:
+        """Hand them on."""
 
 
 class _Lease:
@@ -124,15 +137,15 @@ class Pool:
         owner: Hashable,
         *,
         keep: bool = False,
-        ahead: Callable[[list[Block]], object] | None = None,
+        ahead: Told | None = None,
     ) -> list[Block] | None:
         """Copy buffers into one segment of the owner.
 
         Args:
             buffers: C-contiguous arrays or other buffers.
             keep: keep the blocks for a resend, until `done`, also where the peer gives them back.
-            ahead: called with the blocks once, when AHEAD_BYTES at most are left to be copied. From then on they are
-                the caller's to give back, also if this raises.
+            ahead: told of the blocks once, when AHEAD_BYTES at most are left to be copied. From then on they are the
+                caller's to give back, also if this raises.
 
         Returns: a block for each; None if there is no room now.
 
@@ -149,22 +162,22 @@ class Pool:
         if reserved is None:
             return None
         memory, blocks = reserved
-        left, told = sum([view.nbytes for view in sources]), False
+        left, told = sum([view.nbytes for view in sources]), None
         try:
             for view, block in zip(sources, blocks, strict=True):
-                if ahead is not None and not told and left - view.nbytes < AHEAD_BYTES:
+                if ahead is not None and told is None and left - view.nbytes < AHEAD_BYTES:
                     first = max(0, left - AHEAD_BYTES)
                     rest = view.cast("B") if first else view
                     if first:
                         _copy_to(memory, block.offset, rest[:first])
-                    told = True
-                    ahead(blocks)
+                    ahead.told = told = blocks
+                    ahead.tell()
                     _copy_to(memory, block.offset + first, rest[first:] if first else rest)
                 else:
                     _copy_to(memory, block.offset, view)  # other threads run meanwhile
                 left -= view.nbytes
         except BaseException:
-            if told:
+            if ahead is not None and ahead.told is not None:
                 raise
             # Interrupted: nobody will ever hear of these blocks.
             self.done([block.lease_id for block in blocks], owner)
@@ -186,9 +199,15 @@ class Pool:
         if reserved is None:
             return None
         memory, [block] = reserved
-        base = np.frombuffer(memory, np.uint8, size, block.offset)  # dies with the last view or array over it
-        weakref.finalize(base, self._written.append, (owner, block.lease_id)).atexit = False
-        return base.data, block
+        try:
+            base = np.frombuffer(memory, np.uint8, size, block.offset)  # dies with the last view or array over it
+            weakref.finalize(base, self._written.append, (owner, block.lease_id)).atexit = False
+            return base.data, block
+        except BaseException:  # interrupted: nobody will ever hear of this block
+            self._written.append((owner, block.lease_id))
+            self.done([block.lease_id], owner)
+            self.release([block.lease_id], owner)
+            raise
 
     def release(self, lease_ids: Iterable[int], owner: Hashable, wait_s: float = FOR_EVER) -> None:
         """The peer needs these leases no longer; those it does not have are counted and nothing else.

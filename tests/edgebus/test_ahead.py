@@ -53,6 +53,16 @@ def ask(link, n, **options):
     return link.request("echo", b"payload", [array(n)], **options)
 
 
+class Told:
+    told = None
+
+    def __init__(self, call):
+        self._call = call
+
+    def tell(self):
+        self._call(self.told)
+
+
 # -- the pool ------------------------------------------------------------------------------------------
 
 
@@ -68,7 +78,7 @@ def test_pool_tells_once_when_little_is_left_to_be_copied(sizes, ahead_bytes):
         return sum(a.tobytes() != b for a, b in zip(buffers, read, strict=True))
 
     try:
-        blocks = pool.put(buffers, "peer", ahead=lambda blocks: told.append((list(blocks), left(blocks))))
+        blocks = pool.put(buffers, "peer", ahead=Told(lambda blocks: told.append((list(blocks), left(blocks)))))
         assert [each for each, _ in told] == [blocks]
         assert left(blocks) == 0
         if sum(sizes) <= ahead_bytes:
@@ -85,7 +95,7 @@ def test_block_that_was_told_of_is_left_to_whom_it_was_told():
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        pool.put([array(1, 1000)], "peer", ahead=fail)
+        pool.put([array(1, 1000)], "peer", ahead=Told(fail))
     assert pool.stats().leases == 1
     pool.close()
 

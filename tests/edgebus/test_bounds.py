@@ -45,6 +45,13 @@ def test_ping_echoes_a_kilobyte_at_most(pair):
     assert caught.value.code == "too_large"
 
 
+def test_services_whose_names_are_made_up_at_run_time_cost_no_memory(pair):
+    _, _, link, _ = pair
+    pendings = [link.send_request(f"made up {number}") for number in range(2000)]
+    assert {pending.outcome if pending.wait(5) else None for pending in pendings} == {"refused"}
+    assert len(link._checked) <= 256
+
+
 def test_names_that_do_not_encode_are_value_errors_and_details_are_mended(pair):
     server, _, link, _ = pair
     for lone in ("\ud800", "a\udfff"):

@@ -159,6 +159,19 @@ def test_board_waits_for_every_number_of_a_lease():
     assert numbers.done([5]) == [5]
 
 
+def test_board_of_a_peer_counts_among_its_segments_and_goes_with_its_link():
+    with two_nodes() as (server, device, link):
+        eventually(lambda: near_of(link).peer_board is not None)
+        mappers = [node._engine.sharing._mapper for node in (server, device)]
+        for mapper in mappers:
+            assert mapper.stats().segments == 2  # what is lent, and a board
+            assert mapper.stats().views >= 1
+            assert mapper._all.num_segments == 2
+        link.close()
+        eventually(lambda: (mappers[1].stats().segments, mappers[1].stats().views) == (0, 0))
+    assert (mappers[0].stats().segments, mappers[0].stats().views) == (0, 0)
+
+
 def test_board_is_seen_by_whoever_maps_it():
     board, mapper = shm.Board(), shm.Mapper()
     words = mapper.view("peer", board.info, shm.HEADER_BYTES, shm.BOARD_BYTES, lambda: None).cast("Q")
@@ -255,6 +268,35 @@ def test_near_lane_that_is_full_leaves_it_to_the_control_lane():
         for n in range(3):
             assert (link.request("echo", b"", [array(n)]).arrays[0] == array(n)).all()
         assert link.stats().retries == 0
+
+
+def test_callbacks_that_ask_by_the_near_lane_do_not_stand_on_top_of_each_other():
+    """Each would keep its request until all that came behind it had been handled."""
+    depth, deepest, ready, asked = [0], [0], threading.Event(), []
+
+    def handle(request):
+        depth[0] += 1
+        deepest[0] = max(deepest[0], depth[0])
+        if request.payload == b"first":
+            ready.wait(5)
+        time.sleep(0.001)
+        asked.append(far.send_request("echo", b"", [array(1, 100_000)]))
+        request.reply()
+        depth[0] -= 1
+
+    with two_nodes() as (server, device, far):
+        device.handle("work", handle)
+        sent = count_packets(near_of(far))
+        work = server.connect(device.bind("tcp://127.0.0.1:0"))
+        pending = [work.send_request("work", b"first")]
+        pending += [work.send_request("work", b"next") for _ in range(50)]
+        threading.Timer(0.3, ready.set).start()
+        for each in pending:
+            each.result()
+        assert all(each.result().arrays[0].nbytes == 100_000 for each in asked)
+        asked.clear()
+    assert len(sent) >= 40
+    assert deepest[0] == 1
 
 
 def test_interrupt_before_a_request_is_sent_leaves_no_memory_behind_and_the_loan_as_it_was():

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import os
 import random
+import signal
 import subprocess
 import sys
 import threading
@@ -511,6 +512,33 @@ def test_signal_handler_in_the_middle_of_a_put_can_wait_for_answers(pause_s):
         pending = None
         inside.clear()
         eventually(lambda: link.request("echo", b"", [array(0, 100_000)]) and pool.stats().in_use_bytes <= MIB)
+
+
+def test_memory_that_a_busy_pool_did_not_take_back_is_taken_back_without_another_message():
+    """On the short way nothing follows: without being woken the node looks again with the next beat."""
+    limits, postponed = Limits(heartbeat_s=30.0, silence_s=60.0, resend_s=20.0), False
+    with child() as (process, endpoint), edgebus.Node("d", insecure=True, limits=limits) as device:
+        link = device.connect(endpoint)
+        warm(link)
+        attached, sharing, pool = link._dialled.attached, device._engine.sharing, pool_of(device)
+        for _ in range(500):
+            link.request("echo", b"", [array(0, 100_000)])
+            time.sleep(0.001)
+            os.kill(process.pid, signal.SIGSTOP)  # it reports nothing: its board has to do
+            try:
+                device._engine.runner.look()
+                with pool._lock:
+                    device._engine.runner.do_small(sharing.collect, attached)
+                    postponed = bool(sharing._postponed)
+                until = time.monotonic() + 0.5
+                while sharing._postponed:
+                    assert time.monotonic() < until, "put off until the next beat"
+                    time.sleep(0.01)
+            finally:
+                os.kill(process.pid, signal.SIGCONT)
+            if postponed:
+                break
+        assert postponed
 
 
 def test_what_is_put_off_twice_is_looked_at_again():
