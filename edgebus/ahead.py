@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 
 COMING, HERE, NEVER = b"\x01", b"\x02", b"\x03"
 """First frames of packets: a message with these arrays will come, it is there, it will not come."""
+MARK_BYTES = 8  # before the header of a message that was announced
 MOST_ARRAYS = 8  # of a message that goes the short way: its header fits a packet
 LOOK_S = 0.00015  # twice what a copy takes of what is left when it is announced (shm.pool.AHEAD_BYTES)
 MOST_PLAIN = 512
@@ -40,10 +41,18 @@ _ident, _now = threading.get_ident, time.monotonic
 
 
 class Coming(Struct, array_like=True, gc=False):
-    """What is announced: arrays, the blocks they are being copied into, and the core that does it (-1 for any)."""
+    """What is announced.
+
+    Attributes:
+        arrays: what will come.
+        blocks: what it is being copied into.
+        mark: of this announcement; the message has it, too.
+        core: what copies, -1 if that is not known.
+    """
 
     arrays: WireSpecs
     blocks: Blocks
+    mark: int
     core: int = -1
 
 
@@ -125,7 +134,8 @@ class Ahead:
         ):
             return False
         lane.ahead = blocks  # first: whatever comes in between, it is taken back with them
-        if lane.pipes.send((COMING, _encode(Coming(specs, self._sharing.number_new(attached, blocks), this_core())))):
+        numbered = self._sharing.number_new(attached, blocks)
+        if lane.pipes.send((COMING, _encode(Coming(specs, numbered, blocks[0].lease, this_core())))):
             return True
         lane.ahead = None
         return False
@@ -153,8 +163,9 @@ class Ahead:
         coming, views = lane.coming, lane.views
         lane.coming = lane.views = None
         if kind == HERE:
-            if coming is not None:
-                self._here(lane.attached, lane.route, coming, views, frames[1])
+            # Of another announcement, which was lost: it comes again.
+            if coming is not None and int.from_bytes(frames[1][:MARK_BYTES], "little") == coming.mark:
+                self._here(lane.attached, lane.route, coming, views, frames[1][MARK_BYTES:])
         elif kind != NEVER:
             self._hub.malformed += 1
         return False

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from edgebus import shm
-from edgebus.ahead import HERE, LOOK_S, MOST_ARRAYS, Ahead
+from edgebus.ahead import HERE, LOOK_S, MARK_BYTES, MOST_ARRAYS, Ahead
 from edgebus.attached import Attached, NearLane, Route
 from edgebus.errors import NodeClosed
 from edgebus.link_states import State
@@ -210,7 +210,7 @@ class NearLanes:
         if announced:
             lane.ahead = None
             frame = encode_header(header)
-            done = lane.pipes.send((HERE, frame))
+            done = lane.pipes.send((HERE, blocks[0].lease.to_bytes(MARK_BYTES, "little") + frame))
             header.arrays = specs
         else:
             header.arrays, header.blocks = specs, self._sharing.number_new(attached, blocks)

@@ -201,6 +201,30 @@ def test_packet_that_does_not_arrive_costs_a_resend_at_worst(lost, is_full):
         eventually(lambda: ask(link, 1) and link.request("echo", b"", small) and pool.stats().in_use_bytes < 2 * MIB)
 
 
+def test_header_is_never_taken_with_the_arrays_of_another_announcement():
+    """Whatever was lost in between."""
+    with linked(resend_s=0.1) as (server, _, link, sent):
+        near, lost = link._dialled.attached.near, [HERE, COMING]
+
+        class Losing(Counting):
+            def send(self, frames):
+                if lost and frames[0] == lost[0]:
+                    lost.pop(0)
+                    return True
+                return super().send(frames)
+
+        near.pipes = Losing(near.pipes, sent)
+        for n in range(4):
+            eventually(
+                lambda: (
+                    theirs(server).attached.link.caller.outstanding == {}
+                    and link._near.ahead._sharing.in_order(link._dialled.attached)
+                )
+            )
+            assert (ask(link, n).arrays[0] == array(n)).all()
+        assert not lost
+
+
 def test_killed_sender_leaves_nothing_announced():
     with edgebus.Node(
         "s", insecure=True, limits=edgebus.Limits(heartbeat_s=0.1, silence_s=0.3, forget_s=0.3)
@@ -271,14 +295,14 @@ def test_rubbish_is_counted_and_harmless():
     with linked() as (server, _, link, _sent):
         near, before = link._dialled.attached.near, server.stats().malformed
         header = m.encode_header(m.Request(10**6, "echo", 1000, 0, (), b"x"))
-        near.pipes.send((HERE, header))  # of nothing: it comes again, if it is wanted
-        for frames in ((COMING, b"\xc1"), (COMING, b"\x92\x90\x90"), (b"\x09", b"")):
+        near.pipes.send((HERE, bytes(8) + header))  # of nothing: it comes again, if it is wanted
+        for frames in ((COMING, b"\xc1"), (COMING, b"\x93\x90\x90\x00"), (b"\x09", b"")):
             assert near.pipes.send(frames)
         ask(link, 1)
         assert server.stats().malformed == before + 3
         spec = (m.ArraySpec("u1", (8,)),)
         block = m.Block(10**6, os.getpid(), 0, 1 << 20, bytes(16), 4096, 9)
-        for coming in ((spec, (block,)), (spec, ()), (spec * 9, (block,) * 9)):
+        for coming in ((spec, (block,), 0), (spec, (), 0), (spec * 9, (block,) * 9, 0)):
             assert near.pipes.send((COMING, m.encode_header(coming)))
         ask(link, 2)
         assert server.stats().malformed == before + 6
