@@ -38,6 +38,7 @@ bench: $(STAMP)  ## micro benchmarks beside their peers; writes bench/results/
 peers: $(STAMP)  ## the bus beside its peers (about 10 minutes, alone on the machine); writes bench/results/
 	@sh scripts/peers.sh
 	$(PY) -m bench.peers.run
+	$(PY) -m bench.micro.hostile
 
 kernel-peers: $(STAMP)  ## products and decoder beside ggml, torch, llama.cpp ... (10 minutes, and 10 to compile llama.cpp)
 	@sh scripts/kernel_peers.sh

@@ -63,6 +63,8 @@ class Limits:
     def __post_init__(self) -> None:
         for field in fields(self):
             value = getattr(self, field.name)
+            if field.name != "on_full":
+                _check_kind(field.name, value)
             if field.name != "on_full" and not (value > 0 or (field.name == "share_bytes" and value == 0)):
                 raise ConfigError(f"{field.name} must be positive, got {value!r}")
         if self.on_full not in ("refuse", "drop_oldest", "wait"):
@@ -81,3 +83,10 @@ class Limits:
             raise ConfigError(f"max_frames is {self.max_frames}, a request has at least 2 (header, payload)")
         if self.silence_s <= self.heartbeat_s:
             raise ConfigError(f"silence_s {self.silence_s} must be above heartbeat_s {self.heartbeat_s}")
+
+
+def _check_kind(name: str, value: object) -> None:
+    seconds = name.endswith("_s")
+    if not (isinstance(value, int | float) if seconds else hasattr(value, "__index__")):
+        kind = "seconds" if seconds else "a whole number"
+        raise ConfigError(f"{name} must be {kind}, got {value!r}")

@@ -6,11 +6,9 @@ import logging
 import math
 import os
 import random
-import threading
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from edgebus.answerer import Answerer
@@ -19,10 +17,9 @@ from edgebus.attached import Attached, Route
 from edgebus.calls import Pending
 from edgebus.config import Limits
 from edgebus.desk import NodeDesk
+from edgebus.dialling import Dialled, Dialling
 from edgebus.errors import NodeClosed, QueueFull
 from edgebus.express import Express
-from edgebus.greeting import Question
-from edgebus.handshake import HandshakeWatch, Verdict
 from edgebus.heap import keep_freed_memory
 from edgebus.hub import Hub, Judge
 from edgebus.inbox import Inbox, Request, offer
@@ -50,21 +47,6 @@ LIST_LOOK_S = 1.0
 """The allow-list is looked at so often; a key that was taken off it loses its links within two looks."""
 _log = logging.getLogger("edgebus")
 Handle = Callable[[Request], None]
-
-
-@dataclass(eq=False)
-class Dialled:
-    """A link this node opened: how its transports do, and who waits for it."""
-
-    socket_id: int
-    attached: Attached
-    watch: HandshakeWatch
-    endpoint: str
-    server_key: str | None
-    bulk_socket_id: int | None = None
-    question: Question | None = None  # for the listener's greeting, while its handshakes are cut
-    settled: threading.Event = field(default_factory=threading.Event)  # up once, or failed
-    failure: Failed | None = None
 
 
 class Engine:
@@ -106,13 +88,13 @@ class Engine:
             number=self.sharing.number,
             max_links=self._max_links,
         )
-        self._dialled: dict[int, Dialled] = {}
         self._inboxes: dict[str, Inbox] = {}
         self._handlers: dict[str, Handle] = {}
         self._rooms: dict[tuple[Answerer, int], list[Callable[[], object]]] = {}
-        self._rejected = 0
         self._desk = NodeDesk(self)
         self.runner = Runner(name, limits, self)
+        self.dialling = Dialling(self.hub, self.runner.sockets, keys)
+        self._dialled = self.dialling.by_socket
         self.express = Express(self.hub, self._deliver, self.on_frames, self.runner)
         self.express.inboxes, self.express.desk = self._inboxes, self._desk
         self.runner.sockets.messages = self.express
@@ -148,18 +130,7 @@ class Engine:
 
     def on_monitor(self, socket_id: int, event: str, value: int) -> None:
         """A transport changed."""
-        dialled = self._dialled.get(socket_id)
-        if dialled is None:
-            self._rejected += event.startswith("HANDSHAKE_FAILED")
-            return
-        now = time.monotonic()
-        if socket_id == dialled.bulk_socket_id:
-            if event == "HANDSHAKE_SUCCEEDED":
-                self.hub.lane_connected(dialled.attached, now=now)
-            elif event == "DISCONNECTED":
-                self.hub.disconnected((socket_id, b""), now=now)
-            return
-        self._judged(dialled, dialled.watch.handle(event, value), now)
+        self.dialling.on_monitor(socket_id, event, value)
 
     def on_turn(self, now: float) -> float:
         """Timers, then everything the machines want done, until they want nothing more."""
@@ -306,27 +277,11 @@ class Engine:
 
     def dial(self, endpoint: str, server_key: str | None) -> Dialled:
         """Open a link; its `settled` is set when it is up or has failed."""
-        now = time.monotonic()
-        self.hub.make_room_to_dial(now=now)
-        socket_id = self._dial_socket(endpoint, server_key)
-        attached = self.hub.dial((socket_id, b""), now=now)
-        watch = HandshakeWatch(endpoint, secure=server_key is not None)
-        dialled = self._dialled[socket_id] = Dialled(socket_id, attached, watch, endpoint, server_key)
-        return dialled
+        return self.dialling.dial(endpoint, server_key)
 
     def move(self, dialled: Dialled, endpoint: str, server_key: str | None) -> None:
         """Go on with a link at another address; what is outstanding goes there."""
-        if dialled.failure is not None or self._dialled.pop(dialled.socket_id, None) is None:
-            return
-        now = time.monotonic()
-        dialled.attached.link.disconnected(now=now)
-        self._close_sockets(dialled, 0.0)
-        dialled.endpoint, dialled.server_key = endpoint, server_key
-        dialled.watch = HandshakeWatch(endpoint, secure=server_key is not None)
-        dialled.socket_id = self._dial_socket(endpoint, server_key)
-        self._dialled[dialled.socket_id] = dialled
-        self.hub.move(dialled.attached, (dialled.socket_id, b""))
-        self.hub.touch(dialled.attached, now=now)
+        self.dialling.move(dialled, endpoint, server_key)
 
     def hang_up(self, dialled: Dialled, linger_s: float) -> None:
         """Close a dialled link; its requests end as NodeClosed."""
@@ -338,7 +293,7 @@ class Engine:
         self.on_turn(now)  # goodbye has to leave before its socket goes
         self.hub.drop(dialled.attached)
         self.sharing.gone(dialled.attached)
-        self._close_sockets(dialled, linger_s)
+        self.dialling.close_sockets(dialled, linger_s)
 
     def request(
         self,
@@ -442,23 +397,21 @@ class Engine:
     def stats(self) -> NodeStats:
         """Snapshot of everything."""
         now = time.monotonic()
-        endpoints = {dialled.attached.peer_id: dialled.endpoint for dialled in self._dialled.values()}
+        endpoints = self.dialling.endpoints()
         peers = {
             attached.peer_id: link_stats(attached, endpoints.get(attached.peer_id, ""), now)
             for attached in self.hub.links
         }
         total = sum(peers.values(), self.hub.gone)
-        return NodeStats(total, peers, self._rejected, self.hub.malformed, self.hub.unroutable)
+        return NodeStats(total, peers, self.dialling.rejected, self.hub.malformed, self.hub.unroutable)
 
     def shut_down(self, linger_s: float) -> None:
         """Refuse, cancel, say goodbye everywhere, and end the runner."""
         now = time.monotonic()
-        for dialled in self._dialled.values():
-            dialled.settled.set()
+        self.dialling.let_go()
         self.hub.close(now=now)
         self.on_turn(now)
-        for dialled in {id(each): each for each in self._dialled.values()}.values():
-            self._close_sockets(dialled, linger_s)
+        self.dialling.close(linger_s)
         for callbacks in self._rooms.values():
             for callback in callbacks:
                 self.runner.soon(callback)
@@ -467,38 +420,6 @@ class Engine:
         self.runner.stop(linger_s)
 
     # -- inside -------------------------------------------------------------------------------------
-
-    def _judged(self, dialled: Dialled, verdict: Verdict | None, now: float) -> None:
-        if verdict is None:
-            return
-        route = dialled.attached.route
-        match verdict.what:
-            case "connected":
-                self._ask_no_more(dialled)
-                self.hub.connected(route, now=now)
-            case "disconnected":
-                self.hub.disconnected(route, now=now)
-            case "failed":
-                self._ask_no_more(dialled)
-                self.hub.fail(route, verdict.code, verdict.detail, now=now)
-            case "unclear":
-                self._ask_greeting(dialled)
-
-    def _ask_greeting(self, dialled: Dialled) -> None:
-        """Ask a listener that cuts handshakes for its greeting; one question at a time, the last one counts."""
-        watch = dialled.watch
-
-        def tell(content: bytes) -> None:
-            if dialled.watch is watch and dialled.failure is None:
-                self._judged(dialled, watch.greeted(content), time.monotonic())
-
-        self._ask_no_more(dialled)
-        dialled.question = Question(self.runner.sockets, dialled.endpoint, tell)
-
-    def _ask_no_more(self, dialled: Dialled) -> None:
-        if dialled.question is not None:
-            dialled.question.close()
-            dialled.question = None
 
     def _count_copies(self, attached: Attached, frames: Frames, blocks: tuple[Block, ...] | None) -> None:
         """Count the bytes of arrays that were copied for a message: what was lent is no bytes object."""
@@ -533,28 +454,6 @@ class Engine:
         """How long the oldest request has been lying in an inbox, milliseconds."""
         stalled_s = max((inbox.stalled_s(now) for inbox in self._inboxes.values()), default=0.0)
         return int(1000 * stalled_s)
-
-    def _dial_socket(self, endpoint: str, server_key: str | None, *, is_bulk: bool = False) -> int:
-        keys = self._keys if server_key is not None else None
-        return self.runner.sockets.dial(endpoint, keys, server_key, is_bulk=is_bulk)
-
-    def _open_lane(self, dialled: Dialled) -> None:
-        if dialled.bulk_socket_id is not None:
-            return
-        socket_id = self._dial_socket(dialled.endpoint, dialled.server_key, is_bulk=True)
-        dialled.bulk_socket_id = socket_id
-        self._dialled[socket_id] = dialled
-        self.hub.add_lane(dialled.attached, (socket_id, b""))
-
-    def _close_sockets(self, dialled: Dialled, linger_s: float) -> None:
-        self._ask_no_more(dialled)
-        # Without a connection there is nobody to wait for, whatever libzmq has queued.
-        linger_s = linger_s if dialled.watch.handshaken else 0.0
-        self.runner.sockets.close(dialled.socket_id, linger_s)
-        if dialled.bulk_socket_id is not None:
-            self._dialled.pop(dialled.bulk_socket_id, None)
-            self.runner.sockets.close(dialled.bulk_socket_id, 0.0)
-            dialled.bulk_socket_id = None
 
     def _handle_event(self, attached: Attached, event: object) -> None:  # noqa: PLR0912 - one case each
         match event:
@@ -591,24 +490,17 @@ class Engine:
             case Down() if attached.link.state is State.CLOSED:
                 self.near.drop(attached)  # its descriptors are not kept for forget_s
             case WantBulk() if (dialled := self._dialled.get(attached.route[0])) is not None:
-                self._open_lane(dialled)
+                self.dialling.open_lane(dialled)
             case BulkUp():
                 keep_freed_memory(self.limits.bulk_bytes)
             case Up():
                 self.sharing.up(attached)
-                dialled = self._dialled.get(attached.route[0])
-                if dialled is not None:
-                    dialled.settled.set()
+                if self.dialling.up(attached, now=time.monotonic()):
                     self.runner.stirred = True
-                    if dialled.bulk_socket_id is not None:
-                        self.hub.lane_connected(attached, now=time.monotonic())
                 self.hub.touch(attached, now=time.monotonic())
             case Failed() if (dialled := self._dialled.get(attached.route[0])) is not None:
-                dialled.failure = event
-                dialled.settled.set()
+                self.dialling.failed(dialled, event)
                 self.runner.stirred = True
-                # libzmq would go on trying a wrong key for ever.
-                self.runner.sockets.close(dialled.socket_id, 0.0)
 
     def _settle(self, settled: Settled) -> None:
         pending = settled.ref

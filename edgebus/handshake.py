@@ -90,6 +90,8 @@ class HandshakeWatch:
             return f"{self._endpoint} accepts but never speaks ZMTP: wrong port, or a stopped process"
         if self.reached:
             return f"{self._endpoint} accepted and closed {self.reached} connections: wrong port?"
+        if not self.attempts and self._endpoint.startswith("tcp://"):
+            return f"{self._endpoint} cannot be looked up: see that its name resolves (getent hosts NAME)"
         return (
             f"nobody listens at {self._endpoint} ({self.attempts} attempts): start the server, or check host and port"
         )

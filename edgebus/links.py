@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from edgebus.arrays import Array, checked_content, pack_content
 from edgebus.calls import Pending, Reply
-from edgebus.engine import Dialled, Engine
+from edgebus.dialling import Dialled
+from edgebus.engine import Engine
 from edgebus.errors import ConfigError, QueueFull
 from edgebus.keys import is_key
 from edgebus.link_states import Health
@@ -373,11 +374,19 @@ class _Room(NamedTuple):
 
 
 def _terms(kind: int, key: bytes, sequence: tuple[int, int] | None) -> Terms:
+    if not isinstance(key, bytes | bytearray | memoryview):
+        raise TypeError(f"an idempotency key is bytes, got {type(key).__name__}: encode it")
     if len(key) > 64:
         raise ValueError(f"an idempotency key has at most 64 bytes, got {len(key)}")
-    stream, pos = (-1, 0) if sequence is None else sequence
-    if sequence is not None and not (0 <= stream < 2**63 and 0 <= pos < 2**63):
-        raise ValueError(f"sequence is (stream, position), both in [0, 2**63), got {sequence!r}")
+    stream, pos = -1, 0
+    if sequence is not None:
+        try:
+            stream, pos = sequence
+            fits = 0 <= stream < 2**63 and 0 <= pos < 2**63
+        except (TypeError, ValueError):
+            fits = False
+        if not fits:
+            raise ValueError(f"sequence is (stream, position), both in [0, 2**63), got {sequence!r}")
     return Terms(kind, bytes(key), stream, pos)
 
 

@@ -7,6 +7,7 @@ Their file descriptors are edge-triggered, so whoever has touched a socket looks
 from __future__ import annotations
 
 import enum
+import errno
 import logging
 import os
 from collections.abc import Callable, Sequence
@@ -25,6 +26,12 @@ from edgebus.rawzmq import BURST, EVENTS, POLLIN, ZmqSocket, end_message, get
 from edgebus.zap import ZAP_DOMAIN, ZAP_ENDPOINT, zap_denied
 
 _log = logging.getLogger("edgebus")
+_CURES = {
+    errno.EADDRNOTAVAIL: "bind an address of this machine, or 0.0.0.0 for all of them",
+    errno.ENODEV: "bind an address of this machine, or 0.0.0.0 for all of them",
+    errno.ENOENT: "make its directory, of mode 0700",
+    errno.EACCES: "choose a port from 1024 on, or a path that is ours to write",
+}
 _LANE_PATIENCE = 2.5
 """libzmq's beat on a connection that carries large contents one way waits behind them for its answer: on a slow link
 for longer than silence_s. The link's own beat, on the control lane, does not."""
@@ -213,9 +220,8 @@ class Sockets:
             sock.bind(endpoint)
         except zmq.ZMQError as error:
             self._discard(sock)
-            raise BindError(
-                f"cannot bind {endpoint}: {error.strerror}; choose another port, or stop who has it"
-            ) from None
+            cure = _CURES.get(error.errno or 0, "choose another port, or stop who has it")
+            raise BindError(f"cannot bind {endpoint}: {error.strerror}; {cure}") from None
         self._add(sock, opened)
         return sock.getsockopt_string(zmq.LAST_ENDPOINT).rstrip("\0")
 

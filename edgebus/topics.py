@@ -98,9 +98,11 @@ class Publisher:
             ConfigError: too many topics.
             TypeError, ValueError: what cannot travel, or a topic that is full.
         """
+        if isinstance(value, bytearray | memoryview):
+            value = bytes(value)
         found = self._find(topic)
         with found.lock:
-            changed = found.publication.set(key, bytes(value))
+            changed = found.publication.set(key, value)
         if changed:
             self._feed_all(found)
 

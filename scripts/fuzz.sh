@@ -1,6 +1,7 @@
 #!/bin/sh
-# Fuzzes every decoder, first as installed, then with the native code behind them built with address and undefined
-# behaviour sanitizers in a throw-away environment outside the repository. Results: bench/results/fuzz.json.
+# Fuzzes every decoder, first as plain Python, then with the native code behind them, the compiled modules of the bus among
+# it, built with address and undefined behaviour sanitizers in a throw-away environment outside the repository.
+# Results: bench/results/fuzz.json.
 #   sh scripts/fuzz.sh [SECONDS per target and run, default 60] [DIRECTORY to build in, kept; default a new one, removed]
 # FUZZ_PLAIN=no leaves the first run out, TARGETS="wire hub" all but these. LIBZMQ_SOURCE=DIRECTORY with the sources of libzmq 4.3.5 has libzmq and pyzmq
 # built with the sanitizers too (without CURVE, which would need libsodium's).
@@ -13,7 +14,15 @@ pip="-m pip --disable-pip-version-check -q"
 "$python" -c 'import atheris' 2>/dev/null || "$python" $pip install -c constraints.txt 'atheris>=3.0'
 
 status=0
-[ "${FUZZ_PLAIN:-yes}" = no ] || "$python" -m tests.fuzz.run --seconds "$seconds" --record --label plain ${TARGETS:-} || status=1
+if [ "${FUZZ_PLAIN:-yes}" != no ]; then
+    # Without its compiled modules, which atheris cannot instrument: coverage guides, and what it finds is kept for the run below.
+    sources=$(mktemp -d)
+    cp -r edgebus "$sources/"
+    find "$sources" -name '*.so' -delete
+    PYTHONSAFEPATH=1 PYTHONPATH="$sources:$root/kernels:$root" "$python" -m tests.fuzz.run --seconds "$seconds" --record --label plain \
+        --built "the bus as plain Python" ${TARGETS:-} || status=1
+    rm -rf "$sources"
+fi
 
 if [ $# -ge 2 ]; then
     work=$2
@@ -25,7 +34,7 @@ fi
 flags="-fsanitize=address,undefined -fno-sanitize-recover=undefined -fno-omit-frame-pointer -g"
 log=$work/build.log
 [ -x "$work/venv/bin/python" ] || {
-    echo "fuzz: building msgspec and the kernels with $flags in $work"
+    echo "fuzz: building msgspec, the kernels and the bus with $flags in $work"
     "$python" -m venv "$work/venv"
     pin() { "$python" -c "from importlib.metadata import version; print('$1==' + version('$1'))"; }
     CC=gcc CFLAGS="$flags -O1" LDFLAGS="$flags" "$work/venv/bin/python" $pip install --no-cache-dir --no-binary msgspec "$(pin msgspec)" >"$log" 2>&1
@@ -41,19 +50,21 @@ log=$work/build.log
     "$work/venv/bin/python" $pip install "$(pin numpy)" "$(pin pyzmq)" "$(pin msgpack)" "$(pin atheris)" "$(pin hypothesis)" \
         "$(pin pytest)" "$(pin pytest-timeout)" "$(pin scipy)" "$(pin cython)" setuptools >>"$log" 2>&1
     mkdir -p "$work/source"
-    cp -r setup.py kernels "$work/source/"
+    cp -r setup.py kernels edgebus "$work/source/"
     (
         cd "$work/source"
-        rm -f kernels/edgekernels/_*.c kernels/edgekernels/*.so
+        rm -f kernels/edgekernels/_*.c
+        find kernels edgebus -name '*.so' -delete
         printf '[build-system]\nrequires = []\n' >pyproject.toml
-        EDGEKERNELS_OPTIMISE=-O1 CC=gcc CFLAGS="$flags" LDFLAGS="$flags" "$work/venv/bin/python" setup.py -q build_ext --build-lib "$work/lib" --build-temp "$work/temp"
+        EDGEKERNELS_OPTIMISE=-O1 CC=gcc CFLAGS="$flags -O1" LDFLAGS="$flags" "$work/venv/bin/python" setup.py -q build_ext --build-lib "$work/lib" --build-temp "$work/temp"
         cp "$work"/lib/edgekernels/_*.so kernels/edgekernels/
+        cp -r "$work/lib/edgebus" .
     ) >>"$log" 2>&1
 }
 
 # What calls the sanitizer by itself, and so was built with it.
 zmq=$(ls -d "$work"/zmq/lib 2>/dev/null || true)
-objects=$(find "$work/venv/lib" "$work/source/kernels" $zmq -name '*.so*' -type f ! -path '*/atheris/*' ! -name 'asan_*' \
+objects=$(find "$work/venv/lib" "$work/source/kernels" "$work/source/edgebus" $zmq -name '*.so*' -type f ! -path '*/atheris/*' ! -name 'asan_*' \
     -exec sh -c 'nm -D "$1" 2>/dev/null | grep -q "U __asan_report" && basename "$1"' _ {} \; | sort | tr '\n' ' ')
 
 # Every object its own allocation: within an arena of Python's a read past the end would not be seen.
@@ -62,7 +73,9 @@ export LD_PRELOAD="$(gcc -print-file-name=libasan.so):$(gcc -print-file-name=lib
 export ASAN_OPTIONS=detect_leaks=0:allocator_may_return_null=1
 export UBSAN_OPTIONS=print_stacktrace=1:halt_on_error=1
 export EDGEBUS_FUZZ_SANITIZER="address, undefined behaviour (gcc)"
-export PYTHONPATH="$work/source/kernels:$root"
+# The built bus before the checkout's, whose own compiled modules the current directory would bring in first.
+export PYTHONSAFEPATH=1
+export PYTHONPATH="$work/source/kernels:$work/source:$root"
 asan="$work/venv/bin/python"
 
 if "$asan" -c 'import ctypes; ctypes.string_at(ctypes.create_string_buffer(16), 256)' >"$work/control.log" 2>&1 \
@@ -74,8 +87,10 @@ echo "fuzz: instrumented: $objects"
 "$asan" -m tests.fuzz.run --seconds "$seconds" --record --label sanitized --built "$flags: $objects" ${TARGETS:-} || status=1
 # One of the kernels' tests wants to see a process die of its own segmentation fault.
 ASAN_OPTIONS=$ASAN_OPTIONS:handle_segv=0 "$asan" -m pytest -q -p no:cacheprovider -W ignore -m "not slow" --timeout 600 \
-    --deselect tests/edgekernels/test_select.py::test_first_call_after_import_is_quick tests/edgekernels tests/fuzz >"$work/tests.log" 2>&1 \
+    --deselect tests/edgekernels/test_select.py::test_first_call_after_import_is_quick tests/edgekernels tests/fuzz \
+    tests/edgebus/test_wire.py tests/edgebus/test_hub.py tests/edgebus/test_express.py tests/edgebus/test_transports.py \
+    tests/edgebus/test_lending.py >"$work/tests.log" 2>&1 \
     && tests=passed || { tests=failed; status=1; }
 tail -1 "$work/tests.log"
-"$asan" -m tests.fuzz.run --note "sanitized:tests/edgekernels and tests/fuzz under the sanitizers=$tests, $(tail -1 "$work/tests.log")"
+"$asan" -m tests.fuzz.run --note "sanitized:tests of the kernels, of the bus's wire and of tests/fuzz under the sanitizers=$tests, $(tail -1 "$work/tests.log")"
 exit $status

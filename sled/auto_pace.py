@@ -354,7 +354,7 @@ class AutoPace:
     def streams(self, remaining: int, ping_s: float, unread: int = 0) -> bool:
         """See Pace."""
         self._streams_to_read = False
-        self._ping_s = ping_s if ping_s >= 0.0 else 0.0
+        self._ping_s = ping_s if 0.0 <= ping_s < math.inf else 0.0
         self._expect()
         if self._told_again:
             return False

@@ -26,6 +26,7 @@ SETTLED_ROUNDS = 200.0  # after which nothing is hoped for any more
 FIRST_ROUNDS = 8.0  # of the longest session ever heard; until then nothing is known of the server's steps either
 FIRST_HOPE, FIRST_SETTLED = 1.5, 400.0  # as HOPE and SETTLED_ROUNDS, in these, for each position alone
 POPULATION_ROUNDS = 400.0
+_AT_FIRST = np.array([[START], [1.0]])
 
 
 class Survivals:
@@ -94,7 +95,10 @@ class Survivals:
         for table, new in ((self._tried, tried), (self._passed, passed)):
             for kind in range(2):
                 np.add.at(table[kind], rows, new[kind])
-        fade_all = max(0.2, 1.0 - len(rows) / POPULATION_ROUNDS)
+        # what is good and not tried stays so; what is bad is not tried because of that, and would stay so for good
+        is_good = self._all_passed >= _AT_FIRST * self._all_tried
+        news = np.where(is_good, tried.sum(axis=1), len(rows))
+        fade_all = np.maximum(0.2, 1.0 - news / POPULATION_ROUNDS)
         self._all_tried = np.maximum(self._all_tried * fade_all, 0.0) + tried.sum(axis=1)
         self._all_passed = self._all_passed * fade_all + passed.sum(axis=1)
 
@@ -112,7 +116,7 @@ class Survivals:
     def curves(self, rows: Ints) -> tuple[Floats, Floats]:
         """For each row and i = 0 .. positions: P(the first i survive), and P(the device drafts at least i)."""
         shared = self._shared_rounds()
-        prior = (self._all_passed + PRIOR_ROUNDS * np.array([[START], [1.0]])) / (self._all_tried + PRIOR_ROUNDS)
+        prior = (self._all_passed + PRIOR_ROUNDS * _AT_FIRST) / (self._all_tried + PRIOR_ROUNDS)
         tried, passed = self._tried[:, rows], self._passed[:, rows]
         out = np.ones((2, len(rows), self.positions + 1))
         before = prior[:, None, 0]

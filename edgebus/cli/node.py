@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from edgebus.cli.options import Json, print_json
-from edgebus.daemon.daemon import NodeDaemon, read_keys
+from edgebus.daemon.daemon import NodeDaemon, check_state, read_keys
 from edgebus.daemon.logs import remove_logs, set_up_logs
 from edgebus.daemon.running import run_daemon
 from edgebus.daemon.unit import unit_text
@@ -85,6 +85,7 @@ def node(
 
 def _check(settings: NodeSettings, beside: Path | None, as_json: bool) -> None:
     own, _ = read_keys(settings)
+    check_state(settings)
     for service in settings.services:
         find_function(service.module, beside)
     if as_json:

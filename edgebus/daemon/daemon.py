@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import inspect
 import logging
+import os
 import time
 from importlib import metadata
 from pathlib import Path
@@ -48,6 +48,23 @@ def read_keys(settings: NodeSettings) -> tuple[Keys | None, AllowList | None]:
     return own, AllowList.from_file(path)
 
 
+def check_state(settings: NodeSettings) -> Path | None:
+    """The directory for state, which is there and ours to write, or could be made; None if there is none.
+
+    Raises:
+        ConfigError: neither.
+    """
+    if settings.state is None:
+        return None
+    path = Path(settings.state)
+    place = path if path.exists() else path.parent
+    if not place.is_dir():
+        raise ConfigError(f"state: {place} is no directory: make it, or name another one")
+    if not os.access(place, os.W_OK | os.X_OK):
+        raise ConfigError(f"state: {place} is not ours to write: chown it to this user, or name another one")
+    return path
+
+
 class NodeDaemon:
     """Use as a context manager: entered it is up, left it has said goodbye.
 
@@ -68,11 +85,11 @@ class NodeDaemon:
         own, allow = read_keys(settings)
         self._allow = allow
         self.public_key = own.public if own else None
-        options: dict[str, Any] = {}
-        if settings.insecure and "plaintext_services" in inspect.signature(edgebus.Node).parameters:
-            options["plaintext_services"] = settings.plaintext_services
+        self._state = check_state(settings)
+        if self._state is not None:
+            self._state.mkdir(mode=0o700, exist_ok=True)
         self.node = edgebus.Node(
-            settings.name, keys=own, allow=allow, insecure=settings.insecure, limits=settings.limits, **options
+            settings.name, keys=own, allow=allow, insecure=settings.insecure, limits=settings.limits
         )
         self.services: list[str] = []
         self.endpoints: list[str] = []
@@ -172,7 +189,7 @@ class NodeDaemon:
         if not where:
             _log.warning('services are not announced: no address that peers could dial; give announce = ["tcp://..."]')
             return None
-        return Announcer(self.node, own, where, Path(self._settings.state) if self._settings.state else None)
+        return Announcer(self.node, own, where, self._state)
 
     def _serve_metrics(self) -> MetricsServer | None:
         where = self._settings.metrics

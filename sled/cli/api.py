@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 def api(
     server: Annotated[list[str], typer.Option(help="The server's endpoint; may be repeated, for several servers.")],
     server_key: Annotated[
-        list[str] | None, typer.Option(help="Its public key: node.key file or 40 characters; one for all or each.")
+        list[str] | None, typer.Option(help="Its public key: node.key file or 40 characters; one for each server.")
     ] = None,
     keys: Annotated[Path | None, typer.Option(help="This device's key directory (`edgebus keygen DIR`).")] = None,
     drafter: Annotated[

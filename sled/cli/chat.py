@@ -21,7 +21,7 @@ from sled.run.device import Device
 def chat(
     server: Annotated[list[str], typer.Option(help="The server's endpoint; may be repeated for further servers.")],
     server_key: Annotated[
-        list[str] | None, typer.Option(help="The server's public key, a file or 40 characters: one, or one for each.")
+        list[str] | None, typer.Option(help="The server's public key, a file or 40 characters; one for each server.")
     ] = None,
     keys: Annotated[Path | None, typer.Option(help="This device's key directory (`edgebus keygen DIR`).")] = None,
     drafter: Annotated[

@@ -10,7 +10,7 @@ from typing import Any
 from edgebus.cli.progress import load_bar
 from sled.errors import UnknownModel
 from sled.run.serving import Loaded
-from sled.run.warming import measure_rounds, measure_steps, warm_up
+from sled.run.warming import Forecast, measure_rounds, measure_steps, warm_up
 from sled.settings import ServeSettings
 from sled.targets.catalog import find_model
 
@@ -37,9 +37,9 @@ def load(settings: ServeSettings) -> Loaded:
         fixed = FixedWindow(settings.max_window)
         measure_rounds(target, fixed.measured)
         return Loaded(target, form_of=forms, policy=fixed, close=close)
-    policy = GoodputPolicy(settings.max_window)
-    measure_rounds(target, policy.measured)
-    measure_steps(target, policy.measured, most_rounds=settings.max_sessions)
+    policy, known = GoodputPolicy(settings.max_window), Forecast()
+    measure_rounds(target, policy.measured, known=known)
+    measure_steps(target, policy.measured, most_rounds=settings.max_sessions, known=known)
     return Loaded(target, form_of=forms, policy=policy, cost=policy.cost, close=close)
 
 

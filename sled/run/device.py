@@ -47,8 +47,8 @@ class Device:
     Args:
         server: endpoint, e.g. "tcp://10.0.0.5:5555"; or several servers of the same target, the less loaded of which is
             asked, and which finish each other's answers.
-        server_key: the server's public key, a file or the 40 characters, one for all or one for each server; None only
-            with `insecure`.
+        server_key: the server's public key, a file or the 40 characters, or one for each endpoint: servers have keys of
+            their own, and endpoints with the same key are addresses of one server. None only with `insecure`.
         keys: directory with this device's keys (`edgebus keygen`); None only with `insecure`.
         drafter: "none", "ngram", "smollm2-12m", a .gguf file, a model directory, or a `Drafter` of your own;
             "torch:" before a name or path has torch run the model.

@@ -205,7 +205,7 @@ class TargetServer:
             except Exception as error:
                 parts += self._divide(part, error)
                 continue
-            self._shortage.fitted()
+            self._shortage.fitted(part.num_tokens)
             self._give(part, decisions, started_at)
 
     def _divide(self, part: Step[Asked], error: Exception) -> list[Step[Asked]]:

@@ -159,7 +159,7 @@ class Servers:
 def read_endpoints(
     server: str | Sequence[str], server_key: str | Path | Sequence[str | Path] | None, *, insecure: bool
 ) -> list[Where]:
-    """Endpoints with their keys: one key for all of them, or one for each.
+    """Endpoints with their keys: one for each, or one for all, which are addresses of one server then.
 
     Raises:
         ParameterError: no endpoint, too many, or keys that do not go with them.
@@ -172,6 +172,6 @@ def read_endpoints(
         return [(endpoint, None) for endpoint in endpoints]
     given = [server_key] if isinstance(server_key, str | Path) else list(server_key)
     if len(given) not in (1, len(endpoints)):
-        raise ParameterError(f"{len(given)} server keys for {len(endpoints)} servers: give one, or one for each")
+        raise ParameterError(f"{len(given)} server keys for {len(endpoints)} servers: give one for each")
     keys = [edgebus.read_public_key(key) for key in given]
     return list(zip(endpoints, keys * len(endpoints) if len(keys) == 1 else keys, strict=True))

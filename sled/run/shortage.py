@@ -17,7 +17,7 @@ class Shortage:
     """Halves forwards that do not fit, and lets them grow again: quickly, but slower where memory stays short.
 
     A shortage that was short costs some tens of small forwards, one that lasted some hundreds; while it lasts, one
-    forward in about two hundred fails.
+    in about two hundred of the forwards that are as large as they may be fails.
 
     Args:
         usual: tokens in a forward where memory suffices.
@@ -27,7 +27,7 @@ class Shortage:
     >>> shortage.most
     256
     >>> for _ in range(20):
-    ...     shortage.fitted()
+    ...     shortage.fitted(int(min(512, shortage.most)))
     >>> shortage.most
     inf
     """
@@ -45,9 +45,9 @@ class Shortage:
         self._grew = False
         self.most = min(self.most, max(1, tokens // 2))
 
-    def fitted(self) -> None:
-        """A forward was computed."""
-        if self.most == math.inf:
+    def fitted(self, tokens: int) -> None:
+        """A forward of so many tokens was computed; far fewer than might have been tell nothing."""
+        if self.most == math.inf or tokens < self.most / 2:
             return
         self.most *= self._growth
         self._growth = min(_QUICK, 1.0 + (self._growth - 1.0) * _HOPE)

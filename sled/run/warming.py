@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 from sled.acceptance import RoundRows
 from sled.errors import OutOfMemory
@@ -19,6 +19,7 @@ MEASURE_S = 2.0
 MOST_ROUNDS = 64
 WIDTH = 5  # tokens of a round with drafts
 ALONE_S = 1.0  # for forwards of one round
+_EXTRA = 1.5  # of what came on top of the first forward of the size before, at most
 
 
 def warm_up(target: Target) -> None:
@@ -28,6 +29,53 @@ def warm_up(target: Target) -> None:
     assert decision.finite
 
 
+class Forecast:
+    """What a forward of a size that was not computed yet will about take, from those that were.
+
+    It takes no longer than one of more tokens and rounds. Beyond the largest that has fewer of both, time grows by
+    token as it did up to there, at most in proportion; where only one such is known, half of its time is taken to be
+    the same for all sizes. What comes on top the first time, for compiling or capturing, is about that of the size
+    before.
+
+    >>> known = Forecast()
+    >>> known.took(4, 4, 1.0), known.took(4, 4, 0.5)
+    (None, None)
+    >>> known.of(8, 8)
+    (1.5, 0.75)
+    """
+
+    def __init__(self) -> None:
+        self._took_s: dict[tuple[int, int], list[float]] = {}
+        self._extra_s = 0.0  # of the first forward of a size
+
+    def took(self, tokens: int, rounds: int, seconds: float) -> None:
+        """A forward of this size was computed."""
+        took_s = self._took_s.setdefault((tokens, rounds), [])
+        took_s.append(seconds)
+        if len(took_s) == 2:
+            self._extra_s = max(0.0, took_s[0] - took_s[1])
+
+    def of(self, tokens: int, rounds: int) -> tuple[float, float]:
+        """Seconds of the first forward of this size, and of the next; 0 where nothing is known."""
+        known = sorted((n, r, min(took_s)) for (n, r), took_s in self._took_s.items())
+        likely_s = [seconds for n, r, seconds in known if n >= tokens and r >= rounds]
+        smaller = [(n, seconds) for n, r, seconds in known if n <= tokens and r <= rounds]
+        if smaller:
+            likely_s.append(_grown(smaller, tokens))
+        again_s = min(likely_s, default=max((seconds for *_, seconds in known), default=0.0))
+        return again_s + ((tokens, rounds) not in self._took_s) * _EXTRA * self._extra_s, again_s
+
+
+def _grown(smaller: Sequence[tuple[int, float]], tokens: int) -> float:
+    """Seconds of so many tokens from those of fewer, (tokens, seconds) in order."""
+    n, seconds = smaller[-1]
+    a_token_s = 0.5 * seconds / n
+    if len(smaller) > 1:
+        m, before_s = smaller[-2]
+        a_token_s = min(max(0.0, (seconds - before_s) / max(1, n - m)), seconds / n)
+    return seconds + a_token_s * (tokens - n)
+
+
 def measure_steps(
     target: ServedTarget,
     told: Callable[[int, int, float], None],
@@ -35,6 +83,7 @@ def measure_steps(
     most_rounds: int = MOST_ROUNDS,
     at_most_s: float = MEASURE_S,
     clock: Callable[[], float] = time.perf_counter,
+    known: Forecast | None = None,
 ) -> int:
     """Find out what steps take before any device waits for one: without drafts first, then with some.
 
@@ -45,13 +94,14 @@ def measure_steps(
         target: the model.
         told: called with tokens, rounds and seconds of a step.
         most_rounds: in a step.
-        at_most_s: no further step is begun after so many seconds, nor one whose memory does not suffice.
+        at_most_s: no step is begun that would take longer, as far as is known, nor one whose memory does not suffice.
         clock: seconds.
+        known: what forwards took before; it learns.
 
     Returns:
         How many sizes were measured.
     """
-    return _measure(target, told, _sizes(target, most_rounds), at_most_s, clock)
+    return _measure(target, told, _sizes(target, most_rounds), at_most_s, clock, known or Forecast())
 
 
 def measure_rounds(
@@ -60,12 +110,14 @@ def measure_rounds(
     *,
     at_most_s: float = ALONE_S,
     clock: Callable[[], float] = time.perf_counter,
+    known: Forecast | None = None,
 ) -> int:
     """Find out what a round of one session takes by its length, which its device is told; see `measure_steps`."""
     most = min(target.shape.max_window + 1, target.shape.max_positions)
     sizes = dict.fromkeys(min(size, most) for size in (1, WIDTH, 2, *FORWARD_SIZES[::-1]))
     room = target.shape.num_pages * target.shape.page_tokens
-    return _measure(target, told, ((1, size) for size in sizes if size <= room), at_most_s, clock)
+    steps = ((1, size) for size in sizes if size <= room)
+    return _measure(target, told, steps, at_most_s, clock, known or Forecast())
 
 
 def _measure(
@@ -74,21 +126,25 @@ def _measure(
     sizes: Iterable[tuple[int, int]],
     at_most_s: float,
     clock: Callable[[], float],
+    known: Forecast,
 ) -> int:
     until, count = clock() + at_most_s, 0
     for rounds, width in sizes:
+        tokens = rounds * width
         chunks, rows = _step(rounds, width, target.shape.page_tokens)
         took_s: list[float] = []
+        first_s, again_s = known.of(tokens, rounds)
         try:
-            for _ in range(2):
-                if (began := clock()) >= until:
+            for will_take_s in (first_s + again_s, again_s):
+                if (began := clock()) + will_take_s > until:
                     return count
                 target.verify(chunks, rows)
                 took_s.append(clock() - began)
+                known.took(tokens, rounds, took_s[-1])
         except OutOfMemory:
-            log.warning("no memory for a step of usual size", extra={"rounds": rounds, "tokens": rounds * width})
+            log.warning("no memory for a step of usual size", extra={"rounds": rounds, "tokens": tokens})
             return count
-        told(rounds * width, rounds, min(took_s))
+        told(tokens, rounds, min(took_s))
         count += 1
     return count
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import OrderedDict
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from typing import Generic
 
 from sled.history import History
@@ -98,8 +98,8 @@ class Book(Generic[Ticket]):
     def _new_session(self, owner: str, message: Open, prompt: Sequence[int], now: float) -> Session[Ticket]:
         terms, sampling = message.terms, message.sampling
         rate = max(_MIN_RATE, min(terms.rate or self.limits.rate, self.limits.max_rate))
-        self._check_admission(owner, rate)
         check_parameters(self.shape, sampling, terms)
+        self._admit(owner, rate)
         max_length = self.shape.max_positions
         session: Session[Ticket] = Session(
             message.session,
@@ -300,23 +300,43 @@ class Book(Generic[Ticket]):
             raise Refusal("session_unknown", "no such session here; open it again with the committed tokens")
         return session
 
-    def _check_admission(self, owner: str, rate: float) -> None:
+    def _admit(self, owner: str, rate: float) -> None:
+        """Let a new session in, in the place of one that fell silent if there is no room else.
+
+        Raises:
+            Refusal: draining or busy.
+        """
         mine, limits = self._owners.num_sessions(owner), self.limits
         wait_s = max(_AWAY_S, self.retry_after_s())
         if self._draining:
             raise Refusal("draining", "this server is going away; open the session at another one", _AWAY_S)
-        if len(self.sessions) >= limits.max_sessions or mine >= limits.max_sessions_per_owner:
-            raise Refusal(
-                "busy", f"{len(self.sessions)} sessions are open, {mine} of them yours; close one or wait", wait_s
-            )
-        if limits.max_promised_rate and self._promised_rate + rate > limits.max_promised_rate * (1 + 1e-9):
+        self._check_queue()
+        victim, mine_full = None, mine >= limits.max_sessions_per_owner
+        if mine_full or len(self.sessions) >= limits.max_sessions:
+            victim = next(self._silent(owner if mine_full else None), None)
+            if victim is None:
+                raise Refusal(
+                    "busy", f"{len(self.sessions)} sessions are open, {mine} of them yours; close one or wait", wait_s
+                )
+        promised = self._promised_rate - (victim.promise.rate if victim is not None else 0.0)
+        if limits.max_promised_rate and promised + rate > limits.max_promised_rate * (1 + 1e-9):
             raise Refusal(
                 "busy",
-                f"{self._promised_rate:.0f} of {limits.max_promised_rate:.0f} tokens/s are promised, no {rate:.0f} "
+                f"{promised:.0f} of {limits.max_promised_rate:.0f} tokens/s are promised, no {rate:.0f} "
                 "more; ask for a lower rate or wait",
                 wait_s,
             )
-        self._check_queue()
+        if victim is not None:
+            self._forget(victim)
+
+    def _silent(self, owner: str | None) -> Iterator[Session[Ticket]]:
+        """Sessions of an owner, or of all, whose devices may be gone: longest unused first, and nobody waits."""
+        since = self._now - self.limits.spare_s
+        for session in self.sessions.values():
+            if session.used_at > since:
+                return
+            if (owner is None or session.owner == owner) and session.is_idle:
+                yield session
 
     def _check_queue(self) -> None:
         num_waiting = len(self._waiting) + len(self._streams)

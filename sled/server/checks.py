@@ -18,13 +18,19 @@ def check_ids(shape: TargetShape, tokens: Sequence[int]) -> None:
         raise Refusal("invalid", f"token id {max(tokens)} is outside the target's vocabulary of {shape.vocab_size}")
 
 
-def check_text(shape: TargetShape, tokens: Sequence[int]) -> None:
-    """Refuse a text that is empty or longer than the target or all its pages take."""
+def check_text(shape: TargetShape, tokens: Sequence[int], num_answer: int = 0) -> None:
+    """Refuse a text that is empty or longer than the target or all its pages take; its end may be an answer's."""
     limit = min(shape.max_positions, shape.pool_tokens) - 1
     if not tokens:
         raise Refusal("invalid", "the prompt is empty; give at least one token")
-    if len(tokens) > limit:
+    if len(tokens) - num_answer > limit:
         raise Refusal("prompt_too_long", f"{len(tokens)} tokens, the target takes {limit}; shorten the prompt")
+    if len(tokens) > limit:
+        raise Refusal(
+            "prompt_too_long",
+            f"prompt and answer have {len(tokens)} tokens by now, this server takes {limit}; go on at one with more "
+            "memory for keys and values, or ask for fewer tokens",
+        )
     check_ids(shape, tokens)
 
 

@@ -32,6 +32,7 @@ class ServerLimits:
         max_sessions_per_owner: sessions held for one device.
         max_waiting: rounds and streams that wait for a forward; beyond, requests are refused as busy.
         idle_s: a session without a request for so many seconds is forgotten.
+        spare_s: and after so many, where there is no room for a new one else; its device opens it again if it lives.
         batch_tokens: tokens in one forward.
         prefill_beside_rounds: tokens of prefill in a forward that also carries rounds, where its cost is not known.
         share: whose texts share pages: "all" devices', those of one "owner", or "none". Whether a text was computed
@@ -50,6 +51,7 @@ class ServerLimits:
     max_sessions_per_owner: int = 32
     max_waiting: int = 1024
     idle_s: float = 600.0
+    spare_s: float = 10.0
     batch_tokens: int = 512
     prefill_beside_rounds: int = 128
     share: Literal["all", "owner", "none"] = "all"
@@ -60,7 +62,7 @@ class ServerLimits:
     rejected_burst: int = 1000
 
     def __post_init__(self) -> None:
-        names = ("max_sessions", "max_sessions_per_owner", "max_waiting", "idle_s", "batch_tokens")
+        names = ("max_sessions", "max_sessions_per_owner", "max_waiting", "idle_s", "spare_s", "batch_tokens")
         for name in (*names, "prefill_beside_rounds", "rate", "max_rate", "rejected_burst"):
             if not getattr(self, name) > 0:
                 raise ParameterError(f"{name} is {getattr(self, name)}, give more than 0")

@@ -42,7 +42,7 @@ class Server(Book[Ticket]):
         """
         self.expire(now=now)
         tokens = [*prompt, *message.answer]
-        check_text(self.shape, tokens)
+        check_text(self.shape, tokens, len(message.answer))
         if message.target_id not in (b"", self.shape.target_id):
             raise Refusal("target_changed", "this server's target is not the one the answer began with; start again")
         session = self.sessions.get(message.session)
@@ -188,7 +188,7 @@ class Server(Book[Ticket]):
         for session in self.sessions.values():
             if now - session.used_at <= self.limits.idle_s:
                 break
-            if session.round is None and session.stream is None:
+            if session.is_idle:
                 idle.append(session)
         for session in idle:
             self._forget(session)

@@ -151,6 +151,11 @@ class Session(Generic[Ticket]):
         return self.round is not None or (self.stream is not None and not self.stream.paused)
 
     @property
+    def is_idle(self) -> bool:
+        """Whether nobody waits for anything."""
+        return self.round is None and self.stream is None
+
+    @property
     def num_drafts(self) -> int | None:
         """Drafts that wait; None if no token is wanted."""
         if self.round is not None:

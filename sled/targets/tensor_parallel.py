@@ -1,7 +1,8 @@
 """One target divided over several processes, one a GPU or CPU, under torchrun.
 
 Every rank holds its part of the weights and of the keys and values. Rank 0 is the target that a server asks: it tells
-the others what is in each batch, all compute it together, and rank 0 alone decides. The others do nothing but follow:
+the others what is in each batch, all compute it together, and rank 0 alone decides. A batch larger than any before is
+tried by each rank alone first, so that all agree whether there is memory for it. The others do nothing but follow:
 
     target = load_tensor_parallel(find_model(path))
     if target.rank:
@@ -13,6 +14,8 @@ the others what is in each batch, all compute it together, and rank 0 alone deci
 from __future__ import annotations
 
 import datetime
+import logging
+import math
 import os
 import threading
 from collections.abc import Callable
@@ -26,15 +29,19 @@ import torch.distributed as dist
 from numpy.typing import NDArray
 from torch import Tensor
 
-from sled.errors import ParameterError, TargetLost
+from sled.errors import OutOfMemory, ParameterError, TargetLost
 from sled.targets.catalog import ModelFiles
-from sled.targets.causal_lm import CausalLMTarget
+from sled.targets.causal_lm import CausalLMTarget, memory_given_back
 from sled.targets.layout import Layout
 from sled.targets.loading import load_model
+from sled.targets.rehearsal import Alone
 from sled.targets.text import TextCodec
 
-_NOTHING, _BATCH, _END = range(3)
+log = logging.getLogger("sled.server")
+
+_NOTHING, _BATCH, _END, _TRY = range(4)
 _HEADER = 6  # kind, page_tokens, and the sizes of what follows
+_ALIKE = 4  # sizes to a factor of two that are told apart when it is asked whether a batch was tried
 
 
 class RanksLost(TargetLost):
@@ -92,6 +99,7 @@ class TensorParallelTarget(CausalLMTarget):
         self._group, self._leads, self._lost = group, False, False
         self._telling = threading.Lock()
         self._closing = threading.Event()
+        self._fitting: list[tuple[int, ...]] = []  # sizes of batches for which every rank had memory
         super().__init__(
             model,
             codec,
@@ -114,8 +122,11 @@ class TensorParallelTarget(CausalLMTarget):
         """
         assert self.rank > 0, "rank 0 leads"
         try:
-            while (layout := self._listen()) != _END:
-                if isinstance(layout, Layout):
+            while (told := self._listen())[0] != _END:
+                kind, layout = told
+                if layout is not None and kind == _TRY:
+                    self._try(layout)
+                elif layout is not None:
                     with torch.inference_mode():
                         super()._forward(layout)
         except Exception as error:
@@ -144,12 +155,43 @@ class TensorParallelTarget(CausalLMTarget):
         if self._lost or self._closing.is_set():
             raise RanksLost("the ranks are gone; start all of them again")
         try:
-            with self._telling:
-                self._tell(_BATCH, layout)
-            return super()._forward(layout)
+            if self._has_memory(layout):
+                with self._telling:
+                    self._tell(_BATCH, layout)
+                return super()._forward(layout)
         except Exception as error:  # whatever it was, the ranks are out of step
             self._lost = True
             raise RanksLost(f"a rank failed ({_first_line(error)}); start all of them again") from error
+        raise OutOfMemory("a rank has no memory for this batch; lower batch_tokens, or kv_bytes of the target")
+
+    def _has_memory(self, layout: Layout) -> bool:
+        """Whether every rank has memory for a batch: one no larger than another that fitted fits, too."""
+        size = _size_of(layout)
+        if any(_within(size, other) for other in self._fitting):
+            return True
+        with self._telling:
+            self._tell(_TRY, layout)
+            fits = self._try(layout)
+        if fits:
+            self._fitting = [other for other in self._fitting if not _within(other, size)] + [size]
+        return fits
+
+    def _try(self, layout: Layout) -> bool:
+        """Compute a batch as far as a rank can by itself; on every rank alike. Whether all of them had memory for it.
+
+        Only the forward itself shows other faults.
+        """
+        fits = True
+        try:
+            with memory_given_back(self.model.device), torch.inference_mode(), Alone():
+                super()._forward(layout)
+        except OutOfMemory:
+            fits = False
+        except Exception as error:
+            log.debug("a batch cannot be tried", extra={"rank": self.rank, "why": _first_line(error)})
+        least = torch.tensor([int(fits)])
+        dist.all_reduce(least, op=dist.ReduceOp.MIN, group=self._group)
+        return bool(least)
 
     def _agree(self, num_pages: int) -> int:
         least = torch.tensor([num_pages])
@@ -173,15 +215,15 @@ class TensorParallelTarget(CausalLMTarget):
         if parts:
             dist.broadcast(torch.from_numpy(np.concatenate(parts)), 0, group=self._group)
 
-    def _listen(self) -> Layout | int:
+    def _listen(self) -> tuple[int, Layout | None]:
         header = torch.zeros(_HEADER, dtype=torch.int64)
         dist.broadcast(header, 0, group=self._group)
         kind, page_tokens, *sizes = header.tolist()
-        if kind != _BATCH:
-            return int(kind)
+        if kind not in (_BATCH, _TRY):
+            return int(kind), None
         flat = torch.zeros(sum(sizes), dtype=torch.int64)
         dist.broadcast(flat, 0, group=self._group)
-        return _rebuilt(flat.numpy(), sizes, page_tokens)
+        return int(kind), _rebuilt(flat.numpy(), sizes, page_tokens)
 
 
 def _parts(layout: Layout) -> list[NDArray[np.int64]]:
@@ -196,6 +238,16 @@ def _rebuilt(flat: NDArray[np.int64], sizes: list[int], page_tokens: int) -> Lay
     starts, page_starts = np.concatenate([[0], token_ends]), np.concatenate([[0], page_ends])
     positions = np.arange(len(tokens)) + np.repeat(past - starts[:-1], np.diff(starts))
     return Layout(tokens, positions, rows, starts, past, pages.astype(np.int32), page_starts, page_tokens)
+
+
+def _size_of(layout: Layout) -> tuple[int, ...]:
+    """What a batch takes memory for, in steps of a fifth: tokens, rows of logits, spans, pages that are read."""
+    counts = (len(layout.tokens), len(layout.rows), len(layout.past), len(layout.page_table))
+    return tuple(math.ceil(_ALIKE * math.log2(max(1, count))) for count in counts)
+
+
+def _within(size: tuple[int, ...], other: tuple[int, ...]) -> bool:
+    return all(mine <= theirs for mine, theirs in zip(size, other, strict=True))
 
 
 def _first_line(error: BaseException) -> str:

@@ -14,6 +14,16 @@ from edgebus.streams import content_bytes
 from edgebus.wire import decode, encode
 
 CONTROL, BULK = 0, 1
+KIB = 1 << 10
+SMALL = Limits(
+    max_frame_bytes=256 * KIB,
+    max_pending_bytes=512 * KIB,
+    max_outstanding_bytes=4096 * KIB,
+    bulk_bytes=128 * KIB,
+    bulk_from_bytes=8 * KIB,
+    cache_bytes=4096 * KIB,
+)
+"""Bounds that contents of some 100 KiB reach: each is a transfer of several pieces, and a few of them fill a window."""
 LISTENING, DIALLED = 7, 1  # socket ids
 
 

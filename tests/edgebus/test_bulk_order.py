@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import random
 import threading
 import time
@@ -15,9 +16,9 @@ from edgebus.bulk import BulkSender, credit_step
 from edgebus.bulk_receiver import BulkReceiver
 from edgebus.config import Limits
 from edgebus.testing import Proxy, SimNetwork, for_seeds
-from tests.edgebus.duo import BULK, CONTROL, Duo, through_the_wire
+from tests.edgebus.duo import BULK, CONTROL, KIB, SMALL, Duo, through_the_wire
 
-KIB, MIB = 1 << 10, 1 << 20
+MIB = 1 << 20
 WINDOW = 64 * KIB
 
 
@@ -160,19 +161,10 @@ def test_peer_that_has_contents_wait_again_that_were_never_credited_gets_no_more
 
 # -- two whole hubs -------------------------------------------------------------------------------------------
 
-LIMITS = Limits(
-    max_frame_bytes=256 * KIB,
-    max_pending_bytes=512 * KIB,
-    max_outstanding_bytes=4 * MIB,
-    bulk_bytes=128 * KIB,
-    bulk_from_bytes=8 * KIB,
-    cache_bytes=4 * MIB,
-)
-
 
 def test_slow_control_lane_beside_a_quick_bulk_lane():
     """The first fills the window by the control lane, which is late; the second is announced by the bulk lane."""
-    duo = Duo(LIMITS, lanes=False)
+    duo = Duo(SMALL, lanes=False)
     sizes = 128 * KIB, (250 * KIB, 200 * KIB)
     late, got, deliver = [], [], duo._deliver
 
@@ -206,14 +198,7 @@ def test_slow_control_lane_beside_a_quick_bulk_lane():
 
 # -- a virtual network ----------------------------------------------------------------------------------------
 
-SIM_LIMITS = Limits(
-    max_frame_bytes=128 * KIB,
-    max_pending_bytes=128 * KIB,
-    max_outstanding_bytes=4 * MIB,
-    bulk_bytes=64 * KIB,
-    bulk_from_bytes=8 * KIB,
-    cache_bytes=4 * MIB,
-)
+TIGHT = dataclasses.replace(SMALL, max_frame_bytes=128 * KIB, max_pending_bytes=128 * KIB, bulk_bytes=64 * KIB)
 
 
 @for_seeds(60)
@@ -221,8 +206,8 @@ def test_contents_that_do_not_fit_together_all_arrive_in_whatever_order_they_com
     source = random.Random(seed)
     sizes = [source.randrange(20 * KIB, 127 * KIB) for _ in range(6)]
     with SimNetwork(seed, loss=0.01, delay_s=(0.001, 0.02), reorder=True) as net:
-        server = net.node("server", lambda request: request.reply(request.payload[:8]), SIM_LIMITS)
-        link = net.connect(net.node("device", limits=SIM_LIMITS), server)
+        server = net.node("server", lambda request: request.reply(request.payload[:8]), TIGHT)
+        link = net.connect(net.node("device", limits=TIGHT), server)
         pendings = [link.send_request("s", b"%8d" % n + bytes(size), timeout_s=120.0) for n, size in enumerate(sizes)]
         assert net.run_until(lambda: all(pending.done() for pending in pendings), 60.0), "all of them well in time"
         assert [pending.result().payload for pending in pendings] == [b"%8d" % n for n in range(6)]

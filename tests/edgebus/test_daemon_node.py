@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 import threading
@@ -11,10 +12,11 @@ import pytest
 
 import edgebus
 from edgebus.allowedit import allow_keys
-from edgebus.daemon.daemon import NodeDaemon
+from edgebus.daemon.daemon import NodeDaemon, check_state
 from edgebus.daemon.reports import ask_stats
 from edgebus.daemon.tapping import TAP_SERVICE, TapRequest
 from edgebus.directory import TOPIC, decode_record
+from edgebus.errors import ConfigError
 from edgebus.payloads import encode
 from edgebus.settings import NodeSettings, ServiceSettings
 from edgebus.subscribing import Subscription
@@ -91,3 +93,48 @@ def test_services_of_a_daemon_are_in_the_directory(tmp_path, monkeypatch):
         assert (record.service, record.name, record.capacity) == ("upper", "node", 3.0)
         assert record.endpoints == daemon.endpoints
         assert link.request(record.service, b"hall").payload == b"HALL"
+
+
+@pytest.mark.net
+@pytest.mark.parametrize(("who", "granted"), [("granted", True), ("other", False), ("stranger", False)])
+def test_what_shows_the_traffic_of_others_asks_for_the_grant_by_itself(tmp_path, who, granted):
+    """Also where the node's policy had let the request through."""
+    for name in ("server", "granted", "other", "stranger"):
+        edgebus.generate_keys(tmp_path / name)
+    allow_keys(tmp_path / "server", tmp_path / "granted" / "node.key", options={"services": "*,edgebus.tap"})
+    allow_keys(tmp_path / "server", tmp_path / "other" / "node.key", options={})
+    refused = []
+    peer = SimpleNamespace(key=edgebus.load_keys(tmp_path / who).public)
+    request = SimpleNamespace(service=TAP_SERVICE, peer=peer, refuse=lambda code, *_: refused.append(code))
+    with NodeDaemon(NodeSettings(keys=str(tmp_path / "server"), **PLAIN)) as daemon:
+        assert daemon._is_granted(request) is granted
+    assert refused == ([] if granted else ["forbidden"])
+
+
+@pytest.mark.net
+def test_directory_for_state_is_made_and_kept_to_its_owner(tmp_path):
+    state = tmp_path / "state"
+    with NodeDaemon(NodeSettings(insecure=True, state=str(state), **PLAIN)):
+        assert state.stat().st_mode & 0o777 == 0o700
+
+
+@pytest.mark.parametrize("spoil", ["no parent", "a file", "not writable"])
+def test_settings_whose_state_has_no_place_fail_the_check_and_the_start_alike(tmp_path, spoil, monkeypatch):
+    state = tmp_path / "state"
+    if spoil == "no parent":
+        state = tmp_path / "gone" / "state"
+    elif spoil == "a file":
+        state.write_text("")
+    else:
+        state.mkdir(mode=0o500)
+        monkeypatch.setattr(os, "access", lambda path, mode: False)  # root may write everywhere
+    settings = NodeSettings(insecure=True, state=str(state), **PLAIN)
+    with pytest.raises(ConfigError, match="state"):
+        check_state(settings)
+    with pytest.raises(ConfigError, match="state"):
+        NodeDaemon(settings)
+
+
+def test_check_makes_nothing(tmp_path):
+    check_state(NodeSettings(insecure=True, state=str(tmp_path / "state"), **PLAIN))
+    assert list(tmp_path.iterdir()) == []

@@ -148,6 +148,17 @@ def test_answer_is_remembered_for_its_time_from_when_it_may_have_been_given():
     assert arrivals(third) == [0]
 
 
+def test_request_that_is_still_being_executed_is_never_executed_again_however_long_it_takes():
+    keyed = KeyedAnswers(keep_s=600.0)
+    first, second = link(keyed), link(keyed)
+    first.receive(request(0), now=0.0)
+    second.receive(request(0), now=5000.0)
+    assert (arrivals(first), arrivals(second)) == ([0], [])
+    first.answer(0, reply(0))
+    assert keyed.told == [second]
+    assert said(second) == [(0, b"answer")]
+
+
 @given(st.lists(st.tuples(st.integers(0, 20), st.integers(0, 400), st.integers(0, 3)), max_size=80))
 def test_bounds_hold_and_an_answer_is_never_another_keys(steps):
     keyed = KeyedAnswers(max_count=5, max_bytes=1000, keep_s=10.0)

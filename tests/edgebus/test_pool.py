@@ -7,6 +7,7 @@ import doctest
 import random
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 from msgspec.structs import replace
@@ -17,6 +18,7 @@ from edgebus.directory import TOPIC, Directory, Joined, Left, encode_record, fin
 from edgebus.members import Patience
 from edgebus.pool import Pool
 from edgebus.services import Follower, announce
+from edgebus.testing import Proxy
 
 pytestmark = pytest.mark.net
 QUICK = edgebus.Limits(heartbeat_s=0.2, silence_s=0.5, resend_s=0.2)
@@ -153,6 +155,25 @@ def test_request_is_repeated_elsewhere_only_if_that_is_safe(safe):
         if not safe:
             assert outcome[0] in (edgebus.LinkLost, edgebus.Refused, edgebus.DeadlineExceeded)
             assert other.seen == []
+
+
+def test_request_that_may_repeat_leaves_a_server_whose_application_hangs():
+    """Requests lie at a server that answers pings and serves nobody: they are given to the other one."""
+    with Server("stuck", services=()) as stuck, Server("b") as other:
+        inbox = stuck.node.serve("who")
+        with pool_of(stuck.endpoint, other.endpoint) as pool, ThreadPoolExecutor(8) as threads:
+            pool.wait_ready(5, servers=2)
+            other.hold = True  # so that both are given some
+            asked = [threads.submit(pool.request, "who", timeout_s=20, may_repeat=True) for _ in range(8)]
+            until(lambda: pool.stats().attempts == 8 and other.seen and inbox.stalled_s(time.monotonic()) > 0)
+            other.hold = False
+            for request in list(other.seen):
+                request.reply(b"b")
+            began = time.monotonic()
+            assert {each.result().payload for each in asked} == {b"b"}
+            assert time.monotonic() - began < 5
+        assert len(other.seen) == 8
+        inbox.close()
 
 
 def test_no_server_is_waited_for_until_the_deadline():
@@ -298,6 +319,25 @@ def test_hint_is_tried_with_the_key_we_know_and_a_liar_gains_nothing(secure):
                 assert pool.stats().members[known].moves == 1
             assert liar.seen == []
             assert set(pool.stats().members) == {known}
+
+
+def test_what_was_asked_over_the_old_link_is_answered_although_the_server_was_found_elsewhere(secure):
+    hints = []
+    with Server("server", node=secure.node("server")) as server, Proxy(server.endpoint) as proxy:
+        elsewhere, known = server.node.bind(ANY), secure.public("server")
+        with pool_of((proxy.endpoint, known), node=secure.node("device"), hints=lambda: list(hints)) as pool:
+            old = pool.link(5)
+            server.hold = True
+            pending = old.send_request("who", timeout_s=20)
+            until(lambda: server.seen)
+            server.hold = False
+            proxy.stall()
+            hints.append((fingerprint(known), elsewhere))
+            until(lambda: pool.stats().members[known].moves == 1)
+            assert pool.link(5).endpoint == elsewhere
+            proxy.resume()
+            server.seen[0].reply(b"late")
+            assert pending.result().payload == b"late"
 
 
 def test_follower_merges_what_peers_say_of_themselves_and_a_lease_ends(secure):

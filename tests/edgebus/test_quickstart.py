@@ -1,7 +1,8 @@
-"""docs/guide/quickstart.md: its commands and programs run as they stand there, each server with each device."""
+"""docs/guide/quickstart.md and bus.md: commands and programs run as they stand there, each server with each device."""
 
 from __future__ import annotations
 
+import doctest
 import re
 import shlex
 import socket
@@ -53,3 +54,9 @@ def test_every_device_talks_to_every_server(folder, server, device):
         serving.kill()
         serving.wait(5)
     assert (asked.stdout, asked.stderr) == ("b'HELLO' [0. 2. 4.]\n", "")
+
+
+def test_guide_to_the_rest_of_the_bus_runs_as_it_stands():
+    result = doctest.testfile(str(GUIDE.with_name("bus.md")), module_relative=False)
+    assert result.attempted > 40
+    assert result.failed == 0

@@ -49,6 +49,36 @@ def test_resends_worked_by_hand():
     assert caller.retries == 5
 
 
+def test_what_was_given_up_while_the_link_was_down_is_cancelled_when_it_is_up_again():
+    """Of what was sent; what never left needs no word."""
+    caller = up_caller()
+    start(caller)
+    caller.headers_to_send()
+    caller.set_up(False, now=1.0)
+    start(caller, now=1.0)
+    caller.cancel(0)
+    caller.cancel(1)
+    assert caller.headers_to_send() == []
+    caller.set_up(True, now=2.0)
+    assert [message.header for message in caller.headers_to_send()] == [m.Cancel(0)]
+    caller.set_up(False, now=3.0)
+    caller.set_up(True, now=4.0)
+    assert caller.headers_to_send() == []
+
+
+def test_refusal_that_says_expired_is_that_outcome_and_any_other_is_a_refusal():
+    caller = up_caller()
+    start(caller, ref="a")
+    start(caller, ref="b")
+    caller.receive(refusal(0, "expired", "arrived after its deadline"))
+    caller.receive(refusal(1, "busy", "later"))
+    assert [(event.ref, event.outcome, event.code) for event in caller.events()] == [
+        ("a", "expired", "expired"),
+        ("b", "refused", "busy"),
+    ]
+    assert caller.outcomes == {"expired": 1, "refused": 1}
+
+
 def test_settled_below_is_the_oldest_outstanding_id():
     caller = up_caller()
     for _ in range(3):

@@ -111,6 +111,16 @@ def test_killed_between_any_two_steps_leaves_a_valid_pair_and_finishes_when_call
     assert step > 5
 
 
+def test_the_waiting_file_itself_takes_the_place_of_the_one_in_use(folder):
+    """Renamed, not written anew: whoever reads in that moment finds one pair or the other."""
+    start_rotation(folder)
+    waiting = (folder / "node.key_secret.new").stat().st_ino
+    with open(folder / "node.key_secret") as before:
+        activate_rotation(folder)
+        assert "secret-key" in before.read()
+    assert (folder / "node.key_secret").stat().st_ino == waiting
+
+
 def test_full_disk_is_one_line_and_changes_nothing(folder, monkeypatch):
     first = edgebus.load_keys(folder)
 

@@ -125,6 +125,17 @@ def test_part_of_a_life_that_is_over_asks_for_another_attempt():
     assert replica.synced
 
 
+def test_snapshot_with_a_value_from_before_the_one_we_have_does_not_bring_it_back():
+    """What no honest publisher sends: a snapshot of head 9 whose "a" is of 3, after a change of "a" at 7."""
+    replica = Replica()
+    attempt = replica.subscribe().attempt
+    replica.apply(Part(A, attempt, 7, 0, 7, 7, [Entry("a", 7, b"new")]))
+    assert replica.apply(Part(A, attempt, 9, 0, 9, 9, [Entry("a", 3, b"old"), Entry("b", 9, b"1")])) == [
+        Changed("b", b"1", 9)
+    ]
+    assert replica.get("a") == b"new"
+
+
 def test_gap_is_found_and_repaired_by_asking_again():
     publication, replica = filled(a=b"1"), Replica()
     part, cursor = publication.next_part(publication.open(replica.subscribe()))

@@ -61,6 +61,18 @@ def test_whatever_comes_in_whatever_order_goes_out_once_and_in_order(arrivals, w
     assert stream.next_pos == len(taken)
 
 
+def test_part_that_comes_early_again_and_again_takes_no_room_from_those_that_come_later():
+    stream = InStream(100)
+    for _ in range(50):
+        assert stream.receive(1, (), (bytes(20),)) == []
+    assert stream.duplicates == 49
+    assert [arrival.pos for arrival in stream.receive(0, (), (bytes(20),))] == [0, 1]
+    stream.consume(2)
+    for pos in (4, 3, 2):
+        taken = stream.receive(pos, (), (bytes(60),))
+    assert [arrival.pos for arrival in taken] == [2, 3, 4]
+
+
 def test_acknowledgements_come_every_half_window_and_every_half_of_the_most_parts():
     stream = InStream(1000)
     for pos in range(6):

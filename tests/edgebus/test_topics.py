@@ -111,6 +111,17 @@ def test_changes_wait_as_the_latest_of_each_key():
             ]  # fmt: skip
 
 
+def test_changes_that_nobody_takes_are_bounded_the_oldest_go_and_are_counted(monkeypatch):
+    monkeypatch.setattr("edgebus.subscribing._MOST_EVENTS", 3)
+    with two_nodes() as (publisher, link), subscribe(link, "t") as subscription:
+        for n in range(8):
+            publisher.publish("t", f"k{n}", b"")
+        until(lambda: len(subscription.snapshot()) == 8)
+        assert subscription.num_forgotten == 5
+        assert [subscription.next(0).key for _ in range(3)] == ["k5", "k6", "k7"]
+        assert subscription.next(0) is None
+
+
 def test_publisher_that_starts_again_is_followed_by_differences():
     with edgebus.Node("b", insecure=True, limits=QUICK) as device:
         with edgebus.Node("a", insecure=True) as server:

@@ -131,3 +131,53 @@ def test_stream_that_is_left_is_given_up_on_both_sides():
         with pytest.raises(edgebus.StreamEnded):
             request.push(b"2")
         assert link.stats().outstanding == 0
+
+
+def test_slips_in_terms_are_named_and_a_number_is_not_taken_for_as_many_zeros(pair):
+    _, _, link, echo = pair
+    for key in ("order 17", 17):
+        with pytest.raises(TypeError, match="an idempotency key is bytes, got"):
+            link.request("echo", b"", key=key)
+    for sequence in ((1,), (1, 2, 3), 5, "ab"):
+        with pytest.raises(ValueError, match=r"sequence is \(stream, position\)"):
+            link.request("echo", b"", sequence=sequence)
+    assert echo.seen == []
+    assert link.request("echo", b"x", key=bytearray(b"order 17"), sequence=[1, 2]).payload == b"x"
+
+
+@pytest.mark.parametrize("value", ["text", 5, [1, 2], None])
+def test_what_is_published_is_bytes_and_nothing_else(value):
+    with edgebus.Node("a", insecure=True) as node:
+        with pytest.raises(TypeError, match=f"state is str -> bytes, got str -> {type(value).__name__}"):
+            node.publish("topic", "key", value)
+        node.publish("topic", "key", bytearray(b"text"))
+        node.publish("topic", "other", memoryview(b"text"))
+
+
+@pytest.mark.parametrize(
+    ("endpoint", "cure"),
+    [
+        ("tcp://203.0.113.9:7000", "bind an address of this machine"),  # of the documentation's net, RFC 5737
+        ("ipc:///nonexistent/socket", "make its directory"),
+        (None, "choose another port, or stop who has it"),
+    ],
+)
+def test_endpoint_that_cannot_be_bound_names_what_would_help(endpoint, cure):
+    with edgebus.Node("a", insecure=True) as one, edgebus.Node("b", insecure=True) as two:
+        taken = two.bind("tcp://127.0.0.1:0")
+        with pytest.raises(edgebus.BindError, match=cure):
+            one.bind(endpoint or taken)
+
+
+def test_name_that_does_not_resolve_is_not_called_a_port_where_nobody_listens():
+    said = pytest.raises(edgebus.PeerUnreachable, match=r"no\.such\.host\.invalid:7000 cannot be looked up")
+    with edgebus.Node("a", insecure=True) as node, said:
+        node.connect("tcp://no.such.host.invalid:7000", timeout_s=0.5)
+
+
+@pytest.mark.parametrize(
+    "bad", [{"max_peers": "many"}, {"max_peers": 2.5}, {"max_pending": None}, {"heartbeat_s": "2"}, {"silence_s": None}]
+)
+def test_bound_of_another_kind_is_refused_by_name(bad):
+    with pytest.raises(edgebus.ConfigError, match=next(iter(bad))):
+        edgebus.Limits(**bad)

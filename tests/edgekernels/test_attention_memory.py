@@ -1,38 +1,15 @@
 """Paged attention: no buffer is read or written past its end, the GIL is released, calls do not disturb each other."""
 
-import os
-import subprocess
-import sys
 import threading
 
 import numpy as np
-import pytest
 from edgekernels import paged_attention
 
 from tests.edgekernels.gil import lets_others_run
+from tests.edgekernels.scripts import linux_only, run
 
 GUARD = """
-import ctypes, mmap, sys
-import numpy as np
 from edgekernels import _attend, _select, paged_attention
-
-libc = ctypes.CDLL(None, use_errno=True)
-libc.mprotect.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
-PAGE, keep = mmap.PAGESIZE, []
-
-def guarded(values, front=False):
-    '''A copy that ends where the readable memory ends, or begins where it begins.'''
-    values = np.ascontiguousarray(values)
-    pages = -(-values.nbytes // PAGE)
-    memory = mmap.mmap(-1, (pages + 2) * PAGE)
-    keep.append(memory)
-    start = PAGE if front else (pages + 1) * PAGE - values.nbytes
-    copy = np.frombuffer(memory, values.dtype, values.size, start).reshape(values.shape)
-    copy[...] = values
-    first = ctypes.addressof(ctypes.c_char.from_buffer(memory))
-    for page in (0, pages + 1):
-        assert libc.mprotect(first + page * PAGE, PAGE, 0) == 0
-    return copy
 
 _attend.set_level(sys.argv[1])
 """
@@ -62,24 +39,17 @@ query = np.zeros((1, 1, 16), np.float32)
 paged_attention(query, own, own, table, starts, np.array([0, 1]), np.array([PAGE // 64]), scale=1.0)
 print("clean")
 """
-linux_only = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="guard pages are set with mprotect")
-
-
-def run(script, level):
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join(p for p in sys.path if p)}
-    command = [sys.executable, "-c", GUARD + script, level]
-    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60, check=False)
 
 
 @linux_only
 def test_attention_stays_within_its_buffers(attend_level):
-    result = run(ENDS, attend_level)
+    result = run(GUARD + ENDS, attend_level)
     assert (result.returncode, result.stdout) == (0, "clean\n"), result.stderr
 
 
 @linux_only
 def test_guard_pages_do_stop_a_read_of_keys(attend_level):
-    assert run(SHORT, attend_level).returncode < 0
+    assert run(GUARD + SHORT, attend_level).returncode < 0
 
 
 def problem(seed, *, past=2000, new=200):

@@ -1,33 +1,12 @@
 """Kernels of low-bit codes stay within their buffers, each of which ends where the readable memory does."""
 
-import os
-import subprocess
-import sys
-
 import pytest
 
-linux = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="guard pages are set with mprotect")
+from tests.edgekernels.scripts import linux_only, run
 
 GUARD = """
-import ctypes, mmap, sys
-import numpy as np
 from edgekernels import _accept, _bits, _select
 from edgekernels import dequantise, fit, merge_planes, pack, packed_bytes, quantise, split_planes, unpack
-
-libc = ctypes.CDLL(None, use_errno=True)
-libc.mprotect.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
-PAGE, keep = mmap.PAGESIZE, []
-
-def guarded(values):
-    '''A copy that ends where the readable memory ends.'''
-    values = np.ascontiguousarray(values)
-    pages = -(-values.nbytes // PAGE)
-    memory = mmap.mmap(-1, (pages + 1) * PAGE)
-    keep.append(memory)
-    copy = np.frombuffer(memory, values.dtype, values.size, pages * PAGE - values.nbytes).reshape(values.shape)
-    copy[...] = values
-    assert libc.mprotect(ctypes.addressof(ctypes.c_char.from_buffer(memory)) + pages * PAGE, PAGE, 0) == 0
-    return copy
 
 _bits.set_level(sys.argv[1])
 _select.use(_accept)
@@ -81,19 +60,13 @@ print("clean")
 """
 
 
-def run(script, level):
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join(p for p in sys.path if p)}
-    command = [sys.executable, "-c", GUARD + script, level]
-    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=100, check=False)
-
-
-@linux
+@linux_only
 @pytest.mark.parametrize("script", [GROUPS, PLANES, LARGE], ids=["groups", "planes", "large"])
 def test_nothing_is_touched_beyond_the_buffers(bits_level, script):
-    result = run(script, bits_level)
+    result = run(GUARD + script, bits_level, timeout=100)
     assert (result.returncode, result.stdout) == (0, "clean\n"), result.stderr
 
 
-@linux
+@linux_only
 def test_guard_pages_do_stop_a_read(bits_level):
-    assert run(SHORT, bits_level).returncode < 0
+    assert run(GUARD + SHORT, bits_level).returncode < 0

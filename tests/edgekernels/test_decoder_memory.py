@@ -1,33 +1,11 @@
 """The compiled decoder reads and writes nothing beyond its buffers: they end where unreadable memory begins."""
 
-import os
-import subprocess
-import sys
-
-import pytest
+from tests.edgekernels.scripts import linux_only, run
 
 GUARDED = """
-import ctypes, mmap, sys
-import numpy as np
 from edgekernels import PackedMatrix, _accept, _decode, _gemm, _select
 from edgekernels.decoder import Decoder, DecoderConfig, Layer, Linear, Weights
 from edgekernels.decoder.config import frequencies
-
-libc = ctypes.CDLL(None, use_errno=True)
-libc.mprotect.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
-PAGE, keep = mmap.PAGESIZE, []
-
-def guarded(values):
-    '''A copy that ends where the readable memory ends.'''
-    values = np.ascontiguousarray(values)
-    pages = -(-values.nbytes // PAGE)
-    memory = mmap.mmap(-1, (pages + 1) * PAGE)
-    keep.append(memory)
-    copy = np.frombuffer(memory, values.dtype, values.size, pages * PAGE - values.nbytes).reshape(values.shape)
-    copy[...] = values
-    start = ctypes.addressof(ctypes.c_char.from_buffer(memory))
-    assert libc.mprotect(start + pages * PAGE, PAGE, 0) == 0
-    return copy
 
 zeros = np.zeros
 np.zeros = lambda shape, dtype=float: guarded(zeros(shape, dtype))  # caches and working memory
@@ -64,6 +42,7 @@ for heads, kv, d, hidden, ffn, vocab, bits in cases:
             out = guarded(zeros((count, vocab), np.float32))
             decoder.forward(rng.integers(0, vocab, count), cache, num_logits=count, out=out, num_threads=threads)
         assert len(cache) == 70 and np.isfinite(out).all()
+print("clean")
 """
 CRASH = """
 floats(1, 1).base  # the first page behind a guarded array
@@ -71,18 +50,12 @@ ctypes.string_at(floats(1, 16).ctypes.data, 65)
 """
 
 
-def run(script, level):
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join(p for p in sys.path if p), "OMP_NUM_THREADS": "4"}
-    command = [sys.executable, "-c", script + "print('clean')\n", level]
-    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60, check=False)
-
-
-@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="guard pages are set with mprotect")
+@linux_only
 def test_nothing_beyond_the_buffers_is_touched(decode_level):
-    result = run(GUARDED, decode_level)
+    result = run(GUARDED, decode_level, OMP_NUM_THREADS="4")
     assert (result.returncode, result.stdout) == (0, "clean\n"), result.stderr
 
 
-@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="guard pages are set with mprotect")
+@linux_only
 def test_guard_pages_do_stop_a_read():
-    assert run(GUARDED.split("cases =", maxsplit=1)[0] + CRASH, "base").returncode < 0
+    assert run(GUARDED.split("cases =", maxsplit=1)[0] + CRASH, "base", OMP_NUM_THREADS="4").returncode < 0

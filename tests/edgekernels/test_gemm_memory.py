@@ -1,39 +1,16 @@
 """Packed matrices: no buffer is read or written past its end, the GIL is released, scratch memory is bounded."""
 
-import os
 import resource
-import subprocess
-import sys
 import threading
 
 import numpy as np
-import pytest
 from edgekernels import PackedMatrix, matmul
 
 from tests.edgekernels.gil import lets_others_run
+from tests.edgekernels.scripts import linux_only, run
 
 GUARD = """
-import ctypes, mmap, sys
-import numpy as np
 from edgekernels import PackedMatrix, _gemm, _select, matmul
-
-libc = ctypes.CDLL(None, use_errno=True)
-libc.mprotect.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
-PAGE, keep = mmap.PAGESIZE, []
-
-def guarded(values, front=False):
-    '''A copy that ends where the readable memory ends, or begins where it begins.'''
-    values = np.ascontiguousarray(values)
-    pages = -(-values.nbytes // PAGE)
-    memory = mmap.mmap(-1, (pages + 2) * PAGE)
-    keep.append(memory)
-    start = PAGE if front else (pages + 1) * PAGE - values.nbytes
-    copy = np.frombuffer(memory, values.dtype, values.size, start).reshape(values.shape)
-    copy[...] = values
-    first = ctypes.addressof(ctypes.c_char.from_buffer(memory))
-    for page in (0, pages + 1):
-        assert libc.mprotect(first + page * PAGE, PAGE, 0) == 0
-    return copy
 
 _gemm.set_level(sys.argv[1])
 """
@@ -72,24 +49,17 @@ matrix.data = guarded(matrix.data)[64:]  # what is missing lies behind the guard
 matmul(matrix, np.ones((1, 64), np.float32))
 print("clean")
 """
-linux_only = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="guard pages are set with mprotect")
-
-
-def run(script, level):
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join(p for p in sys.path if p)}
-    command = [sys.executable, "-c", GUARD + script, level]
-    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60, check=False)
 
 
 @linux_only
 def test_products_stay_within_their_buffers(gemm_level):
-    result = run(PRODUCTS, gemm_level)
+    result = run(GUARD + PRODUCTS, gemm_level)
     assert (result.returncode, result.stdout) == (0, "clean\n"), result.stderr
 
 
 @linux_only
 def test_guard_pages_do_stop_a_product(gemm_level):
-    assert run(SHORT, gemm_level).returncode < 0
+    assert run(GUARD + SHORT, gemm_level).returncode < 0
 
 
 def test_gil_is_released_in_products(gemm_level):

@@ -1,8 +1,5 @@
 """What is read and what is not: rows after a rejection, the end of every buffer; and who holds the GIL."""
 
-import os
-import subprocess
-import sys
 import threading
 
 import numpy as np
@@ -10,29 +7,11 @@ import pytest
 from edgekernels import accept, sample
 
 from tests.edgekernels.gil import lets_others_run
+from tests.edgekernels.scripts import linux_only, run
 
 GUARD = """
-import ctypes, mmap, sys
-import numpy as np
 from edgekernels import Accepted, Bias, History, SparseQ, _accept, _bits, _select, accept, noise_bits, sample
 from edgekernels import dequantise, pack, quantise, unpack
-
-libc = ctypes.CDLL(None, use_errno=True)
-libc.mprotect.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
-PAGE, keep = mmap.PAGESIZE, []
-
-def guarded(values, hidden=0):
-    '''A copy that ends where the readable memory ends; its last `hidden` pages cannot be read either.'''
-    values = np.ascontiguousarray(values)
-    pages = -(-values.nbytes // PAGE)
-    memory = mmap.mmap(-1, (pages + 1) * PAGE)
-    keep.append(memory)
-    copy = np.frombuffer(memory, values.dtype, values.size, pages * PAGE - values.nbytes)
-    copy = copy.reshape(values.shape)
-    copy[...] = values
-    first = ctypes.addressof(ctypes.c_char.from_buffer(memory)) + (pages - hidden) * PAGE
-    assert libc.mprotect(first, (hidden + 1) * PAGE, 0) == 0
-    return copy
 
 _accept.set_level(sys.argv[1])
 _bits.set_level(sys.argv[1])
@@ -112,28 +91,22 @@ print("clean")
 """
 
 
-def run(script, level):
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join(p for p in sys.path if p)}
-    command = [sys.executable, "-c", GUARD + script, level]
-    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60, check=False)
-
-
-@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="guard pages are set with mprotect")
+@linux_only
 @pytest.mark.parametrize("script", [ENDS, OPTIONS, LAZY], ids=["ends", "options", "lazy"])
 def test_nothing_unreadable_is_read(level, script):
-    result = run(script, level)
+    result = run(GUARD + script, level)
     assert (result.returncode, result.stdout) == (0, "clean\n"), result.stderr
 
 
-@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="guard pages are set with mprotect")
+@linux_only
 def test_packing_stays_within_its_buffers(bits_level):
-    result = run(BITS, bits_level)
+    result = run(GUARD + BITS, bits_level)
     assert (result.returncode, result.stdout) == (0, "clean\n"), result.stderr
 
 
-@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="guard pages are set with mprotect")
+@linux_only
 def test_guard_pages_do_stop_a_read(level):
-    assert run(CRASH, level).returncode < 0
+    assert run(GUARD + CRASH, level).returncode < 0
 
 
 @pytest.mark.parametrize("temperature", [0.0, 0.8])

@@ -13,8 +13,9 @@ from hypothesis import strategies as st
 
 from tests.fuzz.hub_world import attack
 from tests.fuzz.model_files import on_disk
+from tests.fuzz.run import CORPUS
 from tests.fuzz.socket_world import SocketWorld
-from tests.fuzz.targets import TARGETS, check_frames, seeds
+from tests.fuzz.targets import SOCKET_TARGETS, TARGETS, check_frames, seeds
 from tests.vectors.golden import GOLDEN, VECTORS, frames_of
 
 QUICK = settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow])
@@ -26,6 +27,14 @@ def test_seeds_are_taken(name):
     assert list(seeds(name))
     for seed in seeds(name):
         TARGETS[name](seed)
+
+
+@pytest.mark.parametrize("name", TARGETS | SOCKET_TARGETS)
+def test_seeds_are_committed(name):
+    """The fuzzer starts from files: python -m tests.fuzz.run --write-corpus writes them."""
+    assert [path.name for path in sorted((CORPUS / name).iterdir())] == [
+        f"seed{number:02}" for number in range(len(list(seeds(name))))
+    ]
 
 
 def test_seeds_that_are_model_files_are_read():

@@ -8,18 +8,8 @@ from collections import Counter
 import pytest
 
 from edgebus.bulk_receiver import BulkReceiver
-from edgebus.config import Limits
 from edgebus.testing import SimNetwork, for_seeds
-
-KIB = 1 << 10
-LIMITS = Limits(
-    max_frame_bytes=256 * KIB,
-    max_pending_bytes=512 * KIB,
-    max_outstanding_bytes=4096 * KIB,
-    bulk_bytes=128 * KIB,
-    bulk_from_bytes=8 * KIB,
-    cache_bytes=4096 * KIB,
-)
+from tests.edgebus.duo import KIB, SMALL
 
 
 def payload(seed, number):
@@ -33,8 +23,8 @@ class World:
     def __init__(self, seed, **faults):
         self.seed, self.net = seed, SimNetwork(seed, **faults)
         self.executed = Counter()
-        self.server = self.net.node("server", self.handle, LIMITS)
-        self.device = self.net.node("device", limits=LIMITS)
+        self.server = self.net.node("server", self.handle, SMALL)
+        self.device = self.net.node("device", limits=SMALL)
         self.link = self.net.connect(self.device, self.server)
 
     def handle(self, request):

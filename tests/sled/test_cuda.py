@@ -108,7 +108,7 @@ def test_two_gpus_compute_what_one_does(tmp_path):
 
     from sled.targets.causal_lm import CausalLMTarget
     from sled.types import Chunk
-    from tests.sled.test_tensor_parallel import save_with_tokenizer
+    from tests.sled.tiny_models import save_with_tokenizer
     from tests.sled.two_ranks import TEXT, answer
 
     save_with_tokenizer(tiny("llama", vocab_size=98), tmp_path)

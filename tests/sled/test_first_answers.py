@@ -6,7 +6,7 @@ import math
 from dataclasses import replace
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from bench.macro._links_texts import DRAFTERS, LINKS, Text
@@ -145,6 +145,7 @@ def test_a_drafter_of_bare_tokens_is_not_believed_to_be_always_right():
 @given(
     st.lists(st.floats(width=64), max_size=8) | st.lists(st.floats(5e-324, 60.0), min_size=6, max_size=6), st.floats()
 )
+@example([1.0] * 6, math.inf)
 def test_whatever_is_told_a_device_asks_for_windows_in_bounds(told, ping_s):
     learned = Learned()
     for _ in range(2):

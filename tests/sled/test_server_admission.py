@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import random
 
+import msgspec
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -53,6 +54,60 @@ def test_busy_says_when_to_try_again():
     assert refused(lambda: driver.open(9)).code == "busy"
     assert driver.parts()
     assert driver.ask([3] * 30, number=2, now=3.0) is None
+
+
+def test_a_full_server_gives_up_who_fell_silent_for_who_comes():
+    """The sessions of devices that vanished: theirs first whose owner has too many, else the longest unused of all."""
+    driver = Driver(ServerLimits(max_sessions=4, max_sessions_per_owner=2, spare_s=10.0))
+    for number, owner in enumerate(("a", "b", "b", "c")):
+        driver.open(number, owner=owner, now=float(number))
+    driver.parts()
+    assert refused(lambda: driver.open(4, owner="b", now=10.9)).code == "busy"  # b's first was heard 9.9 s ago
+    assert len(driver.server.sessions) == 4
+    driver.open(4, owner="b", now=11.5)
+    assert [*driver.server.sessions] == [session_id(number) for number in (0, 2, 3, 4)]
+    driver.open(5, owner="c", now=11.6)
+    assert [*driver.server.sessions] == [session_id(number) for number in (2, 3, 4, 5)]
+    assert refused(lambda: driver.ask(PROMPT, number=0, owner="a", now=12.0)).code == "session_unknown"
+    driver.open(0, owner="a", now=12.5)  # and its device opens it again, in the place of another
+    assert session_id(2) not in driver.server.sessions
+    assert driver.server.gauges().pages_held == sum(len(s.table.pages) for s in driver.server.sessions.values())
+
+
+def test_who_waits_or_was_just_answered_is_not_given_up():
+    driver = Driver(ServerLimits(max_sessions=3, spare_s=10.0))
+    for number in range(3):
+        driver.open(number, owner=str(number))
+    driver.parts()
+    driver.ask(PROMPT, number=0, owner="0", now=1.0)
+    driver.now = 19.0  # after a long queue
+    driver.steps()
+    driver.stream(PROMPT, 1, owner="1")
+    driver.ask(PROMPT, number=2, owner="2", now=19.0)
+    driver.now = 60.0
+    assert refused(lambda: driver.open(3, owner="3", now=28.0)).code == "busy"
+    driver.open(3, owner="3", now=30.0)
+    assert session_id(0) not in driver.server.sessions
+    assert refused(lambda: driver.open(4, owner="4", now=35.0)).code == "busy"
+    driver.parts()  # the round of the third is answered at 60, and the stream of the second ends
+    assert driver.server.sessions[session_id(1)].is_idle
+    driver.open(4, owner="4", now=61.0)
+    assert session_id(3) not in driver.server.sessions
+    assert refused(lambda: driver.open(5, owner="5", now=69.9)).code == "busy"
+    driver.open(5, owner="5", now=70.1)
+
+
+def test_nobody_is_given_up_for_one_who_is_refused_anyway():
+    driver = Driver(ServerLimits(max_sessions=1, max_promised_rate=15.0, rate=10.0, spare_s=10.0))
+    driver.open(0)
+    assert refused(lambda: driver.open(1, terms=Terms(rate=20.0), now=100.0)).code == "busy"
+    bias = msgspec.structs.replace(SAMPLED, bias=((10**6, 1.0),))
+    assert refused(lambda: driver.open(1, sampling=bias, now=100.0)).code == "invalid"
+    assert [*driver.server.sessions] == [session_id(0)]
+    driver.open(1, terms=Terms(rate=12.0), now=100.0)  # what the first was promised is free
+    driver.server.drain()
+    assert refused(lambda: driver.open(2, now=200.0)).code == "draining"
+    assert [*driver.server.sessions] == [session_id(1)]
 
 
 def test_promised_rates_are_bounded():

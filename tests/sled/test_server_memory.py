@@ -145,6 +145,15 @@ def test_prompt_over_all_pages_is_too_long():
     assert refusal.value.code == "prompt_too_long"
 
 
+def test_answer_that_has_outgrown_another_server_is_not_told_to_shorten_its_prompt():
+    driver = Driver(page_tokens=4, num_pages=4)
+    with pytest.raises(Refusal, match="prompt and answer have 16 tokens by now, this server takes 15") as refusal:
+        driver.open(0, [1] * 3, answer=[2] * 13)
+    assert refusal.value.code == "prompt_too_long"
+    with pytest.raises(Refusal, match="shorten the prompt"):
+        driver.open(0, [1] * 16, answer=[2])
+
+
 def test_text_that_outgrows_all_pages_is_out_of_memory():
     driver = Driver(page_tokens=4, num_pages=4, vocab_size=2000)
     right = driver.target.plain_answer(PROMPT, SAMPLED, 20)

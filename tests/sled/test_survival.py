@@ -210,3 +210,39 @@ def test_a_first_round_after_a_pause_tells_little_of_its_session_and_of_others()
         table.observe(np.array([20]), np.array([4.0]), np.array([0.05]))
     z0, z1, _ = table.lines(np.array([20]))
     assert z0[0] + 4 * z1[0] < 0.1
+
+
+def test_what_became_of_late_drafts_is_not_forgotten_by_rounds_that_made_none():
+    table, rows = Survivals(64, 8), np.arange(64)
+    for _ in range(20):  # all that was drafted was accepted
+        table.observe(rows, np.full(64, 8), np.full(64, 8), np.full(64, 8))
+    table.reset(0)  # a session that only knows of late drafts what all others do, and is hoped nothing of
+    for _ in range(250):
+        table.observe(rows, np.full(64, 1), np.full(64, 1), np.full(64, 1))
+    assert table.curves(np.array([0]))[0][0, 8] > 0.9
+
+
+def after_others(*, most):
+    """Survival and drafting of a new session: after devices of which no third draft was any good (or made, beyond
+    `most`), and after others that may draft two.
+    """
+    table, rows, rng = Survivals(64, 8), np.arange(64), np.random.default_rng(0)
+    for limit in (8, 2):
+        for _ in range(40 if limit == 8 else 100):
+            accepted = (rng.random((64, 2)) < 0.9).cumprod(axis=1).sum(axis=1)
+            table.observe(rows, np.full(64, min(limit, most)), accepted, np.full(64, limit))
+        table.reset(0)
+        yield tuple(float(curve[0, 3]) for curve in table.curves(np.array([0])))
+
+
+def test_late_drafts_that_were_bad_are_thought_of_anew_where_nobody_makes_any():
+    """Else windows that end before them would keep for good what was true of devices that are gone."""
+    (bad, _), (anew, _) = after_others(most=8)
+    assert bad < 0.1
+    assert anew > 0.6
+
+
+def test_that_devices_draft_little_is_forgotten_where_they_may_not_draft_more():
+    (_, little), (_, anew) = after_others(most=2)
+    assert little < 0.6
+    assert anew > 0.9

@@ -15,7 +15,7 @@ from sled.targets.catalog import find_model
 from sled.targets.causal_lm import CausalLMTarget, load_target
 from sled.targets.decide import decide
 from sled.types import Chunk, Sampling
-from tests.sled.tiny_models import BACKENDS, VOCAB, FakeCodec, Paging, plain_rows, tiny
+from tests.sled.tiny_models import BACKENDS, VOCAB, FakeCodec, Paging, plain_rows, save_with_tokenizer, tiny
 
 pytestmark = pytest.mark.model
 
@@ -385,6 +385,35 @@ def test_quantised_weights_without_their_library_are_refused(tmp_path):
     (tmp_path / "config.json").write_text(json.dumps(config))
     with pytest.raises(UnknownModel, match="bitsandbytes"):
         load_target(find_model(str(tmp_path)))
+
+
+def _bits(bits):
+    import transformers
+
+    if bits == "int8":
+        return transformers.TorchAoConfig(pytest.importorskip("torchao.quantization").Int8WeightOnlyConfig())
+    pytest.importorskip("bitsandbytes")
+    return transformers.BitsAndBytesConfig(load_in_8bit=bits == 8, load_in_4bit=bits == 4)
+
+
+@pytest.mark.filterwarnings("ignore")  # of those libraries
+@pytest.mark.parametrize("bits", [8, 4, "int8"])
+def test_quantised_weights_are_served_as_transformers_loads_them(bits, tmp_path):
+    import transformers
+
+    save_with_tokenizer(tiny("llama", hidden_size=64, intermediate_size=128), tmp_path / "whole")
+    loaded = {"quantization_config": _bits(bits), "dtype": torch.float32}
+    model = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "whole", **loaded)
+    save_with_tokenizer(model, tmp_path / "less")
+    target = load_target(find_model(str(tmp_path / "less")), kv_bytes=1 << 20)
+    text = text_of(30)
+    ours = target.logits([Paging(target).chunk("a", text, 0, 5)]).float()
+    with torch.inference_mode():
+        right = model(torch.tensor([text])).logits[0, -5:].float()
+        whole = tiny("llama", hidden_size=64, intermediate_size=128)(torch.tensor([text])).logits[0, -5:]
+    scale = float(right.abs().max())
+    assert float((ours - right).abs().max()) < 0.05 * scale
+    assert float((whole - right).abs().max()) > 1e-4 * scale  # it is quantised
 
 
 @pytest.mark.parametrize(

@@ -17,19 +17,9 @@ torch = pytest.importorskip("torch")
 from sled.errors import ParameterError
 from sled.targets.causal_lm import CausalLMTarget
 from tests.sled import two_ranks
-from tests.sled.tiny_models import FakeCodec, tiny
+from tests.sled.tiny_models import FakeCodec, save_with_tokenizer, tiny
 
 pytestmark = [pytest.mark.model, pytest.mark.net]
-
-
-def save_with_tokenizer(model, directory):
-    from tokenizers import Tokenizer, models
-    from transformers import PreTrainedTokenizerFast
-
-    words = {f"w{i}": i for i in range(97)}
-    tokenizer = Tokenizer(models.WordLevel(words, unk_token="w0"))
-    PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="w96").save_pretrained(directory)
-    model.save_pretrained(directory)
 
 
 def test_two_ranks_compute_what_one_process_does(tmp_path):
@@ -67,6 +57,12 @@ def test_two_ranks_compute_what_one_process_does(tmp_path):
     assert "gone" in found["lost_again"]
     assert found["lost_after_s"] < 2 * two_ranks.TIMEOUT_S
     assert found["follower"] == 3
+    assert found["untried"] == []
+    for short in found["short"]:  # of one rank and of the other
+        assert short["told"] == [[1, 1], [2, 2], [4, 4], [8, 8]]
+        assert short["answer"] == found["answer"]
+        assert "no memory" in short["refused"]
+        assert short["afterwards"] == found["answer"][:2]
 
 
 def test_end_of_a_target_whose_ranks_are_gone_is_no_error(monkeypatch):

@@ -58,6 +58,17 @@ def tiny(family: str, dtype: torch.dtype = torch.float32, **more):
     return model.to(dtype)
 
 
+def save_with_tokenizer(model, directory) -> None:
+    """Model and tokenizer as a directory in Hugging Face layout."""
+    from tokenizers import Tokenizer, models
+    from transformers import PreTrainedTokenizerFast
+
+    words = {f"w{i}": i for i in range(97)}
+    tokenizer = Tokenizer(models.WordLevel(words, unk_token="w0"))
+    PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="w96").save_pretrained(directory)
+    model.save_pretrained(directory)
+
+
 class FakeCodec:
     stop_ids = (0,)
 

@@ -6,6 +6,7 @@ The parent is rank 0, so that torch is imported once; it never starts torch's th
 from __future__ import annotations
 
 import json
+import logging
 import os
 import sys
 import time
@@ -20,12 +21,15 @@ import transformers.models.llama.modeling_llama  # noqa: F401
 
 from edgebus import LocalError
 from sled.acceptance import RoundRows
+from sled.errors import OutOfMemory
+from sled.run.warming import measure_steps
 from sled.targets.catalog import ModelFiles
 from sled.targets.tensor_parallel import RanksLost, load_tensor_parallel
 from sled.types import Chunk, Sampling
 
 TEXT = [5, 17, 3, 88, 41, 2, 60, 9, 33, 71, 12, 4, 90, 26, 8, 55, 19, 47, 66, 1]
 TIMEOUT_S = 8.0
+MOST_TOKENS = 8
 
 
 def answer(target, prompt, num_tokens):
@@ -40,6 +44,22 @@ def answer(target, prompt, num_tokens):
 
 
 def lead(directory: Path) -> dict:
+    logged = Kept()
+    logging.getLogger("sled.server").addHandler(logged)
+    logging.getLogger("sled.server").setLevel(logging.DEBUG)
+    return answers(directory) | {"untried": logged.lines}
+
+
+class Kept(logging.Handler):
+    def __init__(self):
+        super().__init__()
+        self.lines = []
+
+    def emit(self, record):
+        self.lines += [record.why] if "tried" in record.msg else []
+
+
+def answers(directory: Path) -> dict:
     with load_tensor_parallel(files(directory), kv_bytes=1 << 19, timeout_s=TIMEOUT_S) as target:
         chunks = [Chunk(b"a", tuple(TEXT), 0, 4, (7, 3)), Chunk(b"b", tuple(TEXT[:5]), 0, 2, (5,))]
         found = {
@@ -53,6 +73,7 @@ def lead(directory: Path) -> dict:
         except ValueError as error:  # refused before anybody was told: the ranks go on
             found["refused"] = str(error)
         found["afterwards"] = answer(target, TEXT[:7], 2)
+    found["short"] = [short_of_memory(directory, rank) for rank in (0, 1)]
     with load_tensor_parallel(files(directory), kv_bytes=1 << 18, timeout_s=TIMEOUT_S) as target:
         began = time.monotonic()
         for name in ("lost", "lost_again"):
@@ -64,8 +85,42 @@ def lead(directory: Path) -> dict:
     return found
 
 
+def short_of_memory(directory: Path, rank: int) -> dict:
+    """Warm up, then answer, while one rank has no memory for forwards of more than `MOST_TOKENS`."""
+    with load_tensor_parallel(files(directory), kv_bytes=1 << 18, timeout_s=TIMEOUT_S) as target:
+        if rank == 0:
+            limit_memory(target)
+        told = []
+        measure_steps(target, lambda *each: told.append(each[:2]), at_most_s=60.0, most_rounds=16)
+        found = {"told": told, "answer": answer(target, TEXT[:7], 12)}
+        try:
+            answer(target, TEXT, 1)
+        except OutOfMemory as error:
+            found["refused"] = str(error)
+        found["afterwards"] = answer(target, TEXT[:7], 2)
+    return found
+
+
+def limit_memory(target):
+    """In the middle of the model, where the other ranks have begun to add up."""
+    layer = target.model.model.layers[1].mlp
+    forward = layer.forward
+
+    def within(x):
+        if x.shape[-2] > MOST_TOKENS:
+            raise torch.OutOfMemoryError("CUDA out of memory (so the test says)")
+        return forward(x)
+
+    layer.forward = within
+
+
 def follow(directory: Path) -> int:
     load_tensor_parallel(files(directory), kv_bytes=1 << 18, timeout_s=TIMEOUT_S).follow()
+    for rank in (0, 1):
+        target = load_tensor_parallel(files(directory), kv_bytes=1 << 18, timeout_s=TIMEOUT_S)
+        if rank == 1:
+            limit_memory(target)
+        target.follow()
     target = load_tensor_parallel(files(directory), kv_bytes=1 << 19, timeout_s=TIMEOUT_S)
     target.model.model.layers[1].mlp.forward = None
     try:
