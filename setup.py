@@ -42,6 +42,7 @@ def extension(family: str) -> Extension:
 
 # The hot path of the bus: modules which run as they stand, and faster compiled (their .pxd files say with what types).
 BUS = (
+    "ahead",
     "answerer",
     "arrays",
     "attached",

@@ -241,7 +241,9 @@ class Link:
         runner = engine.runner
         blocks: tuple[Block, ...] | None = None
         # Not for a signal handler that came in the middle of the node's work.
-        shared = engine.put_shared(self._dialled.attached, payload, arrays) if arrays and not runner.is_mine else None
+        shared = None
+        if arrays and not runner.is_mine:
+            shared = engine.put_shared(self._dialled.attached, payload, arrays, terms is None)
         if shared is not None:
             specs, blocks = shared
             if terms is None:

@@ -25,10 +25,12 @@ from edgebus.arrays import Array, describe_arrays
 from edgebus.config import Limits
 from edgebus.loans import Loan, claim, loan_bytes, make_loan, put_back
 from edgebus.streams import Frames, Specs
+from edgebus.telling import Telling, to_wire
 
 if TYPE_CHECKING:
     from numpy.typing import DTypeLike
 
+    from edgebus.ahead import Coming
     from edgebus.attached import Attached
     from edgebus.near import NearLanes
 
@@ -96,8 +98,13 @@ class Sharing:
             total += getattr(array, "nbytes", 0)
         return total >= self._from_bytes
 
-    def put(self, attached: Attached, arrays: Sequence[Array]) -> tuple[Specs, tuple[m.Block, ...]] | None:
+    def put(
+        self, attached: Attached, arrays: Sequence[Array], ahead: bool = False
+    ) -> tuple[Specs, tuple[m.Block, ...]] | None:
         """Copy arrays to where the peer can see them; None if that cannot be done now.
+
+        Args:
+            ahead: announce them meanwhile, if that can be.
 
         Raises:
             TypeError, ValueError: an array that does not travel.
@@ -110,23 +117,31 @@ class Sharing:
         specs, contiguous = describe_arrays(arrays)
         lent: list[m.Block | None] = []
         put: list[shm.Block] | None = None
+        telling: Telling | None = None
         self._putting.add(me)
         try:
             for array in arrays:
                 lent.append(self._claim(attached, array) if type(array) is Loan else None)
             copied = [array for array, block in zip(contiguous, lent, strict=True) if block is None]
-            put = self._pool.put(copied, attached.peer_id, keep=True) if copied else []
+            if ahead and len(copied) == len(arrays) and self.near is not None:
+                telling = Telling(self.near.ahead, attached, specs)
+            put = self._pool.put(copied, attached.peer_id, keep=True, ahead=telling) if copied else []
             if put is None:
                 self.unput(attached, [block for block in lent if block is not None])
                 return None
-            rest = iter(put)
-            blocks = tuple([_to_wire(next(rest)) if block is None else block for block in lent])
+            if telling is not None and telling.blocks is not None:
+                telling.ended()
+                blocks = telling.blocks  # the very ones that were announced
+            else:
+                rest = iter(put)
+                blocks = tuple([to_wire(next(rest)) if block is None else block for block in lent])
             self._putting.discard(me)
             if self._postponed:
                 self._wake()
         except BaseException:  # interrupted: nobody will ever hear of what was put there
             self._putting.discard(me)
-            self.unput(attached, [*[block for block in lent if block is not None], *map(_to_wire, put or ())])
+            told = telling.told if telling is not None else None
+            self.unput(attached, [*[block for block in lent if block is not None], *map(to_wire, told or put or ())])
             raise
         finally:
             self._putting.discard(me)
@@ -163,7 +178,7 @@ class Sharing:
                 self._putting.discard(me)
         if memory is None:
             return make_loan(shape, dtype, None, attached)
-        block = _to_wire(memory[1])
+        block = to_wire(memory[1])
         self._unsent_loans.add(block.lease)
         try:
             loan = make_loan(shape, dtype, (memory[0], block), attached)
@@ -210,7 +225,7 @@ class Sharing:
             probe = self._pool.put([_PROBE + offered], attached.peer_id)
             if probe is not None:
                 attached.sharing = "asked"
-                block = _to_wire(probe[0])
+                block = to_wire(probe[0])
                 number = self._names(attached).number(block.lease)
                 self._names(attached).done([block.lease])
                 attached.link.say(m.Probe(msgspec.structs.replace(block, lease=number)))
@@ -219,6 +234,8 @@ class Sharing:
         """Messages with these leases will not be sent again."""
         if self._pool is not None:
             self._sent_loans.difference_update(leases)
+            if self.near is not None:
+                self.near.ahead.done(attached, leases)
             known = self._numbers.get(id(attached))
             if known is not None:  # else its link has ended, or they were lent to an earlier life of the peer
                 self._give_free(attached, known[1].done(leases), list(leases))
@@ -270,7 +287,7 @@ class Sharing:
 
     # -- receiving ----------------------------------------------------------------------------------
 
-    def resolve(self, attached: Attached, header: m.Content) -> tuple[Any, ...] | None:
+    def resolve(self, attached: Attached, header: m.Content | Coming) -> tuple[Any, ...] | None:
         """Views of the arrays of a message; None if they cannot be seen."""
         assert header.blocks is not None
         blocks = header.blocks
@@ -486,8 +503,3 @@ class Sharing:
 
 def _nothing() -> None:
     """What happens when the view of a probe or a board is gone."""
-
-
-def _to_wire(block: shm.Block) -> m.Block:
-    info = block.segment
-    return m.Block(block.lease_id, info.pid, info.fd, info.size, info.nonce, block.offset, block.size)

@@ -25,7 +25,9 @@ cdef class Sockets:
     cdef public Poller _poller
     cdef public dict by_id, _monitors, _takers, _fds
     cdef public set touched
+    cdef public bint _may_look
 
+    cpdef look_for(self, double seconds)
     cpdef poll(self, double timeout_s)
     @cython.locals(opened=Opened)
     cpdef send(self, tuple route, frames)
