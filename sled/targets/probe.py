@@ -6,6 +6,7 @@ leave something out or mix sessions without a word.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -16,6 +17,8 @@ from torch import Tensor
 from sled.errors import UnknownModel
 from sled.targets.attention import Layer
 from sled.types import Chunk
+
+log = logging.getLogger("sled.server")
 
 _NUM_TOKENS = 24
 _REST = 4
@@ -40,6 +43,33 @@ def check_kind(model: Any) -> None:
     other = set(getattr(config, "layer_types", None) or ()) - _LAYER_TYPES
     if other:
         raise UnknownModel(f"{kind} has layers of {', '.join(sorted(other))}, not supported yet; use another target")
+
+
+def usable_stops(model: Any, stop_ids: Sequence[int], num_pieces: int) -> list[int]:
+    """Those of the tokens which end an answer that the model can say; the others are named in a warning.
+
+    Args:
+        model: a causal language model.
+        stop_ids: what its tokenizer and its settings of generation name.
+        num_pieces: ids of the tokenizer.
+
+    Raises:
+        UnknownModel: the tokenizer has ids that the model has not.
+    """
+    config = model.config.get_text_config()
+    size = config.vocab_size
+    if num_pieces > size:
+        raise UnknownModel(
+            f"the tokenizer has {num_pieces} ids, {config.model_type} has {size}; use the tokenizer it was trained with"
+        )
+    usable = [stop for stop in stop_ids if 0 <= stop < size]
+    if len(usable) < len(stop_ids):
+        outside = ", ".join(str(stop) for stop in stop_ids if stop not in usable)
+        log.warning(
+            "tokens that end an answer are outside the vocabulary, and never come",
+            extra={"outside": outside, "vocab_size": size, "left": len(usable)},
+        )
+    return usable
 
 
 def check_windows(model: Any, layers: Sequence[Layer]) -> None:

@@ -387,6 +387,24 @@ def test_quantised_weights_without_their_library_are_refused(tmp_path):
         load_target(find_model(str(tmp_path)))
 
 
+def test_stops_that_the_model_cannot_say_are_left_out_and_named(caplog, tmp_path):
+    from sled.constraint import FormFactory
+
+    save_with_tokenizer(tiny("gpt2"), tmp_path)  # its settings of generation name 50256
+    target = load_target(find_model(str(tmp_path)), kv_bytes=1 << 18)
+    assert target.described.stop_ids == [96]
+    assert target.shape.stop_ids == {96}
+    assert [record.outside for record in caplog.records if "outside the vocabulary" in record.message] == ["50256"]
+    shape, vocabulary = target.shape, target.vocabulary
+    FormFactory(vocabulary.pieces, vocabulary.special_ids, shape.stop_ids, shape.vocab_size)
+
+
+def test_a_tokenizer_of_another_model_is_refused(tmp_path):
+    save_with_tokenizer(tiny("llama", vocab_size=90), tmp_path)
+    with pytest.raises(UnknownModel, match="tokenizer has 97 ids, llama has 90"):
+        load_target(find_model(str(tmp_path)), kv_bytes=1 << 18)
+
+
 def _bits(bits):
     import transformers
 
