@@ -24,7 +24,7 @@ from sled.targets.decide import decide
 from sled.targets.layout import Layout, lay_out
 from sled.targets.loading import load_model
 from sled.targets.packed import pack
-from sled.targets.probe import Probe, check_kind, check_windows, max_positions, usable_stops
+from sled.targets.probe import Probe, check_kind, check_windows, max_positions, sayable
 from sled.targets.text import TextCodec
 from sled.types import Chunk
 from sled.vocabulary import vocabulary_hash
@@ -63,8 +63,7 @@ class CausalLMTarget:
     ) -> None:
         assert 0 <= max_window <= MAX_WINDOW
         check_kind(model)
-        self.vocabulary = codec.vocabulary()
-        stop_ids = usable_stops(model, codec.stop_ids, len(self.vocabulary.pieces))
+        self.vocabulary, stop_ids = sayable(model, codec.vocabulary(), codec.stop_ids)
         self.model, self.codec = model.eval(), codec
         layers = pool.find_layers(model)
         check_windows(model, layers)

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from sled.errors import UnknownModel
+from sled.messages import Vocabulary
 from sled.targets.attention import Layer
 from sled.types import Chunk
 
@@ -45,23 +46,13 @@ def check_kind(model: Any) -> None:
         raise UnknownModel(f"{kind} has layers of {', '.join(sorted(other))}, not supported yet; use another target")
 
 
-def usable_stops(model: Any, stop_ids: Sequence[int], num_pieces: int) -> list[int]:
-    """Those of the tokens which end an answer that the model can say; the others are named in a warning.
+def sayable(model: Any, vocabulary: Vocabulary, stop_ids: Sequence[int]) -> tuple[Vocabulary, list[int]]:
+    """The vocabulary and the tokens that end an answer, without what the model never says: ids beyond its logits.
 
-    Args:
-        model: a causal language model.
-        stop_ids: what its tokenizer and its settings of generation name.
-        num_pieces: ids of the tokenizer.
-
-    Raises:
-        UnknownModel: the tokenizer has ids that the model has not.
+    Tokenizers may have a few more, such as one for padding, and settings of generation name what they were made with.
+    A prompt with such an id is refused when it comes.
     """
-    config = model.config.get_text_config()
-    size = config.vocab_size
-    if num_pieces > size:
-        raise UnknownModel(
-            f"the tokenizer has {num_pieces} ids, {config.model_type} has {size}; use the tokenizer it was trained with"
-        )
+    size, pieces = model.config.get_text_config().vocab_size, vocabulary.pieces
     usable = [stop for stop in stop_ids if 0 <= stop < size]
     if len(usable) < len(stop_ids):
         outside = ", ".join(str(stop) for stop in stop_ids if stop not in usable)
@@ -69,7 +60,10 @@ def usable_stops(model: Any, stop_ids: Sequence[int], num_pieces: int) -> list[i
             "tokens that end an answer are outside the vocabulary, and never come",
             extra={"outside": outside, "vocab_size": size, "left": len(usable)},
         )
-    return usable
+    if len(pieces) > size:
+        log.warning("the tokenizer has ids that the model has not", extra={"ids": len(pieces), "vocab_size": size})
+        vocabulary = Vocabulary(pieces[:size], [special for special in vocabulary.special_ids if special < size])
+    return vocabulary, usable
 
 
 def check_windows(model: Any, layers: Sequence[Layer]) -> None:

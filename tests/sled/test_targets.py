@@ -15,6 +15,7 @@ from sled.targets.catalog import find_model
 from sled.targets.causal_lm import CausalLMTarget, load_target
 from sled.targets.decide import decide
 from sled.types import Chunk, Sampling
+from sled.vocabulary import vocabulary_hash
 from tests.sled.tiny_models import BACKENDS, VOCAB, FakeCodec, Paging, plain_rows, save_with_tokenizer, tiny
 
 pytestmark = pytest.mark.model
@@ -399,10 +400,15 @@ def test_stops_that_the_model_cannot_say_are_left_out_and_named(caplog, tmp_path
     FormFactory(vocabulary.pieces, vocabulary.special_ids, shape.stop_ids, shape.vocab_size)
 
 
-def test_a_tokenizer_of_another_model_is_refused(tmp_path):
+def test_ids_of_the_tokenizer_that_the_model_has_not_are_left_out_and_named(caplog, tmp_path):
     save_with_tokenizer(tiny("llama", vocab_size=90), tmp_path)
-    with pytest.raises(UnknownModel, match="tokenizer has 97 ids, llama has 90"):
-        load_target(find_model(str(tmp_path)), kv_bytes=1 << 18)
+    target = load_target(find_model(str(tmp_path)), kv_bytes=1 << 18)
+    pieces = target.vocabulary.pieces
+    assert len(pieces) == target.shape.vocab_size == 90
+    assert target.shape.stop_ids == {2}  # and not the tokenizer's own, 96
+    assert target.vocabulary.special_ids == []
+    assert target.described.vocab_hash == vocabulary_hash(target.vocabulary)
+    assert [record.ids for record in caplog.records if "the model has not" in record.message] == [97]
 
 
 def _bits(bits):
