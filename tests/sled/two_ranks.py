@@ -65,6 +65,7 @@ def answers(directory: Path) -> dict:
         found = {
             "kv_heads": target.model.model.layers[0].self_attn.sled_pool.keys.shape[1],
             "num_pages": target.shape.num_pages,
+            "target_id": target.described.target_id.hex(),
             "logits": target.logits(chunks).tolist(),
             "answer": answer(target, TEXT[:7], 12),
         }
@@ -92,7 +93,7 @@ def short_of_memory(directory: Path, rank: int) -> dict:
             limit_memory(target)
         told = []
         measure_steps(target, lambda *each: told.append(each[:2]), at_most_s=60.0, most_rounds=16)
-        found = {"told": told, "answer": answer(target, TEXT[:7], 12)}
+        found = {"target_id": target.described.target_id.hex(), "told": told, "answer": answer(target, TEXT[:7], 12)}
         found["refused"] = []
         for length in (len(TEXT), MOST_TOKENS, MOST_TOKENS + 1):  # what just fits says nothing of one token more
             try:
