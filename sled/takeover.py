@@ -33,19 +33,12 @@ _STOPPING = frozenset({"closing", "dropped", "unknown_service", "draining", "bus
 _FAILING = frozenset({"target_failed", "internal"})
 
 
-def after_failure(error: Exception, *, committed: bool) -> Next:  # noqa: PLR0911 - a table
-    """Where to go on after a request has failed.
-
-    Args:
-        error: how it failed.
-        committed: whether the answer has begun; only then is it worth waiting for a server that is full.
-    """
+def after_failure(error: Exception) -> Next:
+    """Where to go on after a request has failed."""
     match error:
         case SessionUnknown():
             return Next.HERE
-        case ServerBusy():
-            return Next.ELSEWHERE if committed else Next.ELSEWHERE_ONLY
-        case LinkLost() | PeerUnreachable() | NodeClosed():
+        case ServerBusy() | LinkLost() | PeerUnreachable() | NodeClosed():
             return Next.ELSEWHERE
         case DeadlineExceeded() | TargetChanged():
             return Next.ELSEWHERE_ONLY

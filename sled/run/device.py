@@ -303,7 +303,7 @@ class Device:
                 return self._call(messages.DESCRIBE, b"", Described)
             except edgebus.EdgebusError as error:
                 left_s = until - self._around.clock()
-                where = after_failure(error, committed=False)
+                where = after_failure(error)
                 if where is Next.NOWHERE or not self._servers.several or left_s <= 0:
                     raise
                 if not self._servers.leave(avoidance_s(error)):

@@ -80,8 +80,7 @@ class Absence:
             EdgebusError: there is no use in it.
         """
         machine, now, bears = self._machine, self._around.clock(), self.loss.bears
-        begun = len(machine.history) > machine.num_prompt > 0
-        where = after_failure(error, committed=begun)
+        where = after_failure(error)
         patient = self._patience.allows(len(machine.history), now=now)
         if where is Next.NOWHERE or not (patient or bears):
             raise error

@@ -99,7 +99,7 @@ class Book(Generic[Ticket]):
         terms, sampling = message.terms, message.sampling
         rate = max(_MIN_RATE, min(terms.rate or self.limits.rate, self.limits.max_rate))
         check_parameters(self.shape, sampling, terms)
-        self._admit(owner, rate)
+        victim = self._admit(owner, rate)
         max_length = self.shape.max_positions
         session: Session[Ticket] = Session(
             message.session,
@@ -117,6 +117,8 @@ class Book(Generic[Ticket]):
             number=self._next_number(),
         )
         self._extend_answer(session, message.answer)
+        if victim is not None:
+            self._forget(victim)
         self.sessions[session.id] = session
         self._owners.add_session(owner, now=now)
         self._promised_rate += rate
@@ -300,8 +302,8 @@ class Book(Generic[Ticket]):
             raise Refusal("session_unknown", "no such session here; open it again with the committed tokens")
         return session
 
-    def _admit(self, owner: str, rate: float) -> None:
-        """Let a new session in, in the place of one that fell silent if there is no room else.
+    def _admit(self, owner: str, rate: float) -> Session[Ticket] | None:
+        """Whether a new session may come in; returns the silent one that has to go for it, if there is no room else.
 
         Raises:
             Refusal: draining or busy.
@@ -326,8 +328,7 @@ class Book(Generic[Ticket]):
                 "more; ask for a lower rate or wait",
                 wait_s,
             )
-        if victim is not None:
-            self._forget(victim)
+        return victim
 
     def _silent(self, owner: str | None) -> Iterator[Session[Ticket]]:
         """Sessions of an owner, or of all, whose devices may be gone: longest unused first, and nobody waits."""

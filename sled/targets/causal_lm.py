@@ -24,7 +24,7 @@ from sled.targets.decide import decide
 from sled.targets.layout import Layout, lay_out
 from sled.targets.loading import load_model
 from sled.targets.packed import pack
-from sled.targets.probe import Probe, check_kind, check_windows, max_positions
+from sled.targets.probe import Probe, check_kind, check_windows, max_positions, sayable
 from sled.targets.text import TextCodec
 from sled.types import Chunk
 from sled.vocabulary import vocabulary_hash
@@ -63,6 +63,7 @@ class CausalLMTarget:
     ) -> None:
         assert 0 <= max_window <= MAX_WINDOW
         check_kind(model)
+        self.vocabulary, stop_ids = sayable(model, codec.vocabulary(), codec.stop_ids)
         self.model, self.codec = model.eval(), codec
         layers = pool.find_layers(model)
         check_windows(model, layers)
@@ -75,7 +76,6 @@ class CausalLMTarget:
         if num_pages < least:
             raise ParameterError(f"kv_bytes gives {num_pages} pages of {size} bytes; give room for {least} or more")
         pool.hang_pools(model, layers, num_pages, page_tokens, self._backend)
-        self.vocabulary = codec.vocabulary()
         vocab_hash = vocabulary_hash(self.vocabulary)
         vocab_size = model.config.get_text_config().vocab_size
         self.described = Described(
@@ -85,14 +85,14 @@ class CausalLMTarget:
             vocab_hash=vocab_hash,
             max_positions=min(max_positions(model), MAX_TOKENS),
             max_window=max_window,
-            stop_ids=codec.stop_ids,
+            stop_ids=stop_ids,
             target_id=_target_id(model, vocab_hash),
         )
         self.shape = TargetShape(
             vocab_size,
             self.described.max_positions,
             max_window,
-            frozenset(codec.stop_ids),
+            frozenset(stop_ids),
             self.described.target_id,
             self.vocabulary.pieces,
             page_tokens,

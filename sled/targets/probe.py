@@ -6,6 +6,7 @@ leave something out or mix sessions without a word.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -14,8 +15,11 @@ import torch
 from torch import Tensor
 
 from sled.errors import UnknownModel
+from sled.messages import Vocabulary
 from sled.targets.attention import Layer
 from sled.types import Chunk
+
+log = logging.getLogger("sled.server")
 
 _NUM_TOKENS = 24
 _REST = 4
@@ -40,6 +44,26 @@ def check_kind(model: Any) -> None:
     other = set(getattr(config, "layer_types", None) or ()) - _LAYER_TYPES
     if other:
         raise UnknownModel(f"{kind} has layers of {', '.join(sorted(other))}, not supported yet; use another target")
+
+
+def sayable(model: Any, vocabulary: Vocabulary, stop_ids: Sequence[int]) -> tuple[Vocabulary, list[int]]:
+    """The vocabulary and the tokens that end an answer, without what the model never says: ids beyond its logits.
+
+    Tokenizers may have a few more, such as one for padding, and settings of generation name what they were made with.
+    A prompt with such an id is refused when it comes.
+    """
+    size, pieces = model.config.get_text_config().vocab_size, vocabulary.pieces
+    usable = [stop for stop in stop_ids if 0 <= stop < size]
+    if len(usable) < len(stop_ids):
+        outside = ", ".join(str(stop) for stop in stop_ids if stop not in usable)
+        log.warning(
+            "tokens that end an answer are outside the vocabulary, and never come",
+            extra={"outside": outside, "vocab_size": size, "left": len(usable)},
+        )
+    if len(pieces) > size:
+        log.warning("the tokenizer has ids that the model has not", extra={"ids": len(pieces), "vocab_size": size})
+        vocabulary = Vocabulary(pieces[:size], [special for special in vocabulary.special_ids if special < size])
+    return vocabulary, usable
 
 
 def check_windows(model: Any, layers: Sequence[Layer]) -> None:

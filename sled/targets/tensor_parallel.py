@@ -41,7 +41,7 @@ log = logging.getLogger("sled.server")
 
 _NOTHING, _BATCH, _END, _TRY = range(4)
 _HEADER = 6  # kind, page_tokens, and the sizes of what follows
-_ALIKE = 4  # sizes to a factor of two that are told apart when it is asked whether a batch was tried
+_ALIKE = 4  # numbers of spans, or pages, to a factor of two that are told apart
 
 
 class RanksLost(TargetLost):
@@ -241,9 +241,14 @@ def _rebuilt(flat: NDArray[np.int64], sizes: list[int], page_tokens: int) -> Lay
 
 
 def _size_of(layout: Layout) -> tuple[int, ...]:
-    """What a batch takes memory for, in steps of a fifth: tokens, rows of logits, spans, pages that are read."""
-    counts = (len(layout.tokens), len(layout.rows), len(layout.past), len(layout.page_table))
-    return tuple(math.ceil(_ALIKE * math.log2(max(1, count))) for count in counts)
+    """What a batch takes memory for: tokens, rows of logits, and spans and pages that are read, in steps of a fifth.
+
+    Tokens and rows are what most of it goes to, and where memory is short batches grow to the last token that fits.
+    Texts grow with every batch; they are not to be tried each time.
+    """
+    counts = (len(layout.past), len(layout.page_table))
+    steps = (math.ceil(_ALIKE * math.log2(max(1, count))) for count in counts)
+    return (len(layout.tokens), len(layout.rows), *steps)
 
 
 def _within(size: tuple[int, ...], other: tuple[int, ...]) -> bool:

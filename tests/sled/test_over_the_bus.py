@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 
 import pytest
 
@@ -20,7 +21,7 @@ from sled.errors import (
 from sled.messages import Described
 from sled.server import Refusal, Server, ServerLimits
 from sled.testing import ToyDrafter, ToyTarget
-from sled.types import Sampling
+from sled.types import Sampling, Token
 from sled.window import Window
 
 pytestmark = pytest.mark.net
@@ -135,13 +136,31 @@ def test_prompt_too_long_is_refused_and_the_link_lives(served):
 
 def test_too_many_sessions_is_server_busy(served):
     limits = ServerLimits(max_sessions_per_owner=1)
+    with (
+        served.serving(limits=limits) as endpoint,
+        served.device(endpoint) as device,
+        served.device(endpoint, timeout_s=1.5) as other,
+    ):
+        first = device.generate(PROMPT, max_tokens=10)
+        next(iter(first))
+        began = time.monotonic()
+        with pytest.raises(ServerBusy):
+            other.generate(PROMPT, max_tokens=10).answer()
+        assert 1.4 < time.monotonic() - began < 5.0  # it asked again until then
+        first.close()
+        assert other.generate(PROMPT, max_tokens=2).answer().tokens
+
+
+def test_new_answer_waits_until_a_full_server_has_room(served):
+    limits = ServerLimits(max_sessions=1)
     with served.serving(limits=limits) as endpoint, served.device(endpoint) as device, served.device(endpoint) as other:
         first = device.generate(PROMPT, max_tokens=10)
         next(iter(first))
-        with pytest.raises(ServerBusy):
-            other.generate(PROMPT, max_tokens=10).answer()
+        waiting = iter(other.generate(PROMPT, max_tokens=40, sampling=SAMPLED).events())
+        assert "sessions are open" in next(waiting).reason
         first.close()
-        assert other.generate(PROMPT, max_tokens=2).answer().tokens
+        tokens = [event.id for event in waiting if isinstance(event, Token)]
+        assert tokens == right(served, SAMPLED)
 
 
 def test_one_answer_at_a_time_per_device(served):

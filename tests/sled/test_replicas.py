@@ -165,7 +165,7 @@ def test_full_server_leads_to_the_other_one_and_two_full_ones_to_an_error(served
     with two(served, limits=ServerLimits(max_sessions=1)) as device:
         first, _, _ = begin(served, device)
         endpoints = [endpoint for endpoint, _ in device._servers._endpoints]
-        with served.device(endpoints) as more, served.device(endpoints) as last:
+        with served.device(endpoints) as more, served.device(endpoints, timeout_s=1.5) as last:
             for unit in (more, last):
                 unit._servers._pool.wait_ready(10.0, servers=2)
             second = more.generate(PROMPT, max_tokens=NUM_TOKENS, sampling=SAMPLED)
@@ -324,7 +324,7 @@ def test_busy_server_says_when_to_come_back(served):
     with (
         served.serving(limits=limits) as endpoint,
         served.device(endpoint) as one,
-        served.device(endpoint) as two,
+        served.device(endpoint, timeout_s=1.5) as two,
     ):
         first = one.generate(PROMPT, max_tokens=10)
         next(iter(first))

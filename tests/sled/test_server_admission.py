@@ -14,7 +14,7 @@ from sled.errors import ParameterError
 from sled.server import Refusal, ServerLimits
 from sled.server.owners import Bucket, Owners
 from sled.step_cost import StepCost
-from sled.types import Terms
+from sled.types import Constraint, Terms
 from tests.sled.driving import PROMPT, SAMPLED, Driver, session_id
 from tests.sled.test_scheduler import PerToken
 
@@ -103,6 +103,9 @@ def test_nobody_is_given_up_for_one_who_is_refused_anyway():
     assert refused(lambda: driver.open(1, terms=Terms(rate=20.0), now=100.0)).code == "busy"
     bias = msgspec.structs.replace(SAMPLED, bias=((10**6, 1.0),))
     assert refused(lambda: driver.open(1, sampling=bias, now=100.0)).code == "invalid"
+    assert [*driver.server.sessions] == [session_id(0)]
+    form = msgspec.structs.replace(SAMPLED, constraint=Constraint("regex", "("))  # only found when it is made
+    assert refused(lambda: driver.open(1, sampling=form, now=100.0)).code == "invalid"
     assert [*driver.server.sessions] == [session_id(0)]
     driver.open(1, terms=Terms(rate=12.0), now=100.0)  # what the first was promised is free
     driver.server.drain()

@@ -15,6 +15,7 @@ from sled.targets.catalog import find_model
 from sled.targets.causal_lm import CausalLMTarget, load_target
 from sled.targets.decide import decide
 from sled.types import Chunk, Sampling
+from sled.vocabulary import vocabulary_hash
 from tests.sled.tiny_models import BACKENDS, VOCAB, FakeCodec, Paging, plain_rows, save_with_tokenizer, tiny
 
 pytestmark = pytest.mark.model
@@ -385,6 +386,29 @@ def test_quantised_weights_without_their_library_are_refused(tmp_path):
     (tmp_path / "config.json").write_text(json.dumps(config))
     with pytest.raises(UnknownModel, match="bitsandbytes"):
         load_target(find_model(str(tmp_path)))
+
+
+def test_stops_that_the_model_cannot_say_are_left_out_and_named(caplog, tmp_path):
+    from sled.constraint import FormFactory
+
+    save_with_tokenizer(tiny("gpt2"), tmp_path)  # its settings of generation name 50256
+    target = load_target(find_model(str(tmp_path)), kv_bytes=1 << 18)
+    assert target.described.stop_ids == [96]
+    assert target.shape.stop_ids == {96}
+    assert [record.outside for record in caplog.records if "outside the vocabulary" in record.message] == ["50256"]
+    shape, vocabulary = target.shape, target.vocabulary
+    FormFactory(vocabulary.pieces, vocabulary.special_ids, shape.stop_ids, shape.vocab_size)
+
+
+def test_ids_of_the_tokenizer_that_the_model_has_not_are_left_out_and_named(caplog, tmp_path):
+    save_with_tokenizer(tiny("llama", vocab_size=90), tmp_path)
+    target = load_target(find_model(str(tmp_path)), kv_bytes=1 << 18)
+    pieces = target.vocabulary.pieces
+    assert len(pieces) == target.shape.vocab_size == 90
+    assert target.shape.stop_ids == {2}  # and not the tokenizer's own, 96
+    assert target.vocabulary.special_ids == []
+    assert target.described.vocab_hash == vocabulary_hash(target.vocabulary)
+    assert [record.ids for record in caplog.records if "the model has not" in record.message] == [97]
 
 
 def _bits(bits):

@@ -50,6 +50,7 @@ def test_two_ranks_compute_what_one_process_does(tmp_path):
     np.testing.assert_allclose(found["logits"], right, atol=1e-5 * float(np.abs(right).max()))
     assert found["answer"] == two_ranks.answer(one, two_ranks.TEXT[:7], 12)
     assert found["afterwards"] == found["answer"][:2]
+    assert found["target_id"] != one.described.target_id.hex()  # last bits differ: neither takes over from the other
     assert found["kv_heads"] == 1  # of 2
     assert found["num_pages"] == (1 << 18) // 2048  # of the rank that has the least
     assert "give it 3" in found["refused"]
@@ -59,9 +60,11 @@ def test_two_ranks_compute_what_one_process_does(tmp_path):
     assert found["follower"] == 3
     assert found["untried"] == []
     for short in found["short"]:  # of one rank and of the other
-        assert short["told"] == [[1, 1], [2, 2], [4, 4], [8, 8]]
+        assert short["told"] == [[1, 1], [2, 2], [4, 4], [8, 8], [16, 16], [5, 1], [10, 2]]
+        assert short["target_id"] == found["target_id"]  # but from one divided likewise
         assert short["answer"] == found["answer"]
-        assert "no memory" in short["refused"]
+        assert [length for length, _ in short["refused"]] == [20, 18]
+        assert all("no memory" in why for _, why in short["refused"])
         assert short["afterwards"] == found["answer"][:2]
 
 

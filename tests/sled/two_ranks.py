@@ -29,7 +29,7 @@ from sled.types import Chunk, Sampling
 
 TEXT = [5, 17, 3, 88, 41, 2, 60, 9, 33, 71, 12, 4, 90, 26, 8, 55, 19, 47, 66, 1]
 TIMEOUT_S = 8.0
-MOST_TOKENS = 8
+MOST_TOKENS = 17
 
 
 def answer(target, prompt, num_tokens):
@@ -65,6 +65,7 @@ def answers(directory: Path) -> dict:
         found = {
             "kv_heads": target.model.model.layers[0].self_attn.sled_pool.keys.shape[1],
             "num_pages": target.shape.num_pages,
+            "target_id": target.described.target_id.hex(),
             "logits": target.logits(chunks).tolist(),
             "answer": answer(target, TEXT[:7], 12),
         }
@@ -92,11 +93,13 @@ def short_of_memory(directory: Path, rank: int) -> dict:
             limit_memory(target)
         told = []
         measure_steps(target, lambda *each: told.append(each[:2]), at_most_s=60.0, most_rounds=16)
-        found = {"told": told, "answer": answer(target, TEXT[:7], 12)}
-        try:
-            answer(target, TEXT, 1)
-        except OutOfMemory as error:
-            found["refused"] = str(error)
+        found = {"target_id": target.described.target_id.hex(), "told": told, "answer": answer(target, TEXT[:7], 12)}
+        found["refused"] = []
+        for length in (len(TEXT), MOST_TOKENS, MOST_TOKENS + 1):  # what just fits says nothing of one token more
+            try:
+                answer(target, TEXT[:length], 1)
+            except OutOfMemory as error:
+                found["refused"].append([length, str(error)])
         found["afterwards"] = answer(target, TEXT[:7], 2)
     return found
 
