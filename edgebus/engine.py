@@ -518,13 +518,26 @@ class Engine:
             offer(inbox, attached, arrived, self._desk)
         elif (handler := self._handlers.get(service)) is not None:
             request = Request(attached, arrived, self._desk)
-            self.runner.soon(lambda: _serve(handler, request))
+            self.runner.soon(_Call(handler, request).run)
         elif service == PING_SERVICE:
             self.answer(attached, arrived.answerer, arrived.id, _pong(arrived))
         else:
             served = ", ".join(sorted({*self._inboxes, *self._handlers})) or "nothing"
             refused = refusal(arrived.id, "unknown_service", f"{service!r} is not served here; served: {served}")
             self.answer(attached, arrived.answerer, arrived.id, refused)
+
+
+class _Call:
+    """The one call of a handler: begun and interrupted by a signal handler, it is not begun again."""
+
+    def __init__(self, handler: Handle, request: Request) -> None:
+        self._left: tuple[Handle, Request] | None = (handler, request)
+
+    def run(self) -> None:
+        """Call it, if it was not called yet."""
+        left, self._left = self._left, None
+        if left is not None:
+            _serve(*left)
 
 
 def _serve(handler: Handle, request: Request) -> None:

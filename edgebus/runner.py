@@ -88,6 +88,16 @@ class _Displaced:
         raise AssertionError("the node's own thread leads or is parked")
 
 
+class _Again:
+    """A callback that was interrupted: once more, not for ever."""
+
+    def __init__(self, callback: Callable[[], object]) -> None:
+        self._callback = callback
+
+    def __call__(self) -> object:
+        return self._callback()
+
+
 class Runner:
     """The lock, the sockets, and the thread that drives when nobody else does.
 
@@ -390,7 +400,12 @@ class Runner:
                         callback = self._callbacks.popleft()
                     except IndexError:
                         break
-                    self.guard(callback)
+                    try:
+                        self.guard(callback)
+                    except BaseException:  # of a signal handler: others may wait for what it was to tell
+                        if type(callback) is not _Again:
+                            self._callbacks.appendleft(_Again(callback))
+                        raise
             finally:
                 if not nested:
                     self._calls = _NOBODY

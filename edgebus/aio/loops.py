@@ -72,11 +72,12 @@ class Bell:
                 return
 
     def ring_all(self) -> None:
-        """Wake every task that waits."""
+        """Wake every task that waits. They leave by themselves, so one that was interrupted may ring again."""
         with self._lock:
-            waiting, self._waiting = self._waiting, deque()
+            waiting = list(self._waiting)
         for loop, future in waiting:
-            post(loop, settle, future)
+            if not post(loop, settle, future):
+                self._leave(loop, future)
 
     async def wait(self, ready: Callable[[], bool], timeout_s: float | None = None) -> bool:
         """Wait until something is ready; whoever makes it so has to ring.

@@ -15,6 +15,7 @@ import pytest
 
 import edgebus
 from edgebus import aio
+from edgebus.aio import loops
 from edgebus.aio.loops import FAIR, Bell, in_thread
 from edgebus.errors import StreamEnded
 
@@ -662,3 +663,41 @@ def test_the_sync_face_does_not_load_asyncio():
     code = "import sys, edgebus; edgebus.Node; print('edgebus.aio' in sys.modules, 'asyncio' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=30, check=True)
     assert done.stdout.split()[0] == "False"
+
+
+def test_exception_of_a_signal_handler_in_the_middle_of_a_ring_leaves_nobody_waiting(monkeypatch):
+    """The thread that sends calls back for others as well, and what it is to tell them is told once."""
+
+    class Interrupt(BaseException):
+        pass
+
+    left = [1]
+
+    def post(loop, function, *args):
+        if left[0]:
+            left[0] -= 1
+            raise Interrupt
+        return real(loop, function, *args)
+
+    async def main():
+        with edgebus.Node("s", insecure=True) as server:
+            server.handle("echo", lambda request: request.reply(request.payload))
+            async with aio.Node("d", insecure=True) as node:
+                link = await node.connect(server.bind("tcp://127.0.0.1:0"))
+                runner = node.sync._engine.runner
+                runner._calling.acquire()  # nobody calls back before all is there
+                pending = await link.send_request("echo", b"a")
+                task = asyncio.ensure_future(pending.result())
+                await asyncio.sleep(0)
+                while not pending.done():
+                    runner.look()
+                monkeypatch.setattr(loops, "post", post)
+                runner._calling.release()
+                with pytest.raises(Interrupt):
+                    runner.run_callbacks()
+                runner.run_callbacks()
+                assert (await asyncio.wait_for(task, 2)).payload == b"a"
+
+    real = loops.post
+    asyncio.run(main())
+    assert left == [0]

@@ -22,6 +22,7 @@ from tests.edgebus.test_sharing import child, eventually, pool_of, warm
 
 pytestmark = [
     pytest.mark.net,
+    pytest.mark.timeout(120, method="thread"),  # the other one has the timer that is used here
     pytest.mark.skipif(not shm.available(), reason="no shared memory here"),
     pytest.mark.skipif(
         PLAIN, reason="plain Python shows a signal handler between any two steps: later, but never lost"
