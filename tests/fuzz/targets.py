@@ -289,7 +289,19 @@ SOCKET_TARGETS: dict[str, Callable[[bytes], None]] = {"sockets": socket_world.sa
 """What needs sockets, and so is fuzzed by tests.fuzz.run alone."""
 
 
+def near_seeds() -> Iterator[bytes]:
+    """Announcements of one array up to too many, both greetings, and one that nests without end."""
+    block = m.Block(7, 1234, 5, 1 << 20, bytes(range(16)), 4096, 96)
+    for count in (1, 2, MOST_ARRAYS, MOST_ARRAYS + 1):
+        specs = (m.ArraySpec("f4", (2, 12)),) * count
+        yield msgspec.msgpack.encode(Coming(specs, (block,) * count, 7, 1))
+    yield msgspec.msgpack.encode(block)
+    yield msgspec.msgpack.encode((*msgspec.structs.astuple(block), True))
+    yield b"\x95\x90\x90\x00\x00" + b"\x91" * 3000 + b"\x00"
+
+
 _SEEDS = {
+    "near": near_seeds,
     **model_files.SEEDS,
     "networks": qpart_parts.network_seeds,
     "segments": qpart_parts.segment_seeds,
@@ -304,14 +316,6 @@ def seeds(target: str) -> Iterator[bytes]:
     match target:
         case "wire":
             yield from map(join_frames, said)
-        case "near":
-            block = m.Block(7, 1234, 5, 1 << 20, bytes(range(16)), 4096, 96)
-            for count in (1, 2, MOST_ARRAYS, MOST_ARRAYS + 1):
-                specs = (m.ArraySpec("f4", (2, 12)),) * count
-                yield msgspec.msgpack.encode(Coming(specs, (block,) * count, 7, 1))
-            yield msgspec.msgpack.encode(block)
-            yield msgspec.msgpack.encode((*msgspec.structs.astuple(block), True))
-            yield b"\x95\x90\x90\x00\x00" + b"\x91" * 3000 + b"\x00"
         case "hub":
             yield from (bytes([7, *range(n, 250, 3), *range(n)]) for n in range(0, 48, 3))
         case "sockets":
