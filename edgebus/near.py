@@ -335,7 +335,7 @@ class NearLanes:
         except Exception:
             _log.exception("edgebus: internal error while a message was taken in")
         except BaseException:  # of a signal handler: what was done of it is known, as of a resend
-            if not _speaks_of_memory(frames):  # else it is lost, and comes again: leases may have been given back
+            if not frames or len(frames[0]) != 1:  # an announcement is lost instead, and what it was for comes again
                 lane.half_taken = frames
                 self._sockets.touched.add(lane.pipes.read_fd)
             raise
@@ -377,18 +377,6 @@ class NearLanes:
         header.blocks = None
         self.ahead.hand_on(attached, header, (payload, *views), len(frame), now)
         return True
-
-
-def _speaks_of_memory(frames: list[bytes]) -> bool:
-    """True for an announcement, and for a message with blocks."""
-    if not frames or not frames[0]:
-        return False
-    if len(frames[0]) == 1:
-        return True
-    try:
-        return getattr(decode_header(frames[0]), "blocks", None) is not None
-    except (msgspec.MsgspecError, RecursionError, ValueError, OverflowError):
-        return False
 
 
 class LaneTaker(DescriptorTaker):
