@@ -7,6 +7,9 @@ from edgebus.runner cimport Runner
 from edgebus.sharing cimport Sharing
 
 
+cpdef decode_coming(frame)
+
+
 cdef class Ahead:
     cdef object __weakref__
     cdef public HubFront _hub
@@ -17,7 +20,7 @@ cdef class Ahead:
     @cython.locals(lane=NearLane)
     cpdef bint may(self, Attached attached) except -1
     @cython.locals(lane=NearLane)
-    cpdef told(self, Attached attached, bint was_alone)
+    cpdef told(self, Attached attached, tuple blocks, bint was_alone)
     @cython.locals(runner=Runner)
     cpdef tell(self, Attached attached, specs, tuple blocks)
     @cython.locals(lane=NearLane, link=LinkFront)

@@ -60,6 +60,21 @@ _encode: Callable[[Coming], bytes] = msgspec.msgpack.Encoder().encode
 _decode: Callable[[bytes], Coming] = msgspec.msgpack.Decoder(Coming).decode
 
 
+def decode_coming(frame: bytes) -> Coming | None:
+    """What is announced, with a block of the right size for each array; None if it is malformed."""
+    try:
+        coming = _decode(frame)
+    except (msgspec.MsgspecError, RecursionError, ValueError, OverflowError):
+        return None
+    arrays, blocks = coming.arrays, coming.blocks
+    if not blocks or len(blocks) != len(arrays) or len(blocks) > MOST_ARRAYS:
+        return None
+    for index, block in enumerate(blocks):
+        if spec_fault(arrays[index], block.size):
+            return None
+    return coming
+
+
 class Ahead:
     """Announcements of one node's near lanes, one at a time on each; called with the runner's lock held.
 
@@ -91,13 +106,13 @@ class Ahead:
             return False
         return True
 
-    def told(self, attached: Attached, was_alone: bool) -> None:
-        """The copy of what was announced is done, and no other thread had this core meanwhile; or one had.
+    def told(self, attached: Attached, blocks: tuple[Block, ...], was_alone: bool) -> None:
+        """The copy of these blocks is done, and no other thread had this core meanwhile; or one had.
 
         Mostly that is the peer itself, which was woken too early where all cores are busy: the next ones go plain.
         """
         lane = attached.near
-        if lane is None:
+        if lane is None or lane.ahead is not blocks:  # not announced after all: it says nothing
             return
         if was_alone:
             lane.patience = max(LEAST_PLAIN, lane.patience // 2)
@@ -172,21 +187,10 @@ class Ahead:
 
     def _coming(self, lane: NearLane, frame: bytes) -> bool:
         lane.coming = lane.views = None
-        attached = lane.attached
-        try:
-            coming = _decode(frame)
-        except (msgspec.MsgspecError, ValueError, OverflowError):
+        attached, coming, views = lane.attached, decode_coming(frame), None
+        if coming is None:
             self._hub.malformed += 1
             return False
-        arrays, blocks = coming.arrays, coming.blocks
-        if not blocks or len(blocks) != len(arrays) or len(blocks) > MOST_ARRAYS:
-            self._hub.malformed += 1
-            return False
-        for index, block in enumerate(blocks):
-            if spec_fault(arrays[index], block.size):
-                self._hub.malformed += 1
-                return False
-        views = None
         if attached.link.state is _UP and not self._hub.taps:
             views = self._sharing.resolve(attached, coming)
             if views is None:

@@ -54,6 +54,14 @@ _encode_here = msgspec.msgpack.Encoder().encode
 _decode_here = msgspec.msgpack.Decoder(_Here).decode
 
 
+def decode_here(frame: bytes) -> _Here | None:
+    """What a greeting says; None if it is malformed."""
+    try:
+        return _decode_here(frame)
+    except (msgspec.MsgspecError, RecursionError, ValueError, OverflowError):
+        return None
+
+
 class NearLanes:
     """The near lanes of one node, and the short way of plain requests with arrays in shared memory over them.
 
@@ -283,13 +291,12 @@ class NearLanes:
         """The other end is there."""
         attached = lane.attached
         if len(frames) == 2 and lane.peer_board is None:
-            try:
-                here = _decode_here(frames[1])
-                lane.peer_board = self._sharing.view_board(attached, here)
-                lane.hears_ahead = here.hears_ahead
-            except (msgspec.MsgspecError, ValueError, OverflowError):
+            here = decode_here(frames[1])
+            if here is None:
                 self._hub.malformed += 1
                 return
+            lane.peer_board = self._sharing.view_board(attached, here)
+            lane.hears_ahead = here.hears_ahead
         if lane.board is None and attached.near is not lane:  # we made the pipes: now it knows our board, too
             self._greet(lane)
         if attached.near is None:
@@ -330,6 +337,7 @@ class NearLanes:
         except BaseException:  # of a signal handler: what was done of it is known, as of a resend
             if not frames or len(frames[0]) != 1:  # an announcement is lost instead, and what it was for comes again
                 lane.half_taken = frames
+                self._sockets.touched.add(lane.pipes.read_fd)
             raise
         return True
 

@@ -33,7 +33,7 @@ cdef class Sharing:
     cpdef tuple number_new(self, Attached attached, blocks)
     @cython.locals(names=Numbers)
     cpdef went_round(self, Attached attached)
-    @cython.locals(ledger=Ledger)
+    @cython.locals(board=Board, ledger=Ledger, near=NearLane)
     cpdef resolve(self, Attached attached, header)
     @cython.locals(attached=Attached, ledger=Ledger)
     cpdef take_back(self, double now)

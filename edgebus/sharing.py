@@ -291,7 +291,13 @@ class Sharing:
         """Views of the arrays of a message; None if they cannot be seen."""
         assert header.blocks is not None
         blocks = header.blocks
-        ledger = self._ledger(attached)
+        ledger, near = self._ledger(attached), attached.near
+        board = None if near is None else near.board
+        if board is not None:
+            for block in blocks:
+                if board.tells(block.lease):
+                    # A message in the middle of which a signal handler raised: its owner may use the memory by now.
+                    return None
         if self._pool is None or not ledger.admit([block.lease for block in blocks]):
             attached.link.say(m.Seen(False))  # it shall use sockets
             return None

@@ -37,7 +37,8 @@ class Telling:
 
     def ended(self) -> None:
         """All is copied."""
-        self._ahead.told(self._attached, switches() == self._switches)
+        assert self.blocks is not None
+        self._ahead.told(self._attached, self.blocks, switches() == self._switches)
 
 
 def to_wire(block: shm.Block) -> Block:

@@ -4,3 +4,4 @@ cdef class Board:
     cdef public object _segment, _words
 
     cpdef give_back(self, number)
+    cpdef bint tells(self, number) except -1

@@ -40,6 +40,10 @@ class Board:
         """A lease is not used here any more, nor will it be."""
         self._words[number % PLACES] = number + 1
 
+    def tells(self, number: int) -> bool:
+        """Whether this lease stands here as given back."""
+        return bool(self._words[number % PLACES] == number + 1)
+
     def close(self) -> None:
         """Nobody can open it any more; what is still written goes nowhere that matters."""
         self._segment.close()

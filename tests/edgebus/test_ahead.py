@@ -291,21 +291,23 @@ def _unseen(info):
     raise shm.SegmentUnavailable("forbidden", "not here")
 
 
-def test_rubbish_is_counted_and_harmless():
+def test_rubbish_is_counted_and_harmless(caplog):
     with linked() as (server, _, link, _sent):
         near, before = link._dialled.attached.near, server.stats().malformed
         header = m.encode_header(m.Request(10**6, "echo", 1000, 0, (), b"x"))
         near.pipes.send((HERE, bytes(8) + header))  # of nothing: it comes again, if it is wanted
-        for frames in ((COMING, b"\xc1"), (COMING, b"\x93\x90\x90\x00"), (b"\x09", b"")):
+        deep = b"\x95\x90\x90\x00\x00" + b"\x91" * 3000 + b"\x00"  # of a later version, nested without end
+        for frames in ((COMING, b"\xc1"), (COMING, b"\x93\x90\x90\x00"), (b"\x09", b""), (COMING, deep), (b"", deep)):
             assert near.pipes.send(frames)
         ask(link, 1)
-        assert server.stats().malformed == before + 3
+        assert server.stats().malformed == before + 4 + (theirs(server).peer_board is None)
+        assert not caplog.records
         spec = (m.ArraySpec("u1", (8,)),)
         block = m.Block(10**6, os.getpid(), 0, 1 << 20, bytes(16), 4096, 9)
         for coming in ((spec, (block,), 0), (spec, (), 0), (spec * 9, (block,) * 9, 0)):
             assert near.pipes.send((COMING, m.encode_header(coming)))
         ask(link, 2)
-        assert server.stats().malformed == before + 6
+        assert server.stats().malformed == before + 7
         link._dialled.attached.near.plain = 0
 
 
@@ -360,25 +362,74 @@ def test_threads_announce_one_at_a_time_and_get_their_own_answers():
             assert kind != COMING or after != COMING
 
 
+@pytest.mark.parametrize("ahead", [True, False])
+@pytest.mark.parametrize("index", [0, 1, 2])
+def test_interrupt_while_views_are_made_gives_up_no_memory_that_is_looked_at_later(ahead, index):
+    """What was given back in between is free at its owner: a message that is taken again must not bring it back."""
+
+    class Interrupted(KeyboardInterrupt):
+        pass
+
+    class Interrupting(shm.Mapper):
+        left = -1
+
+        def view(self, *args):
+            if self.left == 0 and threading.current_thread() is threading.main_thread():  # as signal handlers are
+                self.left = -1
+                raise Interrupted
+            self.left -= 1
+            return super().view(*args)
+
+    with linked(resend_s=0.2) as (server, _device, link, _sent):
+        inbox, arrays = server.serve("work"), [array(n, 200_000) for n in range(3)]
+        near, sharing = link._dialled.attached.near, server._engine.sharing
+        sharing._mapper.close()
+        sharing._mapper = mapper = Interrupting(4 << 28, 2 << 28)
+        near.hears_ahead, times, answers = ahead, 0, []
+        for _ in range(50):  # until it was this thread that took it in
+            near.plain, mapper.left, request = 0, index, None
+            thread = threading.Thread(target=lambda: answers.append(link.request("work", b"", arrays).payload))
+            thread.start()
+            while request is None:
+                try:
+                    request = inbox.get(5)
+                except Interrupted:
+                    times += 1
+            mapper.left = -1
+            views = request.arrays
+            request.reply(b"done")
+            thread.join(10)
+            assert answers.pop() == b"done"
+            for n in range(10):
+                link.request("echo", b"", [array(100 + n, 200_000)])
+            assert all((view == each).all() for view, each in zip(views, arrays, strict=True))
+            assert link._dialled.attached.sharing == "yes"
+            if times:
+                break
+        assert times == 1
+
+
 # -- when it is in vain --------------------------------------------------------------------------------
 
 
 def test_interrupted_copies_are_followed_by_plain_ones_twice_as_many_each_time():
     with linked() as (_, _, link, _):
         attached = link._dialled.attached
-        near, ahead = attached.near, link._near.ahead
-        assert ahead.may(attached)
-        plain = []
+        near, ahead, blocks = attached.near, link._near.ahead, ()
+        ahead.told(attached, (m.Block(1, 1, 1, 1, bytes(16), 1, 1),), False)
+        assert ahead.may(attached), "what was not announced says nothing"
+        near.ahead, plain = blocks, []
         for _ in range(10):
-            ahead.told(attached, False)
+            ahead.told(attached, blocks, False)
             plain.append(near.plain)
             while not ahead.may(attached):
                 pass
         assert plain == [min(LEAST_PLAIN << n, MOST_PLAIN) for n in range(10)]
         for _ in range(10):
-            ahead.told(attached, True)
-        ahead.told(attached, False)
+            ahead.told(attached, blocks, True)
+        ahead.told(attached, blocks, False)
         assert near.plain == LEAST_PLAIN
+        near.ahead = None
 
 
 @pytest.mark.parametrize("make", [open_poller, PlainPoller])

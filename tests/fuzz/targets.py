@@ -12,11 +12,13 @@ import itertools
 from collections.abc import Callable, Iterator
 
 import msgpack
+import msgspec
 from edgekernels.gguf import GgufError, GgufFile
 from edgekernels.safetensors import SafetensorsError, SafetensorsFile
 
 import edgebus
 from edgebus import messages as m
+from edgebus.ahead import MOST_ARRAYS, Coming, decode_coming
 from edgebus.arrays import view_arrays
 from edgebus.blobs.manifest import BlobId, Head, _head_hash
 from edgebus.blobs.messages import (
@@ -33,12 +35,14 @@ from edgebus.directory import Directory, decode_record
 from edgebus.errors import EdgebusError, WireError
 from edgebus.grants import MAX_LIST_BYTES, format_line, parse_line, parse_list
 from edgebus.keyfiles import fields_of, is_key
+from edgebus.near import decode_here
 from edgebus.payloads import Payload, decode, encode
 from edgebus.recorder import Reader, Start, Traffic, Writer, decode_records, encode_records
 from edgebus.replica import Replica
 from edgebus.state import Entry, Part, Publication, Subscribe
 from edgebus.wire import decode as decode_frames
 from edgebus.wire import encode as encode_message
+from edgebus.wire import spec_fault
 from edgebus.zap import zap_answer
 from tests.fuzz import model_files, qpart_parts, sled_parts, socket_world
 from tests.fuzz.hub_world import attack
@@ -92,6 +96,18 @@ def payloads(data: bytes) -> None:
     except ValueError:
         return
     assert _same(decode(kind, encode(payload)), payload)
+
+
+def near(data: bytes) -> None:
+    """Announcements and greetings on the near lane: refused, or each array has a block of its size."""
+    coming = decode_coming(data)
+    if coming is not None:
+        assert 0 < len(coming.blocks) == len(coming.arrays) <= MOST_ARRAYS
+        for spec, block in zip(coming.arrays, coming.blocks, strict=True):
+            assert spec_fault(spec, block.size) is None
+        assert decode_coming(msgspec.msgpack.encode(coming)) == coming
+    here = decode_here(data)
+    assert here is None or decode_here(msgspec.msgpack.encode(here)) == here
 
 
 def blobs(data: bytes) -> None:
@@ -254,6 +270,7 @@ TARGETS: dict[str, Callable[[bytes], None]] = {
     "wire": wire,
     "hub": hub,
     "payloads": payloads,
+    "near": near,
     "blobs": blobs,
     "recorder": recorder,
     "state": state,
@@ -272,7 +289,19 @@ SOCKET_TARGETS: dict[str, Callable[[bytes], None]] = {"sockets": socket_world.sa
 """What needs sockets, and so is fuzzed by tests.fuzz.run alone."""
 
 
+def near_seeds() -> Iterator[bytes]:
+    """Announcements of one array up to too many, both greetings, and one that nests without end."""
+    block = m.Block(7, 1234, 5, 1 << 20, bytes(range(16)), 4096, 96)
+    for count in (1, 2, MOST_ARRAYS, MOST_ARRAYS + 1):
+        specs = (m.ArraySpec("f4", (2, 12)),) * count
+        yield msgspec.msgpack.encode(Coming(specs, (block,) * count, 7, 1))
+    yield msgspec.msgpack.encode(block)
+    yield msgspec.msgpack.encode((*msgspec.structs.astuple(block), True))
+    yield b"\x95\x90\x90\x00\x00" + b"\x91" * 3000 + b"\x00"
+
+
 _SEEDS = {
+    "near": near_seeds,
     **model_files.SEEDS,
     "networks": qpart_parts.network_seeds,
     "segments": qpart_parts.segment_seeds,
