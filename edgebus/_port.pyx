@@ -572,7 +572,7 @@ def lend(array):
 @cython.final
 @cython.no_gc
 cdef class Watched:
-    """Bytes of a buffer, read-only, whose end is told; see shm.mapper._plain_watch.
+    """Bytes of a buffer whose end is told; see shm.mapper._plain_watch and shm.pool._plain_watch.
 
     The garbage collector does not look through it: what is to be called must not be cleared before it, in one cycle.
     """
@@ -580,12 +580,13 @@ cdef class Watched:
     cdef object on_end
     cdef Py_buffer view
     cdef Py_ssize_t offset, size
+    cdef bint writable
 
-    def __cinit__(self, buffer, Py_ssize_t offset, Py_ssize_t size, on_end):
-        PyObject_GetBuffer(buffer, &self.view, PyBUF_SIMPLE)
+    def __cinit__(self, buffer, Py_ssize_t offset, Py_ssize_t size, on_end, bint writable):
+        PyObject_GetBuffer(buffer, &self.view, PyBUF_WRITABLE if writable else PyBUF_SIMPLE)
         if offset < 0 or size < 0 or offset > self.view.len - size:
             raise ValueError(f"{size} bytes at {offset} of {self.view.len}")
-        self.offset, self.size, self.on_end = offset, size, on_end
+        self.offset, self.size, self.on_end, self.writable = offset, size, on_end, writable
 
     def __dealloc__(self):
         PyBuffer_Release(&self.view)  # does nothing for what could not be had
@@ -593,12 +594,12 @@ cdef class Watched:
             self.on_end()
 
     def __getbuffer__(self, Py_buffer* buffer, int flags):
-        PyBuffer_FillInfo(buffer, self, <char*> self.view.buf + self.offset, self.size, 1, flags)
+        PyBuffer_FillInfo(buffer, self, <char*> self.view.buf + self.offset, self.size, not self.writable, flags)
 
 
-def watch(buffer, Py_ssize_t offset, Py_ssize_t size, on_end):
-    """A view of bytes whose end is told; see shm.mapper._plain_watch."""
-    return memoryview(Watched(buffer, offset, size, on_end))
+def watch(buffer, Py_ssize_t offset, Py_ssize_t size, on_end, bint writable=False):
+    """A view of bytes whose end is told; see shm.mapper._plain_watch and shm.pool._plain_watch."""
+    return memoryview(Watched(buffer, offset, size, on_end, writable))
 
 
 def copy_to(target, Py_ssize_t offset, source):

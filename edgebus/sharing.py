@@ -178,15 +178,16 @@ class Sharing:
                 self._putting.discard(me)
         if memory is None:
             return make_loan(shape, dtype, None, attached)
-        block = to_wire(memory[1])
-        self._unsent_loans.add(block.lease)
+        lease = memory[1].lease_id
+        self._unsent_loans.add(lease)
         try:
+            block = to_wire(memory[1])
             loan = make_loan(shape, dtype, (memory[0], block), attached)
-            self._loans[block.lease] = loan
-            weakref.finalize(loan, self._loan_ended, attached, block.lease).atexit = False
+            self._loans[lease] = loan
+            weakref.finalize(loan, self._loan_ended, attached, lease).atexit = False
         except BaseException:  # interrupted: nobody will ever have it
-            self._loans.pop(block.lease, None)
-            self._loan_ended(attached, block.lease)
+            self._loans.pop(lease, None)
+            self._loan_ended(attached, lease)
             raise
         return loan
 

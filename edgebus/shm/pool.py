@@ -200,9 +200,9 @@ class Pool:
             return None
         memory, [block] = reserved
         try:
-            base = np.frombuffer(memory, np.uint8, size, block.offset)  # dies with the last view or array over it
-            weakref.finalize(base, self._written.append, (owner, block.lease_id)).atexit = False
-            return base.data, block
+            return _watch(
+                memory, block.offset, size, partial(self._written.append, (owner, block.lease_id)), True
+            ), block
         except BaseException:  # interrupted: nobody will ever hear of this block
             self._written.append((owner, block.lease_id))
             self.done([block.lease_id], owner)
@@ -435,10 +435,21 @@ def _plain_copy(target: Bytes, offset: int, source: memoryview) -> None:
         target[offset : offset + source.nbytes] = np.frombuffer(source, np.uint8)
 
 
+def _plain_watch(
+    buffer: Bytes, offset: int, size: int, on_end: Callable[[], None], writable: bool = False
+) -> memoryview:
+    """Bytes of a buffer; `on_end` is called when the last view of them is gone, unless the process ends."""
+    base = np.frombuffer(buffer, np.uint8, size, offset)  # dies with the last view or array over it
+    weakref.finalize(base, on_end).atexit = False
+    return base.data
+
+
 _copy_to: Callable[[Bytes, int, memoryview], None] = _plain_copy
+_watch: Callable[[Bytes, int, int, Callable[[], None], bool], memoryview] = _plain_watch
 try:
     from edgebus import _port
 
-    _copy_to = _port.copy_to
+    # No frame of Python runs at the end of a view: there a signal handler's exception would leave the block lent.
+    _copy_to, _watch = _port.copy_to, _port.watch
 except ImportError:  # not built
     pass
