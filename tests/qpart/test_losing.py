@@ -261,7 +261,7 @@ def test_a_stopped_server_costs_the_timeout_and_no_more(served, inputs, on_loss,
         assert time.monotonic() - began < 2.0 + 4.0, "closing is bounded, too"
 
 
-def test_a_stopped_server_costs_one_request_where_another_one_lives(served, inputs):
+def test_a_stopped_server_costs_one_request_at_most_where_another_one_lives(served, inputs):
     edgebus.generate_keys(served.directory / "second")
     keys = [served.directory / name / "node.key" for name in ("second", "server")]
     with (
@@ -277,9 +277,13 @@ def test_a_stopped_server_costs_one_request_where_another_one_lives(served, inpu
         assert device.server == endpoint
         stop()
         in_haste(device, 1.0)
-        began = time.monotonic()
-        with pytest.raises(edgebus.DeadlineExceeded, match=endpoint):
-            device.infer(inputs)
+        began, lost = time.monotonic(), None
+        try:
+            assert close_to(device.infer(inputs), before)  # known to be gone at once: it was late before it stopped
+            assert device.server == kept
+        except edgebus.DeadlineExceeded as error:
+            lost = str(error)
+        assert lost is None or endpoint in lost
         assert time.monotonic() - began < 1.0 + 2.0
         in_haste(device, 30.0)
         assert close_to(device.infer(inputs), before)
