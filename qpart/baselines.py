@@ -15,10 +15,11 @@ from qpart.costs import Fixed
 from qpart.errors import Infeasible
 from qpart.heuristics import Kind, make_solver
 from qpart.limits import NO_SHRINK, Shrink, allowances, at_each_cut
+from qpart.patterns import Pattern, evaluate, uniform
 from qpart.plan import byte_weights, cost_row, plan
 from qpart.profile import Request, ServerProfile
 from qpart.rows import CutRow
-from qpart.solve import AnySolver, Pattern, Solver, evaluate, uniform
+from qpart.solve import AnySolver, Solver
 from qpart.tables import WIDTHS, Tables
 
 INT8 = 8

@@ -12,7 +12,7 @@ from typing import NamedTuple
 import numpy as np
 
 from qpart.fronts import Floats
-from qpart.solve import Pattern, evaluate
+from qpart.patterns import Pattern, evaluate
 from qpart.tables import WIDTHS, Tables
 
 LOWEST, HIGHEST = 2, 8

@@ -2,7 +2,7 @@
 
 Pure: numpy only. The fronts of all prefixes lie end to end, and beside them every useful combination of live widths of
 every cut, a *pair*. For each pair one binary search finds the cheapest weights that still keep to the budget. Nothing
-is approximate: what is compared is the rounded sum of the two noises, as `qpart.solve.evaluate` sums them.
+is approximate: what is compared is the rounded sum of the two noises, as `qpart.patterns.evaluate` sums them.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from qpart.fronts import NO_LIMIT, WIDTH_BITS, WIDTH_MASK, Chain, Floats, Ints
 from qpart.tables import WIDTHS, Tables
 
 if TYPE_CHECKING:
-    from qpart.solve import Pattern
+    from qpart.patterns import Pattern
 
 MAX_KEPT_POSITIONS = 16
 assert len(WIDTHS) == 1 << WIDTH_BITS
@@ -81,7 +81,7 @@ class Choices(NamedTuple):
     """What is best at every cut; where `exists` is false, there is nothing and its other entries mean nothing.
 
     Attributes:
-        exists, download_bytes, device_bytes, up_bytes: (cuts,) each; see `qpart.solve.Pattern`.
+        exists, download_bytes, device_bytes, up_bytes: (cuts,) each; see `qpart.patterns.Pattern`.
         weight_bits, live_bits: one for each cut, a byte for each width.
     """
 

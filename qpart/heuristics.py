@@ -17,7 +17,8 @@ from qpart.closed_form import HIGHEST, LOWEST, bit_slopes, closed_form, fit_law,
 from qpart.costs import Fixed
 from qpart.cuts import Choices
 from qpart.fronts import Floats
-from qpart.solve import Pattern, Solver, evaluate, least_bytes, uniform
+from qpart.patterns import Pattern, evaluate, least_bytes, uniform
+from qpart.solve import Solver
 from qpart.tables import WIDTHS, Tables
 
 Kind = Literal["exact", "closed_form", "uniform", "floor_repair"]

@@ -28,7 +28,7 @@ _TO_BITS = bytes(WIDTHS).ljust(256)
 
 
 class Leader(NamedTuple):
-    """The cheapest pattern of a cut, whatever its memory; see `qpart.solve.Pattern`.
+    """The cheapest pattern of a cut, whatever its memory; see `qpart.patterns.Pattern`.
 
     Attributes:
         fits: into the memory that was given; where it does not, another pattern is to be found.

@@ -17,9 +17,10 @@ from qpart.costs import Compute, CutCosts, Fixed, costs
 from qpart.cuts import Choices
 from qpart.fronts import Floats
 from qpart.limits import BELOW_ALL, NO_SHRINK, Shrink, allowances, at_cut, at_each_cut, refusal
+from qpart.patterns import Pattern, evaluate
 from qpart.profile import Request, ServerProfile, Weights
 from qpart.rows import WHY, CutRow, CutTable
-from qpart.solve import AnySolver, Pattern, Solver, evaluate
+from qpart.solve import AnySolver, Solver
 from qpart.tables import MAX_LEVELS, Tables
 
 _FORBIDDEN = {name: WHY.index(name) for name in WHY}

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Mapping
 from typing import Protocol
 
-from qpart.solve import Pattern, Solver
+from qpart.patterns import Pattern
+from qpart.solve import Solver
 from qpart.tables import Tables
 
 SHRINK = 0.8

@@ -145,7 +145,7 @@ def by_trying(
     memory_bytes: int | None = None,
     cached: Collection[tuple[int, int]] = frozenset(),
 ) -> float | None:
-    """The least cost over all patterns of 2 to 8 bits, summed in the order of `qpart.solve.evaluate`.
+    """The least cost over all patterns of 2 to 8 bits, summed in the order of `qpart.patterns.evaluate`.
 
     At most seven tensors: 7^7 patterns.
     """

@@ -38,7 +38,7 @@ from qpart import Channel, Device, DeviceProfile, Request
 from qpart.artefact import Artefact
 from qpart.errors import Infeasible
 from qpart.noise import upper_bound
-from qpart.solve import Pattern
+from qpart.patterns import Pattern
 
 COMMAND = "python -m bench.macro.promise"
 PLANS, IMAGES, BATCH = 40, 2000, 250

@@ -19,7 +19,7 @@ from qpart.cli.show import console
 from qpart.errors import RequestError
 from qpart.heuristics import make_solver
 from qpart.limits import factor
-from qpart.solve import Pattern
+from qpart.patterns import Pattern
 
 _WHERE = ("cut", "after", "drop")
 _MOVES, _NOISE = ("weights", "sent", "down", "up", "memory"), ("noise", "budget")

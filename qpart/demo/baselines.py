@@ -10,9 +10,9 @@ import numpy.typing as npt
 
 from qpart.demo.held_out import HeldOut
 from qpart.limits import allowances, at_cut
+from qpart.patterns import Pattern, uniform
 from qpart.plan import cost_row
 from qpart.profile import Request, ServerProfile
-from qpart.solve import Pattern, uniform
 from qpart.tables import WIDTHS, Tables
 
 PIXEL_BITS = 8

@@ -13,10 +13,10 @@ from qpart.demo.held_out import HeldOut
 from qpart.demo.proof import kept
 from qpart.demo.roles import NET_NAMES
 from qpart.errors import Infeasible
+from qpart.patterns import evaluate
 from qpart.profile import Channel, DeviceProfile, Request, ServerProfile
 from qpart.rows import CutRow
 from qpart.run.served import ServedModel
-from qpart.solve import evaluate
 
 INFERENCES = 10_000
 TITLE = f"Payload per inference over {INFERENCES:,} inferences: download divided among them, request, and answer"

@@ -15,9 +15,9 @@ from qpart.head import Head
 from qpart.inputs import as_float
 from qpart.messages import Chosen, Infer, Segment
 from qpart.network import INPUT
+from qpart.patterns import Pattern
 from qpart.quantiser import Floats
 from qpart.run.served import ServedModel
-from qpart.solve import Pattern
 
 
 class HeldOut:

@@ -15,8 +15,8 @@ from qpart.executors.sensitivity import Found, PsiPerWidth
 from qpart.executors.simulator import Joint, Simulator
 from qpart.journal import Journal
 from qpart.network import Network
+from qpart.patterns import Pattern
 from qpart.quantiser import Floats
-from qpart.solve import Pattern
 from qpart.tables import WIDTHS, Tables
 from qpart.verify import PatternKey, key_of, verify_levels
 

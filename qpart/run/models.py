@@ -13,11 +13,11 @@ from qpart.artefact import Artefact
 from qpart.errors import ArtefactError, RequestError
 from qpart.executors import Executor
 from qpart.network import INPUT
+from qpart.patterns import Pattern
 from qpart.profile import ServerProfile
 from qpart.run.published import Sign
 from qpart.run.served import ServedModel
 from qpart.run.speed import server_profile
-from qpart.solve import Pattern
 from qpart.verify import Measured
 
 if TYPE_CHECKING:

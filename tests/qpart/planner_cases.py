@@ -10,8 +10,8 @@ import numpy as np
 
 from qpart.network import Network, Node
 from qpart.ops import Add, Conv2d, GlobalMean, Linear, Relu, Reshape
+from qpart.patterns import Pattern, evaluate
 from qpart.profile import Channel, DeviceProfile, Request, ServerProfile, Weights
-from qpart.solve import Pattern, evaluate
 from qpart.tables import WIDTHS, BudgetMap, Tables
 
 SERVER = ServerProfile(macs_per_s=1e12, price_per_s=1.0)

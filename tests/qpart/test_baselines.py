@@ -11,8 +11,9 @@ from qpart.baselines import BASELINES, Case, exact, float_bytes
 from qpart.errors import Infeasible
 from qpart.heuristics import KINDS, make_solver
 from qpart.limits import allowances, at_each_cut
+from qpart.patterns import evaluate
 from qpart.plan import cost_row, plan
-from qpart.solve import Solver, evaluate
+from qpart.solve import Solver
 from qpart.tables import WIDTHS
 from tests.qpart.planner_cases import SERVER, TINY_SERVER, dense, random_tables, request, residual, tiny, tiny_request
 

@@ -13,8 +13,9 @@ from qpart import fronts
 from qpart.limits import BELOW_ALL, allowances, at_cut, at_each_cut
 from qpart.network import Network, Node
 from qpart.ops import Relu
+from qpart.patterns import evaluate
 from qpart.plan import plan
-from qpart.solve import Solver, evaluate
+from qpart.solve import Solver
 from qpart.tables import WIDTHS
 from tests.qpart.planner_cases import dense, random_tables, residual, tiny
 

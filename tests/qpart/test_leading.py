@@ -15,10 +15,11 @@ from qpart.costs import Fixed, costs
 from qpart.cuts import Choices
 from qpart.errors import Infeasible
 from qpart.leading import Leader, hull
+from qpart.patterns import evaluate, uniform
 from qpart.plan import Plan, plan
 from qpart.profile import Channel, DeviceProfile, Request, Weights
 from qpart.rows import CutTable
-from qpart.solve import Solver, evaluate, uniform
+from qpart.solve import Solver
 from qpart.tables import WIDTHS, BudgetMap
 from tests.qpart.planner_cases import SERVER, by_trying, dense, every_pattern, random_tables, residual, tiny
 

@@ -11,7 +11,8 @@ from bench.macro import _optimality_cases as cases
 from bench.macro.optimality import brute_force
 from qpart.baselines import Case, exact
 from qpart.heuristics import KINDS, make_solver
-from qpart.solve import Solver, evaluate
+from qpart.patterns import evaluate
+from qpart.solve import Solver
 
 
 def test_exact_is_what_trying_everything_finds_with_caches_and_memory():

@@ -14,10 +14,11 @@ from qpart.closed_form import closed_form
 from qpart.errors import RequestError
 from qpart.explain import parts, reason, table
 from qpart.limits import BELOW_ALL
+from qpart.patterns import evaluate, uniform
 from qpart.plan import MAX_LEVELS, Plan, byte_weights, cost_row, plan
 from qpart.profile import DeviceProfile, Request, ServerProfile, Weights
 from qpart.rows import CutTable
-from qpart.solve import Solver, evaluate, uniform
+from qpart.solve import Solver
 from qpart.tables import WIDTHS
 from tests.qpart.planner_cases import (
     SERVER,

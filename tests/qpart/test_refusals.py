@@ -13,8 +13,9 @@ import pytest
 
 from qpart.errors import Infeasible
 from qpart.limits import BELOW_ALL
+from qpart.patterns import uniform
 from qpart.plan import plan
-from qpart.solve import Solver, uniform
+from qpart.solve import Solver
 from tests.qpart.planner_cases import (
     SERVER,
     TINY_SERVER,

@@ -14,11 +14,11 @@ from edgebus.testing import Proxy
 from qpart.errors import SegmentRejected
 from qpart.head import Head
 from qpart.messages import Chosen, Segment
+from qpart.patterns import evaluate
 from qpart.pieces import address_of
 from qpart.profile import Channel, DeviceProfile, Request
 from qpart.run.published import Published
 from qpart.signing import generate_signing_key, load_signer
-from qpart.solve import evaluate
 from tests.qpart.serving import Served
 from tests.qpart.wide import made_up, served
 

@@ -46,10 +46,10 @@ from qpart.ops import (
     Slice,
     Softmax,
 )
+from qpart.patterns import evaluate
 from qpart.pieces import address_of, encode_pieces, steps_to
 from qpart.run.published import Published
 from qpart.segment import split_addresses
-from qpart.solve import evaluate
 from qpart.tables import WIDTHS
 from tests.qpart import small
 from tests.qpart.random_nets import random_network, random_parameters

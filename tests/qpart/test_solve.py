@@ -14,7 +14,8 @@ from scipy.optimize import Bounds, LinearConstraint, milp
 from qpart.fronts import Chain
 from qpart.network import Network, Node
 from qpart.ops import Linear
-from qpart.solve import MAX_KEPT_PROBLEMS, MIXES, TO_LOAD, Solver, evaluate, uniform
+from qpart.patterns import evaluate, uniform
+from qpart.solve import MAX_KEPT_PROBLEMS, MIXES, TO_LOAD, Solver
 from qpart.tables import WIDTHS, BudgetMap, Tables
 from tests.qpart.planner_cases import by_trying, dense, every_pattern, random_tables, residual
 
