@@ -15,6 +15,7 @@ import zmq
 import edgebus
 
 CHILD = Path(__file__).with_name("child_server.py")
+BLOB_CHILD = Path(__file__).with_name("child_blobs.py")
 
 
 def _open_files():
@@ -137,4 +138,23 @@ def child():
     for process in children:
         process.kill()
         process.wait(5)
+        process.stdout.close()
+
+
+@pytest.fixture
+def blob_children():
+    """Starts processes of child_blobs.py and kills what is left of them."""
+    started = []
+
+    def start(*arguments):
+        command = [sys.executable, str(BLOB_CHILD), *map(str, arguments)]
+        process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        started.append(process)
+        return process
+
+    yield start
+    for process in started:
+        process.kill()
+        process.wait(5)
+        process.stdin.close()
         process.stdout.close()

@@ -6,8 +6,6 @@ import errno
 import os
 import random
 import signal
-import subprocess
-import sys
 import threading
 import time
 from contextlib import contextmanager
@@ -453,26 +451,7 @@ def test_disk_that_fills_up_in_the_middle(plain, tmp_path, monkeypatch, if_full)
 # -- processes -----------------------------------------------------------------------------------------
 
 
-@pytest.fixture
-def children():
-    """Starts processes of child_blobs.py and kills what is left of them."""
-    started = []
-
-    def start(*arguments):
-        command = [sys.executable, str(CHILD), *map(str, arguments)]
-        process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-        started.append(process)
-        return process
-
-    yield start
-    for process in started:
-        process.kill()
-        process.wait(5)
-        process.stdin.close()
-        process.stdout.close()
-
-
-def test_fetch_after_a_kill_asks_for_the_missing_chunks_only(plain, tmp_path, children):
+def test_fetch_after_a_kill_asks_for_the_missing_chunks_only(plain, tmp_path, blob_children):
     _, device = plain
     content = content_of(40)
     reached, go_on = threading.Event(), threading.Event()
@@ -484,7 +463,7 @@ def test_fetch_after_a_kill_asks_for_the_missing_chunks_only(plain, tmp_path, ch
         return right
 
     with Source(content, gate) as source:
-        child = children("fetch", tmp_path, source.endpoint, source.blob_id)
+        child = blob_children("fetch", tmp_path, source.endpoint, source.blob_id)
         assert reached.wait(20), "it asks for one chunk at a time, the sixteenth never comes"
         child.send_signal(signal.SIGKILL)
         child.wait(5)
@@ -499,12 +478,12 @@ def test_fetch_after_a_kill_asks_for_the_missing_chunks_only(plain, tmp_path, ch
         assert store.stats().num_partials == 0
 
 
-def test_server_killed_in_the_middle_and_restarted_ends_the_same_fetch(plain, tmp_path, children):
+def test_server_killed_in_the_middle_and_restarted_ends_the_same_fetch(plain, tmp_path, blob_children):
     _, device = plain
     content = content_of(40)
     served = BlobStore(tmp_path / "served")
     blob_id = served.put(content, chunk_bytes=CHUNK)
-    first = children("serve", served.path, "tcp://127.0.0.1:0")
+    first = blob_children("serve", served.path, "tcp://127.0.0.1:0")
     endpoint = first.stdout.readline().strip()
     killed = []
 
@@ -512,7 +491,7 @@ def test_server_killed_in_the_middle_and_restarted_ends_the_same_fetch(plain, tm
         if done > 10 * CHUNK and not killed:
             first.kill()
             first.wait(5)
-            killed.append(children("serve", served.path, endpoint))
+            killed.append(blob_children("serve", served.path, endpoint))
 
     with within(30), fetch_blob(device.connect(endpoint), blob_id, BlobStore(tmp_path / "own"), progress=progress) as b:
         assert b.view == content

@@ -39,25 +39,6 @@ def store(tmp_path):
     return BlobStore(tmp_path / "blobs", budget_bytes=10 * CHUNK)
 
 
-@pytest.fixture
-def children():
-    """Starts processes of child_blobs.py and kills what is left of them."""
-    started = []
-
-    def start(*arguments):
-        command = [sys.executable, str(CHILD), *map(str, arguments)]
-        process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-        started.append(process)
-        return process
-
-    yield start
-    for process in started:
-        process.kill()
-        process.wait(5)
-        process.stdin.close()
-        process.stdout.close()
-
-
 # -- in and out ----------------------------------------------------------------------------------------
 
 
@@ -208,10 +189,10 @@ def test_blob_in_use_is_not_evicted(store, hold):
     assert not store.has(a)
 
 
-def test_blob_in_use_by_another_process_is_not_evicted_until_that_is_killed(store, children):
+def test_blob_in_use_by_another_process_is_not_evicted_until_that_is_killed(store, blob_children):
     a = put(store, content_of(4 * CHUNK, 0))
     put(store, content_of(4 * CHUNK, 1))
-    holder = children("hold", store.path, store.budget_bytes, a)
+    holder = blob_children("hold", store.path, store.budget_bytes, a)
     assert holder.stdout.readline() == "held\n"
     with pytest.raises(BlobStoreFull, match="in use"):
         put(store, content_of(9 * CHUNK, 2))
@@ -509,8 +490,8 @@ def test_small_file_system_evicts_before_it_is_full_and_then_says_so(tmp_path):
 # -- processes -----------------------------------------------------------------------------------------
 
 
-def test_what_a_killed_put_left_is_removed_at_the_next_start(store, children):
-    child = children("put", store.path, store.budget_bytes)
+def test_what_a_killed_put_left_is_removed_at_the_next_start(store, blob_children):
+    child = blob_children("put", store.path, store.budget_bytes)
     assert child.stdout.readline() == "halfway\n"
     assert [file.suffix for file in store.path.iterdir() if file.name != ".lock"] == [".put"]
     store.gc()
@@ -523,8 +504,8 @@ def test_what_a_killed_put_left_is_removed_at_the_next_start(store, children):
     assert [file.name for file in store.path.iterdir()] == [".lock"]
 
 
-def test_processes_that_compete_for_one_store_keep_its_budget_and_its_blobs_right(store, children):
-    processes = [children("compete", store.path, store.budget_bytes, seed) for seed in range(4)]
+def test_processes_that_compete_for_one_store_keep_its_budget_and_its_blobs_right(store, blob_children):
+    processes = [blob_children("compete", store.path, store.budget_bytes, seed) for seed in range(4)]
     sizes = []
     for process in processes:
         line = process.stdout.readline().split()
@@ -537,8 +518,8 @@ def test_processes_that_compete_for_one_store_keep_its_budget_and_its_blobs_righ
     assert store.stats().corrupt == 0
 
 
-def test_lock_held_by_a_stopped_process_is_named_after_a_while(store, children, monkeypatch):
-    holder = children("lock", store.path, store.budget_bytes)
+def test_lock_held_by_a_stopped_process_is_named_after_a_while(store, blob_children, monkeypatch):
+    holder = blob_children("lock", store.path, store.budget_bytes)
     assert holder.stdout.readline() == "locked\n"
     monkeypatch.setattr(edgebus.blobs.disk, "_LOCK_WAIT_S", 0.1)
     with pytest.raises(BlobStoreBusy, match=r"another process has held .*\.lock"):

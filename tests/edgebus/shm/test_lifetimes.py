@@ -13,10 +13,9 @@ import numpy as np
 import pytest
 
 from edgebus import shm
-from tests.edgebus.child_shm import block_of, digest, info_of, memory_files
-from tests.edgebus.shm_tools import (
+from tests.edgebus.shm.child import block_of, digest, info_of, memory_files
+from tests.edgebus.shm.tools import (
     MIB,
-    Child,
     bytes_of,
     holders,
     inode_of,
@@ -24,27 +23,6 @@ from tests.edgebus.shm_tools import (
 )
 
 pytestmark = pytest.mark.skipif(not shm.available(), reason="no memory files that peers can open here")
-
-
-@pytest.fixture
-def child():
-    process = Child()
-    yield process
-    process.close()
-
-
-@pytest.fixture
-def pool():
-    made = shm.Pool(4 * MIB, MIB)
-    yield made
-    made.close()
-
-
-@pytest.fixture
-def mapper():
-    made = shm.Mapper()
-    yield made
-    made.close()
 
 
 def test_views_outlive_a_killed_sender_unchanged_and_then_nothing_is_left(child, mapper):

@@ -10,36 +10,14 @@ import numpy as np
 import pytest
 
 from edgebus import shm
-from tests.edgebus.child_shm import digest, info_of, memory_files
-from tests.edgebus.shm_tools import (
+from tests.edgebus.shm.child import digest, info_of, memory_files
+from tests.edgebus.shm.tools import (
     MIB,
-    Child,
     bytes_of,
     view,
 )
 
 pytestmark = pytest.mark.skipif(not shm.available(), reason="no memory files that peers can open here")
-
-
-@pytest.fixture
-def child():
-    process = Child()
-    yield process
-    process.close()
-
-
-@pytest.fixture
-def pool():
-    made = shm.Pool(4 * MIB, MIB)
-    yield made
-    made.close()
-
-
-@pytest.fixture
-def mapper():
-    made = shm.Mapper()
-    yield made
-    made.close()
 
 
 @pytest.mark.parametrize("size", [0, 1, 64, 65, 4096, MIB - 4096, 3 * MIB])

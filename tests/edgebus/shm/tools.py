@@ -14,7 +14,7 @@ import pytest
 
 from edgebus import shm
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 MIB = 1 << 20
 
 
@@ -23,7 +23,7 @@ class Child:
 
     def __init__(self):
         self.process = subprocess.Popen(
-            [sys.executable, Path(__file__).with_name("child_shm.py")],
+            [sys.executable, Path(__file__).with_name("child.py")],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,

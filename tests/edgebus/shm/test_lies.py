@@ -16,39 +16,17 @@ import pytest
 from edgebus import shm
 from edgebus.shm import segments
 from edgebus.shm.processes import parse_stat
-from tests.edgebus.child_shm import block_of
-from tests.edgebus.shm_tools import (
+from tests.edgebus.shm.child import block_of
+from tests.edgebus.shm.tools import (
     BOTH_SEALS,
     MIB,
     ROOT,
-    Child,
     memory_file,
     refused,
     view,
 )
 
 pytestmark = pytest.mark.skipif(not shm.available(), reason="no memory files that peers can open here")
-
-
-@pytest.fixture
-def child():
-    process = Child()
-    yield process
-    process.close()
-
-
-@pytest.fixture
-def pool():
-    made = shm.Pool(4 * MIB, MIB)
-    yield made
-    made.close()
-
-
-@pytest.fixture
-def mapper():
-    made = shm.Mapper()
-    yield made
-    made.close()
 
 
 @pytest.mark.parametrize(
