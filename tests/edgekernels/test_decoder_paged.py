@@ -200,9 +200,10 @@ def test_pages_which_cannot_be_are_refused():
         decoder.new_pages(1, page_tokens=0)
     with pytest.raises(ValueError, match="no memory for 2147483647 pages of 65536 tokens; pass fewer"):
         decoder.new_pages(2**31 - 1, page_tokens=2**16)
+    broad = shape(heads=1, kv_heads=1, head_dim=1026, layers=1)
+    wide = Decoder(broad, random_weights(broad))
     with pytest.raises(ValueError, match="heads have 1026 dimensions; pages take 1024"):
-        wide = shape(heads=1, kv_heads=1, head_dim=1026, layers=1)
-        Decoder(wide, random_weights(wide)).new_pages(1)
+        wide.new_pages(1)
     with pytest.raises(ValueError, match="span 0 ends at position 7; the model has 6"):
         decoder.forward_paged(pages=decoder.new_pages(3, page_tokens=4), **(GOOD | {"past": np.array([6, 0])}))
     with pytest.raises(ValueError, match="another decoder's"):

@@ -216,7 +216,8 @@ def test_the_engine_is_the_native_one_where_it_can_be(family, more, kind, tmp_pa
 def test_why_torch_computes_is_said(tmp_path, caplog):
     caplog.set_level("INFO", "sled.server")
     load_engine(saved(tmp_path, "gemma2"), kv_bytes=1 << 20)
-    assert [r.why for r in caplog.records if r.message == "torch computes this target"][0].count("gemma2") == 1
+    (why,) = (r.why for r in caplog.records if r.message == "torch computes this target")
+    assert "gemma2" in why
 
 
 @pytest.mark.parametrize("more", [{"engine": "native"}, {"activations": "int8"}])
@@ -245,5 +246,7 @@ print(type(loaded.target).__name__, loaded.target.codec.encode("Hi", chat=True)[
 
 def test_a_gguf_file_is_served_without_torch_and_transformers():
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
-    done = subprocess.run([sys.executable, "-c", ALONE], env=environment, capture_output=True, text=True, timeout=60)
+    done = subprocess.run(
+        [sys.executable, "-c", ALONE], env=environment, capture_output=True, text=True, timeout=60, check=False
+    )
     assert (done.returncode, done.stdout.split()[0]) == (0, "NativeTarget"), done.stderr

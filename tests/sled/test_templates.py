@@ -10,8 +10,8 @@ from sled.targets.templates import render
 TALK = [{"role": "system", "content": "be <brief>"}, {"role": "user", "content": 'é "quoted"\n'}]
 TEMPLATES = [
     "{% for m in messages %}\n    {{- m.role }}: {{ m.content | trim }}\n{% endfor %}{{ eos_token }}",
-    "{%- set ns = namespace(last='', self=1) %}{% for m in messages %}{% set ns.last = m.role %}{% endfor %}{{ ns.last }}",
-    "{% for m in messages %}{% if loop.first %}{% continue %}{% endif %}{{ m | tojson(indent=2) }}{% break %}{% endfor %}",
+    "{%- set ns = namespace(self=1) %}{% for m in messages %}{% set ns.last = m.role %}{% endfor %}{{ ns.last }}",
+    "{% for m in messages %}{% if loop.first %}{% continue %}{% endif %}{{ m | tojson(indent=2) }}{% endfor %}",
     "{% generation %}{{ messages[0]['content'] | tojson }}{% endgeneration %}{{ dict(a=1).items() | list }}",
     "{{ tools is none and documents is none and add_generation_prompt }}{{ missing }}",
 ]
