@@ -15,6 +15,8 @@ from edgebus.settings import PeerSettings, convert, from_environment, put, read_
 PREFIX = "SLED_SERVE_"
 Dtype = Literal["float32", "bfloat16", "float16"]
 Attention = Literal["auto", "torch", "cpu", "triton"]
+Engine = Literal["auto", "native", "torch"]
+Activations = Literal["float", "int8"]
 Share = Literal["all", "owner", "none"]
 
 _Text = Annotated[str, Meta(min_length=1, max_length=1024)]
@@ -30,12 +32,14 @@ class ServeSettings(Struct, frozen=True, kw_only=True):
         keys: key directory, made by `edgebus keygen`.
         allow: allow-list file, or "any"; by default KEYS/allowed_keys.
         insecure: plaintext, no keys.
+        engine: what computes the target; "auto" takes the native decoder for models it runs, on the CPU in float32.
+        activations: of the native engine; "float" is exact, "int8" is faster and rounds as llama.cpp does.
         dtype: arithmetic of the target; float32 is exact.
         device: "cpu", "cuda", or "cuda:1".
         attention: how attention over pages is computed; "auto" takes the fastest that is exact enough for the dtype.
         max_window: drafts that a device may send per round.
         windows: "goodput" tells devices how many drafts pay at this load; "fixed" always allows max_window.
-        threads: of the target on CPUs; 0 lets torch decide.
+        threads: of the target on CPUs; 0 takes all processors, or what torch decides.
         kv_bytes: memory of keys and values, as "2GiB"; "auto" takes what the target proposes.
         page_tokens: positions in one page of keys and values; 0 takes what suits the device.
         max_sessions: sessions held.
@@ -57,6 +61,8 @@ class ServeSettings(Struct, frozen=True, kw_only=True):
     keys: str | None = None
     allow: str | None = None
     insecure: bool = False
+    engine: Engine = "auto"
+    activations: Activations = "float"
     dtype: Dtype = "float32"
     device: Annotated[str, Meta(pattern=r"^(cpu|cuda(:[0-9]{1,2})?)\Z")] = "cpu"
     attention: Attention = "auto"
@@ -140,9 +146,27 @@ def _check(settings: ServeSettings) -> None:
         raise ConfigError("attention triton needs device cuda: take auto, torch or cpu")
     if settings.attention == "cpu" and settings.device != "cpu":
         raise ConfigError(f"attention cpu does not run on device {settings.device}: take auto, torch or triton")
+    _check_engine(settings)
     if settings.announce_at and not settings.announce:
         raise ConfigError("announce_at without announce: give the name that is announced, sled say")
     for replica in settings.replicas:
         if settings.insecure == (replica.server_key is not None):
             need = "drops server_key, for nothing is encrypted" if settings.insecure else "needs server_key"
             raise ConfigError(f"replicas: {replica.endpoint!a} {need}")
+
+
+def _check_engine(settings: ServeSettings) -> None:
+    """What only one engine computes is not asked of the other."""
+    only_torch = {"dtype": "float32", "device": "cpu", "attention": "auto", "tensor_parallel": 1}
+    for name, default in only_torch.items():
+        value = getattr(settings, name)
+        if value == default:
+            continue
+        if settings.engine == "native":
+            raise ConfigError(f"engine native has {name} {default} only, not {value}: take engine auto or torch")
+        if settings.activations != "float":
+            raise ConfigError(
+                f"activations {settings.activations} needs the native engine, which has no {name} {value}"
+            )
+    if settings.engine == "torch" and settings.activations != "float":
+        raise ConfigError(f"activations {settings.activations} needs the native engine: take engine auto or native")

@@ -18,7 +18,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
 import edgebus
 from bench import record
@@ -27,7 +26,7 @@ from sled import Device, Sampling, Window
 from sled.drafters import Drafter
 from sled.reference import Comparison, Reference, compare
 from sled.targets.catalog import find_model
-from sled.targets.causal_lm import load_target
+from sled.targets.engines import engine_of, load_engine
 from sled.testing import serving
 
 MODEL = "smollm2-135m"
@@ -80,7 +79,7 @@ class Bench:
         self.root, self.num_tokens = root, num_tokens
         for name in ("server", "device"):
             edgebus.generate_keys(root / name)
-        self.target = load_target(find_model(MODEL))
+        self.target = load_engine(find_model(MODEL))
 
     @contextmanager
     def serving(self) -> Iterator[str]:
@@ -200,7 +199,8 @@ def main() -> int:
             "prompts": prompts,
             "drafters": DRAFTERS,
             "windows": list(WINDOWS),
-            "torch_threads": torch.get_num_threads(),
+            "engine": engine_of(bench.target),
+            "target_threads": bench.target.num_threads,
             "wall_s": round(time.monotonic() - started_at, 1),
             **{name: tally.as_dict() for name, tally in tallies.items()},
         },

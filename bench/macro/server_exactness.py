@@ -2,7 +2,8 @@
 
 Devices join, leave, vanish, come back, draft well and badly; pages are few, so sessions are evicted and computed again,
 and texts that begin alike share pages. Greedy answers are held against transformers' own `generate`, sampled ones
-against the same seeds alone. `python -m bench.macro.server_exactness [--prompts N] [--tokens N] [--crowd N]`.
+against the same seeds alone.
+`python -m bench.macro.server_exactness [--prompts N] [--tokens N] [--crowd N] [--engine native]`.
 """
 
 from __future__ import annotations
@@ -13,26 +14,24 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
-import torch
-
 from bench import record
 from bench.macro._crowd import Crowd, Guest, alone
 from bench.macro.exactness import Tally
 from bench.macro.prompts import hundred
 from sled.reference import Reference, compare
 from sled.targets.catalog import find_model
-from sled.targets.causal_lm import CausalLMTarget, load_target
+from sled.targets.engines import Engine, engine_of, load_engine
 from sled.types import Sampling
 
 MODEL = "smollm2-135m"
 POOL_TOKENS = 1536  # a third of what the crowd would hold
 
 
-def make_target(pool_tokens: int) -> CausalLMTarget:
+def make_target(pool_tokens: int, engine: Engine) -> Any:
     """The model with so few pages that sessions are evicted."""
     config = {"layers": 30, "kv_heads": 3, "head_dim": 64}
     token_bytes = 2 * 4 * config["layers"] * config["kv_heads"] * config["head_dim"]
-    return load_target(find_model(MODEL), kv_bytes=pool_tokens * token_bytes)
+    return load_engine(find_model(MODEL), engine=engine, kv_bytes=pool_tokens * token_bytes)
 
 
 def sampled(number: int) -> Sampling:
@@ -46,14 +45,14 @@ def sampled(number: int) -> Sampling:
     return Sampling(temperature=0.7 + 0.1 * (number % 4), seed=1000 + number, **more[number % len(more)])
 
 
-def in_crowd(target: CausalLMTarget, guests: Sequence[Guest], size: int, seed: int) -> dict[str, Any]:
+def in_crowd(target: Any, guests: Sequence[Guest], size: int, seed: int) -> dict[str, Any]:
     """Run the guests; what happened meanwhile."""
     crowd = Crowd(target, size=size, seed=seed)
     crowd.run(guests)
     return crowd.totals()
 
 
-def greedy_part(target: CausalLMTarget, prompts: Sequence[list[int]], num_tokens: int, size: int) -> dict[str, Any]:
+def greedy_part(target: Any, prompts: Sequence[list[int]], num_tokens: int, size: int) -> dict[str, Any]:
     """Greedy answers of the crowd beside transformers' generate."""
     reference = Reference(find_model(MODEL))
     expected = [reference.answer(prompt, num_tokens) for prompt in prompts]
@@ -70,7 +69,7 @@ def greedy_part(target: CausalLMTarget, prompts: Sequence[list[int]], num_tokens
     return {**tally.as_dict(), "happened": happened}
 
 
-def sampled_part(target: CausalLMTarget, prompts: Sequence[list[int]], num_tokens: int, size: int) -> dict[str, Any]:
+def sampled_part(target: Any, prompts: Sequence[list[int]], num_tokens: int, size: int) -> dict[str, Any]:
     """Sampled answers of the crowd beside the same seeds alone."""
     guests = [Guest(i, prompt, sampled(i), num_tokens) for i, prompt in enumerate(prompts)]
     for guest in guests:
@@ -90,10 +89,11 @@ def main() -> int:
     parser.add_argument("--prompts", type=int, default=100)
     parser.add_argument("--tokens", type=int, default=32)
     parser.add_argument("--crowd", type=int, default=32)
+    parser.add_argument("--engine", choices=["native", "torch"], default="native")
     options = parser.parse_args()
     started_at, stamped = time.monotonic(), record.stamp()
     texts = hundred()[:: max(1, 100 // options.prompts)][: options.prompts]
-    target = make_target(POOL_TOKENS)
+    target = make_target(POOL_TOKENS, options.engine)
     prompts = [target.codec.encode(text, chat=True) for text in texts]
     sampled_run = sampled_part(target, prompts, options.tokens, options.crowd)
     greedy_run = greedy_part(target, prompts, options.tokens, options.crowd)
@@ -112,7 +112,8 @@ def main() -> int:
             "tokens": options.tokens,
             "crowd": options.crowd,
             "pool_tokens": POOL_TOKENS,
-            "torch_threads": torch.get_num_threads(),
+            "engine": engine_of(target),
+            "target_threads": target.num_threads,
             "wall_s": round(time.monotonic() - started_at, 1),
             "greedy": greedy_run,
             "sampled": sampled_run,

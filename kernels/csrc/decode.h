@@ -4,6 +4,7 @@
 
 #include <stdint.h>
 
+#include "attend.h"
 #include "gemm.h"
 
 #define EK_TILE 16 /* positions whose keys lie beside each other, and what heads of values are padded to */
@@ -88,7 +89,27 @@ typedef struct {
 typedef struct {
     const ek_decode *steps;
     const ek_gemm *gemm;
+    const ek_attend *attend; /* of pages */
 } ek_kernels;
+
+/* Keys and values of many sequences in pages: float32 [layer][page][kv_head][slot][head_dim]. */
+typedef struct {
+    float *keys;
+    float *values;
+    int64_t pages;
+    int64_t page_tokens;
+} ek_pages;
+
+/* Tokens of many sequences in one call; the arrays are those of ek_paged, checked by the caller. */
+typedef struct {
+    const int32_t *page_table;
+    const int64_t *page_starts;
+    const int64_t *token_starts;
+    const int64_t *past;
+    int64_t spans;
+    const int64_t *rows; /* tokens whose logits are wanted, rising */
+    int64_t num_rows;
+} ek_spans;
 
 /* Bytes of working memory, aligned to 64, which a forward pass with so many threads needs. */
 int64_t ek_workspace_bytes(const ek_model *model, const ek_cache *cache, int threads);
@@ -97,6 +118,13 @@ int64_t ek_workspace_bytes(const ek_model *model, const ek_cache *cache, int thr
 void ek_forward(const ek_kernels *kernels, const ek_model *model, const ek_cache *cache, int64_t past,
                 const float *embedded, int64_t count, int64_t num_logits, float *logits, int threads,
                 void *workspace);
+
+/* Bytes of working memory which a forward pass over pages needs. */
+int64_t ek_paged_workspace_bytes(const ek_model *model, int threads);
+/* Take in `count` embedded tokens (count, hidden) of the spans, into their pages, and write the logits (num_rows, vocab)
+   of the rows; 0, or -1 without memory. */
+int ek_forward_paged(const ek_kernels *kernels, const ek_model *model, const ek_pages *pages, const ek_spans *spans,
+                     const float *embedded, int64_t count, float *logits, int threads, void *workspace);
 
 /* The best kernels at or below the level of that name, as ek_pick finds them. */
 const ek_decode *ek_find_decode(const char *name);

@@ -204,33 +204,7 @@ static void attend(const ek_cache *cache, int64_t head_dim, const ek_attention *
     by_count[what->count - 1](cache, head_dim, what);
 }
 
-/* Four rows at a time, so that x is loaded once for all of them. */
-ALWAYS void multiply_rows(const float *matrix, int64_t columns, int rows, const float *x, float *out)
-{
-    vfloat sum[4] = {{0}};
-    int64_t i = 0;
-    for (; i + FLOATS <= columns; i += FLOATS) {
-        vfloat v = load_floats(x + i);
-        for (int r = 0; r < rows; r++)
-            sum[r] = multiply_add(v, load_floats(matrix + r * columns + i), sum[r]);
-    }
-    for (int r = 0; r < rows; r++) {
-        out[r] = sum_float_lanes(sum[r]);
-        for (int64_t j = i; j < columns; j++)
-            out[r] += x[j] * matrix[r * columns + j];
-    }
-}
-
-static void multiply(const float *matrix, int64_t columns, int64_t from, int64_t to, const float *x, int64_t m,
-                     float *out, int64_t stride)
-{
-    for (; from + 4 <= to; from += 4)
-        for (int64_t i = 0; i < m; i++)
-            multiply_rows(matrix + from * columns, columns, 4, x + i * columns, out + i * stride + from);
-    for (; from < to; from++)
-        for (int64_t i = 0; i < m; i++)
-            multiply_rows(matrix + from * columns, columns, 1, x + i * columns, out + i * stride + from);
-}
+#include "decode_products.h"
 
 #define EK_PASTE(a, b) a##b
 #define EK_NAME(a, b) EK_PASTE(a, b)

@@ -9,16 +9,30 @@
 #endif
 
 #include "decode.h"
+#include "decode_batch.h"
 #include "decode_workspace.h"
 
 int64_t ek_workspace_bytes(const ek_model *model, const ek_cache *cache, int threads)
 {
     memory at = {NULL, 0};
-    pass p;
+    pass p = {.room = BATCH};
     member own;
     carve_pass(model, &at, &p);
     for (int i = 0; i < threads; i++)
         carve_member(model, cache, &at, &own);
+    return at.used;
+}
+
+int64_t ek_paged_workspace_bytes(const ek_model *model, int threads)
+{
+    memory at = {NULL, 0};
+    pass p = {.room = PAGED_BATCH};
+    paging paged;
+    member own;
+    carve_pass(model, &at, &p);
+    carve_paging(PAGED_BATCH, &at, &paged);
+    for (int i = 0; i < threads; i++)
+        carve_member(model, NULL, &at, &own);
     return at.used;
 }
 
@@ -171,14 +185,19 @@ static void keep_heads(const member *own, const ek_layer *layer, int64_t number)
     const pass *p = own->all;
     const ek_model *m = p->model;
     int64_t queries = p->tokens * m->heads, d = m->head_dim;
+    if (p->paging && own->number == 0)
+        begin_layer(p->paging, number, p->query, p->mixed);
     for (int64_t i = from_of(own, queries); i < to_of(own, queries); i++)
         turn(own, layer->query_norm, p->query + i * d, i / m->heads);
     int64_t kept = p->tokens * m->kv_heads;
     for (int64_t i = from_of(own, kept); i < to_of(own, kept); i++) {
         int64_t token = i / m->kv_heads, head = i % m->kv_heads;
         turn(own, layer->key_norm, p->key + i * d, token);
-        p->kernels->steps->store(p->cache, d, keys_of(p, number, head), values_of(p, number, head), p->past + token,
-                                 p->key + i * d, p->value + i * d);
+        if (p->paging)
+            store_paged(p->paging, number, head, token, p->key + i * d, p->value + i * d);
+        else
+            p->kernels->steps->store(p->cache, d, keys_of(p, number, head), values_of(p, number, head),
+                                     p->past + token, p->key + i * d, p->value + i * d);
     }
 }
 
@@ -219,7 +238,10 @@ static void run_attention(const member *own, const ek_layer *layer, int64_t numb
     ek_meet(p->team);
     keep_heads(own, layer, number);
     ek_meet(p->team);
-    attend(own, number);
+    if (p->paging)
+        take_pieces(&p->paging->crew, own->number);
+    else
+        attend(own, number);
     ek_meet(p->team);
     in.x = p->mixed;
     prepare(own, last, 1, &in, first_token(own), end_token(own));
@@ -253,14 +275,35 @@ static void angles(const member *own)
     const pass *p = own->all;
     int64_t turning = p->model->turning;
     for (int64_t i = from_of(own, p->tokens * turning); i < to_of(own, p->tokens * turning); i++) {
-        float angle = (float)(p->past + i / turning) * p->model->frequencies[i % turning];
+        int64_t position = p->paging ? p->paging->positions[i / turning] : p->past + i / turning;
+        float angle = (float)position * p->model->frequencies[i % turning];
         p->cosine[i] = (float)cos((double)angle);
         p->sine[i] = (float)sin((double)angle);
     }
 }
 
-/* One batch; logits of its last num_logits tokens. */
-static void run_batch(const member *own, const float *embedded, int64_t num_logits, float *logits)
+/* Logits of the batch's wanted tokens. */
+static void run_head(const member *own, const float *y, float *logits)
+{
+    const pass *p = own->all;
+    const ek_model *m = p->model;
+    const ek_decode *steps = p->kernels->steps;
+    const buffers *b = buffers_of(own);
+    const ek_linear *head[] = {&m->head};
+    int64_t from = alone(own) ? 0 : from_of(own, p->wanted), to = alone(own) ? 1 : to_of(own, p->wanted), rows[2];
+    input in = {.x = b->normed};
+    for (int64_t i = from; i < to; i++) {
+        float *x = b->x + wanted_token(p, i) * m->hidden;
+        steps->add(x, y + wanted_token(p, i) * m->hidden, m->hidden);
+        steps->norm(x, m->norm, m->hidden, m->epsilon, b->normed + i * m->hidden);
+    }
+    prepare(own, head, 1, &in, from, to);
+    prepared(own);
+    multiply(own, &m->head, &in, p->wanted, logits, rows);
+}
+
+/* One batch, and its logits. */
+static void run_batch(const member *own, const float *embedded, float *logits)
 {
     const pass *p = own->all;
     const ek_model *m = p->model;
@@ -274,49 +317,30 @@ static void run_batch(const member *own, const float *embedded, int64_t num_logi
         run_ffn(own, &m->layers[l]);
         y = p->y;
     }
-    if (num_logits == 0)
-        return;
-    const ek_linear *head[] = {&m->head};
-    input in;
-    int64_t rows[2], skipped = p->tokens - num_logits;
-    norm_stream(own, y, m->norm, head, 1, &in);
-    in.x += skipped * m->hidden;
-    if (in.num_slots) {
-        int64_t groups = m->hidden / in.group[0];
-        in.tokens[0].codes += skipped * m->hidden;
-        in.tokens[0].scale += skipped * groups;
-        in.tokens[0].sum += skipped * groups;
-    }
-    multiply(own, &m->head, &in, num_logits, logits, rows);
+    if (p->wanted)
+        run_head(own, y, logits);
 }
 
 /* What each thread of the team does. */
-static void take_part(member *own, pass *p, const float *embedded, int64_t count, int64_t num_logits, float *logits)
+static void take_part(member *own, pass *p, const call *what)
 {
-    const int64_t hidden = p->model->hidden, past = p->past;
-    int64_t unwanted = count - num_logits;
     own->all = p;
-    for (int64_t at = 0; at < count; at += BATCH) {
+    for (int64_t at = 0; at < what->count; at += p->room) {
         ek_meet(p->team); /* nobody needs the last batch any more */
-        if (own->number == 0) {
-            p->past = past + at;
-            p->tokens = count - at < BATCH ? count - at : BATCH;
-        }
+        if (own->number == 0)
+            begin_batch(p, what, at);
         ek_meet(p->team);
-        int64_t skipped = unwanted - at < 0 ? 0 : unwanted - at;
-        int64_t wanted = p->tokens > skipped ? p->tokens - skipped : 0;
-        run_batch(own, embedded + at * hidden, wanted, logits);
-        logits += wanted * p->model->vocab;
+        if (p->failed)
+            return;
+        run_batch(own, what->embedded + at * p->model->hidden, what->logits + p->first * p->model->vocab);
     }
 }
 
-void ek_forward(const ek_kernels *kernels, const ek_model *model, const ek_cache *cache, int64_t past,
-                const float *embedded, int64_t count, int64_t num_logits, float *logits, int threads, void *workspace)
+/* Run a team of so many threads; `at` is where their own memory begins. */
+static void run_team(pass *p, const call *what, int threads, memory at)
 {
-    memory at = {workspace, 0};
     ek_team team = {.size = 1};
-    pass p = {.kernels = kernels, .model = model, .cache = cache, .team = &team, .past = past};
-    carve_pass(model, &at, &p);
+    p->team = &team;
 #if defined(_OPENMP)
     if (threads > 1) {
 #pragma omp parallel num_threads(threads)
@@ -324,18 +348,43 @@ void ek_forward(const ek_kernels *kernels, const ek_model *model, const ek_cache
             memory own_at = at;
             member own;
             for (int i = 0; i <= omp_get_thread_num(); i++)
-                carve_member(model, cache, &own_at, &own);
+                carve_member(p->model, p->cache, &own_at, &own);
 #pragma omp single
             team.size = (unsigned)omp_get_num_threads(); /* maybe fewer than we asked for */
             own.number = omp_get_thread_num();
             own.size = (int)team.size;
-            take_part(&own, &p, embedded, count, num_logits, logits);
+            take_part(&own, p, what);
         }
         return;
     }
 #endif
     (void)threads;
     member own = {.number = 0, .size = 1};
-    carve_member(model, cache, &at, &own);
-    take_part(&own, &p, embedded, count, num_logits, logits);
+    carve_member(p->model, p->cache, &at, &own);
+    take_part(&own, p, what);
+}
+
+void ek_forward(const ek_kernels *kernels, const ek_model *model, const ek_cache *cache, int64_t past,
+                const float *embedded, int64_t count, int64_t num_logits, float *logits, int threads, void *workspace)
+{
+    memory at = {workspace, 0};
+    call what = {embedded, count, num_logits, logits, past};
+    pass p = {.kernels = kernels, .model = model, .cache = cache, .room = BATCH};
+    carve_pass(model, &at, &p);
+    run_team(&p, &what, threads, at);
+}
+
+int ek_forward_paged(const ek_kernels *kernels, const ek_model *model, const ek_pages *pages, const ek_spans *spans,
+                     const float *embedded, int64_t count, float *logits, int threads, void *workspace)
+{
+    memory at = {workspace, 0};
+    call what = {embedded, count, spans->num_rows, logits, 0};
+    paging paged = {.pages = pages, .spans = spans};
+    pass p = {.kernels = kernels, .model = model, .paging = &paged, .room = PAGED_BATCH};
+    carve_pass(model, &at, &p);
+    carve_paging(PAGED_BATCH, &at, &paged);
+    begin_paging(&paged, kernels, model);
+    run_team(&p, &what, threads, at);
+    end_paging(&paged);
+    return p.failed;
 }

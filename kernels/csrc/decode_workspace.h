@@ -5,9 +5,11 @@
 #include <stddef.h>
 
 #include "decode.h"
+#include "decode_paged.h"
 #include "decode_team.h"
 
-#define BATCH 16 /* tokens taken through all layers together */
+#define BATCH 16       /* tokens of a sequence taken through all layers together */
+#define PAGED_BATCH 64 /* the same of many sequences */
 #define SLOTS 3  /* matrices with different groups that may share an input */
 
 /* What goes into matrices: floats, and for every group size among them codes or sums. */
@@ -29,11 +31,16 @@ typedef struct {
 typedef struct {
     const ek_kernels *kernels;
     const ek_model *model;
-    const ek_cache *cache;
+    const ek_cache *cache; /* of one sequence, */
+    paging *paging;        /* or the pages of many */
     ek_team *team;
     buffers common;
     float *query, *key, *value, *mixed, *y, *gate, *up, *cosine, *sine;
-    int64_t past, tokens; /* of this batch */
+    int64_t room;           /* tokens which a batch may have */
+    int64_t at, tokens;     /* of this batch: its first one in the call, how many */
+    int64_t past;           /* positions before it, in the cache of one sequence */
+    int64_t first, wanted;  /* its tokens with logits: the last ones, or `wanted` rows from number `first` on */
+    int failed;             /* no memory */
 } pass;
 
 /* One thread's view of it. */
@@ -83,23 +90,30 @@ static void carve_buffers(const ek_model *m, int64_t tokens, memory *from, buffe
 
 static void carve_pass(const ek_model *m, memory *from, pass *p)
 {
-    carve_buffers(m, BATCH, from, &p->common);
-    p->query = carve_floats(from, BATCH * m->heads * m->head_dim);
-    p->mixed = carve_floats(from, BATCH * m->heads * m->head_dim);
-    p->key = carve_floats(from, BATCH * m->kv_heads * m->head_dim);
-    p->value = carve_floats(from, BATCH * m->kv_heads * m->head_dim);
-    p->y = carve_floats(from, BATCH * m->hidden);
-    p->gate = carve_floats(from, BATCH * m->ffn);
-    p->up = carve_floats(from, BATCH * m->ffn);
-    p->cosine = carve_floats(from, BATCH * m->turning);
-    p->sine = carve_floats(from, BATCH * m->turning);
+    carve_buffers(m, p->room, from, &p->common);
+    p->query = carve_floats(from, p->room * m->heads * m->head_dim);
+    p->mixed = carve_floats(from, p->room * m->heads * m->head_dim);
+    p->key = carve_floats(from, p->room * m->kv_heads * m->head_dim);
+    p->value = carve_floats(from, p->room * m->kv_heads * m->head_dim);
+    p->y = carve_floats(from, p->room * m->hidden);
+    p->gate = carve_floats(from, p->room * m->ffn);
+    p->up = carve_floats(from, p->room * m->ffn);
+    p->cosine = carve_floats(from, p->room * m->turning);
+    p->sine = carve_floats(from, p->room * m->turning);
+}
+
+static void carve_paging(int64_t room, memory *from, paging *p)
+{
+    int64_t **const arrays[] = {&p->page_starts, &p->token_starts, &p->past, &p->positions, &p->places};
+    for (size_t i = 0; i < sizeof arrays / sizeof *arrays; i++)
+        *arrays[i] = carve(from, (room + 1) * (int64_t)sizeof(int64_t));
 }
 
 static void carve_member(const ek_model *m, const ek_cache *cache, memory *from, member *own)
 {
     carve_buffers(m, 1, from, &own->own);
-    own->scores = carve_floats(from, EK_QUERIES * cache->capacity);
-    own->sums = carve_floats(from, EK_QUERIES * cache->padded_dim);
+    own->scores = cache ? carve_floats(from, EK_QUERIES * cache->capacity) : NULL;
+    own->sums = cache ? carve_floats(from, EK_QUERIES * cache->padded_dim) : NULL;
 }
 
 #endif

@@ -27,3 +27,19 @@ def forward(
     logits: npt.NDArray[np.float32],
     threads: int,
 ) -> None: ...
+
+class Pages:
+    def __init__(self, keys: npt.NDArray[np.float32], values: npt.NDArray[np.float32]) -> None: ...
+
+def forward_paged(
+    model: Model,
+    pages: Pages,
+    embedded: npt.NDArray[np.float32],
+    page_table: npt.NDArray[np.int32],
+    page_starts: npt.NDArray[np.int64],
+    token_starts: npt.NDArray[np.int64],
+    past: npt.NDArray[np.int64],
+    rows: npt.NDArray[np.int64],
+    logits: npt.NDArray[np.float32],
+    threads: int,
+) -> None: ...

@@ -5,9 +5,11 @@ import os
 
 import numpy as np
 
-from libc.stdint cimport int64_t, uintptr_t
+from libc.stdint cimport int32_t, int64_t, uintptr_t
 from libc.stdlib cimport calloc, free
 
+from edgekernels._attend cimport ek_attend
+from edgekernels._attend cimport kernels as attend_kernels
 from edgekernels._gemm cimport Native, ek_gemm, ek_packed, kernels, native
 
 
@@ -61,10 +63,29 @@ cdef extern from "decode.h" nogil:
     ctypedef struct ek_kernels:
         const ek_decode* steps
         const ek_gemm* gemm
+        const ek_attend* attend
+
+    ctypedef struct ek_pages:
+        float* keys
+        float* values
+        int64_t pages
+        int64_t page_tokens
+
+    ctypedef struct ek_spans:
+        const int32_t* page_table
+        const int64_t* page_starts
+        const int64_t* token_starts
+        const int64_t* past
+        int64_t spans
+        const int64_t* rows
+        int64_t num_rows
 
     int64_t ek_workspace_bytes(const ek_model*, const ek_cache*, int threads) noexcept
     void ek_forward(const ek_kernels*, const ek_model*, const ek_cache*, int64_t past, const float* embedded,
                     int64_t count, int64_t num_logits, float* logits, int threads, void* workspace) noexcept
+    int64_t ek_paged_workspace_bytes(const ek_model*, int threads) noexcept
+    int ek_forward_paged(const ek_kernels*, const ek_model*, const ek_pages*, const ek_spans*, const float* embedded,
+                         int64_t count, float* logits, int threads, void* workspace) noexcept
     const ek_decode* ek_find_decode(const char* name) noexcept
     bint ek_offers_decode(int level) noexcept
 
@@ -181,10 +202,31 @@ cdef class Cache:
 
     cdef void* memory(self, const ek_model* model, int threads) except NULL:
         """Working memory for so many threads, aligned to 64 bytes."""
-        cdef int64_t wanted = ek_workspace_bytes(model, &self.cache, threads) + 64
-        if self.workspace is None or self.workspace.nbytes < wanted:
-            self.workspace = np.zeros(wanted, np.uint8)
-        return <void*>((<uintptr_t>self.workspace.ctypes.data + 63) & ~<uintptr_t>63)
+        self.workspace = with_room(self.workspace, ek_workspace_bytes(model, &self.cache, threads))
+        return aligned(self.workspace)
+
+
+cdef with_room(workspace, int64_t wanted):
+    """Memory with room for so many bytes from an address on which is a multiple of 64."""
+    if workspace is None or workspace.nbytes < wanted + 64:
+        return np.zeros(wanted + 64, np.uint8)
+    return workspace
+
+
+cdef void* aligned(workspace):
+    """That address."""
+    return <void*>((<uintptr_t>workspace.ctypes.data + 63) & ~<uintptr_t>63)
+
+
+cdef class Pages:
+    """Keys and values of many sequences, and working memory."""
+    cdef ek_pages pages
+    cdef object keys, values, workspace
+
+    def __cinit__(self, float[:, :, :, :, ::1] keys, float[:, :, :, :, ::1] values):
+        self.keys, self.values, self.workspace = keys, values, None
+        self.pages.keys, self.pages.values = &keys[0, 0, 0, 0, 0], &values[0, 0, 0, 0, 0]
+        self.pages.pages, self.pages.page_tokens = keys.shape[1], keys.shape[3]
 
 
 def forward(Model model, Cache cache, int64_t past, const float[:, ::1] embedded, float[:, ::1] logits, int threads):
@@ -193,10 +235,32 @@ def forward(Model model, Cache cache, int64_t past, const float[:, ::1] embedded
     cdef int64_t count = embedded.shape[0], num_logits = logits.shape[0]
     cdef ek_kernels both
     cdef float* out = &logits[0, 0] if num_logits else NULL
-    both.steps, both.gemm = LEVEL, kernels()
+    both.steps, both.gemm, both.attend = LEVEL, kernels(), attend_kernels()
     with nogil:
         ek_forward(&both, &model.model, &cache.cache, past, &embedded[0, 0], count, num_logits, out, threads,
                    workspace)
+
+
+def forward_paged(Model model, Pages pages, const float[:, ::1] embedded, const int32_t[::1] page_table,
+                  const int64_t[::1] page_starts, const int64_t[::1] token_starts, const int64_t[::1] past,
+                  const int64_t[::1] rows, float[:, ::1] logits, int threads):
+    """Take in embedded tokens of many sequences and write the logits of the rows."""
+    cdef ek_spans spans
+    cdef ek_kernels all
+    cdef int64_t count = embedded.shape[0]
+    cdef float* out = &logits[0, 0] if rows.shape[0] else NULL
+    cdef int failed
+    pages.workspace = with_room(pages.workspace, ek_paged_workspace_bytes(&model.model, threads))
+    cdef void* workspace = aligned(pages.workspace)
+    spans.page_table, spans.page_starts, spans.token_starts = &page_table[0], &page_starts[0], &token_starts[0]
+    spans.past, spans.spans = &past[0], past.shape[0]
+    spans.rows, spans.num_rows = &rows[0] if rows.shape[0] else NULL, rows.shape[0]
+    all.steps, all.gemm, all.attend = LEVEL, kernels(), attend_kernels()
+    with nogil:
+        failed = ek_forward_paged(&all, &model.model, &pages.pages, &spans, &embedded[0, 0], count, out, threads,
+                                  workspace)
+    if failed:
+        raise MemoryError(f"no memory for the attention of {count} tokens")
 
 
 set_level(os.environ.get("EDGEKERNELS_LEVEL", ""))

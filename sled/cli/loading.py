@@ -1,10 +1,9 @@
-"""The target of `sled serve` from its settings; torch is imported here, once the cheap checks have passed."""
+"""The target of `sled serve` from its settings; torch is imported where it is needed, after the cheap checks."""
 
 from __future__ import annotations
 
 import logging
 import signal
-from collections.abc import Callable
 from typing import Any
 
 from edgebus.cli.progress import load_bar
@@ -12,7 +11,7 @@ from sled.errors import UnknownModel
 from sled.run.serving import Loaded
 from sled.run.warming import Forecast, measure_rounds, measure_steps, warm_up
 from sled.settings import ServeSettings
-from sled.targets.catalog import find_model
+from sled.targets.catalog import ModelFiles, find_model
 
 log = logging.getLogger("sled.server")
 
@@ -60,34 +59,43 @@ def _nothing() -> None:
 
 def _target(settings: ServeSettings) -> Any:
     files = find_model(settings.model)
+    sizes: dict[str, Any] = {
+        "max_window": settings.max_window,
+        "kv_bytes": settings.num_kv_bytes,
+        "page_tokens": settings.page_tokens or None,
+        "dtype": settings.dtype,
+        "device": settings.device,
+        "attention": settings.attention,
+    }
     with load_bar(f"loading target {files.name}", quiet=settings.log_json) as progress:
         try:
-            import torch
+            if settings.tensor_parallel > 1:
+                return _divided(settings, files, progress=progress, **sizes)
+            from sled.targets.engines import engine_of, load_engine
 
-            loader = _loader(settings)
+            target = load_engine(
+                files,
+                engine=settings.engine,
+                activations=settings.activations,
+                num_threads=settings.threads,
+                progress=progress,
+                **sizes,
+            )
         except ModuleNotFoundError as error:
             raise UnknownModel(f"serving needs {error.name}: pip install 'edgebus[server]'") from None
-        if settings.threads:
-            torch.set_num_threads(settings.threads)
-        target = loader(
-            files,
-            dtype=settings.dtype,
-            device=settings.device,
-            max_window=settings.max_window,
-            kv_bytes=settings.num_kv_bytes,
-            page_tokens=settings.page_tokens or None,
-            attention=settings.attention,
-            progress=progress,
-        )
-    log.info("loaded", extra={"target": files.name, "dtype": settings.dtype, "target_threads": torch.get_num_threads()})
+    about = {"engine": engine_of(target), "dtype": target.described.dtype, "target_threads": target.num_threads}
+    log.info("loaded", extra={"target": files.name, **about})
     return target
 
 
-def _loader(settings: ServeSettings) -> Callable[..., Any]:
-    if settings.tensor_parallel > 1:
-        from sled.targets.tensor_parallel import load_tensor_parallel
+def _divided(settings: ServeSettings, files: ModelFiles, **more: Any) -> Any:
+    import torch
 
-        return load_tensor_parallel
-    from sled.targets.causal_lm import load_target
+    from sled.targets.tensor_parallel import load_tensor_parallel
 
-    return load_target
+    if settings.threads:
+        torch.set_num_threads(settings.threads)
+    target = load_tensor_parallel(files, **more)
+    threads = torch.get_num_threads()
+    log.info("loaded", extra={"target": files.name, "dtype": settings.dtype, "target_threads": threads})
+    return target

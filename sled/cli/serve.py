@@ -26,6 +26,21 @@ class Dtype(StrEnum):
     FLOAT16 = "float16"
 
 
+class Engine(StrEnum):
+    """What computes the target."""
+
+    AUTO = "auto"
+    NATIVE = "native"
+    TORCH = "torch"
+
+
+class Activations(StrEnum):
+    """What is multiplied with packed weights."""
+
+    FLOAT = "float"
+    INT8 = "int8"
+
+
 class Attention(StrEnum):
     """How attention over pages is computed."""
 
@@ -63,6 +78,12 @@ def serve(
     allow: Annotated[
         str | None, typer.Option(help="Allow-list file, or `any` for every key; default KEYS/allowed_keys.")
     ] = None,
+    engine: Annotated[
+        Engine | None, typer.Option(help="auto (the default): native where it runs the model on the CPU, else torch.")
+    ] = None,
+    activations: Annotated[
+        Activations | None, typer.Option(help="Of the native engine: float (the default) is exact, int8 is faster.")
+    ] = None,
     dtype: Annotated[Dtype | None, typer.Option(help="float32 (the default) is exact, the others are faster.")] = None,
     device: Annotated[str | None, typer.Option(help="cpu (the default), cuda, or cuda:1.")] = None,
     attention: Annotated[Attention | None, typer.Option(help="How attention over pages is computed.")] = None,
@@ -72,7 +93,9 @@ def serve(
     windows: Annotated[
         Windows | None, typer.Option(help="goodput (default): as many drafts as pay at this load; fixed: max-window.")
     ] = None,
-    threads: Annotated[int | None, typer.Option(min=0, help="CPU threads for the target; 0 lets torch decide.")] = None,
+    threads: Annotated[
+        int | None, typer.Option(min=0, help="CPU threads of the target; 0 takes all there are.")
+    ] = None,
     kv_bytes: Annotated[str | None, typer.Option(help="Memory of keys and values, e.g. 2GiB; default auto.")] = None,
     page_tokens: Annotated[int | None, typer.Option(help="Positions in one page of it; 0 suits the device.")] = None,
     max_sessions: Annotated[int | None, typer.Option(min=1, help="Sessions held; default 256.")] = None,
@@ -113,6 +136,8 @@ def serve(
         "bind": bind,
         "keys": str(keys) if keys is not None else None,
         "allow": allow,
+        "engine": engine,
+        "activations": activations,
         "dtype": dtype,
         "device": device,
         "attention": attention,

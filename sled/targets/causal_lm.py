@@ -14,17 +14,18 @@ from torch import Tensor
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 from sled.acceptance import Decision, RoundRows
-from sled.errors import OutOfMemory, ParameterError, TargetLost
-from sled.messages import MAX_TOKENS, MAX_WINDOW, Described
-from sled.server import TargetShape
+from sled.errors import OutOfMemory, TargetLost
+from sled.messages import MAX_WINDOW
 from sled.targets import pool
 from sled.targets.backends import choose_backend, has_triton
 from sled.targets.catalog import ModelFiles
 from sled.targets.decide import decide
-from sled.targets.layout import Layout, lay_out
+from sled.targets.describing import describe, sayable, shape_of
+from sled.targets.layout import Layout, check_rounds, lay_out
 from sled.targets.loading import load_model
 from sled.targets.packed import pack
-from sled.targets.probe import Probe, check_kind, check_windows, max_positions, sayable
+from sled.targets.probe import Probe, check_kind, check_windows, max_positions
+from sled.targets.room import insist_on_pages
 from sled.targets.text import TextCodec
 from sled.types import Chunk
 from sled.vocabulary import vocabulary_hash
@@ -63,7 +64,8 @@ class CausalLMTarget:
     ) -> None:
         assert 0 <= max_window <= MAX_WINDOW
         check_kind(model)
-        self.vocabulary, stop_ids = sayable(model, codec.vocabulary(), codec.stop_ids)
+        vocab_size = model.config.get_text_config().vocab_size
+        self.vocabulary, stop_ids = sayable(vocab_size, codec.vocabulary(), codec.stop_ids)
         self.model, self.codec = model.eval(), codec
         layers = pool.find_layers(model)
         check_windows(model, layers)
@@ -72,35 +74,29 @@ class CausalLMTarget:
         self._backend: Any = choose_backend(attention, model.device, layers, page_tokens)
         self._takes_rows = "logits_to_keep" in inspect.signature(model.forward).parameters
         num_pages = self._agree(pool.num_pages_of(layers, page_tokens, kv_bytes, model.device))
-        size, least = pool.page_bytes(layers, page_tokens), probe.num_pages(page_tokens)
-        if num_pages < least:
-            raise ParameterError(f"kv_bytes gives {num_pages} pages of {size} bytes; give room for {least} or more")
+        size = pool.page_bytes(layers, page_tokens)
+        insist_on_pages(num_pages, probe.num_pages(page_tokens), size)
         pool.hang_pools(model, layers, num_pages, page_tokens, self._backend)
-        vocab_hash = vocabulary_hash(self.vocabulary)
-        vocab_size = model.config.get_text_config().vocab_size
-        self.described = Described(
+        self.described = describe(
+            self.vocabulary,
+            stop_ids,
+            _target_id(model, vocabulary_hash(self.vocabulary)),
             name=name,
             dtype=str(model.dtype).removeprefix("torch."),
             vocab_size=vocab_size,
-            vocab_hash=vocab_hash,
-            max_positions=min(max_positions(model), MAX_TOKENS),
+            max_positions=max_positions(model),
             max_window=max_window,
-            stop_ids=stop_ids,
-            target_id=_target_id(model, vocab_hash),
         )
-        self.shape = TargetShape(
-            vocab_size,
-            self.described.max_positions,
-            max_window,
-            frozenset(stop_ids),
-            self.described.target_id,
-            self.vocabulary.pieces,
-            page_tokens,
-            num_pages,
-            size,
+        self.shape = shape_of(
+            self.described, self.vocabulary, page_tokens=page_tokens, num_pages=num_pages, page_bytes=size
         )
         self._layers, self._probe = layers, probe
         probe.check(self.logits, page_tokens)
+
+    @property
+    def num_threads(self) -> int:
+        """Threads it computes on, where that is a CPU."""
+        return int(torch.get_num_threads())
 
     def verify(self, chunks: Sequence[Chunk], rounds: Sequence[RoundRows]) -> list[Decision]:
         """See `sled.targets.Target.verify`."""
@@ -131,17 +127,6 @@ class CausalLMTarget:
             **keep,
         ).logits[0]
         return logits if keep else logits[packed.rows]
-
-
-def check_rounds(chunks: Sequence[Chunk], rounds: Sequence[RoundRows]) -> None:
-    """Insist that the chunks want the rows which the rounds decide.
-
-    Raises:
-        ValueError: they do not.
-    """
-    wanted = [chunk.num_logits for chunk in chunks if chunk.num_logits]
-    if wanted != [len(r.draft) + 1 for r in rounds]:
-        raise ValueError(f"the chunks want {wanted} rows of logits, which are not those of the rounds")
 
 
 @contextmanager

@@ -9,11 +9,11 @@ import torch
 from torch import nn
 
 from sled.acceptance import Decision, RoundRows
-from sled.targets.causal_lm import CausalLMTarget, check_rounds, finish, memory_given_back, on_device
+from sled.targets.causal_lm import CausalLMTarget, finish, memory_given_back, on_device
 from sled.targets.decide import decide
 from sled.targets.graphs import Batch, GraphedForward, Pages
 from sled.targets.joined import join_projections
-from sled.targets.layout import lay_out
+from sled.targets.layout import check_rounds, lay_out
 from sled.targets.sizes import measured_on
 from sled.targets.text import TextCodec
 from sled.types import Chunk, Sampling  # noqa: F401  (Sampling in a doctest)

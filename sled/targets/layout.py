@@ -9,6 +9,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from sled.acceptance import RoundRows
 from sled.types import Chunk
 
 Ints = NDArray[np.int64]
@@ -105,3 +106,14 @@ def lay_out(chunks: Sequence[Chunk], *, page_tokens: int, num_pages: int) -> Lay
         page_starts,
         page_tokens,
     )
+
+
+def check_rounds(chunks: Sequence[Chunk], rounds: Sequence[RoundRows]) -> None:
+    """Insist that the chunks want the rows which the rounds decide.
+
+    Raises:
+        ValueError: they do not.
+    """
+    wanted = [chunk.num_logits for chunk in chunks if chunk.num_logits]
+    if wanted != [len(r.draft) + 1 for r in rounds]:
+        raise ValueError(f"the chunks want {wanted} rows of logits, which are not those of the rounds")

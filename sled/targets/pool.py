@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from typing import Any
 
 import torch
 
-from sled.errors import OutOfMemory, ParameterError, UnknownModel
+from sled.errors import OutOfMemory, UnknownModel
 from sled.targets.attention import PAGED, RECORDING, Backend, Layer, LayerPool
+from sled.targets.room import PAGE_TOKENS_ON_CPU, SHARE_ON_CPU, host_bytes, pages_in
 
-PAGE_TOKENS = {"cpu": 16}  # elsewhere _PAGE_TOKENS
+PAGE_TOKENS = {"cpu": PAGE_TOKENS_ON_CPU}  # elsewhere _PAGE_TOKENS
 _PAGE_TOKENS = 64
-_MOST_PAGES = 1 << 16  # by default; more only if asked for
-_SHARE_OF_FREE = {"cpu": 0.25}  # of what is free once the model is loaded; elsewhere _SHARE
+_SHARE_OF_FREE = {"cpu": SHARE_ON_CPU}  # of what is free once the model is loaded; elsewhere _SHARE
 _SHARE = 0.85
 
 
@@ -62,13 +61,8 @@ def num_pages_of(layers: Sequence[Layer], page_tokens: int, kv_bytes: int | None
     Raises:
         ParameterError: not even one page.
     """
-    size = page_bytes(layers, page_tokens)
-    if kv_bytes is None:
-        share = _SHARE_OF_FREE.get(device.type, _SHARE)
-        return max(1, min(int(free_bytes(device) * share) // size, _MOST_PAGES))
-    if kv_bytes < size:
-        raise ParameterError(f"kv_bytes is {kv_bytes}; one page of {page_tokens} tokens needs {size}")
-    return kv_bytes // size
+    share = _SHARE_OF_FREE.get(device.type, _SHARE)
+    return pages_in(kv_bytes, page_bytes(layers, page_tokens), page_tokens, by_default=free_bytes(device) * share)
 
 
 def free_bytes(device: torch.device) -> int:
@@ -76,12 +70,7 @@ def free_bytes(device: torch.device) -> int:
     if device.type == "cuda":
         free: int = torch.cuda.mem_get_info(device)[0]
         return free
-    try:
-        with open("/proc/meminfo") as file:
-            found = next(line for line in file if line.startswith("MemAvailable"))
-        return int(found.split()[1]) * 1024
-    except (OSError, StopIteration):
-        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2
+    return host_bytes()
 
 
 def hang_pools(model: Any, layers: Sequence[Layer], num_pages: int, page_tokens: int, backend: Backend) -> None:

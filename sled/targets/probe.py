@@ -6,7 +6,6 @@ leave something out or mix sessions without a word.
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -15,17 +14,11 @@ import torch
 from torch import Tensor
 
 from sled.errors import UnknownModel
-from sled.messages import Vocabulary
 from sled.targets.attention import Layer
+from sled.targets.trial import COARSE, EXACT, NUM_TOKENS, REST, compare, pages_of, texts_of
 from sled.types import Chunk
 
-log = logging.getLogger("sled.server")
-
-_NUM_TOKENS = 24
-_REST = 4
 _LONGEST = 256  # windows up to here are tried; beyond, it must do that the layers ask for them
-_TOLERANCE = {torch.float32: 1e-3}
-_COARSE = 0.1  # half precision, through some tens of layers; what is left out or mixed shows as about 1
 _LAYER_TYPES = {"full_attention", "sliding_attention"}
 
 
@@ -44,26 +37,6 @@ def check_kind(model: Any) -> None:
     other = set(getattr(config, "layer_types", None) or ()) - _LAYER_TYPES
     if other:
         raise UnknownModel(f"{kind} has layers of {', '.join(sorted(other))}, not supported yet; use another target")
-
-
-def sayable(model: Any, vocabulary: Vocabulary, stop_ids: Sequence[int]) -> tuple[Vocabulary, list[int]]:
-    """The vocabulary and the tokens that end an answer, without what the model never says: ids beyond its logits.
-
-    Tokenizers may have a few more, such as one for padding, and settings of generation name what they were made with.
-    A prompt with such an id is refused when it comes.
-    """
-    size, pieces = model.config.get_text_config().vocab_size, vocabulary.pieces
-    usable = [stop for stop in stop_ids if 0 <= stop < size]
-    if len(usable) < len(stop_ids):
-        outside = ", ".join(str(stop) for stop in stop_ids if stop not in usable)
-        log.warning(
-            "tokens that end an answer are outside the vocabulary, and never come",
-            extra={"outside": outside, "vocab_size": size, "left": len(usable)},
-        )
-    if len(pieces) > size:
-        log.warning("the tokenizer has ids that the model has not", extra={"ids": len(pieces), "vocab_size": size})
-        vocabulary = Vocabulary(pieces[:size], [special for special in vocabulary.special_ids if special < size])
-    return vocabulary, usable
 
 
 def check_windows(model: Any, layers: Sequence[Layer]) -> None:
@@ -103,12 +76,9 @@ class Probe:
     def __init__(self, model: Any, layers: Sequence[Layer]) -> None:
         windows = [layer.terms.window for layer in layers if 0 < layer.terms.window <= _LONGEST]
         vocab = model.config.get_text_config().vocab_size
-        longest = min(max([_NUM_TOKENS, *(window + 8 for window in windows)]), max_positions(model))
+        longest = min(max([NUM_TOKENS, *(window + 8 for window in windows)]), max_positions(model))
         self._model = model
-        self._texts = [
-            [(i * step + step) % vocab for i in range(length)]
-            for step, length in ((7919, longest), (104729, min(_NUM_TOKENS, longest)))
-        ]
+        self._texts = texts_of(vocab, longest)
         before = model.config._attn_implementation
         model.set_attn_implementation("eager")  # the one that leaves nothing out: SDPA knows no softcap
         try:
@@ -119,16 +89,16 @@ class Probe:
     def _own(self, text: Sequence[int]) -> np.ndarray[Any, np.dtype[np.float32]]:
         with torch.inference_mode():
             logits = self._model(input_ids=torch.tensor([text], device=self._model.device), use_cache=False).logits
-        return np.asarray(logits[0, -_REST:].float().cpu().numpy())
+        return np.asarray(logits[0, -REST:].float().cpu().numpy())
 
     def _tolerance(self) -> float:
         """Of the largest logit; quantised products may round each batch otherwise."""
         quantised = getattr(self._model.config, "quantization_config", None) is not None
-        return _COARSE if quantised else _TOLERANCE.get(self._model.dtype, _COARSE)
+        return EXACT if self._model.dtype == torch.float32 and not quantised else COARSE
 
     def num_pages(self, page_tokens: int) -> int:
         """Pages the check needs."""
-        return sum(-(-len(text) // page_tokens) for text in self._texts)
+        return pages_of(self._texts, page_tokens)
 
     def check(self, compute: Callable[[Sequence[Chunk]], Tensor], page_tokens: int) -> None:
         """Two sessions in two forwards, against the model's own.
@@ -140,24 +110,8 @@ class Probe:
         Raises:
             UnknownModel: the results are not numbers, or differ by more than rounding.
         """
-        kind, first, parts = self._model.config.model_type, 0, []
-        for text in self._texts:
-            count = -(-len(text) // page_tokens)
-            parts.append((text, tuple(range(first, first + count))))
-            first += count
-        for rest in (False, True):
-            chunks = []
-            for number, (text, pages) in enumerate(parts):
-                cut = len(text) - _REST
-                tokens = text[cut:] if rest else text[:cut]
-                chunks.append(Chunk(b"%d" % number, tuple(tokens), cut * rest, _REST * rest, pages))
-            ours = compute(chunks)
-        found = ours.float().cpu().numpy().reshape(self._right.shape)
-        error = float(np.abs(found - self._right).max() / np.abs(self._right).max())
-        if not np.isfinite(self._right).all():
-            raise UnknownModel(f"{kind} gives logits that are no numbers; use weights that are whole, or another dtype")
-        if not error < self._tolerance():
-            raise UnknownModel(
-                f"{kind} computes something besides plain attention (batched logits are off by {error:.1%}), "
-                "which is not supported yet; use another target"
-            )
+
+        def computed(chunks: Sequence[Chunk]) -> Any:
+            return compute(chunks).float().cpu().numpy()
+
+        compare(self._model.config.model_type, self._texts, self._right, computed, page_tokens, self._tolerance())

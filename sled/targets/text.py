@@ -13,6 +13,7 @@ from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 from sled.errors import UnknownModel
 from sled.messages import Vocabulary
 from sled.pieces import vocabulary_of_tokenizer
+from sled.targets.templates import render
 from sled.types import Message
 
 
@@ -58,18 +59,11 @@ class TextCodec:
         if self.chat_template is None:
             raise ValueError("this model has no chat template; send the prompt as it is (--raw)")
         try:
-            rendered = self._render([{"role": each.role, "content": each.content} for each in messages])
+            conversation = [{"role": each.role, "content": each.content} for each in messages]
+            rendered = render(self.chat_template, conversation, self.special)
         except TemplateError as error:
             raise ValueError(f"the model's chat template failed: {error}") from error
         return list(self.tokenizer.encode(rendered, add_special_tokens=False).ids)
-
-    def _render(self, messages: list[dict[str, str]]) -> str:
-        from transformers.utils.chat_template_utils import render_jinja_template
-
-        rendered, _ = render_jinja_template(
-            [messages], chat_template=self.chat_template, add_generation_prompt=True, **self.special
-        )
-        return str(rendered[0])
 
     def vocabulary(self) -> Vocabulary:
         """The bytes of every id, for devices that show text without a tokenizer."""

@@ -3,7 +3,7 @@
 from tests.edgekernels.scripts import linux_only, run
 
 GUARDED = """
-from edgekernels import PackedMatrix, _accept, _decode, _gemm, _select
+from edgekernels import PackedMatrix, _accept, _attend, _decode, _gemm, _select
 from edgekernels.decoder import Decoder, DecoderConfig, Layer, Linear, Weights
 from edgekernels.decoder.config import frequencies
 
@@ -11,6 +11,7 @@ zeros = np.zeros
 np.zeros = lambda shape, dtype=float: guarded(zeros(shape, dtype))  # caches and working memory
 _decode.set_level(sys.argv[1])
 _gemm.set_level(sys.argv[1])
+_attend.set_level(sys.argv[1])
 _select.use(_accept)
 rng = np.random.default_rng(0)
 
@@ -42,6 +43,16 @@ for heads, kv, d, hidden, ffn, vocab, bits in cases:
             out = guarded(zeros((count, vocab), np.float32))
             decoder.forward(rng.integers(0, vocab, count), cache, num_logits=count, out=out, num_threads=threads)
         assert len(cache) == 70 and np.isfinite(out).all()
+    for page_tokens, threads in ((1, 1), (16, 2)):
+        pages = decoder.new_pages(-(-70 // page_tokens) + 4, page_tokens=page_tokens)
+        table = np.arange(pages.num_pages, dtype=np.int32)[::-1].copy()  # of a long text, and of a short one
+        for past, count, rows in ((0, 1, [0]), (1, 68, [0, 5, 63, 64, 70]), (69, 1, [])):
+            few = 3 if count > 1 else 0
+            out = guarded(zeros((len(rows), vocab), np.float32)) if rows else None
+            starts = [np.array([0, len(table) - 4, len(table)]), np.array([0, count, count + few]), np.array([past, 0])]
+            decoder.forward_paged(rng.integers(0, vocab, count + few), pages, table, *starts,
+                                  rows=np.array(rows, np.int64), out=out, num_threads=threads)
+            assert not rows or np.isfinite(out).all()
 print("clean")
 """
 CRASH = """

@@ -32,11 +32,12 @@ def test_toy_answers_are_those_of_devices_alone(seed):
 
 @pytest.mark.model
 def test_real_answers_are_those_of_generate_and_of_devices_alone():
-    """Six prompts, greedy and sampled, in so few pages that sessions are evicted meanwhile."""
+    """Six prompts, greedy and sampled, in so few pages that sessions are evicted meanwhile; by either engine."""
     torch = pytest.importorskip("torch")
     from sled.targets.catalog import find_model
     from sled.targets.causal_lm import CausalLMTarget
     from sled.targets.loading import load_model
+    from sled.targets.native import load_native
 
     model, codec = load_model(find_model("smollm2-135m"))
     prompts = [codec.encode(text, chat=True) for text in hundred()[:6]]
@@ -46,12 +47,16 @@ def test_real_answers_are_those_of_generate_and_of_devices_alone():
         with torch.inference_mode():
             out = model.generate(ids, attention_mask=torch.ones_like(ids), max_new_tokens=12, do_sample=False)
         rows.append(out[0, len(prompt) :].tolist())
-    target = CausalLMTarget(model, codec, name="target", kv_bytes=8 * 16 * 46080)
-    assert target.shape.num_pages == 8
-    guests = [Guest(i, p, Sampling() if i % 2 == 0 else Sampling(0.9, seed=i), 12) for i, p in enumerate(prompts)]
-    for guest in guests:
-        guest.right = rows[guest.number // 2] if guest.number % 2 == 0 else alone(target, guest)
-    crowd = Crowd(target, size=6, seed=11)
-    crowd.run(guests)
-    assert [guest.answer for guest in guests] == [list(guest.right) for guest in guests]
-    assert crowd.totals()["evictions"] > 0
+    room = {"kv_bytes": 8 * 16 * 46080}
+    for target in (
+        CausalLMTarget(model, codec, name="target", **room),
+        load_native(find_model("smollm2-135m"), **room),
+    ):
+        assert target.shape.num_pages == 8
+        guests = [Guest(i, p, Sampling() if i % 2 == 0 else Sampling(0.9, seed=i), 12) for i, p in enumerate(prompts)]
+        for guest in guests:
+            guest.right = rows[guest.number // 2] if guest.number % 2 == 0 else alone(target, guest)
+        crowd = Crowd(target, size=6, seed=11)
+        crowd.run(guests)
+        assert [guest.answer for guest in guests] == [list(guest.right) for guest in guests]
+        assert crowd.totals()["evictions"] > 0

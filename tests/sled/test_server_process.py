@@ -127,18 +127,19 @@ def test_exporter_says_when_the_server_is_not_there_yet_or_hangs():
 
 
 def test_loading_leaves_nothing_but_json_in_a_json_log(monkeypatch, capsys):
-    pytest.importorskip("torch")
     from edgebus.daemon.logs import remove_logs, set_up_logs
     from sled.cli import loading
     from sled.settings import ServeSettings
     from sled.targets.catalog import ModelFiles
 
-    def loader(files, *, progress, **settings):
+    def load_engine(files, *, progress, **settings):
         progress(1.0)
-        return ToyTarget()
+        target = ToyTarget()
+        target.num_threads = 1
+        return target
 
     monkeypatch.setattr(loading, "find_model", lambda name: ModelFiles(name, "gguf", Path("toy.gguf")))
-    monkeypatch.setattr(loading, "_loader", lambda settings: loader)
+    monkeypatch.setattr("sled.targets.engines.load_engine", load_engine)
     handler = set_up_logs("info", "json")
     try:
         loading._target(ServeSettings(model="toy", log_json=True))

@@ -15,7 +15,8 @@ from sled.drafters import NoDrafter, open_drafter
 from sled.errors import UnknownModel, VocabularyMismatch
 from sled.server import Server
 from sled.targets.catalog import find_model
-from sled.targets.causal_lm import load_target
+from sled.targets.engines import load_engine
+from sled.targets.native import NativeTarget
 from sled.targets.text import codec_from_directory
 from sled.types import Chunk, Constraint, Sampling
 from sled.vocabulary import vocabulary_hash
@@ -27,7 +28,9 @@ pytestmark = pytest.mark.model
 
 @pytest.fixture(scope="module")
 def target():
-    return load_target(find_model("smollm2-135m"))
+    loaded = load_engine(find_model("smollm2-135m"))
+    assert type(loaded) is NativeTarget
+    return loaded
 
 
 @pytest.fixture(scope="module")

@@ -87,7 +87,7 @@ class Bench:
         try:
             if system.backend in failed:
                 raise WorkerFailed(failed[system.backend])
-            if system.backend == "sled":
+            if system.backend.startswith("sled"):
                 options["answers"] = self._answers() if options["window"] else {}
                 if options["window"] and len(options["answers"]) < answers_needed(turn):
                     raise WorkerFailed("too few answers are known to draft from: run with --learn")

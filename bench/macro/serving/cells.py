@@ -47,6 +47,7 @@ SYSTEMS = {
     "sled-w0": System("sled", "sled, window 0", {"window": 0}),
     "sled-w4": System("sled", "sled, window 4", {"window": 4}),
     "sled-auto": System("sled", "sled, window 4 or what the server allows", {"window": 4, "obey": True}),
+    "sled-torch": System("sled-torch", "sled, window 0, its target in torch", {"window": 0}),
     "llamacpp": System("llamacpp", "llama.cpp server, Q4_1", {}),
     "llamacpp-f32": System("llamacpp-f32", "llama.cpp server, F32", {}),
     "transformers": System("transformers", "transformers, continuous batching", {}),

@@ -94,13 +94,14 @@ def memory(pid: int) -> dict[str, int]:
 
 
 @contextlib.contextmanager
-def sled(setting: Setting, sessions: int) -> Iterator[Served]:
+def sled(setting: Setting, sessions: int, engine: str = "auto") -> Iterator[Served]:
     """`sled serve` with CURVE on loopback, and a device with a key of its own for every session."""
     names = [f"device{number}" for number in range(sessions)]
     with tempfile.TemporaryDirectory(prefix="serving-") as directory:
         keys = KeyRing.make(Path(directory), names)
         command = [sys.executable, "-m", "sled.cli", "serve", "--model", setting.model, "--bind", "tcp://127.0.0.1:0"]
         command += ["--keys", str(keys.of("server")), "--threads", str(setting.threads), "--json"]
+        command += ["--engine", engine] if engine != "auto" else []  # an older checkout has no such option
         with Process("sled serve", command, setting.threads, setting.sled) as server, worker("load_sled") as load:
             endpoint = server.line(START_S)["endpoint"]
             where = {"endpoint": endpoint, "server_key": str(keys.server_key), "prompts": setting.prompts}
@@ -150,6 +151,7 @@ def backends(q4: Path, f32: Callable[[], Path]) -> dict[str, Callable[[Setting, 
     """
     return {
         "sled": sled,
+        "sled-torch": lambda setting, sessions: sled(setting, sessions, "torch"),
         "llamacpp": lambda setting, sessions: llamacpp(setting, sessions, q4),
         "llamacpp-f32": lambda setting, sessions: llamacpp(setting, sessions, f32()),
         "transformers": transformers,

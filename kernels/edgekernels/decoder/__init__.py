@@ -9,6 +9,7 @@
 from edgekernels.decoder.cache import KVCache
 from edgekernels.decoder.config import DecoderConfig, DecoderError
 from edgekernels.decoder.model import Decoder, load_decoder
+from edgekernels.decoder.paged import KVPages
 from edgekernels.decoder.reduce import reduced
 from edgekernels.decoder.weights import Layer, Linear, Weights
 
@@ -17,6 +18,7 @@ __all__ = [
     "DecoderConfig",
     "DecoderError",
     "KVCache",
+    "KVPages",
     "Layer",
     "Linear",
     "Weights",

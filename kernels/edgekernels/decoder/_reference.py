@@ -6,6 +6,7 @@ import numpy.typing as npt
 from edgekernels.decoder.config import DecoderConfig, Floats
 from edgekernels.decoder.weights import Layer, Linear, Weights, multiply
 
+Ints = npt.NDArray[np.int64]
 MAX_HALF = np.float32(65504)
 
 
@@ -114,6 +115,48 @@ def forward(
         x = x + linear(silu(linear(normed, layer.gate)) * linear(normed, layer.up), layer.down)
     last = rms_norm(x[len(tokens) - num_logits :], weights.norm, config.norm_epsilon)
     return linear(last, weights.head)
+
+
+def forward_paged(
+    config: DecoderConfig,
+    weights: Weights,
+    tokens: Ints,
+    keys: Floats,
+    values: Floats,
+    page_table: npt.NDArray[np.int32],
+    page_starts: Ints,
+    token_starts: Ints,
+    past: Ints,
+    rows: Ints,
+    *,
+    activations: str,
+) -> Floats:
+    """Logits of `rows` of a batch of spans, each by itself; keys and values of all tokens are written to their pages.
+
+    Args:
+        tokens: (m,) ids, span after span.
+        keys: (layers, pages, kv_heads, page_tokens, head_dim).
+        values: likewise.
+        page_table, page_starts, token_starts, past, rows: see `Decoder.forward_paged`.
+        activations: "int8" or "float", for packed matrices.
+
+    Returns:
+        float32 (rows, vocab).
+    """
+    parts = []
+    for s, before in enumerate(past.tolist()):
+        own = page_table[page_starts[s] : page_starts[s + 1]]
+        span = tokens[token_starts[s] : token_starts[s + 1]]
+        if not len(span):
+            continue
+        texts = [
+            pool[:, own].swapaxes(1, 2).reshape(len(pool), pool.shape[2], -1, pool.shape[4]) for pool in (keys, values)
+        ]
+        settings = {"past": before, "half": False, "num_logits": len(span), "activations": activations}
+        parts.append(forward(config, weights, span, *texts, **settings))
+        for pool, text in zip((keys, values), texts, strict=True):
+            pool[:, own] = text.reshape(len(pool), pool.shape[2], len(own), *pool.shape[3:]).swapaxes(1, 2)
+    return np.concatenate(parts)[rows]
 
 
 def normed_heads(config: DecoderConfig, layer: Layer, query: Floats, key: Floats) -> tuple[Floats, Floats]:

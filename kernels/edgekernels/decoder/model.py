@@ -13,6 +13,7 @@ from edgekernels.decoder import _reference
 from edgekernels.decoder.cache import KVCache
 from edgekernels.decoder.checks import check
 from edgekernels.decoder.config import DecoderConfig, Floats
+from edgekernels.decoder.paged import KVPages, check_spans
 from edgekernels.decoder.sources import GgufSource, SafetensorsSource
 from edgekernels.decoder.weights import GROUPS, Weights, build
 from edgekernels.gguf import GgufFile
@@ -72,6 +73,21 @@ class Decoder:
         room = min(self.config.max_positions, 8192) if positions is None else positions
         return KVCache(self.config, room, dtype, self._compiled)
 
+    def new_pages(self, num_pages: int, *, page_tokens: int = 16) -> KVPages:
+        """Pages of keys and values, in float32, for any number of sequences.
+
+        Args:
+            num_pages: pages there are.
+            page_tokens: positions in each.
+
+        Returns:
+            The pages.
+
+        Raises:
+            ValueError: an argument is out of its range, or there is no such memory.
+        """
+        return KVPages(self.config, num_pages, page_tokens, self._compiled)
+
     def forward(
         self,
         tokens: Sequence[int] | npt.NDArray[np.integer],
@@ -109,6 +125,60 @@ class Decoder:
                     f"{len(ids)} tokens do not fit the cache, which has {len(cache)} of {cache.positions}; truncate it"
                 )
             self._run(ids, cache, logits, num_threads)
+        return logits
+
+    def forward_paged(
+        self,
+        tokens: Sequence[int] | npt.NDArray[np.integer],
+        pages: KVPages,
+        page_table: npt.NDArray[np.int32],
+        page_starts: npt.NDArray[np.int64],
+        token_starts: npt.NDArray[np.int64],
+        past: npt.NDArray[np.int64],
+        *,
+        rows: npt.NDArray[np.int64],
+        out: Floats | None = None,
+        num_threads: int = 1,
+    ) -> Floats:
+        """Take in tokens of several sequences, one span of them each, whose keys and values go into their pages.
+
+        A row of logits depends on its own sequence alone: what else is in the batch, how it is cut, the pages and the
+        number of threads change no bit of it.
+
+        Args:
+            tokens: ids (n,), at least one, span after span.
+            pages: this decoder's. Those into which a span writes are in no other span.
+            page_table: int32 (p,), page numbers; span s owns page_table[page_starts[s] : page_starts[s + 1]], and its
+                position t lies in page t // page_tokens of them.
+            page_starts: int64 (spans + 1,), rising from 0 to p.
+            token_starts: int64 (spans + 1,), rising from 0 to n; span s owns these tokens.
+            past: int64 (spans,), positions of each span before its tokens, which are in its pages.
+            rows: int64 (m,), tokens whose logits are wanted, rising.
+            out: float32 (m, vocab), C-contiguous, to write and return instead of a new array.
+            num_threads: threads to divide the work among, at most one for each processor.
+
+        Returns:
+            Logits float32 (m, vocab), of what follows each of the rows' tokens.
+
+        Raises:
+            TypeError: an argument has another type or dtype.
+            ValueError: an argument has another shape or is out of its range; nothing was written.
+            MemoryError: no room for what is between the layers.
+        """
+        ids = self._ids(tokens)
+        num_threads = min(_checks.num_threads(num_threads), processors() if num_threads > 1 else 1)
+        if pages.config is not self.config or (pages.native is None) != (self._native is None):
+            raise ValueError("the pages are another decoder's; make some with this decoder's new_pages")
+        spans = check_spans(pages, len(ids), page_table, page_starts, token_starts, past, rows)
+        logits = _bits_checks.output("out", out, (len(spans.rows), self.config.vocab_size), np.float32)
+        with pages.lock:
+            if self._native is not None:
+                embedded = self.weights.embed(ids)
+                self._compiled.forward_paged(self._native, pages.native, embedded, *spans, logits, num_threads)
+            else:
+                logits[...] = _reference.forward_paged(
+                    self.config, self.weights, ids, pages.keys, pages.values, *spans, activations=self.activations
+                )
         return logits
 
     def _run(self, ids: npt.NDArray[np.int64], cache: KVCache, logits: Floats, num_threads: int) -> None:
