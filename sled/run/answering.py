@@ -33,7 +33,8 @@ from sled.unverified import Released
 if TYPE_CHECKING:
     from sled.run.device import Device
 
-_FORGET_S = 0.3  # how long to wait for a server to say that it has forgotten a session: it would by itself, too
+_FORGET_S = 0.3  # how long to wait until a server has heard that a session is over
+_FORGET_WITHIN_S = 60.0  # and how long that may take one that computes: it would forget by itself, but much later
 _STREAM_BYTES = 8192  # how far a server that decodes may be ahead of what was taken here
 
 
@@ -382,8 +383,9 @@ class Stream:
         link = self._servers.link
         # Broken off while it was opened, it may stand at the server without our knowing.
         if (self._machine.num_prompt or self._cancelled) and link.health != "down":
-            with contextlib.suppress(edgebus.EdgebusError):  # the server forgets idle sessions by itself
-                link.request(messages.CLOSE, encode(Close(self._machine.session)), timeout_s=_FORGET_S)
+            content = encode(Close(self._machine.session))
+            with contextlib.suppress(edgebus.EdgebusError):
+                link.send(messages.CLOSE, content, timeout_s=_FORGET_WITHIN_S).wait(_FORGET_S)
 
     # -- what is kept
 
