@@ -11,6 +11,7 @@ import pytest
 
 import edgebus
 from edgebus.directory import Directory
+from edgebus.errors import NodeClosed
 from edgebus.services import Follower
 from edgebus.testing.proxy import Proxy
 from sled.errors import ServerBusy, TargetChanged
@@ -316,6 +317,31 @@ def test_server_that_is_busy_when_an_answer_ends_forgets_its_session_all_the_sam
         target.gate.set()
         for thread in (other, leaving):
             thread.join(10.0)
+        none_left(served)
+
+
+def test_device_that_closes_in_the_middle_of_an_answer_leaves_no_session(served):
+    with served.serving() as endpoint:
+        device = served.device(endpoint)
+        stream = device.generate(PROMPT, max_tokens=NUM_TOKENS, sampling=SAMPLED)
+        next(iter(stream))
+        device.close()
+        none_left(served)
+        with pytest.raises(NodeClosed):
+            stream.answer()
+
+
+def test_answer_that_is_interrupted_while_it_is_opened_leaves_no_session(served, monkeypatch):
+    with served.serving() as endpoint, served.device(endpoint) as device:
+        stream = device.generate(PROMPT, max_tokens=NUM_TOKENS, sampling=SAMPLED)
+
+        def interrupted(pending):
+            assert pending.wait(10.0)
+            raise KeyboardInterrupt
+
+        monkeypatch.setattr(stream, "_idle", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            next(iter(stream))
         none_left(served)
 
 
