@@ -138,9 +138,9 @@ class SimFace:
         self._device.check()
         return SimPending(self._device, self._link.send_request(service, payload, timeout_s=timeout_s))
 
-    def send(self, service: str, payload: bytes, timeout_s: float) -> None:
+    def send(self, service: str, payload: bytes, timeout_s: float) -> SimPending:
         """See edgebus.Link."""
-        self.send_request(service, payload, timeout_s)
+        return self.send_request(service, payload, timeout_s)
 
     def request(self, service: str, payload: bytes, timeout_s: float) -> Any:
         """See edgebus.Link."""

@@ -33,7 +33,8 @@ from sled.unverified import Released
 if TYPE_CHECKING:
     from sled.run.device import Device
 
-_FORGET_S = 0.3  # how long to wait for a server to say that it has forgotten a session: it would by itself, too
+_FORGET_S = 0.3  # how long to wait until a server has heard that a session is over
+_FORGET_WITHIN_S = 60.0  # and how long that may take one that computes: it would forget by itself, but much later
 _STREAM_BYTES = 8192  # how far a server that decodes may be ahead of what was taken here
 
 
@@ -68,6 +69,7 @@ class Stream:
         )
         self._saver = Saver(save_to, self._state, device._around) if save_to is not None else None
         self._opening: edgebus.Pending | None = None
+        self._asked_to_open = False
         self._started_drafter = self._unverified_end = False
         self._watched = self._cancelled = False
         self._no_streams = False  # the server in use does not know them
@@ -100,6 +102,10 @@ class Stream:
     def close(self) -> None:
         """Break the answer off; the device is free for another one. On the thread that reads it."""
         self._events.close()
+
+    def leave(self) -> None:
+        """The device closes, and the answer ends with an error when it goes on: its server need not wait for that."""
+        self._forget(0.0)
 
     def cancel(self) -> None:
         """Break the answer off from any thread: whoever reads it finds its end within a tenth of a second."""
@@ -155,7 +161,7 @@ class Stream:
     def _run(self) -> Generator[Event, None, None]:
         if self._device._streaming:
             raise ParameterError("this device is busy with another answer; finish it, or close() it first")
-        self._device._streaming = True
+        self._device._streaming, self._device._stream = True, self
         self._pace.begin()
         machine, absence = self._machine, self._absence
         try:
@@ -176,7 +182,7 @@ class Stream:
                 yield Finished(machine.finish, len(absence.released.tokens), self._now())
         finally:
             self._telling.wall_s = self._now()
-            self._device._streaming = False
+            self._device._streaming, self._device._stream = False, None
             self._drafting.close()
             self._give_up_rounds()
             if self._saver is not None:
@@ -221,6 +227,7 @@ class Stream:
             if absence.must_choose:
                 absence.choose(lambda: self._cancelled)
             request = encode(machine.open_request())
+            self._asked_to_open = True  # from now on it may stand at the server, whether we hear of it or not
             self._opening = self._servers.link.send_request(messages.OPEN, request, timeout_s=self._device._timeout_s)
             absence.asked()
         elif not opening.done():
@@ -377,13 +384,13 @@ class Stream:
         self._save()
         return msgspec.structs.replace(lost, at_s=self._now())
 
-    def _forget(self) -> None:
+    def _forget(self, wait_s: float = _FORGET_S) -> None:
         """Tell the server that the session is over, if it still listens; nothing depends on it."""
         link = self._servers.link
-        # Broken off while it was opened, it may stand at the server without our knowing.
-        if (self._machine.num_prompt or self._cancelled) and link.health != "down":
-            with contextlib.suppress(edgebus.EdgebusError):  # the server forgets idle sessions by itself
-                link.request(messages.CLOSE, encode(Close(self._machine.session)), timeout_s=_FORGET_S)
+        if self._asked_to_open and link.health != "down":
+            content = encode(Close(self._machine.session))
+            with contextlib.suppress(edgebus.EdgebusError):
+                link.send(messages.CLOSE, content, timeout_s=_FORGET_WITHIN_S).wait(wait_s)
 
     # -- what is kept
 

@@ -136,6 +136,7 @@ class Device:
             raise
 
     _memory: Memory | None = None  # of what is learned; none where nothing is kept
+    _stream: Stream | None = None  # the answer that is under way
 
     def __enter__(self) -> Device:
         return self
@@ -150,6 +151,8 @@ class Device:
         first, self.closed = not self.closed, True
         if self._drafter is not None:
             self._drafter.close()
+        if first and self._stream is not None:
+            self._stream.leave()
         if self._servers is not None:
             self._servers.close()
         self._node.close()

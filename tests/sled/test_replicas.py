@@ -11,9 +11,11 @@ import pytest
 
 import edgebus
 from edgebus.directory import Directory
+from edgebus.errors import NodeClosed
 from edgebus.services import Follower
 from edgebus.testing.proxy import Proxy
 from sled.errors import ServerBusy, TargetChanged
+from sled.run import answering
 from sled.run.announcing import Presence
 from sled.server import FixedWindow, ServerLimits
 from sled.testing import ToyDrafter, ToyTarget
@@ -90,6 +92,14 @@ def begin(served, device, *, tokens=5, window=3, **more):
 
 def right(served, sampling=SAMPLED, num_tokens=NUM_TOKENS):
     return served.target.plain_answer(PROMPT, sampling, num_tokens)
+
+
+def none_left(served):
+    """The server forgets every session, and soon."""
+    until = time.monotonic() + 5.0
+    while len(served.server._machine.sessions):
+        assert time.monotonic() < until
+        threading.Event().wait(0.01)
 
 
 def committed(served, name):
@@ -257,7 +267,7 @@ def test_stream_stops_at_max_tokens_and_frees_its_session(served):
         assert answer.tokens == right(served, num_tokens=7)
         assert answer.finish_reason == "length"
         assert answer.stats.drafted == 0
-        assert len(served.server._machine.sessions) == 0
+        none_left(served)
         assert committed(served, "server") == 7
 
 
@@ -272,6 +282,67 @@ def test_stream_that_the_user_breaks_off_ends_at_the_server_too(served):
         while len(served.server._machine.sessions) or not served.server._machine.idle:
             assert time.monotonic() < until
         assert device.generate(PROMPT, max_tokens=4).answer().tokens == right(served, Sampling(), 4)
+
+
+class Gated(ToyTarget):
+    """Computes nothing while its gate is shut."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.gate, self.stands = threading.Event(), threading.Event()
+        self.gate.set()
+
+    def verify(self, chunks, rounds):
+        if not self.gate.is_set():
+            self.stands.set()
+            assert self.gate.wait(20.0)
+        return super().verify(chunks, rounds)
+
+
+@pytest.mark.parametrize("leaves", [False, True], ids=["stays", "leaves"])
+def test_server_that_is_busy_when_an_answer_ends_forgets_its_session_all_the_same(served, monkeypatch, leaves):
+    monkeypatch.setattr(answering, "_FORGET_S", 0.01)
+    target = Gated()
+    with served.serving(target=target) as endpoint, served.device(endpoint) as one, served.device(endpoint) as two:
+        stream = one.generate(PROMPT, max_tokens=NUM_TOKENS, sampling=SAMPLED)
+        next(iter(stream))
+        target.gate.clear()
+        other = threading.Thread(target=lambda: two.generate(PROMPT, max_tokens=4).answer())
+        other.start()
+        assert target.stands.wait(10.0)
+        stream.close()
+        leaving = threading.Thread(target=one.close if leaves else lambda: None)
+        leaving.start()
+        threading.Event().wait(0.1)  # longer than the device waits for the server's word
+        target.gate.set()
+        for thread in (other, leaving):
+            thread.join(10.0)
+        none_left(served)
+
+
+def test_device_that_closes_in_the_middle_of_an_answer_leaves_no_session(served):
+    with served.serving() as endpoint:
+        device = served.device(endpoint)
+        stream = device.generate(PROMPT, max_tokens=NUM_TOKENS, sampling=SAMPLED)
+        next(iter(stream))
+        device.close()
+        none_left(served)
+        with pytest.raises(NodeClosed):
+            stream.answer()
+
+
+def test_answer_that_is_interrupted_while_it_is_opened_leaves_no_session(served, monkeypatch):
+    with served.serving() as endpoint, served.device(endpoint) as device:
+        stream = device.generate(PROMPT, max_tokens=NUM_TOKENS, sampling=SAMPLED)
+
+        def interrupted(pending):
+            assert pending.wait(10.0)
+            raise KeyboardInterrupt
+
+        monkeypatch.setattr(stream, "_idle", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            next(iter(stream))
+        none_left(served)
 
 
 def test_device_that_does_not_read_holds_the_server_back(served):
