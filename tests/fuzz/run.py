@@ -21,7 +21,7 @@ ROOT = Path(__file__).parents[2]
 CORPUS = Path(__file__).parent / "corpus"
 OUT = ROOT / "build" / "fuzz"
 RECORD = ROOT / "bench" / "results" / "fuzz.json"
-MAX_INPUT_BYTES = 4096
+MAX_INPUT_BYTES = 8192
 
 
 def main() -> int:
