@@ -2,13 +2,13 @@
 # Fuzzes every decoder, first as plain Python, then with the native code behind them, the compiled modules of the bus among
 # it, built with address and undefined behaviour sanitizers in a throw-away environment outside the repository.
 # Results: bench/results/fuzz.json.
-#   sh scripts/fuzz.sh [SECONDS per target and run, default 60] [DIRECTORY to build in, kept; default a new one, removed]
+#   sh scripts/fuzz.sh [SECONDS per target and run, default 20] [DIRECTORY to build in, kept; default a new one, removed]
 # FUZZ_PLAIN=no leaves the first run out, TARGETS="wire hub" all but these. LIBZMQ_SOURCE=DIRECTORY with the sources of libzmq 4.3.5 has libzmq and pyzmq
 # built with the sanitizers too (without CURVE, which would need libsodium's).
 set -eu
 cd "$(dirname "$0")/.."
 root=$(pwd)
-seconds=${1:-60}
+seconds=${1:-20}
 python=${PYTHON:-$root/.venv/bin/python}
 pip="-m pip --disable-pip-version-check -q"
 "$python" -c 'import atheris' 2>/dev/null || "$python" $pip install -c constraints.txt 'atheris>=3.0'

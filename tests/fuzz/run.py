@@ -95,7 +95,7 @@ def _run(target: str, function: Callable[[bytes], None], seconds: int) -> dict[s
             for stream in (1, 2):
                 os.dup2(output.fileno(), stream)
             _fuzz(target, function, seconds)
-            sys.exit()  # not reached: atheris ends the process, by SystemExit if there is a finding, which libFuzzer writes
+            sys.exit()  # not reached: atheris ends the process, after a finding by SystemExit, at which it is written
         status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
         elapsed_s = time.monotonic() - started
         output.seek(0)
