@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import io
 import tempfile
 from collections.abc import Iterator
 from dataclasses import replace
@@ -14,6 +15,7 @@ import numpy as np
 
 from edgebus.payloads import decode, encode
 from qpart.artefact import Trial, load, save
+from qpart.datasets import load_data
 from qpart.errors import ArtefactError, Infeasible, RequestError, SegmentRejected, ShapeMismatch
 from qpart.head import Head
 from qpart.messages import Ask, Chosen, Infer, Live, ModelInfo, Segment, segment_of
@@ -209,10 +211,30 @@ def artefact_seeds() -> Iterator[bytes]:
     yield _artefact_file()[:-8]
 
 
+def datasets(data: bytes) -> None:
+    """Inputs that somebody has as a file: an array or an archive, refused or numbers of the right shape."""
+    for suffix in (".npy", ".npz"):
+        with on_disk(data, suffix) as path, contextlib.suppress(ArtefactError, ShapeMismatch):
+            assert load_data(path, (4,)).shape[1:] == (4,)
+
+
+def dataset_seeds() -> Iterator[bytes]:
+    """Arrays of both orders, archives with and without compression."""
+    for array in (np.ones((2, 4), np.float32), np.asfortranarray(np.ones((3, 4), np.uint8)), np.ones(4, np.int64)):
+        file = io.BytesIO()
+        np.save(file, array)
+        yield file.getvalue()
+    for write in (np.savez, np.savez_compressed):
+        file = io.BytesIO()
+        write(file, inputs=np.ones((2, 4), np.float32), labels=np.ones(2, np.int64))
+        yield file.getvalue()
+
+
 SEEDS = {
     "networks": network_seeds,
     "segments": segment_seeds,
     "pieces": piece_seeds,
     "asks": ask_seeds,
     "artefacts": artefact_seeds,
+    "datasets": dataset_seeds,
 }

@@ -322,6 +322,7 @@ TARGETS: dict[str, Callable[[bytes], None]] = {
     "pieces": qpart_parts.pieces,
     "asks": qpart_parts.asks,
     "artefacts": qpart_parts.artefacts,
+    "datasets": qpart_parts.datasets,
     "answers": answers.answers,
     "served": served_world.attack,
     "told": sled_parts.told,
