@@ -230,8 +230,15 @@ def _anchor(values: dict[str, Any], folder: Path) -> None:
     peers = values.get("peers")
     for peer in peers if isinstance(peers, list) else ():
         file = peer.get("server_key") if isinstance(peer, dict) else None
-        if isinstance(file, str) and (folder / file).is_file():
+        if isinstance(file, str) and _is_file(folder / file):
             peer["server_key"] = str(folder / file)
+
+
+def _is_file(path: Path) -> bool:
+    try:
+        return path.is_file()
+    except OSError:  # longer than any file's name, say
+        return False
 
 
 def _check(settings: NodeSettings) -> None:

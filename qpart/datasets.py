@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import warnings
+import zlib
 from pathlib import Path
 from typing import Any
-from zipfile import BadZipFile
 
 import numpy as np
 from numpy.typing import NDArray
 
 from qpart.errors import ArtefactError, ShapeMismatch
-from qpart.inputs import as_float, load_inputs
+from qpart.inputs import UNREADABLE, as_float, load_inputs
 from qpart.ops import Shape
 
 PICTURES = (".png", ".jpg", ".jpeg", ".bmp", ".webp", ".ppm", ".pgm", ".tif", ".tiff")
@@ -19,6 +19,7 @@ _NAMES = ("inputs", "images", "x", "data", "x_train", "x_test")
 _MODES = {1: "L", 3: "RGB"}
 MAX_BYTES = 1 << 33
 """Of pixels that are read from a directory."""
+_DAMAGED = (*UNREADABLE, zlib.error, RuntimeError)  # the last: encrypted, or compressed by means unknown
 
 
 def load_data(path: Path, shape: Shape, *, limit: int | None = None, tokens: bool = True) -> NDArray[Any]:
@@ -49,7 +50,12 @@ def load_data(path: Path, shape: Shape, *, limit: int | None = None, tokens: boo
 
 def _from_archive(path: Path) -> NDArray[Any]:
     try:
-        with np.load(path, allow_pickle=False) as archive:
+        # numpy leaves a file open that it opened itself and found damaged; it warns of headers of Python 2
+        with path.open("rb") as file, warnings.catch_warnings():
+            warnings.simplefilter("error")
+            archive = np.load(file, allow_pickle=False)
+            if isinstance(archive, np.ndarray):
+                raise ValueError("it is one array: name it .npy")
             names = archive.files
             known = [name for name in _NAMES if name in names]
             if len(names) != 1 and not known:
@@ -58,7 +64,7 @@ def _from_archive(path: Path) -> NDArray[Any]:
             return array
     except FileNotFoundError:
         raise ArtefactError(f"there is no file {path}") from None
-    except (OSError, ValueError, EOFError, BadZipFile) as error:
+    except _DAMAGED as error:
         raise ArtefactError(f"{path} is no archive of arrays: {error}; write it with numpy.savez") from None
 
 

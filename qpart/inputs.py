@@ -16,9 +16,9 @@ from qpart.ops import Shape
 
 PIXEL_MAX = 255
 TOKEN_MAX = 1 << 24
-_UNREADABLE = (  # what numpy raises of files that are damaged, cut off or something else
+UNREADABLE = (  # what numpy raises of files that are damaged, cut off or something else
     OSError, ValueError, EOFError, SyntaxError, MemoryError, OverflowError, RecursionError, Warning, TokenError,
-    BadZipFile,
+    BadZipFile, NotImplementedError,
 )  # fmt: skip
 
 
@@ -51,7 +51,7 @@ def load_array(path: str | Path) -> NDArray[np.generic]:
         array: NDArray[np.generic] = _read(path)
     except FileNotFoundError:
         raise ArtefactError(f"there is no file {path}") from None
-    except _UNREADABLE as error:
+    except UNREADABLE as error:
         raise ArtefactError(
             f"{path} is no array that can be read ({_why(error)}): write it with numpy.save, not as objects"
         ) from None
@@ -104,7 +104,7 @@ def load_labels(path: str | Path) -> NDArray[np.int64]:
     """
     try:
         labels = _read(path)
-    except _UNREADABLE as error:
+    except UNREADABLE as error:
         raise ArtefactError(f"labels {path} cannot be read: {_why(error)}; write them with numpy.save") from None
     if not isinstance(labels, np.ndarray) or labels.ndim != 1 or labels.dtype.kind not in "iu":
         raise ArtefactError(f"labels {path} must be one array (n,) of whole numbers")

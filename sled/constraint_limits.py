@@ -129,9 +129,11 @@ class _Walk:
         self.expressions |= set(patterns) if isinstance(patterns, dict) else set()
         self.references |= {node[key] for key in _REFERENCES if isinstance(node.get(key), str)}
         divisor = node.get("multipleOf")
-        if isinstance(divisor, int | float) and math.isfinite(divisor) and divisor:
-            digits = Decimal(repr(divisor)).normalize().as_tuple().digits
-            self.divisor = min(math.lcm(self.divisor, int("".join(map(str, digits)))), 10**12)
+        if isinstance(divisor, int | float) and not isinstance(divisor, bool):
+            exact = Decimal(repr(divisor))  # not normalised, which rounds
+            if exact and exact.is_finite():
+                digits = "".join(map(str, exact.as_tuple().digits)).rstrip("0")
+                self.divisor = min(math.lcm(self.divisor, int(digits)), 10**12)
 
 
 def _depth(node: Any) -> int:

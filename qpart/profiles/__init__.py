@@ -76,7 +76,7 @@ def parse(text: str, path: str) -> Settings:
     """
     try:
         found = tomllib.loads(text)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise RequestError(f"profile {path} is not TOML: {error}") from None
     found.pop(_INFORMATION, None)
     _check_known(path, "table", found, KNOWN)

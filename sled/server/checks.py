@@ -21,7 +21,7 @@ def check_ids(shape: TargetShape, tokens: Sequence[int]) -> None:
 def check_text(shape: TargetShape, tokens: Sequence[int], num_answer: int = 0) -> None:
     """Refuse a text that is empty or longer than the target or all its pages take; its end may be an answer's."""
     limit = min(shape.max_positions, shape.pool_tokens) - 1
-    if not tokens:
+    if len(tokens) <= num_answer:
         raise Refusal("invalid", "the prompt is empty; give at least one token")
     if len(tokens) - num_answer > limit:
         raise Refusal("prompt_too_long", f"{len(tokens)} tokens, the target takes {limit}; shorten the prompt")

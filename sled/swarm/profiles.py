@@ -44,7 +44,7 @@ def read_profiles(path: Path = BUILT_IN) -> dict[str, Profile]:
     """
     try:
         found = msgspec.toml.decode(path.read_bytes(), type=dict[str, Profile])
-    except (OSError, UnicodeDecodeError, msgspec.DecodeError) as error:
+    except (OSError, UnicodeDecodeError, RecursionError, msgspec.DecodeError) as error:
         raise ParameterError(f"cannot take profiles from {path}: {error}; see sled/swarm/profiles.toml") from None
     return {name: msgspec.structs.replace(profile, name=name) for name, profile in found.items()}
 

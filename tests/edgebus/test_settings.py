@@ -65,6 +65,8 @@ def test_a_key_of_a_peer_may_stand_in_the_file(file):
     key = "a" * 40
     text = f'keys = "k"\n[[peers]]\nendpoint = "tcp://h:1"\nserver_key = "{key}"\n'
     assert load_settings(file(text), {}).peers[0].server_key == key
+    long = "a" * 5000  # more than a file's name may have
+    assert load_settings(file(text.replace(key, long)), {}).peers[0].server_key == long
 
 
 def test_environment_is_over_the_file_and_flags_over_both(file):

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import struct
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+
+import numpy as np
+from edgekernels.decoder import load_decoder
 
 # type id: (values of a block, bytes of a block), as ggml has them; written out again, so that a seed does not follow
 # the reader into an error
@@ -81,4 +85,55 @@ def safetensors_seeds() -> Iterator[bytes]:
     yield json.dumps({"metadata": {"total_size": 4}, "weight_map": {"t": "model-1.safetensors"}}).encode()
 
 
-SEEDS = {"gguf": gguf_seeds, "safetensors": safetensors_seeds}
+def decoders(data: bytes) -> None:
+    """A model in GGUF: refused, or one whose forwards stay within its memory, whatever its numbers are."""
+    with on_disk(data, ".gguf") as path:
+        try:
+            decoder = load_decoder(path)
+        except ValueError:  # a DecoderError or GgufError
+            return
+    with contextlib.suppress(MemoryError):
+        cache = decoder.new_cache(min(8, decoder.config.max_positions))
+        tokens = [position % decoder.config.vocab_size for position in range(min(3, cache.positions))]
+        logits = decoder.forward(tokens, cache, num_logits=1)
+        assert logits.shape == (1, decoder.config.vocab_size)
+
+
+def decoder_seeds() -> Iterator[bytes]:
+    """A model of one layer, of each of a few types."""
+    for kind in (2, 6):
+        yield _model(kind)
+
+
+def _model(kind: int) -> bytes:
+    """Matrices of one type, vectors of floats, and what the reader asks of the metadata."""
+    hidden, ffn, vocab = 32, 32, 4
+    numbers = {
+        "embedding_length": hidden,
+        "feed_forward_length": ffn,
+        "block_count": 1,
+        "attention.head_count": 2,
+        "attention.head_count_kv": 1,
+        "context_length": 16,
+    }
+    pairs = [_text("general.architecture") + struct.pack("<I", 8) + _text("llama")]
+    pairs += [_text(f"llama.{key}") + struct.pack("<II", 4, value) for key, value in numbers.items()]
+    pairs += [_text("llama.attention.layer_norm_rms_epsilon") + struct.pack("<If", 6, 1e-5)]
+    shapes = {"token_embd": (hidden, vocab), "output_norm": (hidden,)}
+    shapes |= {f"blk.0.{norm}": (hidden,) for norm in ("attn_norm", "ffn_norm")}
+    shapes |= {"blk.0.attn_q": (hidden, 32), "blk.0.attn_k": (hidden, 16), "blk.0.attn_v": (hidden, 16)}
+    shapes |= {"blk.0.attn_output": (32, hidden), "blk.0.ffn_gate": (hidden, ffn)}
+    shapes |= {"blk.0.ffn_up": (hidden, ffn), "blk.0.ffn_down": (ffn, hidden)}
+    heads, data = b"", b""
+    for name, shape in shapes.items():
+        of = kind if len(shape) == 2 else 0
+        values, size = _GGUF_TYPES[of]
+        heads += _text(f"{name}.weight") + struct.pack(f"<I{len(shape)}QIQ", len(shape), *shape, of, len(data))
+        num_bytes = int(np.prod(shape)) // values * size
+        data += bytes(60 if i % 2 else i % 251 for i in range(num_bytes))
+        data += bytes(-len(data) % 32)
+    head = b"GGUF" + struct.pack("<IQQ", 3, len(shapes), len(pairs)) + b"".join(pairs) + heads
+    return head + bytes(-len(head) % 32) + data
+
+
+SEEDS = {"gguf": gguf_seeds, "safetensors": safetensors_seeds, "decoders": decoder_seeds}

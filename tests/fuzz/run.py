@@ -1,19 +1,23 @@
 """Coverage-guided fuzzing with atheris: python -m tests.fuzz.run --seconds 60 [--label NAME] [--record] TARGET...
 
-Each target runs in a process of its own, from the committed seeds in tests/fuzz/corpus and what earlier runs have added
-in build/fuzz/corpus. What it found lies in build/fuzz; `python -m tests.fuzz.run --once FILE TARGET` tries such a file
-again. With --record the run goes into bench/results/fuzz.json. Ends 0 only if there was no finding.
+Each target runs in a process of its own, a fork of this one, which has everything loaded and instrumented, from the
+committed seeds in tests/fuzz/corpus and what earlier runs have added in build/fuzz/corpus. What it found lies in
+build/fuzz; `python -m tests.fuzz.run --once FILE TARGET` tries such a file again. With --record the run goes into
+bench/results/fuzz.json. Ends 0 only if there was no finding.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
+import io
 import json
 import os
 import re
-import subprocess
 import sys
+import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +25,7 @@ ROOT = Path(__file__).parents[2]
 CORPUS = Path(__file__).parent / "corpus"
 OUT = ROOT / "build" / "fuzz"
 RECORD = ROOT / "bench" / "results" / "fuzz.json"
-MAX_INPUT_BYTES = 4096
+MAX_INPUT_BYTES = 8192
 
 
 def main() -> int:
@@ -33,31 +37,27 @@ def main() -> int:
     parser.add_argument("--built", default="", help="what was built how, for the record")
     parser.add_argument("--record", action="store_true", help=f"write {RECORD.relative_to(ROOT)}")
     parser.add_argument("--once", type=Path, help="only try this input")
-    parser.add_argument("--child", action="store_true", help=argparse.SUPPRESS)
     parser.add_argument("--write-corpus", action="store_true", help="write the seeds anew and end")
     parser.add_argument("--note", help="LABEL:WHAT=RESULT to add to the record of a run")
     options = parser.parse_args()
     if options.note:
         _note(options.note)
         return 0
-    if options.child:
-        _fuzz(options.targets[0], options.seconds)
-        return 0
-    from tests.fuzz.targets import SOCKET_TARGETS, TARGETS, seeds
+    loaded = _targets(instrumented=options.once is None and not options.write_corpus)
+    from tests.fuzz.targets import seeds
 
-    TARGETS.update(SOCKET_TARGETS)
-    targets = options.targets or list(TARGETS)
-    if unknown := set(targets) - set(TARGETS):
-        parser.error(f"no target {', '.join(sorted(unknown))}: there are {', '.join(TARGETS)}")
+    targets = options.targets or list(loaded)
+    if unknown := set(targets) - set(loaded):
+        parser.error(f"no target {', '.join(sorted(unknown))}: there are {', '.join(loaded)}")
     if options.write_corpus:
         for target in targets:
             _write_corpus(CORPUS / target, list(seeds(target)))
         return 0
     if options.once is not None:
         for target in targets:
-            TARGETS[target](options.once.read_bytes())
+            loaded[target](options.once.read_bytes())
         return 0
-    runs = {target: _run(target, options.seconds) for target in targets}
+    runs = {target: _run(target, loaded[target], options.seconds) for target in targets}
     if options.record:
         _record(options.label, options.built, runs)
     return int(any(run["findings"] for run in runs.values()))
@@ -71,21 +71,41 @@ def _write_corpus(folder: Path, inputs: list[bytes]) -> None:
         (folder / f"seed{number:02}").write_bytes(data)
 
 
-def _run(target: str, seconds: int) -> dict[str, Any]:
+def _targets(*, instrumented: bool) -> dict[str, Callable[[bytes], None]]:
+    """All targets; what they call is instrumented as it is loaded."""
+    if instrumented:
+        import atheris
+
+        context = atheris.instrument_imports(include=["edgebus", "edgekernels", "qpart", "sled"])
+    else:
+        context = contextlib.nullcontext()
+    with context, contextlib.redirect_stderr(io.StringIO()):  # atheris names every module
+        from tests.fuzz.targets import SOCKET_TARGETS, TARGETS
+    return TARGETS | SOCKET_TARGETS
+
+
+def _run(target: str, function: Callable[[bytes], None], seconds: int) -> dict[str, Any]:
     """Fuzz one target; returns what the record says of it."""
     OUT.mkdir(parents=True, exist_ok=True)
     before = set(OUT.glob(f"{target}-*"))
-    command = [sys.executable, "-m", "tests.fuzz.run", "--child", "--seconds", str(seconds), target]
     started = time.monotonic()
-    ended = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, errors="replace", check=False)
-    elapsed_s = time.monotonic() - started
-    said = ended.stdout + ended.stderr
+    with tempfile.TemporaryFile() as output:
+        child = os.fork()
+        if not child:
+            for stream in (1, 2):
+                os.dup2(output.fileno(), stream)
+            _fuzz(target, function, seconds)
+            sys.exit()  # not reached: atheris ends the process, after a finding by SystemExit, at which it is written
+        status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+        elapsed_s = time.monotonic() - started
+        output.seek(0)
+        said = output.read().decode(errors="replace")
     executed = re.search(r"stat::number_of_executed_units:\s+(\d+)", said)
     covered = re.findall(r"cov: (\d+)", said)
     num_inputs = len(list((OUT / "corpus" / target).glob("*")))
     findings = sorted(path.name for path in set(OUT.glob(f"{target}-*")) - before)
-    if ended.returncode and not findings:
-        findings = [f"exit status {ended.returncode}: {said.strip().splitlines()[-1] if said.strip() else ''}"]
+    if status and not findings:
+        findings = [f"exit status {status}: {said.strip().splitlines()[-1] if said.strip() else ''}"]
     if findings:
         (OUT / f"{target}.log").write_text(said)
     run = {
@@ -102,12 +122,9 @@ def _run(target: str, seconds: int) -> dict[str, Any]:
     return run
 
 
-def _fuzz(target: str, seconds: int) -> None:
+def _fuzz(target: str, function: Callable[[bytes], None], seconds: int) -> None:
     """In a process of its own: atheris ends it."""
     import atheris
-
-    with atheris.instrument_imports(include=["edgebus", "edgekernels", "qpart", "sled"]):
-        from tests.fuzz.targets import SOCKET_TARGETS, TARGETS
 
     # What reached something new is kept for the next run: under a sanitizer of gcc libFuzzer sees no coverage itself.
     grown = OUT / "corpus" / target
@@ -123,7 +140,7 @@ def _fuzz(target: str, seconds: int) -> None:
         str(grown),
         str(CORPUS / target),
     ]
-    atheris.Setup(arguments, (TARGETS | SOCKET_TARGETS)[target])
+    atheris.Setup(arguments, function)
     atheris.Fuzz()
 
 

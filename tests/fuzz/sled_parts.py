@@ -1,4 +1,4 @@
-"""What a device reads back of what it learned: whatever the file says, drafts go on."""
+"""What a device of sled reads: a server's verdicts, whatever it claims, and its own files of yesterday."""
 
 from __future__ import annotations
 
@@ -7,9 +7,24 @@ import hashlib
 import math
 from collections.abc import Iterator
 
+import msgspec
+
+from edgebus.payloads import decode, encode
 from sled.auto_pace import AutoPace
+from sled.device import MAX_FLIGHTS, Conversation, Generation, State
+from sled.errors import ProtocolError, StateUnusable
 from sled.kept import MAGIC, VERSION, drafter_id, kept_of, pack, restore, unpack
 from sled.learned import Learned
+from sled.messages import MAX_WINDOW, Opened, Verdict
+from sled.proposal import Proposal
+from sled.saved import MAGIC as SAVED_MAGIC
+from sled.saved import VERSION as SAVED_VERSION
+from sled.saved import Saved
+from sled.saved import pack as pack_saved
+from sled.saved import unpack as unpack_saved
+from sled.types import Message, Sampling, Terms
+from sled.window import Window
+from tests.fuzz.source import join_frames, split_frames
 
 _SAID = (0.0, 0.05, 0.3, 0.97, 1.0)
 _HEAD_BYTES = len(pack([])) - 2  # an array of an empty array
@@ -57,3 +72,90 @@ def kept_seeds() -> Iterator[bytes]:
         found = kept_of(learned, b"target", drafter_id("ngram"))
         if found is not None and number % 10 == 9:
             yield pack([found, found])[_HEAD_BYTES:]
+
+
+def told(data: bytes) -> None:
+    """A server that lies: a device stops with a ProtocolError, or has as many tokens as it asked for at most."""
+    machine = Generation(
+        b"session.", "prompt", chat=False, sampling=Sampling(), max_tokens=12, window=Window(4), max_reopens=2
+    )
+    for piece in split_frames(data):
+        with contextlib.suppress(ProtocolError, ValueError):
+            _tell(machine, piece)
+        assert len(machine.answer) <= machine.max_tokens
+        assert len(machine.chain.flights) <= MAX_FLIGHTS
+        assert machine.state is State.OPENING or 0 <= machine.draft_limit() <= MAX_WINDOW
+        assert (machine.state is State.DONE) == bool(machine.finish)
+        if machine.state is State.DONE:
+            return
+
+
+def _tell(machine: Generation, piece: bytes) -> None:
+    """One message of the server, of the kind that is due; nothing at all means that it lost the session."""
+    if not piece:
+        machine.session_lost()
+    elif machine.state is State.OPENING:
+        encode(machine.open_request())
+        machine.opened(decode(Opened, piece))
+    elif machine.state is State.STREAMING:
+        machine.streamed(decode(Verdict, piece))
+    elif machine.server_decodes:
+        encode(machine.decode_request())
+    else:
+        if len(machine.chain.flights) < MAX_FLIGHTS:
+            wanted = machine.chain.start + machine.draft_limit()
+            machine.chain.proposals += [Proposal(token, 0.5) for token in range(len(machine.chain.proposals), wanted)]
+            encode(machine.submit(4))
+        committed = machine.verdict(decode(Verdict, piece))
+        assert len(committed) <= MAX_WINDOW + 1
+
+
+def saved(body: bytes) -> None:
+    """The body of a saved answer whose checksum is right: unusable, or one that can be gone on with and kept again."""
+    checksum = hashlib.blake2b(body, digest_size=16).digest()
+    try:
+        found = unpack_saved(SAVED_MAGIC + SAVED_VERSION.to_bytes(2, "little") + checksum + body, "file")
+    except StateUnusable:
+        return
+    machine = Generation(
+        b"session.",
+        Conversation(found.messages) if found.messages else found.prompt,
+        chat=found.chat,
+        sampling=found.sampling,
+        max_tokens=found.terms.max_tokens,
+        window=Window(4),
+        terms=found.terms,
+    )
+    if found.prompt_tokens:
+        guesses = [Proposal(token, confidence) for token, confidence in found.unverified]
+        machine.restore(found.prompt_tokens, found.answer, guesses, found.finish)
+    if machine.state is State.OPENING:
+        encode(machine.open_request())
+    assert repr(unpack_saved(pack_saved(found), "again")) == repr(found)
+
+
+def _verdict(base: int, tokens: list[int], limit: int = 4) -> bytes:
+    return encode(Verdict(base, tokens, min(2, len(tokens)), "", limit, 1))
+
+
+def told_seeds() -> Iterator[bytes]:
+    """Answers by rounds, by a stream, and with a session that is lost on the way."""
+    opened = encode(Opened([1, 2, 3], 3, 4, [0.1]))
+    yield join_frames([opened, _verdict(3, [0, 1]), _verdict(5, [0, 1, 2], 0), b"x", _verdict(8, [5]), _verdict(9, [])])
+    yield join_frames([opened, _verdict(3, [0, 1]), b"", encode(Opened([1, 2, 3], 5, 4)), _verdict(5, [0] * 9)])
+    yield join_frames(
+        [encode(Opened([1], 1, 0)), b"x", _verdict(1, [7, 8], 0), encode(Verdict(3, [], 0, "stop", 0, 0))]
+    )
+
+
+def saved_seeds() -> Iterator[bytes]:
+    """An answer that has begun, one that has not, and one that has ended."""
+    sampling, terms = Sampling(temperature=0.5), Terms(9, ("x",))
+    begun = Saved("t", b"id", "prompt", True, [], sampling, terms, [1, 2], [3], [], "", [(4, 0.5)])
+    chat = [Message("user", "hi")]
+    yield encode(begun)
+    yield encode(msgspec.structs.replace(begun, prompt="", messages=chat, prompt_tokens=[], answer=[], unverified=[]))
+    yield encode(msgspec.structs.replace(begun, prompt=[1, 2], finish="length", answer=[3] * 9, unverified=[]))
+
+
+SEEDS = {"kept": kept_seeds, "told": told_seeds, "saved": saved_seeds}

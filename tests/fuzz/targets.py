@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import io
 import itertools
+import os
 from collections.abc import Callable, Iterator
 
 import msgpack
@@ -39,12 +40,22 @@ from edgebus.near import decode_here
 from edgebus.payloads import Payload, decode, encode
 from edgebus.recorder import Reader, Start, Traffic, Writer, decode_records, encode_records
 from edgebus.replica import Replica
+from edgebus.shm import pipes
 from edgebus.state import Entry, Part, Publication, Subscribe
 from edgebus.wire import decode as decode_frames
 from edgebus.wire import encode as encode_message
 from edgebus.wire import spec_fault
 from edgebus.zap import zap_answer
-from tests.fuzz import model_files, qpart_parts, sled_parts, socket_world
+from tests.fuzz import (
+    answers,
+    http_parts,
+    model_files,
+    qpart_parts,
+    served_world,
+    settings_files,
+    sled_parts,
+    socket_world,
+)  # fmt: skip
 from tests.fuzz.hub_world import attack
 from tests.fuzz.source import Source, join_frames, split_frames
 from tests.vectors.golden import OLD_VECTORS, VECTORS, frames_of
@@ -108,6 +119,25 @@ def near(data: bytes) -> None:
         assert decode_coming(msgspec.msgpack.encode(coming)) == coming
     here = decode_here(data)
     assert here is None or decode_here(msgspec.msgpack.encode(here)) == here
+
+
+def packets(data: bytes) -> None:
+    """Packets of a pipe between processes of one host: compiled and plain readers see the same frames."""
+    assert pipes.PipeNames.unpack(data) is None or pipes.PipeNames.unpack(data).pack() == data
+    read_end, write_end = os.pipe2(os.O_NONBLOCK | os.O_DIRECT) if hasattr(os, "O_DIRECT") else (-1, -1)
+    if read_end < 0:  # only Linux has such pipes
+        return
+    with open(read_end, "rb", 0), open(write_end, "wb", 0):
+        for packet in split_frames(data):
+            found = []
+            for read in (pipes._plain_read, pipes._read):
+                os.write(write_end, packet[: pipes.PACKET_BYTES])
+                found.append(read(read_end))
+            assert found[0] == found[1]
+            assert found[0] is None or sum(map(len, found[0])) <= max(0, len(packet) - 2)
+            if found[0]:
+                assert pipes._write(write_end, found[0][0], found[0][1] if len(found[0]) > 1 else None)
+                assert pipes._read(read_end) == found[0]
 
 
 def blobs(data: bytes) -> None:
@@ -271,6 +301,7 @@ TARGETS: dict[str, Callable[[bytes], None]] = {
     "hub": hub,
     "payloads": payloads,
     "near": near,
+    "packets": packets,
     "blobs": blobs,
     "recorder": recorder,
     "state": state,
@@ -280,9 +311,22 @@ TARGETS: dict[str, Callable[[bytes], None]] = {
     "zap": zap,
     "gguf": gguf,
     "safetensors": safetensors,
+    "decoders": model_files.decoders,
+    "settings": settings_files.settings,
+    "boards": settings_files.boards,
+    "metrics": http_parts.metrics,
+    "completions": http_parts.completions,
+    "forms": http_parts.forms,
     "networks": qpart_parts.networks,
     "segments": qpart_parts.segments,
     "pieces": qpart_parts.pieces,
+    "asks": qpart_parts.asks,
+    "artefacts": qpart_parts.artefacts,
+    "datasets": qpart_parts.datasets,
+    "answers": answers.answers,
+    "served": served_world.attack,
+    "told": sled_parts.told,
+    "saved": sled_parts.saved,
     "kept": sled_parts.kept,
 }
 SOCKET_TARGETS: dict[str, Callable[[bytes], None]] = {"sockets": socket_world.say}
@@ -300,13 +344,23 @@ def near_seeds() -> Iterator[bytes]:
     yield b"\x95\x90\x90\x00\x00" + b"\x91" * 3000 + b"\x00"
 
 
+def packet_seeds() -> Iterator[bytes]:
+    """Packets of one frame and of two, ones that lie about their sizes, and the names of two pipes."""
+    one, two = b"\x05\x00hello", b"\x03\x80onetwo"
+    yield join_frames([one, two, b"\x06\x00hello", b"\xff\xffabc", b"\x00", b"\x00\x80", b"\x00\x00"])
+    yield pipes.PipeNames(5, 6, 7, 8).pack()
+
+
 _SEEDS = {
     "near": near_seeds,
+    "packets": packet_seeds,
     **model_files.SEEDS,
-    "networks": qpart_parts.network_seeds,
-    "segments": qpart_parts.segment_seeds,
-    "pieces": qpart_parts.piece_seeds,
-    "kept": sled_parts.kept_seeds,
+    **settings_files.SEEDS,
+    **http_parts.SEEDS,
+    **qpart_parts.SEEDS,
+    **answers.SEEDS,
+    "served": served_world.seeds,
+    **sled_parts.SEEDS,
 }
 
 

@@ -53,6 +53,35 @@ def test_pixels_stand_where_they_stood(tmp_path):
     assert found.sum() == 60
 
 
+@pytest.mark.parametrize("damage", ["array", "encrypted", "version", "method", "data"])
+def test_archives_that_cannot_be_read_are_refused(tmp_path, damage):
+    """Both as what they are and under the name of a plain array."""
+    path = tmp_path / "bad.npz"
+    np.savez_compressed(path, inputs=PIXELS)
+    content = bytearray(path.read_bytes())
+    entry = content.index(b"PK\x01\x02")  # of the directory
+    match damage:
+        case "array":
+            np.save(tmp_path / "one.npy", PIXELS)
+            content = bytearray((tmp_path / "one.npy").read_bytes())
+        case "encrypted":
+            content[6] |= 1
+            content[entry + 8] |= 1
+        case "version":
+            content[entry + 6] = 171
+        case "method":
+            content[8] = content[entry + 10] = 77
+        case _:
+            content[entry // 2 : entry] = bytes(entry - entry // 2)
+    path.write_bytes(content)
+    with pytest.raises(ArtefactError, match="no archive of arrays"):
+        load_data(path, SHAPE)
+    if damage != "array":
+        path.rename(tmp_path / "bad.npy")
+        with pytest.raises(ArtefactError):
+            load_data(tmp_path / "bad.npy", SHAPE)
+
+
 def test_what_is_no_data_is_refused(tmp_path):
     image = pytest.importorskip("PIL.Image")
     with pytest.raises(ArtefactError, match="no file"):

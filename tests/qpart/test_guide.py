@@ -73,6 +73,7 @@ def test_every_number_of_a_board_has_words_before_it(board):
         ("[radio]\nwatts = 1", "is no table"),
         ("device = 3", "make it a table"),
         ("[device", "is not TOML"),
+        ("a = " + "[" * 5000, "is not TOML"),
     ],
 )
 def test_profile_that_says_what_nobody_knows_is_refused(text, words):

@@ -385,6 +385,10 @@ def test_bounds_say_the_number():
     with pytest.raises(ValueError, match="at most 1000 are allowed"):
         check_grammar(chain(1900))
     assert check_schema('{"multipleOf": 0.01, "items": {"multipleOf": 2500}}')
+    assert check_schema('{"multipleOf": true, "items": {"multipleOf": NaN}}')
+    for huge in ("9" * 400, "1" + "0" * 40 + "7"):  # no float has the one, and rounded the other would be 1
+        with pytest.raises(ValueError, match="common multiple 1000000000000 "):
+            check_schema('{"multipleOf": ' + huge + "}")
     assert check_schema('{"$defs": {"a/b%": {}}, "$ref": "#/$defs/a~1b%25", "items": {"$ref": "#"}}')
     with pytest.raises(ValueError, match="nested too deeply; at most 64"):
         check_schema('{"a":' * 70 + "1" + "}" * 70)

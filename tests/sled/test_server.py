@@ -148,6 +148,12 @@ def test_reopened_session_goes_on_with_the_same_answer():
     assert driver.round(PROMPT + right[:5], number=1).tokens == right[5:6]
 
 
+@pytest.mark.parametrize("answer", [[], [4]])
+def test_an_answer_to_no_prompt_is_refused(answer):
+    with pytest.raises(Refusal, match="the prompt is empty"):
+        Driver().open(prompt=[], answer=answer)
+
+
 def test_answer_ends_at_the_stop_token():
     driver = Driver(vocab_size=4)
     right = driver.target.plain_answer([3], SAMPLED, 200)

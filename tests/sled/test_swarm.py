@@ -68,6 +68,9 @@ def test_profiles_are_chosen_by_name_and_from_files(tmp_path):
     assert [each.name for each in dealt(chosen("rpi5,laptop"), 3)] == ["rpi5", "laptop", "rpi5"]
     with pytest.raises(ParameterError, match="do you mean rpi5"):
         chosen("rpi6")
+    own.write_text("a = " + "[" * 5000)
+    with pytest.raises(ParameterError, match="cannot take profiles"):
+        chosen("slow", own)
     with pytest.raises(ParameterError, match="give some of"):
         chosen(" , ")
     for bad in ("[slow]\nacceptance = [0.9]", "[slow]\ndraft_tokens_per_s = 2\nacceptance = [1.5]", "x = \xff", "["):
