@@ -34,5 +34,5 @@ cdef class Ahead:
     cpdef bint _coming(self, NearLane lane, frame) except -1
     @cython.locals(link=LinkFront, hub=HubFront, now=double)
     cpdef _here(self, Attached attached, route, coming, views, frame)
-    @cython.locals(link=LinkFront, hub=HubFront, traffic=Traffic, size_bytes=cython.longlong)
+    @cython.locals(link=LinkFront, hub=HubFront, size_bytes=cython.longlong)
     cpdef hand_on(self, Attached attached, header, tuple content, long long frame_bytes, double now)

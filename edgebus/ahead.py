@@ -234,18 +234,16 @@ class Ahead:
         link, hub, size_bytes = attached.link, self._hub, 0
         for each in content:
             size_bytes += len(each)
-        traffic = attached.traffic
-        traffic.messages_received += 1
-        traffic.bytes_received += frame_bytes
-        traffic.content_bytes_received += size_bytes
         arrived = None
         if not (hub.outbox or hub.news or link.receiver):  # what came before, and contents that wait, go first
             arrived = link.answerer.receive_plain(header, content, now)
         if arrived is None:
             link.receive(Message(header, content), now=now)
             hub.touch(attached, now=now)
+            attached.traffic.took(frame_bytes, size_bytes)
             return
         link.heard_at = now
         self._express.deliver(attached, arrived)
         if link.answerer.has_news:
             hub.touch(attached, now=now)
+        attached.traffic.took(frame_bytes, size_bytes)

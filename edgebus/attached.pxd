@@ -26,6 +26,8 @@ cdef class Traffic:
     cdef public long long bytes_sent, bytes_received, messages_sent, messages_received, malformed
     cdef public long long content_bytes_sent, content_bytes_received, copied_bytes_sent
 
+    cpdef took(self, long long frame_bytes, long long content_bytes)
+
 
 cdef class LinkFront:
     cdef public Caller caller

@@ -72,6 +72,12 @@ class Traffic:
         self.content_bytes_received = 0
         self.copied_bytes_sent = 0
 
+    def took(self, frame_bytes: int, content_bytes: int) -> None:
+        """A message was received and taken in: counted last, for one that a signal handler interrupts comes again."""
+        self.messages_received += 1
+        self.bytes_received += frame_bytes
+        self.content_bytes_received += content_bytes
+
 
 class LinkFront:
     """The part of a LinkMachine that the short way of small messages needs.
