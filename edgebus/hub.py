@@ -206,9 +206,7 @@ class Hub(HubFront):
 
     # -- the five verbs -----------------------------------------------------------------------------
 
-    def receive(  # noqa: PLR0912 - one check after the other
-        self, route: Route, frames: Sequence[bytes], key: str | None, *, now: float
-    ) -> None:
+    def receive(self, route: Route, frames: Sequence[bytes], key: str | None, *, now: float) -> None:
         """Take what came in at a route, from the peer with this authenticated key."""
         attached = self.by_route.get(route)
         if attached is not None and attached.key != key and attached.key is not None:
