@@ -55,6 +55,17 @@ DRAIN_BYTES = 256 << 20
 how soon it is read, and what is refused is freed at once."""
 
 
+UNREAD_BYTES = 256 << 20
+LEAST_UNREAD = 32
+"""Frames of the largest size that a listener lets libzmq receive for one connection before they are read: so many
+bytes of them, if that is not fewer than so many frames. 1000, libzmq's own bound, made 2 GB of frames of 2 MiB."""
+
+
+def most_unread(limits: Limits) -> int:
+    """Messages that libzmq may receive for one connection of a listener before anybody reads them."""
+    return max(LEAST_UNREAD, min(1000, UNREAD_BYTES // limits.max_frame_bytes))
+
+
 def most_sending_bytes(limits: Limits) -> int:
     """Bytes of large messages that libzmq may have for one connection: whatever its peer claims to take.
 
@@ -210,6 +221,11 @@ class Sockets:
             return self._local.bind(endpoint, keys)
         sock = self._open(zmq.ROUTER, endpoint, is_bulk=True)
         sock.setsockopt(zmq.ROUTER_MANDATORY, 1)
+        sock.setsockopt(zmq.RCVHWM, most_unread(self._limits))
+        # What is full hears no answer to libzmq's beat either: who is only read late is not to be cut for it. Who is
+        # gone is known by the link's own beat; here it is for the connection that he has left.
+        gone_s = max(self._limits.forget_s, _LANE_PATIENCE * self._limits.silence_s)
+        sock.setsockopt(zmq.HEARTBEAT_TIMEOUT, min(int(gone_s * 1000), _NOT_AGAIN_MS))
         try:
             if keys is not None:
                 self._open_zap()
