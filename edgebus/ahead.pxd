@@ -27,6 +27,7 @@ cdef class Ahead:
     cpdef bint announce(self, Attached attached, specs, tuple blocks) except -1
     @cython.locals(lane=NearLane)
     cpdef take_back(self, Attached attached)
+    cpdef say_never(self, NearLane lane, bint again=*)
     @cython.locals(lane=NearLane)
     cpdef done(self, Attached attached, leases)
     cpdef bint take(self, NearLane lane, frames) except -1

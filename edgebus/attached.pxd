@@ -18,7 +18,7 @@ cdef class NearLane:
     cdef public tuple route
     cdef public object pipes, offered, peer_board, ahead, coming, views, half_taken
     cdef public Board board
-    cdef public bint hears_ahead
+    cdef public bint hears_ahead, owes_never
     cdef public long plain, patience
 
 

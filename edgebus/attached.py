@@ -53,6 +53,7 @@ class NearLane:
         self.peer_board: memoryview | None = None
         self.hears_ahead = False  # the peer understands announcements (ahead.py)
         self.ahead: tuple[Block, ...] | None = None  # announced there, and not sent yet
+        self.owes_never = False  # what was announced will not come, and the pipe was too full to say so
         self.plain = 0  # so many tensors are not announced
         self.patience = LEAST_PLAIN  # after the next one that should not have been, so many are not
         self.coming: Coming | None = None  # announced here, and not there yet

@@ -393,6 +393,8 @@ class Sharing:
             self.gone(attached)
         attached.sharing = "unknown"
         attached.shared_with = incarnation
+        if self.near is not None and attached.near is not None:
+            self.near.ahead.say_never(attached.near)
         known = self._ledgers.get(id(attached))
         if known is not None and (report := known[1].report()) is not None:
             attached.link.say(m.Leases(*report))
@@ -482,6 +484,16 @@ class Sharing:
                 function()
                 return
         self._postpone(function)
+
+    def soon(self, function: Callable[[], None], is_timed: bool = False) -> None:
+        """Have something done with the lock held, within REPORT_S.
+
+        Args:
+            is_timed: whoever calls this looks at timers afterwards; after the short way nobody does for a beat.
+        """
+        self._postpone(function)
+        if not is_timed:
+            self._wake()
 
     def _postpone(self, function: Callable[[], None]) -> None:
         self._postponed.append(function)
