@@ -27,6 +27,7 @@ cdef class Ahead:
     cpdef bint announce(self, Attached attached, specs, tuple blocks) except -1
     @cython.locals(lane=NearLane)
     cpdef take_back(self, Attached attached)
+    cpdef say_never(self, NearLane lane, bint again=*)
     @cython.locals(lane=NearLane)
     cpdef done(self, Attached attached, leases)
     cpdef bint take(self, NearLane lane, frames) except -1
@@ -34,5 +35,5 @@ cdef class Ahead:
     cpdef bint _coming(self, NearLane lane, frame) except -1
     @cython.locals(link=LinkFront, hub=HubFront, now=double)
     cpdef _here(self, Attached attached, route, coming, views, frame)
-    @cython.locals(link=LinkFront, hub=HubFront, traffic=Traffic, size_bytes=cython.longlong)
+    @cython.locals(link=LinkFront, hub=HubFront, size_bytes=cython.longlong)
     cpdef hand_on(self, Attached attached, header, tuple content, long long frame_bytes, double now)

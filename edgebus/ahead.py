@@ -10,6 +10,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import msgspec
@@ -151,6 +152,7 @@ class Ahead:
         lane.ahead = blocks  # first: whatever comes in between, it is taken back with them
         numbered = self._sharing.number_new(attached, blocks)
         if lane.pipes.send((COMING, _encode(Coming(specs, numbered, blocks[0].lease, this_core())))):
+            lane.owes_never = False  # this takes the place of what was announced before
             return True
         lane.ahead = None
         return False
@@ -160,7 +162,17 @@ class Ahead:
         lane = attached.near
         if lane is not None and lane.ahead is not None:
             lane.ahead = None
-            lane.pipes.send((NEVER, b""))
+            lane.owes_never = True
+            self.say_never(lane)
+
+    def say_never(self, lane: NearLane, again: bool = False) -> None:
+        """What was announced does not come: until the peer hears so, it keeps its views, and this end the memory."""
+        if not lane.owes_never or lane.attached.near is not lane:
+            return
+        if lane.pipes.send((NEVER, b"")):
+            lane.owes_never = False
+        elif lane.attached.link.state is _UP:  # full: once more when the peer has read, or when the link is up again
+            self._sharing.soon(partial(self.say_never, lane, True), is_timed=again)
 
     def done(self, attached: Attached, leases: Sequence[int]) -> None:
         """A message with these leases is not sent (again)."""
@@ -234,18 +246,16 @@ class Ahead:
         link, hub, size_bytes = attached.link, self._hub, 0
         for each in content:
             size_bytes += len(each)
-        traffic = attached.traffic
-        traffic.messages_received += 1
-        traffic.bytes_received += frame_bytes
-        traffic.content_bytes_received += size_bytes
         arrived = None
         if not (hub.outbox or hub.news or link.receiver):  # what came before, and contents that wait, go first
             arrived = link.answerer.receive_plain(header, content, now)
         if arrived is None:
             link.receive(Message(header, content), now=now)
             hub.touch(attached, now=now)
+            attached.traffic.took(frame_bytes, size_bytes)
             return
         link.heard_at = now
         self._express.deliver(attached, arrived)
         if link.answerer.has_news:
             hub.touch(attached, now=now)
+        attached.traffic.took(frame_bytes, size_bytes)

@@ -18,13 +18,15 @@ cdef class NearLane:
     cdef public tuple route
     cdef public object pipes, offered, peer_board, ahead, coming, views, half_taken
     cdef public Board board
-    cdef public bint hears_ahead
+    cdef public bint hears_ahead, owes_never
     cdef public long plain, patience
 
 
 cdef class Traffic:
     cdef public long long bytes_sent, bytes_received, messages_sent, messages_received, malformed
     cdef public long long content_bytes_sent, content_bytes_received, copied_bytes_sent
+
+    cpdef took(self, long long frame_bytes, long long content_bytes)
 
 
 cdef class LinkFront:

@@ -53,6 +53,7 @@ class NearLane:
         self.peer_board: memoryview | None = None
         self.hears_ahead = False  # the peer understands announcements (ahead.py)
         self.ahead: tuple[Block, ...] | None = None  # announced there, and not sent yet
+        self.owes_never = False  # what was announced will not come, and the pipe was too full to say so
         self.plain = 0  # so many tensors are not announced
         self.patience = LEAST_PLAIN  # after the next one that should not have been, so many are not
         self.coming: Coming | None = None  # announced here, and not there yet
@@ -71,6 +72,12 @@ class Traffic:
         self.content_bytes_sent = 0
         self.content_bytes_received = 0
         self.copied_bytes_sent = 0
+
+    def took(self, frame_bytes: int, content_bytes: int) -> None:
+        """A message was received and taken in: counted last, for one that a signal handler interrupts comes again."""
+        self.messages_received += 1
+        self.bytes_received += frame_bytes
+        self.content_bytes_received += content_bytes
 
 
 class LinkFront:

@@ -99,7 +99,12 @@ class Dialling:
             elif event == "DISCONNECTED":
                 self._hub.disconnected((socket_id, b""), now=now)
             return
-        self._judged(dialled, dialled.watch.handle(event, value), now)
+        handshaken = dialled.watch.handshaken
+        try:
+            self._judged(dialled, dialled.watch.handle(event, value), now)
+        except BaseException:  # of a signal handler: it is told again
+            dialled.watch.handshaken = handshaken
+            raise
 
     def up(self, attached: Attached, *, now: float) -> bool:
         """A link is up: who waits for it is told, its bulk lane follows; False if it is none of these."""

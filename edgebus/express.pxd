@@ -32,11 +32,11 @@ cdef class Express(MessageTaker):
     cpdef bint _take(self, Opened opened, long event) except -1
     @cython.locals(attached=Attached, link=LinkFront, hub=HubFront)
     cpdef bint receive_small(self, tuple route, bytes frame, key) except -1
-    @cython.locals(link=LinkFront, hub=HubFront, traffic=Traffic, pending=Pending, now=double)
+    @cython.locals(link=LinkFront, hub=HubFront, pending=Pending, now=double)
     cpdef bint receive_header(self, Attached attached, header, long frame_bytes) except -1
     @cython.locals(attached=Attached, link=LinkFront, hub=HubFront, now=double, frames_bytes=cython.longlong)
     cpdef receive_large(self, route, frames, key)
-    @cython.locals(link=LinkFront, hub=HubFront, traffic=Traffic, size_bytes=cython.longlong)
+    @cython.locals(link=LinkFront, hub=HubFront, size_bytes=cython.longlong)
     cpdef _receive_whole(self, Attached attached, header, content, long long frames_bytes, double now)
     @cython.locals(link=LinkFront, hub=HubFront, traffic=Traffic)
     cpdef _receive_chunk(self, Attached attached, chunk, frame, long long frames_bytes, double now)

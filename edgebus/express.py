@@ -340,10 +340,7 @@ class Express(MessageTaker):
                 return self._judged(attached, Message(header, (payload,)), frame_bytes, now)
             self.deliver(attached, arrived)
         link.heard_at = now
-        traffic = attached.traffic
-        traffic.messages_received += 1
-        traffic.bytes_received += frame_bytes
-        traffic.content_bytes_received += len(payload)
+        attached.traffic.took(frame_bytes, len(payload))
         return True
 
     def receive_large(self, route: Route, frames: list[Any], key: str | None) -> bool:
@@ -383,25 +380,20 @@ class Express(MessageTaker):
         if header.transfer is not None:
             link.receiver.took_whole(header, now)
         link.heard_at = now
-        traffic = attached.traffic
-        traffic.messages_received += 1
-        traffic.bytes_received += frames_bytes
-        traffic.content_bytes_received += size_bytes
         self.deliver(attached, arrived)
         if link.has_news:
             hub.touch(attached, now=now)
         elif link.receiver.credit_at < attached.scheduled_at:
             hub.schedule(attached, link.receiver.credit_at)
+        attached.traffic.took(frames_bytes, size_bytes)
         return True
 
     def _judged(self, attached: Attached, message: Message, frames_bytes: int, now: float) -> bool:
         """Take a request that there is no room for, and whose sender may ask: it is not to pay for it twice."""
-        traffic = attached.traffic
-        traffic.messages_received += 1
-        traffic.bytes_received += frames_bytes
-        traffic.content_bytes_received += _total(message.frames)
+        size_bytes = _total(message.frames)  # before its frames are let go of
         attached.link.receive(message, now=now)
         self._hub.touch(attached, now=now)
+        attached.traffic.took(frames_bytes, size_bytes)
         return True
 
     def _receive_chunk(self, attached: Attached, chunk: Chunk, frame: Any, frames_bytes: int, now: float) -> bool:
@@ -411,12 +403,10 @@ class Express(MessageTaker):
         if link.receiver.waiting or opened is None:
             return False
         traffic = attached.traffic
-        traffic.messages_received += 1
-        traffic.bytes_received += frames_bytes
-        traffic.content_bytes_received += len(frame)
         link.heard_at = now
         if link.receive_chunk(chunk, frame, now=now):
             hub.touch(attached, now=now)
+            traffic.took(frames_bytes, len(frame))
             return True
         for message in link.receiver.headers_to_send():
             credit = encode_header(message.header)
@@ -430,6 +420,7 @@ class Express(MessageTaker):
                 end_message(opened.sock)
                 raise
             self._sockets.touched.add(opened.fd)
+        traffic.took(frames_bytes, len(frame))
         return True
 
     def _credited(self, attached: Attached, credit: Credit, frame_bytes: int) -> bool:
@@ -439,8 +430,6 @@ class Express(MessageTaker):
             return False
         link.heard_at = now
         traffic = attached.traffic
-        traffic.messages_received += 1
-        traffic.bytes_received += frame_bytes
         link.credited(credit, now=now)
         for lane, message in link.bulk_to_send(now=now):
             route = (attached.bulk_route or attached.route) if lane else attached.route
@@ -457,6 +446,7 @@ class Express(MessageTaker):
             hub.touch(attached, now=now)
         elif (at := link.sender.next_timer()) < attached.scheduled_at:
             hub.schedule(attached, at)
+        traffic.took(frame_bytes, 0)
         return True
 
     def deliver(self, attached: Attached, arrived: Arrived) -> None:

@@ -206,9 +206,7 @@ class Hub(HubFront):
 
     # -- the five verbs -----------------------------------------------------------------------------
 
-    def receive(  # noqa: PLR0912 - one check after the other
-        self, route: Route, frames: Sequence[bytes], key: str | None, *, now: float
-    ) -> None:
+    def receive(self, route: Route, frames: Sequence[bytes], key: str | None, *, now: float) -> None:
         """Take what came in at a route, from the peer with this authenticated key."""
         attached = self.by_route.get(route)
         if attached is not None and attached.key != key and attached.key is not None:
@@ -228,11 +226,18 @@ class Hub(HubFront):
             if not isinstance(header, m.Hello | m.Goodbye | m.Reset):
                 self.outbox.append((route, None, m.Message(m.Reset())))
             return
-        traffic = attached.traffic
-        traffic.messages_received += 1
-        traffic.bytes_received += sum(map(len, frames))
-        if message.frames:
-            traffic.content_bytes_received += _content_bytes(message)
+        frames_bytes = sum(map(len, frames))
+        size_bytes = _content_bytes(message) if message.frames else 0
+        try:
+            self._take_in(attached, route, message, now)
+        except Exception:
+            attached.traffic.took(frames_bytes, size_bytes)
+            raise
+        attached.traffic.took(frames_bytes, size_bytes)
+
+    def _take_in(self, attached: Attached, route: Route, message: m.Message, now: float) -> None:
+        """Take a message of a link."""
+        header = message.header
         if self.taps:
             self._tap("in", attached, route, message, now)
         if self.judge is not None and type(header) is m.Request and attached.is_new(header):
@@ -414,10 +419,9 @@ class Hub(HubFront):
             self.by_route.pop(attached.bulk_route, None)
         attached.bulk_route = route
         self.by_route[route] = attached
-        attached.traffic.messages_received += 1
-        attached.traffic.bytes_received += frames_bytes
         attached.link.lane_opened()
         self.touch(attached, now=now)
+        attached.traffic.took(frames_bytes, 0)
 
     def _leave_routes(self, attached: Attached) -> None:
         for route in (attached.route, attached.bulk_route):

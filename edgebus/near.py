@@ -219,6 +219,9 @@ class NearLanes:
             lane.ahead = None
             frame = encode_header(header)
             done = lane.pipes.send((HERE, blocks[0].lease.to_bytes(MARK_BYTES, "little") + frame))
+            if not done:  # it goes another way, and what was announced does not come
+                lane.owes_never = True
+                self.ahead.say_never(lane)
             header.arrays = specs
         else:
             header.arrays, header.blocks = specs, self._sharing.number_new(attached, blocks)

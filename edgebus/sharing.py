@@ -73,7 +73,7 @@ class Sharing:
         self._putting: set[int] = set()  # threads
         # What a signal handler that came in the middle of a put could not do, with the pool's lock taken under it.
         self._postponed: deque[Callable[[], None]] = deque()
-        self._loans: weakref.WeakValueDictionary[int, Loan] = weakref.WeakValueDictionary()  # by lease
+        self._loans: dict[int, weakref.KeyedRef[tuple[Attached, int], Loan]] = {}  # by lease
         self._unsent_loans: set[int] = set()  # leases whose loan nobody has sent
         self._sent_loans: set[int] = set()  # leases that went without a copy
         self._dropped: deque[tuple[Attached, list[int]]] = deque()  # leases of what is not sent
@@ -151,7 +151,8 @@ class Sharing:
         """A message with these blocks is not sent: loans among them may go with another one. From any thread."""
         put = []
         for block in blocks:
-            loan = self._loans.get(block.lease)
+            known = self._loans.get(block.lease)
+            loan = None if known is None else known()
             if loan is None:
                 put.append(block.lease)
             else:
@@ -183,11 +184,11 @@ class Sharing:
         try:
             block = to_wire(memory[1])
             loan = make_loan(shape, dtype, (memory[0], block), attached)
-            self._loans[lease] = loan
-            weakref.finalize(loan, self._loan_ended, attached, lease).atexit = False
+            # Not weakref.finalize, which is Python: there a signal handler's exception would leave the memory lent.
+            self._loans[lease] = weakref.KeyedRef(loan, self._loan_ended, (attached, lease))
         except BaseException:  # interrupted: nobody will ever have it
             self._loans.pop(lease, None)
-            self._loan_ended(attached, lease)
+            self._give_unsent(attached, lease)
             raise
         return loan
 
@@ -206,8 +207,14 @@ class Sharing:
         self._sent_loans.add(block.lease)
         return block
 
-    def _loan_ended(self, attached: Attached, lease: int) -> None:
-        """From the garbage collector: the memory of a loan that was not sent is free."""
+    def _loan_ended(self, ended: weakref.KeyedRef[tuple[Attached, int], Loan]) -> None:
+        """From the garbage collector: nobody has a loan any more."""
+        attached, lease = ended.key
+        self._loans.pop(lease, None)
+        self._give_unsent(attached, lease)
+
+    def _give_unsent(self, attached: Attached, lease: int) -> None:
+        """The memory of a loan that was not sent is free."""
         if lease in self._unsent_loans:
             self._unsent_loans.discard(lease)
             self._dropped.append((attached, [lease]))
@@ -386,6 +393,8 @@ class Sharing:
             self.gone(attached)
         attached.sharing = "unknown"
         attached.shared_with = incarnation
+        if self.near is not None and attached.near is not None:
+            self.near.ahead.say_never(attached.near)
         known = self._ledgers.get(id(attached))
         if known is not None and (report := known[1].report()) is not None:
             attached.link.say(m.Leases(*report))
@@ -475,6 +484,16 @@ class Sharing:
                 function()
                 return
         self._postpone(function)
+
+    def soon(self, function: Callable[[], None], is_timed: bool = False) -> None:
+        """Have something done with the lock held, within REPORT_S.
+
+        Args:
+            is_timed: whoever calls this looks at timers afterwards; after the short way nobody does for a beat.
+        """
+        self._postpone(function)
+        if not is_timed:
+            self._wake()
 
     def _postpone(self, function: Callable[[], None]) -> None:
         self._postponed.append(function)

@@ -23,7 +23,8 @@ cdef class Sockets:
     cdef public object _limits, _receiver, _local, _context, _zap, _next_socket_id
     cdef public MessageTaker messages
     cdef public Poller _poller
-    cdef public dict by_id, _monitors, _takers, _fds
+    cdef public dict by_id, _monitors, _ports, _untold, _takers, _fds
+    cdef public list _unanswered
     cdef public set touched
     cdef public bint _may_look
 
@@ -34,3 +35,7 @@ cdef class Sockets:
     @cython.locals(left=long)
     cpdef take(self, list ready)
     cpdef take_touched(self)
+    @cython.locals(port=Port)
+    cpdef bint _take_monitor(self, socket_id, port) except -1
+    @cython.locals(port=Port)
+    cpdef bint _take_zap(self, port) except -1

@@ -10,11 +10,12 @@ import enum
 import errno
 import logging
 import os
+import struct
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from typing import Any, Protocol
 
 import zmq
-from zmq.utils.monitor import parse_monitor_message
 
 from edgebus.attached import Route
 from edgebus.config import Limits
@@ -22,7 +23,7 @@ from edgebus.errors import BindError, ConfigError
 from edgebus.keys import Keys
 from edgebus.local import SCHEME, Local
 from edgebus.port import PlainPort, open_poller, open_port
-from edgebus.rawzmq import BURST, EVENTS, POLLIN, ZmqSocket, end_message, get
+from edgebus.rawzmq import BURST, ZmqSocket, end_message
 from edgebus.zap import ZAP_DOMAIN, ZAP_ENDPOINT, zap_denied
 
 _log = logging.getLogger("edgebus")
@@ -37,6 +38,7 @@ _LANE_PATIENCE = 2.5
 for longer than silence_s. The link's own beat, on the control lane, does not."""
 _HANDSHAKE_MS = 2000  # libzmq's own 30 s lets idle raw connections pile up
 _NOT_AGAIN_MS = 3_600_000  # with -1, no reconnect, libzmq throws away what came before the other side closed
+_EVENT = struct.Struct("=hi")  # first frame of a monitor's message: what, and a value; the second one is an address
 _MONITORED = (
     zmq.EVENT_CONNECT_DELAYED
     | zmq.EVENT_CONNECTED
@@ -53,6 +55,17 @@ LARGE_BYTES = 64 * 1024
 DRAIN_BYTES = 256 << 20
 """Of large messages so much is read in a row before anybody else has a turn: what nobody has read is bounded only by
 how soon it is read, and what is refused is freed at once."""
+
+
+UNREAD_BYTES = 256 << 20
+LEAST_UNREAD = 32
+"""Frames of the largest size that a listener lets libzmq receive for one connection before they are read: so many
+bytes of them, if that is not fewer than so many frames. 1000, libzmq's own bound, made 2 GB of frames of 2 MiB."""
+
+
+def most_unread(limits: Limits) -> int:
+    """Messages that libzmq may receive for one connection of a listener before anybody reads them."""
+    return max(LEAST_UNREAD, min(1000, UNREAD_BYTES // limits.max_frame_bytes))
 
 
 def most_sending_bytes(limits: Limits) -> int:
@@ -146,6 +159,9 @@ class Sockets:
         self.by_id: dict[int, Opened] = {}
         self._zap: ZmqSocket | None = None
         self._monitors: dict[int, ZmqSocket] = {}
+        self._ports: dict[ZmqSocket, PlainPort] = {}  # of monitors and of zap
+        self._untold: dict[int, bytes] = {}  # events by socket, that the receiver was being told
+        self._unanswered: list[Any] | None = None  # what zap was asked last
         self._takers: dict[int, Taker | Opened | DescriptorTaker] = {}  # by file descriptor
         self._fds: dict[ZmqSocket, int] = {}
         self.touched: set[int] = set()  # descriptors whose sockets may be readable without saying so
@@ -210,6 +226,11 @@ class Sockets:
             return self._local.bind(endpoint, keys)
         sock = self._open(zmq.ROUTER, endpoint, is_bulk=True)
         sock.setsockopt(zmq.ROUTER_MANDATORY, 1)
+        sock.setsockopt(zmq.RCVHWM, most_unread(self._limits))
+        # What is full hears no answer to libzmq's beat either: who is only read late is not to be cut for it. Who is
+        # gone is known by the link's own beat; here it is for the connection that he has left.
+        gone_s = max(self._limits.forget_s, _LANE_PATIENCE * self._limits.silence_s)
+        sock.setsockopt(zmq.HEARTBEAT_TIMEOUT, min(int(gone_s * 1000), _NOT_AGAIN_MS))
         try:
             if keys is not None:
                 self._open_zap()
@@ -318,26 +339,41 @@ class Sockets:
             return Sent.GONE
         return Sent.OK if handed_over else Sent.FULL
 
-    def _take_monitor(self, socket_id: int, monitor: ZmqSocket) -> bool:
+    def _take_monitor(self, socket_id: int, port: PlainPort) -> bool:
         for _ in range(BURST):
-            if monitor.closed or not get(monitor, EVENTS) & POLLIN:
-                return False
-            event = parse_monitor_message(monitor.recv_multipart(zmq.NOBLOCK))
-            name = zmq.Event(event["event"]).name or ""
-            self._receiver.on_monitor(socket_id, name, int(event["value"]))
+            event = self._untold.get(socket_id)
+            if event is None:
+                event = port.take()
+                if event is None:
+                    return False
+                if not port.more:  # the rest of one that a signal handler interrupted, which only pyzmq lets it
+                    continue
+                self._untold[socket_id] = event  # until it has been told, whatever a signal handler raises meanwhile
+                port.take_rest([])
+            what, value = _EVENT.unpack(event)
+            self._receiver.on_monitor(socket_id, zmq.Event(what).name or "", value)
+            self._untold.pop(socket_id, None)
         return True
 
-    def _take_zap(self, sock: ZmqSocket) -> bool:
-        while get(sock, EVENTS) & POLLIN:
-            frames = sock.recv_multipart(zmq.NOBLOCK)
+    def _take_zap(self, port: PlainPort) -> bool:
+        while True:
+            question = self._unanswered
+            if question is None:
+                first = port.take()
+                if first is None:
+                    return False
+                question = self._unanswered = [first]  # likewise, until it has its answer
+                if port.more:
+                    port.take_rest(question)
             # Whatever happens, there is an answer: without one the socket could not receive again.
             try:
-                answer = self._receiver.on_zap(frames)
+                answer = self._receiver.on_zap(question)
             except Exception:
                 _log.exception("edgebus: internal error while a peer was let in")
-                answer = zap_denied(frames)
-            sock.send_multipart(answer)
-        return False
+                answer = zap_denied(question)
+            with suppress(zmq.ZMQError):  # it has one already
+                port.send_all(b"", answer)
+            self._unanswered = None
 
     def _open(self, kind: int, endpoint: str, *, is_bulk: bool) -> ZmqSocket:
         sock: ZmqSocket = self._context.socket(kind)
@@ -368,7 +404,8 @@ class Sockets:
         sock.setsockopt(zmq.LINGER, 0)
         sock.bind(ZAP_ENDPOINT)
         self._zap = sock
-        self._add(sock, lambda event: self._take_zap(sock))
+        port = self._ports[sock] = open_port(sock, False, False)
+        self._add(sock, lambda event: self._take_zap(port))
 
     def _watch(self, sock: ZmqSocket, is_router: bool = False, is_secure: bool = False) -> Opened:
         socket_id = self._next_socket_id
@@ -378,7 +415,8 @@ class Sockets:
         opened = self.by_id[socket_id] = Opened(sock, socket_id, int(sock.getsockopt(zmq.FD)), port)
         monitor: ZmqSocket = sock.get_monitor_socket(_MONITORED)
         self._monitors[socket_id] = monitor
-        self._add(monitor, lambda event: self._take_monitor(socket_id, monitor))
+        told = self._ports[monitor] = open_port(monitor, False, False)
+        self._add(monitor, lambda event: self._take_monitor(socket_id, told))
         return opened
 
     def _add(self, sock: ZmqSocket, take: Taker | Opened) -> None:
@@ -395,6 +433,9 @@ class Sockets:
                 del self._takers[fd]
                 self.touched.discard(fd)
                 self._poller.unregister(fd)
+            if each is not None and (port := self._ports.pop(each, None)) is not None:
+                port.close()
+        self._untold.pop(socket_id, None)
         if opened := self.by_id.pop(socket_id, None):
             opened.port.close()
         if monitor is not None:

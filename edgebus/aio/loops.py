@@ -10,6 +10,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any, TypeVar
 
 from edgebus.calls import Pending, Reply
@@ -58,24 +59,23 @@ class Bell:
     """What tasks of any loops wait at until any thread rings; one ring wakes one task, or the next to come."""
 
     def __init__(self) -> None:
-        self._lock = threading.Lock()  # nothing is called with it held
-        self._waiting: deque[_Waiter] = deque()
+        self._waiting: deque[_Waiter] = deque()  # without a lock: each use is one step of the deque
 
     def ring(self) -> None:
-        """Wake the task that has waited longest."""
+        """Wake the task that has waited longest. It leaves last: after an exception of a signal handler, ring again."""
         while True:
-            with self._lock:
-                if not self._waiting:
-                    return
-                loop, future = self._waiting.popleft()
-            if post(loop, self._wake, future):
+            try:
+                loop, future = self._waiting[0]
+            except IndexError:
+                return
+            posted = post(loop, self._wake, future)
+            self._leave(loop, future)
+            if posted:
                 return
 
     def ring_all(self) -> None:
         """Wake every task that waits. They leave by themselves, so one that was interrupted may ring again."""
-        with self._lock:
-            waiting = list(self._waiting)
-        for loop, future in waiting:
+        for loop, future in list(self._waiting):
             if not post(loop, settle, future):
                 self._leave(loop, future)
 
@@ -93,8 +93,7 @@ class Bell:
         loop = asyncio.get_running_loop()
         while not ready():
             future: asyncio.Future[None] = loop.create_future()
-            with self._lock:
-                self._waiting.append((loop, future))
+            self._waiting.append((loop, future))
             timer = None
             if until is not None:
                 timer = loop.call_later(max(0.0, until - time.monotonic()), settle, future)
@@ -120,9 +119,8 @@ class Bell:
             future.set_result(None)
 
     def _leave(self, loop: asyncio.AbstractEventLoop, future: asyncio.Future[None]) -> None:
-        with self._lock:
-            if (loop, future) in self._waiting:
-                self._waiting.remove((loop, future))
+        with suppress(ValueError):  # it has left already
+            self._waiting.remove((loop, future))
 
 
 async def in_thread(function: Callable[..., T], *args: Any, unwanted: Callable[[T], object] = lambda result: None) -> T:

@@ -104,14 +104,21 @@ class RingingInbox(inbox.Inbox):
         self.bell = Bell()
 
     def put(self, request: inbox.Request) -> bool:
-        taken = super().put(request)
-        if taken:
+        # A signal handler may raise at any step: what is in is rung for in any case, and one ring too many only looks.
+        try:
+            try:
+                return super().put(request)
+            finally:
+                self.bell.ring()
+        except BaseException:
             self.bell.ring()
-        return taken
+            raise
 
     def shut(self) -> None:
-        super().shut()
-        self.bell.ring_all()
+        try:
+            super().shut()
+        finally:
+            self.bell.ring_all()
 
 
 class Inbox:

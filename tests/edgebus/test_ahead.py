@@ -178,6 +178,30 @@ def test_what_is_refused_after_its_announcement_takes_it_back():
         eventually(lambda: theirs(server).views is None)
 
 
+@pytest.mark.parametrize("what", [NEVER, HERE])
+def test_announcement_is_taken_back_as_soon_as_a_full_pipe_lets_it(what):
+    """Until then the peer keeps its views, and whatever is announced next may be long in coming."""
+    with linked(max_outstanding_bytes=MIB) as (server, _device, link, sent):
+        near, caller, refused = link._dialled.attached.near, link._link.caller, []
+
+        class Full(Counting):
+            def send(self, frames):
+                if frames[0] in (what, NEVER) and len(refused) < 4:
+                    refused.append(frames[0])
+                    return False
+                return super().send(frames)
+
+        near.pipes = Full(near.pipes._pipes, sent)
+        near.plain = 0
+        caller.max_bytes = -1 if what == NEVER else MIB  # as if others had been quicker
+        assert (link.request("echo", b"payload", [array(1)]).arrays[0] == array(1)).all()
+        caller.max_bytes = MIB
+        eventually(lambda: theirs(server).views is None)
+        assert refused == [what, NEVER, NEVER, NEVER]
+        assert kinds(sent) == [COMING, NEVER]
+        assert (ask(link, 2).arrays[0] == array(2)).all()
+
+
 @pytest.mark.parametrize("lost", [HERE, COMING])
 @pytest.mark.parametrize("is_full", [False, True])
 def test_packet_that_does_not_arrive_costs_a_resend_at_worst(lost, is_full):

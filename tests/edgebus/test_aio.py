@@ -17,6 +17,7 @@ import edgebus
 from edgebus import aio
 from edgebus.aio import loops
 from edgebus.aio.loops import FAIR, Bell, in_thread
+from edgebus.aio.serving import RingingInbox
 from edgebus.errors import StreamEnded
 
 pytestmark = pytest.mark.net
@@ -701,3 +702,56 @@ def test_exception_of_a_signal_handler_in_the_middle_of_a_ring_leaves_nobody_wai
     real = loops.post
     asyncio.run(main())
     assert left == [0]
+
+
+def test_exception_of_a_signal_handler_at_any_line_of_a_put_leaves_no_task_waiting():
+    """What was put is there, and whoever waits at the inbox has to hear of it."""
+
+    class Interrupt(BaseException):
+        pass
+
+    def interrupted(function, at):
+        """Call a function and raise at its at-th line in the asyncio face; True if it has so many."""
+        left = [at]
+
+        def trace(frame, event, _):
+            if not frame.f_globals.get("__name__", "").startswith("edgebus.aio"):
+                return None
+            left[0] -= event == "line"
+            if event == "line" and left[0] == 0:
+                sys.settrace(None)
+                raise Interrupt
+            return trace
+
+        before = sys.gettrace()
+        sys.settrace(trace)
+        try:
+            function()
+        except Interrupt:
+            pass
+        finally:
+            sys.settrace(before)
+        return left[0] <= 0
+
+    async def main(request, at):
+        ringing = RingingInbox(["echo"], 8, lambda inbox: None)
+        tasks = [asyncio.ensure_future(aio.Inbox(ringing).get()) for _ in range(2)]
+        await asyncio.sleep(0)
+        going = interrupted(lambda: ringing.put(request), at)
+        if ringing.ready:
+            done, _ = await asyncio.wait(tasks, timeout=2, return_when=asyncio.FIRST_COMPLETED)
+            assert [task.result().payload for task in done] == [b"first"], f"at line {at}"
+        for task in tasks:
+            task.cancel()
+        return going
+
+    with edgebus.Node("s", insecure=True) as server, edgebus.Node("d", insecure=True) as device:
+        inbox, at = server.serve("echo"), 1
+        pending = device.connect(server.bind("inproc://lines")).send_request("echo", b"first")
+        request = inbox.get(5)
+        while asyncio.run(main(request, at)):
+            at += 1
+            assert at < 100
+        assert at > 8
+        request.reply(b"yes")
+        assert pending.result().payload == b"yes"

@@ -320,3 +320,38 @@ def test_short_request_does_not_overtake_one_that_was_before_it(stub_sockets):
     world.server.express.take(world.server.opened, zmq.POLLIN)
     world.server.turn()
     assert [arrived.frames[0] for arrived in world.server.taken] == [b"special", b"\x01"]
+
+
+@pytest.mark.parametrize(("way", "times"), [("small", 1), ("arrays", 1), ("usual", 2)])
+def test_message_that_a_signal_handler_interrupts_is_counted_once(stub_sockets, way, times):
+    """It is taken again, and once more if it is interrupted again."""
+
+    class Interrupt(BaseException):
+        pass
+
+    interrupts = []
+
+    def interrupt(*_):
+        if len(interrupts) < times:
+            interrupts.append(way)
+            raise Interrupt
+
+    world = World(stub_sockets, True, True)
+    server, [attached] = world.server, world.server.hub.links
+    server.express._deliver = interrupt
+    if way == "usual":
+        server.hub.taps.append(interrupt)
+    specs, arrays = ((m.ArraySpec("u1", (3000,)),), (bytes(3000),)) if way == "arrays" else ((), ())
+    world.attached.link.caller.start("s", specs, (b"p", *arrays), deadline_at=9.0, ref=None, now=0.0)
+    world.device.hub.touch(world.attached, now=0.0)
+    world.collect()
+    with pytest.raises(Interrupt):
+        server.receive(world.wires[True].popleft())
+    for _ in range(times - 1):
+        with pytest.raises(Interrupt):
+            server.express.take(server.opened, 0)
+    server.express.take(server.opened, 0)
+    assert len(interrupts) == times
+    near, there = link_stats(world.attached), link_stats(attached)
+    for what in ("messages", "bytes", "content_bytes"):
+        assert getattr(near, f"{what}_sent") == getattr(there, f"{what}_received")

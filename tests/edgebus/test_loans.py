@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import os
+import sys
 import threading
 
 import numpy as np
@@ -11,6 +12,7 @@ import pytest
 
 import edgebus
 from edgebus import shm
+from tests.edgebus.test_interrupts import PLAIN
 from tests.edgebus.test_sharing import MIB, QUICK, child, eventually, pool_of, two_nodes, warm
 
 pytestmark = [pytest.mark.net, pytest.mark.skipif(not shm.available(), reason="no shared memory here")]
@@ -91,6 +93,25 @@ def test_loan_that_is_not_sent_gives_its_memory_back():
         eventually(lambda: pool_of(device).stats().in_use_bytes < 2 * MIB)
         kept[:] = 5  # a slice keeps the memory
         assert pool_of(device).stats().in_use_bytes >= MIB
+
+
+@pytest.mark.skipif(PLAIN, reason="plain Python shows a signal handler between any two steps")
+def test_loan_whose_end_a_signal_handler_interrupts_gives_its_memory_back():
+    """No frame of Python runs there, in which it could raise."""
+
+    def interrupt(*_):
+        raise KeyboardInterrupt
+
+    with two_nodes() as (_, device, link):
+        warm(link)
+        eventually(lambda: pool_of(device).stats().in_use_bytes < MIB)
+        loan = link.loan(MIB, "u1")
+        before = sys.gettrace()
+        sys.settrace(interrupt)
+        del loan
+        sys.settrace(before)
+        assert not device._engine.sharing._loans
+        eventually(lambda: pool_of(device).stats().in_use_bytes < MIB)
 
 
 def test_loan_whose_message_finds_no_room_can_be_sent_later():
