@@ -9,17 +9,14 @@ from __future__ import annotations
 import contextlib
 import io
 import itertools
-import os
 from collections.abc import Callable, Iterator
 
 import msgpack
-import msgspec
 from edgekernels.gguf import GgufError, GgufFile
 from edgekernels.safetensors import SafetensorsError, SafetensorsFile
 
 import edgebus
 from edgebus import messages as m
-from edgebus.ahead import MOST_ARRAYS, Coming, decode_coming
 from edgebus.arrays import view_arrays
 from edgebus.blobs.manifest import BlobId, Head, _head_hash
 from edgebus.blobs.messages import (
@@ -36,20 +33,18 @@ from edgebus.directory import Directory, decode_record
 from edgebus.errors import EdgebusError, WireError
 from edgebus.grants import MAX_LIST_BYTES, format_line, parse_line, parse_list
 from edgebus.keyfiles import fields_of, is_key
-from edgebus.near import decode_here
 from edgebus.payloads import Payload, decode, encode
 from edgebus.recorder import Reader, Start, Traffic, Writer, decode_records, encode_records
 from edgebus.replica import Replica
-from edgebus.shm import pipes
 from edgebus.state import Entry, Part, Publication, Subscribe
 from edgebus.wire import decode as decode_frames
 from edgebus.wire import encode as encode_message
-from edgebus.wire import spec_fault
 from edgebus.zap import zap_answer
 from tests.fuzz import (
     answers,
     http_parts,
     model_files,
+    near_parts,
     qpart_parts,
     served_world,
     settings_files,
@@ -107,37 +102,6 @@ def payloads(data: bytes) -> None:
     except ValueError:
         return
     assert _same(decode(kind, encode(payload)), payload)
-
-
-def near(data: bytes) -> None:
-    """Announcements and greetings on the near lane: refused, or each array has a block of its size."""
-    coming = decode_coming(data)
-    if coming is not None:
-        assert 0 < len(coming.blocks) == len(coming.arrays) <= MOST_ARRAYS
-        for spec, block in zip(coming.arrays, coming.blocks, strict=True):
-            assert spec_fault(spec, block.size) is None
-        assert decode_coming(msgspec.msgpack.encode(coming)) == coming
-    here = decode_here(data)
-    assert here is None or decode_here(msgspec.msgpack.encode(here)) == here
-
-
-def packets(data: bytes) -> None:
-    """Packets of a pipe between processes of one host: compiled and plain readers see the same frames."""
-    assert pipes.PipeNames.unpack(data) is None or pipes.PipeNames.unpack(data).pack() == data
-    read_end, write_end = os.pipe2(os.O_NONBLOCK | os.O_DIRECT) if hasattr(os, "O_DIRECT") else (-1, -1)
-    if read_end < 0:  # only Linux has such pipes
-        return
-    with open(read_end, "rb", 0), open(write_end, "wb", 0):
-        for packet in split_frames(data):
-            found = []
-            for read in (pipes._plain_read, pipes._read):
-                os.write(write_end, packet[: pipes.PACKET_BYTES])
-                found.append(read(read_end))
-            assert found[0] == found[1]
-            assert found[0] is None or sum(map(len, found[0])) <= max(0, len(packet) - 2)
-            if found[0]:
-                assert pipes._write(write_end, found[0][0], found[0][1] if len(found[0]) > 1 else None)
-                assert pipes._read(read_end) == found[0]
 
 
 def blobs(data: bytes) -> None:
@@ -300,8 +264,8 @@ TARGETS: dict[str, Callable[[bytes], None]] = {
     "wire": wire,
     "hub": hub,
     "payloads": payloads,
-    "near": near,
-    "packets": packets,
+    "near": near_parts.near,
+    "packets": near_parts.packets,
     "blobs": blobs,
     "recorder": recorder,
     "state": state,
@@ -333,27 +297,8 @@ SOCKET_TARGETS: dict[str, Callable[[bytes], None]] = {"sockets": socket_world.sa
 """What needs sockets, and so is fuzzed by tests.fuzz.run alone."""
 
 
-def near_seeds() -> Iterator[bytes]:
-    """Announcements of one array up to too many, both greetings, and one that nests without end."""
-    block = m.Block(7, 1234, 5, 1 << 20, bytes(range(16)), 4096, 96)
-    for count in (1, 2, MOST_ARRAYS, MOST_ARRAYS + 1):
-        specs = (m.ArraySpec("f4", (2, 12)),) * count
-        yield msgspec.msgpack.encode(Coming(specs, (block,) * count, 7, 1))
-    yield msgspec.msgpack.encode(block)
-    yield msgspec.msgpack.encode((*msgspec.structs.astuple(block), True))
-    yield b"\x95\x90\x90\x00\x00" + b"\x91" * 3000 + b"\x00"
-
-
-def packet_seeds() -> Iterator[bytes]:
-    """Packets of one frame and of two, ones that lie about their sizes, and the names of two pipes."""
-    one, two = b"\x05\x00hello", b"\x03\x80onetwo"
-    yield join_frames([one, two, b"\x06\x00hello", b"\xff\xffabc", b"\x00", b"\x00\x80", b"\x00\x00"])
-    yield pipes.PipeNames(5, 6, 7, 8).pack()
-
-
 _SEEDS = {
-    "near": near_seeds,
-    "packets": packet_seeds,
+    **near_parts.SEEDS,
     **model_files.SEEDS,
     **settings_files.SEEDS,
     **http_parts.SEEDS,
