@@ -17,6 +17,7 @@ from edgebus import messages as m
 from edgebus import port
 from edgebus.messages import encode_header
 from edgebus.sockets import most_sending_bytes, most_unread
+from tests.edgebus.callbacks import stacked
 from tests.edgebus.child_flooded import LIMITS, MIB
 
 pytestmark = pytest.mark.net
@@ -131,23 +132,7 @@ def test_peer_that_is_read_late_is_not_cut_and_loses_nothing():
 
 def test_callbacks_that_answer_do_not_stand_on_top_of_each_other():
     """Each would keep its request until all that came behind it had been answered."""
-    depth, deepest, ready = [0], [0], threading.Event()
-
-    def handle(request):
-        depth[0] += 1
-        deepest[0] = max(deepest[0], depth[0])
-        if request.payload == b"first":
-            ready.wait(5)
-        time.sleep(0.001)
-        request.reply(bytes(100_000))
-        depth[0] -= 1
-
     with edgebus.Node("s", insecure=True) as node, edgebus.Node("d", insecure=True) as device:
-        node.handle("work", handle)
-        link = device.connect(node.bind("tcp://127.0.0.1:0"))
-        pending = [link.send_request("work", b"first")]
-        pending += [link.send_request("work", b"next") for _ in range(50)]
-        threading.Timer(0.3, ready.set).start()
-        for each in pending:
-            assert len(each.result().payload) == 100_000
-    assert deepest[0] == 1
+        answers, deepest = stacked(node, device, lambda request: request.reply(bytes(100_000)))
+    assert {len(answer.payload) for answer in answers} == {100_000}
+    assert deepest == 1
