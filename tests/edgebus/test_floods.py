@@ -19,6 +19,7 @@ from edgebus.messages import encode_header
 from edgebus.sockets import most_sending_bytes, most_unread
 from tests.edgebus.callbacks import stacked
 from tests.edgebus.child_flooded import LIMITS, MIB
+from tests.edgebus.test_sharing import eventually
 
 pytestmark = pytest.mark.net
 CHILD = Path(__file__).with_name("child_flooded.py")
@@ -128,6 +129,23 @@ def test_peer_that_is_read_late_is_not_cut_and_loses_nothing():
                 if isinstance(header, m.Reply):
                     answers.add(header.inline)
     assert len(answers) == count
+
+
+@pytest.mark.skipif(port.open_port is port.PlainPort, reason="what libzmq has to send is counted by the compiled port")
+def test_closing_gives_back_what_a_peer_that_never_reads_has_left():
+    node = edgebus.Node("s", insecure=True, limits=edgebus.Limits(**LIMITS))
+    try:
+        node.handle("work", lambda request: request.reply(bytes(2 * MIB)))
+        with silent_peer(node.bind("tcp://127.0.0.1:0"), 1) as sock:
+            for number in range(20):
+                sock.send_multipart([encode_header(m.Request(number, "work", 60_000, 0)), b"x"])
+            eventually(lambda: port.take_back() > 0)
+            began = time.monotonic()
+            node.close(0.2)
+            eventually(lambda: port.take_back() == 0)
+            assert time.monotonic() - began < 3
+    finally:
+        node.close(0)
 
 
 def test_callbacks_that_answer_do_not_stand_on_top_of_each_other():
