@@ -88,7 +88,14 @@ cdef extern from "pythread.h" nogil:
     void PyThread_release_lock(PyThread_type_lock lock)
     unsigned long PyThread_get_thread_ident()
 
+cdef extern from "fcntl.h" nogil:
+    int c_open "open"(const char* path, int flags)
+
+cdef extern from "sys/mman.h" nogil:
+    int c_memfd_create "memfd_create"(const char* name, unsigned int flags)
+
 cdef extern from "unistd.h" nogil:
+    int c_pipe2 "pipe2"(int* fds, int flags)
     int c_close "close"(int fd)
     Py_ssize_t c_read "read"(int fd, void* data, size_t size)
     Py_ssize_t c_write "write"(int fd, const void* data, size_t size)
@@ -664,6 +671,61 @@ def read_packet(int fd):
     return [
         PyBytes_FromStringAndSize(packet + 2, first), PyBytes_FromStringAndSize(packet + 2 + first, size - 2 - first)
     ]
+
+
+@cython.final
+cdef class Descriptor:
+    """An open file that is closed with the last reference to it; see shm.descriptors.PlainDescriptor."""
+
+    cdef int fd
+
+    def __cinit__(self):
+        self.fd = -1
+
+    def __dealloc__(self):
+        self.shut()
+
+    def fileno(self):
+        return self.fd
+
+    def close(self):
+        self.shut()
+
+    cdef void shut(self) noexcept:
+        if self.fd >= 0:
+            c_close(self.fd)
+            self.fd = -1
+
+
+def open_file(str path, int flags):
+    """As os.open; nothing of Python runs between the file and what closes it."""
+    cdef Descriptor made = Descriptor.__new__(Descriptor)
+    cdef bytes encoded = os.fsencode(path)
+    made.fd = c_open(encoded, flags)
+    if made.fd < 0:
+        PyErr_SetFromErrno(OSError)
+    return made
+
+
+def open_memory(str name, unsigned int flags):
+    """As os.memfd_create, likewise."""
+    cdef Descriptor made = Descriptor.__new__(Descriptor)
+    cdef bytes encoded = name.encode()
+    made.fd = c_memfd_create(encoded, flags)
+    if made.fd < 0:
+        PyErr_SetFromErrno(OSError)
+    return made
+
+
+def open_pipe(int flags):
+    """As os.pipe2, likewise."""
+    cdef Descriptor read = Descriptor.__new__(Descriptor)
+    cdef Descriptor write = Descriptor.__new__(Descriptor)
+    cdef int[2] fds
+    if c_pipe2(fds, flags) < 0:
+        PyErr_SetFromErrno(OSError)
+    read.fd, write.fd = fds[0], fds[1]
+    return read, write
 
 
 cdef class Lock:

@@ -4,6 +4,7 @@ cdef class Pipes:
     cdef object __weakref__
     cdef public long read_fd, _write_fd
     cdef public object _closer
+    cdef public tuple _files
 
     cpdef bint send(self, frames) except -1
     cpdef take(self)

@@ -15,6 +15,7 @@ import weakref
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
+from edgebus.shm.descriptors import PlainDescriptor, open_file, open_pipe
 from edgebus.shm.forks import leave_when_forked
 from edgebus.shm.segments import SegmentUnavailable, available
 
@@ -27,7 +28,7 @@ PACKET_BYTES = 4096
 _HEAD = struct.Struct("<H")
 _HAS_MORE = 0x8000  # in the head: bytes after the first frame are a second one
 _NAMES = struct.Struct("<iQiQ")
-_made_here: set[tuple[int, int]] = set()  # inodes of what this process made and has not closed
+_made_here: set[tuple[int, int] | None] = set()  # inodes of what this process made and has not closed
 
 
 class PipeNames(NamedTuple):
@@ -52,13 +53,14 @@ class Pipes:
     """One end. Both descriptors are open for reading and writing: a peer that dies is no signal and no end of file.
 
     Args:
-        read_fd, write_fd: of this end; closed with it.
+        read, written: what this end reads from and writes to; closed with it.
         made: inodes of what it writes to and reads from, at the end that made them.
     """
 
-    def __init__(self, read_fd: int, write_fd: int, made: tuple[int, int] | None = None) -> None:
-        self.read_fd, self._write_fd = read_fd, write_fd
-        self._closer = weakref.finalize(self, _close, read_fd, write_fd, made)
+    def __init__(self, read: PlainDescriptor, written: PlainDescriptor, made: tuple[int, int] | None = None) -> None:
+        self._files = (read, written)
+        self.read_fd, self._write_fd = read.fileno(), written.fileno()
+        self._closer = weakref.finalize(self, _made_here.discard, made)
         self._closer.atexit = False
         leave_when_forked(self)
 
@@ -77,7 +79,9 @@ class Pipes:
     def close(self) -> None:
         """Give up the descriptors; closing twice is fine."""
         self.read_fd = self._write_fd = -1
-        self._closer()
+        self._closer()  # first: a number may be given again as soon as it is closed
+        for file in self._files:
+            file.close()
 
     def leave_to_parent(self) -> None:
         """In a forked child: its parent talks here, not we."""
@@ -88,23 +92,20 @@ def make_pipes() -> tuple[Pipes, PipeNames] | None:
     """This end of two new pipes, and what the other end finds them by; None where that does not work."""
     if not available():
         return None
-    opened: list[int] = []
+    opened: list[PlainDescriptor] = []
     try:
         for _ in range(2):
-            pair = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
-            try:
-                opened.append(_reopened(pair[0]))
-            finally:
-                os.close(pair[0])
-                os.close(pair[1])
+            pair = open_pipe(os.O_CLOEXEC | os.O_NONBLOCK)
+            opened.append(_reopened(pair[0].fileno()))
+            for end in pair:
+                end.close()
         _check_room(opened)
-        written, read = (os.fstat(fd).st_ino for fd in opened)
+        written, read = (os.fstat(file.fileno()).st_ino for file in opened)
     except OSError:
-        for fd in opened:
-            os.close(fd)
         return None
+    names = PipeNames(opened[0].fileno(), written, opened[1].fileno(), read)
     _made_here.add((written, read))
-    return Pipes(opened[1], opened[0], (written, read)), PipeNames(opened[0], written, opened[1], read)
+    return Pipes(opened[1], opened[0], (written, read)), names
 
 
 def find_pipes(pid: int, names: PipeNames) -> Pipes:
@@ -118,54 +119,48 @@ def find_pipes(pid: int, names: PipeNames) -> Pipes:
     if pid == os.getpid() and (names.written_inode, names.read_inode) not in _made_here:
         # A peer that lies about who it is must not have us read what our other pipes carry.
         raise SegmentUnavailable("not_a_segment", f"fd {names.written_fd} of our own is no near lane")
-    opened: list[int] = []
+    opened: list[PlainDescriptor] = []
     try:
         for fd, inode in ((names.written_fd, names.written_inode), (names.read_fd, names.read_inode)):
-            handle = os.open(f"/proc/{pid}/fd/{fd}", os.O_PATH | os.O_CLOEXEC)
+            handle = open_file(f"/proc/{pid}/fd/{fd}", os.O_PATH | os.O_CLOEXEC)
             try:
-                found = os.fstat(handle)
+                found = os.fstat(handle.fileno())
                 if not stat.S_ISFIFO(found.st_mode) or found.st_ino != inode or found.st_uid != os.geteuid():
                     raise SegmentUnavailable("not_a_segment", f"pid {pid} fd {fd} is not the pipe that was announced")
-                opened.append(_reopened(handle))
+                opened.append(_reopened(handle.fileno()))
             finally:
-                os.close(handle)
+                handle.close()
         _check_room(opened)
     except (OSError, SegmentUnavailable) as error:
-        for fd in opened:
-            os.close(fd)
+        for file in opened:  # at once, however long the exception is kept
+            file.close()
         if isinstance(error, SegmentUnavailable):
             raise
         raise SegmentUnavailable("gone", f"pipes of pid {pid}: {error}") from None
     return Pipes(opened[0], opened[1])
 
 
-def _reopened(fd: int) -> int:
+def _reopened(fd: int) -> PlainDescriptor:
     """The pipe of a descriptor, open for both directions, without waiting, a packet a message."""
-    both = os.open(f"/proc/self/fd/{fd}", os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC)
+    both = open_file(f"/proc/self/fd/{fd}", os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC)
     try:
-        fcntl.fcntl(both, fcntl.F_SETFL, os.O_NONBLOCK | os.O_DIRECT)
+        fcntl.fcntl(both.fileno(), fcntl.F_SETFL, os.O_NONBLOCK | os.O_DIRECT)
     except OSError:
-        os.close(both)
+        both.close()
         raise
     return both
 
 
-def _check_room(fds: list[int]) -> None:
+def _check_room(opened: list[PlainDescriptor]) -> None:
     """Descriptors are given out from the lowest on: more than half of them in use are left to connections.
 
     Raises:
         OSError: it is so.
     """
     most = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
-    if most != resource.RLIM_INFINITY and 2 * max(fds) >= most:
-        raise OSError(errno.EMFILE, f"descriptor {max(fds)} of {most}")
-
-
-def _close(read_fd: int, write_fd: int, made: tuple[int, int] | None) -> None:
-    if made is not None:
-        _made_here.discard(made)
-    os.close(read_fd)
-    os.close(write_fd)
+    highest = max(file.fileno() for file in opened)
+    if most != resource.RLIM_INFINITY and 2 * highest >= most:
+        raise OSError(errno.EMFILE, f"descriptor {highest} of {most}")
 
 
 def _plain_write(fd: int, first: bytes, second: bytes | None) -> bool:

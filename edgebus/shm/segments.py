@@ -10,7 +10,6 @@ import os
 import signal
 import stat
 import sys
-import weakref
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -18,6 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from edgebus.errors import RemoteError
+from edgebus.shm.descriptors import PlainDescriptor, open_file, open_memory
 from edgebus.shm.forks import leave_when_forked
 
 if sys.platform == "linux":
@@ -73,10 +73,8 @@ class Segment:
     """
 
     def __init__(self, size: int) -> None:
-        fd = _make_file(size)
-        self._closer = weakref.finalize(self, os.close, fd)
-        self._closer.atexit = False
-        self.fd = fd
+        self._file = _make_file(size)
+        self.fd = fd = self._file.fileno()
         self.committed = 0
         self._map: mmap.mmap | None = mmap.mmap(fd, size)
         self.memory: npt.NDArray[np.uint8] | None = np.frombuffer(self._map, np.uint8)
@@ -135,32 +133,33 @@ class Segment:
     def close(self) -> None:
         """Unmap and give up the descriptor: nobody can open the segment any more."""
         self.unmap()
-        self._closer()
+        self._file.close()
 
     def leave_to_parent(self) -> None:
         """In a forked child: this segment must not live longer through us."""
         self.close()
 
 
-def _make_file(size: int) -> int:
-    """Descriptor of a new sealed memory file of this size."""
+def _make_file(size: int) -> PlainDescriptor:
+    """A new sealed memory file of this size."""
     flags = os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING
     try:
-        made = os.memfd_create("edgebus", flags | _NOEXEC_SEAL)
+        made = open_memory("edgebus", flags | _NOEXEC_SEAL)
     except OSError as error:
         if error.errno != errno.EINVAL:
             raise
-        made = os.memfd_create("edgebus", flags)
+        made = open_memory("edgebus", flags)
     try:
-        os.fchmod(made, 0o600)
-        os.ftruncate(made, size)
-        fcntl.fcntl(made, fcntl.F_ADD_SEALS, fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL)
+        fd = made.fileno()
+        os.fchmod(fd, 0o600)
+        os.ftruncate(fd, size)
+        fcntl.fcntl(fd, fcntl.F_ADD_SEALS, fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL)
         # The kernel counts readers and writers of files that were opened, not of those made open: open it once.
-        fd = os.open(f"/proc/self/fd/{made}", os.O_RDWR | os.O_CLOEXEC)
+        file = open_file(f"/proc/self/fd/{fd}", os.O_RDWR | os.O_CLOEXEC)
     finally:
-        os.close(made)
-    fcntl.fcntl(fd, fcntl.F_SETSIG, signal.SIGURG)  # see is_alone
-    return fd
+        made.close()
+    fcntl.fcntl(file.fileno(), fcntl.F_SETSIG, signal.SIGURG)  # see is_alone
+    return file
 
 
 def open_segment(info: SegmentInfo) -> mmap.mmap:
@@ -173,17 +172,18 @@ def open_segment(info: SegmentInfo) -> mmap.mmap:
     """
     _check_info(info)
     try:
-        handle = os.open(f"/proc/{info.pid}/fd/{info.fd}", os.O_PATH | os.O_CLOEXEC)
+        handle = open_file(f"/proc/{info.pid}/fd/{info.fd}", os.O_PATH | os.O_CLOEXEC)
         try:
-            _check_file(os.fstat(handle), info)
-            fd = os.open(f"/proc/self/fd/{handle}", os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC)
+            _check_file(os.fstat(handle.fileno()), info)
+            flags = os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
+            file = open_file(f"/proc/self/fd/{handle.fileno()}", flags)
         finally:
-            os.close(handle)
+            handle.close()
         try:
-            _check_seals(fd, info)
-            mapping = mmap.mmap(fd, info.size, prot=mmap.PROT_READ)
+            _check_seals(file.fileno(), info)
+            mapping = mmap.mmap(file.fileno(), info.size, prot=mmap.PROT_READ)
         finally:
-            os.close(fd)
+            file.close()
     except (OSError, OverflowError) as error:
         raise SegmentUnavailable(_reason(error), f"pid {info.pid} fd {info.fd}: {error}") from None
     if mapping[: len(MAGIC) + NONCE_BYTES] != MAGIC + info.nonce:

@@ -17,6 +17,7 @@ import pytest
 
 import edgebus
 from edgebus import aio, shm
+from edgebus.shm import segments
 from tests.edgebus.test_interrupts import PLAIN
 from tests.edgebus.test_sharing import child, eventually, pool_of, warm
 
@@ -160,6 +161,38 @@ def test_loans_that_are_interrupted_come_back():
                 loan = reply = None
         assert len(interrupted) >= ENOUGH
         balance(node, link)
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # the standard library's weak sets
+@pytest.mark.parametrize("what", ["segment made", "segment mapped", "pipes"])
+def test_interrupts_leave_no_descriptor_open(what):
+    """Between a file and the line that keeps it: one now and then was never closed."""
+    kept, interrupted = segments.Segment(1 << 13), []
+
+    def pipes():
+        made, names = shm.make_pipes()
+        found = shm.find_pipes(os.getpid(), names)
+        made.close()
+        found.close()
+
+    work = {
+        "segment made": lambda: segments.Segment(1 << 20).close(),
+        "segment mapped": lambda: segments.open_segment(kept.info).close(),
+        "pipes": pipes,
+    }[what]
+    gc.collect()
+    num_open = len(os.listdir("/proc/self/fd"))
+    with interrupts() as armed:
+        while len(interrupted) < 80:
+            try:
+                armed[0] = True
+                for _ in range(1000):
+                    work()
+            except Interrupt:
+                interrupted.append(what)
+    gc.collect()
+    assert len(os.listdir("/proc/self/fd")) == num_open
+    kept.close()
 
 
 def test_interrupts_while_a_coroutine_asks_cost_no_answer_of_another():

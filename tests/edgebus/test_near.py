@@ -20,6 +20,7 @@ from edgebus.shm import pipes
 from edgebus.shm.board import PLACES
 from edgebus.shm.pipes import PACKET_BYTES
 from edgebus.testing import Proxy
+from tests.edgebus.callbacks import stacked
 from tests.edgebus.test_sharing import MIB, QUICK, array, child, eventually, pool_of, two_nodes, warm
 
 pytestmark = [pytest.mark.net, pytest.mark.skipif(not shm.available(), reason="no shared memory here")]
@@ -272,31 +273,19 @@ def test_near_lane_that_is_full_leaves_it_to_the_control_lane():
 
 def test_callbacks_that_ask_by_the_near_lane_do_not_stand_on_top_of_each_other():
     """Each would keep its request until all that came behind it had been handled."""
-    depth, deepest, ready, asked = [0], [0], threading.Event(), []
+    asked = []
 
-    def handle(request):
-        depth[0] += 1
-        deepest[0] = max(deepest[0], depth[0])
-        if request.payload == b"first":
-            ready.wait(5)
-        time.sleep(0.001)
+    def answer(request):
         asked.append(far.send_request("echo", b"", [array(1, 100_000)]))
         request.reply()
-        depth[0] -= 1
 
     with two_nodes() as (server, device, far):
-        device.handle("work", handle)
         sent = count_packets(near_of(far))
-        work = server.connect(device.bind("tcp://127.0.0.1:0"))
-        pending = [work.send_request("work", b"first")]
-        pending += [work.send_request("work", b"next") for _ in range(50)]
-        threading.Timer(0.3, ready.set).start()
-        for each in pending:
-            each.result()
+        _, deepest = stacked(device, server, answer)
         assert all(each.result().arrays[0].nbytes == 100_000 for each in asked)
         asked.clear()
     assert len(sent) >= 40
-    assert deepest[0] == 1
+    assert deepest == 1
 
 
 def test_interrupt_before_a_request_is_sent_leaves_no_memory_behind_and_the_loan_as_it_was():

@@ -158,7 +158,7 @@ def test_what_the_system_refuses_is_told_apart(pool, mapper, monkeypatch, number
     def fail(*_):
         raise OSError(number, "no")
 
-    monkeypatch.setattr(os, "open", fail)
+    monkeypatch.setattr(segments, "open_file", fail)
     assert refused(mapper, block.segment) == reason
 
 
@@ -282,15 +282,17 @@ def test_a_system_without_memory_files_falls_back_to_sockets(mapper, pool, monke
 
 
 def test_old_kernels_make_segments_without_the_newest_flag(monkeypatch):
-    make = os.memfd_create
+    make, refused_flags = segments.open_memory, []
 
     def old(name, flags):
         if flags & 8:
+            refused_flags.append(flags)
             raise OSError(errno.EINVAL, "unknown flag")
         return make(name, flags)
 
-    monkeypatch.setattr(os, "memfd_create", old)
+    monkeypatch.setattr(segments, "open_memory", old)
     segment = segments.Segment(8192)
+    assert refused_flags
     with segments.open_segment(segment.info) as mapping:
         assert mapping[:8] == b"EDGESHM1"
     segment.close()
