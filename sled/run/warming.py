@@ -7,10 +7,9 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 
 from sled.acceptance import RoundRows
-from sled.errors import OutOfMemory
+from sled.errors import OutOfMemory, UnknownModel
 from sled.messages import FORWARD_SIZES
 from sled.run.answers import ServedTarget
-from sled.targets import Target
 from sled.types import Chunk, Sampling
 
 log = logging.getLogger("sled.server")
@@ -22,11 +21,19 @@ ALONE_S = 1.0  # for forwards of one round
 _EXTRA = 1.5  # of what came on top of the first forward of the size before, at most
 
 
-def warm_up(target: Target) -> None:
-    """One small forward, so that the first device does not pay for it; what it writes to page 0 is overwritten."""
+def warm_up(target: ServedTarget) -> None:
+    """One small forward, so that the first device does not pay for it; what it writes to page 0 is overwritten.
+
+    Raises:
+        UnknownModel: what comes out is no numbers.
+    """
     rows = RoundRows((), Sampling(), 2, (0, 0), 2)
     (decision,) = target.verify([Chunk(bytes(8), (0, 0), 0, 1, (0,))], [rows])
-    assert decision.finite
+    if not decision.finite:
+        raise UnknownModel(
+            f"{target.described.name} ({target.described.dtype}) computes logits that are not-a-number: its weights "
+            "are damaged, or outgrow this dtype; try float32 or bfloat16, or another copy"
+        )
 
 
 class Forecast:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 
-from sled.errors import OutOfMemory
+from sled.errors import OutOfMemory, UnknownModel
 from sled.goodput import GoodputPolicy
 from sled.run.warming import Forecast, measure_rounds, measure_steps, warm_up
 from sled.testing import ToyTarget
@@ -42,6 +43,15 @@ def test_warming_up_computes_one_step():
     target = ToyTarget()
     warm_up(target)
     assert len(target.steps) == 1
+
+
+def test_a_model_whose_first_logits_are_no_numbers_is_refused_by_name():
+    class Broken(ToyTarget):
+        def row(self, tokens):
+            return np.full_like(super().row(tokens), np.nan)
+
+    with pytest.raises(UnknownModel, match=r"toy \(float32\).*not-a-number"):
+        warm_up(Broken())
 
 
 def test_steps_are_measured_without_drafts_first_and_not_by_their_first_time():
