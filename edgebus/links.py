@@ -15,7 +15,7 @@ from edgebus.errors import ConfigError, QueueFull
 from edgebus.keys import is_key
 from edgebus.link_states import Health
 from edgebus.loans import Loan
-from edgebus.messages import INLINE_BYTES, MAX_TIMEOUT_S, ONE_WAY, PLAIN, STREAM, Block, Terms
+from edgebus.messages import INLINE_BYTES, MAX_TIMEOUT_S, ONE_WAY, PLAIN, STREAM, Block, Terms, terms_of
 from edgebus.outcomes import Outcome, Settled
 from edgebus.requests import Caller
 from edgebus.stats import LinkStats, link_stats
@@ -112,7 +112,7 @@ class Link:
             payload, arrays = checked_content(payload, arrays)
         if not key and sequence is None and _is_small(payload, arrays):
             return self._start_small(service, payload, timeout_s)
-        terms = None if not key and sequence is None else _terms(PLAIN, key, sequence)
+        terms = None if not key and sequence is None else terms_of(PLAIN, key, sequence)
         return self._start(service, payload, arrays, timeout_s, terms, copy)
 
     def send(
@@ -130,7 +130,7 @@ class Link:
 
         Args and raises: as send_request. A peer of protocol version 1 has to answer it.
         """
-        return self._start(service, payload, arrays, timeout_s, _terms(ONE_WAY, key, sequence), copy)
+        return self._start(service, payload, arrays, timeout_s, terms_of(ONE_WAY, key, sequence), copy)
 
     def stream(
         self,
@@ -371,23 +371,6 @@ class _Room(NamedTuple):
 
     def follow(self, wait_s: float) -> None:
         time.sleep(min(wait_s, 0.01))  # another thread drives, and does not know of us
-
-
-def _terms(kind: int, key: bytes, sequence: tuple[int, int] | None) -> Terms:
-    if not isinstance(key, bytes | bytearray | memoryview):
-        raise TypeError(f"an idempotency key is bytes, got {type(key).__name__}: encode it")
-    if len(key) > 64:
-        raise ValueError(f"an idempotency key has at most 64 bytes, got {len(key)}")
-    stream, pos = -1, 0
-    if sequence is not None:
-        try:
-            stream, pos = sequence
-            fits = 0 <= stream < 2**63 and 0 <= pos < 2**63
-        except (TypeError, ValueError):
-            fits = False
-        if not fits:
-            raise ValueError(f"sequence is (stream, position), both in [0, 2**63), got {sequence!r}")
-    return Terms(kind, bytes(key), stream, pos)
 
 
 def check_transport(endpoint: str) -> None:
