@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from edgebus.arrays import Array, checked_content, pack_content
 from edgebus.calls import Pending, Reply
+from edgebus.config import check_transport
 from edgebus.dialling import Dialled
 from edgebus.engine import Engine
 from edgebus.errors import ConfigError, QueueFull
@@ -371,14 +372,3 @@ class _Room(NamedTuple):
 
     def follow(self, wait_s: float) -> None:
         time.sleep(min(wait_s, 0.01))  # another thread drives, and does not know of us
-
-
-def check_transport(endpoint: str) -> None:
-    """Raise ConfigError for an endpoint of no transport we have."""
-    if not endpoint.startswith(("tcp://", "ipc://", "inproc://")):
-        raise ConfigError(f"endpoint {endpoint!r} is not tcp://HOST:PORT, ipc://PATH or inproc://NAME")
-    port = endpoint.rpartition(":")[2]
-    if endpoint.startswith("tcp://") and port != "*" and not (port.isdecimal() and int(port) < 65_536):
-        raise ConfigError(f"endpoint {endpoint!r} has no port of 0..65535, or * for any")
-    if "\0" in endpoint:
-        raise ConfigError(f"endpoint {endpoint!r} has a NUL in it")

@@ -10,13 +10,13 @@ from types import TracebackType
 from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
 from edgebus.calls import FATAL
-from edgebus.config import Limits
+from edgebus.config import Limits, check_transport
 from edgebus.engine import Engine, Handle
 from edgebus.errors import ConfigError, InsecureError, NodeClosed, PeerUnreachable, WrongServerKey
 from edgebus.hub import TapEvent
 from edgebus.inbox import Inbox
 from edgebus.keys import AllowList, Keys, is_key
-from edgebus.links import Link, check_transport
+from edgebus.links import Link
 from edgebus.messages import MAX_TIMEOUT_S
 from edgebus.policy import Policy
 from edgebus.stats import NodeStats
