@@ -72,10 +72,17 @@ class Link:
     ) -> Reply:
         """Send a request and wait for its reply; see send_request and Pending.result for what it raises."""
         if _is_small(payload, arrays) and not key and sequence is None:
-            return self._start_small(service, payload, timeout_s).result()
-        if type(arrays) is list and arrays and not key and sequence is None:
-            return self._start(service, payload, arrays, timeout_s, None, copy).result()
-        return self.send_request(service, payload, arrays, timeout_s, key=key, sequence=sequence, copy=copy).result()
+            pending = self._start_small(service, payload, timeout_s)
+        elif type(arrays) is list and arrays and not key and sequence is None:
+            pending = self._start(service, payload, arrays, timeout_s, None, copy)
+        else:
+            pending = self.send_request(service, payload, arrays, timeout_s, key=key, sequence=sequence, copy=copy)
+        try:
+            return pending.result()
+        except BaseException:
+            if not pending.done():  # a signal handler has raised, and nobody else has it
+                pending.cancel()
+            raise
 
     def send_request(
         self,
