@@ -829,6 +829,10 @@ cdef class Poller:
         if epoll_ctl(self.fd, EPOLL_CTL_DEL, fd, &event) < 0:
             PyErr_SetFromErrno(OSError)
 
+    @property
+    def closed(self):
+        return self.fd < 0
+
     cpdef look_for(self, double seconds):
         self.looks_until = eb_seconds() + seconds
 

@@ -24,7 +24,7 @@ from edgebus.grants import (
     parse_lines,
     parse_list,
 )
-from edgebus.keyfiles import PathLike, is_key, locked, read_bounded, read_public_key, write_file
+from edgebus.keyfiles import PathLike, is_key, locked, read_bounded, read_public_key, shell_key, write_file
 
 ALLOW_FILE = "allowed_keys"
 _HEAD = "# keys that may connect: one per line, then a name and option=value words\n"
@@ -86,9 +86,8 @@ def allow_keys(
         if line.key not in wanted:
             return None
         if line.grant is None:
-            raise KeyFileError(
-                f"{file} line {line.number} allows nobody ({line.reason}): `edgebus deny {path} {line.key}` first"
-            )
+            remedy = f"`edgebus deny {path} {shell_key(line.key)}` first"
+            raise KeyFileError(f"{file} line {line.number} allows nobody ({line.reason}): {remedy}")
         added.pop(line.key, None)
         text = _changed_line(line, new_name, options)
         counts["updated"] += text is not None

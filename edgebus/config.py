@@ -90,3 +90,14 @@ def _check_kind(name: str, value: object) -> None:
     if not (isinstance(value, int | float) if seconds else hasattr(value, "__index__")):
         kind = "seconds" if seconds else "a whole number"
         raise ConfigError(f"{name} must be {kind}, got {value!r}")
+
+
+def check_transport(endpoint: str) -> None:
+    """Raise ConfigError for an endpoint of no transport we have."""
+    if not endpoint.startswith(("tcp://", "ipc://", "inproc://")):
+        raise ConfigError(f"endpoint {endpoint!r} is not tcp://HOST:PORT, ipc://PATH or inproc://NAME")
+    port = endpoint.rpartition(":")[2]
+    if endpoint.startswith("tcp://") and port != "*" and not (port.isdecimal() and int(port) < 65_536):
+        raise ConfigError(f"endpoint {endpoint!r} has no port of 0..65535, or * for any")
+    if "\0" in endpoint:
+        raise ConfigError(f"endpoint {endpoint!r} has a NUL in it")

@@ -27,6 +27,7 @@ class Dialled:
     watch: HandshakeWatch
     endpoint: str
     server_key: str | None
+    other_keys: tuple[str, ...] = ()  # that it may hold as well, while it changes its key
     bulk_socket_id: int | None = None
     question: Question | None = None  # for the listener's greeting, while its handshakes are cut
     settled: threading.Event = field(default_factory=threading.Event)  # up once, or failed
@@ -53,29 +54,25 @@ class Dialling:
         self.by_socket: dict[int, Dialled] = {}
         self.rejected = 0
 
-    def dial(self, endpoint: str, server_key: str | None) -> Dialled:
-        """Open a link; its `settled` is set when it is up or has failed."""
+    def dial(self, endpoint: str, server_key: str | None, other_keys: tuple[str, ...] = ()) -> Dialled:
+        """Open a link; its `settled` is set when it is up or has failed.
+
+        Args:
+            other_keys: what to try once it was up and then finds another key there.
+        """
         now = time.monotonic()
         self._hub.make_room_to_dial(now=now)
         socket_id = self._dial_socket(endpoint, server_key)
         attached = self._hub.dial((socket_id, b""), now=now)
         watch = HandshakeWatch(endpoint, secure=server_key is not None)
-        dialled = self.by_socket[socket_id] = Dialled(socket_id, attached, watch, endpoint, server_key)
+        dialled = self.by_socket[socket_id] = Dialled(socket_id, attached, watch, endpoint, server_key, other_keys)
         return dialled
 
     def move(self, dialled: Dialled, endpoint: str, server_key: str | None) -> None:
         """Go on with a link at another address; what is outstanding goes there."""
-        if dialled.failure is not None or self.by_socket.pop(dialled.socket_id, None) is None:
-            return
-        now = time.monotonic()
-        dialled.attached.link.disconnected(now=now)
-        self.close_sockets(dialled, 0.0)
-        dialled.endpoint, dialled.server_key = endpoint, server_key
-        dialled.watch = HandshakeWatch(endpoint, secure=server_key is not None)
-        dialled.socket_id = self._dial_socket(endpoint, server_key)
-        self.by_socket[dialled.socket_id] = dialled
-        self._hub.move(dialled.attached, (dialled.socket_id, b""))
-        self._hub.touch(dialled.attached, now=now)
+        if server_key != dialled.server_key:
+            dialled.other_keys = ()
+        self._redial(dialled, endpoint, server_key, proven=False)
 
     def open_lane(self, dialled: Dialled) -> None:
         """Connect the bulk lane, unless it is."""
@@ -154,6 +151,19 @@ class Dialling:
         keys = self._keys if server_key is not None else None
         return self._sockets.dial(endpoint, keys, server_key, is_bulk=is_bulk)
 
+    def _redial(self, dialled: Dialled, endpoint: str, server_key: str | None, *, proven: bool) -> None:
+        if dialled.failure is not None or self.by_socket.pop(dialled.socket_id, None) is None:
+            return
+        now = time.monotonic()
+        dialled.attached.link.disconnected(now=now)
+        self.close_sockets(dialled, 0.0)
+        dialled.endpoint, dialled.server_key = endpoint, server_key
+        dialled.watch = HandshakeWatch(endpoint, secure=server_key is not None, proven=proven)
+        dialled.socket_id = self._dial_socket(endpoint, server_key)
+        self.by_socket[dialled.socket_id] = dialled
+        self._hub.move(dialled.attached, (dialled.socket_id, b""))
+        self._hub.touch(dialled.attached, now=now)
+
     def _judged(self, dialled: Dialled, verdict: Verdict | None, now: float) -> None:
         if verdict is None:
             return
@@ -169,6 +179,10 @@ class Dialling:
                 self._hub.fail(route, verdict.code, verdict.detail, now=now)
             case "unclear":
                 self._ask_greeting(dialled)
+            case "doubtful" if dialled.other_keys:
+                # Cut again and again where it was let in: perhaps the server has changed its key meanwhile.
+                key, dialled.other_keys = dialled.other_keys[0], (*dialled.other_keys[1:], str(dialled.server_key))
+                self._redial(dialled, dialled.endpoint, key, proven=True)
 
     def _ask_greeting(self, dialled: Dialled) -> None:
         """Ask a listener that cuts handshakes for its greeting; one question at a time, the last one counts."""

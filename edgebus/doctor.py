@@ -9,6 +9,7 @@ from statistics import median
 from typing import NamedTuple
 
 from edgebus.doctor_facts import Facts, KeyFacts, Reach, Session
+from edgebus.keyfiles import shell_key
 from edgebus.zmtp import Greeting
 
 CLOCK_HINT_S = 30.0
@@ -100,12 +101,16 @@ def _reachability(facts: Facts) -> Seen:
     first = facts.addresses[0] if facts.addresses else facts.host
     firewall = f"on the server: sudo ufw allow {facts.port}/tcp (nft, firewalld likewise); from here: ping {first}"
     causes = {
-        Reach.REFUSED: (f"{where} refused: the host is there, but nobody listens", start),
+        Reach.REFUSED: (f"{where} refused: the host is there, but nobody listens, or a firewall says so", start),
         Reach.TIMEOUT: (
             f"no answer from {where}: a firewall drops the packets, the host is off, or it has another address",
             firewall,
         ),
-        Reach.UNREACHABLE: (f"there is no way to {where}: {facts.reach_error}", f"ip route get {first}"),
+        # firewalld and others reject so by default: it looks as if there were no route.
+        Reach.UNREACHABLE: (
+            f"there is no way to {where}, or a firewall rejects: {facts.reach_error}",
+            f"ip route get {first}; if there is a route, {firewall}",
+        ),
         Reach.RESET: (
             f"{where} reset the connection: a firewall that rejects, or a server out of descriptors",
             "on the server: ulimit -n, and the firewall's reject rules",
@@ -154,12 +159,13 @@ def _other_mechanism(seen: Greeting, look: str) -> tuple[str, str]:
 
 def _link(facts: Facts) -> Seen:
     session = _session(facts)
-    ours = shlex.quote(facts.keys.public) if facts.keys is not None and facts.keys.public else "NODE_KEY"
+    ours = shell_key(facts.keys.public) if facts.keys is not None and facts.keys.public else "NODE_KEY"
     match session.outcome:
         case "ok":
             return _ok(f"the node calls itself {session.peer_name!a}")
         case "KeyNotAllowed":
-            return _fail("it does not allow our key", f"on the server: edgebus allow KEYDIR {ours}")
+            cure = f"on the server: edgebus allow KEYDIR {ours}; if it has expired, with --until none before it"
+            return _fail("it does not allow our key", cure)
         case "WrongServerKey":
             text = f"it holds another key than the server key given, {' and '.join(facts.server_keys)}"
             return _fail(text, "copy node.key from the server's key directory anew, by a way you trust")

@@ -275,9 +275,9 @@ class Engine:
             attached.link.tell_lease(now=now)
             self.hub.touch(attached, now=now)
 
-    def dial(self, endpoint: str, server_key: str | None) -> Dialled:
+    def dial(self, endpoint: str, server_key: str | None, other_keys: tuple[str, ...] = ()) -> Dialled:
         """Open a link; its `settled` is set when it is up or has failed."""
-        return self.dialling.dial(endpoint, server_key)
+        return self.dialling.dial(endpoint, server_key, other_keys)
 
     def move(self, dialled: Dialled, endpoint: str, server_key: str | None) -> None:
         """Go on with a link at another address; what is outstanding goes there."""

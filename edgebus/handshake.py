@@ -26,9 +26,12 @@ GREETING_EVERY = 64
 
 
 class Verdict(NamedTuple):
-    """What an event means; code is set for the hopeless. Unclear: what the listener greets with would tell."""
+    """What an event means; code is set for the hopeless.
 
-    what: str  # connected | disconnected | failed | unclear
+    Unclear: what the listener greets with would tell. Doubtful: it is another key's turn, if there is one.
+    """
+
+    what: str  # connected | disconnected | failed | unclear | doubtful
     code: str = ""
     detail: str = ""
 
@@ -39,13 +42,14 @@ class HandshakeWatch:
     Args:
         endpoint: for messages.
         secure: True if this side uses CURVE.
+        proven: True if a handshake succeeded there before, with this key or another one that was given for it.
     """
 
-    def __init__(self, endpoint: str, *, secure: bool) -> None:
+    def __init__(self, endpoint: str, *, secure: bool, proven: bool = False) -> None:
         self._endpoint = endpoint
         self._secure = secure
         self._cut = 0
-        self._proven = False  # one handshake succeeded with this server key
+        self._proven = proven  # one handshake succeeded with this server key
         self.handshaken = False
         self.attempts = 0
         self.reached = 0  # attempts that found a listener
@@ -119,6 +123,8 @@ class HandshakeWatch:
         self._cut += 1
         if not self._secure:
             return Verdict("unclear") if _is_due(self._cut) else None
+        if self._proven and self._cut % PATIENCE == 0:
+            return Verdict("doubtful")
         if self._proven or self._cut < PATIENCE:
             return None
         detail = (

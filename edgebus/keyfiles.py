@@ -39,6 +39,15 @@ def is_key(text: str) -> bool:
     return len(text) == 40 and _Z85.issuperset(text)
 
 
+def shell_key(key: str) -> str:
+    """A key as the last argument of a command that is shown: half of its characters mean something to a shell.
+
+    >>> shell_key("-a$b")
+    "-- '-a$b'"
+    """
+    return f"-- '{key}'" if key.startswith("-") else f"'{key}'"  # Z85 has no apostrophe
+
+
 def generate_keys(directory: PathLike, force: bool = False) -> Keys:
     """Write a new key pair: DIR/node.key (public) and DIR/node.key_secret (0600). A new DIR gets mode 0700.
 

@@ -9,13 +9,14 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from edgebus.arrays import Array, checked_content, pack_content
 from edgebus.calls import Pending, Reply
+from edgebus.config import check_transport
 from edgebus.dialling import Dialled
 from edgebus.engine import Engine
 from edgebus.errors import ConfigError, QueueFull
 from edgebus.keys import is_key
 from edgebus.link_states import Health
 from edgebus.loans import Loan
-from edgebus.messages import INLINE_BYTES, MAX_TIMEOUT_S, ONE_WAY, PLAIN, STREAM, Block, Terms
+from edgebus.messages import INLINE_BYTES, MAX_TIMEOUT_S, ONE_WAY, PLAIN, STREAM, Block, Terms, terms_of
 from edgebus.outcomes import Outcome, Settled
 from edgebus.requests import Caller
 from edgebus.stats import LinkStats, link_stats
@@ -71,10 +72,17 @@ class Link:
     ) -> Reply:
         """Send a request and wait for its reply; see send_request and Pending.result for what it raises."""
         if _is_small(payload, arrays) and not key and sequence is None:
-            return self._start_small(service, payload, timeout_s).result()
-        if type(arrays) is list and arrays and not key and sequence is None:
-            return self._start(service, payload, arrays, timeout_s, None, copy).result()
-        return self.send_request(service, payload, arrays, timeout_s, key=key, sequence=sequence, copy=copy).result()
+            pending = self._start_small(service, payload, timeout_s)
+        elif type(arrays) is list and arrays and not key and sequence is None:
+            pending = self._start(service, payload, arrays, timeout_s, None, copy)
+        else:
+            pending = self.send_request(service, payload, arrays, timeout_s, key=key, sequence=sequence, copy=copy)
+        try:
+            return pending.result()
+        except BaseException:
+            if not pending.done():  # a signal handler has raised, and nobody else has it
+                pending.cancel()
+            raise
 
     def send_request(
         self,
@@ -112,7 +120,7 @@ class Link:
             payload, arrays = checked_content(payload, arrays)
         if not key and sequence is None and _is_small(payload, arrays):
             return self._start_small(service, payload, timeout_s)
-        terms = None if not key and sequence is None else _terms(PLAIN, key, sequence)
+        terms = None if not key and sequence is None else terms_of(PLAIN, key, sequence)
         return self._start(service, payload, arrays, timeout_s, terms, copy)
 
     def send(
@@ -130,7 +138,7 @@ class Link:
 
         Args and raises: as send_request. A peer of protocol version 1 has to answer it.
         """
-        return self._start(service, payload, arrays, timeout_s, _terms(ONE_WAY, key, sequence), copy)
+        return self._start(service, payload, arrays, timeout_s, terms_of(ONE_WAY, key, sequence), copy)
 
     def stream(
         self,
@@ -371,31 +379,3 @@ class _Room(NamedTuple):
 
     def follow(self, wait_s: float) -> None:
         time.sleep(min(wait_s, 0.01))  # another thread drives, and does not know of us
-
-
-def _terms(kind: int, key: bytes, sequence: tuple[int, int] | None) -> Terms:
-    if not isinstance(key, bytes | bytearray | memoryview):
-        raise TypeError(f"an idempotency key is bytes, got {type(key).__name__}: encode it")
-    if len(key) > 64:
-        raise ValueError(f"an idempotency key has at most 64 bytes, got {len(key)}")
-    stream, pos = -1, 0
-    if sequence is not None:
-        try:
-            stream, pos = sequence
-            fits = 0 <= stream < 2**63 and 0 <= pos < 2**63
-        except (TypeError, ValueError):
-            fits = False
-        if not fits:
-            raise ValueError(f"sequence is (stream, position), both in [0, 2**63), got {sequence!r}")
-    return Terms(kind, bytes(key), stream, pos)
-
-
-def check_transport(endpoint: str) -> None:
-    """Raise ConfigError for an endpoint of no transport we have."""
-    if not endpoint.startswith(("tcp://", "ipc://", "inproc://")):
-        raise ConfigError(f"endpoint {endpoint!r} is not tcp://HOST:PORT, ipc://PATH or inproc://NAME")
-    port = endpoint.rpartition(":")[2]
-    if endpoint.startswith("tcp://") and port != "*" and not (port.isdecimal() and int(port) < 65_536):
-        raise ConfigError(f"endpoint {endpoint!r} has no port of 0..65535, or * for any")
-    if "\0" in endpoint:
-        raise ConfigError(f"endpoint {endpoint!r} has a NUL in it")

@@ -102,6 +102,33 @@ class Terms(Struct, array_like=True, frozen=True, gc=False):
 PLAIN, ONE_WAY, STREAM = 0, 1, 2
 
 
+def terms_of(kind: int, key: bytes, sequence: tuple[int, int] | None) -> Terms:
+    """Terms of a request that an application makes.
+
+    Args:
+        kind: PLAIN or ONE_WAY.
+        key: idempotency key, b"" for none.
+        sequence: (stream, position), None for none.
+
+    Raises:
+        TypeError, ValueError: no such key or sequence.
+    """
+    if not isinstance(key, bytes | bytearray | memoryview):
+        raise TypeError(f"an idempotency key is bytes, got {type(key).__name__}: encode it")
+    if len(key) > 64:
+        raise ValueError(f"an idempotency key has at most 64 bytes, got {len(key)}")
+    stream, pos = -1, 0
+    if sequence is not None:
+        try:
+            stream, pos = sequence
+            fits = 0 <= stream < 2**63 and 0 <= pos < 2**63
+        except (TypeError, ValueError):
+            fits = False
+        if not fits:
+            raise ValueError(f"sequence is (stream, position), both in [0, 2**63), got {sequence!r}")
+    return Terms(kind, bytes(key), stream, pos)
+
+
 class Hello(Struct, array_like=True, frozen=True, gc=False, tag=1):
     """Dialler to listener, first on every connection of either lane. `greeting` is echoed by the welcome."""
 

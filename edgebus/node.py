@@ -10,13 +10,13 @@ from types import TracebackType
 from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
 from edgebus.calls import FATAL
-from edgebus.config import Limits
+from edgebus.config import Limits, check_transport
 from edgebus.engine import Engine, Handle
 from edgebus.errors import ConfigError, InsecureError, NodeClosed, PeerUnreachable, WrongServerKey
 from edgebus.hub import TapEvent
 from edgebus.inbox import Inbox
 from edgebus.keys import AllowList, Keys, is_key
-from edgebus.links import Link, check_transport
+from edgebus.links import Link
 from edgebus.messages import MAX_TIMEOUT_S
 from edgebus.policy import Policy
 from edgebus.stats import NodeStats
@@ -248,8 +248,8 @@ class Node:
 
         Args:
             endpoint: tcp://HOST:PORT, ipc://PATH, or inproc://NAME for a node of this process.
-            server_key: its public key, 40 characters, or several that are tried in order (while it changes its key);
-                None only if this node is insecure.
+            server_key: its public key, 40 characters, or several that are tried in order (while it changes its key),
+                now and whenever a link that was up finds another key there; None only if this node is insecure.
             timeout_s: seconds to wait; a wrong key is reported as soon as it shows.
 
         Raises:
@@ -268,16 +268,20 @@ class Node:
         if not server_keys:
             raise ConfigError(f"no server_key for {endpoint}: the list is empty, see read_public_keys")
         until = time.monotonic() + timeout_s
-        for each in server_keys[:-1]:
+        for index, each in enumerate(server_keys):
+            others = tuple(str(other) for other in (*server_keys[index + 1 :], *server_keys[:index]))
             try:
-                return self._connect(endpoint, each, max(0.0, until - time.monotonic()), timeout_s)
+                return self._connect(endpoint, each, others, max(0.0, until - time.monotonic()), timeout_s)
             except WrongServerKey:
-                continue
-        return self._connect(endpoint, server_keys[-1], max(0.0, until - time.monotonic()), timeout_s)
+                if index == len(server_keys) - 1:
+                    raise
+        raise AssertionError("a link or an error")
 
-    def _connect(self, endpoint: str, server_key: str | None, wait_s: float, timeout_s: float) -> Link:
+    def _connect(
+        self, endpoint: str, server_key: str | None, others: tuple[str, ...], wait_s: float, timeout_s: float
+    ) -> Link:
         runner = self._engine.runner
-        dialled = runner.call(self._engine.dial, endpoint, server_key)
+        dialled = runner.call(self._engine.dial, endpoint, server_key, others)
         runner.wait(_Settled(dialled.settled), time.monotonic() + wait_s)
         if dialled.failure is None and dialled.settled.is_set() and not self._closed:
             return Link(self._engine, dialled)

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from typing import NamedTuple, Protocol
 
 from edgebus.grants import GUARDED, Grant
+from edgebus.keyfiles import shell_key
 
 __all__ = ["Denial", "Grant", "Policy", "TokenBucket"]
 
@@ -273,11 +274,11 @@ def _forbidden(key: str | None, service: str, grant: Grant) -> Denial:
         return Denial("forbidden", f"{service!r} is not for peers without a key: use keys, or open it on the server")
     if service in GUARDED and not grant.deny:
         detail = f"{service!r} shows what others do, our key has no grant for it: on the server, `edgebus allow DIR "
-        return Denial("forbidden", f"{detail}{key} --services '*,{service}'`")
+        return Denial("forbidden", f"{detail}--services '*,{service}' {shell_key(key)}`")
     return Denial(
         "forbidden",
-        f"{service!r} is not among the services of our key: change services= or deny= of {key} in the server's "
-        "allow-list (`edgebus allow DIR KEY --services ... --deny ...`)",
+        f"{service!r} is not among the services of our key: change services= or deny= in the server's "
+        f"allow-list (`edgebus allow DIR --services ... --deny ... {shell_key(key)}`)",
     )
 
 

@@ -289,6 +289,10 @@ class Pool:
             self._note_failure(member, error)
             # A link that fails for good refuses what it has not sent.
             return None, error, pending is not None and pending.outcome != "refused"
+        except BaseException:
+            if pending is not None and not pending.done():  # a signal handler has raised: nobody waits for it
+                pending.cancel()
+            raise
         finally:
             with self._members.changed:
                 member.outstanding -= 1

@@ -121,6 +121,11 @@ class PlainPoller:
     def look_for(self, seconds: float) -> None:
         """Look for so long, next time, before going to sleep: not worth its while here."""
 
+    @property
+    def closed(self) -> bool:
+        """True after close."""
+        return self._epoll.closed
+
     def close(self) -> None:
         """Let go of the descriptor."""
         self._epoll.close()

@@ -12,7 +12,7 @@ from typing import Annotated, Any, Literal, TypeVar
 import msgspec
 from msgspec import Meta, Struct, inspect
 
-from edgebus.config import Limits
+from edgebus.config import Limits, check_transport
 from edgebus.errors import ConfigError
 
 PREFIX = "EDGEBUS_NODE_"
@@ -248,6 +248,14 @@ def _check(settings: NodeSettings) -> None:
         raise ConfigError("give keys = DIR (made by `edgebus keygen DIR`), or insecure = true to go without")
     if not (settings.bind or settings.peers):
         raise ConfigError('nothing to do: give bind = ["tcp://0.0.0.0:7000"], or [[peers]] to dial')
+    for section, endpoint in [
+        *(("bind", each) for each in settings.bind),
+        *(("peers", each.endpoint) for each in settings.peers),
+    ]:
+        try:
+            check_transport(endpoint)
+        except ConfigError as error:
+            raise ConfigError(f"{section}: {error}") from None
     for peer in settings.peers:
         if settings.insecure == (peer.server_key is not None):
             need = "drops server_key, for nothing is encrypted" if settings.insecure else "needs server_key = FILE"

@@ -189,7 +189,9 @@ class Sockets:
         """Wait until something is readable, inf is for ever; the only method that may be called without the lock."""
         try:
             return self._poller.poll(timeout_s)
-        except (ValueError, OSError):  # it was closed meanwhile
+        except (ValueError, OSError):
+            if not self._poller.closed:  # that of a signal handler
+                raise
             return []
 
     def take(self, ready: list[tuple[int, int]]) -> None:

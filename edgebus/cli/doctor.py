@@ -15,6 +15,7 @@ from rich.text import Text
 from edgebus.allowedit import list_file, read_list
 from edgebus.cli.options import Insecure, Json, OwnKeys, ServerKey, print_json, safe
 from edgebus.cli.probe import key_facts, probe
+from edgebus.config import check_transport
 from edgebus.doctor import Finding, Verdict, check_keys, diagnose
 from edgebus.errors import ConfigError, EdgebusError
 from edgebus.keyfiles import read_public_keys
@@ -49,6 +50,8 @@ def doctor(
     if "://" in target:
         patients = [_endpoint(target, server_key, keys, insecure, timeout_s)]
     else:
+        if ":/" in target:
+            check_transport(target)
         if server_key or keys or insecure:
             raise typer.BadParameter(
                 "a node.toml says itself which keys are used: drop --server-key, --keys, --insecure"

@@ -10,6 +10,7 @@ import typer
 
 from edgebus.cli.options import Json, print_json
 from edgebus.daemon.daemon import NodeDaemon, check_state, read_keys
+from edgebus.daemon.http import split_address
 from edgebus.daemon.logs import remove_logs, set_up_logs
 from edgebus.daemon.running import run_daemon
 from edgebus.daemon.unit import unit_text
@@ -86,6 +87,8 @@ def node(
 def _check(settings: NodeSettings, beside: Path | None, as_json: bool) -> None:
     own, _ = read_keys(settings)
     check_state(settings)
+    if settings.metrics not in ("auto", "off"):
+        split_address(settings.metrics)
     for service in settings.services:
         find_function(service.module, beside)
     if as_json:

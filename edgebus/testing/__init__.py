@@ -30,8 +30,9 @@ from edgebus.testing.faults import (
     reset,
     restart,
 )
+from edgebus.testing.links import SimLink
 from edgebus.testing.network import SimNetwork
-from edgebus.testing.nodes import SimLink, SimNode
+from edgebus.testing.nodes import SimNode
 from edgebus.testing.proxy import Proxy, ProxyStats
 from edgebus.testing.replay import check_seeds, for_seeds
 from edgebus.testing.script import Script, at, between

@@ -14,7 +14,8 @@ from edgebus.config import Limits
 from edgebus.testing import faults as f
 from edgebus.testing.cables import Cables
 from edgebus.testing.clocks import FakeClock
-from edgebus.testing.nodes import Handler, SimLink, SimNode
+from edgebus.testing.links import SimLink
+from edgebus.testing.nodes import Handler, SimNode
 from edgebus.testing.replay import Delivery, describe, remember
 from edgebus.testing.script import Script, Step, between
 from edgebus.testing.wires import Wires

@@ -1,4 +1,4 @@
-"""Nodes and links of the virtual network: the machines that run on sockets, driven by it."""
+"""Nodes of the virtual network: the machines that run on sockets, driven by it."""
 
 from __future__ import annotations
 
@@ -6,20 +6,17 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 from edgebus.answerer import Answerer
-from edgebus.arrays import Array, pack_arrays
+from edgebus.arrays import Array
 from edgebus.attached import Attached, Route
-from edgebus.calls import Item, Pending, Reply
+from edgebus.calls import Item, Pending
 from edgebus.config import Limits
-from edgebus.errors import ConfigError, NodeClosed
 from edgebus.hub import Hub
 from edgebus.inbox import Request
 from edgebus.link_states import Surroundings
 from edgebus.loans import Loan, make_loan
-from edgebus.messages import STREAM, VERSION_MAX, VERSION_MIN, Block, Message, Terms
-from edgebus.outcomes import Arrived, Outcome, PartArrived, Room, Settled
+from edgebus.messages import VERSION_MAX, VERSION_MIN, Block, Message
+from edgebus.outcomes import Arrived, PartArrived, Room, Settled
 from edgebus.requests import refusal
-from edgebus.stats import LinkStats, link_stats
-from edgebus.stream import Stream
 from edgebus.streams import Frames, Specs, content_bytes
 from edgebus.testing.clocks import NodeClock
 
@@ -29,7 +26,6 @@ if TYPE_CHECKING:
     from edgebus.testing.network import SimNetwork
 
 Handler = Callable[[Request], None]
-_PATIENCE_S = 2 * 86_400.0
 
 
 class SimNode:
@@ -41,6 +37,7 @@ class SimNode:
         is_up: False between a crash and the next start.
         is_frozen: it is stopped, and what happens to it waits.
         life: how often it was started.
+        limits: its bounds.
     """
 
     def __init__(
@@ -60,7 +57,7 @@ class SimNode:
         self.is_frozen = False
         self.life = 1
         self._net = net
-        self._limits = limits
+        self.limits = limits
         self._on_restart = on_restart
         self._waiting: list[tuple[Callable[[], None], Callable[[], None]]] = []  # what happened while it was frozen
         self.rooms: dict[tuple[Answerer, int], Callable[[], object]] = {}
@@ -176,7 +173,7 @@ class SimNode:
     # -- inside -------------------------------------------------------------------------------------
 
     def _new_hub(self) -> Hub:
-        around = Surroundings(name=self.name, limits=self._limits, versions=self.versions)
+        around = Surroundings(name=self.name, limits=self.limits, versions=self.versions)
         return Hub(around=around, new_incarnation=self._net.new_incarnation)
 
     def _settle(self, event: Settled) -> None:
@@ -239,106 +236,3 @@ class SimDesk:
     def _touch(self, attached: Attached) -> None:
         self._hub.touch(attached, now=self._node.now)
         self._node.turn_soon()
-
-
-class SimLink:
-    """A dialled link of the virtual network; made by SimNetwork.connect.
-
-    Attributes:
-        past: counters of its earlier lives; a dialling node that restarts begins another.
-    """
-
-    def __init__(self, net: SimNetwork, dialler: SimNode, listener: SimNode, route: Route) -> None:
-        self._net = net
-        self.dialler, self.listener, self.route = dialler, listener, route
-        self.past: list[LinkStats] = []
-        self.attached = dialler.hub.dial(route, now=dialler.now)
-
-    def request(
-        self, service: str, payload: bytes = b"", arrays: Sequence[Array] = (), timeout_s: float = 10.0
-    ) -> Reply:
-        """As edgebus.Link.request, so that code that waits can be tested as it is; the network runs meanwhile.
-
-        Raises:
-            EdgebusError: as edgebus.Link.request.
-        """
-        pending = self.send_request(service, payload, arrays, timeout_s)
-        # Its outcome comes by its deadline, unless the node is frozen or its clock set back.
-        if not self._net.run_until(pending.done, _PATIENCE_S):
-            raise RuntimeError(f"{service}: no outcome within {_PATIENCE_S} virtual seconds, {timeout_s} were allowed")
-        return pending.result()
-
-    def send_request(
-        self,
-        service: str,
-        payload: bytes = b"",
-        arrays: Sequence[Array] = (),
-        timeout_s: float = 10.0,
-        *,
-        terms: Terms | None = None,
-    ) -> Pending:
-        """As edgebus.Link.send_request; run the network until `pending.done()`, then take its result().
-
-        Raises:
-            NodeClosed: the asking node has crashed and is not back.
-        """
-        if not self.dialler.is_up:
-            raise NodeClosed(f"{self.dialler.name} has crashed, it cannot ask before it is back")
-        specs, array_frames = pack_arrays(arrays)
-        pending = Pending(service, timeout_s, self.dialler.now + timeout_s, self._cancel)
-        frames = (payload, *array_frames)
-
-        def start() -> None:
-            now = self.dialler.now
-            pending.request_id = self.attached.link.caller.start(
-                service, specs, frames, deadline_at=pending.deadline_at, ref=pending, now=now, terms=terms
-            )
-            self.dialler.hub.touch(self.attached, now=now)
-
-        self.dialler.do(start, lambda: pending.settle(Settled(pending, Outcome.CANCELLED)))
-        return pending
-
-    def stream(
-        self,
-        service: str,
-        payload: bytes = b"",
-        timeout_s: float = 3600.0,
-        *,
-        from_pos: int = 0,
-        window_bytes: int = 1 << 20,
-    ) -> Stream:
-        """As edgebus.Link.stream: get() lets virtual time pass.
-
-        Raises:
-            ConfigError: the peer speaks version 1.
-        """
-        if self.attached.link.version < 2 and self.attached.link.num_ups:
-            raise ConfigError(f"{self.listener.name} speaks protocol version 1, streams need 2: upgrade it")
-        terms = Terms(STREAM, from_pos=from_pos, window_bytes=window_bytes)
-        pending = self.send_request(service, payload, (), timeout_s, terms=terms)
-        return Stream(pending, from_pos, self._consume, self.dialler.wait, lambda: self.dialler.now)
-
-    def stats(self) -> LinkStats:
-        """Counters of this link, in this life of its node."""
-        return link_stats(self.attached)
-
-    def dial_again(self) -> None:
-        """Begin anew after a crash of the dialling node."""
-        self.past.append(self.stats())
-        self.attached = self.dialler.hub.dial(self.route, now=self.dialler.now)
-
-    def _consume(self, pending: Pending, pos: int) -> None:
-        def consume() -> None:
-            if pending.request_id is not None:
-                self.attached.link.caller.consume(pending.request_id, pos)
-                self.dialler.hub.touch(self.attached, now=self.dialler.now)
-
-        self.dialler.do(consume)
-
-    def _cancel(self, pending: Pending) -> None:
-        def cancel() -> None:
-            if pending.request_id is not None and not pending.done():
-                self.attached.link.caller.cancel(pending.request_id)
-                self.dialler.hub.touch(self.attached, now=self.dialler.now)
-
-        self.dialler.do(cancel)

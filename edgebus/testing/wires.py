@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING
 
 from edgebus.attached import Route
 from edgebus.testing.cables import Cables, Flight
-from edgebus.testing.nodes import SimLink, SimNode
+from edgebus.testing.links import SimLink
+from edgebus.testing.nodes import SimNode
 
 if TYPE_CHECKING:
     from edgebus.testing.network import SimNetwork

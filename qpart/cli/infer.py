@@ -18,8 +18,8 @@ import typer
 
 from edgebus.cli.options import safe
 from edgebus.cli.progress import load_bar
+from edgebus.config import check_transport
 from edgebus.files import write_whole
-from edgebus.links import check_transport
 from qpart.cli.options import Computes, check_writable
 from qpart.cli.show import console, plan_lines, plan_object, plan_table, printable
 from qpart.inputs import as_float, check_labels, load_array, load_labels

@@ -244,6 +244,8 @@ def test_check_and_print(home, tmp_path):
     broken = tmp_path / "node.toml"
     broken.write_text('insecure = true\nbind = ["tcp://127.0.0.1:0"]\n[[services]]\nname = "a"\nmodule = "no_such:x"\n')
     assert "no_such:x cannot be imported" in run("node", "--config", broken, "--check", status=2).stderr
+    broken.write_text('insecure = true\nbind = ["tcp://127.0.0.1:0"]\nmetrics = "nonsense"\n')
+    assert "'nonsense' is not HOST:PORT" in run("node", "--config", broken, "--check", status=2).stderr
     broken.write_text("nmae = 1")
     assert "is name meant?" in run("node", "--config", broken, status=2).stderr
     assert "nothing to do" in run("node", "--insecure", status=2).stderr

@@ -231,6 +231,38 @@ def test_interrupt_while_waiting_for_a_result_leaves_the_node_usable():
         assert pending.result().payload == b"late"
 
 
+@pytest.mark.parametrize("error", [KeyboardInterrupt, TimeoutError, ValueError])
+@pytest.mark.parametrize("way", ["small", "keyed", "array", "pool"])
+def test_request_that_is_interrupted_is_nobodys_and_so_is_given_up(error, way):
+    class Interrupted(error):
+        pass
+
+    def handler(*_):
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        raise Interrupted
+
+    with edgebus.Node("server", insecure=True) as server, edgebus.Node("device", insecure=True) as device:
+        inbox = server.serve("slow")
+        endpoint = server.bind("tcp://127.0.0.1:0")
+        link = device.connect(endpoint)
+        with edgebus.Pool(device, [(endpoint, None)], service="slow") as pool:
+            pool.wait_ready(5)
+            ask = {
+                "small": lambda: link.request("slow", b"x", timeout_s=20.0),
+                "keyed": lambda: link.request("slow", b"x", timeout_s=20.0, key=b"k"),
+                "array": lambda: link.request("slow", b"x", [np.zeros(3)], timeout_s=20.0),
+                "pool": lambda: pool.request("slow", b"x", timeout_s=20.0),
+            }[way]
+            with pytest.raises(Interrupted), alarms(handler, every_s=0.05):
+                ask()
+            until = time.monotonic() + 5
+            while device.stats().total.outstanding or not server.stats().total.withdrawn:
+                assert time.monotonic() < until, "nobody waits for it, and it is still wanted"
+                time.sleep(0.005)
+            assert inbox.get(0) is None
+            assert device.stats().total.cancelled == 1
+
+
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # pyzmq, in the middle of a dealloc
 def test_interrupts_in_the_middle_of_anything_leave_the_node_usable():
     """100 interrupts at any moment of a loop of requests; after each the next one gets its own answer."""

@@ -122,6 +122,20 @@ def test_silence_of_a_peer_that_said_it_is_busy_is_no_end_before_the_lease_is():
     assert world.health == "down"
 
 
+def test_lease_and_stall_of_an_earlier_life_say_nothing_of_the_next_one():
+    world = World()
+    world.lease_until, world.stalled_from = 1000.0, 0.0
+    world.duo.advance(3.0)
+    assert world.health == "busy"
+    world.lease_until, world.stalled_from = -1.0, None
+    world.duo.restart_server()
+    world.duo.loses = lambda from_device, lane, header: isinstance(header, m.Pong)  # which would say so
+    world.duo.reconnect()
+    assert world.health == "up"
+    world.duo.loses = lambda from_device, lane, header: not from_device
+    assert world.found_after("down") <= 2 * BEAT_S + 0.05
+
+
 @pytest.mark.parametrize("offset_s", [0.0, 0.7, 1.99])
 def test_silent_peer_is_down_within_two_beats(offset_s):
     world = World()

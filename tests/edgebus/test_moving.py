@@ -63,6 +63,49 @@ def test_another_key_over_there_needs_to_be_said(ring):
                 link.request("work", b"x", timeout_s=10.0)
 
 
+@pytest.mark.parametrize("told_both", [True, False])
+def test_server_that_changed_its_key_is_followed_by_who_was_told_both(ring, told_both):
+    told = [ring.public("server"), ring.public("stranger")] if told_both else ring.public("server")
+    with ring.device() as device:
+        with ring.server() as first:
+            endpoint = serve(first)
+            link = device.connect(endpoint, told)
+            first.handle("hold", lambda request: None)
+            held = link.send_request("hold", timeout_s=15.0)
+            assert link.request("work", b"x").payload == b"served:x"
+        with edgebus.Node("server", keys=ring.keys("stranger"), allow=ring.allow) as second:
+            second.handle("hold", lambda request: request.reply(b"at last"))
+            second.handle("work", lambda request: request.reply(b"new:" + request.payload))
+            second.bind(endpoint)
+            if told_both:
+                assert link.request("work", b"y", timeout_s=15.0).payload == b"new:y"
+                assert link.health == "up"
+            else:
+                with pytest.raises((edgebus.DeadlineExceeded, edgebus.LinkLost)):
+                    link.request("work", b"y", timeout_s=2.0)
+        with pytest.raises(edgebus.EdgebusError):
+            held.result()
+        if told_both:
+            with ring.server() as third:  # and back
+                third.handle("work", lambda request: request.reply(b"old:" + request.payload))
+                third.bind(endpoint)
+                assert link.request("work", b"z", timeout_s=15.0).payload == b"old:z"
+
+
+def test_moved_link_tries_no_key_of_where_it_was(ring):
+    with ring.device() as device, ring.server() as first:
+        link = device.connect(serve(first), [ring.public("server"), ring.public("device")])
+        with edgebus.Node("other", keys=ring.keys("stranger"), allow=edgebus.AllowList.any()) as other:
+            endpoint = serve(other, b"other")
+            link.move(endpoint, server_key=ring.public("stranger"))
+            assert link.request("work", b"x").payload == b"other:x"
+        with ring.server() as thief:  # whose key was good for the first address alone
+            thief.handle("work", lambda request: request.reply(b"thief"))
+            thief.bind(endpoint)
+            with pytest.raises((edgebus.DeadlineExceeded, edgebus.LinkLost)):
+                link.request("work", b"x", timeout_s=2.0)
+
+
 def test_stream_goes_on_at_the_new_address_from_its_position():
     with edgebus.Node("device", insecure=True) as device:
         with edgebus.Node("first", insecure=True) as first, Proxy(first.bind("tcp://127.0.0.1:0")) as proxy:

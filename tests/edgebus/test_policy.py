@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import shlex
 import time
 
 import pytest
@@ -272,3 +273,16 @@ def test_no_request_raises(service, num_bytes, now, wall):
         for key in (A, None, "c" * 40):
             denial = rules.check(key, service, num_bytes, now=now, wall=wall)
             assert denial is None or (denial.code, len(denial.detail) <= 1024) != ("", False)
+
+
+@pytest.mark.parametrize(
+    "key", ["3D(VK@lhel6(:4@.w@{(kHyGwx+=bRN$ZqO!I0Rp", "-D(VK@lhel6(:4@.w@{(kHyGwx+=bRN$ZqO!I0&p"]
+)
+@pytest.mark.parametrize("service", ["other", "edgebus.stats"])
+def test_command_that_a_denied_peer_is_shown_can_be_pasted(key, service):
+    policy = Policy(Grants(**{key: Grant(services=("hall.*",))}))
+    command = policy.check(key, service, 1, now=0.0, wall=0.0).detail.split("`")[1]
+    words = shlex.split(command)
+    assert words[-1] == key
+    assert ("--" in words) == key.startswith("-")
+    assert f"'{key}'" in command

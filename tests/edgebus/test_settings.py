@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import tomllib
 
 import pytest
@@ -162,3 +163,18 @@ def test_a_huge_or_missing_file_is_refused(file, tmp_path):
         load_settings(file("#" * (2 << 20)), {})
     with pytest.raises(ConfigError, match="No such file"):
         load_settings(tmp_path / "none.toml", {})
+
+
+@pytest.mark.parametrize(
+    ("line", "what"),
+    [
+        ('bind = ["tcp:/127.0.0.1:7000"]', "bind: endpoint 'tcp:/127.0.0.1:7000' is not tcp://HOST:PORT"),
+        ('bind = ["tcp://127.0.0.1:70000"]', "bind: endpoint 'tcp://127.0.0.1:70000' has no port"),
+        ('[[peers]]\nendpoint = "10.0.0.2:7000"', "peers: endpoint '10.0.0.2:7000' is not tcp://HOST:PORT"),
+    ],
+)
+def test_endpoint_of_no_transport_is_found_before_the_start(tmp_path, line, what):
+    file = tmp_path / "node.toml"
+    file.write_text(f"insecure = true\n{line}\n")
+    with pytest.raises(ConfigError, match=re.escape(what)):
+        load_settings(file, {})
