@@ -281,13 +281,14 @@ class Device:
 
 
 def _servers(server: str | Sequence[str], key: str | Path | Sequence[str | Path] | None) -> list[Where]:
-    """Endpoints with their keys, read."""
+    """Endpoints with their keys, read; one with several, of a server that changes its key, comes with each."""
     endpoints = [server] if isinstance(server, str) else list(server)
     given = [key] if key is None or isinstance(key, str | Path) else list(key)
-    keys = [None if each is None else edgebus.read_public_key(each) for each in given]
+    keys = [(None,) if each is None else edgebus.read_public_keys(each) for each in given]
     if not endpoints or len(keys) not in (1, len(endpoints)):
         raise RequestError(f"{len(keys)} keys are given for {len(endpoints)} servers; give one, or one for each")
-    return list(zip(endpoints, keys * len(endpoints) if len(keys) == 1 else keys, strict=True))
+    each_own = zip(endpoints, keys * len(endpoints) if len(keys) == 1 else keys, strict=True)
+    return [(endpoint, one) for endpoint, own in each_own for one in own]
 
 
 def _select(described: Described, name: str | None) -> ModelInfo:

@@ -40,6 +40,11 @@ _LOOK_EVERY_S, _GREET_S, _DIAL_S = 5.0, 1.0, 3.0  # three handshakes cut in a ro
 _FRESH_S = 2 * _LOOK_EVERY_S
 
 
+def keys_of(servers: Sequence[Where]) -> list[str] | None:
+    """The keys of a server that may have any of them, None in plaintext."""
+    return [key for _, key in servers if key] or None
+
+
 class ServerLost(edgebus.RemoteError):
     """The server is gone, or does not answer in time; whether it has computed the request is unknown.
 
@@ -109,7 +114,7 @@ class Line:
 
     Args:
         node: that dials.
-        servers: at least one.
+        servers: at least one; an endpoint comes once for each key that its server may have.
         timeout_s: for the connection, and for each answer.
 
     Raises:
@@ -122,9 +127,8 @@ class Line:
         self._looks: threading.Thread | None = None
         self._found, self._closed, self._starts = _Found(), threading.Event(), threading.Lock()
         self._pool: edgebus.Pool | None = None
-        if len(servers) == 1:
-            ((endpoint, key),) = servers
-            self.link = node.connect(endpoint, server_key=key, timeout_s=timeout_s)
+        if len({endpoint for endpoint, _ in servers}) == 1:
+            self.link = node.connect(servers[0][0], server_key=keys_of(servers), timeout_s=timeout_s)
         else:
             self._pool = edgebus.Pool(node, list(servers))
             self.link = self._pool.link(timeout_s)

@@ -109,7 +109,7 @@ async def _swarm(
     where: _Where, plan: Plan, prompts: Sequence[str], drafts: str, learn_s: float, *, quiet: bool
 ) -> tuple[Report | None, Described]:
     console = Console(stderr=True)
-    key = edgebus.read_public_key(where.server_key) if where.server_key else None
+    key = edgebus.read_public_keys(where.server_key) if where.server_key else None
     fleet = await Fleet.connect(
         where.server,
         server_key=key,

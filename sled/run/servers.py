@@ -26,7 +26,7 @@ class Servers:
 
     Args:
         node: that dials.
-        endpoints: servers, or nodes whose directory names servers.
+        endpoints: servers, or nodes whose directory names servers; one comes once for each key that it may have.
         service: what servers announce themselves as in the directory; only with several endpoints, or `directory`.
         directory: the endpoints may name further servers.
         timeout_s: how long to wait for the first.
@@ -53,9 +53,9 @@ class Servers:
         self._avoided: dict[str, float] = {}
         self._used: list[Link] = []
         self._pool: Pool | None = None
-        if len(self._endpoints) == 1 and not directory:
-            ((endpoint, key),) = self._endpoints
-            self.link = node.connect(endpoint, server_key=key, timeout_s=timeout_s)
+        if len({endpoint for endpoint, _ in endpoints}) == 1 and not directory:
+            own = [key for _, key in endpoints if key] or None
+            self.link = node.connect(endpoints[0][0], server_key=own, timeout_s=timeout_s)
         else:
             self._pool = self._make_pool()
             self.link = self._pool.link(timeout_s)
@@ -161,6 +161,8 @@ def read_endpoints(
 ) -> list[Where]:
     """Endpoints with their keys: one for each, or one for all, which are addresses of one server then.
 
+    A file with several keys, of a server that changes its key, gives its endpoint once with each.
+
     Raises:
         ParameterError: no endpoint, too many, or keys that do not go with them.
         KeyFileError: a key cannot be read.
@@ -173,5 +175,6 @@ def read_endpoints(
     given = [server_key] if isinstance(server_key, str | Path) else list(server_key)
     if len(given) not in (1, len(endpoints)):
         raise ParameterError(f"{len(given)} server keys for {len(endpoints)} servers: give one for each")
-    keys = [edgebus.read_public_key(key) for key in given]
-    return list(zip(endpoints, keys * len(endpoints) if len(keys) == 1 else keys, strict=True))
+    keys = [edgebus.read_public_keys(key) for key in given]
+    each_own = zip(endpoints, keys * len(endpoints) if len(keys) == 1 else keys, strict=True)
+    return [(endpoint, key) for endpoint, own in each_own for key in own]

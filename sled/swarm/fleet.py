@@ -99,7 +99,7 @@ class Fleet:
         cls,
         server: str,
         *,
-        server_key: str | None,
+        server_key: Sequence[str] | None,
         keys: Sequence[Path],
         num_links: int,
         prompts: Sequence[str | list[int]],

@@ -315,3 +315,17 @@ def test_a_plan_made_in_the_background_is_waited_for_no_longer_than_the_timeout(
         assert device.infer(inputs).shape == (12, small.CLASSES)
         let.set()
         assert device.prepare(said).plan.accuracy == said.accuracy
+
+
+@pytest.mark.parametrize("num_servers", [1, 2])
+def test_a_device_that_was_given_both_keys_of_a_server_works_with_either(served, inputs, num_servers):
+    """As docs/guide/daemon.md has it while a server changes its key: cat server.key server.key.new > servers.key."""
+    edgebus.generate_keys(served.directory / "second")
+    both = served.directory / "servers.key"
+    both.write_text("".join((served.directory / name / "node.key").read_text() for name in ("second", "server")))
+    with (
+        served.serving() as endpoint,
+        served.device([endpoint] * num_servers, server_key=[both] * num_servers) as device,
+    ):
+        device.prepare(PRIVATE)
+        assert len(device.infer(inputs)) == len(inputs)

@@ -14,6 +14,7 @@ from edgebus.directory import Directory
 from edgebus.errors import NodeClosed
 from edgebus.services import Follower
 from edgebus.testing.proxy import Proxy
+from sled import Device
 from sled.errors import ServerBusy, TargetChanged
 from sled.run import answering
 from sled.run.announcing import Presence
@@ -158,6 +159,17 @@ def test_server_restarted_on_its_port_in_the_middle_of_a_stream_goes_on(served):
     with served.serving(endpoint, target=ToyTarget(), policy=FixedWindow(0)), device:
         got += [token.id for token in iterator]
         assert got == right(served)
+
+
+@pytest.mark.parametrize("num_servers", [1, 2])
+def test_device_that_was_given_both_keys_of_a_server_works_with_either(served, num_servers):
+    """While a server changes its key: cat server.key server.key.new > servers.key."""
+    both = served.directory / "servers.key"
+    both.write_text("".join((served.directory / name / "node.key").read_text() for name in ("other", "server")))
+    with served.serving() as endpoint:
+        where = {"server_key": [both] * num_servers, "keys": served.directory / "device", "remember": False}
+        with Device([endpoint] * num_servers, drafter="none", timeout_s=10.0, **where) as device:
+            assert len(list(device.generate(PROMPT, max_tokens=3))) == 3
 
 
 def test_other_target_does_not_finish_the_answer(served):
