@@ -252,6 +252,8 @@ static void run(const kernel *kernels, const job *job, int64_t count, int64_t fr
     }
 }
 
+#include "gemm_panels.inc.c"
+
 static void multiply_quantised(const ek_packed *matrix, const ek_tokens *tokens, int64_t count, int64_t from,
                                int64_t to, const float *bias, float *y, int64_t stride)
 {
@@ -262,10 +264,18 @@ static void multiply_quantised(const ek_packed *matrix, const ek_tokens *tokens,
 static void multiply_floating(const ek_packed *matrix, const float *x, const float *sum, int64_t count, int64_t from,
                               int64_t to, const float *bias, float *y, int64_t stride)
 {
-    const job job = {matrix, {NULL, NULL, (float *)sum}, x};
+    const job all = {matrix, {NULL, NULL, (float *)sum}, x};
     const kernel *kernels = matrix->bend != EK_NOT_BENT ? bent_kernels[matrix->bits - 1]
                                                         : float_kernels[matrix->bits - 1][matrix->group < EK_UNIT];
-    run(kernels, &job, count, from, to, bias, y, stride);
+    int64_t token = 0;
+    while (matrix->bend == EK_NOT_BENT && count - token >= WORTH_A_PANEL) {
+        int64_t tokens = count - token < PANEL_BATCH ? count - token : PANEL_BATCH;
+        run_panels(&all, token, tokens, from, to, bias, y, stride);
+        token += tokens;
+    }
+    const job rest = {matrix, {NULL, NULL, (float *)sum + token * (matrix->columns / matrix->group)},
+                      x + token * matrix->columns};
+    run(kernels, &rest, count - token, from, to, bias, y + token * stride, stride);
 }
 
 #define SMALLEST 0x1p-120f /* below it 127 / x would overflow: a group without a larger activation counts as 0 */

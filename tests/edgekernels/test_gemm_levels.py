@@ -95,3 +95,16 @@ def test_threads_and_batches_change_nothing(gemm_level, activations):
         assert np.array_equal(matmul(matrix, x, activations=activations, num_threads=threads), whole)
     for first, last in ((0, 1), (3, 10), (4, 16)):
         assert np.array_equal(matmul(matrix, x[first:last], activations=activations), whole[first:last])
+
+
+@pytest.mark.parametrize("symmetric", [False, True])
+@pytest.mark.parametrize("group", GROUPS)
+@pytest.mark.parametrize("bits", range(1, 9))
+def test_many_tokens_give_the_float_products_of_each_alone(gemm_level, bits, group, symmetric):
+    """To the bit: of many tokens the codes are made floats once for all of them."""
+    rng = np.random.default_rng(bits * group)
+    _, matrix = matrix_of(rng, 70, 3 * group, bits, group, symmetric=symmetric, dtype="f2")
+    x, bias = rng.normal(0, 1, (91, 3 * group)).astype(np.float32), rng.normal(0, 1, 70).astype(np.float32)
+    alone = np.concatenate([matmul(matrix, row[None], bias=bias, activations="float") for row in x])
+    for count in (12, 24, 29, 91):
+        assert np.array_equal(matmul(matrix, x[:count], bias=bias, activations="float", num_threads=2), alone[:count])

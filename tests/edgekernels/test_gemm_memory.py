@@ -32,7 +32,7 @@ for bits in range(1, 9):
                     setattr(matrix, name, guarded(getattr(matrix, name), front))
             matrix.native = None  # look at the arrays again
             assert np.array_equal(clean, matmul(matrix, np.ones((1, columns), np.float32), activations=kinds[0]))
-            for tokens in (1, 2, 3, 4, 9):
+            for tokens in (1, 2, 3, 4, 9, 29):
                 x = guarded(rng.normal(0, 1, (tokens, columns)).astype(np.float32), front)
                 bias = guarded(np.ones(rows, np.float32), front)
                 for activations in kinds:

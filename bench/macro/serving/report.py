@@ -129,8 +129,8 @@ def results(lines: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
             "drafts": f"replayed answers, each position right with probability {ACCEPTANCE}: what smollm2-12m reaches "
             "per position at temperature 0; drafting costs nothing here",
             "rate_on_time": "tokens per second a session that could be promised with 95 % of its tokens on time",
-            "weights": "SmolLM2-135M-Instruct, Q4_1 as packaged; sled computes with them in float32, llama.cpp Q4_1 with "
-            "activations in int8; dequantised in float32 for all others",
+            "weights": "SmolLM2-135M-Instruct, Q4_1 as packaged; sled computes so in float32, llama.cpp with its "
+            "activations in int8; dequantised in float32 for all others, sled in torch among them",
         },
         "systems": {name: SYSTEMS[name].title for name in rows},
         "about": {line["system"]: line["about"] for line in lines if "about" in line},
