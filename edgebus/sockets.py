@@ -36,6 +36,7 @@ _CURES = {
 _LANE_PATIENCE = 2.5
 """libzmq's beat on a connection that carries large contents one way waits behind them for its answer: on a slow link
 for longer than silence_s. The link's own beat, on the control lane, does not."""
+_GONE_S = 60.0  # what is known of a peer may be kept for days, or for ever; not a connection that it has left
 _HANDSHAKE_MS = 2000  # libzmq's own 30 s lets idle raw connections pile up
 _NOT_AGAIN_MS = 3_600_000  # with -1, no reconnect, libzmq throws away what came before the other side closed
 _EVENT = struct.Struct("=hi")  # first frame of a monitor's message: what, and a value; the second one is an address
@@ -231,8 +232,8 @@ class Sockets:
         sock.setsockopt(zmq.RCVHWM, most_unread(self._limits))
         # What is full hears no answer to libzmq's beat either: who is only read late is not to be cut for it. Who is
         # gone is known by the link's own beat; here it is for the connection that he has left.
-        gone_s = max(self._limits.forget_s, _LANE_PATIENCE * self._limits.silence_s)
-        sock.setsockopt(zmq.HEARTBEAT_TIMEOUT, min(int(gone_s * 1000), _NOT_AGAIN_MS))
+        gone_s = max(min(self._limits.forget_s, _GONE_S), _LANE_PATIENCE * self._limits.silence_s)
+        sock.setsockopt(zmq.HEARTBEAT_TIMEOUT, int(gone_s * 1000))
         try:
             if keys is not None:
                 self._open_zap()

@@ -13,10 +13,17 @@ LIMITS = {
     "bulk_bytes": 4 * MIB,
     "cache_bytes": MIB,
 }
+
+
+def stall(request):
+    """Keep Python's lock until the input ends: meanwhile nobody reads what libzmq receives."""
+    print("stalled", flush=True)
+    ctypes.PyDLL(None).read(0, ctypes.create_string_buffer(1), 1)
+
+
 if __name__ == "__main__":
     with edgebus.Node("flooded", insecure=True, limits=edgebus.Limits(**LIMITS)) as node:
         node.handle("work", lambda request: request.reply(b"echo:" + request.payload))
-        # PyDLL keeps Python's lock: meanwhile nobody reads what libzmq receives.
-        node.handle("stall", lambda request: ctypes.PyDLL(None).usleep(int(request.payload)) or request.reply(b"done"))
+        node.handle("stall", stall)
         print(node.bind("tcp://127.0.0.1:0"), flush=True)
         sys.stdin.read()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from contextlib import contextmanager, suppress
 
@@ -71,6 +72,25 @@ def take_until(sockets, condition):
             sockets.take(sockets.poll(0.01))
         with suppress(Interrupt):
             sockets.take_touched()
+
+
+@pytest.mark.parametrize(
+    ("limits", "seconds"),
+    [
+        ({}, 60),
+        ({"forget_s": 20.0}, 20),
+        ({"forget_s": 86_400.0}, 60),
+        ({"forget_s": math.inf}, 60),
+        ({"forget_s": 1.0}, 10),
+        ({"silence_s": 40.0}, 100),
+    ],
+)
+def test_connection_that_was_left_ends_although_its_peer_is_remembered_for_long(limits, seconds):
+    """Each that a device leaves without a word, one after the other, would keep its descriptor for so long."""
+    with edgebus.Node("s", insecure=True, limits=edgebus.Limits(**limits)) as node:
+        node.bind("tcp://127.0.0.1:0")
+        [listening] = node._engine.runner.sockets.by_id.values()
+        assert listening.sock.getsockopt(zmq.HEARTBEAT_TIMEOUT) == 1000 * seconds
 
 
 def test_event_of_a_transport_is_told_again_after_an_interrupt():
