@@ -102,7 +102,7 @@ def test_peer_that_never_reads_its_answers_costs_no_more_than_the_bounds(version
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="memory is read from /proc")
 def test_peer_that_sends_while_nobody_can_read_costs_a_bounded_number_of_its_messages():
     """A handler holds Python's lock until all has been sent, or no more of it is taken."""
-    size, bound = 2 * MIB, most_unread(edgebus.Limits(**LIMITS)) * 2 * MIB + SLACK_BYTES
+    size, bound = MIB, most_unread(edgebus.Limits(**LIMITS)) * MIB + SLACK_BYTES
     with server() as (child, endpoint), silent_peer(endpoint, 2, 1) as sock:
         sock.send_multipart([encode_header(m.Request(0, "stall", 60_000, 0)), b""])
         assert child.stdout.readline() == "stalled\n"
