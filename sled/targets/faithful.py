@@ -65,9 +65,10 @@ def _insist_one_head(path: Path, settings: Mapping[str, Any], weights: Weights) 
     Raises:
         UnknownModel: it is another one.
     """
-    if not settings.get("tie_word_embeddings"):
+    embedding = weights.embedding
+    if not settings.get("tie_word_embeddings") or not isinstance(embedding, np.ndarray):
         return
     whole = path / "model.safetensors"
     with SafetensorsFile(whole if whole.is_file() else path / "model.safetensors.index.json") as file:
-        if "lm_head.weight" in file.tensors and not np.array_equal(file.read("lm_head.weight"), weights.embedding):
+        if "lm_head.weight" in file.tensors and not np.array_equal(file.read("lm_head.weight"), embedding):
             raise UnknownModel(f"{path} has a head of its own, and its config.json ties one")
