@@ -15,7 +15,6 @@ import edgekernels
 import numpy as np
 from edgekernels.decoder import Decoder, load_decoder
 from edgekernels.decoder.model import processors
-from edgekernels.decoder.sources import read_config
 from edgekernels.gguf import GgufFile
 from numpy.typing import NDArray
 
@@ -25,6 +24,7 @@ from sled.errors import OutOfMemory, UnknownModel
 from sled.messages import MAX_WINDOW
 from sled.targets.catalog import ModelFiles
 from sled.targets.describing import describe, sayable, shape_of
+from sled.targets.faithful import insist_faithful
 from sled.targets.layout import check_rounds, lay_out
 from sled.targets.room import PAGE_TOKENS_ON_CPU, SHARE_ON_CPU, host_bytes, insist_on_pages, pages_in
 from sled.targets.text import TextCodec, codec_from_directory, codec_from_gguf
@@ -131,6 +131,7 @@ def _target_id(decoder: Decoder, vocab_hash: bytes) -> bytes:
     Never those of a target in torch: answers are the same but where two tokens are as good as equal.
     """
     digest = hashlib.blake2b(vocab_hash + b"native " + decoder.activations.encode(), digest_size=16)
+    digest.update(repr(decoder.config.norm_epsilon).encode())
     for array in _arrays(decoder):
         flat = array.reshape(-1)
         digest.update(str((array.dtype.str, array.shape)).encode() + flat[:: max(1, len(flat) // 997)].tobytes())
@@ -184,7 +185,8 @@ def load_native(
     try:
         codec = _codec(files)
         decoder = load_decoder(files.path, activations=activations, progress=progress)
-        _insist_whole(files, decoder)
+        if files.kind == "directory":
+            insist_faithful(files.path, decoder)
     except (ValueError, OSError) as error:  # DecoderError, GgufError, SafetensorsError
         raise UnknownModel(f"cannot read the model: {error}") from None
     except MemoryError:
@@ -206,20 +208,9 @@ def _codec(files: ModelFiles) -> TextCodec:
     with GgufFile(files.path) as file:
         if "tokenizer.ggml.model" not in file.metadata:
             raise UnknownModel(f"{files.path} has no tokenizer; a target needs one")
-        return codec_from_gguf(file.metadata)
-
-
-def _insist_whole(files: ModelFiles, decoder: Decoder) -> None:
-    """Refuse directories of which the decoder would serve less, or whose code is their own.
-
-    Raises:
-        UnknownModel: so it is.
-    """
-    if files.kind != "directory":
-        return
-    settings = read_config(files.path)
-    if settings.get("auto_map"):
-        raise UnknownModel(f"{files.path} brings code of its own")
-    positions = settings.get("max_position_embeddings")
-    if positions != decoder.config.max_positions:
-        raise UnknownModel(f"the decoder knows {decoder.config.max_positions} of its {positions} positions")
+        try:
+            return codec_from_gguf(file.metadata)
+        except KeyError as error:
+            raise UnknownModel(f"{files.path} lacks {error}; convert the model again") from None
+        except (TypeError, IndexError) as error:
+            raise UnknownModel(f"{files.path} contradicts itself ({error}); convert the model again") from None
