@@ -41,6 +41,7 @@ class ServerReport(Payload, frozen=True, array_like=True):
         drafted_at: rounds that drafted a token at position 1, 2, ... of their window.
         accepted_at: rounds whose token there was accepted.
         histograms: by name.
+        engine: what computes, native or torch; empty of a server from before there was a choice.
     """
 
     target: _Name
@@ -53,6 +54,7 @@ class ServerReport(Payload, frozen=True, array_like=True):
     drafted_at: _Counts
     accepted_at: _Counts
     histograms: Annotated[dict[_Name, HistogramReport], Meta(max_length=32)]
+    engine: _Name = ""
 
 
 @dataclass(slots=True)
@@ -182,6 +184,7 @@ def render(report: ServerReport, *, name: str, version: str) -> str:
         version: of the package.
     """
     about = {"name": name, "version": version, "target": report.target, "dtype": report.dtype}
+    about["engine"] = report.engine
     lines = family("sled_info", "gauge", "Which server this is.", [(about, 1)])
     lines += family("sled_uptime_seconds", "gauge", "Seconds since the start.", [({}, report.uptime_s)])
     phases = [({"phase": each}, float(each == report.phase)) for each in ("serving", "draining", "closing")]

@@ -59,6 +59,8 @@ class ToyTarget:
         num_pages: pages there are.
     """
 
+    engine = "toy"
+
     def __init__(
         self,
         vocab_size: int = 50,

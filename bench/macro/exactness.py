@@ -26,7 +26,7 @@ from sled import Device, Sampling, Window
 from sled.drafters import Drafter
 from sled.reference import Comparison, Reference, compare
 from sled.targets.catalog import find_model
-from sled.targets.engines import engine_of, load_engine
+from sled.targets.engines import load_engine
 from sled.testing import serving
 
 MODEL = "smollm2-135m"
@@ -199,7 +199,7 @@ def main() -> int:
             "prompts": prompts,
             "drafters": DRAFTERS,
             "windows": list(WINDOWS),
-            "engine": engine_of(bench.target),
+            "engine": bench.target.engine,
             "target_threads": bench.target.num_threads,
             "wall_s": round(time.monotonic() - started_at, 1),
             **{name: tally.as_dict() for name, tally in tallies.items()},

@@ -20,7 +20,7 @@ from bench.macro.exactness import Tally
 from bench.macro.prompts import hundred
 from sled.reference import Reference, compare
 from sled.targets.catalog import find_model
-from sled.targets.engines import Engine, engine_of, load_engine
+from sled.targets.engines import Engine, load_engine
 from sled.types import Sampling
 
 MODEL = "smollm2-135m"
@@ -112,7 +112,7 @@ def main() -> int:
             "tokens": options.tokens,
             "crowd": options.crowd,
             "pool_tokens": POOL_TOKENS,
-            "engine": engine_of(target),
+            "engine": target.engine,
             "target_threads": target.num_threads,
             "wall_s": round(time.monotonic() - started_at, 1),
             "greedy": greedy_run,

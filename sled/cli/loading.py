@@ -71,7 +71,7 @@ def _target(settings: ServeSettings) -> Any:
         try:
             if settings.tensor_parallel > 1:
                 return _divided(settings, files, progress=progress, **sizes)
-            from sled.targets.engines import engine_of, load_engine
+            from sled.targets.engines import load_engine
 
             target = load_engine(
                 files,
@@ -83,7 +83,7 @@ def _target(settings: ServeSettings) -> Any:
             )
         except ModuleNotFoundError as error:
             raise UnknownModel(f"serving needs {error.name}: pip install 'edgebus[server]'") from None
-    about = {"engine": engine_of(target), "dtype": target.described.dtype, "target_threads": target.num_threads}
+    about = {"engine": target.engine, "dtype": target.described.dtype, "target_threads": target.num_threads}
     log.info("loaded", extra={"target": files.name, **about})
     return target
 

@@ -129,7 +129,7 @@ def render(server: str, shot: Shot, before: Shot | None) -> Group:
     report = shot.report
     gauges, counters = report.gauges, report.counters
     per_s = rates(report, before.report, shot.at - before.at) if before is not None else {}
-    head = Text(f"{safe(server)}  {safe(report.target)} {safe(report.dtype)}", style="bold")
+    head = Text(f"{safe(server)}  {safe(report.target)} {safe(report.dtype)} {safe(report.engine)}", style="bold")
     head.append(f"  {safe(report.phase)}  up {report.uptime_s:.0f} s", style="not bold")
     table = Table(box=None, pad_edge=False, padding=(0, 2), show_header=False)
     for _ in range(4):

@@ -173,6 +173,7 @@ class TargetServer:
             trimmed(self._board.drafted_at),
             trimmed(self._board.accepted_at)[: len(trimmed(self._board.drafted_at))],
             self._board.histograms(),
+            self._target.engine,
         )
 
     # -- inside -------------------------------------------------------------------------------------

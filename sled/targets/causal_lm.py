@@ -51,6 +51,8 @@ class CausalLMTarget:
         OutOfMemory: no room for `kv_bytes`.
     """
 
+    engine = "torch"
+
     def __init__(
         self,
         model: Any,

@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 from sled.errors import UnknownModel
 from sled.targets.catalog import ModelFiles
-from sled.targets.native import Activations, NativeTarget, load_native
+from sled.targets.native import Activations, load_native
 
 log = logging.getLogger("sled.server")
 
@@ -64,8 +64,3 @@ def load_engine(
     if num_threads:
         torch.set_num_threads(num_threads)
     return load_target(files, dtype=dtype, device=device, attention=attention, progress=progress, **sizes)
-
-
-def engine_of(target: Any) -> str:
-    """Which one computes it: native or torch."""
-    return "native" if isinstance(target, NativeTarget) else "torch"

@@ -1,4 +1,4 @@
-"""Models of the Llama family on our own decoder as a target for CPUs: neither torch nor transformers is imported.
+"""Models of the Llama family on our own decoder as a target for CPUs; a GGUF file needs neither torch nor transformers.
 
 The weights stay as the file has them, quantised ones packed. With float activations the arithmetic is that of the
 dequantised model in float32, up to the order of sums; with int8 ones it is llama.cpp's.
@@ -53,6 +53,8 @@ class NativeTarget:
         ParameterError: `kv_bytes` is too little.
         OutOfMemory: no room for `kv_bytes`.
     """
+
+    engine = "native"
 
     def __init__(
         self,

@@ -21,7 +21,7 @@ def report(board: Board, uptime_s=10.0) -> ServerReport:
     counters = {name: float(value) for name, value in board.counters.items()}
     return ServerReport(
         "toy", "float32", "serving", uptime_s, {"sessions": 2.0}, counters, {"busy": 3.0},
-        trimmed(board.drafted_at), trimmed(board.accepted_at), board.histograms(),
+        trimmed(board.drafted_at), trimmed(board.accepted_at), board.histograms(), "native",
     )  # fmt: skip
 
 
@@ -83,7 +83,13 @@ def test_report_travels_and_prometheus_reads_what_is_rendered(board):
     assert found["sled_step_seconds_sum", ()] == pytest.approx(20.02)
     assert found["sled_window_limit_bucket", (("le", "0.0"),)] == 1
     assert found["sled_phase", (("phase", "serving"),)] == 1
-    assert found["sled_info", (("dtype", "float32"), ("name", 'a"b'), ("target", "toy"), ("version", "1"))] == 1
+    assert (
+        found[
+            "sled_info",
+            (("dtype", "float32"), ("engine", "native"), ("name", 'a"b'), ("target", "toy"), ("version", "1")),
+        ]
+        == 1
+    )
 
 
 def test_rates_need_two_reports_of_one_life(board):

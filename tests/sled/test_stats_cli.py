@@ -26,7 +26,7 @@ def test_numbers_of_a_server_as_table_and_as_json(served):
         options = ["--server", endpoint, "--server-key", key, "--keys", str(served.directory / "device"), "--once"]
         shown = CliRunner().invoke(app, ["stats", *options])
         assert shown.exit_code == 0, shown.output
-        assert "toy float32  serving" in shown.output
+        assert "toy float32 toy  serving" in shown.output
         assert "accepted by position" in shown.output
         told = json.loads(CliRunner().invoke(app, ["stats", *options, "--json"]).output)
         assert told["counters"]["committed"] >= 1
@@ -35,7 +35,9 @@ def test_numbers_of_a_server_as_table_and_as_json(served):
 
 
 def test_report_that_lies_about_its_lengths_is_still_shown():
-    report = ServerReport("\x1b[2Jtoy", "float32", "serving", 1.0, {}, {}, {"b\x1bad": 2.0}, [3, 2], [1], {})
+    report = ServerReport(
+        "\x1b[2Jtoy", "float32", "serving", 1.0, {}, {}, {"b\x1bad": 2.0}, [3, 2], [1], {}, "na\x1btive"
+    )
     from rich.console import Console
 
     console = Console(width=100, record=True, file=open("/dev/null", "w"))  # noqa: SIM115
