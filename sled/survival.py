@@ -34,7 +34,8 @@ class Survivals:
 
     Position i has survived if the device drafted at least i tokens and the first i were accepted. Of each position two
     shares are kept, given that the one before survived (or was drafted): counts with exponential forgetting over the
-    population's belief, which is learned from all rows, and what the owner's sessions before were like. A position that was never tried follows the one before it.
+    population's belief, which is learned from all rows, and over what the owner's sessions before were like. A position
+    that was never tried follows the one before it.
 
     Args:
         rows: sessions there is room for.
