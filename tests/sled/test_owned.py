@@ -7,9 +7,7 @@ import pytest
 
 from sled.goodput import GoodputPolicy
 from sled.owned import FADE_S, KEPT_S, LEAST_ALIKE, MOST_ALIKE, THINK_ROUNDS, Owned
-from sled.server.windows import FixedWindow
 from sled.survival import Survivals, ThinkTimes
-from tests.sled.driving import Driver
 
 POSITIONS = 4
 SUMS = np.array([10.0, 40.0, 160.0, 0.2, 0.8, 0.0])  # ten rounds of four drafts in 20 ms each
@@ -159,15 +157,3 @@ def test_sessions_that_made_no_round_leave_nothing():
         policy.verdict(session, 4, 2)
         policy.closed(session)
     assert len(policy._owned) == 1
-
-
-def test_the_server_says_whose_a_session_is():
-    owners: list[str] = []
-
-    class Hears(FixedWindow):
-        def opened(self, session_id: bytes, rate: float = 0.0, owner: str = "") -> None:
-            owners.append(owner)
-
-    driver = Driver(policy=Hears(4))
-    driver.open(0)
-    assert owners == [next(iter(driver.server.sessions.values())).owner]
