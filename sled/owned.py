@@ -16,8 +16,8 @@ from sled.survival import FORGET, ThinkTimes
 Floats = NDArray[np.float64]
 
 MOST_OWNERS = 4096  # of whom something is kept; who has been away longest goes first
-KEPT_S = 600.0  # after which an owner is a stranger again
-FADE_S = 120.0  # half-life of what is kept: devices and texts change
+KEPT_S = 300.0  # after which an owner is a stranger again
+FADE_S = 30.0  # half-life of what is kept: devices and texts change
 ALIKE = 24.0  # rounds of a session that its owner's history counts as, before its sessions are known to be alike or not
 ALIKE_SESSIONS = 2.0  # that this counts as
 MOST_ALIKE, LEAST_ALIKE = 50.0, 1.0

@@ -248,7 +248,8 @@ class ThinkTimes:
 
     def learned(self, row: int) -> Floats:
         """(6,) what was learned in this session alone."""
-        return np.maximum(self._sums[row] - self._before[row], 0.0)
+        sums: Floats = np.maximum(self._sums[row] - self._before[row], 0.0)
+        return sums
 
     def observe(self, rows: Ints, drafted: Floats, took_s: Floats) -> None:
         """Learn from rounds.
