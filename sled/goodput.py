@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sled.gathering import Gathering
+from sled.owned import Owned
 from sled.plan_trials import Trials
 from sled.step_cost import StepCost
 from sled.survival import Survival, Survivals, ThinkTime, ThinkTimes
@@ -132,6 +133,8 @@ class GoodputPolicy:
         self.plans = 0
         self._rows: dict[bytes, int] = {}
         self._free: list[int] = []
+        self._owners: dict[bytes, str] = {}
+        self._owned = Owned()
         self._survivals, self._thinks = Survivals(0, max(1, max_window)), ThinkTimes(0)
         self._limits: list[int] = []  # by row: what the plan says
         self._told: list[int] = []  # by row: what the device was told
@@ -163,14 +166,16 @@ class GoodputPolicy:
         self._scout_at, self._scout_pause, self._drafters, self._scouted = SCOUT_S, SCOUT_S, 0, 0.0
         self._scouts_end = 0.0
 
-    def opened(self, session_id: bytes, rate: float = 0.0) -> None:
+    def opened(self, session_id: bytes, rate: float = 0.0, owner: str = "") -> None:
         """See `sled.server.WindowPolicy.opened`."""
         row = self._rows.get(session_id)
         if row is None:
             row = self._rows[session_id] = self._free.pop() if self._free else self._grow()
             self._learn()  # of who had the row before
-            self._survivals.reset(row)
-            self._thinks.reset(row)
+            self._owners[session_id] = owner
+            counts, sums = self._owned.past(owner, self._now) or (None, None)
+            self._survivals.reset(row, counts)
+            self._thinks.reset(row, sums)
             self._limits[row] = self._told[row] = -1
             self._rounds[row] = self._decided[row] = 0
             self._thinking[row], self._came[row], self._heard[row] = None, False, False
@@ -278,6 +283,10 @@ class GoodputPolicy:
             self._scouts.pop(row, None)
             self._free.append(row)
             self._changed += 1
+            owner = self._owners.pop(session_id)
+            if owner and self._rounds[row] > 0:
+                self._learn()
+                self._owned.ended(owner, self._survivals.learned(row), self._thinks.learned(row), self._now)
 
     @property
     def mean_limit(self) -> float:

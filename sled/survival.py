@@ -34,7 +34,8 @@ class Survivals:
 
     Position i has survived if the device drafted at least i tokens and the first i were accepted. Of each position two
     shares are kept, given that the one before survived (or was drafted): counts with exponential forgetting over the
-    population's belief, which is learned from all rows. A position that was never tried follows the one before it.
+    population's belief, which is learned from all rows, and over what the owner's sessions before were like. A position
+    that was never tried follows the one before it.
 
     Args:
         rows: sessions there is room for.
@@ -46,7 +47,8 @@ class Survivals:
         # [0]: the draft survived; [1]: the device drafted so far
         self._tried = np.zeros((2, rows, positions))
         self._passed = np.zeros((2, rows, positions))
-        self._told = np.zeros(rows)  # rounds heard of, which nothing makes unheard
+        self._before = np.zeros((2, 2, rows, positions))  # tried and passed in the owner's sessions before
+        self._told = np.zeros(rows)  # rounds heard of, the owner's before included; nothing makes them unheard
         self._longest = 0.0  # the most of these that any session ever came to
         self._shared = np.full(2, PRIOR_ROUNDS)  # rounds that the population's belief counts as
         self._all_tried = np.full((2, positions), START_ROUNDS)
@@ -64,13 +66,24 @@ class Survivals:
             empty = np.zeros((2, more, self.positions))
             self._tried = np.concatenate([self._tried, empty], axis=1)
             self._passed = np.concatenate([self._passed, empty], axis=1)
+            self._before = np.concatenate([self._before, np.zeros((2, 2, more, self.positions))], axis=2)
             self._told = np.concatenate([self._told, np.zeros(more)])
 
-    def reset(self, row: int) -> None:
-        """A new session takes this row: only what is known of all remains."""
+    def reset(self, row: int, before: Floats | None = None) -> None:
+        """A new session takes this row: only what is known of all remains, and of its owner.
+
+        Args:
+            row: of the session.
+            before: (2, 2, positions) what `learned` of the owner's sessions before counts as; None for a stranger.
+        """
         self._tried[:, row] = 0.0
         self._passed[:, row] = 0.0
-        self._told[row] = 0.0
+        self._before[:, :, row] = 0.0 if before is None else before
+        self._told[row] = self._before[0, 0, row, 0]
+
+    def learned(self, row: int) -> Floats:
+        """(2, 2, positions) what was learned in this session alone: rounds that tried, and that passed."""
+        return np.stack([self._tried[:, row], self._passed[:, row]])
 
     def observe(self, rows: Ints, drafted: Ints, accepted: Ints, limits: Ints) -> None:
         """Learn from rounds; several of one row are fine.
@@ -112,12 +125,13 @@ class Survivals:
         fade = 0.5 ** (elapsed_s / RELAX_S)
         self._tried[:, rows] *= fade
         self._passed[:, rows] *= fade
+        self._before[:, :, rows] *= fade
 
     def curves(self, rows: Ints) -> tuple[Floats, Floats]:
         """For each row and i = 0 .. positions: P(the first i survive), and P(the device drafts at least i)."""
         shared = self._shared_rounds()
         prior = (self._all_passed + PRIOR_ROUNDS * _AT_FIRST) / (self._all_tried + PRIOR_ROUNDS)
-        tried, passed = self._tried[:, rows], self._passed[:, rows]
+        tried, passed = np.stack([self._tried[:, rows], self._passed[:, rows]]) + self._before[:, :, rows]
         out = np.ones((2, len(rows), self.positions + 1))
         before = prior[:, None, 0]
         for i in range(self.positions):
@@ -166,7 +180,7 @@ class Survivals:
 
         Source: empirical Bayes by moments, the variance of the first share between sessions less that of sampling.
         """
-        tried, passed = self._tried[:, :, 0], self._passed[:, :, 0]
+        tried, passed = np.stack([self._tried[:, :, 0], self._passed[:, :, 0]]) + self._before[..., 0]
         for kind in range(2):
             some = tried[kind] >= 8.0
             if np.count_nonzero(some) < 4:
@@ -217,6 +231,7 @@ class ThinkTimes:
     def __init__(self, rows: int) -> None:
         # sums over rounds: 1, drafted, drafted^2, seconds, drafted * seconds, squared deviation
         self._sums = np.zeros((rows, 6))
+        self._before = np.zeros((rows, 6))  # what of them is of the owner's sessions before
         self._all = np.zeros(6)  # the same over all rows; the deviation relative
 
     def grow(self, rows: int) -> None:
@@ -224,10 +239,17 @@ class ThinkTimes:
         more = rows - len(self._sums)
         if more > 0:
             self._sums = np.concatenate([self._sums, np.zeros((more, 6))])
+            self._before = np.concatenate([self._before, np.zeros((more, 6))])
 
-    def reset(self, row: int) -> None:
-        """A new session takes this row."""
-        self._sums[row] = 0.0
+    def reset(self, row: int, before: Floats | None = None) -> None:
+        """A new session takes this row; `before` (6,) is what `learned` of its owner's sessions before counts as."""
+        self._before[row] = 0.0 if before is None else before
+        self._sums[row] = self._before[row]
+
+    def learned(self, row: int) -> Floats:
+        """(6,) what was learned in this session alone."""
+        sums: Floats = np.maximum(self._sums[row] - self._before[row], 0.0)
+        return sums
 
     def observe(self, rows: Ints, drafted: Floats, took_s: Floats) -> None:
         """Learn from rounds.
@@ -249,6 +271,7 @@ class ThinkTimes:
         values = np.stack([one, drafted, drafted**2, took_s, drafted * took_s, deviation**2], axis=1)
         fade = self.FORGET ** np.bincount(rows, minlength=len(self._sums))
         self._sums *= fade[:, None]
+        self._before *= fade[:, None]
         np.add.at(self._sums, rows, values)
         values[:, 5] /= np.maximum(known, 1e-9) ** 2
         self._all = self._all * max(0.2, 1.0 - len(rows) / POPULATION_ROUNDS) + values.sum(axis=0)

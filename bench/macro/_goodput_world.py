@@ -228,7 +228,7 @@ class _Run:
         self.ids[i] = self.generation.to_bytes(8, "little")
         limit = self.fixed
         if self.policy is not None:
-            self.policy.opened(self.ids[i])
+            self.policy.opened(self.ids[i], owner=str(i))
             limit = min(self.policy.limit(self.ids[i], self.now), self.world.max_window)
         self.limit[i], self.drafts[i] = limit, min(limit, self.most[i])
         self.told_at[i], self.fresh[i], self.prompt[i] = np.nan, True, self.world.prompt

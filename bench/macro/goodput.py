@@ -41,12 +41,15 @@ SERVED_SETTLE_S, SERVED_S = 4.0, 8.0
 BOARD = Drafter((0.724,), 1.0 / 55.0, 4, ahead=True)  # rpi5 of `sled swarm`, window 4
 SWARM_LOADS, SWARM_LINK_S, SWARM_MAX_WINDOW = (2, 4, 8, 16, 32), 0.005, 16
 SWARM_SETTLE_S, SWARM_S = 4.0, 12.0
+GOOD, POOR = Drafter((0.9,), 0.003), Drafter((0.03,), 0.003)
+ENDING_TABLES, ENDING_LOADS, ENDING_ANSWERS, ENDING_LINK_S = ("h100", "cpu_bf16"), (32, 128), (64, 200), 0.005
 FIRST_RUNS = 3  # of each cell, whose mean is recorded beside that of all
 MIXTURES = {
     "distilled": ((DISTILLED, 1.0),),
     "ngram": ((NGRAM, 1.0),),
     "mixed": ((DISTILLED, 2.0), (NGRAM, 1.0), (LAYERS, 1.0), (JUNK, 1.0)),
 }
+ENDING = {"halves": ((GOOD, 1.0), (POOR, 1.0)), "mixed": MIXTURES["mixed"]}
 
 
 def phase_for(table: str, sessions: int, scale: float) -> Phase:
@@ -104,28 +107,33 @@ def rising_and_falling(table: str, mixture: str, link_s: float, scale: float = 1
 
 def served(sessions: int, seed: int = 0) -> dict[str, Any]:
     """The load of the serving benchmark: slow steps, short answers that end and begin, and few steps to learn from."""
-    return _short_answers(
-        sessions, seed, Fleet(((REPLAYED, 1.0),), SERVED_LINK_S), MAX_WINDOW, SERVED_SETTLE_S, SERVED_S
-    )
+    fleet = Fleet(((REPLAYED, 1.0),), SERVED_LINK_S)
+    phase = Phase(sessions, SERVED_SETTLE_S + SERVED_S, SERVED_SETTLE_S)
+    return _short_answers("serving", fleet, phase, MAX_WINDOW, SERVED_ANSWER, seed)
 
 
 def swarmed(sessions: int, seed: int = 0) -> dict[str, Any]:
     """Boards as `sled swarm` plays them: they draft while a round is away, four at most, whatever they are allowed."""
-    return _short_answers(
-        sessions, seed, Fleet(((BOARD, 1.0),), SWARM_LINK_S), SWARM_MAX_WINDOW, SWARM_SETTLE_S, SWARM_S
-    )
+    fleet = Fleet(((BOARD, 1.0),), SWARM_LINK_S)
+    phase = Phase(sessions, SWARM_SETTLE_S + SWARM_S, SWARM_SETTLE_S)
+    return _short_answers("serving", fleet, phase, SWARM_MAX_WINDOW, SERVED_ANSWER, seed)
 
 
-def _short_answers(
-    sessions: int, seed: int, fleet: Fleet, max_window: int, settle_s: float, seconds: float
-) -> dict[str, Any]:
-    world = World(STEP_TIMES["serving"], fleet, max_window, seed=seed, answer=SERVED_ANSWER, prompt=SERVED_PROMPT)
-    phases = [Phase(sessions, settle_s + seconds, settle_s)]
+def ending(table: str, mixture: str, answer: int, sessions: int, seed: int = 0) -> dict[str, Any]:
+    """Good and poor devices whose answers are short: each ends one and begins the next, over and over."""
+    fleet = Fleet(ENDING[mixture], ENDING_LINK_S)
+    of = {"table": table, "mixture": mixture, "answer": answer}
+    return of | _short_answers(table, fleet, phase_for(table, sessions, 1.0), MAX_WINDOW, answer, seed)
+
+
+def _short_answers(table: str, fleet: Fleet, phase: Phase, max_window: int, answer: int, seed: int) -> dict[str, Any]:
+    world = World(STEP_TIMES[table], fleet, max_window, seed=seed, answer=answer, prompt=SERVED_PROMPT)
+    phases = [phase]
     fixed = {window: world.run(Fixed(window), phases).goodput[0] for window in FIXED}
     ours = world.run(GoodputPolicy(max_window), phases)
     best = max(fixed, key=fixed.__getitem__)
     return {
-        "sessions": sessions,
+        "sessions": phase.sessions,
         "seed": seed,
         "ours": round(ours.goodput[0], 2),
         "window_0": round(fixed[0], 2),
@@ -175,6 +183,14 @@ def _rising(arguments: tuple[str, str, float, tuple[int, ...]]) -> dict[str, Any
     }
 
 
+def _ending(arguments: tuple[str, str, int, int, tuple[int, ...]]) -> dict[str, Any]:
+    """One cell of answers that end, mean over the seeds."""
+    *of, seeds = arguments
+    runs = [ending(*of, seed=seed) for seed in seeds]
+    ratios = [run["ratio"] for run in runs]
+    return runs[0] | {"ratio": round(statistics.mean(ratios), 4), "ratios": ratios}
+
+
 def _mean_ratio(rows: list[dict[str, Any]], sessions: int) -> float:
     return round(statistics.mean(row["ratio"] for row in rows if row["sessions"] == sessions), 4)
 
@@ -199,9 +215,17 @@ def main() -> None:
     seeds = tuple(range(seed, seed + arguments.runs))
     grid = [(t, m, link, n, seeds) for n in reversed(LOADS) for t in TABLES for m in MIXTURES for link in LINKS_S]
     waves = [(t, m, 0.005, seeds) for t in TABLES for m in ("distilled", "mixed")]
+    ends = [
+        (t, m, answer, n, seeds)
+        for t in ENDING_TABLES
+        for m in ENDING
+        for answer in ENDING_ANSWERS
+        for n in ENDING_LOADS
+    ]
     with ProcessPoolExecutor(arguments.workers) as pool:
         cells = list(pool.map(_cell, grid))
         rising = list(pool.map(_rising, waves))
+        ended = sorted(pool.map(_ending, ends), key=lambda row: float(row["ratio"]))
     serving = [served(sessions, seed + more) for sessions in SERVED_LOADS for more in range(4)]
     swarm = [swarmed(sessions, seed + more) for sessions in SWARM_LOADS for more in range(4)]
     cells.sort(key=lambda row: row["ratio"])
@@ -226,18 +250,21 @@ def main() -> None:
         "gain_over_window_0": gains(cells),
         "serving_ratio_mean": {n: _mean_ratio(serving, n) for n in SERVED_LOADS},
         "swarm_ratio_mean": {n: _mean_ratio(swarm, n) for n in SWARM_LOADS},
+        "ending_min": ended[0]["ratio"],
+        "ending_median": statistics.median(row["ratio"] for row in ended),
         "rising_and_falling_min": min(min(row["ratios"]) for row in rising),
         "rising_and_falling_min_of_first_run": min(min(row["ratios_of_first_run"]) for row in rising),
     }
     print(summary)
-    for row in rising:
+    for row in [*rising, *ended]:
         print(row)
     unit = (
         f"tokens/s ours / peer, worst of {len(cells)} simulated cells (tables x mixtures x links x loads 1..512), "
         f"mean of {len(seeds)} runs of each; worst single run {summary['ratio_min_single_run']}"
     )
     figures = {"sled.server.goodput_ratio_min": record.figure(worst, unit, PEER, COMMAND)}
-    found = {"summary": summary, "cells": cells, "rising_and_falling": rising, "serving": serving, "swarm": swarm}
+    found = {"summary": summary, "cells": cells, "rising_and_falling": rising, "ending": ended}
+    found |= {"serving": serving, "swarm": swarm}
     record.write("goodput", found, figures)
 
 

@@ -123,7 +123,7 @@ class Book(Generic[Ticket]):
         self._owners.add_session(owner, now=now)
         self._promised_rate += rate
         self.totals.sessions += 1
-        self._policy.opened(session.id, rate)
+        self._policy.opened(session.id, rate, owner)
         self._agenda.find(session)
         return session
 

@@ -19,12 +19,13 @@ class WindowPolicy(Protocol):
 
     cost: StepCost
 
-    def opened(self, session_id: bytes, rate: float = 0.0) -> None:
+    def opened(self, session_id: bytes, rate: float = 0.0, owner: str = "") -> None:
         """A session was opened, or taken up again.
 
         Args:
             session_id: of the session.
             rate: tokens per second its user was promised; 0 promises nothing.
+            owner: the device's key, whose next session may be like those before; empty where that is not known.
         """
 
     def round(self, session_id: bytes, drafted: int, think_s: float | None) -> None:
@@ -67,7 +68,7 @@ class FixedWindow:
         self._limit = limit
         self.cost = StepCost()
 
-    def opened(self, session_id: bytes, rate: float = 0.0) -> None:
+    def opened(self, session_id: bytes, rate: float = 0.0, owner: str = "") -> None:
         """Nothing to remember."""
 
     def round(self, session_id: bytes, drafted: int, think_s: float | None) -> None:

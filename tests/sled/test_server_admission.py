@@ -278,7 +278,7 @@ def test_policy_is_told_everything_and_its_limit_is_bounded():
     driver.ask(PROMPT + right[:3], [], now=1.5)
     driver.server.close("me", session_id())
     assert policy.heard == [
-        ("opened", session_id(), 10.0),
+        ("opened", session_id(), 10.0, "me"),
         ("step", 2, 0, 0, 0.125),
         ("round", session_id(), 3, None),
         ("verdict", session_id(), 3, 2),
