@@ -83,7 +83,7 @@ class Pair:
         assert self.link.request("echo", b"p" * BIG, timeout_s=60.0).payload == b"p" * BIG
 
     def check_others(self):
-        one_way = self.link.send_request("log", b"line", timeout_s=60.0, terms=m.Terms(m.ONE_WAY))
+        one_way = self.link.send("log", b"line", timeout_s=60.0)
         assert self.net.run_until(one_way.done, 60.0)
         assert one_way.outcome == "answered"
         with pytest.raises(Refused, match="not today") as caught:
