@@ -181,6 +181,16 @@ def test_each_ratio_names_its_own_peer():
     assert "F32" in found["sled.server.cpu_ratio_llamacpp_f32_1"]["peer"]
     assert "transformers" in found["sled.server.cpu_w0_ratio_hf_1"]["peer"]
     assert "window 0" in found["sled.server.cpu_w0_ratio_llamacpp_f32_1"]["unit"]
+    assert "the server allows" in found["sled.server.cpu_auto_ratio_llamacpp_1"]["unit"]
+    assert found["sled.server.cpu_auto_tokens_per_s_1"]["value"] == 10.0
+
+
+def test_least_ratio_is_of_all_peers_and_sessions_or_not_there():
+    lines = [turn_of(system, sessions, 20.0) for system in cells.SYSTEMS for sessions in cells.TURNS]
+    lines[-1]["tokens_per_s"] = 30.0  # transformers at the most sessions
+    stamped = {"cpu": "x", "cores": 2, "commit": "abc"}
+    assert report.figures(report.gather(lines), stamped)["sled.server.cpu_auto_over_best_min"]["value"] == 0.6667
+    assert "sled.server.cpu_auto_over_best_min" not in report.figures(report.gather(lines[:-1]), stamped)
 
 
 def test_servers_that_are_faster_are_listed_as_losses():

@@ -13,7 +13,8 @@ from bench.macro.serving.cells import ACCEPTANCE, MAX_TOKENS, SYSTEMS, TURNS
 from bench.peers.stats import ratio
 
 COMMAND = "python -m bench.macro.serving"
-OURS = {"sled-w4": "cpu_ratio", "sled-w0": "cpu_w0_ratio"}
+OURS = {"sled-w4": "cpu_ratio", "sled-w0": "cpu_w0_ratio", "sled-auto": "cpu_auto_ratio"}
+WINDOWS = {"cpu_ratio": "window 4", "cpu_w0_ratio": "window 0", "cpu_auto_ratio": "window 4 or what the server allows"}
 PEERS = {"llamacpp": "llamacpp", "llamacpp-f32": "llamacpp_f32", "transformers": "hf"}
 NAMES = {
     "llamacpp": "llama.cpp's server, Q4_1 with products of integers",
@@ -90,16 +91,30 @@ def figures(cells: Cells, stamped: dict[str, Any]) -> dict[str, record.Figure]:
     for key, value in ratios(cells).items():
         head, _, count = key.rpartition("_")
         peer = next(words for name, words in peers.items() if head.endswith(f"ratio_{name}"))
-        window = 0 if "cpu_w0_" in key else 4
-        unit = f"our tokens/s over theirs, {count} sessions, window {window}, 2 cores, SmolLM2-135M"
+        window = next(words for kind, words in WINDOWS.items() if f".{kind}_" in key)
+        unit = f"our tokens/s over theirs, {count} sessions, {window}, 2 cores, SmolLM2-135M"
         found[key] = record.figure(value, unit, peer, COMMAND, stamped)
-    for sessions in TURNS:
-        turns = cells.get(("sled-w4", sessions), [])
-        if turns and not any("error" in turn for turn in turns):
-            unit = f"tokens/s of {sessions} sessions, window 4, fp32, 2 cores, SmolLM2-135M"
-            value = row(turns)["tokens_per_s"]
-            found[f"sled.server.cpu_tokens_per_s_{sessions}"] = record.figure(value, unit, "-", COMMAND, stamped)
+    for system, kind in OURS.items():
+        for sessions in TURNS:
+            turns = cells.get((system, sessions), [])
+            if system != "sled-w0" and turns and not any("error" in turn for turn in turns):
+                unit = f"tokens/s of {sessions} sessions, {WINDOWS[kind]}, fp32, 2 cores, SmolLM2-135M"
+                key = f"sled.server.{kind.removesuffix('ratio')}tokens_per_s_{sessions}"
+                found[key] = record.figure(row(turns)["tokens_per_s"], unit, "-", COMMAND, stamped)
+    if least := _least_over_best(found):
+        unit = "our tokens/s over the best peer's, the server's limits on, least of 1, 4, 16 and 64 sessions"
+        found["sled.server.cpu_auto_over_best_min"] = record.figure(
+            least, unit, ", ".join(NAMES.values()), COMMAND, stamped
+        )
     return found
+
+
+def _least_over_best(found: Mapping[str, record.Figure]) -> float | None:
+    """The least of all sessions, where all peers were measured at each."""
+    keys = [[f"sled.server.cpu_auto_ratio_{name}_{sessions}" for name in PEERS.values()] for sessions in TURNS]
+    if not all(key in found for own in keys for key in own):
+        return None
+    return min(float(found[key]["value"]) for own in keys for key in own)
 
 
 def table(rows: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> str:
