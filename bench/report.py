@@ -118,7 +118,7 @@ ROWS = (
         "x{:.2f}",
     ),
     (
-        "64 sessions served on two cores, SmolLM2-135M, windows as the server allows, tokens per second",
+        "64 sessions served on two cores, SmolLM2-135M, replayed drafts as the server allows, tokens per second",
         "sled.server.cpu_auto_tokens_per_s_64",
         "{:.0f}",
     ),

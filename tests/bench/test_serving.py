@@ -189,7 +189,7 @@ def test_least_ratio_is_of_all_peers_and_sessions_or_not_there():
     lines = [turn_of(system, sessions, 20.0) for system in cells.SYSTEMS for sessions in cells.TURNS]
     lines[-1]["tokens_per_s"] = 30.0  # transformers at the most sessions
     stamped = {"cpu": "x", "cores": 2, "commit": "abc"}
-    assert report.figures(report.gather(lines), stamped)["sled.server.cpu_auto_over_best_min"]["value"] == 0.6667
+    assert report.figures(report.gather(lines), stamped)["sled.server.cpu_auto_over_best_min"]["value"] == 0.667
     assert "sled.server.cpu_auto_over_best_min" not in report.figures(report.gather(lines[:-1]), stamped)
 
 
