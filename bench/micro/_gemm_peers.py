@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import importlib.util
 import warnings
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Protocol
@@ -173,7 +174,7 @@ def _quantised(type_name: str, case: Case) -> NDArray[np.uint8]:
     return _packed[type_name]
 
 
-class TorchLike:
+class TorchLike(ABC):
     """Common to what takes and gives torch tensors."""
 
     products: int
@@ -196,8 +197,9 @@ class TorchLike:
     def prepare(self, num_threads: int) -> None:
         self.torch.set_num_threads(num_threads)
 
+    @abstractmethod
     def multiply(self, held: Any) -> Any:
-        raise NotImplementedError
+        """The product with one copy of the weights, as this peer calls it."""
 
     def turn(self) -> None:
         with self.torch.inference_mode():
