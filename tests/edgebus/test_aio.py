@@ -19,6 +19,7 @@ from edgebus.aio import loops
 from edgebus.aio.loops import FAIR, Bell, in_thread
 from edgebus.aio.serving import RingingInbox
 from edgebus.errors import StreamEnded
+from tests.edgebus.interrupting import interrupted
 
 pytestmark = pytest.mark.net
 LOOPS = [asyncio.new_event_loop]
@@ -707,37 +708,11 @@ def test_exception_of_a_signal_handler_in_the_middle_of_a_ring_leaves_nobody_wai
 def test_exception_of_a_signal_handler_at_any_line_of_a_put_leaves_no_task_waiting():
     """What was put is there, and whoever waits at the inbox has to hear of it."""
 
-    class Interrupt(BaseException):
-        pass
-
-    def interrupted(function, at):
-        """Call a function and raise at its at-th line in the asyncio face; True if it has so many."""
-        left = [at]
-
-        def trace(frame, event, _):
-            if not frame.f_globals.get("__name__", "").startswith("edgebus.aio"):
-                return None
-            left[0] -= event == "line"
-            if event == "line" and left[0] == 0:
-                sys.settrace(None)
-                raise Interrupt
-            return trace
-
-        before = sys.gettrace()
-        sys.settrace(trace)
-        try:
-            function()
-        except Interrupt:
-            pass
-        finally:
-            sys.settrace(before)
-        return left[0] <= 0
-
     async def main(request, at):
         ringing = RingingInbox(["echo"], 8, lambda inbox: None)
         tasks = [asyncio.ensure_future(aio.Inbox(ringing).get()) for _ in range(2)]
         await asyncio.sleep(0)
-        going = interrupted(lambda: ringing.put(request), at)
+        going = interrupted(lambda: ringing.put(request), at, lambda name: name.startswith("edgebus.aio"))
         if ringing.ready:
             done, _ = await asyncio.wait(tasks, timeout=2, return_when=asyncio.FIRST_COMPLETED)
             assert [task.result().payload for task in done] == [b"first"], f"at line {at}"

@@ -14,39 +14,11 @@ from edgebus import express as express_module
 from edgebus.config import Limits
 from edgebus.requests import Caller
 from tests.edgebus.duo import Duo
+from tests.edgebus.interrupting import Interrupt, interrupted
 from tests.edgebus.test_express_large import open_lane
 
-LINES_OF = ("express", "requests", "link", "bulk", "pace", "hub")
+LINES_OF = frozenset(f"edgebus.{name}" for name in ("express", "requests", "link", "bulk", "pace", "hub"))
 PLAIN = str(express_module.__file__).endswith(".py")
-
-
-class Interrupt(BaseException):
-    """What a signal handler raises."""
-
-
-def interrupted(function, at):
-    """Call a function and raise at its at-th line in the bus; True if it has so many."""
-    left, raised = [at], [False]
-
-    def trace(frame, event, _):
-        if frame.f_globals.get("__name__", "").removeprefix("edgebus.") not in LINES_OF:
-            return None
-        left[0] -= event == "line"
-        if event == "line" and left[0] == 0:
-            sys.settrace(None)
-            raised[0] = True
-            raise Interrupt
-        return trace
-
-    before = sys.gettrace()
-    sys.settrace(trace)
-    try:
-        function()
-    except Interrupt:
-        pass
-    finally:
-        sys.settrace(before)
-    return raised[0]
 
 
 @pytest.mark.skipif(not PLAIN, reason="compiled: its lines are not shown")
@@ -57,7 +29,7 @@ def test_interrupt_at_any_line_of_a_large_request_costs_no_room(monkeypatch):
         at += 1
         assert at < 1000
         duo = open_lane(clock)
-        going = interrupted(lambda duo=duo: duo.ask_large((1, 30_000)), at)
+        going = interrupted(lambda duo=duo: duo.ask_large((1, 30_000)), at, LINES_OF.__contains__)
         for _ in range(40):
             duo.answer_oldest(0)
             duo.advance(1.0)
