@@ -42,7 +42,6 @@ def extension(family: str) -> Extension:
 
 # The hot path of the bus: modules which run as they stand, and faster compiled (their .pxd files say with what types).
 BUS = (
-    "ahead",
     "answerer",
     "arrays",
     "attached",

@@ -45,11 +45,9 @@ cdef class Lock:
 
 cdef class Poller:
     cdef int fd
-    cdef double looks_until
 
     cpdef register(self, int fd)
     cpdef unregister(self, int fd)
-    cpdef look_for(self, double seconds)
     cpdef list poll(self, double timeout_s)
     cpdef close(self)
     cdef void shut(self) noexcept

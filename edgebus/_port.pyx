@@ -46,38 +46,6 @@ cdef extern from "sys/epoll.h" nogil:
     int epoll_ctl(int epfd, int op, int fd, epoll_event* event)
     int epoll_wait(int epfd, epoll_event* events, int maxevents, int timeout)
 
-cdef extern from *:
-    """
-    #ifndef _GNU_SOURCE
-    #define _GNU_SOURCE
-    #endif
-    #include <sched.h>
-    #include <sys/epoll.h>
-    #include <sys/resource.h>
-    #include <time.h>
-    static double eb_seconds(void) {
-        struct timespec now;
-        clock_gettime(CLOCK_MONOTONIC, &now);
-        return (double)now.tv_sec + 1e-9 * (double)now.tv_nsec;
-    }
-
-    static long eb_switches(void) {
-        struct rusage used;
-        return getrusage(RUSAGE_THREAD, &used) < 0 ? 0 : used.ru_nivcsw;
-    }
-
-    /* Look for events without sleeping; whoever else wants this core has it meanwhile. */
-    static int eb_look(int epfd, struct epoll_event *events, int most, double until) {
-        int count;
-        while ((count = epoll_wait(epfd, events, most, 0)) == 0 && eb_seconds() < until) sched_yield();
-        return count;
-    }
-    """
-    double eb_seconds() noexcept nogil
-    int eb_look(int epfd, epoll_event* events, int most, double until) noexcept nogil
-    long eb_switches() noexcept nogil
-    int sched_getcpu() nogil
-
 cdef extern from "pythread.h" nogil:
     enum: NOWAIT_LOCK
     enum: PY_LOCK_ACQUIRED
@@ -626,16 +594,6 @@ def copy_to(target, Py_ssize_t offset, source):
         PyBuffer_Release(&out_of)
 
 
-def switches():
-    """How often this thread has lost its core; see port._switches."""
-    return eb_switches()
-
-
-def this_core():
-    """The core that runs this thread; see port._this_core."""
-    return sched_getcpu()
-
-
 def write_packet(int fd, bytes first, bytes second):
     """Write one packet to a pipe; see shm.pipes._plain_write."""
     cdef char packet[PACKET_BYTES]
@@ -833,20 +791,10 @@ cdef class Poller:
     def closed(self):
         return self.fd < 0
 
-    cpdef look_for(self, double seconds):
-        self.looks_until = eb_seconds() + seconds
-
     cpdef list poll(self, double timeout_s):
         cdef epoll_event events[MOST]
         cdef int count, index, epfd, timeout_ms = -1
         cdef double until = 0.0
-        if self.looks_until != 0.0 and timeout_s > 0.0:
-            until, epfd = min(self.looks_until, eb_seconds() + timeout_s), self.fd
-            self.looks_until = 0.0
-            with nogil:
-                count = eb_look(epfd, events, MOST, until)
-            if count > 0:
-                return [(events[index].data.fd, events[index].events) for index in range(count)]
         if timeout_s == 0.0:
             timeout_ms = 0
         elif timeout_s < FOREVER_S:

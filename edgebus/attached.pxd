@@ -16,10 +16,8 @@ cdef class NearLane:
     cdef object __weakref__
     cdef public Attached attached
     cdef public tuple route
-    cdef public object pipes, offered, peer_board, ahead, coming, views, half_taken
+    cdef public object pipes, offered, peer_board, half_taken
     cdef public Board board
-    cdef public bint hears_ahead, owes_never
-    cdef public long plain, patience
 
 
 cdef class Traffic:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from edgebus.bulk import credit_step
 from edgebus.link_states import State
@@ -12,14 +12,13 @@ from edgebus.pace import LEAST_BYTES
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from edgebus.ahead import Coming
     from edgebus.answerer import Answerer
     from edgebus.bulk import BulkSender
     from edgebus.bulk_receiver import BulkReceiver
     from edgebus.hub import Judge, TapEvent
     from edgebus.link import LinkMachine
     from edgebus.link_states import Event
-    from edgebus.messages import Block, Message, Request, WireLimits
+    from edgebus.messages import Message, Request, WireLimits
     from edgebus.pace import Pace
     from edgebus.requests import Caller
     from edgebus.shm.board import Board
@@ -27,8 +26,6 @@ if TYPE_CHECKING:
 
 WHOLE_WINDOW_BYTES = 4 * 1024 * 1024
 """A sender with this window loses nothing by credit that comes 5 ms late, whatever the receiver's is."""
-LEAST_PLAIN = 8
-"""Tensors that are not announced after one whose announcement was a hindrance (ahead.py)."""
 _UP = State.UP
 Route = tuple[int, bytes]
 """Where frames come from and go to: a socket, and on a listening one the connection's routing id."""
@@ -51,13 +48,6 @@ class NearLane:
         self.half_taken: list[bytes] | None = None  # a message in the middle of which a signal handler raised
         self.board: Board | None = None  # ours
         self.peer_board: memoryview | None = None
-        self.hears_ahead = False  # the peer understands announcements (ahead.py)
-        self.ahead: tuple[Block, ...] | None = None  # announced there, and not sent yet
-        self.owes_never = False  # what was announced will not come, and the pipe was too full to say so
-        self.plain = 0  # so many tensors are not announced
-        self.patience = LEAST_PLAIN  # after the next one that should not have been, so many are not
-        self.coming: Coming | None = None  # announced here, and not there yet
-        self.views: tuple[Any, ...] | None = None  # of what is coming
 
 
 class Traffic:

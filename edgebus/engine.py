@@ -181,15 +181,11 @@ class Engine:
     # -- any thread, without the lock ---------------------------------------------------------------
 
     def put_shared(
-        self, attached: Attached, payload: bytes, arrays: Sequence[Array], ahead: bool = False
+        self, attached: Attached, payload: bytes, arrays: Sequence[Array]
     ) -> tuple[Specs, tuple[Block, ...]] | None:
-        """Copy arrays to where a peer on this host sees them; None if they have to be sent.
-
-        Args:
-            ahead: they are for a plain request, and may be announced meanwhile.
-        """
+        """Copy arrays to where a peer on this host sees them; None if they have to be sent."""
         if attached.near is not None and attached.sharing == "yes":
-            return self.near.put(attached, payload, arrays, ahead) if arrays else None
+            return self.near.put(attached, payload, arrays) if arrays else None
         if self.runner.is_mine:
             return None  # a signal handler in the middle of the node's work, which may be the pool's
         if not arrays or attached.link.is_local or not self.sharing.wants(attached, arrays):

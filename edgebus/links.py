@@ -249,9 +249,7 @@ class Link:
         runner = engine.runner
         blocks: tuple[Block, ...] | None = None
         # Not for a signal handler that came in the middle of the node's work.
-        shared = None
-        if arrays and not runner.is_mine:
-            shared = engine.put_shared(self._dialled.attached, payload, arrays, terms is None)
+        shared = engine.put_shared(self._dialled.attached, payload, arrays) if arrays and not runner.is_mine else None
         if shared is not None:
             specs, blocks = shared
             if terms is None:

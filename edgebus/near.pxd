@@ -1,7 +1,6 @@
 # Types for the compiled form of near.py.
 cimport cython
 
-from edgebus.ahead cimport Ahead
 from edgebus.attached cimport Attached, HubFront, LinkFront, NearLane, Traffic
 from edgebus.calls cimport Pending
 from edgebus.express cimport Express
@@ -17,7 +16,6 @@ cdef class NearLanes:
     cdef public Sockets _sockets
     cdef public Express _express
     cdef public Sharing _sharing
-    cdef public Ahead ahead
     cdef public object _on_frames, _next
     cdef public dict _lanes, _of
     cdef public long long _bulk_from_bytes
@@ -27,17 +25,17 @@ cdef class NearLanes:
     @cython.locals(attached=Attached, lane=NearLane)
     cpdef catch_up(self, route)
     @cython.locals(sharing=Sharing, runner=Runner)
-    cpdef put(self, Attached attached, payload, arrays, bint ahead)
+    cpdef put(self, Attached attached, payload, arrays)
     @cython.locals(runner=Runner, done=bint)
     cpdef bint ask(
         self, Attached attached, service, payload, specs, blocks, Pending pending, double now
     ) except -1
     @cython.locals(lane=NearLane, link=LinkFront, hub=HubFront, caller=Caller, traffic=Traffic,
-                   shared_bytes=cython.longlong, at=double, announced=bint)
+                   shared_bytes=cython.longlong, at=double)
     cpdef bint request(self, Attached attached, service, payload, specs, blocks, Pending pending, double now) except -1
     @cython.locals(attached=Attached)
     cpdef bint _take(self, NearLane lane) except -1
-    @cython.locals(link=LinkFront, hub=HubFront, now=double)
+    @cython.locals(link=LinkFront, hub=HubFront, now=double, shared_bytes=cython.longlong)
     cpdef bint _receive(self, Attached attached, frame) except -1
 
 

@@ -16,11 +16,10 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from edgebus import shm
-from edgebus.ahead import HERE, LOOK_S, MARK_BYTES, MOST_ARRAYS, Ahead
 from edgebus.attached import Attached, NearLane, Route
 from edgebus.errors import NodeClosed
 from edgebus.link_states import State
-from edgebus.messages import INLINE_BYTES, Block, Request, decode_header, encode_header
+from edgebus.messages import INLINE_BYTES, Block, Message, Request, decode_header, encode_header
 from edgebus.shm.pipes import PACKET_BYTES
 from edgebus.sockets import DescriptorTaker, Sockets
 from edgebus.streams import Specs
@@ -38,24 +37,19 @@ NEAR_SOCKET = 0
 """First part of the routes of near lanes: libzmq's sockets count from 1, those of this process from -1 downwards."""
 _GREETING = b""  # the first packet of whoever found the pipes: from then on the maker may use them
 _MOST_LANES = 3  # of one link: one for each end that offers, and one more while another is offered anew
+MOST_ARRAYS = 8  # of a message that goes the short way: its header fits a packet
 _MOST_PACKETS = 256  # taken at once, whoever fills the pipe meanwhile
 _UP = State.UP
 _ident, _now = threading.get_ident, time.monotonic
 _log = logging.getLogger("edgebus")
 
 
-class _Here(Block, array_like=True, frozen=True, gc=False):
-    """Of a greeting: a board, and whether announcements are understood (ahead.py)."""
-
-    hears_ahead: bool = False
-
-
 _encode_here = msgspec.msgpack.Encoder().encode
-_decode_here = msgspec.msgpack.Decoder(_Here).decode
+_decode_here = msgspec.msgpack.Decoder(Block).decode
 
 
-def decode_here(frame: bytes) -> _Here | None:
-    """What a greeting says; None if it is malformed."""
+def decode_here(frame: bytes) -> Block | None:
+    """Where a greeting says that a board is; None if it is malformed."""
     try:
         return _decode_here(frame)
     except (msgspec.MsgspecError, RecursionError, ValueError, OverflowError):
@@ -85,7 +79,6 @@ class NearLanes:
     ) -> None:
         self._hub, self._sockets = hub, sockets
         self._express, self._sharing, self._on_frames = express, sharing, on_frames
-        self.ahead = Ahead(hub, express, sharing, on_frames)
         self._bulk_from_bytes = bulk_from_bytes
         self._lanes: dict[Route, NearLane] = {}
         self._of: dict[str, list[NearLane]] = {}  # by link, the oldest first
@@ -139,12 +132,9 @@ class NearLanes:
                 if not self._take(lane):
                     break
 
-    def put(self, attached: Attached, payload: bytes, arrays: Sequence[Array], ahead: bool) -> Shared | None:
+    def put(self, attached: Attached, payload: bytes, arrays: Sequence[Array]) -> Shared | None:
         """Put arrays where a peer sees them that has a near lane, once it was seen what it has given back; from any
         thread, without the lock. None if that cannot be done now.
-
-        Args:
-            ahead: they are for a plain request, and may be announced.
 
         Raises:
             TypeError, ValueError: an array that does not travel.
@@ -160,7 +150,7 @@ class NearLanes:
             return None
         finally:
             runner.close_section()
-        return sharing.put(attached, arrays, ahead and self.ahead.may(attached))
+        return sharing.put(attached, arrays)
 
     def ask(
         self,
@@ -198,7 +188,6 @@ class NearLanes:
         """Start and send a plain request whose arrays lie in shared memory; False if it has to go the usual way."""
         lane, link, hub = attached.near, attached.link, self._hub
         caller, limits = link.caller, link.peer_limits
-        announced = lane is not None and lane.ahead is blocks
         if (
             lane is None
             or link.state is not _UP
@@ -209,25 +198,13 @@ class NearLanes:
             or limits.max_header_bytes < PACKET_BYTES
             or limits.max_frames < 2 + len(specs)
             or caller.outstanding_bytes + len(payload) > caller.max_bytes
-            or not (announced or self._sharing.in_order(attached))
+            or not self._sharing.in_order(attached)
         ):
-            if announced:
-                self.ahead.take_back(attached)
             return False
         header = caller.small_header(service, payload, pending.deadline_at, now)
-        if announced:
-            lane.ahead = None
-            frame = encode_header(header)
-            done = lane.pipes.send((HERE, blocks[0].lease.to_bytes(MARK_BYTES, "little") + frame))
-            if not done:  # it goes another way, and what was announced does not come
-                lane.owes_never = True
-                self.ahead.say_never(lane)
-            header.arrays = specs
-        else:
-            header.arrays, header.blocks = specs, self._sharing.number_new(attached, blocks)
-            frame = encode_header(header)
-            done = lane.pipes.send((frame,))
-        if not done:
+        header.arrays, header.blocks = specs, self._sharing.number_new(attached, blocks)
+        frame = encode_header(header)
+        if not lane.pipes.send((frame,)):
             return False
         # Sent first: what follows is done while the peer is at work.
         header.blocks = blocks  # by the pool's numbers, which it has on this side
@@ -274,7 +251,6 @@ class NearLanes:
         del self._lanes[lane.route]
         self._hub.by_route.pop(lane.route, None)
         self._sockets.unwatch_fd(lane.pipes.read_fd)
-        lane.ahead = lane.coming = lane.views = None
         lane.pipes.close()
 
     def _greet(self, lane: NearLane) -> bool:
@@ -287,7 +263,7 @@ class NearLanes:
         if lane.board is None:
             return lane.pipes.send((_GREETING,))
         info = lane.board.info
-        here = _Here(0, info.pid, info.fd, info.size, info.nonce, shm.HEADER_BYTES, shm.BOARD_BYTES, True)
+        here = Block(0, info.pid, info.fd, info.size, info.nonce, shm.HEADER_BYTES, shm.BOARD_BYTES)
         return lane.pipes.send((_GREETING, _encode_here(here)))
 
     def _greeted(self, lane: NearLane, frames: list[bytes]) -> None:
@@ -299,7 +275,6 @@ class NearLanes:
                 self._hub.malformed += 1
                 return
             lane.peer_board = self._sharing.view_board(attached, here)
-            lane.hears_ahead = here.hears_ahead
         if lane.board is None and attached.near is not lane:  # we made the pipes: now it knows our board, too
             self._greet(lane)
         if attached.near is None:
@@ -330,17 +305,13 @@ class NearLanes:
         try:
             if frames and frames[0] == _GREETING:
                 self._greeted(lane, frames)
-            elif len(frames) == 2 and len(frames[0]) == 1:
-                if self.ahead.take(lane, frames):
-                    self._sockets.look_for(LOOK_S)
             elif len(frames) != 1 or not self._receive(attached, frames[0]):
                 self._on_frames(lane.route, frames, attached.key)
         except Exception:
             _log.exception("edgebus: internal error while a message was taken in")
         except BaseException:  # of a signal handler: what was done of it is known, as of a resend
-            if not frames or len(frames[0]) != 1:  # an announcement is lost instead, and what it was for comes again
-                lane.half_taken = frames
-                self._sockets.touched.add(lane.pipes.read_fd)
+            lane.half_taken = frames
+            self._sockets.touched.add(lane.pipes.read_fd)
             raise
         return True
 
@@ -378,7 +349,19 @@ class NearLanes:
         if views is None:
             return False  # asked again likewise
         header.blocks = None
-        self.ahead.hand_on(attached, header, (payload, *views), len(frame), now)
+        shared_bytes = 0
+        for block in blocks:
+            shared_bytes += block.size
+        arrived = link.answerer.receive_plain(header, (payload, *views), now)
+        if arrived is None:
+            link.receive(Message(header, (payload, *views)), now=now)
+            hub.touch(attached, now=now)
+        else:
+            link.heard_at = now
+            self._express.deliver(attached, arrived)
+            if link.answerer.has_news:
+                hub.touch(attached, now=now)
+        attached.traffic.took(len(frame), len(payload) + shared_bytes)
         return True
 
 

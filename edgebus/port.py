@@ -118,9 +118,6 @@ class PlainPoller:
         """
         return self._epoll.poll(None if timeout_s == math.inf else timeout_s)
 
-    def look_for(self, seconds: float) -> None:
-        """Look for so long, next time, before going to sleep: not worth its while here."""
-
     @property
     def closed(self) -> bool:
         """True after close."""
@@ -129,14 +126,6 @@ class PlainPoller:
     def close(self) -> None:
         """Let go of the descriptor."""
         self._epoll.close()
-
-
-def _this_core() -> int:
-    return -1
-
-
-def _switches() -> int:
-    return 0
 
 
 def _take_back() -> int:
@@ -149,14 +138,10 @@ open_poller: Callable[[], PlainPoller] = PlainPoller
 take_back: Callable[[], int] = _take_back
 """Drops the frames that libzmq is done with, and returns how many it still has. It may run anything that the
 application has hung on the end of an array, so no lock may be held."""
-this_core: Callable[[], int] = _this_core
-"""The core that runs this very thread, -1 if that is not known."""
-switches: Callable[[], int] = _switches
-"""How often this thread has lost its core to another one, 0 if that is not known."""
 try:
     from edgebus import _port
 
     open_port, open_poller = _port.Port, _port.Poller
-    take_back, this_core, switches = _port.take_back, _port.this_core, _port.switches
+    take_back = _port.take_back
 except ImportError:  # not built
     pass

@@ -12,7 +12,7 @@ from pathlib import Path
 from types import ModuleType
 
 COMPILED = (
-    "ahead", "answerer", "arrays", "attached", "bulk", "bulk_receiver", "calls", "desk", "engine",
+    "answerer", "arrays", "attached", "bulk", "bulk_receiver", "calls", "desk", "engine",
     "express", "hub", "ids", "inbox", "link", "links", "near", "pace", "policy", "requests", "runner", "sharing",
     "shm.arena", "shm.board", "shm.ledger", "shm.mapper", "shm.numbers", "shm.pipes", "shm.pool", "shm.ranges",
     "sockets", "wire",

@@ -22,7 +22,7 @@ cdef class Sharing:
 
     @cython.locals(total=cython.longlong)
     cpdef bint wants(self, Attached attached, arrays) except -1
-    cpdef put(self, Attached attached, arrays, bint ahead=*)
+    cpdef put(self, Attached attached, arrays)
     cpdef copied_bytes(self, blocks)
     cpdef done(self, Attached attached, leases)
     @cython.locals(names=Numbers, near=bint)

@@ -25,12 +25,10 @@ from edgebus.arrays import Array, describe_arrays
 from edgebus.config import Limits
 from edgebus.loans import Loan, claim, loan_bytes, make_loan, put_back
 from edgebus.streams import Frames, Specs
-from edgebus.telling import Telling, to_wire
 
 if TYPE_CHECKING:
     from numpy.typing import DTypeLike
 
-    from edgebus.ahead import Coming
     from edgebus.attached import Attached
     from edgebus.near import NearLanes
 
@@ -98,13 +96,8 @@ class Sharing:
             total += getattr(array, "nbytes", 0)
         return total >= self._from_bytes
 
-    def put(
-        self, attached: Attached, arrays: Sequence[Array], ahead: bool = False
-    ) -> tuple[Specs, tuple[m.Block, ...]] | None:
+    def put(self, attached: Attached, arrays: Sequence[Array]) -> tuple[Specs, tuple[m.Block, ...]] | None:
         """Copy arrays to where the peer can see them; None if that cannot be done now.
-
-        Args:
-            ahead: announce them meanwhile, if that can be.
 
         Raises:
             TypeError, ValueError: an array that does not travel.
@@ -117,31 +110,23 @@ class Sharing:
         specs, contiguous = describe_arrays(arrays)
         lent: list[m.Block | None] = []
         put: list[shm.Block] | None = None
-        telling: Telling | None = None
         self._putting.add(me)
         try:
             for array in arrays:
                 lent.append(self._claim(attached, array) if type(array) is Loan else None)
             copied = [array for array, block in zip(contiguous, lent, strict=True) if block is None]
-            if ahead and len(copied) == len(arrays) and self.near is not None:
-                telling = Telling(self.near.ahead, attached, specs)
-            put = self._pool.put(copied, attached.peer_id, keep=True, ahead=telling) if copied else []
+            put = self._pool.put(copied, attached.peer_id, keep=True) if copied else []
             if put is None:
                 self.unput(attached, [block for block in lent if block is not None])
                 return None
-            if telling is not None and telling.blocks is not None:
-                telling.ended()
-                blocks = telling.blocks  # the very ones that were announced
-            else:
-                rest = iter(put)
-                blocks = tuple([to_wire(next(rest)) if block is None else block for block in lent])
+            rest = iter(put)
+            blocks = tuple([_to_wire(next(rest)) if block is None else block for block in lent])
             self._putting.discard(me)
             if self._postponed:
                 self._wake()
         except BaseException:  # interrupted: nobody will ever hear of what was put there
             self._putting.discard(me)
-            told = telling.told if telling is not None else None
-            self.unput(attached, [*[block for block in lent if block is not None], *map(to_wire, told or put or ())])
+            self.unput(attached, [*[block for block in lent if block is not None], *map(_to_wire, put or ())])
             raise
         finally:
             self._putting.discard(me)
@@ -182,7 +167,7 @@ class Sharing:
         lease = memory[1].lease_id
         self._unsent_loans.add(lease)
         try:
-            block = to_wire(memory[1])
+            block = _to_wire(memory[1])
             loan = make_loan(shape, dtype, (memory[0], block), attached)
             # Not weakref.finalize, which is Python: there a signal handler's exception would leave the memory lent.
             self._loans[lease] = weakref.KeyedRef(loan, self._loan_ended, (attached, lease))
@@ -233,7 +218,7 @@ class Sharing:
             probe = self._pool.put([_PROBE + offered], attached.peer_id)
             if probe is not None:
                 attached.sharing = "asked"
-                block = to_wire(probe[0])
+                block = _to_wire(probe[0])
                 number = self._names(attached).number(block.lease)
                 self._names(attached).done([block.lease])
                 attached.link.say(m.Probe(msgspec.structs.replace(block, lease=number)))
@@ -242,8 +227,6 @@ class Sharing:
         """Messages with these leases will not be sent again."""
         if self._pool is not None:
             self._sent_loans.difference_update(leases)
-            if self.near is not None:
-                self.near.ahead.done(attached, leases)
             known = self._numbers.get(id(attached))
             if known is not None:  # else its link has ended, or they were lent to an earlier life of the peer
                 self._give_free(attached, known[1].done(leases), list(leases))
@@ -295,7 +278,7 @@ class Sharing:
 
     # -- receiving ----------------------------------------------------------------------------------
 
-    def resolve(self, attached: Attached, header: m.Content | Coming) -> tuple[Any, ...] | None:
+    def resolve(self, attached: Attached, header: m.Content) -> tuple[Any, ...] | None:
         """Views of the arrays of a message; None if they cannot be seen."""
         assert header.blocks is not None
         blocks = header.blocks
@@ -393,8 +376,6 @@ class Sharing:
             self.gone(attached)
         attached.sharing = "unknown"
         attached.shared_with = incarnation
-        if self.near is not None and attached.near is not None:
-            self.near.ahead.say_never(attached.near)
         known = self._ledgers.get(id(attached))
         if known is not None and (report := known[1].report()) is not None:
             attached.link.say(m.Leases(*report))
@@ -529,3 +510,9 @@ class Sharing:
 
 def _nothing() -> None:
     """What happens when the view of a probe or a board is gone."""
+
+
+def _to_wire(block: shm.Block) -> m.Block:
+    """A block of a pool as messages name it, by the pool's number."""
+    info = block.segment
+    return m.Block(block.lease_id, info.pid, info.fd, info.size, info.nonce, block.offset, block.size)

@@ -26,9 +26,7 @@ cdef class Sockets:
     cdef public dict by_id, _monitors, _ports, _untold, _takers, _fds
     cdef public list _unanswered
     cdef public set touched
-    cdef public bint _may_look
 
-    cpdef look_for(self, double seconds)
     cpdef poll(self, double timeout_s)
     @cython.locals(opened=Opened)
     cpdef send(self, tuple route, frames)

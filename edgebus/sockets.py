@@ -9,7 +9,6 @@ from __future__ import annotations
 import enum
 import errno
 import logging
-import os
 import struct
 from collections.abc import Callable, Sequence
 from contextlib import suppress
@@ -157,7 +156,6 @@ class Sockets:
         most = int(self._context.get(zmq.SOCKET_LIMIT))
         self._context.set(zmq.MAX_SOCKETS, min(64 + 8 * limits.max_peers, most))
         self._poller = open_poller()
-        self._may_look = hasattr(os, "sched_getaffinity") and len(os.sched_getaffinity(0)) > 1
         self.by_id: dict[int, Opened] = {}
         self._zap: ZmqSocket | None = None
         self._monitors: dict[int, ZmqSocket] = {}
@@ -181,11 +179,6 @@ class Sockets:
         if self._takers.pop(fd, None) is not None:
             self.touched.discard(fd)
             self._poller.unregister(fd)
-
-    def look_for(self, seconds: float) -> None:
-        """Something will come very soon: the next poll looks for so long before it sleeps, if there are cores."""
-        if self._may_look:
-            self._poller.look_for(seconds)
 
     def poll(self, timeout_s: float) -> list[tuple[int, int]]:
         """Wait until something is readable, inf is for ever; the only method that may be called without the lock."""

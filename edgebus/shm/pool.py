@@ -8,7 +8,7 @@ from collections import deque
 from collections.abc import Callable, Collection, Hashable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -20,8 +20,6 @@ from edgebus.shm.segments import COMMIT_BYTES, HEADER_BYTES, Segment, SegmentInf
 ALIGN_BYTES = 64
 MAX_LEASES = 4096
 """Of one owner at once; bounds the search for free memory and what a peer has to report."""
-AHEAD_BYTES = 512 << 10
-"""A copy of so much takes as long as to wake who waits for it, and to have it prepared."""
 FOR_EVER = -1.0  # of `wait_s`
 
 Bytes = npt.NDArray[np.uint8]
@@ -65,19 +63,6 @@ class PoolStats:
 
 
 _block: Callable[[tuple[Any, ...]], Block] = partial(tuple.__new__, Block)  # without a frame of Python
-
-
-class Told(Protocol):
-    """Who is told of blocks that are being filled.
-
-    Attributes:
-        told: the blocks, set before `tell` is called; None until then.
-    """
-
-    told: list[Block] | None
-
-    def tell(self) -> object:
-        """Hand them on."""
 
 
 class _Lease:
@@ -131,21 +116,12 @@ class Pool:
         self._written: deque[tuple[Hashable, int]] = deque()  # the garbage collector only appends
         leave_when_forked(self)
 
-    def put(
-        self,
-        buffers: Sequence[Any],
-        owner: Hashable,
-        *,
-        keep: bool = False,
-        ahead: Told | None = None,
-    ) -> list[Block] | None:
+    def put(self, buffers: Sequence[Any], owner: Hashable, *, keep: bool = False) -> list[Block] | None:
         """Copy buffers into one segment of the owner.
 
         Args:
             buffers: C-contiguous arrays or other buffers.
             keep: keep the blocks for a resend, until `done`, also where the peer gives them back.
-            ahead: told of the blocks once, when AHEAD_BYTES at most are left to be copied. From then on they are the
-                caller's to give back, also if this raises.
 
         Returns: a block for each; None if there is no room now.
 
@@ -162,24 +138,10 @@ class Pool:
         if reserved is None:
             return None
         memory, blocks = reserved
-        left, told = sum([view.nbytes for view in sources]), None
         try:
             for view, block in zip(sources, blocks, strict=True):
-                if ahead is not None and told is None and left - view.nbytes < AHEAD_BYTES:
-                    first = max(0, left - AHEAD_BYTES)
-                    rest = view.cast("B") if first else view
-                    if first:
-                        _copy_to(memory, block.offset, rest[:first])
-                    ahead.told = told = blocks
-                    ahead.tell()
-                    _copy_to(memory, block.offset + first, rest[first:] if first else rest)
-                else:
-                    _copy_to(memory, block.offset, view)  # other threads run meanwhile
-                left -= view.nbytes
-        except BaseException:
-            if ahead is not None and ahead.told is not None:
-                raise
-            # Interrupted: nobody will ever hear of these blocks.
+                _copy_to(memory, block.offset, view)  # other threads run meanwhile
+        except BaseException:  # interrupted: nobody will ever hear of these blocks
             self.done([block.lease_id for block in blocks], owner)
             self.release([block.lease_id for block in blocks], owner)
             raise

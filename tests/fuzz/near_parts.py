@@ -1,4 +1,4 @@
-"""What a process of the same host says: announcements and greetings of the near lane, and packets in its pipes."""
+"""What a process of the same host says: greetings of the near lane, and packets in its pipes."""
 
 from __future__ import annotations
 
@@ -8,21 +8,13 @@ from collections.abc import Iterator
 import msgspec
 
 from edgebus import messages as m
-from edgebus.ahead import MOST_ARRAYS, Coming, decode_coming
 from edgebus.near import decode_here
 from edgebus.shm import pipes
-from edgebus.wire import spec_fault
 from tests.fuzz.source import join_frames, split_frames
 
 
 def near(data: bytes) -> None:
-    """Announcements and greetings on the near lane: refused, or each array has a block of its size."""
-    coming = decode_coming(data)
-    if coming is not None:
-        assert 0 < len(coming.blocks) == len(coming.arrays) <= MOST_ARRAYS
-        for spec, block in zip(coming.arrays, coming.blocks, strict=True):
-            assert spec_fault(spec, block.size) is None
-        assert decode_coming(msgspec.msgpack.encode(coming)) == coming
+    """Greetings on the near lane: refused, or said again as they are."""
     here = decode_here(data)
     assert here is None or decode_here(msgspec.msgpack.encode(here)) == here
 
@@ -48,13 +40,11 @@ def packets(data: bytes) -> None:
 
 
 def near_seeds() -> Iterator[bytes]:
-    """Announcements of one array up to too many, both greetings, and one that nests without end."""
+    """A greeting, one that says more than is known, one that says too little, and one that nests without end."""
     block = m.Block(7, 1234, 5, 1 << 20, bytes(range(16)), 4096, 96)
-    for count in (1, 2, MOST_ARRAYS, MOST_ARRAYS + 1):
-        specs = (m.ArraySpec("f4", (2, 12)),) * count
-        yield msgspec.msgpack.encode(Coming(specs, (block,) * count, 7, 1))
     yield msgspec.msgpack.encode(block)
     yield msgspec.msgpack.encode((*msgspec.structs.astuple(block), True))
+    yield msgspec.msgpack.encode(msgspec.structs.astuple(block)[:-1])
     yield b"\x95\x90\x90\x00\x00" + b"\x91" * 3000 + b"\x00"
 
 
