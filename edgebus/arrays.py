@@ -17,6 +17,7 @@ from edgebus.wire import ITEM_BYTES
 Array = npt.NDArray[Any]
 _DTYPES = {code: np.dtype(f"<{code}") for code in ITEM_BYTES}
 """No other way leads from a peer's word to a dtype: an array of objects over its bytes would be its pointers."""
+_ndarray = np.ndarray
 _CODES = {dtype: code for code, dtype in _DTYPES.items()}
 
 
@@ -59,10 +60,12 @@ def describe_arrays(arrays: Sequence[Array]) -> tuple[Specs, list[Array]]:
     """
     specs, ordered = [], []
     for array in arrays:
-        specs.append(_spec(array))
-        if type(array) is np.ndarray and array.ndim and array.dtype in _CODES and array.flags.c_contiguous:
+        code = _CODES.get(array.dtype) if type(array) is _ndarray or type(array) is Loan else None
+        if code is not None and 0 < array.ndim <= 8 and array.flags.c_contiguous:
+            specs.append(ArraySpec(code, array.shape))
             ordered.append(array)  # as it travels
         else:
+            specs.append(_spec(array))
             ordered.append(np.ascontiguousarray(array, dtype=array.dtype.newbyteorder("<")))
     return tuple(specs), ordered
 

@@ -57,20 +57,20 @@ class Request:
     """
 
     def __init__(self, attached: Attached, arrived: Arrived, desk: Desk) -> None:
+        request_id, service, expires_at, specs, frames, answerer, terms = arrived
         self._answered = False
-        self.service = arrived.service
-        terms = arrived.terms
+        self.service = service
         self.is_one_way = terms is not None and terms.kind == ONE_WAY
         self.is_stream = terms is not None and terms.kind == STREAM
         self._has_key = terms is not None and bool(terms.key)
         self.from_pos = 0 if terms is None else terms.from_pos
         self._attached = attached
-        self._answerer = arrived.answerer  # not the link's: that changes when another incarnation greets
-        self._id = arrived.id
-        self._expires_at = arrived.expires_at
+        self._answerer = answerer  # not the link's: that changes when another incarnation greets
+        self._id = request_id
+        self._expires_at = expires_at
         self._desk = desk
-        self.payload = arrived.frames[0]
-        self.arrays: tuple[Array, ...] = view_arrays(arrived.specs, arrived.frames[1:]) if arrived.specs else ()
+        self.payload = frames[0]
+        self.arrays: tuple[Array, ...] = view_arrays(specs, frames[1:]) if specs else ()
         self.arrived_at = 0.0  # set by the inbox
         self.owner = attached.key or attached.peer_id  # whom its place in the inbox counts for
 

@@ -26,6 +26,8 @@ cdef class NearLanes:
     cpdef catch_up(self, route)
     @cython.locals(sharing=Sharing, runner=Runner)
     cpdef put(self, Attached attached, payload, arrays)
+    @cython.locals(runner=Runner)
+    cpdef bint _collect(self, Attached attached) except -1
     @cython.locals(runner=Runner, done=bint)
     cpdef bint ask(
         self, Attached attached, service, payload, specs, blocks, Pending pending, double now

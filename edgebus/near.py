@@ -133,8 +133,11 @@ class NearLanes:
                     break
 
     def put(self, attached: Attached, payload: bytes, arrays: Sequence[Array]) -> Shared | None:
-        """Put arrays where a peer sees them that has a near lane, once it was seen what it has given back; from any
-        thread, without the lock. None if that cannot be done now.
+        """Put arrays where a peer sees them that has a near lane; from any thread, without the lock. None if that
+        cannot be done now.
+
+        What the peer has given back is seen once the request has gone, while the peer is at work; before it only where
+        the arrays are large, for which the same memory is better than more of it, or find no room.
 
         Raises:
             TypeError, ValueError: an array that does not travel.
@@ -142,15 +145,25 @@ class NearLanes:
         sharing, runner = self._sharing, self._express._runner
         if runner._owner == _ident() or len(payload) >= self._bulk_from_bytes or not sharing.wants(attached, arrays):
             return None  # for a signal handler in the middle of the node's work, which may be the pool's, likewise
+        if sharing.is_large(arrays):
+            return sharing.put(attached, arrays) if self._collect(attached) else None
+        shared = sharing.put(attached, arrays)
+        if shared is None and self._collect(attached):
+            shared = sharing.put(attached, arrays)
+        return shared
+
+    def _collect(self, attached: Attached) -> bool:
+        """See what the peer has given back; from any thread, without the lock. False if the node is closed."""
+        runner = self._express._runner
         try:
             runner.open_section()
-            sharing.collect(attached)
+            self._sharing.collect(attached)
             runner.sent()
         except NodeClosed:
-            return None
+            return False
         finally:
             runner.close_section()
-        return sharing.put(attached, arrays)
+        return True
 
     def ask(
         self,
@@ -198,8 +211,10 @@ class NearLanes:
             or limits.max_header_bytes < PACKET_BYTES
             or limits.max_frames < 2 + len(specs)
             or caller.outstanding_bytes + len(payload) > caller.max_bytes
-            or not self._sharing.in_order(attached)
         ):
+            return False
+        if not self._sharing.in_order(attached):
+            self._sharing.collect(attached)  # perhaps it is then
             return False
         header = caller.small_header(service, payload, pending.deadline_at, now)
         header.arrays, header.blocks = specs, self._sharing.number_new(attached, blocks)
@@ -221,6 +236,7 @@ class NearLanes:
         at = caller.first_due_at
         if at < attached.scheduled_at:
             hub.schedule(attached, at)
+        self._sharing.collect(attached)
         return True
 
     def drop(self, attached: Attached) -> None:

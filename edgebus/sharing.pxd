@@ -19,9 +19,13 @@ cdef class Sharing:
     cdef public double _returned_share, report_at, _swept_at
     cdef public long long _from_bytes
     cdef public bint _is_due_soon
+    cdef public long _num_untold
 
     @cython.locals(total=cython.longlong)
     cpdef bint wants(self, Attached attached, arrays) except -1
+    @cython.locals(total=cython.longlong)
+    cpdef bint is_large(self, arrays) except -1
+    @cython.locals(lent=list, put=list, copied=list, blocks=list, pos=cython.Py_ssize_t, index=cython.Py_ssize_t)
     cpdef put(self, Attached attached, arrays)
     cpdef copied_bytes(self, blocks)
     cpdef done(self, Attached attached, leases)

@@ -39,11 +39,16 @@ _PROBE_BYTES = 64  # with what a near lane is found by
 _SWEEP_S = 5.0
 _POOL_S = 0.02  # that whoever drives waits for the pool, which mostly is taken for microseconds
 _SEGMENT_BYTES = 64 << 20
+_LARGE_BYTES = 2 << 20
 _MAX_ARRAYS = 32  # in one message: their blocks have to fit into the smallest header
 REPORT_S = 0.005
 REPORT_LEASES = 8
 """Leases that are given back are told together: after so long, or when there are so many, or much of the peer's
 memory is theirs. Each report wakes a thread at both ends, which costs as much as a whole small message."""
+TOLD_S = 0.1
+TOLD_LEASES = 256
+TOLD_WEIGHT = 0.125
+"""The same where they stand on a board as well: the peer looks at it itself, if only at the oldest."""
 REPORT_SHARE = 8  # of a segment of the peer's, this part given back and not told is much
 
 
@@ -63,6 +68,7 @@ class Sharing:
         self.near: NearLanes | None = None  # set by whoever has one
         self._returned: deque[tuple[Attached, shm.Ledger, int]] = deque()  # the garbage collector only appends
         self._returned_share = 0.0  # of the segments they lie in, together
+        self._num_untold = 0  # of them, those that stand on no board
         self._is_due_soon = False  # take_back will be called anyhow: nobody need be woken
         self.report_at = math.inf  # when take_back is to be called
         self._from_bytes = limits.share_from_bytes
@@ -96,6 +102,13 @@ class Sharing:
             total += getattr(array, "nbytes", 0)
         return total >= self._from_bytes
 
+    def is_large(self, arrays: Sequence[Array]) -> bool:
+        """True if a second place for these arrays, while the first is not known to be free, costs more than to look."""
+        total = 0
+        for array in arrays:
+            total += getattr(array, "nbytes", 0)
+        return total >= _LARGE_BYTES
+
     def put(self, attached: Attached, arrays: Sequence[Array]) -> tuple[Specs, tuple[m.Block, ...]] | None:
         """Copy arrays to where the peer can see them; None if that cannot be done now.
 
@@ -110,17 +123,23 @@ class Sharing:
         specs, contiguous = describe_arrays(arrays)
         lent: list[m.Block | None] = []
         put: list[shm.Block] | None = None
+        copied, blocks, pos = [], [], 0
         self._putting.add(me)
         try:
-            for array in arrays:
+            for index, array in enumerate(arrays):
                 lent.append(self._claim(attached, array) if type(array) is Loan else None)
-            copied = [array for array, block in zip(contiguous, lent, strict=True) if block is None]
-            put = self._pool.put(copied, attached.peer_id, keep=True) if copied else []
+                if lent[index] is None:
+                    copied.append(contiguous[index])
+            put = self._pool.put(copied, attached.peer_id, True) if copied else []
             if put is None:
                 self.unput(attached, [block for block in lent if block is not None])
                 return None
-            rest = iter(put)
-            blocks = tuple([_to_wire(next(rest)) if block is None else block for block in lent])
+            for block in lent:
+                if block is None:
+                    blocks.append(_to_wire(put[pos]))
+                    pos += 1
+                else:
+                    blocks.append(block)
             self._putting.discard(me)
             if self._postponed:
                 self._wake()
@@ -130,7 +149,7 @@ class Sharing:
             raise
         finally:
             self._putting.discard(me)
-        return specs, blocks
+        return specs, tuple(blocks)
 
     def unput(self, attached: Attached, blocks: Sequence[m.Block]) -> None:
         """A message with these blocks is not sent: loans among them may go with another one. From any thread."""
@@ -318,11 +337,11 @@ class Sharing:
         if now < self.report_at and not self._is_much():
             if self._returned:
                 self._is_due_soon = True
-                self.report_at = min(self.report_at, now + REPORT_S)
+                self.report_at = min(self.report_at, now + (REPORT_S if self._num_untold else TOLD_S))
             return []
         self._is_due_soon = False  # before anything is taken: what comes from now on wakes somebody again
         self.report_at = now + REPORT_S if self._postponed else math.inf
-        self._returned_share = 0.0
+        self._returned_share, self._num_untold = 0.0, 0
         told: dict[int, tuple[Attached, shm.Ledger]] = {}
         while self._returned:
             attached, ledger, lease = self._returned.popleft()
@@ -482,7 +501,11 @@ class Sharing:
         self.report_at = min(self.report_at, time.monotonic() + REPORT_S)
 
     def _is_much(self) -> bool:
-        return len(self._returned) >= REPORT_LEASES or self._returned_share * REPORT_SHARE >= 1.0
+        return (
+            self._num_untold >= REPORT_LEASES
+            or self._returned_share * REPORT_SHARE >= 1.0
+            or len(self._returned) >= TOLD_LEASES
+        )
 
     def _give_back(self, attached: Attached, ledger: shm.Ledger, block: m.Block) -> None:
         """Nobody looks at a block any more; from the garbage collector, on any thread."""
@@ -494,8 +517,11 @@ class Sharing:
         if board is not None:
             board.give_back(block.lease)
         self._returned.append((attached, ledger, block.lease))
+        weight = TOLD_WEIGHT
         if board is None:
-            self._returned_share += block.size / max(1, block.segment_bytes)
+            self._num_untold += 1
+            weight = 1.0
+        self._returned_share += weight * block.size / max(1, block.segment_bytes)
         if not self._is_due_soon or self._is_much():
             self._wake()
 

@@ -13,6 +13,7 @@ from functools import partial
 
 import numpy as np
 
+from edgebus.forks import forks
 from edgebus.shm.forks import leave_when_forked
 from edgebus.shm.pool import ALIGN_BYTES
 from edgebus.shm.segments import HEADER_BYTES, SegmentInfo, SegmentUnavailable, available, open_segment
@@ -83,8 +84,9 @@ class Mapper:
         self._all = _Mapped(max_mapped_bytes, max_segments)
         self._peers: dict[Hashable, _Mapped] = {}
         self._cached: OrderedDict[_Key, mmap.mmap] = OrderedDict()
+        self._last: tuple[Hashable, SegmentInfo, mmap.mmap] | None = None  # of _cached, what was seen last
         self._lock = threading.Lock()
-        self._pid = os.getpid()
+        self._pid, self._forks = os.getpid(), forks[0]
         self._num_mapped = self._num_views = self._refused = 0
         # The garbage collector ends views and mappings on any thread, also on one that is in here: it only appends.
         self._views_ended: deque[None] = deque()
@@ -119,6 +121,7 @@ class Mapper:
     def forget(self, peer: Hashable) -> None:
         """Drop what is kept of a peer whose link is gone; its views stay as they are."""
         with self._lock:
+            self._last = None
             for key in [key for key in self._cached if key[0] == peer]:
                 del self._cached[key]  # unmapped here, or with its last view
             self._drain()
@@ -126,6 +129,7 @@ class Mapper:
     def close(self) -> None:
         """Forget everybody."""
         with self._lock:
+            self._last = None
             self._cached.clear()
             self._drain()
 
@@ -140,24 +144,30 @@ class Mapper:
     def leave_to_parent(self) -> None:
         """In a forked child: keep no segment alive that no view needs, and map none."""
         self._lock = threading.Lock()
+        self._last = None
         self._cached.clear()
 
     def _check(self, info: SegmentInfo, offset: int, size: int) -> None:
-        if os.getpid() != self._pid:
+        if self._forks != forks[0] and os.getpid() != self._pid:
             raise SegmentUnavailable("forked", f"this mapper belongs to process {self._pid}")
-        if not available():
-            raise SegmentUnavailable("unavailable", "this process cannot open segments")
         if not (offset >= HEADER_BYTES and size >= 0 and offset + size <= info.size and offset % ALIGN_BYTES == 0):
             raise SegmentUnavailable("out_of_bounds", f"{size} bytes at {offset} of a segment of {info.size}")
 
     def _mapping(self, peer: Hashable, info: SegmentInfo) -> mmap.mmap:
         """The segment, kept or mapped now."""
+        last = self._last
+        if last is not None and last[0] is peer and last[1] == info:
+            return last[2]  # it is the one used last: nothing to be moved
+        self._last = None
         key = (peer, info)
         mapping = self._cached.get(key)
         if mapping is not None:
             if len(self._cached) > 1:
                 self._cached.move_to_end(key)
+            self._last = (peer, info, mapping)
             return mapping
+        if not available():
+            raise SegmentUnavailable("unavailable", "this process cannot open segments")
         self._drain()
         mapped = self._peers.get(peer) or _Mapped(self._max_peer_bytes, self._max_peer_segments)
         mine = [key for key in self._cached if key[0] == peer]

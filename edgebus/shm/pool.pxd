@@ -24,6 +24,8 @@ cdef class Pool:
     cdef public dict _accounts
     cdef public list _orphans
 
+    @cython.locals(sources=list, sizes=list, pos=cython.Py_ssize_t, blocks=list)
+    cpdef put(self, buffers, owner, bint keep=*)
     @cython.locals(lease=_Lease, leases=dict)
     cpdef release(self, lease_ids, owner, double wait_s=*)
     @cython.locals(lease=_Lease, leases=dict)
@@ -42,5 +44,6 @@ cdef class Pool:
     cpdef _free_if_unused(self, owner, lease_id, _Lease lease)
 
 
+@cython.locals(align=cython.longlong)
 cdef long long _span(long long size) except -1
 

@@ -62,6 +62,7 @@ class PoolStats:
     stray_releases: int = 0
 
 
+_ndarray = np.ndarray
 _block: Callable[[tuple[Any, ...]], Block] = partial(tuple.__new__, Block)  # without a frame of Python
 
 
@@ -116,7 +117,7 @@ class Pool:
         self._written: deque[tuple[Hashable, int]] = deque()  # the garbage collector only appends
         leave_when_forked(self)
 
-    def put(self, buffers: Sequence[Any], owner: Hashable, *, keep: bool = False) -> list[Block] | None:
+    def put(self, buffers: Sequence[Any], owner: Hashable, keep: bool = False) -> list[Block] | None:
         """Copy buffers into one segment of the owner.
 
         Args:
@@ -128,19 +129,23 @@ class Pool:
         Raises:
             ValueError: not contiguous.
         """
-        sources = [memoryview(buffer) for buffer in buffers]
-        for view in sources:
-            if not view.c_contiguous:
+        sources, sizes, pos = [], [], 0
+        for buffer in buffers:
+            view = buffer if type(buffer) is _ndarray and buffer.flags.c_contiguous else memoryview(buffer)
+            if type(view) is memoryview and not view.c_contiguous:
                 raise ValueError(
                     f"a buffer of shape {view.shape}, strides {view.strides} is not C-contiguous; copy it first"
                 )
-        reserved = self._reserve([view.nbytes for view in sources], owner, keep)
+            sources.append(view)
+            sizes.append(view.nbytes)
+        reserved = self._reserve(sizes, owner, keep)
         if reserved is None:
             return None
         memory, blocks = reserved
         try:
-            for view, block in zip(sources, blocks, strict=True):
-                _copy_to(memory, block.offset, view)  # other threads run meanwhile
+            for view in sources:
+                _copy_to(memory, blocks[pos].offset, view)  # other threads run meanwhile
+                pos += 1
         except BaseException:  # interrupted: nobody will ever hear of these blocks
             self.done([block.lease_id for block in blocks], owner)
             self.release([block.lease_id for block in blocks], owner)
@@ -384,14 +389,15 @@ class Pool:
 
 
 def _span(size: int) -> int:
-    return (max(size, 1) + ALIGN_BYTES - 1) // ALIGN_BYTES * ALIGN_BYTES
+    align: int = ALIGN_BYTES
+    return (size + align - 1) // align * align if size > 0 else align
 
 
 def _round_up(size: int, step: int) -> int:
     return -(-size // step) * step
 
 
-def _plain_copy(target: Bytes, offset: int, source: memoryview) -> None:
+def _plain_copy(target: Bytes, offset: int, source: Any) -> None:
     """Copy all bytes of a contiguous buffer to a place in shared memory."""
     if source.nbytes:
         target[offset : offset + source.nbytes] = np.frombuffer(source, np.uint8)
@@ -406,7 +412,7 @@ def _plain_watch(
     return base.data
 
 
-_copy_to: Callable[[Bytes, int, memoryview], None] = _plain_copy
+_copy_to: Callable[[Bytes, int, Any], None] = _plain_copy
 _watch: Callable[[Bytes, int, int, Callable[[], None], bool], memoryview] = _plain_watch
 try:
     from edgebus import _port

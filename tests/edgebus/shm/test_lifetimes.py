@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 from edgebus import shm
+from edgebus.forks import forks
 from tests.edgebus.shm.child import block_of, digest, info_of, memory_files
 from tests.edgebus.shm.tools import (
     MIB,
@@ -230,5 +231,6 @@ def test_a_forked_sender_lends_frees_and_keeps_nothing(child):
 def test_a_mapper_maps_nothing_in_a_forked_child(pool, mapper, monkeypatch):
     [block] = pool.put([b"abc"], "peer")
     monkeypatch.setattr(os, "getpid", lambda: 1)
+    monkeypatch.setattr("edgebus.shm.mapper.forks", [forks[0] + 1])
     with pytest.raises(shm.SegmentUnavailable, match="forked"):
         view(mapper, block)
