@@ -112,8 +112,8 @@ def _report(tally: Tally, damage: str, as_json: bool) -> None:
         print_json(asdict(tally) | {"damage": damage or None})
         return
     typer.echo(
-        f"{counting.count(tally.sent, 'request')} sent: {counting.count(tally.same, 'answer')} as recorded, {tally.different} different, "
-        f"{tally.uncompared} without a recorded answer"
+        f"{counting.count(tally.sent, 'request')} sent: {counting.count(tally.same, 'answer')} as recorded, "
+        f"{tally.different} different, {tally.uncompared} without a recorded answer"
     )
     for reason, number in tally.skipped.items():
         typer.echo(f"{counting.count(number, 'request')} not sent: {reason}")

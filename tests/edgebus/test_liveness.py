@@ -62,6 +62,20 @@ def test_wedged_application_is_found_within_two_beats_and_its_end_too(offset_s):
     assert world.found_after("up") <= BEAT_S + 0.05
 
 
+def test_service_that_hangs_is_found_although_others_of_its_node_answer():
+    """The node is heard of all the time, so nothing but a ping in spite of that brings the news."""
+    world = World()
+    world.duo.ask(b"waits", timeout_s=60.0)
+    world.duo.run()
+    world.stalled_from = began = world.duo.now
+    while world.health != "wedged":
+        assert world.duo.now < began + 2 * BEAT_S + 0.15
+        world.duo.ask(b"x")
+        world.duo.run()
+        world.duo.answer(world.duo.arrived[-1])
+        world.duo.advance(0.1)
+
+
 def test_wedged_application_is_named_when_the_deadline_is_over():
     world = World()
     world.duo.ask(b"x", timeout_s=9.0)

@@ -15,7 +15,7 @@ from msgspec.structs import replace
 import edgebus
 from edgebus import pool as pool_module
 from edgebus.directory import TOPIC, Directory, Joined, Left, encode_record, fingerprint
-from edgebus.members import Member, Patience
+from edgebus.members import Member, Members, Patience
 from edgebus.pool import Pool
 from edgebus.services import Follower, announce
 from edgebus.testing import Proxy
@@ -347,6 +347,25 @@ def test_addresses_that_come_and_go_bring_one_dial_forward_a_second_and_displace
     assert member.addresses[-1] == "tcp://static:1"
     member.hinted([], now=9.0)
     assert member.next_endpoint() == "tcp://record:39", "what nobody announces any more is not tried"
+
+
+def test_link_that_comes_when_its_server_has_left_is_closed():
+    class FalseLink:
+        health, closed = "up", False
+
+        def close(self):
+            self.closed = True
+
+    class FalseNode:
+        def connect(self, endpoint, key, timeout_s):
+            members.by_id.clear()  # the directory withdrew it meanwhile
+            return link
+
+    link = FalseLink()
+    members = Members(FalseNode(), None, None, PATIENCE, random.Random(1))
+    member = members.add("tcp://a:1", "KEY", fixed=False)
+    members._dial(member, "tcp://a:1")
+    assert (member.link, link.closed) == (None, True)
 
 
 def test_what_was_asked_over_the_old_link_is_answered_although_the_server_was_found_elsewhere(secure):
