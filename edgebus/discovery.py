@@ -6,16 +6,20 @@ lies about it wastes one handshake. Needs the extra `discovery`. Wire: docs/spec
 
 from __future__ import annotations
 
+import asyncio
 import ipaddress
+import logging
 import threading
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from edgebus.directory import fingerprint, identity
 from edgebus.errors import ConfigError
 
 if TYPE_CHECKING:
+    from concurrent.futures import Future
+
     from zeroconf import Zeroconf
 
     from edgebus.node import Node
@@ -24,8 +28,10 @@ SERVICE_TYPE = "_edgebus._tcp.local."
 _MOST_INSTANCES = 256
 _MOST_ADDRESSES = 4
 _PRINT_LENGTH = 16
+_MOST_QUESTIONS = 64  # instances that are asked about at once; an announcement as it should be needs no question
 _RESOLVE_MS = 2000
 _HEX = frozenset("0123456789abcdef")
+_log = logging.getLogger("edgebus")
 
 
 class Advertisement:
@@ -34,7 +40,8 @@ class Advertisement:
     def __init__(self, zeroconf: Zeroconf, info: Any, owned: bool) -> None:
         self._zeroconf, self._info, self._owned = zeroconf, info, owned
         self._closed = False
-        zeroconf.register_service(info)
+        # Not asked whether the name is free: it is the key's, and whoever took it must not keep us from speaking.
+        zeroconf.register_service(info, cooperating_responders=True)
 
     def close(self) -> None:
         """Take it back. Closing twice is fine."""
@@ -57,9 +64,12 @@ class Browser:
     def __init__(self, zeroconf: Zeroconf, owned: bool) -> None:
         self._zeroconf, self._owned = zeroconf, owned
         self._found: OrderedDict[str, list[tuple[str, str]]] = OrderedDict()
+        self._asked: dict[str, Future[bool]] = {}
         self._lock = threading.Lock()
+        self._closed = False
         self.num_ignored = 0
-        self._zeroconf.add_service_listener(SERVICE_TYPE, _Listener(self))
+        self._listener = _Listener(self)
+        self._zeroconf.add_service_listener(SERVICE_TYPE, self._listener)
 
     def hints(self) -> list[tuple[str, str]]:
         """(fingerprint, endpoint) pairs as of now, at most 1024: what a Pool takes as `hints`."""
@@ -67,11 +77,17 @@ class Browser:
             return [hint for hints in self._found.values() for hint in hints]
 
     def close(self) -> None:
-        """Stop listening."""
+        """Stop listening. Closing twice is fine."""
+        with self._lock:
+            asked, self._asked, closed, self._closed = self._asked, {}, self._closed, True
+        if closed:
+            return
+        for question in asked.values():
+            question.cancel()
         if self._owned:
             self._zeroconf.close()
         else:
-            self._zeroconf.remove_all_service_listeners()
+            self._zeroconf.remove_service_listener(self._listener)
 
     def __enter__(self) -> Browser:
         return self
@@ -80,7 +96,7 @@ class Browser:
         self.close()
 
     def note(self, name: str, info: Any) -> None:
-        """An instance was found or has changed (zeroconf's thread); None could not be resolved."""
+        """What is known of an instance; None if nothing could be learned (zeroconf's threads)."""
         hints = [] if info is None else _hints_in(info)
         with self._lock:
             self._found.pop(name, None)
@@ -91,24 +107,63 @@ class Browser:
             if len(self._found) > _MOST_INSTANCES:
                 self._found.popitem(last=False)
 
+    def look_up(self, name: str) -> None:
+        """An instance was found or has changed. Never waits: a name that does not answer may be one of thousands."""
+        info = _package().ServiceInfo(SERVICE_TYPE, name)
+        if info.load_from_cache(self._zeroconf):
+            self.note(name, info)
+            return
+        with self._lock:
+            if self._closed or name in self._asked or len(self._asked) >= _MOST_QUESTIONS:
+                self.num_ignored += 1
+                return
+            loop = self._zeroconf.loop
+            assert loop is not None
+            asking = info.async_request(self._zeroconf, _RESOLVE_MS)
+            self._asked[name] = question = asyncio.run_coroutine_threadsafe(asking, loop)
+        question.add_done_callback(lambda done: self._answered(name, info, done))
+
     def forget(self, name: str) -> None:
         """An instance is gone (zeroconf's thread)."""
         with self._lock:
             self._found.pop(name, None)
+            question = self._asked.pop(name, None)
+        if question is not None:
+            question.cancel()
+
+    def _answered(self, name: str, info: Any, done: Future[bool]) -> None:
+        with self._lock:
+            if self._asked.get(name) is not done:
+                return
+            del self._asked[name]
+        _guard(lambda: self.note(name, info if done.result() else None))
 
 
 class _Listener:
+    """What zeroconf's thread calls. Anybody on the network chose the names: no exception may end that thread."""
+
     def __init__(self, browser: Browser) -> None:
         self._browser = browser
 
     def add_service(self, zeroconf: Zeroconf, kind: str, name: str) -> None:
-        self._browser.note(name, zeroconf.get_service_info(kind, name, timeout=_RESOLVE_MS))
+        if not _guard(lambda: self._browser.look_up(name)):
+            self._browser.num_ignored += 1
 
     def update_service(self, zeroconf: Zeroconf, kind: str, name: str) -> None:
         self.add_service(zeroconf, kind, name)
 
     def remove_service(self, zeroconf: Zeroconf, kind: str, name: str) -> None:
         self._browser.forget(name)
+
+
+def _guard(call: Callable[[], None]) -> bool:
+    """False if it raised: a name or a record that zeroconf itself does not take."""
+    try:
+        call()
+    except Exception as error:
+        _log.debug("edgebus: an announcement on the local network is not usable: %r", error)
+        return False
+    return True
 
 
 def advertise(

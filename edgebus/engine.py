@@ -447,9 +447,9 @@ class Engine:
         return service in self._inboxes or service in self._handlers or service == PING_SERVICE
 
     def _stalled_ms(self, now: float) -> int:
-        """How long the oldest request has been lying in an inbox, milliseconds."""
+        """How long the oldest request has been lying in an inbox, milliseconds; what it lay during a lease is none."""
         stalled_s = max((inbox.stalled_s(now) for inbox in self._inboxes.values()), default=0.0)
-        return int(1000 * stalled_s)
+        return int(1000 * min(stalled_s, max(0.0, now - self._lease_until)))
 
     def _handle_event(self, attached: Attached, event: object) -> None:  # noqa: PLR0912 - one case each
         match event:

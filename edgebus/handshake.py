@@ -15,6 +15,7 @@ from __future__ import annotations
 import errno
 from typing import NamedTuple
 
+from edgebus.counting import count
 from edgebus.zmtp import parse_greeting
 
 PATIENCE = 3
@@ -93,11 +94,12 @@ class HandshakeWatch:
         if self.mute:
             return f"{self._endpoint} accepts but never speaks ZMTP: wrong port, or a stopped process"
         if self.reached:
-            return f"{self._endpoint} accepted and closed {self.reached} connections: wrong port?"
+            return f"{self._endpoint} accepted and closed {count(self.reached, 'connection')}: wrong port?"
         if not self.attempts and self._endpoint.startswith("tcp://"):
             return f"{self._endpoint} cannot be looked up: see that its name resolves (getent hosts NAME)"
         return (
-            f"nobody listens at {self._endpoint} ({self.attempts} attempts): start the server, or check host and port"
+            f"nobody listens at {self._endpoint} ({count(self.attempts, 'attempt')}): "
+            "start the server, or check host and port"
         )
 
     def _not_allowed(self, value: int) -> Verdict:

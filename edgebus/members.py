@@ -25,7 +25,8 @@ if TYPE_CHECKING:
 
 _TURN_S = 0.1
 _MAX_DIALS = 4
-_MOST_ADDRESSES = 16
+_MOST_ADDRESSES = 16  # beside the static ones
+_HURRY_S = 1.0
 _RETIRED_S = 60.0
 _FULL_LOAD = 1.0  # what a server that refuses "busy" is taken to have at least
 _log = logging.getLogger("edgebus")
@@ -37,14 +38,19 @@ class Member:
 
     Attributes:
         key: its public key, None in plaintext.
-        addresses: where it may be, the likeliest first.
+        addresses: where it may be, the likeliest first: given, of its record, or where its key was proven.
         fixed: it was given, so it stays whatever the directory says.
+        static: the addresses that were given; none is ever forgotten.
+        hints: where somebody on the network says that it is, the latest first. Each other dial goes to one of these, so
+            that lies, however many, leave the addresses their turn.
     """
 
     id: str
     key: str | None
     addresses: list[str]
     fixed: bool
+    static: set[str] = field(default_factory=set)
+    hints: list[str] = field(default_factory=list)
     link: Link | None = None
     record: Record | None = None
     outstanding: int = 0
@@ -54,6 +60,9 @@ class Member:
     moves: int = 0
     dialling: bool = False
     next_address: int = 0
+    next_hint: int = 0
+    hint_is_next: bool = False
+    hurry_at: float = -math.inf
     delay_s: float = 0.0
     dial_at: float = 0.0
     down_since: float = math.inf
@@ -70,15 +79,40 @@ class Member:
         """What the directory knows it by."""
         return identity(self.key, self.link.peer_name if self.link else "")
 
-    def offer(self, endpoint: str) -> bool:
-        """An address to try first; True if it is new."""
-        if endpoint in self.addresses:
-            return False
-        self.addresses.insert(0, endpoint)
-        del self.addresses[_MOST_ADDRESSES:]
-        self.next_address = 0
-        self.dial_at = 0.0
-        return True
+    def offer(self, endpoint: str) -> None:
+        """An address to try first, by a record."""
+        if endpoint not in self.addresses:
+            self.prefer(endpoint)
+            self.next_address = 0
+            self.dial_at = 0.0
+
+    def prefer(self, endpoint: str) -> None:
+        """Put an address first; of those that were not given the oldest goes, if they are too many."""
+        self.addresses = [endpoint, *(each for each in self.addresses if each != endpoint)]
+        found = [each for each in self.addresses if each not in self.static]
+        for each in found[_MOST_ADDRESSES:]:
+            self.addresses.remove(each)
+
+    def hinted(self, endpoints: Sequence[str], now: float) -> None:
+        """All that the network says of it now, the latest first. A new one may bring the next dial forward."""
+        fresh = [each for each in endpoints if each not in self.addresses]
+        if not set(fresh).issubset(self.hints):
+            if len(fresh) <= _MOST_ADDRESSES:
+                self.next_hint = 0
+            if now >= self.hurry_at:
+                self.dial_at, self.hurry_at = 0.0, now + _HURRY_S
+        self.hints = fresh
+
+    def next_endpoint(self) -> str:
+        """Where to dial now."""
+        if self.hint_is_next and self.hints:
+            endpoint = self.hints[self.next_hint % len(self.hints)]
+            self.next_hint += 1
+        else:
+            endpoint = self.addresses[self.next_address % len(self.addresses)]
+            self.next_address += 1
+        self.hint_is_next = not self.hint_is_next
+        return endpoint
 
     def candidate(self, now: float) -> Candidate:
         """As balance.choose wants it."""
@@ -136,8 +170,10 @@ class Members:
                 if (key is not None and member.key == key) or (key is None and endpoint in member.addresses):
                     if endpoint not in member.addresses:
                         member.addresses.append(endpoint)
+                    if fixed:
+                        member.static.add(endpoint)
                     return member
-            member = Member(key or f"at {endpoint}", key, [endpoint], fixed)
+            member = Member(key or f"at {endpoint}", key, [endpoint], fixed, {endpoint} if fixed else set())
             self.by_id[member.id] = member
             return member
 
@@ -237,14 +273,17 @@ class Members:
                 if event.record.service == self.service:
                     self._handle(event.record, joined=isinstance(event, Joined))
             self._announcing = frozenset(record.identity for record in self.follower.directory.records(first_hand=True))
-        strange = 0
-        for key_print, endpoint in self.hints():
-            with self.changed:
-                known = [each for each in self.by_id.values() if fingerprint(each.identity) == key_print]
-                for member in known:
-                    member.offer(endpoint)
-                strange += not known
-        self.num_strange_hints = strange
+        self._take_hints(now)
+
+    def _take_hints(self, now: float) -> None:
+        by_print: dict[str, list[str]] = {}
+        for key_print, endpoint in reversed(self.hints()):
+            by_print.setdefault(key_print, []).append(endpoint)
+        with self.changed:
+            for member in self.by_id.values():
+                member.hinted(by_print.get(fingerprint(member.identity), ()), now)
+            known = {fingerprint(member.identity) for member in self.by_id.values()}
+        self.num_strange_hints = sum(len(by_print[key_print]) for key_print in by_print.keys() - known)
 
     def _look_after(self, member: Member, now: float) -> None:
         if member.health != "down":
@@ -254,8 +293,7 @@ class Members:
         waits = member.link is not None and now < member.down_since + self.patience.move_s
         if waits or member.dialling or now < member.dial_at or len(self._dials) >= _MAX_DIALS:
             return
-        endpoint = member.addresses[member.next_address % len(member.addresses)]
-        member.next_address += 1
+        endpoint = member.next_endpoint()
         member.dialling = True
         member.dials += 1
         thread = threading.Thread(target=self._dial, args=(member, endpoint), name="edgebus-dial", daemon=True)
@@ -287,8 +325,9 @@ class Members:
                 old, member.link = member.link, link
                 member.moves += old is not None
                 member.delay_s, member.dial_at, member.last_error = 0.0, 0.0, ""
-                member.addresses = [endpoint, *(each for each in member.addresses if each != endpoint)]
+                member.prefer(endpoint)
                 member.next_address = 0
+                member.hint_is_next = False
                 self._retire(old)
                 self.changed.notify_all()
         if unwanted:

@@ -7,6 +7,7 @@ limits is decided once per service and version of the allow-list.
 from __future__ import annotations
 
 import math
+import shlex
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple, Protocol
@@ -20,6 +21,7 @@ _NS = 1_000_000_000
 _MILLI = 1000
 _UNIT = _NS * _MILLI  # one token: at `rate` milli-tokens per second, `rate` units come back each nanosecond
 _MAX_SERVICES = 64
+_LONGEST_COMMAND = 800  # a detail has 1024 characters, and half a command is another command
 
 
 class Denial(NamedTuple):
@@ -273,8 +275,12 @@ def _forbidden(key: str | None, service: str, grant: Grant) -> Denial:
     if key is None:
         return Denial("forbidden", f"{service!r} is not for peers without a key: use keys, or open it on the server")
     if service in GUARDED and not grant.deny:
-        detail = f"{service!r} shows what others do, our key has no grant for it: on the server, `edgebus allow DIR "
-        return Denial("forbidden", f"{detail}--services '*,{service}' {shell_key(key)}`")
+        wanted = shlex.quote(",".join((*(grant.services or ("*",)), service)))  # nothing else is granted by the way
+        command = f"`edgebus allow DIR --services {wanted} {shell_key(key)}`"
+        if len(command) > _LONGEST_COMMAND:
+            command = "add it to services= of our key in the allow-list"
+        detail = f"{service!r} shows what others do, our key has no grant for it: on the server, {command}"
+        return Denial("forbidden", detail)
     return Denial(
         "forbidden",
         f"{service!r} is not among the services of our key: change services= or deny= in the server's "

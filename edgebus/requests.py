@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from edgebus.config import Limits
+from edgebus.counting import times
 from edgebus.messages import (
     ONE_WAY,
     STREAM,
@@ -423,12 +424,13 @@ class Caller:
 
     def _expire(self, entry: _Outstanding) -> None:
         if entry.attempts == 0:
-            detail = "the peer was not there all that time, so it was never sent"
+            absent = "the peer was not there all that time, so it was never sent"
+            detail = "its time was over before it could be sent" if self._up else absent
             self._settle(entry, Outcome.EXPIRED, detail=detail)
         elif self._up:
-            self._settle(entry, Outcome.EXPIRED, detail=f"sent {entry.attempts} times, no answer{self.note}")
+            self._settle(entry, Outcome.EXPIRED, detail=f"sent {times(entry.attempts)}, no answer{self.note}")
         else:
-            detail = f"sent {entry.attempts} times, then the link went down"
+            detail = f"sent {times(entry.attempts)}, then the link went down"
             self._settle(entry, Outcome.UNKNOWN, code="link_lost", detail=detail)
 
     def _give_room(self, entry: _Outstanding) -> None:

@@ -88,9 +88,9 @@ class Node:
         """Remove a key of a topic; nothing happens if it is not there."""
         self.sync.unpublish(topic, key)
 
-    def busy(self, seconds: float) -> None:
-        """Say that the application will not look at its requests for so long; 0 ends it."""
-        self.sync.busy(seconds)
+    def busy(self, seconds: float, why: str = "") -> None:
+        """Say that the application will not look at its requests for so long, and to our log why; 0 ends it."""
+        self.sync.busy(seconds, why)
 
     def stats(self) -> NodeStats:
         """Totals, per peer, and what was turned away."""

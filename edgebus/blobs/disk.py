@@ -13,13 +13,14 @@ import os
 import re
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from enum import Enum
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 from edgebus.blobs.errors import BlobStoreBusy, BlobStoreFull
 
+T = TypeVar("T")
 _NAME = re.compile(r"([0-9a-f]{64})(|\.part|\.manifest)|[0-9a-f]{32}\.put")
 _STALE = re.compile(r"\.[0-9a-f]{64}\.manifest-.*")  # what a killed process was writing
 _LOCK_WAIT_S = 10.0
@@ -123,7 +124,7 @@ class Directory:
         if needed > self.budget_bytes:
             raise BlobStoreFull(
                 f"{needed} bytes are over the budget of {self.budget_bytes} of {self.path}: "
-                "give it a larger budget_bytes, or keep the blob in memory"
+                "give it a larger budget_bytes, or fetch with if_full='memory'"
             )
         used = sum(entry.size for entry in self.entries())
         short = used + needed - self.budget_bytes
@@ -151,12 +152,27 @@ class Directory:
                 if self._evict(missing) < missing:
                     raise self.disk_full(size) from None
 
+    def with_room(self, size: int, write: Callable[[], T]) -> T:
+        """Do something small that takes place on the disk, evicting as long as there is none (lock held).
+
+        Raises:
+            BlobStoreFull: nothing is left that could go.
+        """
+        while True:
+            try:
+                return write()
+            except OSError as error:
+                if not is_disk_full(error):
+                    raise
+                if self._evict(size) < size:
+                    raise self.disk_full(size) from None
+
     def disk_full(self, size: int) -> BlobStoreFull:
         """The error for a disk without room."""
         status = os.statvfs(self.path)
         return BlobStoreFull(
             f"the disk of {self.path} is full: {size} bytes wanted, {status.f_bavail * status.f_frsize} left: "
-            "free some, or keep the blob in memory"
+            "free some, or fetch with if_full='memory'"
         )
 
     def remove(self, name: str) -> None:

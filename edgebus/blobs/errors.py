@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from edgebus import counting
 from edgebus.errors import LocalError, RemoteError
 
 
@@ -29,7 +30,7 @@ class BlobCorrupt(RemoteError):
     def __init__(self, peer: str, chunk: int, times: int) -> None:
         what = "its manifest" if chunk < 0 else f"chunk {chunk}"
         super().__init__(
-            f"{peer} answered {times} times with bytes that are not the blob's (last: {what}): "
+            f"{peer} answered {counting.times(times)} with bytes that are not the blob's (last: {what}): "
             "check its disk, or fetch from another peer"
         )
         self.peer = peer

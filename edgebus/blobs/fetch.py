@@ -341,7 +341,8 @@ class BlobFetch:
 
     def _expire(self) -> None:
         if self._machine.state is State.FETCHING:
-            what = f"{self._machine.num_missing} chunks are missing"
+            missing = self._machine.num_missing
+            what = "1 chunk is missing" if missing == 1 else f"{missing} chunks are missing"
         else:
             what = "its manifest is missing"
         why = f", {self._last_failure}" if self._last_failure else ""

@@ -15,6 +15,7 @@ from typing import NamedTuple, TypeAlias
 from edgebus.blobs.errors import BlobCorrupt, BlobNotFound
 from edgebus.blobs.manifest import BlobId, Data, Head, Manifest
 from edgebus.blobs.messages import Ask, AskChunk, AskManifest, AskPage, ManifestAnswer
+from edgebus.counting import count
 from edgebus.errors import DeadlineExceeded, EdgebusError, LinkLost, Refused, RequestCancelled
 from edgebus.payloads import decode
 
@@ -346,4 +347,4 @@ def _worst(errors: Sequence[EdgebusError], blob_id: BlobId) -> EdgebusError:
             return error
     if len(errors) == 1:
         return errors[0]
-    return BlobNotFound(f"none of {len(errors)} peers has blob {blob_id}: put it into a store that is served")
+    return BlobNotFound(f"none of {count(len(errors), 'peer')} has blob {blob_id}: put it into a store that is served")

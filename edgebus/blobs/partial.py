@@ -27,12 +27,8 @@ def save_manifest(directory: Directory, manifest: Manifest) -> None:
     Raises:
         BlobStoreFull: no space.
     """
-    try:
-        write_whole(directory.path / f"{manifest.blob_id}{Sort.MANIFEST.value}", manifest.encode())
-    except OSError as error:
-        if is_disk_full(error):
-            raise directory.disk_full(manifest.head.manifest_bytes) from None
-        raise
+    path = directory.path / f"{manifest.blob_id}{Sort.MANIFEST.value}"
+    directory.with_room(manifest.head.manifest_bytes, lambda: write_whole(path, manifest.encode()))
 
 
 def write_at(directory: Directory, fd: int, data: Data, offset: int) -> None:
@@ -68,7 +64,8 @@ class Partial:
         self._directory = directory
         self._path = directory.path / f"{manifest.blob_id}{Sort.PART.value}"
         with directory.locked():
-            self._fd = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+            flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW
+            self._fd = directory.with_room(1, lambda: os.open(self._path, flags, 0o600))
             try:
                 fcntl.flock(self._fd, fcntl.LOCK_SH | fcntl.LOCK_NB)  # first, so that it is not evicted for itself
                 self._reserve()

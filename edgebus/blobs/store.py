@@ -11,6 +11,7 @@ import threading
 from collections import Counter, OrderedDict
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import BinaryIO
 
@@ -37,6 +38,7 @@ from edgebus.keyfiles import read_bounded
 DEFAULT_BUDGET_BYTES = 1 << 30
 _CACHED_MANIFESTS = 8
 _PUT_AT_ONCE = 64
+_NEW = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
 _log = logging.getLogger(__name__)
 
 
@@ -274,7 +276,7 @@ class BlobStore:
         with directory.locked():
             if size is not None:
                 directory.make_room(size + manifest_bytes(size, chunk_bytes))
-            fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+            fd = directory.with_room(1, lambda: os.open(path, _NEW, 0o600))
             try:
                 fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 directory.allocate(fd, size or 0)
@@ -317,7 +319,7 @@ class BlobStore:
                 directory.make_room(sum(manifest.size + manifest.head.manifest_bytes for manifest, _ in group))
                 for manifest, _ in group:
                     path = self.path / f"{secrets.token_hex(16)}{Sort.PUT.value}"
-                    fds[path] = fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+                    fds[path] = fd = directory.with_room(1, partial(os.open, path, _NEW, 0o600))
                     fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
                     directory.allocate(fd, manifest.size)
             for fd, (_, content) in zip(fds.values(), group, strict=True):

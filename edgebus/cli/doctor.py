@@ -16,6 +16,7 @@ from edgebus.allowedit import list_file, read_list
 from edgebus.cli.options import Insecure, Json, OwnKeys, ServerKey, print_json, safe
 from edgebus.cli.probe import key_facts, probe
 from edgebus.config import check_transport
+from edgebus.counting import count
 from edgebus.doctor import Finding, Verdict, check_keys, diagnose
 from edgebus.errors import ConfigError, EdgebusError
 from edgebus.keyfiles import read_public_keys
@@ -114,12 +115,12 @@ def _allow_list(path: Path) -> Finding:
         return Finding(step, Verdict.FAIL, str(error), cure)
     valid = [grant for grant in parsed.grants.values() if time.time() < grant.until]
     if not valid:
-        return Finding(step, Verdict.FAIL, f"{file} lets nobody in ({len(parsed.grants)} keys have expired)", cure)
+        return Finding(step, Verdict.FAIL, f"{file} lets nobody in ({count(len(parsed.grants), 'key')} expired)", cure)
     if parsed.problems:
         number, why = next(iter(parsed.problems.items()))
-        text = f"{file}: {len(valid)} keys; line {number} allows nobody: {why}"
+        text = f"{file}: {count(len(valid), 'key')}; line {number} allows nobody: {why}"
         return Finding(step, Verdict.HINT, text, f"edgebus keys {path}")
-    return Finding(step, Verdict.OK, f"{file}: {len(valid)} of {len(parsed.grants)} keys may connect")
+    return Finding(step, Verdict.OK, f"{file}: {len(valid)} of {count(len(parsed.grants), 'key')} may connect")
 
 
 def _bindable(endpoint: str) -> Finding:

@@ -14,6 +14,7 @@ from rich.text import Text
 
 from edgebus.allowedit import list_file, read_list
 from edgebus.cli.options import Json, print_json
+from edgebus.counting import count
 from edgebus.grants import OPTIONS
 from edgebus.keyfiles import PUBLIC_FILE, SECRET_FILE
 from edgebus.keys import allow_keys, deny_keys, generate_keys
@@ -67,8 +68,8 @@ def allow(
     if as_json:
         print_json({"file": str(done.file), "added": done.added, "updated": done.updated, "given": len(public_keys)})
     else:
-        changed = f", {done.updated} lines were changed" if done.updated else ""
-        typer.echo(f"{done.added} of {len(public_keys)} keys were new in {done.file}{changed}")
+        changed = f", changed {count(done.updated, 'line')}" if done.updated else ""
+        typer.echo(f"added {done.added} of {count(len(public_keys), 'key')} to {done.file}{changed}")
 
 
 def deny(
@@ -84,7 +85,7 @@ def deny(
     if as_json:
         print_json({"file": str(list_file(directory)), "removed": [line.key for line in gone]})
     else:
-        typer.echo(f"{len(gone)} lines were removed from {list_file(directory)}")
+        typer.echo(f"removed {count(len(gone), 'line')} from {list_file(directory)}")
 
 
 def keys(directory: Directory, as_json: Json = False) -> None:

@@ -12,6 +12,7 @@ from typing import Annotated
 
 import typer
 
+from edgebus import counting
 from edgebus.cli.options import Endpoint, Insecure, Json, OwnKeys, ServerKey, Timeout, linked, print_json, safe
 from edgebus.cli.tap import MAX_CONTENT_BYTES, Service, say_open, tapped
 from edgebus.daemon.daemon import version
@@ -55,7 +56,8 @@ def record(
     if as_json:
         print_json({"file": str(file), "messages": writer.num_messages, "lost": writer.num_lost})
     else:
-        typer.echo(f"{writer.num_messages} messages in {file}, {writer.num_lost} left out because we were too slow")
+        left_out = f"{writer.num_lost} left out because we were too slow"
+        typer.echo(f"{counting.count(writer.num_messages, 'message')} in {file}, {left_out}")
 
 
 def replay(
@@ -110,13 +112,13 @@ def _report(tally: Tally, damage: str, as_json: bool) -> None:
         print_json(asdict(tally) | {"damage": damage or None})
         return
     typer.echo(
-        f"{tally.sent} requests sent: {tally.same} answers as recorded, {tally.different} different, "
-        f"{tally.uncompared} without a recorded answer"
+        f"{counting.count(tally.sent, 'request')} sent: {counting.count(tally.same, 'answer')} as recorded, "
+        f"{tally.different} different, {tally.uncompared} without a recorded answer"
     )
     for reason, number in tally.skipped.items():
-        typer.echo(f"{number} requests not sent: {reason}")
+        typer.echo(f"{counting.count(number, 'request')} not sent: {reason}")
     if tally.lost:
-        typer.echo(f"the recording lacks {tally.lost} messages that were left out when it was made")
+        typer.echo(f"the recording lacks {counting.count(tally.lost, 'message')}, left out when it was made")
     if damage:
         typer.echo(f"the recording ends early, {safe(damage, 300)}")
     for line in tally.differences:

@@ -14,6 +14,7 @@ from rich.text import Text
 
 import edgebus
 from edgebus.cli.options import Endpoint, Insecure, Json, OwnKeys, ServerKey, Timeout, linked, print_json, safe
+from edgebus.counting import count
 from edgebus.daemon.tapping import BUFFER_BYTES, TAP_SERVICE, TapRequest
 from edgebus.errors import RemoteError
 from edgebus.messages import decode_header
@@ -155,4 +156,6 @@ def _say_lost(console: Console, lost: Lost, as_json: bool) -> None:
     if as_json:
         print_json({"lost": lost.count})
     else:
-        console.print(Text(f"... {lost.count} messages left out: the tap was slower than the traffic", style="yellow"))
+        console.print(
+            Text(f"... {count(lost.count, 'message')} left out: the tap was slower than the traffic", style="yellow")
+        )

@@ -18,6 +18,7 @@ from rich.text import Text
 
 import edgebus
 from edgebus.cli.options import Insecure, Json, OwnKeys, Timeout, check_access, print_json, safe
+from edgebus.counting import count
 from edgebus.daemon.dialler import connect_any
 from edgebus.daemon.reports import PeerReport, StatsReport, ask_stats
 from edgebus.errors import ConfigError, EdgebusError
@@ -144,7 +145,7 @@ def _node(shot: Shot, before: Shot | None, width: int) -> Group | Text:
     span_s = shot.at - before.at if before is not None and old is not None else 0.0
     head = Text(f"{safe(shot.endpoint)}  '{safe(report.name)}'", style="bold")
     head.append(
-        f"  edgebus {safe(report.version)}  up {_span(report.uptime_s)}  {len(report.peers)} peers"
+        f"  edgebus {safe(report.version)}  up {_span(report.uptime_s)}  {count(len(report.peers), 'peer')}"
         f"  handshakes rejected {_count(report.node.get('rejected_handshakes', 0))}"
         f"  malformed {_count(report.node.get('malformed', 0))}"
         f"  unroutable {_count(report.node.get('unroutable', 0))}",

@@ -10,6 +10,7 @@ from pathlib import Path
 
 UNIT_FILE = "edgebus-node.service"
 _CONFIG = "/etc/edgebus/node.toml"
+_HOMES = ("/home/", "/root/", "/run/user/")  # what ProtectHome hides
 
 
 def unit_text(config: Path | None = None, program: str | None = None) -> str:
@@ -20,11 +21,17 @@ def unit_text(config: Path | None = None, program: str | None = None) -> str:
         program: what to start; by default the `edgebus` of this environment.
     """
     text = (resources.files("edgebus.daemon") / UNIT_FILE).read_text()
+    where: list[str] = []
     if program is None:
+        where = [sys.base_prefix, __file__]
         found = Path(sys.executable).with_name("edgebus")
         program = str(found) if found.exists() else shutil.which("edgebus") or f"{sys.executable} -m edgebus.cli"
     path = _CONFIG if config is None else str(config.resolve())
     command = f"{_quoted(program)} node --config {_quoted(path)}"
+    if any(part.startswith(_HOMES) for part in (program, path, *where)):
+        text = text.replace(
+            "ProtectHome=yes", "# Read, since this installation or its settings lie there.\nProtectHome=read-only"
+        )
     return re.sub(r"^ExecStart=.*$", lambda _: f"ExecStart={command}", text, flags=re.MULTILINE)
 
 

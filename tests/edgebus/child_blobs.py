@@ -1,10 +1,13 @@
 """Processes that use a blob store, to be killed or to compete; see test_blobs_store.py and test_blobs_net.py."""
 
+import contextlib
 import random
 import sys
+from pathlib import Path
 
 import edgebus
 from edgebus.blobs import BlobStore, BlobStoreFull, fetch_blob, serve_blobs
+from edgebus.blobs.manifest import manifest_of
 
 CHUNK = 4096
 mode, directory, *rest = sys.argv[1:]
@@ -56,6 +59,13 @@ def compete(seed):
     say(f"right {most}")
 
 
+def fill_up():
+    """Another program takes what is left: not a block is there, not even for a manifest."""
+    with Path(directory, "others").open("ab", buffering=0) as others, contextlib.suppress(OSError):
+        while True:
+            others.write(bytes(4096))
+
+
 def small():
     """A file system smaller than the budget."""
     store = BlobStore(directory, 1 << 30)
@@ -69,6 +79,23 @@ def small():
         say("full" if "is full" in str(error) else str(error))
     if store.get(second).view == bytes([2]) * 150_000 == blob.view:
         say("the second is whole")
+    blob.close()
+    fill_up()
+    manifest = manifest_of(b"small")
+    third, arriving = manifest.blob_id, store.begin(manifest)
+    arriving.write(0, b"small")
+    arriving.finish().close()
+    if store.has(third) and not store.has(second):
+        say("the second made room")
+    fill_up()
+    held = store.get(third)
+    try:
+        store.begin(manifest_of(b"more", 4096))
+    except BlobStoreFull as error:
+        say("full" if "is full" in str(error) else str(error))
+    names = {file.name for file in Path(directory).iterdir()}
+    if names == {".lock", "others", str(third), f"{third}.manifest"} and held.view == b"small":
+        say("nothing lies about")
 
 
 match mode:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import gc
+import inspect
 import subprocess
 import sys
 import threading
@@ -82,6 +83,16 @@ async def echo(request):
 
 
 # -- requests -------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["Node", "Link", "Subscription"])
+def test_a_verb_takes_the_same_on_both_faces(name):
+    plain, awaited = getattr(edgebus, name), getattr(aio, name)
+    both = [verb for verb in dir(awaited) if verb[0] != "_" and callable(getattr(plain, verb, None))]
+    assert len(both) > 1
+    for verb in both:
+        takes = [list(inspect.signature(getattr(face, verb)).parameters) for face in (plain, awaited)]
+        assert takes[0] == takes[1], verb
 
 
 @pytest.mark.parametrize("where", ["inproc://aio", "tcp://127.0.0.1:0"])

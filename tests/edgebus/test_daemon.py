@@ -216,6 +216,17 @@ def test_without_systemd_nothing_happens(environment, tmp_path):
     assert not Notifier(environment).send("READY=1")
 
 
+@pytest.mark.parametrize("home", ["/home/pi", "/root", "/run/user/1000"])
+def test_the_unit_sees_an_installation_or_settings_in_a_home(home, monkeypatch):
+    hidden, seen = "ProtectHome=yes\n", "ProtectHome=read-only\n"
+    assert hidden in unit_text(program="/usr/bin/edgebus")
+    assert hidden in unit_text(Path("/srv/home/node.toml"), program="/usr/bin/edgebus")
+    assert seen in unit_text(program=f"{home}/venv/bin/edgebus")
+    assert seen in unit_text(Path(home, "node.toml"), program="/usr/bin/edgebus")
+    monkeypatch.setattr(sys, "base_prefix", f"{home}/.pyenv/versions/3.11")  # an environment elsewhere links to it
+    assert seen in unit_text()
+
+
 def test_the_unit_has_our_paths_and_is_one_that_systemd_takes(tmp_path):
     config = tmp_path / "no de.toml"
     text = unit_text(config, program="/opt/edge bus/edgebus")

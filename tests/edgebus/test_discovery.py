@@ -11,7 +11,7 @@ import pytest
 import edgebus
 from edgebus import discovery
 from edgebus.directory import fingerprint
-from edgebus.discovery import Browser, advertise, browse
+from edgebus.discovery import SERVICE_TYPE, Browser, advertise, browse
 
 MARK = fingerprint("name:server")
 MARK_BYTES = MARK.encode()
@@ -34,19 +34,17 @@ class FalseZeroconf:
     """A network in one object."""
 
     def __init__(self):
-        self.infos, self.registered, self.closed = {}, [], False
+        self.registered, self.closed = [], False
 
     def add_service_listener(self, kind, listener):
         assert kind == "_edgebus._tcp.local."
         self.listener = listener
 
-    def remove_all_service_listeners(self):
+    def remove_service_listener(self, listener):
+        assert listener is self.listener
         self.listener = None
 
-    def get_service_info(self, kind, name, timeout):
-        return self.infos.get(name)
-
-    def register_service(self, info):
+    def register_service(self, info, *, cooperating_responders):
         self.registered.append(info)
 
     def unregister_service(self, info):
@@ -55,25 +53,21 @@ class FalseZeroconf:
     def close(self):
         self.closed = True
 
-    def appear(self, name, info):
-        self.infos[name] = info
-        self.listener.add_service(self, "_edgebus._tcp.local.", name)
-
 
 def test_instances_are_hints_while_they_last():
     network = FalseZeroconf()
     browser = browse(zeroconf=network)
-    network.appear("one", FalseInfo())
-    network.appear("two", FalseInfo(b"0123456789abcdef", 7001, [b"\x0a\x00\x00\x02", bytes(15) + b"\x01"]))
+    browser.note("one", FalseInfo())
+    browser.note("two", FalseInfo(b"0123456789abcdef", 7001, [b"\x0a\x00\x00\x02", bytes(15) + b"\x01"]))
     assert browser.hints() == [
         (MARK, "tcp://10.0.0.1:7000"),
         ("0123456789abcdef", "tcp://10.0.0.2:7001"),
         ("0123456789abcdef", "tcp://[::1]:7001"),
     ]
-    network.infos["one"] = FalseInfo(port=7009)
-    network.listener.update_service(network, "_edgebus._tcp.local.", "one")
+    browser.note("one", FalseInfo(port=7009))
     network.listener.remove_service(network, "_edgebus._tcp.local.", "two")
     assert browser.hints() == [(MARK, "tcp://10.0.0.1:7009")]
+    browser.close()
     browser.close()
     assert (network.listener, network.closed) == (None, False), "somebody else's is left open"
 
@@ -95,8 +89,8 @@ def test_instances_are_hints_while_they_last():
 def test_what_is_no_hint_is_ignored_and_counted(info):
     network = FalseZeroconf()
     browser = Browser(network, owned=False)
-    network.appear("one", FalseInfo())
-    network.appear("one", info)
+    browser.note("one", FalseInfo())
+    browser.note("one", info)
     assert (browser.hints(), browser.num_ignored) == ([], 1)
 
 
@@ -104,7 +98,7 @@ def test_flood_of_instances_is_bounded():
     network = FalseZeroconf()
     browser = Browser(network, owned=True)
     for n in range(1000):
-        network.appear(str(n), FalseInfo(port=1 + n, addresses=[bytes((10, 0, 0, i + 1)) for i in range(50)]))
+        browser.note(str(n), FalseInfo(port=1 + n, addresses=[bytes((10, 0, 0, i + 1)) for i in range(50)]))
     hints = browser.hints()
     assert len(hints) == 1024
     assert hints[-1] == (MARK, "tcp://10.0.0.4:1000")
@@ -151,6 +145,76 @@ def test_nodes_find_each_other_on_the_loopback_interface():
         with advertise(node, "tcp://127.0.0.1:7000", interfaces=LOOPBACK):
             until(lambda: browser.hints() == [(MARK, "tcp://127.0.0.1:7000")])
         until(lambda: browser.hints() == [])
+
+
+@pytest.fixture
+def loud():
+    """Somebody on the network who announces names and nothing behind them."""
+    zeroconf = pytest.importorskip("zeroconf")
+    opened = zeroconf.Zeroconf(interfaces=LOOPBACK)
+
+    def announce(*names):
+        for name in names:
+            message = zeroconf.DNSOutgoing(0x8400)  # an answer nobody asked for
+            pointer = zeroconf.DNSPointer(SERVICE_TYPE, 12, 1, 4500, f"{name}.{SERVICE_TYPE}")
+            message.add_answer_at_time(pointer, 0)
+            opened.send(message)
+
+    yield announce
+    opened.close()
+
+
+@pytest.mark.net
+def test_names_with_nothing_behind_them_hold_up_neither_who_is_there_nor_the_end(loud):
+    with edgebus.Node("server", insecure=True) as node, browse(interfaces=LOOPBACK) as browser:
+        loud(*(f"ghost{number}" for number in range(100)))
+        until(lambda: browser.num_ignored > 0)  # more than are asked about at once
+        with advertise(node, "tcp://127.0.0.1:7000", interfaces=LOOPBACK):
+            until(lambda: browser.hints() == [(MARK, "tcp://127.0.0.1:7000")], 5.0)
+        loud(*(f"spectre{number}" for number in range(100)))
+        began = time.monotonic()
+    assert time.monotonic() - began < 5.0
+
+
+@pytest.mark.net
+def test_name_that_zeroconf_does_not_take_ends_nothing(loud):
+    with edgebus.Node("server", insecure=True) as node, browse(interfaces=LOOPBACK) as browser:
+        loud("bad\x1b[31m")
+        until(lambda: browser.num_ignored == 1)
+        with advertise(node, "tcp://127.0.0.1:7000", interfaces=LOOPBACK):
+            until(lambda: browser.hints() == [(MARK, "tcp://127.0.0.1:7000")], 5.0)
+
+
+@pytest.mark.net
+def test_node_speaks_although_somebody_took_its_name():
+    pytest.importorskip("zeroconf")
+    with (
+        edgebus.Node("server", insecure=True) as node,
+        browse(interfaces=LOOPBACK) as browser,
+        advertise(node, "tcp://127.0.0.9:7000", interfaces=LOOPBACK),
+    ):
+        until(browser.hints)
+        with advertise(node, "tcp://127.0.0.1:7000", interfaces=LOOPBACK):
+            until(lambda: (MARK, "tcp://127.0.0.1:7000") in browser.hints())
+
+
+@pytest.mark.net
+def test_instance_that_has_to_be_asked_about_is_found_and_one_that_left_meanwhile_is_not():
+    """As with a responder that announces its name alone."""
+    zeroconf = pytest.importorskip("zeroconf")
+    with edgebus.Node("server", insecure=True) as node, advertise(node, "tcp://127.0.0.1:7000", interfaces=LOOPBACK):
+        name = f"{MARK}-7000.{SERVICE_TYPE}"
+        alone = zeroconf.Zeroconf(interfaces=LOOPBACK)
+        with Browser(alone, owned=True) as browser:
+            alone.remove_service_listener(browser._listener)  # it hears of nothing but from us
+            alone.cache.cache.clear()
+            browser.look_up(name)
+            until(lambda: browser.hints() == [(MARK, "tcp://127.0.0.1:7000")])
+            browser.forget(name)
+            browser.look_up(f"gone.{SERVICE_TYPE}")
+            assert len(browser._asked) == 1
+            browser.forget(f"gone.{SERVICE_TYPE}")
+            assert (browser.hints(), browser._asked) == ([], {})
 
 
 def until(condition, timeout_s=20.0):

@@ -223,6 +223,7 @@ def test_description_tells_the_cases_apart():
     refused = ("CONNECT_DELAYED", 115)
     mute = [*TRY, ("HANDSHAKE_FAILED_NO_DETAIL", errno.EAGAIN), ("DISCONNECTED", 9)]
     assert "nobody listens at tcp://h:1 (2 attempts)" in follow(True, refused, refused)[0].describe()
+    assert "(1 attempt)" in follow(True, refused)[0].describe()
     assert "never speaks ZMTP" in follow(True, *mute, *mute, *mute)[0].describe()
     assert "accepted and closed 2" in follow(False, *CUT, *CUT)[0].describe()
     assert "sent no welcome" in follow(True, *TRY, ("HANDSHAKE_SUCCEEDED", 0))[0].describe()

@@ -62,6 +62,20 @@ def test_wedged_application_is_found_within_two_beats_and_its_end_too(offset_s):
     assert world.found_after("up") <= BEAT_S + 0.05
 
 
+def test_service_that_hangs_is_found_although_others_of_its_node_answer():
+    """The node is heard of all the time, so nothing but a ping in spite of that brings the news."""
+    world = World()
+    world.duo.ask(b"waits", timeout_s=60.0)
+    world.duo.run()
+    world.stalled_from = began = world.duo.now
+    while world.health != "wedged":
+        assert world.duo.now < began + 2 * BEAT_S + 0.15
+        world.duo.ask(b"x")
+        world.duo.run()
+        world.duo.answer(world.duo.arrived[-1])
+        world.duo.advance(0.1)
+
+
 def test_wedged_application_is_named_when_the_deadline_is_over():
     world = World()
     world.duo.ask(b"x", timeout_s=9.0)
@@ -271,3 +285,24 @@ def test_lease_ends_when_the_application_says_so():
         found_within(link, "busy", 2 * REAL_BEAT_S)
         server.busy(0)
         found_within(link, "up", 2 * REAL_BEAT_S)
+
+
+@pytest.mark.net
+def test_what_lay_there_during_a_lease_is_not_held_against_who_is_back_from_it():
+    around = {"insecure": True, "limits": REAL}
+    with edgebus.Node("server", **around) as server, edgebus.Node("device", **around) as device:
+        link = device.connect(server.bind("tcp://127.0.0.1:0"))
+        inbox = server.serve("work")
+        server.busy(60.0, "prefill")
+        found_within(link, "busy", 2 * REAL_BEAT_S)
+        asked = [link.send_request("work", timeout_s=20.0) for _ in range(2)]
+        time.sleep(1.5 * REAL_BEAT_S)
+        server.busy(0)
+        while link.health == "busy":
+            time.sleep(0.001)
+        assert link.health == "up"
+        found_within(link, "wedged", 2 * REAL_BEAT_S)  # but it does not look now either
+        inbox.get().reply()
+        inbox.get().reply()
+        found_within(link, "up", 2 * REAL_BEAT_S)
+        assert [pending.result().payload for pending in asked] == [b"", b""]

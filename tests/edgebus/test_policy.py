@@ -129,6 +129,15 @@ def test_key_that_is_not_in_the_list_may_nothing():
     assert ask(policy(), "c" * 40) == "forbidden"
 
 
+def test_command_that_grants_a_guarded_service_grants_nothing_else():
+    def said(*services):
+        return policy(services=services).check(A, "edgebus.tap", 1, now=0.0, wall=0.0).detail
+
+    assert f"`edgebus allow DIR --services '*,edgebus.tap' '{A}'`" in said()
+    assert f"`edgebus allow DIR --services 'sled.*,edgebus.stats,edgebus.tap' '{A}'`" in said("sled.*", "edgebus.stats")
+    assert said(*["x" * 64] * 64).endswith("on the server, add it to services= of our key in the allow-list")
+
+
 def test_peers_without_a_key_may_all_but_the_guarded():
     plain = Policy()
     assert (ask(plain, None), ask(plain, None, "edgebus.tap")) == (None, "forbidden")

@@ -15,7 +15,7 @@ from msgspec.structs import replace
 import edgebus
 from edgebus import pool as pool_module
 from edgebus.directory import TOPIC, Directory, Joined, Left, encode_record, fingerprint
-from edgebus.members import Patience
+from edgebus.members import Member, Members, Patience
 from edgebus.pool import Pool
 from edgebus.services import Follower, announce
 from edgebus.testing import Proxy
@@ -319,6 +319,53 @@ def test_hint_is_tried_with_the_key_we_know_and_a_liar_gains_nothing(secure):
                 assert pool.stats().members[known].moves == 1
             assert liar.seen == []
             assert set(pool.stats().members) == {known}
+
+
+def test_lies_in_any_number_leave_a_server_its_static_address(secure):
+    """Whoever saw its fingerprint on the network can announce it for as many addresses as he likes."""
+    quick = Patience(dial_s=0.05, least_delay_s=0.01, most_delay_s=0.05, move_s=0.2)
+    with Server("server", node=secure.node("server")) as server:
+        known = secure.public("server")
+        lies = [(fingerprint(known), f"tcp://127.0.0.{number}:1") for number in range(1, 60)]
+        with pool_of((server.endpoint, known), node=secure.node("device"), hints=lambda: lies, patience=quick) as pool:
+            pool.wait_ready(5)
+            assert pool.stats().members[known].endpoint == server.endpoint
+
+
+def test_addresses_that_come_and_go_bring_one_dial_forward_a_second_and_displace_no_static_one():
+    member = Member("m", "KEY", ["tcp://static:1"], fixed=True, static={"tcp://static:1"})
+    dialled = []
+    for number in range(40):
+        member.hinted([f"tcp://lie:{number + 1}"], now=number * 0.1)
+        if member.dial_at == 0.0:
+            dialled.append(member.next_endpoint())
+            member.dial_at = 1e9
+    assert dialled == ["tcp://static:1", "tcp://lie:11", "tcp://static:1", "tcp://lie:31"]
+    for number in range(40):
+        member.offer(f"tcp://record:{number}")
+    assert len(member.addresses) == 17
+    assert member.addresses[-1] == "tcp://static:1"
+    member.hinted([], now=9.0)
+    assert member.next_endpoint() == "tcp://record:39", "what nobody announces any more is not tried"
+
+
+def test_link_that_comes_when_its_server_has_left_is_closed():
+    class FalseLink:
+        health, closed = "up", False
+
+        def close(self):
+            self.closed = True
+
+    class FalseNode:
+        def connect(self, endpoint, key, timeout_s):
+            members.by_id.clear()  # the directory withdrew it meanwhile
+            return link
+
+    link = FalseLink()
+    members = Members(FalseNode(), None, None, PATIENCE, random.Random(1))
+    member = members.add("tcp://a:1", "KEY", fixed=False)
+    members._dial(member, "tcp://a:1")
+    assert (member.link, link.closed) == (None, True)
 
 
 def test_what_was_asked_over_the_old_link_is_answered_although_the_server_was_found_elsewhere(secure):

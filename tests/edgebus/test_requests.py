@@ -49,6 +49,24 @@ def test_resends_worked_by_hand():
     assert caller.retries == 5
 
 
+def test_what_never_got_an_answer_says_how_often_it_was_sent():
+    caller = up_caller()
+    start(caller, ref="early", deadline_at=0.5)
+    start(caller, ref="over before it began", deadline_at=0.0)
+    caller.set_up(False, now=0.0)
+    start(caller, ref="while it was down", deadline_at=0.25)
+    caller.handle_timer(now=0.25)
+    caller.set_up(True, now=0.3)
+    start(caller, ref="late", deadline_at=0.5, now=0.4)
+    caller.handle_timer(now=0.5)
+    assert {settled.ref: settled.detail for settled in caller.events()} == {
+        "early": "sent 2 times, no answer",
+        "over before it began": "its time was over before it could be sent",
+        "while it was down": "the peer was not there all that time, so it was never sent",
+        "late": "sent once, no answer",
+    }
+
+
 def test_what_was_given_up_while_the_link_was_down_is_cancelled_when_it_is_up_again():
     """Of what was sent; what never left needs no word."""
     caller = up_caller()
