@@ -223,9 +223,13 @@ class Engine:
 
     # -- commands of the application threads --------------------------------------------------------
 
-    def bind(self, endpoint: str) -> str:
-        """Listen; returns the real endpoint."""
-        return self.runner.sockets.bind(endpoint, self._keys)
+    def bind(self, endpoint: str, socket_id: int) -> str:
+        """Listen with a socket of this id; returns the real endpoint."""
+        return self.runner.sockets.bind(endpoint, self._keys, socket_id)
+
+    def unbind(self, socket_id: int) -> None:
+        """Listen no more."""
+        self.runner.sockets.close(socket_id, 0.0)
 
     def serve(self, inbox: Inbox) -> str | None:
         """Register an inbox; returns a service that is taken already, or None."""
@@ -275,9 +279,11 @@ class Engine:
             attached.link.tell_lease(now=now)
             self.hub.touch(attached, now=now)
 
-    def dial(self, endpoint: str, server_key: str | None, other_keys: tuple[str, ...] = ()) -> Dialled:
-        """Open a link; its `settled` is set when it is up or has failed."""
-        return self.dialling.dial(endpoint, server_key, other_keys)
+    def dial(
+        self, endpoint: str, server_key: str | None, other_keys: tuple[str, ...], keep: Callable[[Dialled], object]
+    ) -> Dialled:
+        """Open a link; its `settled` is set when it is up or has failed. Args: as Dialling.dial."""
+        return self.dialling.dial(endpoint, server_key, other_keys, keep)
 
     def move(self, dialled: Dialled, endpoint: str, server_key: str | None) -> None:
         """Go on with a link at another address; what is outstanding goes there."""
@@ -285,8 +291,16 @@ class Engine:
 
     def hang_up(self, dialled: Dialled, linger_s: float) -> None:
         """Close a dialled link; its requests end as NodeClosed."""
-        if self._dialled.pop(dialled.socket_id, None) is None:
+        if dialled.socket_id not in self._dialled:
             return
+        try:
+            self._hang_up(dialled, linger_s)
+        except BaseException:  # of a signal handler: every step may come twice, and none is left out
+            self._hang_up(dialled, linger_s)
+            raise
+
+    def _hang_up(self, dialled: Dialled, linger_s: float) -> None:
+        self._dialled.pop(dialled.socket_id, None)
         now = time.monotonic()
         dialled.attached.link.close(now=now)
         self.hub.touch(dialled.attached, now=now)
@@ -336,6 +350,8 @@ class Engine:
         self, dialled: Dialled, service: str, specs: Specs, frames: Frames, pending: Pending, terms: Terms | None
     ) -> None:
         """Start a request of a signal handler, which is not there any more to be told that there is no room."""
+        if any(entry.ref is pending for entry in dialled.attached.link.caller.outstanding.values()):
+            return  # another one has interrupted it meanwhile
         try:
             self.request(dialled, service, specs, frames, pending, terms)
         except QueueFull as error:

@@ -309,11 +309,11 @@ class Runner:
             if not lead:
                 # A callback that waits while another thread drives: the others, which may be what it waits for, go on.
                 calls = self._calls == me
-                if calls:
-                    self._calls = _NOBODY
-                    self._calling.release()
-                    self.run_callbacks()
                 try:
+                    if calls:
+                        self._calls = _NOBODY
+                        self._calling.release()
+                        self.run_callbacks()
                     left_s = until - _now()
                     if left_s > 0:
                         item.follow(min(left_s, 60.0))
@@ -485,8 +485,12 @@ class Runner:
             for _ in range(min(len(self._deferred), BURST)):
                 if self._closed:
                     break
-                function, args, _ = self._deferred.popleft()
-                self.guard(function, *args)
+                item = self._deferred.popleft()
+                try:
+                    self.guard(item[0], *item[1])
+                except BaseException:  # of a signal handler: it is run again, as a whole
+                    self._deferred.appendleft(item)
+                    raise
             at = self.guard(handler.on_turn, time.monotonic())
             self._next_at = time.monotonic() + 0.1 if at is None else at
             if not (sockets.touched or self._deferred) or self._closed:

@@ -14,12 +14,14 @@ def interrupted(function, at, is_ours):
     left, raised = [at], [False]
 
     def trace(frame, event, _):
-        if not is_ours(frame.f_globals.get("__name__", "")):
+        # What is raised in a finalizer is only told of.
+        if frame.f_code.co_name == "__del__" or not is_ours(frame.f_globals.get("__name__", "")):
             return None
         left[0] -= event == "line"
         if event == "line" and left[0] == 0:
             sys.settrace(None)
             raised[0] = True
+            if __import__("os").environ.get("SHOW"): print(frame.f_code.co_filename.rsplit("/",1)[1], frame.f_lineno, flush=True)
             raise Interrupt
         return trace
 
