@@ -222,8 +222,12 @@ class Sockets:
     def take_touched(self) -> None:
         """Read from sockets that may be readable although no descriptor tells: touched, or not read empty."""
         touched = [(fd, 0) for fd in self.touched]
-        self.touched.clear()
-        self.take(touched)
+        try:
+            self.touched.clear()
+            self.take(touched)
+        except BaseException:
+            self.touched.update([fd for fd, _ in touched if fd in self._takers])
+            raise
 
     # -- sockets ------------------------------------------------------------------------------------
 
@@ -479,9 +483,9 @@ class Sockets:
                 port.close()
         if opened := self.by_id.get(socket_id):
             opened.port.close()
-        if monitor is not None and not monitor.closed:
-            if not sock.closed:
-                sock.disable_monitor()
+        if not sock.closed:
+            sock.disable_monitor()  # at once: its name is made of a descriptor, which the next socket may have
+        if monitor is not None:
             monitor.close(linger=0)
         sock.close(linger=linger_ms)
         self._untold.pop(socket_id, None)
