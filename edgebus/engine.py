@@ -31,7 +31,7 @@ from edgebus.messages import Block, Message, Reply, Terms
 from edgebus.near import NEAR_SOCKET, NearLanes
 from edgebus.outcomes import Arrived, Outcome, PartArrived, Room, Settled, Superseded, Withdrawn
 from edgebus.requests import refusal
-from edgebus.runner import Runner
+from edgebus.runner import Runner, ends_process
 from edgebus.sharing import Sharing
 from edgebus.sockets import Sent
 from edgebus.stats import NodeStats, link_stats
@@ -255,7 +255,7 @@ class Engine:
     def has_undelivered(self) -> bool:
         """True while one-way messages of ours are on their way over links that are up."""
         return any(
-            attached.link.state is State.UP and attached.link.caller.num_one_way for attached in list(self.hub.links)
+            attached.link.state is State.UP and attached.link.caller.one_way() for attached in list(self.hub.links)
         )
 
     def services(self) -> list[str]:
@@ -301,6 +301,7 @@ class Engine:
 
     def _hang_up(self, dialled: Dialled, linger_s: float) -> None:
         self._dialled.pop(dialled.socket_id, None)
+        _tell_given_up([dialled.attached])
         now = time.monotonic()
         dialled.attached.link.close(now=now)
         self.hub.touch(dialled.attached, now=now)
@@ -425,6 +426,7 @@ class Engine:
         """Refuse, cancel, say goodbye everywhere, and end the runner."""
         now = time.monotonic()
         self.dialling.let_go()
+        _tell_given_up(self.hub.links)
         self.hub.close(now=now)
         self.on_turn(now)
         self.dialling.close(linger_s)
@@ -543,6 +545,18 @@ class Engine:
             self.answer(attached, arrived.answerer, arrived.id, refused)
 
 
+def _tell_given_up(links: Sequence[Attached]) -> None:
+    """These links are about to be closed: nobody may wait for what became of their one-way messages."""
+    services = [service for attached in links for service in attached.link.caller.one_way()]
+    if services:
+        _log.warning(
+            "closed before %d one-way message(s) were taken over there (%s): they are given up; allow close more time, "
+            "or wait for their outcomes before",
+            len(services),
+            ", ".join(sorted(set(services))),
+        )
+
+
 class _Call:
     """The one call of a handler: begun and interrupted by a signal handler, it is not begun again."""
 
@@ -561,10 +575,12 @@ def _serve(handler: Handle, request: Request) -> None:
     request.acknowledge()
     try:
         handler(request)
-    except (Exception, SystemExit):  # a handler that ends its thread would end the node's
+    except (Exception, SystemExit) as error:
         _log.exception("edgebus: the handler of %s failed", request.service)
         if not request.answered:
             request.refuse("internal", "the handler failed on this request; the server's log has the reason")
+        if ends_process(error):
+            raise
 
 
 def _pong(arrived: Arrived) -> Message:

@@ -318,6 +318,8 @@ class Node:
     def close(self, linger_s: float = 1.0) -> None:
         """Let one-way messages arrive, refuse what waits, cancel what is outstanding, say goodbye.
 
+        One-way messages that nobody has taken by then, or whose link is down, are given up, and that is logged.
+
         Args:
             linger_s: for one-way messages, and again for what is on its way; all in all 2 linger_s + 2 s at most.
         """

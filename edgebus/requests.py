@@ -103,11 +103,10 @@ class Caller:
         """Requests without an outcome yet."""
         return len(self.outstanding)
 
-    @property
-    def num_one_way(self) -> int:
-        """One-way messages without an outcome yet."""
-        entries = list(self.outstanding.values())
-        return sum(entry.header.terms is not None and entry.header.terms.kind == ONE_WAY for entry in entries)
+    def one_way(self) -> list[str]:
+        """The services of one-way messages without an outcome yet."""
+        headers = [entry.header for entry in list(self.outstanding.values())]
+        return [header.service for header in headers if header.terms is not None and header.terms.kind == ONE_WAY]
 
     def room_fault(self, size_bytes: int) -> str | None:
         """Say why a request of this size cannot be accepted now, or None; with `drop_oldest` it makes room."""
@@ -426,9 +425,9 @@ class Caller:
             detail = "the peer was not there all that time, so it was never sent"
             self._settle(entry, Outcome.EXPIRED, detail=detail)
         elif self._up:
-            self._settle(entry, Outcome.EXPIRED, detail=f"sent {entry.attempts} times, no answer{self.note}")
+            self._settle(entry, Outcome.EXPIRED, detail=f"sent {_times(entry.attempts)}, no answer{self.note}")
         else:
-            detail = f"sent {entry.attempts} times, then the link went down"
+            detail = f"sent {_times(entry.attempts)}, then the link went down"
             self._settle(entry, Outcome.UNKNOWN, code="link_lost", detail=detail)
 
     def _give_room(self, entry: _Outstanding) -> None:
@@ -464,6 +463,10 @@ def refusal(request_id: int, code: str, detail: str, info: bytes = b"") -> Messa
     'file ?'
     """
     return Message(Refusal(request_id, _sendable(code[:64]), _sendable(detail[:1024])), (info,))
+
+
+def _times(number: int) -> str:
+    return "once" if number == 1 else f"{number} times"
 
 
 def _sendable(text: str) -> str:

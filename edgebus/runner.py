@@ -88,6 +88,11 @@ class _Displaced:
         raise AssertionError("the node's own thread leads or is parked")
 
 
+def ends_process(error: BaseException) -> bool:
+    """True for sys.exit() on the main thread, where signal handlers run; on another it would end the node's own."""
+    return isinstance(error, SystemExit) and threading.current_thread() is threading.main_thread()
+
+
 class _Again:
     """A callback that was interrupted: once more, not for ever."""
 
@@ -417,7 +422,9 @@ class Runner:
         """A fault in one message or command must not take the whole node down."""
         try:
             return function(*args)
-        except (Exception, SystemExit):  # one that ends a thread would end the node's own
+        except (Exception, SystemExit) as error:
+            if ends_process(error):
+                raise
             _log.exception("edgebus: internal error in %r", function)
             return None
 
@@ -450,18 +457,19 @@ class Runner:
             self._woken = True
             try:
                 self._wake_write.send(b"\0")
-            except OSError:  # full of wake-ups already, or closed
+            except BlockingIOError:  # full of wake-ups already
                 pass
-            except BaseException:  # of a signal handler: perhaps it was not sent
-                self._woken = False
-                raise
+            except BaseException as error:  # of a signal handler, TimeoutError say: perhaps it was not sent
+                if not isinstance(error, OSError) or self._wake_write.fileno() >= 0:
+                    self._woken = False
+                    raise
 
     def _on_wake(self, event: int) -> bool:
         # First read, then clear, then take what was deferred. Cleared first, a byte written in between would be
         # read away and leave the flag set, and nobody would wake a driver any more.
         try:
             self._wake_read.recv(4096)
-        except OSError:
+        except BlockingIOError:
             pass
         finally:
             self._woken = False

@@ -1,4 +1,4 @@
-"""An exception of a signal handler at any line that opens, moves or closes something: the node goes on, nothing is lost.
+"""An exception of a signal handler at any line that opens, moves or closes something: the node goes on as before.
 
 The lines are those of plain modules and of pyzmq's own: compiled ones show none, and no handler runs in the middle of
 them. test_compiled.py has this file run as plain Python, where each shows its own.
@@ -6,16 +6,21 @@ them. test_compiled.py has this file run as plain Python, where each shows its o
 
 from __future__ import annotations
 
+import errno
 import gc
+import subprocess
+import sys
 import threading
 import time
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 import numpy as np
 import pytest
 
 import edgebus
-from tests.edgebus.interrupting import interrupted
+from edgebus.handshake import HandshakeWatch, Verdict
+from tests.edgebus.interrupting import Interrupt, interrupted
+from tests.edgebus.test_sharing import eventually
 
 pytestmark = [
     pytest.mark.net,
@@ -132,14 +137,17 @@ def test_link_whose_close_is_interrupted_at_any_line_is_closed(transport):
     with world(transport) as (_, device, endpoints):
         links = [device.connect(endpoints[0])]
 
-        def check(at):
+        def close():
             links[0].close()
+
+        def check(at):
+            close()
             assert faults(device) == {}, at
             assert device._engine.dialling.by_socket == {}, at
             assert free(device._engine.runner), at
             links[0] = device.connect(endpoints[0])
 
-        assert each_line(lambda: links[0].close(), check) > 5
+        assert each_line(close, check) > 5
 
 
 def test_lane_whose_opening_is_interrupted_at_any_line_is_opened(monkeypatch):
@@ -203,3 +211,169 @@ def test_bind_that_is_interrupted_at_any_line_keeps_no_address(tmp_path):
             assert len(server._engine.runner.sockets.by_id) == before, at
 
         assert each_line(bind, check) > 5
+
+
+def test_link_that_is_moved_to_what_is_no_address_stays_where_it_was():
+    with world("tcp") as (_, device, endpoints):
+        link = device.connect(endpoints[0])
+        for number in range(3):
+            with pytest.raises(edgebus.ConfigError):
+                link.move("ipc://" + "x" * 200)  # too long for a path of a socket
+            assert link.endpoint == endpoints[0]
+            assert link.request("echo", b"%d" % number).payload == b"%d" % number
+        assert faults(device) == {}
+        assert link._link.num_ups == 1
+
+
+def test_key_that_was_about_to_be_tried_is_not_forgotten(monkeypatch):
+    with world("tcp") as (_, device, endpoints):
+        link = device.connect(endpoints[0])
+        dialling, dialled = device._engine.dialling, link._dialled
+        dialled.other_keys, dialled.server_key = ("B" * 40, "C" * 40), "A" * 40
+        dial_socket, left = dialling._dial_socket, [Interrupt()]
+
+        def interrupted_once(*args, **options):
+            if left:
+                raise left.pop()
+            dial_socket(*args, **options)
+
+        monkeypatch.setattr(dialling, "_dial_socket", interrupted_once)
+
+        def doubtful():
+            dialling._judged(dialled, Verdict("doubtful"), time.monotonic())
+
+        with pytest.raises(Interrupt):
+            device._engine.runner.do(doubtful)
+        assert (dialled.server_key, dialled.other_keys) == ("A" * 40, ("B" * 40, "C" * 40))
+        device._engine.runner.do(doubtful)
+        assert (dialled.server_key, dialled.other_keys) == ("B" * 40, ("C" * 40, "A" * 40))
+        assert faults(device) == {}
+
+
+def test_cuts_of_a_handshake_are_not_counted_twice():
+    with world("tcp") as (_, device, endpoints):
+        dialled = device.connect(endpoints[0])._dialled
+        dialling, judged = device._engine.dialling, []
+
+        class Watch(HandshakeWatch):
+            def handle(self, event, value):
+                verdict = super().handle(event, value)
+                judged.append(self._cut)
+                if len(judged) == 1:
+                    raise Interrupt
+                return verdict
+
+        dialled.watch = Watch(endpoints[0], secure=True, proven=True)
+        for _ in range(2):
+            with suppress(Interrupt):
+                dialling.on_monitor(dialled.socket_id, "HANDSHAKE_FAILED_NO_DETAIL", errno.EPIPE)
+        assert judged == [1, 1]
+
+
+def test_what_was_left_for_later_and_is_interrupted_is_run_again():
+    """A connection within the process that was let in, say."""
+    with edgebus.Node("n", insecure=True) as node:
+        runner, calls = node._engine.runner, []
+
+        def late():
+            calls.append(threading.get_ident())
+            if len(calls) == 1:
+                raise Interrupt
+
+        with pytest.raises(Interrupt):
+            runner.do(runner.defer, late)
+        runner.do(list)
+        assert len(calls) == 2
+
+
+class Never:
+    """What nobody waits for in vain."""
+
+    def __init__(self):
+        self.ready, self._event = False, threading.Event()
+
+    def follow(self, wait_s):
+        self._event.wait(wait_s)
+
+    def come(self):
+        self.ready = True
+        self._event.set()
+
+
+def test_callback_that_is_interrupted_while_another_one_waits_leaves_nobody_waiting():
+    with edgebus.Node("n", insecure=True) as node:
+        runner, driven, followed = node._engine.runner, Never(), Never()
+        driver = threading.Thread(target=runner.wait, args=(driven, time.monotonic() + 20))
+        driver.start()
+        eventually(lambda: runner._driver == driver.ident, 5, "that it drives")
+
+        def interrupt():
+            raise Interrupt
+
+        with runner._lock:
+            runner._callbacks.extend([lambda: runner.wait(followed, time.monotonic() + 5), interrupt])
+            with pytest.raises(Interrupt):
+                runner.run_callbacks()
+        assert (runner._followers, runner._calls) == (0, 0)
+        assert runner._calling.acquire(blocking=False)
+        runner._calling.release()
+        runner._callbacks.clear()  # it would be called once more
+        driven.come()
+        runner.nudge()
+        driver.join(5)
+        assert not driver.is_alive()
+
+
+@pytest.mark.parametrize("error", [TimeoutError, ConnectionError, Interrupt])
+def test_exception_of_a_signal_handler_while_a_driver_is_woken_is_not_taken_for_a_full_pipe(error):
+    class Pipe:
+        def __init__(self, what):
+            self._what = what
+
+        def send(self, content):
+            raise self._what
+
+        def fileno(self):
+            return 3
+
+    with edgebus.Node("n", insecure=True) as node:
+        runner = node._engine.runner
+        with runner._lock:
+            pipe, runner._woken = runner._wake_write, False
+            try:
+                runner._wake_write = Pipe(error())
+                with pytest.raises(error):
+                    runner._wake()
+                assert not runner._woken
+                runner._wake_write = Pipe(BlockingIOError())
+                runner._wake()
+                assert runner._woken
+            finally:
+                runner._wake_write = pipe
+                runner._woken = False
+
+
+def test_signal_that_ends_the_process_does_so_also_in_the_middle_of_a_handler():
+    """SIGTERM with sys.exit(), as many a service has it, was logged as a fault of the handler, and nothing ended."""
+    code = (
+        "import edgebus, os, signal, sys\n"
+        "signal.signal(signal.SIGTERM, lambda *_: sys.exit(7))\n"
+        "node = edgebus.Node('n', insecure=True)\n"
+        "node.handle('stop', lambda request: os.kill(os.getpid(), signal.SIGTERM))\n"
+        "with node, node.connect(node.bind('inproc://itself')) as link:\n"
+        "    try:\n"
+        "        link.request('stop', timeout_s=5)\n"
+        "    except edgebus.Refused as error:\n"
+        "        print(error.code)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False)
+    assert (done.returncode, done.stdout) == (7, ""), done.stderr
+
+
+def test_handler_that_ends_its_thread_does_not_end_the_nodes():
+    with edgebus.Node("server", insecure=True) as server, edgebus.Node("device", insecure=True) as device:
+        server.handle("exit", lambda request: sys.exit(1))
+        link = device.connect(server.bind("tcp://127.0.0.1:0"))
+        for _ in range(2):
+            with pytest.raises(edgebus.Refused, match="internal"):
+                link.request("exit", timeout_s=5)

@@ -49,6 +49,19 @@ def test_resends_worked_by_hand():
     assert caller.retries == 5
 
 
+@pytest.mark.parametrize(
+    ("is_up", "detail"), [(True, "sent once, no answer"), (False, "sent once, then the link went down")]
+)
+def test_what_was_sent_once_is_not_said_to_have_been_sent_1_times(is_up, detail):
+    caller = up_caller()
+    start(caller, deadline_at=0.5)
+    caller.headers_to_send()
+    caller.set_up(is_up, now=0.1)
+    caller.handle_timer(now=0.5)
+    [settled] = caller.events()
+    assert settled.detail == detail
+
+
 def test_what_was_given_up_while_the_link_was_down_is_cancelled_when_it_is_up_again():
     """Of what was sent; what never left needs no word."""
     caller = up_caller()
