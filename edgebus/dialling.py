@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -19,6 +20,29 @@ if TYPE_CHECKING:
     from edgebus.keys import Keys
 
 
+class Once:
+    """What comes once, to wait for.
+
+    threading.Event keeps its lock for ever if a signal handler raises in the middle of it.
+    """
+
+    def __init__(self) -> None:
+        self.ready = False
+        self._waiter = threading.Lock()  # held until then
+        self._waiter.acquire()
+
+    def come(self) -> None:
+        """It is there; coming twice is fine."""
+        self.ready = True
+        with suppress(RuntimeError):
+            self._waiter.release()
+
+    def follow(self, wait_s: float) -> None:
+        """Sleep until it has come, at most so long."""
+        if not self.ready and self._waiter.acquire(timeout=wait_s):
+            self._waiter.release()
+
+
 @dataclass(eq=False)
 class Dialled:
     """A link this node opened: how its transports do, and who waits for it."""
@@ -31,7 +55,7 @@ class Dialled:
     other_keys: tuple[str, ...] = ()  # that it may hold as well, while it changes its key
     bulk_socket_id: int | None = None
     question: Question | None = None  # for the listener's greeting, while its handshakes are cut
-    settled: threading.Event = field(default_factory=threading.Event)  # up once, or failed
+    settled: Once = field(default_factory=Once)  # up once, or failed
     failure: Failed | None = None
 
 
@@ -134,7 +158,7 @@ class Dialling:
         dialled = self.by_socket.get(attached.route[0])
         if dialled is None:
             return False
-        dialled.settled.set()
+        dialled.settled.come()
         if dialled.bulk_socket_id is not None:
             self._hub.lane_connected(attached, now=now)
         return True
@@ -142,7 +166,7 @@ class Dialling:
     def failed(self, dialled: Dialled, failure: Failed) -> None:
         """A link has failed for good."""
         dialled.failure = failure
-        dialled.settled.set()
+        dialled.settled.come()
         # libzmq would go on trying a wrong key for ever.
         self._sockets.close(dialled.socket_id, 0.0)
 
@@ -153,7 +177,7 @@ class Dialling:
     def let_go(self) -> None:
         """The node ends: nobody waits any more."""
         for dialled in self.by_socket.values():
-            dialled.settled.set()
+            dialled.settled.come()
 
     def close(self, linger_s: float) -> None:
         """Close all sockets."""

@@ -302,9 +302,13 @@ class Local:
     def _hang_up(self, end: _End) -> None:
         """End a connection from here."""
         end.is_open = False
-        self._ends.pop(end.route, None)
+        self._forget(end)
         peer = end.peer
         peer.local._owner.defer(peer.local._leave, peer)
+
+    def _forget(self, end: _End) -> None:
+        if self._ends.get(end.route) is end:  # a dialler that was let in twice has another one by this route
+            del self._ends[end.route]
 
     def _leave(self, end: _End) -> None:
         """The other end is no more. A listener's node learns it when it sends, as with libzmq."""
@@ -312,9 +316,9 @@ class Local:
             return
         try:
             end.is_open = False
-            self._ends.pop(end.route, None)
+            self._forget(end)
             dialler = self._diallers.get(end.route[0])
-            if dialler is not None:
+            if dialler is not None and dialler.end in (None, end):
                 dialler.end = None
                 self._owner.on_monitor(dialler.socket_id, "DISCONNECTED", 0)
                 self._try(dialler)

@@ -48,19 +48,6 @@ class _Delivered(NamedTuple):
         time.sleep(min(wait_s, 0.01))  # another thread drives, and does not know of us
 
 
-class _Settled(NamedTuple):
-    """A link that is being dialled, to wait for."""
-
-    event: threading.Event
-
-    @property
-    def ready(self) -> bool:
-        return self.event.is_set()
-
-    def follow(self, wait_s: float) -> None:
-        self.event.wait(wait_s)
-
-
 class Node:
     """One process on the bus: it listens, dials, or both. Use as a context manager, or close() it.
 
@@ -300,8 +287,8 @@ class Node:
         runner = self._engine.runner
         wait_s = max(0.0, until - time.monotonic())
         dialled = runner.call(self._engine.dial, endpoint, server_key, others, keep)
-        runner.wait(_Settled(dialled.settled), time.monotonic() + wait_s)
-        if dialled.failure is None and dialled.settled.is_set() and not self._closed:
+        runner.wait(dialled.settled, time.monotonic() + wait_s)
+        if dialled.failure is None and dialled.settled.ready and not self._closed:
             return Link(self._engine, dialled)
         why = dialled.watch.describe()
         runner.do_unless_closed(self._engine.hang_up, dialled, 0.0)

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import errno
 import gc
+import random
+import signal
 import subprocess
 import sys
 import threading
@@ -18,8 +20,11 @@ import numpy as np
 import pytest
 
 import edgebus
+from edgebus import link as link_module
+from edgebus.dialling import Once
 from edgebus.handshake import HandshakeWatch, Verdict
 from tests.edgebus.interrupting import Interrupt, interrupted
+from tests.edgebus.test_interrupts import PLAIN
 from tests.edgebus.test_sharing import eventually
 
 pytestmark = [
@@ -377,3 +382,105 @@ def test_handler_that_ends_its_thread_does_not_end_the_nodes():
         for _ in range(2):
             with pytest.raises(edgebus.Refused, match="internal"):
                 link.request("exit", timeout_s=5)
+
+
+@pytest.mark.parametrize("what", ["Up", "Down"])
+def test_link_that_is_interrupted_as_it_comes_up_or_goes_down_does_so_when_it_is_told_again(what, monkeypatch):
+    """It was up for its state and down for its requests: none of them was ever sent."""
+    left, original = [Interrupt()], getattr(link_module, what)
+
+    def interrupted_once(*args, **options):
+        if left and threading.current_thread() is threading.main_thread():
+            raise left.pop()
+        return original(*args, **options)
+
+    with world("tcp") as (_, device, endpoints):
+        link = device.connect(endpoints[0])
+        monkeypatch.setattr(link_module, what, interrupted_once)
+        for _ in range(100):  # it may be the node's own thread that sees it come up
+            with suppress(Interrupt):
+                link.move(endpoints[0])
+            with suppress(Interrupt):
+                link.request("echo", b"x", timeout_s=5)
+            if not left:
+                break
+        assert not left
+        assert link.request("echo", b"y", timeout_s=5).payload == b"y"
+        assert faults(device) == {}
+
+
+def test_dialler_that_is_let_in_twice_keeps_its_first_connection():
+    """It knocked again, as a signal handler had raised just behind its first knock."""
+    with world("inproc") as (server, device, endpoints):
+        link = device.connect(endpoints[0])
+        there, here = server._engine.runner.sockets._local, device._engine.runner.sockets._local
+        [listener] = [each for each in there._listening.values() if each.name == "interrupted-1"]
+        [dialler] = here._diallers.values()
+        listener.knocking.add(dialler)
+        server._engine.runner.do(there._let_in, listener, dialler)
+        for number in range(3):
+            assert link.request("echo", b"%d" % number, timeout_s=5).payload == b"%d" % number
+        eventually(lambda: len(there._ends) == 1, 5.0, "that the second one is given up")
+        assert list(here._ends.values()) == [dialler.end]
+        assert link._link.num_ups == 1
+
+
+def test_what_comes_once_may_come_twice():
+    once = Once()
+    once.follow(0.0)
+    assert not once.ready
+    thread = threading.Thread(target=once.follow, args=(20.0,))
+    thread.start()
+    once.come()
+    once.come()
+    thread.join(5)
+    assert once.ready
+    assert not thread.is_alive()
+    once.follow(20.0)
+
+
+@pytest.mark.timeout(60, method="thread")  # the other one has the timer that is used here
+@pytest.mark.skipif(PLAIN, reason="plain Python shows a signal handler between any two steps")
+@pytest.mark.parametrize("transport", ["tcp", "inproc"])
+def test_signals_while_links_are_dialled_moved_and_closed(transport):
+    source, armed, hits = random.Random(5), [False], [0]
+
+    def interrupt(*_):
+        if armed[0]:
+            armed[0] = False
+            hits[0] += 1
+            raise Interrupt
+
+    def life(device, endpoints, links):
+        armed[0] = True
+        link = device.connect(endpoints[0])
+        links.append(link)
+        for endpoint in reversed(endpoints):
+            link.move(endpoint)
+            link.request("echo", b"x", timeout_s=5)
+        link.close()
+        armed[0] = False
+
+    before = signal.signal(signal.SIGALRM, interrupt)
+    called, gc.callbacks[:] = gc.callbacks[:], []  # what is raised there is only told of
+    try:
+        with world(transport) as (_, device, endpoints):
+            for number in range(150):
+                links = []
+                signal.setitimer(signal.ITIMER_REAL, source.uniform(0.0002, 0.006))
+                with suppress(Interrupt):
+                    life(device, endpoints, links)
+                armed[0] = False
+                signal.setitimer(signal.ITIMER_REAL, 0)
+                for link in links:
+                    if link._dialled.socket_id in device._engine.dialling.by_socket:
+                        assert link.request("echo", b"y", timeout_s=5).payload == b"y", number
+                    link.close()
+                device._engine.runner.do(list)
+                assert faults(device) == {}, number
+                assert device._engine.dialling.by_socket == {}, number
+            assert hits[0] > 10
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+        gc.callbacks[:] = called
