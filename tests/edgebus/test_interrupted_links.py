@@ -23,6 +23,9 @@ import edgebus
 from edgebus import link as link_module
 from edgebus.dialling import Once
 from edgebus.handshake import HandshakeWatch, Verdict
+from edgebus.link_states import State
+from edgebus.messages import Message, Request, Welcome
+from tests.edgebus.duo import Duo
 from tests.edgebus.interrupting import Interrupt, interrupted
 from tests.edgebus.test_interrupts import PLAIN
 from tests.edgebus.test_sharing import eventually
@@ -390,23 +393,33 @@ def test_link_that_is_interrupted_as_it_comes_up_or_goes_down_does_so_when_it_is
     left, original = [Interrupt()], getattr(link_module, what)
 
     def interrupted_once(*args, **options):
-        if left and threading.current_thread() is threading.main_thread():
+        if left:
             raise left.pop()
         return original(*args, **options)
 
-    with world("tcp") as (_, device, endpoints):
-        link = device.connect(endpoints[0])
-        monkeypatch.setattr(link_module, what, interrupted_once)
-        for _ in range(100):  # it may be the node's own thread that sees it come up
-            with suppress(Interrupt):
-                link.move(endpoints[0])
-            with suppress(Interrupt):
-                link.request("echo", b"x", timeout_s=5)
-            if not left:
-                break
-        assert not left
-        assert link.request("echo", b"y", timeout_s=5).payload == b"y"
-        assert faults(device) == {}
+    machine = Duo().link
+    ups = machine.num_ups
+    if what == "Up":
+        machine.disconnected(now=1.0)
+        machine.connected(now=1.0)
+    monkeypatch.setattr(link_module, what, interrupted_once)
+    welcome = Welcome(2, "far", machine.peer_incarnation, machine._greeting, machine.peer_limits)
+
+    def tell():
+        if what == "Up":
+            machine.receive(Message(welcome), now=1.0)
+        else:
+            machine.disconnected(now=1.0)
+
+    with pytest.raises(Interrupt):
+        tell()
+    assert not left
+    machine.headers_to_send()
+    tell()
+    assert (machine.state is State.UP, machine.num_ups) == (what == "Up", ups + (what == "Up"))
+    assert [type(event) for event in machine.events()].count(original) == 1
+    machine.caller.start("s", (), (b"x",), deadline_at=9.0, ref=None, now=1.0)
+    assert any(type(message.header) is Request for message in machine.headers_to_send()) == (what == "Up")
 
 
 def test_dialler_that_is_let_in_twice_keeps_its_first_connection():
@@ -439,6 +452,7 @@ def test_what_comes_once_may_come_twice():
     once.follow(20.0)
 
 
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # one in a finalizer is only told of
 @pytest.mark.timeout(60, method="thread")  # the other one has the timer that is used here
 @pytest.mark.skipif(PLAIN, reason="plain Python shows a signal handler between any two steps")
 @pytest.mark.parametrize("transport", ["tcp", "inproc"])
