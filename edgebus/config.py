@@ -97,7 +97,12 @@ def check_transport(endpoint: str) -> None:
     if not endpoint.startswith(("tcp://", "ipc://", "inproc://")):
         raise ConfigError(f"endpoint {endpoint!r} is not tcp://HOST:PORT, ipc://PATH or inproc://NAME")
     port = endpoint.rpartition(":")[2]
-    if endpoint.startswith("tcp://") and port != "*" and not (port.isdecimal() and int(port) < 65_536):
+    is_port = port == "*" or (port.isascii() and port.isdecimal() and len(port) <= 5 and int(port) < 65_536)
+    if endpoint.startswith("tcp://") and not is_port:
         raise ConfigError(f"endpoint {endpoint!r} has no port of 0..65535, or * for any")
     if "\0" in endpoint:
         raise ConfigError(f"endpoint {endpoint!r} has a NUL in it")
+    try:
+        endpoint.encode()
+    except UnicodeEncodeError:
+        raise ConfigError(f"endpoint {endpoint!r} is not UTF-8") from None

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import threading
 import time
+from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -18,6 +20,29 @@ if TYPE_CHECKING:
     from edgebus.keys import Keys
 
 
+class Once:
+    """What comes once, to wait for.
+
+    threading.Event keeps its lock for ever if a signal handler raises in the middle of it.
+    """
+
+    def __init__(self) -> None:
+        self.ready = False
+        self._waiter = threading.Lock()  # held until then
+        self._waiter.acquire()
+
+    def come(self) -> None:
+        """It is there; coming twice is fine."""
+        self.ready = True
+        with suppress(RuntimeError):
+            self._waiter.release()
+
+    def follow(self, wait_s: float) -> None:
+        """Sleep until it has come, at most so long."""
+        if not self.ready and self._waiter.acquire(timeout=wait_s):
+            self._waiter.release()
+
+
 @dataclass(eq=False)
 class Dialled:
     """A link this node opened: how its transports do, and who waits for it."""
@@ -30,12 +55,15 @@ class Dialled:
     other_keys: tuple[str, ...] = ()  # that it may hold as well, while it changes its key
     bulk_socket_id: int | None = None
     question: Question | None = None  # for the listener's greeting, while its handshakes are cut
-    settled: threading.Event = field(default_factory=threading.Event)  # up once, or failed
+    settled: Once = field(default_factory=Once)  # up once, or failed
     failure: Failed | None = None
 
 
 class Dialling:
     """All of them, by socket; every method with the runner's lock held.
+
+    A signal handler may raise between any two steps. So a socket is in the table before it is opened; what is begun is
+    undone as long as nothing depends on it, and from then on done to the end, of which every step may come twice.
 
     Args:
         hub: whose links they are.
@@ -54,34 +82,56 @@ class Dialling:
         self.by_socket: dict[int, Dialled] = {}
         self.rejected = 0
 
-    def dial(self, endpoint: str, server_key: str | None, other_keys: tuple[str, ...] = ()) -> Dialled:
+    def dial(
+        self,
+        endpoint: str,
+        server_key: str | None,
+        other_keys: tuple[str, ...] = (),
+        keep: Callable[[Dialled], object] = lambda dialled: None,
+    ) -> Dialled:
         """Open a link; its `settled` is set when it is up or has failed.
 
         Args:
             other_keys: what to try once it was up and then finds another key there.
+            keep: called with it before it is returned, which a signal handler may prevent.
         """
         now = time.monotonic()
         self._hub.make_room_to_dial(now=now)
-        socket_id = self._dial_socket(endpoint, server_key)
-        attached = self._hub.dial((socket_id, b""), now=now)
-        watch = HandshakeWatch(endpoint, secure=server_key is not None)
-        dialled = self.by_socket[socket_id] = Dialled(socket_id, attached, watch, endpoint, server_key, other_keys)
+        socket_id = self._sockets.reserve(endpoint)
+        try:
+            attached = self._hub.dial((socket_id, b""), now=now)
+            watch = HandshakeWatch(endpoint, secure=server_key is not None)
+            dialled = self.by_socket[socket_id] = Dialled(socket_id, attached, watch, endpoint, server_key, other_keys)
+            self._dial_socket(socket_id, endpoint, server_key)
+            keep(dialled)
+        except BaseException:
+            self._sockets.close(socket_id, 0.0)
+            if (begun := self._hub.by_route.get((socket_id, b""))) is not None:
+                self._hub.drop(begun)
+            self.by_socket.pop(socket_id, None)
+            raise
         return dialled
 
     def move(self, dialled: Dialled, endpoint: str, server_key: str | None) -> None:
         """Go on with a link at another address; what is outstanding goes there."""
-        if server_key != dialled.server_key:
-            dialled.other_keys = ()
-        self._redial(dialled, endpoint, server_key, proven=False)
+        other_keys = dialled.other_keys if server_key == dialled.server_key else ()
+        self._redial(dialled, endpoint, server_key, other_keys, proven=False)
 
     def open_lane(self, dialled: Dialled) -> None:
         """Connect the bulk lane, unless it is."""
         if dialled.bulk_socket_id is not None:
             return
-        socket_id = self._dial_socket(dialled.endpoint, dialled.server_key, is_bulk=True)
-        dialled.bulk_socket_id = socket_id
-        self.by_socket[socket_id] = dialled
-        self._hub.add_lane(dialled.attached, (socket_id, b""))
+        socket_id = self._sockets.reserve(dialled.endpoint)
+        try:
+            self.by_socket[socket_id] = dialled
+            self._dial_socket(socket_id, dialled.endpoint, dialled.server_key, is_bulk=True)
+            self._hub.add_lane(dialled.attached, (socket_id, b""))
+            dialled.bulk_socket_id = socket_id
+        except BaseException:  # of a signal handler: it is asked for again
+            self._sockets.close(socket_id, 0.0)
+            self._hub.drop_lane(dialled.attached, (socket_id, b""))
+            self.by_socket.pop(socket_id, None)
+            raise
 
     def on_monitor(self, socket_id: int, event: str, value: int) -> None:
         """A transport changed."""
@@ -96,11 +146,11 @@ class Dialling:
             elif event == "DISCONNECTED":
                 self._hub.disconnected((socket_id, b""), now=now)
             return
-        handshaken = dialled.watch.handshaken
+        watch, before = dialled.watch, vars(dialled.watch).copy()
         try:
-            self._judged(dialled, dialled.watch.handle(event, value), now)
+            self._judged(dialled, watch.handle(event, value), now)
         except BaseException:  # of a signal handler: it is told again
-            dialled.watch.handshaken = handshaken
+            vars(watch).update(before)
             raise
 
     def up(self, attached: Attached, *, now: float) -> bool:
@@ -108,7 +158,7 @@ class Dialling:
         dialled = self.by_socket.get(attached.route[0])
         if dialled is None:
             return False
-        dialled.settled.set()
+        dialled.settled.come()
         if dialled.bulk_socket_id is not None:
             self._hub.lane_connected(attached, now=now)
         return True
@@ -116,7 +166,7 @@ class Dialling:
     def failed(self, dialled: Dialled, failure: Failed) -> None:
         """A link has failed for good."""
         dialled.failure = failure
-        dialled.settled.set()
+        dialled.settled.come()
         # libzmq would go on trying a wrong key for ever.
         self._sockets.close(dialled.socket_id, 0.0)
 
@@ -127,7 +177,7 @@ class Dialling:
     def let_go(self) -> None:
         """The node ends: nobody waits any more."""
         for dialled in self.by_socket.values():
-            dialled.settled.set()
+            dialled.settled.come()
 
     def close(self, linger_s: float) -> None:
         """Close all sockets."""
@@ -140,29 +190,53 @@ class Dialling:
         # Without a connection there is nobody to wait for, whatever libzmq has queued.
         linger_s = linger_s if dialled.watch.handshaken else 0.0
         self._sockets.close(dialled.socket_id, linger_s)
-        if dialled.bulk_socket_id is not None:
-            self.by_socket.pop(dialled.bulk_socket_id, None)
-            self._sockets.close(dialled.bulk_socket_id, 0.0)
-            dialled.bulk_socket_id = None
+        self._close_lane(dialled)
 
     # -- inside -------------------------------------------------------------------------------------
 
-    def _dial_socket(self, endpoint: str, server_key: str | None, *, is_bulk: bool = False) -> int:
-        keys = self._keys if server_key is not None else None
-        return self._sockets.dial(endpoint, keys, server_key, is_bulk=is_bulk)
+    def _close_lane(self, dialled: Dialled) -> None:
+        if dialled.bulk_socket_id is not None:
+            self._sockets.close(dialled.bulk_socket_id, 0.0)
+            self.by_socket.pop(dialled.bulk_socket_id, None)
+            dialled.bulk_socket_id = None
 
-    def _redial(self, dialled: Dialled, endpoint: str, server_key: str | None, *, proven: bool) -> None:
-        if dialled.failure is not None or self.by_socket.pop(dialled.socket_id, None) is None:
+    def _dial_socket(self, socket_id: int, endpoint: str, server_key: str | None, *, is_bulk: bool = False) -> None:
+        keys = self._keys if server_key is not None else None
+        self._sockets.dial(endpoint, keys, server_key, is_bulk=is_bulk, socket_id=socket_id)
+
+    def _redial(
+        self, dialled: Dialled, endpoint: str, server_key: str | None, other_keys: tuple[str, ...], *, proven: bool
+    ) -> None:
+        before = dialled.socket_id
+        if dialled.failure is not None or before not in self.by_socket:
             return
-        now = time.monotonic()
-        dialled.attached.link.disconnected(now=now)
-        self.close_sockets(dialled, 0.0)
-        dialled.endpoint, dialled.server_key = endpoint, server_key
-        dialled.watch = HandshakeWatch(endpoint, secure=server_key is not None, proven=proven)
-        dialled.socket_id = self._dial_socket(endpoint, server_key)
-        self.by_socket[dialled.socket_id] = dialled
-        self._hub.move(dialled.attached, (dialled.socket_id, b""))
-        self._hub.touch(dialled.attached, now=now)
+        socket_id = self._sockets.reserve(endpoint)
+        watch = HandshakeWatch(endpoint, secure=server_key is not None, proven=proven)
+        try:
+            self.by_socket[socket_id] = dialled
+            self._dial_socket(socket_id, endpoint, server_key)
+        except BaseException:  # an address that is none, or of a signal handler: it stays where it is
+            self._sockets.close(socket_id, 0.0)
+            self.by_socket.pop(socket_id, None)
+            raise
+
+        def go_on() -> None:
+            now = time.monotonic()
+            dialled.attached.link.disconnected(now=now)
+            self._ask_no_more(dialled)
+            dialled.socket_id, dialled.watch = socket_id, watch
+            dialled.endpoint, dialled.server_key, dialled.other_keys = endpoint, server_key, other_keys
+            self._close_lane(dialled)
+            self._sockets.close(before, 0.0)
+            self.by_socket.pop(before, None)
+            self._hub.move(dialled.attached, (socket_id, b""))
+            self._hub.touch(dialled.attached, now=now)
+
+        try:
+            go_on()
+        except BaseException:  # of a signal handler
+            go_on()
+            raise
 
     def _judged(self, dialled: Dialled, verdict: Verdict | None, now: float) -> None:
         if verdict is None:
@@ -181,8 +255,8 @@ class Dialling:
                 self._ask_greeting(dialled)
             case "doubtful" if dialled.other_keys:
                 # Cut again and again where it was let in: perhaps the server has changed its key meanwhile.
-                key, dialled.other_keys = dialled.other_keys[0], (*dialled.other_keys[1:], str(dialled.server_key))
-                self._redial(dialled, dialled.endpoint, key, proven=True)
+                key, others = dialled.other_keys[0], (*dialled.other_keys[1:], str(dialled.server_key))
+                self._redial(dialled, dialled.endpoint, key, others, proven=True)
 
     def _ask_greeting(self, dialled: Dialled) -> None:
         """Ask a listener that cuts handshakes for its greeting; one question at a time, the last one counts."""
@@ -194,6 +268,7 @@ class Dialling:
 
         self._ask_no_more(dialled)
         dialled.question = Question(self._sockets, dialled.endpoint, tell)
+        dialled.question.ask()
 
     def _ask_no_more(self, dialled: Dialled) -> None:
         if dialled.question is not None:

@@ -64,7 +64,8 @@ def check_keys(keys: KeyFacts) -> Seen:
         return _fail(keys.error, _remedy_in(keys.error))
     if keys.public_file is not None and keys.public_file != keys.public:
         text = f"{where}/node.key holds another key than node.key_secret: peers that were given it allow the wrong one"
-        return _fail(text, f"edgebus keygen {quoted} --force, then give its node.key out anew")
+        anew = f"edgebus keygen {quoted} --force, then give its node.key out anew"
+        return _fail(text, f"edgebus rotate {quoted} --activate, if a change of key was interrupted; else {anew}")
     if keys.directory_mode & 0o022:
         text = f"{where} has mode {keys.directory_mode:04o}: others can put their own keys and allow-list there"
         return _fail(text, f"chmod 700 {quoted}")

@@ -31,7 +31,7 @@ from edgebus.messages import Block, Message, Reply, Terms
 from edgebus.near import NEAR_SOCKET, NearLanes
 from edgebus.outcomes import Arrived, Outcome, PartArrived, Room, Settled, Superseded, Withdrawn
 from edgebus.requests import refusal
-from edgebus.runner import Runner
+from edgebus.runner import Runner, ends_process
 from edgebus.sharing import Sharing
 from edgebus.sockets import Sent
 from edgebus.stats import NodeStats, link_stats
@@ -219,9 +219,13 @@ class Engine:
 
     # -- commands of the application threads --------------------------------------------------------
 
-    def bind(self, endpoint: str) -> str:
-        """Listen; returns the real endpoint."""
-        return self.runner.sockets.bind(endpoint, self._keys)
+    def bind(self, endpoint: str, socket_id: int) -> str:
+        """Listen with a socket of this id; returns the real endpoint."""
+        return self.runner.sockets.bind(endpoint, self._keys, socket_id)
+
+    def unbind(self, socket_id: int) -> None:
+        """Listen no more."""
+        self.runner.sockets.close(socket_id, 0.0)
 
     def serve(self, inbox: Inbox) -> str | None:
         """Register an inbox; returns a service that is taken already, or None."""
@@ -247,7 +251,7 @@ class Engine:
     def has_undelivered(self) -> bool:
         """True while one-way messages of ours are on their way over links that are up."""
         return any(
-            attached.link.state is State.UP and attached.link.caller.num_one_way for attached in list(self.hub.links)
+            attached.link.state is State.UP and attached.link.caller.one_way() for attached in list(self.hub.links)
         )
 
     def services(self) -> list[str]:
@@ -271,9 +275,11 @@ class Engine:
             attached.link.tell_lease(now=now)
             self.hub.touch(attached, now=now)
 
-    def dial(self, endpoint: str, server_key: str | None, other_keys: tuple[str, ...] = ()) -> Dialled:
-        """Open a link; its `settled` is set when it is up or has failed."""
-        return self.dialling.dial(endpoint, server_key, other_keys)
+    def dial(
+        self, endpoint: str, server_key: str | None, other_keys: tuple[str, ...], keep: Callable[[Dialled], object]
+    ) -> Dialled:
+        """Open a link; its `settled` is set when it is up or has failed. Args: as Dialling.dial."""
+        return self.dialling.dial(endpoint, server_key, other_keys, keep)
 
     def move(self, dialled: Dialled, endpoint: str, server_key: str | None) -> None:
         """Go on with a link at another address; what is outstanding goes there."""
@@ -281,8 +287,17 @@ class Engine:
 
     def hang_up(self, dialled: Dialled, linger_s: float) -> None:
         """Close a dialled link; its requests end as NodeClosed."""
-        if self._dialled.pop(dialled.socket_id, None) is None:
+        if dialled.socket_id not in self._dialled:
             return
+        try:
+            self._hang_up(dialled, linger_s)
+        except BaseException:  # of a signal handler: every step may come twice, and none is left out
+            self._hang_up(dialled, linger_s)
+            raise
+
+    def _hang_up(self, dialled: Dialled, linger_s: float) -> None:
+        self._dialled.pop(dialled.socket_id, None)
+        _tell_given_up([dialled.attached])
         now = time.monotonic()
         dialled.attached.link.close(now=now)
         self.hub.touch(dialled.attached, now=now)
@@ -332,6 +347,8 @@ class Engine:
         self, dialled: Dialled, service: str, specs: Specs, frames: Frames, pending: Pending, terms: Terms | None
     ) -> None:
         """Start a request of a signal handler, which is not there any more to be told that there is no room."""
+        if any(entry.ref is pending for entry in dialled.attached.link.caller.outstanding.values()):
+            return  # another one has interrupted it meanwhile
         try:
             self.request(dialled, service, specs, frames, pending, terms)
         except QueueFull as error:
@@ -405,6 +422,7 @@ class Engine:
         """Refuse, cancel, say goodbye everywhere, and end the runner."""
         now = time.monotonic()
         self.dialling.let_go()
+        _tell_given_up(self.hub.links)
         self.hub.close(now=now)
         self.on_turn(now)
         self.dialling.close(linger_s)
@@ -523,6 +541,18 @@ class Engine:
             self.answer(attached, arrived.answerer, arrived.id, refused)
 
 
+def _tell_given_up(links: Sequence[Attached]) -> None:
+    """These links are about to be closed: nobody may wait for what became of their one-way messages."""
+    services = [service for attached in links for service in attached.link.caller.one_way()]
+    if services:
+        _log.warning(
+            "closed before %d one-way message(s) were taken over there (%s): they are given up; allow close more time, "
+            "or wait for their outcomes before",
+            len(services),
+            ", ".join(sorted(set(services))),
+        )
+
+
 class _Call:
     """The one call of a handler: begun and interrupted by a signal handler, it is not begun again."""
 
@@ -541,10 +571,12 @@ def _serve(handler: Handle, request: Request) -> None:
     request.acknowledge()
     try:
         handler(request)
-    except (Exception, SystemExit):  # a handler that ends its thread would end the node's
+    except (Exception, SystemExit) as error:
         _log.exception("edgebus: the handler of %s failed", request.service)
         if not request.answered:
             request.refuse("internal", "the handler failed on this request; the server's log has the reason")
+        if ends_process(error):
+            raise
 
 
 def _pong(arrived: Arrived) -> Message:

@@ -15,7 +15,7 @@ from edgebus.zmtp import GREETING_BYTES, SIGNATURE
 class Question:
     """One connection, made once. It ends with the greeting, with whatever else comes, or when it is closed.
 
-    Without a socket left for it, it is closed from the start.
+    Nothing is asked before `ask`; without a socket left for it, nothing is told.
 
     Args:
         sockets: those of the node; its lock is held in here.
@@ -25,12 +25,16 @@ class Question:
 
     def __init__(self, sockets: Sockets, endpoint: str, tell: Callable[[bytes], object]) -> None:
         self._sockets = sockets
+        self._endpoint = endpoint
         self._tell = tell
         self._content = b""
         self._asked = False
         self._sock: ZmqSocket | None = None
+
+    def ask(self) -> None:
+        """Connect; to be called once."""
         with contextlib.suppress(zmq.ZMQError):
-            self._sock = sockets.open_raw(endpoint, self._take)
+            self._sockets.open_raw(self._endpoint, self._take, self._keep)
 
     def close(self) -> None:
         """Nothing is told any more."""
@@ -38,9 +42,13 @@ class Question:
             self._sockets.close_raw(self._sock)
             self._sock = None
 
+    def _keep(self, sock: ZmqSocket) -> None:
+        self._sock = sock
+
     def _take(self, event: int) -> bool:
         while self._sock is not None and get(self._sock, EVENTS) & POLLIN:
-            route, piece = self._sock.recv_multipart(zmq.NOBLOCK)
+            pieces = self._sock.recv_multipart(zmq.NOBLOCK)
+            route, piece = pieces[0], pieces[-1]  # one of them alone: a signal handler raised between the two
             if not self._asked:  # an empty piece: it is connected
                 self._asked = True
                 with contextlib.suppress(zmq.ZMQError):  # gone already, which the next piece says

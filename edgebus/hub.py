@@ -169,6 +169,13 @@ class Hub(HubFront):
         attached.bulk_route = route
         self.by_route[route] = attached
 
+    def drop_lane(self, attached: Attached, route: Route) -> None:
+        """That transport will not come."""
+        if self.by_route.get(route) is attached:
+            del self.by_route[route]
+        if attached.bulk_route == route:
+            attached.bulk_route = None
+
     def lane_connected(self, attached: Attached, *, now: float) -> None:
         """The bulk transport of a dialled link is there (again)."""
         attached.link.lane_connected()

@@ -405,10 +405,9 @@ class LinkMachine(LinkFront):
         self.heard_at = now
         if after is before:
             return True
-        self.state = after
+        # The state last: what a signal handler interrupts is told once more, and has to begin anew then.
         if after is State.UP:
-            self._events.append(Up(again=self.num_ups > 0))
-            self.num_ups += 1
+            up = Up(again=self.num_ups > 0)
             self._pinged_at = now
             self._ping_unanswered = False
             self._stalled_s, self._leased_until = 0.0, -math.inf
@@ -416,9 +415,13 @@ class LinkMachine(LinkFront):
             self.sender.lane_lost()
             self.pace.lost()
             self.caller.set_up(True, now=now)
+            self._events.append(up)
+            self.num_ups += 1
         elif before is State.UP:
-            self._events.append(Down(reason))
+            down = Down(reason)
             self.caller.set_up(False, now=now)
+            self._events.append(down)
+        self.state = after
         return True
 
     def _hello(self, lane: int) -> m.Hello:
@@ -432,6 +435,7 @@ class LinkMachine(LinkFront):
 
     def _greet(self, now: float) -> None:
         self._greeting += 1
+        self._hello_at = now + HELLO_RETRY_S  # also if a signal handler raises in what follows
         self._hello_at = now + HELLO_RETRY_S * self._around.jitter()
         self._messages.append(m.Message(self._hello(lane=0)))
 

@@ -210,7 +210,14 @@ class Link:
         self._engine.runner.call(self._engine.move, self._dialled, endpoint, server_key or self._dialled.server_key)
 
     def close(self, linger_s: float = 1.0) -> None:
-        """Say goodbye and close; outstanding requests end as NodeClosed. Closing twice is fine."""
+        """Say goodbye and close; outstanding requests end as NodeClosed. Closing twice is fine.
+
+        One-way messages that were not taken over there yet are given up, too, and that is logged: wait for what `send`
+        returned before, or close the node, which lets them arrive.
+
+        Args:
+            linger_s: for what is on its way, in the background.
+        """
         self._engine.runner.do_or_defer(self._engine.hang_up, self._dialled, linger_s)
 
     def __enter__(self) -> Link:
@@ -323,8 +330,6 @@ class Link:
             if engine.limits.on_full != "wait":
                 raise
             self._start_when_room(service, specs, frames, pending, terms, blocks)
-        except (Exception, SystemExit):
-            raise
         except BaseException:  # interrupted, perhaps between its start and its sending: nobody waits for it
             runner.defer(engine.give_up, self._dialled, pending)
             raise

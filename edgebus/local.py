@@ -119,13 +119,17 @@ class Local:
         self._max_bytes = limits.max_pending_bytes
         self._ids = itertools.count(-2, -1)
         self._routing_ids = itertools.count(1)
-        self._listening: dict[str, _Listener] = {}
+        self._listening: dict[int, _Listener] = {}
         self._diallers: dict[int, _Dialler] = {}
         self._ends: dict[Route, _End] = {}
 
     # -- what the node does -------------------------------------------------------------------------
 
-    def bind(self, endpoint: str, keys: Keys | None) -> str:
+    def reserve(self) -> int:
+        """A socket id."""
+        return next(self._ids)
+
+    def bind(self, endpoint: str, keys: Keys | None, socket_id: int | None = None) -> str:
         """Take a name; with keys only diallers that expect these and are let in by on_zap may connect.
 
         Raises:
@@ -133,19 +137,21 @@ class Local:
             ConfigError: it is no name.
         """
         name = _name(endpoint)
-        listener = _Listener(self, next(self._ids), name, keys)
+        listener = _Listener(self, next(self._ids) if socket_id is None else socket_id, name, keys)
+        self._listening[listener.socket_id] = listener
         if _listeners.setdefault(name, listener) is not listener:
+            del self._listening[listener.socket_id]
             raise BindError(f"cannot bind {endpoint}: a node of this process has that name; choose another one")
-        self._listening[name] = listener
         for dialler in list(_waiting):
             if dialler.name == name:
                 dialler.local._owner.defer(dialler.local._try, dialler)
         return endpoint
 
-    def dial(self, endpoint: str, keys: Keys | None, server_key: str | None) -> int:
+    def dial(self, endpoint: str, keys: Keys | None, server_key: str | None, socket_id: int | None = None) -> int:
         """Look for a name, now and whenever it is bound; on_monitor tells how it goes. Returns the socket id."""
         key = keys.public if keys is not None and server_key is not None else None
-        dialler = _Dialler(self, next(self._ids), _name(endpoint), key, server_key)
+        socket_id = next(self._ids) if socket_id is None else socket_id
+        dialler = _Dialler(self, socket_id, _name(endpoint), key, server_key)
         self._diallers[dialler.socket_id] = dialler
         self._owner.defer(self._try, dialler)  # not now: nobody knows yet whose news this would be
         return dialler.socket_id
@@ -161,14 +167,19 @@ class Local:
             return False
         if under_way and end.sent_bytes - peer.taken_bytes + size > peer.local._max_bytes:
             return False
-        end.sent += 1
-        end.sent_bytes += size
-        peer.local._owner.defer(peer.local._take, peer, frames, size)
+        # What the other end will have taken with it: one that a signal handler interrupts is sent again as the same.
+        sent, sent_bytes = end.sent + 1, end.sent_bytes + size
+        peer.local._owner.defer(peer.local._take, peer, frames, sent, sent_bytes)
+        end.sent, end.sent_bytes = sent, sent_bytes
         return True
 
     def close(self, socket_id: int) -> None:
-        """Close a dialling socket; what was sent before arrives."""
-        dialler = self._diallers.pop(socket_id, None)
+        """Close a socket; what was sent before arrives. Every step may come twice: a signal handler may raise."""
+        if (listener := self._listening.get(socket_id)) is not None:
+            self._leave_name(listener)
+            del self._listening[socket_id]
+            return
+        dialler = self._diallers.get(socket_id)
         if dialler is None:
             return
         dialler.is_open = False
@@ -177,14 +188,12 @@ class Local:
             dialler.asked.knocking.discard(dialler)
         if dialler.end is not None:
             self._hang_up(dialler.end)
+        self._diallers.pop(socket_id, None)
 
     def shut(self) -> None:
         """Give up all names and connections."""
         for listener in self._listening.values():
-            if _listeners.get(listener.name) is listener:
-                del _listeners[listener.name]
-            for dialler in list(listener.knocking):
-                _turn_away(dialler, listener)
+            self._leave_name(listener)
         for socket_id in list(self._diallers):
             self.close(socket_id)
         for end in list(self._ends.values()):
@@ -205,15 +214,20 @@ class Local:
             self._owner.on_monitor(dialler.socket_id, "CONNECT_DELAYED", 0)
         elif listener is not before:
             _waiting.pop(dialler, None)
-            dialler.asked = listener
-            listener.knocking.add(dialler)  # before it is told: one that ends tells all that are in here
-            self._owner.on_monitor(dialler.socket_id, "CONNECTED", 0)
-            there = listener.local
-            there._owner.defer(there._let_in, listener, dialler, if_closed=lambda: _turn_away(dialler, listener))
+            try:
+                dialler.asked = listener
+                listener.knocking.add(dialler)  # before it is told: one that ends tells all that are in here
+                self._owner.on_monitor(dialler.socket_id, "CONNECTED", 0)
+                there = listener.local
+                there._owner.defer(there._let_in, listener, dialler, if_closed=lambda: _turn_away(dialler, listener))
+            except BaseException:  # of a signal handler: it is tried again
+                dialler.asked = before
+                listener.knocking.discard(dialler)
+                raise
 
     def _opened(self, dialler: _Dialler, end: _End) -> None:
-        if not dialler.is_open:
-            self._hang_up(end)
+        if not dialler.is_open or (dialler.end is not None and dialler.end is not end):
+            self._hang_up(end)  # nobody wants it, or it was let in twice
             return
         dialler.end, dialler.asked = end, None
         self._ends[end.route] = end
@@ -240,11 +254,15 @@ class Local:
         here = _End(self, route, dialler.key)
         there = _End(dialler.local, (dialler.socket_id, b""), None)
         here.peer, there.peer = there, here
-        self._ends[route] = here
-        listener.knocking.discard(dialler)
-        dialler.local._owner.defer(
-            dialler.local._opened, dialler, there, if_closed=lambda: self._owner.defer(self._leave, here)
-        )
+        try:
+            self._ends[route] = here
+            listener.knocking.discard(dialler)
+            dialler.local._owner.defer(
+                dialler.local._opened, dialler, there, if_closed=lambda: self._owner.defer(self._leave, here)
+            )
+        except BaseException:  # of a signal handler: it is let in again
+            listener.knocking.add(dialler)
+            raise
 
     def _faults(self, listener: _Listener, dialler: _Dialler) -> list[tuple[str, int]]:
         keys = listener.keys
@@ -270,30 +288,43 @@ class Local:
 
     # -- both ---------------------------------------------------------------------------------------
 
-    def _take(self, end: _End, frames: list[Any], size: int) -> None:
-        end.taken += 1
-        end.taken_bytes += size
+    def _leave_name(self, listener: _Listener) -> None:
+        if _listeners.get(listener.name) is listener:
+            del _listeners[listener.name]
+        for dialler in list(listener.knocking):
+            _turn_away(dialler, listener)
+
+    def _take(self, end: _End, frames: list[Any], taken: int, taken_bytes: int) -> None:
+        end.taken, end.taken_bytes = taken, taken_bytes
         if end.is_open:
             self._owner.on_frames(end.route, frames, end.key)
 
     def _hang_up(self, end: _End) -> None:
         """End a connection from here."""
         end.is_open = False
-        self._ends.pop(end.route, None)
+        self._forget(end)
         peer = end.peer
         peer.local._owner.defer(peer.local._leave, peer)
+
+    def _forget(self, end: _End) -> None:
+        if self._ends.get(end.route) is end:  # a dialler that was let in twice has another one by this route
+            del self._ends[end.route]
 
     def _leave(self, end: _End) -> None:
         """The other end is no more. A listener's node learns it when it sends, as with libzmq."""
         if not end.is_open:
             return
-        end.is_open = False
-        self._ends.pop(end.route, None)
-        dialler = self._diallers.get(end.route[0])
-        if dialler is not None:
-            dialler.end = None
-            self._owner.on_monitor(dialler.socket_id, "DISCONNECTED", 0)
-            self._try(dialler)
+        try:
+            end.is_open = False
+            self._forget(end)
+            dialler = self._diallers.get(end.route[0])
+            if dialler is not None and dialler.end in (None, end):
+                dialler.end = None
+                self._owner.on_monitor(dialler.socket_id, "DISCONNECTED", 0)
+                self._try(dialler)
+        except BaseException:  # of a signal handler: it is told again
+            end.is_open = True
+            raise
 
 
 def _name(endpoint: str) -> str:
@@ -305,5 +336,9 @@ def _name(endpoint: str) -> str:
 
 def _turn_away(dialler: _Dialler, listener: _Listener, events: Sequence[tuple[str, int]] = ()) -> None:
     """Tell a dialler that it was not let in; may be called from any thread."""
-    listener.knocking.discard(dialler)
-    dialler.local._owner.defer(dialler.local._turned_away, dialler, events)
+    try:
+        listener.knocking.discard(dialler)
+        dialler.local._owner.defer(dialler.local._turned_away, dialler, events)
+    except BaseException:  # of a signal handler: it is turned away again
+        listener.knocking.add(dialler)
+        raise

@@ -6,6 +6,7 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext, suppress
 from types import TracebackType
 from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
@@ -23,6 +24,7 @@ from edgebus.stats import NodeStats
 from edgebus.wire import check_name
 
 if TYPE_CHECKING:
+    from edgebus.dialling import Dialled
     from edgebus.topics import Publisher
 
 
@@ -44,19 +46,6 @@ class _Delivered(NamedTuple):
 
     def follow(self, wait_s: float) -> None:
         time.sleep(min(wait_s, 0.01))  # another thread drives, and does not know of us
-
-
-class _Settled(NamedTuple):
-    """A link that is being dialled, to wait for."""
-
-    event: threading.Event
-
-    @property
-    def ready(self) -> bool:
-        return self.event.is_set()
-
-    def follow(self, wait_s: float) -> None:
-        self.event.wait(wait_s)
 
 
 class Node:
@@ -127,7 +116,13 @@ class Node:
                 f"{endpoint} has keys but no allow-list, so nobody could connect: give "
                 "allow=AllowList.from_file(...) or AllowList.any()"
             )
-        return self._engine.runner.call(self._engine.bind, endpoint)
+        runner = self._engine.runner
+        socket_id = runner.sockets.reserve(endpoint)
+        try:
+            return runner.call(self._engine.bind, endpoint, socket_id)
+        except BaseException:  # of a signal handler: nobody knows that it listens
+            runner.do_or_defer(self._engine.unbind, socket_id)
+            raise
 
     def serve(self, *services: str, depth: int = 1024) -> Inbox:
         """Take requests for these services into an inbox of at most `depth`; one peer fills at most half of it.
@@ -268,22 +263,32 @@ class Node:
         if not server_keys:
             raise ConfigError(f"no server_key for {endpoint}: the list is empty, see read_public_keys")
         until = time.monotonic() + timeout_s
-        for index, each in enumerate(server_keys):
-            others = tuple(str(other) for other in (*server_keys[index + 1 :], *server_keys[:index]))
-            try:
-                return self._connect(endpoint, each, others, max(0.0, until - time.monotonic()), timeout_s)
-            except WrongServerKey:
-                if index == len(server_keys) - 1:
-                    raise
+        dialled: list[Dialled] = []
+        try:
+            for index, each in enumerate(server_keys):
+                others = tuple(str(other) for other in (*server_keys[index + 1 :], *server_keys[:index]))
+                with suppress(WrongServerKey) if index < len(server_keys) - 1 else nullcontext():
+                    return self._connect(endpoint, each, others, until, timeout_s, dialled.append)
+        except BaseException:  # Ctrl-C: nobody has the link
+            for other in dialled:
+                self._engine.runner.do_or_defer(self._engine.hang_up, other, 0.0)
+            raise
         raise AssertionError("a link or an error")
 
     def _connect(
-        self, endpoint: str, server_key: str | None, others: tuple[str, ...], wait_s: float, timeout_s: float
+        self,
+        endpoint: str,
+        server_key: str | None,
+        others: tuple[str, ...],
+        until: float,
+        timeout_s: float,
+        keep: Callable[[Dialled], object],
     ) -> Link:
         runner = self._engine.runner
-        dialled = runner.call(self._engine.dial, endpoint, server_key, others)
-        runner.wait(_Settled(dialled.settled), time.monotonic() + wait_s)
-        if dialled.failure is None and dialled.settled.is_set() and not self._closed:
+        wait_s = max(0.0, until - time.monotonic())
+        dialled = runner.call(self._engine.dial, endpoint, server_key, others, keep)
+        runner.wait(dialled.settled, time.monotonic() + wait_s)
+        if dialled.failure is None and dialled.settled.ready and not self._closed:
             return Link(self._engine, dialled)
         why = dialled.watch.describe()
         runner.do_unless_closed(self._engine.hang_up, dialled, 0.0)
@@ -300,15 +305,27 @@ class Node:
     def close(self, linger_s: float = 1.0) -> None:
         """Let one-way messages arrive, refuse what waits, cancel what is outstanding, say goodbye.
 
+        One-way messages that nobody has taken by then, or whose link is down, are given up, and that is logged.
+
         Args:
             linger_s: for one-way messages, and again for what is on its way; all in all 2 linger_s + 2 s at most.
         """
         if not self._engine.runner.is_own_process:
             return  # before the lock: another thread may have held it at the fork
+        mine = False
+        try:
+            with self._lock:
+                if self._closed:
+                    return
+                self._closed = mine = True
+            self._close(linger_s)
+        except BaseException:  # Ctrl-C while it waits: nobody will close it again
+            if mine:
+                self._engine.runner.defer(self._engine.shut_down, linger_s)
+            raise
+
+    def _close(self, linger_s: float) -> None:
         with self._lock:
-            if self._closed:
-                return
-            self._closed = True
             inboxes = list(self._inboxes)
         for inbox in inboxes:
             inbox.shut()

@@ -104,11 +104,10 @@ class Caller:
         """Requests without an outcome yet."""
         return len(self.outstanding)
 
-    @property
-    def num_one_way(self) -> int:
-        """One-way messages without an outcome yet."""
-        entries = list(self.outstanding.values())
-        return sum(entry.header.terms is not None and entry.header.terms.kind == ONE_WAY for entry in entries)
+    def one_way(self) -> list[str]:
+        """The services of one-way messages without an outcome yet."""
+        headers = [entry.header for entry in list(self.outstanding.values())]
+        return [header.service for header in headers if header.terms is not None and header.terms.kind == ONE_WAY]
 
     def room_fault(self, size_bytes: int) -> str | None:
         """Say why a request of this size cannot be accepted now, or None; with `drop_oldest` it makes room."""

@@ -107,7 +107,7 @@ def activate_rotation(directory: PathLike) -> Rotation:
             next_secret.replace(secret)  # here the key changes
             sync_directory(folder)
             current = waiting
-        elif not os.path.lexists(next_public) and _holds(public, current):
+        elif _holds(public, current) and not _holds(next_public, current):  # else an earlier call was interrupted
             raise KeyFileError(f"no key waits in {folder}: make one with `edgebus rotate {folder}`, give it to peers")
         _copy_public(current, public)
         next_public.unlink(missing_ok=True)

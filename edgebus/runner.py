@@ -88,6 +88,11 @@ class _Displaced:
         raise AssertionError("the node's own thread leads or is parked")
 
 
+def ends_process(error: BaseException) -> bool:
+    """True for sys.exit() on the main thread, where signal handlers run; on another it would end the node's own."""
+    return isinstance(error, SystemExit) and threading.current_thread() is threading.main_thread()
+
+
 class _Again:
     """A callback that was interrupted: once more, not for ever."""
 
@@ -309,11 +314,11 @@ class Runner:
             if not lead:
                 # A callback that waits while another thread drives: the others, which may be what it waits for, go on.
                 calls = self._calls == me
-                if calls:
-                    self._calls = _NOBODY
-                    self._calling.release()
-                    self.run_callbacks()
                 try:
+                    if calls:
+                        self._calls = _NOBODY
+                        self._calling.release()
+                        self.run_callbacks()
                     left_s = until - _now()
                     if left_s > 0:
                         item.follow(min(left_s, 60.0))
@@ -417,7 +422,9 @@ class Runner:
         """A fault in one message or command must not take the whole node down."""
         try:
             return function(*args)
-        except (Exception, SystemExit):  # one that ends a thread would end the node's own
+        except (Exception, SystemExit) as error:
+            if ends_process(error):
+                raise
             _log.exception("edgebus: internal error in %r", function)
             return None
 
@@ -450,18 +457,19 @@ class Runner:
             self._woken = True
             try:
                 self._wake_write.send(b"\0")
-            except OSError:  # full of wake-ups already, or closed
+            except BlockingIOError:  # full of wake-ups already
                 pass
-            except BaseException:  # of a signal handler: perhaps it was not sent
-                self._woken = False
-                raise
+            except BaseException as error:  # of a signal handler, TimeoutError say: perhaps it was not sent
+                if not isinstance(error, OSError) or self._wake_write.fileno() >= 0:
+                    self._woken = False
+                    raise
 
     def _on_wake(self, event: int) -> bool:
         # First read, then clear, then take what was deferred. Cleared first, a byte written in between would be
         # read away and leave the flag set, and nobody would wake a driver any more.
         try:
             self._wake_read.recv(4096)
-        except OSError:
+        except BlockingIOError:
             pass
         finally:
             self._woken = False
@@ -485,8 +493,12 @@ class Runner:
             for _ in range(min(len(self._deferred), BURST)):
                 if self._closed:
                     break
-                function, args, _ = self._deferred.popleft()
-                self.guard(function, *args)
+                item = self._deferred.popleft()
+                try:
+                    self.guard(item[0], *item[1])
+                except BaseException:  # of a signal handler: it is run again, as a whole
+                    self._deferred.appendleft(item)
+                    raise
             at = self.guard(handler.on_turn, time.monotonic())
             self._next_at = time.monotonic() + 0.1 if at is None else at
             if not (sockets.touched or self._deferred) or self._closed:

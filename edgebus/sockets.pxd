@@ -20,7 +20,7 @@ cdef class DescriptorTaker:
 
 cdef class Sockets:
     cdef object __weakref__
-    cdef public object _limits, _receiver, _local, _context, _zap, _next_socket_id
+    cdef public object _limits, _receiver, _local, _context, _zap, _ids
     cdef public MessageTaker messages
     cdef public Poller _poller
     cdef public dict by_id, _monitors, _ports, _untold, _takers, _fds

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import enum
 import errno
+import itertools
 import logging
 import struct
 from collections.abc import Callable, Sequence
@@ -165,7 +166,7 @@ class Sockets:
         self._takers: dict[int, Taker | Opened | DescriptorTaker] = {}  # by file descriptor
         self._fds: dict[ZmqSocket, int] = {}
         self.touched: set[int] = set()  # descriptors whose sockets may be readable without saying so
-        self._next_socket_id = 1
+        self._ids = itertools.count(1)
 
     # -- readiness ----------------------------------------------------------------------------------
 
@@ -176,9 +177,11 @@ class Sockets:
 
     def unwatch_fd(self, fd: int) -> None:
         """Forget a descriptor, before it is closed; nothing happens if it is not watched."""
-        if self._takers.pop(fd, None) is not None:
+        if fd in self._takers:
+            with suppress(FileNotFoundError):  # not yet, or not any more: a signal handler has raised
+                self._poller.unregister(fd)
             self.touched.discard(fd)
-            self._poller.unregister(fd)
+            self._takers.pop(fd, None)
 
     def poll(self, timeout_s: float) -> list[tuple[int, int]]:
         """Wait until something is readable, inf is for ever; the only method that may be called without the lock."""
@@ -212,78 +215,111 @@ class Sockets:
     def take_touched(self) -> None:
         """Read from sockets that may be readable although no descriptor tells: touched, or not read empty."""
         touched = [(fd, 0) for fd in self.touched]
-        self.touched.clear()
-        self.take(touched)
+        try:
+            self.touched.clear()
+            self.take(touched)
+        except BaseException:
+            self.touched.update([fd for fd, _ in touched if fd in self._takers])
+            raise
 
     # -- sockets ------------------------------------------------------------------------------------
 
-    def bind(self, endpoint: str, keys: Keys | None) -> str:
+    def reserve(self, endpoint: str) -> int:
+        """The id of a socket that is about to be opened; without the lock.
+
+        Whoever keeps it before can close that socket however far its opening has come: a signal handler may raise
+        between any two steps.
+        """
+        return self._local.reserve() if endpoint.startswith(SCHEME) else next(self._ids)
+
+    def bind(self, endpoint: str, keys: Keys | None, socket_id: int | None = None) -> str:
         """Open a listening socket; with keys it speaks CURVE and asks on_zap, without it is plaintext."""
+        socket_id = self.reserve(endpoint) if socket_id is None else socket_id
         if endpoint.startswith(SCHEME):
-            return self._local.bind(endpoint, keys)
+            return self._local.bind(endpoint, keys, socket_id)
         sock = self._open(zmq.ROUTER, endpoint, is_bulk=True)
-        sock.setsockopt(zmq.ROUTER_MANDATORY, 1)
-        sock.setsockopt(zmq.RCVHWM, most_unread(self._limits))
-        # What is full hears no answer to libzmq's beat either: who is only read late is not to be cut for it. Who is
-        # gone is known by the link's own beat; here it is for the connection that he has left.
-        gone_s = max(min(self._limits.forget_s, _GONE_S), _LANE_PATIENCE * self._limits.silence_s)
-        sock.setsockopt(zmq.HEARTBEAT_TIMEOUT, int(gone_s * 1000))
         try:
+            sock.setsockopt(zmq.ROUTER_MANDATORY, 1)
+            sock.setsockopt(zmq.RCVHWM, most_unread(self._limits))
+            # What is full hears no answer to libzmq's beat either: who is only read late is not to be cut for it. Who
+            # is gone is known by the link's own beat; here it is for the connection that he has left.
+            gone_s = max(min(self._limits.forget_s, _GONE_S), _LANE_PATIENCE * self._limits.silence_s)
+            sock.setsockopt(zmq.HEARTBEAT_TIMEOUT, int(gone_s * 1000))
             if keys is not None:
                 self._open_zap()
                 sock.setsockopt(zmq.ZAP_DOMAIN, ZAP_DOMAIN)
                 sock.curve_server = True
                 sock.curve_secretkey = keys.secret.encode()
-            opened = self._watch(sock, is_router=True, is_secure=keys is not None)
+            opened = self._watch(sock, socket_id, is_router=True, is_secure=keys is not None)
             sock.bind(endpoint)
+            self._add(sock, opened)
+            return sock.getsockopt_string(zmq.LAST_ENDPOINT).rstrip("\0")
         except zmq.ZMQError as error:
             self._discard(sock)
             cure = _CURES.get(error.errno or 0, "choose another port, or stop who has it")
             raise BindError(f"cannot bind {endpoint}: {error.strerror}; {cure}") from None
-        self._add(sock, opened)
-        return sock.getsockopt_string(zmq.LAST_ENDPOINT).rstrip("\0")
+        except BaseException:  # of a signal handler
+            self._discard(sock)
+            raise
 
-    def dial(self, endpoint: str, keys: Keys | None, server_key: str | None, *, is_bulk: bool = False) -> int:
+    def dial(
+        self,
+        endpoint: str,
+        keys: Keys | None,
+        server_key: str | None,
+        *,
+        is_bulk: bool = False,
+        socket_id: int | None = None,
+    ) -> int:
         """Open a dialling socket; on_monitor tells how it goes. Returns its socket id."""
+        socket_id = self.reserve(endpoint) if socket_id is None else socket_id
         if endpoint.startswith(SCHEME):
-            return self._local.dial(endpoint, keys, server_key)
+            return self._local.dial(endpoint, keys, server_key, socket_id)
         sock = self._open(zmq.DEALER, endpoint, is_bulk=is_bulk)
-        # Not IMMEDIATE: with it libzmq 4.3.5 throws away what was received and not yet read when a connection
-        # ends (40 of 40 tails lost). What it is for, no stale requests at a new server, the greeting does:
-        # a message that comes by a new connection ahead of hello is answered by a reset, never executed.
-        sock.setsockopt(zmq.RECONNECT_IVL, 50)  # libzmq adds jitter of its own
-        sock.setsockopt(zmq.RECONNECT_IVL_MAX, 1000)
-        sock.setsockopt(zmq.CONNECT_TIMEOUT, 5000)
         try:
+            # Not IMMEDIATE: with it libzmq 4.3.5 throws away what was received and not yet read when a connection
+            # ends (40 of 40 tails lost). What it is for, no stale requests at a new server, the greeting does:
+            # a message that comes by a new connection ahead of hello is answered by a reset, never executed.
+            sock.setsockopt(zmq.RECONNECT_IVL, 50)  # libzmq adds jitter of its own
+            sock.setsockopt(zmq.RECONNECT_IVL_MAX, 1000)
+            sock.setsockopt(zmq.CONNECT_TIMEOUT, 5000)
             if keys is not None and server_key is not None:
                 sock.curve_publickey = keys.public.encode()
                 sock.curve_secretkey = keys.secret.encode()
                 sock.curve_serverkey = server_key.encode()
-            opened = self._watch(sock)
+            opened = self._watch(sock, socket_id)
             sock.connect(endpoint)
+            self._add(sock, opened)
         except zmq.ZMQError as error:
             self._discard(sock)
             raise ConfigError(f"cannot dial {endpoint}: {error.strerror}; expected tcp://HOST:PORT") from None
-        self._add(sock, opened)
-        return opened.socket_id
+        except BaseException:  # of a signal handler
+            self._discard(sock)
+            raise
+        return socket_id
 
-    def open_raw(self, endpoint: str, take: Taker) -> ZmqSocket:
+    def open_raw(self, endpoint: str, take: Taker, keep: Callable[[ZmqSocket], object]) -> None:
         """A connection without a protocol, tried once; its pieces come behind a routing id, an empty one at each end.
+
+        Args:
+            endpoint: tcp or ipc.
+            take: told that something is there.
+            keep: called with the socket first of all.
 
         Raises:
             zmq.ZMQError: no more sockets, or not an endpoint of tcp or ipc.
         """
         sock = self._open(zmq.STREAM, endpoint, is_bulk=False)
         try:
+            keep(sock)
             for option, value in ((zmq.LINGER, 0), (zmq.RECONNECT_IVL, _NOT_AGAIN_MS), (zmq.CONNECT_TIMEOUT, 5000)):
                 sock.setsockopt(option, value)
             sock.setsockopt(zmq.RCVHWM, 100)  # pieces of 8 KiB at most, whatever a listener sends
             sock.connect(endpoint)
+            self._add(sock, take)
         except BaseException:
-            sock.close(linger=0)
+            self._discard(sock, 0)
             raise
-        self._add(sock, take)
-        return sock
 
     def close_raw(self, sock: ZmqSocket) -> None:
         """Close such a connection."""
@@ -293,8 +329,7 @@ class Sockets:
         """Close a socket; what it still has to send gets linger_s seconds in the background."""
         opened = self.by_id.get(socket_id)
         if opened is not None:
-            opened.sock.setsockopt(zmq.LINGER, int(linger_s * 1000))
-            self._discard(opened.sock)
+            self._discard(opened.sock, int(linger_s * 1000))
         else:
             self._local.close(socket_id)
 
@@ -321,8 +356,7 @@ class Sockets:
         """Close everything; waits for lingering bytes, linger_ms at most."""
         self._local.shut()
         for opened in list(self.by_id.values()):
-            opened.sock.setsockopt(zmq.LINGER, linger_ms)
-            self._discard(opened.sock)
+            self._discard(opened.sock, linger_ms)
         for sock in list(self._fds):  # that of zap, and raw ones: one left open would keep the context from ending
             self._discard(sock)
         self._context.term()
@@ -398,15 +432,17 @@ class Sockets:
         if self._zap is not None:
             return
         sock: ZmqSocket = self._context.socket(zmq.REP)
-        sock.setsockopt(zmq.LINGER, 0)
-        sock.bind(ZAP_ENDPOINT)
-        self._zap = sock
-        port = self._ports[sock] = open_port(sock, False, False)
-        self._add(sock, lambda event: self._take_zap(port))
+        try:
+            sock.setsockopt(zmq.LINGER, 0)
+            sock.bind(ZAP_ENDPOINT)
+            port = self._ports[sock] = open_port(sock, False, False)
+            self._add(sock, lambda event: self._take_zap(port))
+            self._zap = sock
+        except BaseException:
+            self._discard(sock)
+            raise
 
-    def _watch(self, sock: ZmqSocket, is_router: bool = False, is_secure: bool = False) -> Opened:
-        socket_id = self._next_socket_id
-        self._next_socket_id += 1
+    def _watch(self, sock: ZmqSocket, socket_id: int, is_router: bool = False, is_secure: bool = False) -> Opened:
         port = open_port(sock, is_router, is_secure)
         port.max_sending_bytes = most_sending_bytes(self._limits)
         opened = self.by_id[socket_id] = Opened(sock, socket_id, int(sock.getsockopt(zmq.FD)), port)
@@ -422,20 +458,29 @@ class Sockets:
         self.touched.add(fd)
         self.watch_fd(fd, take)
 
-    def _discard(self, sock: ZmqSocket) -> None:
+    def _discard(self, sock: ZmqSocket, linger_ms: int | None = None) -> None:
+        try:
+            self._let_go(sock, linger_ms)
+        except BaseException:  # of a signal handler: every step may come twice, and none is left out
+            self._let_go(sock, linger_ms)
+            raise
+
+    def _let_go(self, sock: ZmqSocket, linger_ms: int | None) -> None:
         socket_id = next((key for key, opened in self.by_id.items() if opened.sock is sock), -1)
-        monitor = self._monitors.pop(socket_id, None)
+        monitor = self._monitors.get(socket_id)
         for each in (sock, monitor):
-            if each is not None and (fd := self._fds.pop(each, None)) is not None:
-                del self._takers[fd]
-                self.touched.discard(fd)
-                self._poller.unregister(fd)
+            if each is not None and (fd := self._fds.get(each)) is not None:
+                self.unwatch_fd(fd)
+                del self._fds[each]
             if each is not None and (port := self._ports.pop(each, None)) is not None:
                 port.close()
-        self._untold.pop(socket_id, None)
-        if opened := self.by_id.pop(socket_id, None):
+        if opened := self.by_id.get(socket_id):
             opened.port.close()
+        if not sock.closed:
+            sock.disable_monitor()  # at once: its name is made of a descriptor, which the next socket may have
         if monitor is not None:
-            sock.disable_monitor()
             monitor.close(linger=0)
-        sock.close()
+        sock.close(linger=linger_ms)
+        self._untold.pop(socket_id, None)
+        self._monitors.pop(socket_id, None)
+        self.by_id.pop(socket_id, None)

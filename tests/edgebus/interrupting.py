@@ -14,7 +14,8 @@ def interrupted(function, at, is_ours):
     left, raised = [at], [False]
 
     def trace(frame, event, _):
-        if not is_ours(frame.f_globals.get("__name__", "")):
+        # What is raised in a finalizer is only told of.
+        if frame.f_code.co_name == "__del__" or not is_ours(frame.f_globals.get("__name__", "")):
             return None
         left[0] -= event == "line"
         if event == "line" and left[0] == 0:

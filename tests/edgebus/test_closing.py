@@ -11,6 +11,7 @@ import time
 import pytest
 
 import edgebus
+from tests.edgebus.test_sharing import eventually
 
 pytestmark = pytest.mark.net
 
@@ -195,3 +196,33 @@ def test_inbox_registered_while_the_node_closes_is_shut(monkeypatch):
     [inbox] = seen
     assert inbox.closed
     assert inbox.get(None) is None
+
+
+@pytest.mark.parametrize("what", ["node", "link"])
+def test_one_way_messages_that_a_close_gives_up_are_told_of(what, caplog):
+    """Nobody waits for them, mostly: they were withdrawn without a word."""
+    with edgebus.Node("a", insecure=True) as server, edgebus.Node("b", insecure=True) as device:
+        inbox = server.serve("log", "audit")
+        link = device.connect(server.bind("tcp://127.0.0.1:0"))
+        pendings = [link.send(service, b"line") for service in ("log", "log", "audit")]
+        link.request("edgebus.ping")  # they lie in the inbox
+        {"node": device, "link": link}[what].close(0.1)
+        assert [pending.outcome for pending in pendings] == ["cancelled"] * 3
+        [record] = [record for record in caplog.records if "one-way" in record.message]
+        assert "3 one-way message(s) were taken over there (audit, log)" in record.message
+        eventually(lambda: server.stats().total.withdrawn == 3, 5.0, "that they are withdrawn")
+        assert inbox.drain() == [], "what was given up is not taken afterwards"
+        total = server.stats().total
+        assert (total.executed, total.served, total.pending) == (4, 1, 0)  # the ping
+
+
+def test_one_way_messages_that_arrive_before_the_end_are_not_told_of(caplog):
+    with edgebus.Node("a", insecure=True) as server:
+        lines = []
+        server.handle("log", lambda request: lines.append(request.payload))
+        with edgebus.Node("b", insecure=True) as device:
+            link = device.connect(server.bind("tcp://127.0.0.1:0"))
+            for number in range(20):
+                link.send("log", b"%d" % number)
+        assert lines == [b"%d" % number for number in range(20)]
+    assert not [record for record in caplog.records if "one-way" in record.message]

@@ -14,9 +14,10 @@ import pytest
 import edgebus
 from edgebus import messages as m
 from edgebus.cli.probe import key_facts, probe
-from edgebus.doctor import Verdict, diagnose
+from edgebus.doctor import Verdict, check_keys, diagnose
 from edgebus.doctor_facts import Facts, KeyFacts, Reach, Session
 from edgebus.errors import ConfigError
+from edgebus.rotation import activate_rotation, start_rotation
 from edgebus.zmtp import Greeting, parse_greeting
 
 KEY = "]" * 40
@@ -95,7 +96,7 @@ CURE = {
     "no ping": (session(round_trips_s=()), "round trip", "systemctl restart"),
     "black hole": (session(burst_s=None), "path", "mtu 1280"),
     "broken keys": (keys(error="cannot read /keys: run edgebus keygen /keys"), "our keys", "run edgebus keygen /keys"),
-    "other public": (keys(public_file=OTHER), "our keys", "edgebus keygen /keys --force"),
+    "other public": (keys(public_file=OTHER), "our keys", "edgebus rotate /keys --activate"),
     "open directory": (keys(directory_mode=0o777), "our keys", "chmod 700 /keys"),
 }  # fmt: skip
 
@@ -371,3 +372,14 @@ def test_keys_on_disk(tmp_path):
 def test_what_is_no_endpoint_is_a_usage_error(endpoint):
     with pytest.raises(ConfigError, match="is not tcp://HOST:PORT"):
         probe(endpoint, keys=None, server_keys=(), insecure=True)
+
+
+def test_change_of_key_that_was_interrupted_is_finished_by_what_doctor_says(tmp_path):
+    """The key is the next one already, and node.key still says the last one: keygen --force would have lost both."""
+    edgebus.generate_keys(tmp_path)
+    waiting = start_rotation(tmp_path).waiting
+    (tmp_path / "node.key_secret.new").replace(tmp_path / "node.key_secret")
+    seen = check_keys(key_facts(tmp_path))
+    assert seen.remedy.startswith(f"edgebus rotate {tmp_path} --activate")
+    assert activate_rotation(tmp_path).current == waiting
+    assert check_keys(key_facts(tmp_path)).verdict is Verdict.OK

@@ -333,8 +333,11 @@ def test_contradictions_are_config_errors(ring):
         for endpoint in ("udp://x", "127.0.0.1:80"):
             with pytest.raises(edgebus.ConfigError, match="endpoint"):
                 node.connect(endpoint, ring.public("server"))
-        with pytest.raises(edgebus.ConfigError, match="has no port"):
-            node.connect("tcp://127.0.0.1", ring.public("server"))
+        for endpoint in ("tcp://127.0.0.1", "tcp://127.0.0.1:" + "9" * 5000, "tcp://127.0.0.1:\u0663"):
+            with pytest.raises(edgebus.ConfigError, match="has no port"):
+                node.connect(endpoint, ring.public("server"))
+        with pytest.raises(edgebus.ConfigError, match="not UTF-8"):
+            node.connect("tcp://\udce9:80", ring.public("server"))
 
 
 def test_taken_port_is_a_bind_error():

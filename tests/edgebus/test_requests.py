@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -65,6 +66,20 @@ def test_what_never_got_an_answer_says_how_often_it_was_sent():
         "while it was down": "the peer was not there all that time, so it was never sent",
         "late": "sent once, no answer",
     }
+
+
+@pytest.mark.parametrize(
+    ("is_up", "detail"), [(True, "sent once, no answer"), (False, "sent once, then the link went down")]
+)
+def test_what_was_sent_once_is_said_to_have_been_sent_once(is_up, detail):
+    caller = up_caller()
+    start(caller, deadline_at=0.5)
+    caller.headers_to_send()
+    if not is_up:
+        caller.set_up(False, now=0.1)
+    caller.handle_timer(now=0.5)
+    [settled] = caller.events()
+    assert settled.detail == detail
 
 
 def test_what_was_given_up_while_the_link_was_down_is_cancelled_when_it_is_up_again():

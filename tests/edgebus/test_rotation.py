@@ -230,3 +230,15 @@ def test_root_leaves_files_to_those_they_belong_to(folder):
     edgebus.add_to_allow_list(folder, "0" * 40)
     assert {path.stat().st_uid for path in folder.glob("*secret*")} == {12345}
     assert (folder / "allowed_keys").stat().st_uid == 12345
+
+
+def test_public_half_of_a_pair_that_waits_no_more_is_not_put_in_place(folder):
+    """Its secret was thrown away, or is kept elsewhere: the key was said to have changed, and had not."""
+    first = edgebus.load_keys(folder)
+    start_rotation(folder)
+    (folder / "node.key_secret.new").unlink()
+    with pytest.raises(edgebus.KeyFileError, match="no key waits"):
+        activate_rotation(folder)
+    assert edgebus.load_keys(folder) == first
+    waiting = start_rotation(folder).waiting
+    assert activate_rotation(folder).current == waiting
