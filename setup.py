@@ -72,6 +72,7 @@ BUS = (
     "shm.pool",
     "shm.ranges",
     "sockets",
+    "turns",
     "wire",
 )
 
