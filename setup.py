@@ -71,6 +71,7 @@ BUS = (
     "shm.pool",
     "shm.ranges",
     "sockets",
+    "turns",
     "wire",
 )
 

@@ -532,7 +532,7 @@ class Engine:
             offer(inbox, attached, arrived, self._desk)
         elif (handler := self._handlers.get(service)) is not None:
             request = Request(attached, arrived, self._desk)
-            self.runner.soon(_Call(handler, request).run)
+            self.runner.serve_soon(request.owner, _Call(handler, request))
         elif service == PING_SERVICE:
             self.answer(attached, arrived.answerer, arrived.id, _pong(arrived))
         else:
@@ -559,8 +559,7 @@ class _Call:
     def __init__(self, handler: Handle, request: Request) -> None:
         self._left: tuple[Handle, Request] | None = (handler, request)
 
-    def run(self) -> None:
-        """Call it, if it was not called yet."""
+    def __call__(self) -> None:
         left, self._left = self._left, None
         if left is not None:
             _serve(*left)

@@ -28,7 +28,10 @@ cdef class Express(MessageTaker):
     @cython.locals(link=LinkFront, traffic=Traffic, opened=Opened)
     cpdef bint answer(self, Attached attached, Answerer answerer, request_id, payload) except -1
     cpdef bint take(self, Opened opened, long event) except -1
-    @cython.locals(port=Port, more=long, size_bytes=cython.longlong, large_bytes=cython.longlong)
+    @cython.locals(
+        port=Port, more=long, size_bytes=cython.longlong, large_bytes=cython.longlong,
+        unseen_bytes=cython.longlong
+    )
     cpdef bint _take(self, Opened opened, long event) except -1
     @cython.locals(attached=Attached, link=LinkFront, hub=HubFront)
     cpdef bint receive_small(self, tuple route, bytes frame, key) except -1

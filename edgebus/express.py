@@ -38,7 +38,7 @@ from edgebus.messages import (
 )
 from edgebus.outcomes import Arrived
 from edgebus.rawzmq import BURST, POLLIN, end_message
-from edgebus.sockets import DRAIN_BYTES, LARGE_BYTES, MessageTaker, Sent
+from edgebus.sockets import DRAIN_BYTES, LARGE_BYTES, LOOK_BYTES, MessageTaker, Sent
 from edgebus.streams import Frames, Specs
 from edgebus.wire import INLINE_FRAMES, decode, encode
 
@@ -237,7 +237,7 @@ class Express(MessageTaker):
             return True
 
     def _take(self, opened: Opened, event: int) -> bool:  # noqa: PLR0912 - the hot path
-        port, socket_id, more, large_bytes = opened.port, opened.socket_id, opened.crowd, 0
+        port, socket_id, more, large_bytes, unseen_bytes = opened.port, opened.socket_id, opened.crowd, 0, 0
         if self._half_taken:
             self._take_again()
         while True:
@@ -251,15 +251,21 @@ class Express(MessageTaker):
                 more = opened.crowd = min(BURST, 2 * opened.crowd + 1)
                 event = POLLIN
             route, key = (socket_id, port.route), port.key
-            frames = None
+            frames, size_bytes = None, len(frame)
             if port.more:
                 frames = [frame]
-                size_bytes = port.take_rest(frames)
-                if size_bytes >= LARGE_BYTES:
-                    # They are taken before anything else is done: libzmq bounds how many stand there, not their bytes.
-                    large_bytes += size_bytes
-                    if more == 0 and large_bytes < DRAIN_BYTES:
-                        more = 1
+                size_bytes += port.take_rest(frames)
+            if size_bytes >= LARGE_BYTES:
+                # They are taken before anything else is done: libzmq bounds how many stand there, not their bytes.
+                large_bytes += size_bytes
+                unseen_bytes += size_bytes
+                if unseen_bytes >= LOOK_BYTES:
+                    unseen_bytes = 0
+                    port.readable()
+                if more == 0 and large_bytes < DRAIN_BYTES:
+                    more = 1
+            elif large_bytes:
+                more = 0  # whoever waits for this one does not wait for all large ones that are there
             try:
                 if frames is not None:
                     if not self.receive_large(route, frames, key):

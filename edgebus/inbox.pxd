@@ -4,6 +4,7 @@ cimport cython
 from edgebus._port cimport Lock
 from edgebus.answerer cimport Answerer
 from edgebus.attached cimport Attached
+from edgebus.turns cimport Turns
 
 
 cdef Lock _claims
@@ -25,14 +26,13 @@ cdef class Request:
 cdef class Inbox:
     cdef object __weakref__
     cdef public object services, _unregister, _wait, _nudge, _pid, _forks, _filled
-    cdef public object _waiting
-    cdef public dict _held
+    cdef public dict _waiting
+    cdef public Turns _turns
     cdef public Lock _mutex
     cdef public long _depth, _share, _followers
     cdef public double _looked_at
     cdef public bint _closed, _woken, ready
 
-    @cython.locals(held=long)
     cpdef bint put(self, Request request) except -1
     cpdef _look(self, double until)
-    cpdef Request _take(self, token)
+    cpdef _left(self, Request request)

@@ -7,7 +7,6 @@ import math
 import os
 import threading
 import time
-from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -20,6 +19,7 @@ from edgebus.messages import INLINE_BYTES, ONE_WAY, STREAM, ArraySpec, Message, 
 from edgebus.outcomes import Arrived
 from edgebus.requests import refusal
 from edgebus.streams import Frames, Specs
+from edgebus.turns import Turns
 from edgebus.wire import check_outgoing
 
 if TYPE_CHECKING:
@@ -264,10 +264,10 @@ class _Signal(threading.Event):
 
 
 class Inbox:
-    """Requests for some services, oldest first, at most `depth` waiting; more are refused "busy".
+    """Requests for some services, at most `depth` waiting; more are refused "busy".
 
-    One peer (by its key, or by its link where there are no keys) holds at most half of the places, rounded up,
-    so that it cannot shut the others out.
+    Peers (by their keys, or by their links where there are no keys) have turns, each one's oldest request first. One
+    holds at most half of the places, rounded up, so that it cannot shut the others out.
     """
 
     def __init__(
@@ -285,9 +285,8 @@ class Inbox:
         self._nudge = nudge
         self._looked_at = 0.0
         self._share = (depth + 1) // 2
-        # In the order of their arrival. Of a dict the first is found by passing all places that were left before it.
-        self._waiting: OrderedDict[tuple[Answerer, int], Request] = OrderedDict()
-        self._held: dict[str, int] = {}  # requests waiting by peer
+        self._waiting: dict[tuple[Answerer, int], Request] = {}  # in the order of their arrival
+        self._turns = Turns()  # the same by peer
         self._pid, self._forks = os.getpid(), forks[0]
         self._mutex = open_lock()  # taken by itself: a condition takes it through two calls of Python
         self._filled = threading.Condition(self._mutex)  # type: ignore[arg-type]
@@ -302,7 +301,7 @@ class Inbox:
         return self._closed
 
     def get(self, timeout_s: float | None = None) -> Request | None:
-        """The oldest request that somebody still waits for.
+        """A request that somebody still waits for: the oldest of the peer whose turn it is.
 
         Args:
             timeout_s: seconds to wait; None waits until there is one or the inbox is closed.
@@ -322,12 +321,13 @@ class Inbox:
                 self._mutex.acquire()
                 self._looked_at = now = time.monotonic()
                 woken, self._woken = self._woken, False
-                if not self._waiting:
+                if not self._turns.waiting:
                     self.ready = self._closed
                     if self._closed or woken or now >= until:
                         return None
                     continue  # another worker was quicker, or it was withdrawn
-                request = self._take(next(iter(self._waiting)))
+                request: Request = self._turns.take()
+                self._left(request)
             finally:
                 self._mutex.release()
             if request.remaining_s() > 0:
@@ -336,7 +336,7 @@ class Inbox:
             _expire(request)
 
     def drain(self) -> list[Request]:
-        """All requests waiting now, without waiting.
+        """All requests waiting now, oldest first, without waiting.
 
         Raises:
             NodeClosed: this is a forked child, where nothing ever arrives.
@@ -383,24 +383,24 @@ class Inbox:
     def stalled_s(self, now: float) -> float:
         """How long the oldest request has been lying here without the application looking, seconds."""
         with self._mutex:
-            oldest = next(iter(self._waiting.values()), None)
-        return 0.0 if oldest is None else max(0.0, now - max(oldest.arrived_at, self._looked_at))
+            arrived_at = min((each.arrived_at for each in self._turns.oldest()), default=math.inf)
+        return 0.0 if arrived_at == math.inf else max(0.0, now - max(arrived_at, self._looked_at))
 
     def put(self, request: Request) -> bool:
         """Offer a request; False if the inbox, or the peer's half of it, is full, or it is closed."""
         owner = request.owner
         try:
             self._mutex.acquire()
-            held = self._held.get(owner, 0)
-            if self._closed or len(self._waiting) >= self._depth or held >= self._share:
+            if self._closed or len(self._waiting) >= self._depth or self._turns.num(owner) >= self._share:
                 return False
             request.arrived_at = time.monotonic()
             # First: if a signal handler raises in between, get looks in vain once, and the request is offered again.
             self.ready = True
             if self._followers:
                 self._filled.notify()
-            self._waiting[request._answerer, request._id] = request
-            self._held[owner] = held + 1
+            token = (request._answerer, request._id)
+            self._waiting[token] = request
+            self._turns.put(owner, token, request)
             return True
         finally:
             self._mutex.release()
@@ -408,9 +408,13 @@ class Inbox:
     def withdraw(self, answerer: Answerer, request_id: int) -> bool:
         """Let go of a request that nobody waits for any more; False if the application has it already."""
         with self._mutex:
-            if (answerer, request_id) not in self._waiting:
+            token = (answerer, request_id)
+            request = self._waiting.get(token)
+            if request is None:
                 return False
-            self._take((answerer, request_id)).forget()
+            self._turns.drop(request.owner, token)
+            self._left(request)
+            request.forget()
             return True
 
     def follow(self, wait_s: float) -> None:
@@ -430,22 +434,15 @@ class Inbox:
         elif not self.ready:
             self.follow(until - time.monotonic())
 
-    def _take(self, token: tuple[Answerer, int]) -> Request:
-        request = self._waiting.pop(token)
+    def _left(self, request: Request) -> None:
+        del self._waiting[request._answerer, request._id]
         self.ready = bool(self._waiting) or self._closed or self._woken
-        owner = request.owner
-        held = self._held[owner] - 1
-        if held:
-            self._held[owner] = held
-        else:
-            del self._held[owner]
-        return request
 
     def _take_all(self) -> list[Request]:
         with self._mutex:
             requests = list(self._waiting.values())
             self._waiting.clear()
-            self._held.clear()
+            self._turns.clear()
             self.ready = self._closed or self._woken
         return requests
 

@@ -15,7 +15,7 @@ COMPILED = (
     "answerer", "arrays", "attached", "bulk", "bulk_receiver", "calls", "desk", "engine",
     "express", "hub", "ids", "inbox", "link", "links", "near", "pace", "policy", "requests", "runner", "sharing",
     "shm.arena", "shm.board", "shm.ledger", "shm.mapper", "shm.numbers", "shm.pipes", "shm.pool", "shm.ranges",
-    "sockets", "wire",
+    "sockets", "turns", "wire",
 )  # fmt: skip
 """Modules that setup.py compiles: all of them or none, they share the layout of their classes."""
 _HERE = str(Path(__file__).parent)

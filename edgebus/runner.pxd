@@ -4,6 +4,7 @@ cimport cython
 from edgebus._port cimport Lock
 from edgebus.attached cimport HubFront
 from edgebus.sockets cimport Sockets
+from edgebus.turns cimport Turns
 
 
 cdef double _NEVER
@@ -16,7 +17,8 @@ cdef class Runner:
     cdef public object _handler, _pid, _forks, _parked, _deferred, _callbacks
     cdef public object _calling, _stop_linger_ms, _wake_read, _wake_write, _thread
     cdef public Sockets sockets
-    cdef public Lock _lock, _who
+    cdef public Lock _lock, _who, _handlers_lock
+    cdef public Turns _handlers
     cdef public long long _owner, _driver, _calls
     cdef public long _depth, _leads, _followers
     cdef public double _left_at, _sleeps_until, _next_at
@@ -30,13 +32,16 @@ cdef class Runner:
     cpdef call_back(self)
     cpdef sent(self)
     cpdef nudge(self)
+    @cython.locals(me=cython.longlong, nested=bint, over=bint, until=double, now=double, num_left=long)
     cpdef run_callbacks(self)
+    cpdef _next_handler(self)
     cpdef _enter(self)
     cpdef _exit(self)
+    @cython.locals(sockets=Sockets, now=double, until=double)
     cpdef _turn(self)
     @cython.locals(
         sockets=Sockets, hub=HubFront, now=double, sleeps_until=double, timeout_s=double, me=cython.longlong, depth=long,
-        num_lent=long
+        num_lent=long, calls=bint
     )
     cpdef _drive(self, item, double until, long long who)
     cpdef _leave(self)

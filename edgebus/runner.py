@@ -31,6 +31,7 @@ from edgebus.locks import open_lock
 from edgebus.port import take_back
 from edgebus.rawzmq import BURST
 from edgebus.sockets import Sockets
+from edgebus.turns import Turns
 
 T = TypeVar("T")
 _log = logging.getLogger("edgebus")
@@ -40,6 +41,9 @@ GRACE_S = 0.005
 LENT_S = 0.1
 """While libzmq has frames that were lent to it, it is asked so often for those that it is done with: mostly a message
 comes sooner, but not from a peer that is gone."""
+SLICE_S = 0.001
+"""When handlers have been called for so long, and one of each peer that has asked, sockets are looked at before the
+next one: another peer may have asked. For so long a turn takes in what comes while it sends."""
 _ident, _now = threading.get_ident, time.monotonic
 _NOBODY, _OWN = 0, -1  # who drives: else the identity of an application's thread
 
@@ -132,6 +136,8 @@ class Runner:
         self._next_at = math.inf
         self._deferred: deque[tuple[Callable[..., object], tuple[Any, ...], Callable[[], object]]] = deque()
         self._callbacks: deque[Callable[[], object]] = deque()
+        self._handlers = Turns()  # calls of handlers, by whose requests they are for
+        self._handlers_lock = open_lock()
         self._calling = threading.Lock()
         self._calls = _NOBODY  # the thread that has it
         self.stirred = False  # something may have become ready that a thread waits for
@@ -214,7 +220,7 @@ class Runner:
 
     def call_back(self) -> None:
         """After such a section: call what the application asked to be called, unless this is one of those calls."""
-        if self._callbacks and self._calls != _ident():
+        if (self._callbacks or self._handlers.waiting) and self._calls != _ident():
             self.run_callbacks()
 
     def sent(self) -> None:
@@ -262,6 +268,14 @@ class Runner:
     def soon(self, callback: Callable[[], object]) -> None:
         """Call something of the application's, without the lock, on the thread that drives; lock held here."""
         self._callbacks.append(callback)
+
+    def serve_soon(self, owner: str, call: Callable[[], object]) -> None:
+        """Likewise, a handler: in the turn of its owner, which may have asked for many things; lock held here."""
+        try:
+            self._handlers_lock.acquire()
+            self._handlers.put(owner, call, call)
+        finally:
+            self._handlers_lock.release()
 
     def wait(self, item: Item, until: float) -> bool:  # noqa: PLR0912 - the hot path
         """Wait until something is ready, and drive meanwhile if no other thread of the application does.
@@ -387,24 +401,39 @@ class Runner:
         self._thread.join(timeout_s)
         return not self._thread.is_alive()
 
-    def run_callbacks(self) -> None:
+    def run_callbacks(self) -> None:  # noqa: PLR0912 - the hot path
         """Call what the application asked to be called, one at a time, on whichever thread comes first.
 
         One of them that waits for something has the others called meanwhile. One that only sends has not: each would
-        stand on the stack, with its request, until all that came behind it have been called.
+        stand on the stack, with its request, until all that came behind it have been called. After SLICE_S, and a turn
+        of each peer, the other handlers are left to whoever drives, who looks at the sockets first.
         """
         me = threading.get_ident()
         nested = self._calls == me  # one of them waits for something, and drives meanwhile
-        while self._callbacks:
+        until, num_left, over = 0.0, 0, False
+        callback: Callable[[], object] | None
+        while self._callbacks or self._handlers.waiting:
             if not nested and not self._calling.acquire(blocking=False):
                 return  # another thread is at it, and looks again when it has finished
             try:
                 self._calls = me
-                while self._callbacks:
-                    try:
-                        callback = self._callbacks.popleft()
-                    except IndexError:
+                while not over:
+                    if self._callbacks:
+                        try:
+                            callback = self._callbacks.popleft()
+                        except IndexError:
+                            continue
+                    elif self._handlers.waiting:
+                        if num_left <= 0:
+                            num_left, now = self._handlers.num_owners(), _now()
+                            until = until or now + SLICE_S
+                            over = now >= until and not self._closed
+                        callback = None if over else self._next_handler()
+                        num_left -= 1
+                    else:
                         break
+                    if callback is None:
+                        continue
                     try:
                         self.guard(callback)
                     except BaseException:  # of a signal handler: others may wait for what it was to tell
@@ -417,6 +446,9 @@ class Runner:
                     self._calling.release()
             if self._driver not in (_NOBODY, _OWN, me):
                 self._wake()  # what the driver waits for may have been told by a callback
+            if over:
+                self._leave_handlers(me)
+                return
 
     def guard(self, function: Callable[..., T], *args: Any) -> T | None:
         """A fault in one message or command must not take the whole node down."""
@@ -475,6 +507,21 @@ class Runner:
             self._woken = False
         return False
 
+    def _next_handler(self) -> Callable[[], object] | None:
+        try:
+            self._handlers_lock.acquire()
+            return self._handlers.take() if self._handlers.waiting else None
+        finally:
+            self._handlers_lock.release()
+
+    def _leave_handlers(self, me: int) -> None:
+        """Handlers are to be called by whoever drives."""
+        if self._driver == _NOBODY:
+            self._own_needed = True
+            self._parked.put(None)
+        elif me != (self._thread.ident if self._driver == _OWN else self._driver):
+            self._wake()
+
     def _enter(self) -> None:
         self._depth += 1
         self._owner = _ident()
@@ -488,6 +535,7 @@ class Runner:
     def _turn(self) -> None:
         """Deferred functions, timers, events, sends, and what came in meanwhile, until there is nothing more."""
         sockets, handler = self.sockets, self._handler
+        until = 0.0
         for _ in range(16):
             # Some at a time: another node of this process may bring more as fast as they are taken.
             for _ in range(min(len(self._deferred), BURST)):
@@ -499,9 +547,14 @@ class Runner:
                 except BaseException:  # of a signal handler: it is run again, as a whole
                     self._deferred.appendleft(item)
                     raise
-            at = self.guard(handler.on_turn, time.monotonic())
-            self._next_at = time.monotonic() + 0.1 if at is None else at
+            now = _now()
+            at = self.guard(handler.on_turn, now)
+            self._next_at = _now() + 0.1 if at is None else at
             if not (sockets.touched or self._deferred) or self._closed:
+                break
+            until = until or now + SLICE_S
+            # A callback has sent something, or this takes long: whoever drives takes in what has come.
+            if (self._calls == self._owner or now >= until) and not self._deferred:
                 break
             sockets.take_touched()
             if not (self._hub.outbox or self._hub.news or self._deferred):
@@ -532,7 +585,7 @@ class Runner:
             finally:
                 self._lock.release()
             num_lent = take_back()
-            if self._callbacks:
+            if self._callbacks or self._handlers.waiting:
                 self.run_callbacks()
             if item.ready:
                 return
@@ -542,7 +595,9 @@ class Runner:
             # First said, then looked: whoever touches a socket after the look sees that it has to wake us.
             self._sleeps_until = sleeps_until = min(self._next_at, until)
             timeout_s = 0.0
-            if sleeps_until > now and not self._deferred and not sockets.touched:
+            # Where another thread is at the handlers it says when it has left some.
+            calls = self._handlers.waiting and (self._calls == _NOBODY or self._calls == me)  # noqa: PLR1714 - the hot path
+            if sleeps_until > now and not self._deferred and not sockets.touched and not calls:
                 timeout_s = sleeps_until - now
                 if num_lent and timeout_s > LENT_S:
                     timeout_s = LENT_S
@@ -568,7 +623,7 @@ class Runner:
             finally:
                 self._lock.release()
             take_back()
-            if self._callbacks:
+            if self._callbacks or self._handlers.waiting:
                 self.run_callbacks()
             if item.ready or until <= now:
                 return
@@ -576,12 +631,12 @@ class Runner:
     def _leave(self) -> None:
         if self._own_polls:
             self._wake()  # it was displaced and has not noticed: it shall look at the time again, and park
-        if not (self._own_asleep or self._own_needed or self._followers):
+        if not (self._own_asleep or self._own_needed or self._followers or self._handlers.waiting):
             self._left_at = _now()
             return
         with self._who:
             self._left_at = _now()
-            self._own_needed = self._own_needed or self._followers > 0
+            self._own_needed = self._own_needed or self._followers > 0 or self._handlers.waiting
             wake = self._own_asleep or self._own_needed
             self._own_asleep = False
         if wake:

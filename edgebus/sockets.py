@@ -54,8 +54,11 @@ _MONITORED = (
 LARGE_BYTES = 64 * 1024
 """Messages of so much stand in libzmq's queue for what they are, not for what many of them are."""
 DRAIN_BYTES = 256 << 20
-"""Of large messages so much is read in a row before anybody else has a turn: what nobody has read is bounded only by
-how soon it is read, and what is refused is freed at once."""
+"""Of large messages so much is read in a row while no small one comes: what nobody has read is bounded only by how soon
+it is read, and what is refused is freed at once."""
+LOOK_BYTES = 1 << 20
+"""After so much of them libzmq is asked what has come by connections that had nothing. As long as one has, it looks for
+that once in 100 frames: behind a peer that floods, a small message of another would wait for 66 MiB of 2 MiB each."""
 
 
 UNREAD_BYTES = 256 << 20

@@ -1,7 +1,9 @@
-"""What one allowed peer that never reads costs a server: `python -m bench.micro.hostile`.
+"""What one allowed peer that never reads costs a server, and others: `python -m bench.micro.hostile`.
 
 Peak resident memory of a server of default limits above what it had before, MiB, and how long another device's small
-call took after each flood. Writes bench/results/hostile.json.
+calls took during each flood and right after. Server, flood and device share the machine's cores, so what a device waits
+for is theirs as well: the last rows are the same calls with nobody beside, and beside two processes that only compute.
+Writes bench/results/hostile.json.
 """
 
 from __future__ import annotations
@@ -39,6 +41,12 @@ def _large(sock: zmq.Socket[bytes]) -> None:
         sock.send_multipart([encode_header(m.Request(number, "work", 60_000, 0)), content])
 
 
+def _malformed(sock: zmq.Socket[bytes]) -> None:
+    content = bytes(2 * MIB)
+    for _ in range(1500):
+        sock.send_multipart([b"\xc1", content])
+
+
 def _small(sock: zmq.Socket[bytes]) -> None:
     for number in range(100_000):
         sock.send_multipart([encode_header(m.Request(number, "work", 60_000, 0)), bytes(200)])
@@ -63,9 +71,22 @@ def _transfers(sock: zmq.Socket[bytes]) -> None:
             sock.send_multipart([encode_header(m.Chunk(number, offset)), piece])
 
 
+def _nothing(_: zmq.Socket[bytes]) -> None:
+    time.sleep(2.0)
+
+
+def _computing(_: zmq.Socket[bytes]) -> None:
+    with contextlib.ExitStack() as stack:
+        for _child in range(2):
+            child = stack.enter_context(subprocess.Popen([sys.executable, "-c", "while True: pass"]))
+            stack.callback(child.kill)
+        time.sleep(2.0)
+
+
 FLOODS: dict[str, tuple[int, Flood]] = {
     "large unread answers, version 1": (1, _large),
     "large unread answers": (2, _large),
+    "large malformed": (2, _malformed),
     "small requests": (2, _small),
     "hellos": (2, _hellos),
     "streams": (2, _streams),
@@ -73,9 +94,48 @@ FLOODS: dict[str, tuple[int, Flood]] = {
 }
 
 
+COMPARED: dict[str, tuple[int, Flood]] = {"no flood": (2, _nothing), "two processes that compute": (2, _computing)}
+
+
 def _rss_mib(pid: int) -> float:
     lines = Path(f"/proc/{pid}/status").read_text().splitlines()
     return int(next(line.split()[1] for line in lines if line.startswith("VmRSS"))) / 1024
+
+
+class _Other:
+    """Another device, which makes a small call every 5 ms on a thread of its own."""
+
+    def __init__(self, endpoint: str) -> None:
+        self._endpoint, self._done = endpoint, threading.Event()
+        self._up = threading.Event()
+        self.took_ms: list[float] = []
+        self._thread = threading.Thread(target=self._run)
+
+    def _run(self) -> None:
+        with edgebus.Node("other", insecure=True) as node:
+            link = node.connect(self._endpoint)
+            link.request("work", bytes(200), timeout_s=30)
+            self._up.set()
+            while not self._done.wait(0.005):
+                begun = time.perf_counter()
+                link.request("work", bytes(200), timeout_s=30)
+                self.took_ms.append((time.perf_counter() - begun) * 1e3)
+
+    def __enter__(self) -> _Other:
+        self._thread.start()
+        self._up.wait(10)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._done.set()
+        self._thread.join()
+
+    def row(self) -> dict[str, float]:
+        """Percentiles of its calls."""
+        took = sorted(self.took_ms) or [0.0]
+        at = {"p50": 0.5, "p99": 0.99, "max": 1.0}
+        last = len(took) - 1
+        return {f"beside_{name}_ms": round(took[min(last, int(share * len(took)))], 1) for name, share in at.items()}
 
 
 def _measure(version: int, flood: Flood) -> dict[str, float]:
@@ -100,8 +160,9 @@ def _measure(version: int, flood: Flood) -> dict[str, float]:
             sock.send(encode_header(m.Hello(1, version, "peer", bytes(16), 1, CLAIMED)))
             sock.recv_multipart()
             watcher.start()
+            beside = _Other(endpoint)
             try:
-                with contextlib.suppress(zmq.Again):  # held back for 5 s: a result like any other
+                with contextlib.suppress(zmq.Again), beside:  # held back for 5 s: a result like any other
                     flood(sock)
                 with edgebus.Node("other", insecure=True) as other:
                     link = other.connect(endpoint)
@@ -113,21 +174,22 @@ def _measure(version: int, flood: Flood) -> dict[str, float]:
                 done.set()
                 watcher.join()
         server.stdin.close()
-    return {"peak_mib": round(max(peaks) - peaks[0], 1), "other_call_ms": round(call_ms, 1)}
+    return {"peak_mib": round(max(peaks) - peaks[0], 1), "other_call_ms": round(call_ms, 1), **beside.row()}
 
 
 def main() -> None:
     """See the module."""
     rows = {}
-    for name, (version, flood) in FLOODS.items():
+    for name, (version, flood) in (FLOODS | COMPARED).items():
         rows[name] = _measure(version, flood)
         print(name, rows[name], flush=True)
-    worst = max(rows, key=lambda name: rows[name]["peak_mib"])
+    worst = max(FLOODS, key=lambda name: rows[name]["peak_mib"])
     figure = record.figure(
         rows[worst]["peak_mib"],
         "MiB of resident memory that one allowed peer that never reads costs a server of default limits, at its peak",
-        f"worst of {len(rows)} floods: {worst}; a call of another device took at most "
-        f"{max(row['other_call_ms'] for row in rows.values())} ms right after",
+        f"worst of {len(FLOODS)} floods: {worst}; a call of another device took at most "
+        f"{max(rows[name]['beside_max_ms'] for name in FLOODS)} ms beside one, "
+        f"{max(rows[name]['beside_max_ms'] for name in COMPARED)} ms beside none",
         "python -m bench.micro.hostile",
     )
     record.write("hostile", rows, {"bus.hostile_peak_rss_mib": figure})

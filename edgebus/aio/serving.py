@@ -122,7 +122,7 @@ class RingingInbox(inbox.Inbox):
 
 
 class Inbox:
-    """Requests for some services, oldest first; made by Node.serve. Several tasks may take from one inbox."""
+    """Requests for some services, peers in turns; made by Node.serve. Several tasks may take from one inbox."""
 
     def __init__(self, sync: RingingInbox) -> None:
         self._sync = sync
@@ -139,7 +139,11 @@ class Inbox:
         return self._sync.closed
 
     async def get(self, timeout_s: float | None = None) -> Request | None:
-        """The oldest request that somebody still waits for; None after the timeout, or when the inbox is closed."""
+        """A request that somebody still waits for, of the peer whose turn it is.
+
+        Returns:
+            None after the timeout, or when the inbox is closed.
+        """
         until = None if timeout_s is None else time.monotonic() + timeout_s
         while True:
             request = self._sync.get(0.0)

@@ -97,7 +97,7 @@ def test_cancelled_request_leaves_the_inbox_and_frees_its_place(inbox):
     for number in range(100):
         assert peer.ask(number) == [True]
         peer.cancel(number)
-    assert (len(inbox._waiting), len(inbox._held)) == (0, 0)
+    assert (len(inbox._waiting), inbox._turns.num_owners()) == (0, 0)
     assert peer.answers() == []
     assert inbox.get(0) is None
 
