@@ -115,7 +115,11 @@ class Replay:
             return  # the same request once more: its caller had waited too long
         if kind == STREAM:
             self.tally.skip("streams")
-        elif not record.is_whole or not record.sizes or arrays_fault(header.arrays, record.frames[1:]):
+        elif (
+            not record.is_whole
+            or len(record.sizes) != 1 + len(header.arrays)
+            or arrays_fault(header.arrays, record.frames[1:])
+        ):
             self.tally.skip("without contents")
         else:
             self._pace(record.at)

@@ -53,9 +53,9 @@ class Journal:
         self.close()
 
     def recall(self, name: str, kind: type[_T]) -> _T | None:
-        """A result from before, or None."""
+        """A result from before; None if there is none of this kind."""
         found = self._known.get(name)
-        return None if found is None else msgspec.msgpack.decode(found, type=kind)
+        return None if found is None else _decoded(found, kind)
 
     def keep(self, name: str, result: object) -> None:
         """Write a result; it is there for whoever comes after a kill right behind this call."""
@@ -73,15 +73,14 @@ class Journal:
         try:
             _lock(file, path)
             records, end = _read(file)
-            if not records or records[0] != key:
-                records, end = [], 0
+            results = [_decoded(record, tuple[str, bytes]) for record in records[1:]]
+            if not records or records[0] != key or None in results:  # the last: something else wrote it
+                records, results, end = [], [], 0
             file.seek(end)
             file.truncate()
             if not records:
                 self._append(file, key)
-            for record in records[1:]:
-                name, result = msgspec.msgpack.decode(record, type=tuple[str, bytes])
-                self._known[name] = result
+            self._known |= dict(result for result in results if result is not None)
         except BaseException:
             file.close()
             raise
@@ -91,6 +90,14 @@ class Journal:
     def _append(file: BinaryIO, record: bytes) -> None:
         file.write(_HEADER.pack(len(record), zlib.crc32(record)) + record)
         file.flush()
+
+
+def _decoded(record: bytes, kind: type[_T]) -> _T | None:
+    """What a record says; None if that is something else."""
+    try:
+        return msgspec.msgpack.decode(record, type=kind)
+    except (msgspec.MsgspecError, ValueError, RecursionError):
+        return None
 
 
 def _lock(file: BinaryIO, path: Path) -> None:

@@ -150,7 +150,7 @@ class Mapper:
     def _check(self, info: SegmentInfo, offset: int, size: int) -> None:
         if self._forks != forks[0] and os.getpid() != self._pid:
             raise SegmentUnavailable("forked", f"this mapper belongs to process {self._pid}")
-        if not (offset >= HEADER_BYTES and size >= 0 and offset + size <= info.size and offset % ALIGN_BYTES == 0):
+        if not (offset >= HEADER_BYTES and 0 <= size <= info.size - offset and offset % ALIGN_BYTES == 0):
             raise SegmentUnavailable("out_of_bounds", f"{size} bytes at {offset} of a segment of {info.size}")
 
     def _mapping(self, peer: Hashable, info: SegmentInfo) -> mmap.mmap:

@@ -210,9 +210,4 @@ def _codec(files: ModelFiles) -> TextCodec:
     with GgufFile(files.path) as file:
         if "tokenizer.ggml.model" not in file.metadata:
             raise UnknownModel(f"{files.path} has no tokenizer; a target needs one")
-        try:
-            return codec_from_gguf(file.metadata)
-        except KeyError as error:
-            raise UnknownModel(f"{files.path} lacks {error}; convert the model again") from None
-        except (TypeError, IndexError) as error:
-            raise UnknownModel(f"{files.path} contradicts itself ({error}); convert the model again") from None
+        return codec_from_gguf(file.metadata)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Sized
 from datetime import datetime
 from functools import lru_cache
 from typing import Any
@@ -12,8 +12,12 @@ from jinja2 import Template, nodes
 from jinja2.exceptions import SecurityError, TemplateError
 from jinja2.ext import Extension
 from jinja2.parser import Parser
+from jinja2.runtime import Context
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 from jinja2.utils import Namespace
+
+
+_MOST = 1 << 20
 
 
 class _Generation(Extension):
@@ -25,6 +29,28 @@ class _Generation(Extension):
         """What is within the tag."""
         next(parser.stream)
         return parser.parse_statements(("name:endgeneration",), drop_needle=True)
+
+
+class _Sandbox(ImmutableSandboxedEnvironment):
+    """Jinja's, without large products and powers: Python computes those in one go, and meanwhile the server stands."""
+
+    intercepted_binops = frozenset(("*", "**"))
+
+    def call_binop(self, context: Context, operator: str, left: Any, right: Any) -> Any:
+        """See SandboxedEnvironment."""
+        if _size(operator, left, right) > _MOST:
+            raise SecurityError(f"a chat template computes a {operator} b of more than {_MOST} bits or items")
+        return super().call_binop(context, operator, left, right)
+
+
+def _size(operator: str, left: Any, right: Any) -> int:
+    """Bits or items that come out, at most; 0 for what is small whatever it is."""
+    if isinstance(left, int) and isinstance(right, int):
+        return left.bit_length() * abs(right) if operator == "**" else left.bit_length() + right.bit_length()
+    for sequence, times in ((left, right), (right, left)):
+        if isinstance(times, int) and isinstance(sequence, Sized):
+            return len(sequence) * times
+    return 0
 
 
 class _Variables(Namespace):
@@ -61,7 +87,7 @@ def _mapping(*args: Any, **named: Any) -> dict[Any, Any]:
 
 @lru_cache(maxsize=8)
 def _compiled(template: str) -> Template:
-    sandbox = ImmutableSandboxedEnvironment(
+    sandbox = _Sandbox(
         trim_blocks=True, lstrip_blocks=True, extensions=[_Generation, "jinja2.ext.loopcontrols"]
     )
     sandbox.filters["tojson"] = _json
@@ -83,7 +109,12 @@ def render(template: str, messages: Sequence[Mapping[str, str]], special: Mappin
         special: tokens by the names which templates use.
 
     Raises:
-        TemplateError: the template is none, or refuses.
+        TemplateError: the template is none, refuses, or fails. It may loop as long as it likes.
     """
     known = {"tools": None, "documents": None, "add_generation_prompt": True}
-    return _compiled(template).render(messages=[dict(each) for each in messages], **known, **special)
+    try:
+        return _compiled(template).render(messages=[dict(each) for each in messages], **known, **special)
+    except TemplateError:
+        raise
+    except Exception as error:  # what Python raises in the middle of it is the template's doing
+        raise TemplateError(f"{type(error).__name__}: {error}") from error

@@ -74,8 +74,19 @@ def codec_from_gguf(metadata: dict[str, Any]) -> TextCodec:
     """The tokenizer inside a GGUF file.
 
     Raises:
-        UnknownModel: a tokenizer kind other than byte-level BPE.
+        UnknownModel: a tokenizer kind other than byte-level BPE, or one that contradicts itself.
     """
+    try:
+        return _byte_level_bpe(metadata)
+    except UnknownModel:
+        raise
+    except KeyError as error:
+        raise UnknownModel(f"the GGUF file lacks {error}; convert the model again") from None
+    except Exception as error:  # the tokenizer library raises no other kind
+        raise UnknownModel(f"the GGUF file's tokenizer contradicts itself ({error}); convert the model again") from None
+
+
+def _byte_level_bpe(metadata: dict[str, Any]) -> TextCodec:
     kind, pre = metadata.get("tokenizer.ggml.model"), metadata.get("tokenizer.ggml.pre", "gpt-2")
     splitters = {
         "smollm": pre_tokenizers.Sequence(
@@ -102,7 +113,10 @@ def codec_from_gguf(metadata: dict[str, Any]) -> TextCodec:
         if f"tokenizer.ggml.{key}_token_id" in metadata
     }
     stop = [metadata[key] for key in ("tokenizer.ggml.eos_token_id", "tokenizer.ggml.eot_token_id") if key in metadata]
-    return TextCodec(tokenizer, metadata.get("tokenizer.chat_template"), special, stop)
+    template = metadata.get("tokenizer.chat_template")
+    if not isinstance(template, str | None) or not all(isinstance(one, int) for one in stop):
+        raise UnknownModel(f"the GGUF file's chat template or stop tokens {stop} are none; convert the model again")
+    return TextCodec(tokenizer, template, special, stop)
 
 
 def codec_from_directory(path: Path) -> TextCodec:

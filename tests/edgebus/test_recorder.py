@@ -234,11 +234,13 @@ def test_what_cannot_be_sent_is_counted_by_reason():
         traffic(m.Request(3, "echo", 1000, 0), sizes=(10,)),
         request(4, terms=m.Terms(kind=m.ONE_WAY)),
         request(5, arrays=(m.ArraySpec("i4", (2,)),), frames=(b"1234567",)),
+        request(6, arrays=(m.ArraySpec("i4", (2,)),)),
+        request(7, frames=(b"an array that the header does not name",)),
         Lost(7),
     ]
     link, tally = replay(records, {"echo": m_reply(b"")}, pattern="ech*")
     assert link.sent == [("one-way", "echo")]
-    assert tally.skipped == {"streams": 1, "without contents": 2}
+    assert tally.skipped == {"streams": 1, "without contents": 4}
     assert (tally.sent, tally.lost) == (1, 7)
 
 

@@ -31,6 +31,29 @@ def test_results_come_back_to_the_same_question_only(tmp_path):
         assert journal.resumed == 0, "another question begins anew"
 
 
+def test_records_that_are_no_results_begin_the_journal_anew(tmp_path):
+    """Their checksums are right: something else wrote them."""
+    path = tmp_path / "out.partial"
+    for record in (b"\x07", b"no msgpack", b"\x92\xa3one\x01", b"\x92\xa1\xff\xc4\x00"):
+        written(path)
+        with path.open("ab") as file:
+            Journal._append(file, record)
+        with Journal(path, KEY) as journal:
+            assert journal.resumed == 0
+            journal.keep("one", 2.5)
+        with Journal(path, KEY) as journal:
+            assert journal.recall("one", float) == 2.5
+
+
+def test_a_result_of_another_kind_is_none(tmp_path):
+    path = tmp_path / "out.partial"
+    written(path)
+    with Journal(path, KEY) as journal:
+        assert journal.recall("one", str) is None
+        assert journal.recall("pair", tuple[str, str]) is None
+        assert journal.recall("last", str) == "text"
+
+
 def test_a_file_cut_at_any_byte_gives_whole_results_or_none(tmp_path):
     path = tmp_path / "out.partial"
     whole = written(path)

@@ -41,8 +41,22 @@ def test_a_conversation_by_hand():
         ("{{ dict.__call__.__globals__ }}", SecurityError),
         ("{{ namespace(__class__=1) }}", SecurityError),
         ("{% set n = namespace() %}{% set n._x = 1 %}", SecurityError),
+        ("{{ 1 // (messages | length - 2) }}", TemplateError),
+        ("{{ messages + 1 }}", TemplateError),
+        ("{{ '%d' % 'x' }}", TemplateError),
+        ("{% macro f() %}{{ f() }}{% endmacro %}{{ f() }}", TemplateError),
+        ("{{ " + "(" * 500 + "1" + ")" * 500 + " }}", TemplateError),
+        ("{{ 9 ** (9 ** 9) }}", SecurityError),
+        ("{{ (messages | length) ** 9000000000 }}", SecurityError),
+        ("{{ 'x' * 99999999999 }}", SecurityError),
+        ("{{ 99999999999 * messages }}", SecurityError),
     ],
 )
 def test_what_templates_may_not_do_is_refused(template, kind):
     with pytest.raises(kind):
         render(template, TALK, {})
+
+
+def test_products_and_powers_of_small_things_are_computed():
+    template = "{{ 'ab' * 3 }} {{ 2 ** 10 }} {{ 1.5 * 2 }} {{ 2.0 ** 0.5 > 1 }} {{ (messages * 2) | length }} {{ -3 * 4 }}"
+    assert render(template, TALK, {}) == "ababab 1024 3.0 True 4 -12"

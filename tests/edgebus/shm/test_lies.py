@@ -85,6 +85,8 @@ def test_an_announcement_that_lies_is_refused(mapper, change, reason):
         (4097, 1),
         (2**60, 1),
         (4096, 2**60),
+        (4096, 2**63 - 1),
+        (2**63 - 64, 2**63 - 1),
     ],
 )
 def test_a_block_outside_its_segment_is_refused(pool, mapper, offset, size):
