@@ -104,11 +104,11 @@ class Directory:
             os.utime(path, ns=(now, now))
 
     def entries(self) -> list[Entry]:
-        """Every file of the store, longest unused first."""
+        """Every file of the store, longest unused first; a directory under such a name is somebody else's."""
         found = []
         with os.scandir(self.path) as files:
             for file in files:
-                if _NAME.fullmatch(file.name):
+                if _NAME.fullmatch(file.name) and not file.is_dir(follow_symlinks=False):
                     with contextlib.suppress(FileNotFoundError):
                         status = file.stat(follow_symlinks=False)
                         sort = Sort(file.name[64:] if len(file.name) >= 64 else file.name[32:])
@@ -176,12 +176,12 @@ class Directory:
         )
 
     def remove(self, name: str) -> None:
-        """Remove a file, and the manifest that nobody needs after that (lock held)."""
-        with contextlib.suppress(FileNotFoundError):
+        """Remove a file, and the manifest that nobody needs after that (lock held); directories are not ours."""
+        with contextlib.suppress(FileNotFoundError, IsADirectoryError):
             (self.path / name).unlink()
         address = name[:64]
         if not any((self.path / f"{address}{sort.value}").exists() for sort in (Sort.WHOLE, Sort.PART)):
-            with contextlib.suppress(FileNotFoundError):
+            with contextlib.suppress(FileNotFoundError, IsADirectoryError):
                 (self.path / f"{address}{Sort.MANIFEST.value}").unlink()
 
     def clean(self) -> int:
@@ -239,8 +239,10 @@ class Directory:
 
     def _evict_unused(self, name: str) -> None:
         if (fd := self._claim(name)) is not None:
-            self.remove(name)
-            os.close(fd)
+            try:
+                self.remove(name)
+            finally:
+                os.close(fd)
 
     def _claim(self, name: str) -> int | None:
         """A file's exclusive lock, None if it is in use."""

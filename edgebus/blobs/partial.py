@@ -70,9 +70,11 @@ class Partial:
                 fcntl.flock(self._fd, fcntl.LOCK_SH | fcntl.LOCK_NB)  # first, so that it is not evicted for itself
                 self._reserve()
             except BaseException:
-                if os.fstat(self._fd).st_size == 0:
-                    directory.remove(self._path.name)
-                self.close()
+                try:
+                    if os.fstat(self._fd).st_size == 0:
+                        directory.remove(self._path.name)
+                finally:
+                    self.close()
                 raise
 
     def _reserve(self) -> None:

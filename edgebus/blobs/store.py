@@ -349,8 +349,12 @@ class BlobStore:
                 fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
             except FileNotFoundError:
                 return None
-            fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
-            self._directory.touch(path)
+            try:
+                fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
+                self._directory.touch(path)
+            except BaseException:
+                os.close(fd)
+                raise
         return fd
 
     def _load_manifest(self, blob_id: BlobId) -> Manifest | None:

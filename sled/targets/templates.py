@@ -16,7 +16,6 @@ from jinja2.runtime import Context
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 from jinja2.utils import Namespace
 
-
 _MOST = 1 << 20
 
 
@@ -87,9 +86,7 @@ def _mapping(*args: Any, **named: Any) -> dict[Any, Any]:
 
 @lru_cache(maxsize=8)
 def _compiled(template: str) -> Template:
-    sandbox = _Sandbox(
-        trim_blocks=True, lstrip_blocks=True, extensions=[_Generation, "jinja2.ext.loopcontrols"]
-    )
+    sandbox = _Sandbox(trim_blocks=True, lstrip_blocks=True, extensions=[_Generation, "jinja2.ext.loopcontrols"])
     sandbox.filters["tojson"] = _json
     sandbox.globals |= {
         "raise_exception": _refuse,

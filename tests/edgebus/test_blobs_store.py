@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import fcntl
 import io
 import os
 import random
@@ -580,3 +581,39 @@ def test_a_disk_that_fails_amid_many_keeps_none_of_their_group_half(tmp_path, mo
         store.put_many([b"1", b"2", b"3"])
     assert store.ids() == []
     assert store.stats().used_bytes == 0
+
+
+def test_a_directory_under_a_name_of_ours_harms_nothing_else(tmp_path):
+    """Somebody made it: it can be neither read nor removed as a file, and is nobody's reason to stop."""
+    first = BlobStore(tmp_path, 40_000)
+    kept = first.put(b"kept")
+    (tmp_path / f"{'ab' * 16}.put").mkdir()
+    (tmp_path / f"{'cd' * 32}.part").mkdir()
+    before = len(os.listdir("/dev/fd"))
+    store = BlobStore(tmp_path, 40_000)
+    for number in range(8):
+        store.put(bytes([number]) * 10_000)
+    assert store.stats().used_bytes <= 40_000
+    assert store.stats().num_partials == 0
+    assert store.get(kept) is None
+    assert store.get(store.put(b"kept")).tobytes() == b"kept"
+    manifest = manifest_of(b"another")
+    (tmp_path / f"{manifest.blob_id}.manifest").mkdir()
+    for _ in range(2):
+        with pytest.raises(IsADirectoryError):
+            store.begin(manifest)
+    assert store.stats().num_partials == 0
+    assert len(os.listdir("/dev/fd")) == before
+
+
+def test_a_blob_that_somebody_keeps_locked_costs_no_descriptor(tmp_path):
+    store = BlobStore(tmp_path)
+    blob_id = store.put(b"content")
+    with (tmp_path / blob_id).open("rb") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        before = len(os.listdir("/dev/fd"))
+        for _ in range(3):
+            with pytest.raises(BlockingIOError):
+                store.get(blob_id)
+        assert len(os.listdir("/dev/fd")) == before
+    assert store.get(blob_id).tobytes() == b"content"

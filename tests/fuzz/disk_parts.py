@@ -7,8 +7,10 @@ import io
 import random
 import struct
 import tempfile
+import unittest.mock
 import zlib
 from collections.abc import Iterator
+from importlib.util import find_spec
 from pathlib import Path
 
 import edgebus
@@ -26,7 +28,7 @@ from sled.distill.settings import Settings as DistillSettings
 from sled.distill.settings import keep_settings
 from sled.errors import ParameterError
 from sled.messages import Vocabulary
-from sled.types import Message, Sampling
+from sled.types import Sampling
 from sled.vocabulary import VocabularyCache, _checksum, vocabulary_hash
 from tests.fuzz.source import join_frames, split_frames
 
@@ -38,7 +40,7 @@ def _record(content: bytes) -> bytes:
 
 
 def journals(data: bytes) -> None:
-    """A journal as a file, and as records whose checksums are right: what is there is recalled, kept, and found again."""
+    """A journal as a file, and as records whose checksums are right: what is there is recalled and kept."""
     first, *contents = split_frames(data) or [b""]
     with tempfile.TemporaryDirectory() as folder:
         for number, raw in enumerate((data, b"".join(_record(each) for each in (first, *contents)))):
@@ -151,14 +153,15 @@ class _Answered:
         return self
 
 
+def _traffic(direction: str, peer_id: str, frames: list[bytes]) -> Traffic:
+    sizes = tuple(map(len, frames[1:]))
+    return Traffic(1.0, direction, peer_id, "", "p", "control", frames[0], sizes, tuple(frames[1:]))  # type: ignore[arg-type]
+
+
 def replays(data: bytes) -> None:
     """A recording that is sent again, whoever wrote it: as a file, and as headers and frames."""
-    recorded = [
-        Traffic(float(at), ("in", "out")[at % 2], f"id{at // 2}", None, "p", "control", frames[0], sizes, tuple(frames[1:]))
-        for at, piece in enumerate(split_frames(data))
-        if (frames := split_frames(piece))
-        for sizes in [tuple(map(len, frames[1:]))]
-    ]
+    pieces = filter(None, map(split_frames, split_frames(data)))
+    recorded = [_traffic(("in", "out")[at % 2], f"id{at // 2}", frames) for at, frames in enumerate(pieces)]
     try:
         read = list(Reader(io.BytesIO(data), max_record_bytes=1 << 20))
     except EdgebusError:
@@ -184,8 +187,8 @@ def journal_seeds() -> Iterator[bytes]:
 
 
 def publisher_seeds() -> Iterator[bytes]:
-    """Both files of a key."""
-    with tempfile.TemporaryDirectory() as folder:
+    """Both files of a key, always the same one."""
+    with tempfile.TemporaryDirectory() as folder, unittest.mock.patch("os.urandom", lambda size: bytes(range(size))):
         generate_signing_key(folder)
         yield (Path(folder) / SECRET_FILE).read_bytes()
         yield (Path(folder) / PUBLIC_FILE).read_bytes()
@@ -223,18 +226,17 @@ def replay_seeds() -> Iterator[bytes]:
     file = io.BytesIO()
     writer = Writer(file, Start("node", 1.5, "edgebus"))
     for direction, frames in (("in", asked), ("out", answered)):
-        writer.write(Traffic(1.0, direction, "id", None, "p", "bulk", frames[0], tuple(map(len, frames[1:])), tuple(frames[1:])))
+        writer.write(_traffic(direction, "id", frames))
     yield file.getvalue()
 
 
 TARGETS = {
     "journals": journals,
-    "publishers": publishers,
     "conversations": conversations,
     "vocabularies": vocabularies,
     "prompts": prompts,
     "replays": replays,
-}
+} | ({"publishers": publishers} if find_spec("nacl") else {})
 SEEDS = {
     "journals": journal_seeds,
     "publishers": publisher_seeds,

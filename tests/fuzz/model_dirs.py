@@ -24,6 +24,13 @@ from sled.targets.faithful import insist_faithful
 from sled.vocabulary import vocabulary_hash
 from tests.fuzz.source import join_frames, split_frames
 
+if find_spec("jinja2"):
+    from jinja2.exceptions import TemplateError
+
+    from sled.targets.templates import render
+if find_spec("tokenizers"):
+    from sled.targets.text import codec_from_gguf
+
 TARGET = Described("t", "float32", 5, bytes(16), 64, 4, [0], b"id")
 _CONFIG: dict[str, Any] = {
     "model_type": "llama",
@@ -40,7 +47,7 @@ _CONFIG: dict[str, Any] = {
 
 
 def directories(data: bytes) -> None:
-    """A directory of settings and weights: refused by name, or forwards of the right shape, whatever its numbers are."""
+    """A directory of settings and weights: refused by name, or forwards of the right shape, whatever its numbers."""
     config, weights, *_ = [*split_frames(data), b"", b""]
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder)
@@ -93,8 +100,6 @@ def _metadata(found: Mapping[str, Any]) -> None:
         assert ids is None or (ids >= 0).all()
     if not find_spec("tokenizers"):
         return
-    from sled.targets.text import codec_from_gguf
-
     try:
         codec = codec_from_gguf(dict(found))
     except UnknownModel:
@@ -113,11 +118,7 @@ def _check(vocabulary: Vocabulary, expected: bytes) -> None:
 
 
 def templates(data: bytes) -> None:
-    """A chat template of anybody: refused by name, or a text, the same each time; the conversation stays what it was."""
-    from jinja2.exceptions import TemplateError
-
-    from sled.targets.templates import render
-
+    """A chat template of anybody: refused by name, or a text, the same each time; the conversation stays as it was."""
     template = data.decode("utf-8", "replace")
     messages = [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "ho"}]
     try:
@@ -211,8 +212,9 @@ def template_seeds() -> Iterator[bytes]:
         b"{{ raise_exception('no') }}{% endif %}<|{{ m.role }}|>{{ m['content'] | trim }}\n{% endfor %}"
         b"{% if add_generation_prompt %}<|assistant|>{% endif %}"
     )
-    yield b"{% set ns = namespace(n=0) %}{% for m in messages %}{% set ns.n = ns.n + 1 %}{{ loop.index0 }}{% endfor %}{{ ns.n }}"
-    yield b"{% macro f(x) %}{{ x | tojson }}{% endmacro %}{{ f(messages[0]) }}{% generation %}{{ tools is none }}{% endgeneration %}"
+    yield b"{% set ns = namespace(n=0) %}{% for m in messages %}{% set ns.n = ns.n + 1 %}{{ loop.index0 }}{% endfor %}"
+    yield b"{% macro f(x) %}{{ x | tojson }}{% endmacro %}{{ f(messages[0]) }}"
+    yield b"{% generation %}{{ tools is none }}{% endgeneration %}"
     yield b"{{ messages[0].content.__class__.__mro__ }}{{ dict(a=1) }}{{ 'a' ~ 1 // 3 ** 2 }}"
     yield b"{{ 1 // (messages | length - 2) }}"
     yield b"{% macro f() %}{{ f() }}{% endmacro %}{{ f() }}"

@@ -42,14 +42,20 @@ from edgebus.wire import encode as encode_message
 from edgebus.zap import zap_answer
 from tests.fuzz import (
     answers,
+    disk_parts,
     http_parts,
+    lane_world,
+    model_dirs,
     model_files,
     near_parts,
+    network_parts,
     qpart_parts,
     served_world,
     settings_files,
+    shm_parts,
     sled_parts,
     socket_world,
+    store_world,
 )  # fmt: skip
 from tests.fuzz.hub_world import attack
 from tests.fuzz.source import Source, join_frames, split_frames
@@ -292,8 +298,13 @@ TARGETS: dict[str, Callable[[bytes], None]] = {
     "told": sled_parts.told,
     "saved": sled_parts.saved,
     "kept": sled_parts.kept,
+    **shm_parts.TARGETS,
+    **store_world.TARGETS,
+    **disk_parts.TARGETS,
+    **network_parts.TARGETS,
+    **model_dirs.TARGETS,
 }
-SOCKET_TARGETS: dict[str, Callable[[bytes], None]] = {"sockets": socket_world.say}
+SOCKET_TARGETS: dict[str, Callable[[bytes], None]] = {"sockets": socket_world.say, **lane_world.TARGETS}
 """What needs sockets, and so is fuzzed by tests.fuzz.run alone."""
 
 
@@ -306,6 +317,12 @@ _SEEDS = {
     **answers.SEEDS,
     "served": served_world.seeds,
     **sled_parts.SEEDS,
+    **shm_parts.SEEDS,
+    **store_world.SEEDS,
+    **disk_parts.SEEDS,
+    **network_parts.SEEDS,
+    **model_dirs.SEEDS,
+    **lane_world.SEEDS,
 }
 
 

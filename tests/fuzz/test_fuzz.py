@@ -12,6 +12,7 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from tests.fuzz.hub_world import attack
+from tests.fuzz.lane_world import LaneWorld
 from tests.fuzz.model_files import on_disk
 from tests.fuzz.run import CORPUS
 from tests.fuzz.socket_world import SocketWorld
@@ -62,6 +63,23 @@ def test_nonsense_on_a_socket_does_not_disturb_an_honest_peer():
             world.say(seed[: chance.randrange(len(seed))])
         assert world.link.request("echo", b"still there").payload == b"still there"
         assert world.link.health == "up"
+
+
+@pytest.mark.net
+@pytest.mark.skipif("lanes" not in SOCKET_TARGETS, reason="no shared memory here")
+def test_nonsense_in_a_pipe_does_not_disturb_an_honest_peer():
+    world = LaneWorld()
+    try:
+        chance = random.Random(5)
+        for seed in seeds("lanes"):
+            mutant = bytearray(seed)
+            mutant[chance.randrange(len(mutant))] ^= 1 << chance.randrange(8)
+            for said in (seed, bytes(mutant), seed[: chance.randrange(len(seed))]):
+                world.say(said)
+        world.check(whole=True)
+        assert world.node._engine.hub.malformed > 10
+    finally:
+        world.close()
 
 
 @pytest.mark.parametrize("name", TARGETS)

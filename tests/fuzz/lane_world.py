@@ -1,0 +1,145 @@
+"""A peer of the same host that writes what it likes: into the pipe of its near lane, and on its board.
+
+`lanes(data)` writes packets past the peer's own node, straight into the pipe that the other node reads; an honest peer,
+with a lane and memory of its own, must still be answered, and nothing may end in an internal error.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import logging
+import os
+import time
+from collections.abc import Callable, Iterator
+
+import numpy as np
+
+import edgebus
+from edgebus import messages as m
+from edgebus import shm
+from edgebus.attached import NearLane
+from edgebus.near import _encode_here, _Here
+from edgebus.shm.pipes import PACKET_BYTES
+from tests.fuzz.source import Source, join_frames, split_frames
+from tests.vectors.golden import VECTORS
+
+_LARGE = np.arange(100_000, dtype=np.uint8)
+_HONEST_EVERY = 20
+_LIMITS = edgebus.Limits(share_from_bytes=64 * 1024)
+
+
+class _Complaints(logging.Handler):
+    """What the nodes only log: an exception that nobody expected."""
+
+    def __init__(self) -> None:
+        super().__init__(logging.ERROR)
+        self.said: list[str] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.said.append(self.format(record))
+
+
+class LaneWorld:
+    """A node that answers, an honest peer of it, and one whose lane we write to."""
+
+    def __init__(self) -> None:
+        self.node = edgebus.Node("server", insecure=True, limits=_LIMITS)
+        self.node.handle("echo", lambda request: request.reply(request.payload, request.arrays))
+        self.endpoint = self.node.bind("tcp://127.0.0.1:0")
+        self.honest = edgebus.Node("honest", insecure=True, limits=_LIMITS)
+        self.link = self.honest.connect(self.endpoint)
+        self.complaints = _Complaints()
+        logging.getLogger("edgebus").addHandler(self.complaints)
+        self.liar: edgebus.Node | None = None
+        self.num_said = 0
+        self.check(whole=True)
+
+    def lane(self) -> NearLane:
+        """The liar's end of its lane; another liar comes where the last one has none left."""
+        if self.liar is not None:
+            near: NearLane | None = self.liars_link._dialled.attached.near
+            if near is not None and near.pipes.read_fd >= 0 and near.board is not None:
+                return near
+            self.liar.close()
+        self.liar = edgebus.Node("liar", insecure=True, limits=_LIMITS)
+        self.liars_link = self.liar.connect(self.endpoint)
+        _eventually(self._is_near)
+        return self.liars_link._dialled.attached.near
+
+    def _is_near(self) -> bool:
+        self.liars_link.request("echo", b"", [_LARGE])
+        near = self.liars_link._dialled.attached.near
+        return near is not None and near.board is not None
+
+    def say(self, data: bytes) -> None:
+        """Write packets into the pipe and words on the board, and see who notices."""
+        lane = self.lane()
+        words, *packets = split_frames(data) or [b""]
+        source = Source(words)
+        while source:
+            lane.board._words[source.below(256)] = source.number() % 2**63
+        for packet in packets:
+            if packet and lane.pipes._write_fd >= 0:
+                with contextlib.suppress(OSError):  # full, or closed meanwhile, which is the node's right
+                    os.write(lane.pipes._write_fd, packet[:PACKET_BYTES])
+        self.num_said += 1
+        self.check(whole=self.num_said % _HONEST_EVERY == 0)
+
+    def check(self, *, whole: bool) -> None:
+        """The honest peer is answered, what it sent comes back as it was, and nobody has complained."""
+        content = b"%d" % self.num_said
+        assert self.link.request("echo", content, timeout_s=10.0).payload == content
+        if whole:
+            reply = self.link.request("echo", content, [_LARGE], timeout_s=10.0)
+            assert bytes(reply.arrays[0]) == _LARGE.tobytes()
+        assert not self.complaints.said, self.complaints.said.pop()
+
+    def close(self) -> None:
+        """End all nodes."""
+        logging.getLogger("edgebus").removeHandler(self.complaints)
+        for node in (self.liar, self.honest, self.node):
+            if node is not None:
+                node.close()
+
+
+def _eventually(condition: Callable[[], bool]) -> None:
+    until = time.monotonic() + 10.0
+    while not condition():
+        assert time.monotonic() < until, "the liar gets no lane"
+
+
+@functools.cache
+def _world() -> LaneWorld:
+    return LaneWorld()
+
+
+def lanes(data: bytes) -> None:
+    """Write to the one lane of this process."""
+    _world().say(data)
+
+
+def packet(*frames: bytes) -> bytes:
+    """A packet of one frame or of two, as pipes.py writes it."""
+    head = len(frames[0]) | (0x8000 if len(frames) == 2 else 0)
+    return head.to_bytes(2, "little") + b"".join(frames)
+
+
+def lane_seeds() -> Iterator[bytes]:
+    """Greetings, requests with memory that is nowhere, reports, headers of every kind, and what is no packet."""
+    block = m.Block(7, 1234, 5, 1 << 20, bytes(range(16)), 4096, 96)
+    here = _encode_here(_Here(0, 1234, 5, shm.BOARD_BYTES + 4096, bytes(16), 4096, shm.BOARD_BYTES, True))
+    spec = m.ArraySpec("f4", (2, 12))
+    asks = [m.Request(500, "echo", 1000, 0, (spec,) * count, b"", None, None, (block,) * count) for count in (1, 2)]
+    headers = [m.encode_header(ask) for ask in asks]
+    headers += [m.encode_header(header) for header in (m.Leases(5, (1,)), m.Seen(True), m.Drop(3), m.Reset(), m.Ping())]
+    yield join_frames([b"", packet(b""), packet(b"", here), packet(b"", here[:-1]), packet(b"", b"")])
+    yield join_frames([bytes(range(1, 60)), *map(packet, headers)])
+    yield join_frames([b"", b"\x00", b"\x05\x00a", b"\xff\xff", packet(b"a", b"b"), packet(b"abc", b"")])
+    for first in range(0, len(VECTORS), 8):
+        said = [bytes.fromhex(vector["hex"]) for vector in VECTORS[first : first + 8]]
+        yield join_frames([b"\x01\x05", *(packet(header) for header in said if len(header) < 4000)])
+
+
+TARGETS = {"lanes": lanes} if shm.available() else {}
+SEEDS = {"lanes": lane_seeds}
