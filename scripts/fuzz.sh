@@ -50,7 +50,9 @@ log=$work/build.log
     fi
     # Wheels are not instrumented, and pyzmq's carries libzmq: of them the sanitizer sees allocations and copies only.
     "$work/venv/bin/python" $pip install "$(pin numpy)" "$(pin pyzmq)" "$(pin msgpack)" "$(pin atheris)" "$(pin hypothesis)" \
-        "$(pin pytest)" "$(pin pytest-timeout)" "$(pin scipy)" "$(pin safetensors)" "$(pin cython)" setuptools >>"$log" 2>&1
+        "$(pin pytest)" "$(pin pytest-timeout)" "$(pin scipy)" "$(pin safetensors)" "$(pin cython)" setuptools \
+        "$(pin zeroconf)" "$(pin jinja2)" "$(pin pynacl)" >>"$log" 2>&1
+    "$work/venv/bin/python" $pip install --no-deps "$(pin tokenizers)" >>"$log" 2>&1
 }
 # A directory that is kept has only what has changed built anew.
 mkdir -p "$work/source"

@@ -8,6 +8,7 @@ import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from tokenize import TokenError
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,7 +18,10 @@ from sled.distill.sampler import Texts
 from sled.errors import ParameterError
 
 _MOST_ROWS = 1 << 20
-_BAD_ZIP = (zipfile.BadZipFile, zlib.error)
+_DAMAGED = (  # what numpy and zipfile raise of files that are damaged, or lie about their sizes
+    OSError, ValueError, KeyError, TypeError, EOFError, RuntimeError, SyntaxError, TokenError, MemoryError,
+    OverflowError, zipfile.BadZipFile, zlib.error,
+)  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,7 +109,7 @@ class Corpus:
             if int(tokens.max()) >= self._num_ids or temperatures.shape != (len(tokens),) or not seconds >= 0:
                 raise ValueError(f"ids up to {tokens.max()}, under {self._num_ids} are needed")
             written = np.unpackbits(packed, axis=1, count=self._length).astype(np.bool_)
-        except (OSError, ValueError, KeyError, TypeError, EOFError, RuntimeError, *_BAD_ZIP) as error:
+        except _DAMAGED as error:
             raise ParameterError(f"{path} is damaged ({error}); remove it and those after it") from None
         return Rows(tokens, written, temperatures.astype(np.float32)), seconds
 

@@ -13,10 +13,11 @@ from edgebus.daemon.http import REQUEST_BYTES, _request_line
 from sled.api.asks import Ask, Offer, chat_ask, completion_ask
 from sled.api.errors import ApiError
 from sled.api.requests import MAX_ANSWERS, ChatRequest, CompletionRequest, read_request
-from sled.constraint_limits import check_grammar, check_regex, check_schema
-from sled.messages import MAX_TOKENS
+from sled.constraint_limits import MAX_DEPTH, MAX_DIVISOR, MAX_MARKS, check_grammar, check_regex, check_schema
+from sled.types import MAX_CONSTRAINT_CHARS
 
-OFFER = Offer(("model", "default"), MAX_TOKENS)
+MOST_TOKENS = 4096
+OFFER = Offer(("model", "default"), MOST_TOKENS)
 
 
 def completions(data: bytes) -> None:
@@ -29,7 +30,7 @@ def completions(data: bytes) -> None:
             continue
         assert 1 <= len(ask.wanted) <= MAX_ANSWERS
         for each in ask.wanted:
-            assert 1 <= each.max_tokens <= MAX_TOKENS
+            assert 1 <= each.max_tokens <= MOST_TOKENS
             assert msgspec.convert(msgspec.to_builtins(each.sampling), type(each.sampling)) == each.sampling
 
 
@@ -44,16 +45,27 @@ def _asked(kind: type[ChatRequest | CompletionRequest], data: bytes) -> Ask | Ap
 
 
 def forms(data: bytes) -> None:
-    """A schema, expression or grammar: refused with a ValueError, or a schema that can be handed on."""
+    """A schema, expression or grammar: refused with a ValueError, or within the bounds on what is compiled of it."""
     text = data.decode("utf-8", "replace")
     for check in (check_schema, check_regex, check_grammar):
         try:
             schema = check(text)
         except ValueError:
             continue
-        if schema is not None:
+        assert len(text) <= MAX_CONSTRAINT_CHARS
+        if check is check_schema:
             assert isinstance(schema, dict)
-            json.dumps(schema)
+            assert text.count("[") + text.count("{") <= MAX_DEPTH or _levels(schema) <= MAX_DEPTH
+            divisor = schema.get("multipleOf")
+            assert type(divisor) is not int or int(str(abs(divisor)).rstrip("0") or "0") <= MAX_DIVISOR
+        elif check is check_grammar:
+            assert sum(text.count(mark) for mark in ":([{~") <= MAX_MARKS
+
+
+def _levels(node: object) -> int:
+    """Levels of brackets, by going into them."""
+    inner = node.values() if isinstance(node, dict) else node if isinstance(node, list) else None
+    return 0 if inner is None else 1 + max(map(_levels, inner), default=0)
 
 
 def metrics(data: bytes) -> None:
@@ -96,7 +108,8 @@ def completion_seeds() -> Iterator[bytes]:
         {**chat, "response_format": {"type": "json_object"}, "max_completion_tokens": 3, "tools": []},
         {**common, "prompt": ["one", "two"], "echo": True, "best_of": 2},
         {"prompt": [[1, 2], [3]], "logprobs": 3, "user": "u"},
-        {"prompt": [1, 2, 3]},
+        {"prompt": [1, 2, 3], "max_tokens": 5000},
+        {**chat, "max_completion_tokens": 1 << 40},
     ]
     yield from (json.dumps(body).encode() for body in bodies)
 
@@ -112,6 +125,9 @@ def form_seeds() -> Iterator[bytes]:
     yield json.dumps(schema).encode()
     yield b'{"multipleOf":1e300,"items":[{"multipleOf":7}]}'
     yield b'{"multipleOf":' + b"9" * 310 + b"}"
+    yield b'{"multipleOf":4097}'
+    yield b'{"items":' * 70 + b"1" + b"}" * 70
+    yield b"start: " + b"(" * 1000
     yield b'start: "a" | b & ~c\nb: /x+/ {2} (c)\n%ignore " "\n'
 
 

@@ -29,6 +29,7 @@ LIMITS = ServerLimits(
     idle_s=20.0,
 )
 VOCAB, PAGES = 20, 20
+SESSIONS = 8  # more than there may be, of one owner and of all
 OWNERS = ("eve", "mallory")
 KINDS: tuple[type[Payload], ...] = (Open, Verify, Decode, Close)
 HONEST, PROMPT = Sampling(temperature=0.9, seed=7), [3, 1, 4, 1, 5]
@@ -223,7 +224,7 @@ def _raw(world: ServedWorld, owner: str, source: Source) -> None:
 
 
 def _session(source: Source) -> bytes:
-    return bytes([source.below(4)]) * 8
+    return bytes([source.below(SESSIONS)]) * 8
 
 
 def _where(world: ServedWorld, source: Source) -> tuple[int, list[int]]:
@@ -267,7 +268,9 @@ def seeds() -> Iterator[bytes]:
     """Scripts with openings, rounds and forwards in them."""
     for first in range(6):
         yield bytes((first + 7 * n + n // 5) % 256 for n in range(160))
-    opening = bytes([0, 2, 0, 5, 0, 1, 2, 3, 4, 0, 0, 0, 0, 0, 30, 0, 0, 0, 0])
+    openings = [bytes([n // 4, 2, 5, 1, 2, 3, 4, 5, 0, 0, 0, 0, 0, 30, 0, 0, 0, n]) for n in range(SESSIONS)]
+    opening = openings[0]
     asking = bytes([0, 4, 0, 0, 2, 1, 2, 0, 0, 0, 15, 0, 0, 15, 0])
     yield opening + asking * 6
+    yield b"".join(openings) + asking * 6
     yield join_frames([opening, asking])

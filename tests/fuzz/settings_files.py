@@ -69,7 +69,7 @@ on_full = "wait"
 heartbeat_s = 0.5
 [[peers]]
 endpoint = "tcp://h:1"
-server_key = "k\\u0001\\"q"
+server_key = "k\\u0001\\"q\\\\x"
 [[services]]
 name = "s"
 module = "a.b:c"
@@ -81,7 +81,7 @@ def board_seeds() -> Iterator[bytes]:
     """A profile that comes with each."""
     for name in profiles.names()[:2]:
         yield profiles.written({"device": profiles.board(name)["device"]}).encode()[:4000]
-    yield b"[device]\nclock_hz = 1e9\ncycles_per_mac = 0.5\nkappa = 1e-28\nlayer_s = [0.5, 1]\n[channel]\n"
+    yield b"[device]\nclock_hz = 1e9\ncycles_per_mac = 0.5\nkappa = 1e-28\nlayer_s = [0.123456789012, 1]\n[channel]\n"
     yield BUILT_IN.read_bytes()[:3000].rpartition(b"\n[")[0]
 
 

@@ -129,6 +129,10 @@ def saved(body: bytes) -> None:
     if found.prompt_tokens:
         guesses = [Proposal(token, confidence) for token, confidence in found.unverified]
         machine.restore(found.prompt_tokens, found.answer, guesses, found.finish)
+    assert found.prompt or found.messages or found.prompt_tokens
+    assert found.prompt_tokens or not (found.answer or found.unverified or found.finish)
+    assert len(found.answer) + (not found.finish) <= max(1, machine.max_tokens)
+    assert (machine.state is State.DONE) == bool(found.finish)
     if machine.state is State.OPENING:
         encode(machine.open_request())
     assert repr(unpack_saved(pack_saved(found), "again")) == repr(found)
@@ -142,20 +146,23 @@ def told_seeds() -> Iterator[bytes]:
     """Answers by rounds, by a stream, and with a session that is lost on the way."""
     opened = encode(Opened([1, 2, 3], 3, 4, [0.1]))
     yield join_frames([opened, _verdict(3, [0, 1]), _verdict(5, [0, 1, 2], 0), b"x", _verdict(8, [5]), _verdict(9, [])])
-    yield join_frames([opened, _verdict(3, [0, 1]), b"", encode(Opened([1, 2, 3], 5, 4)), _verdict(5, [0] * 9)])
+    yield join_frames([opened, _verdict(3, [0, 1]), b"", encode(Opened([1, 2, 3], 5, 4)), _verdict(5, [0] * 14)])
     yield join_frames(
         [encode(Opened([1], 1, 0)), b"x", _verdict(1, [7, 8], 0), encode(Verdict(3, [], 0, "stop", 0, 0))]
     )
 
 
 def saved_seeds() -> Iterator[bytes]:
-    """An answer that has begun, one that has not, and one that has ended."""
+    """An answer that has begun, one that has not, one that has ended, and two that contradict themselves."""
     sampling, terms = Sampling(temperature=0.5), Terms(9, ("x",))
     begun = Saved("t", b"id", "prompt", True, [], sampling, terms, [1, 2], [3], [], "", [(4, 0.5)])
     chat = [Message("user", "hi")]
     yield encode(begun)
     yield encode(msgspec.structs.replace(begun, prompt="", messages=chat, prompt_tokens=[], answer=[], unverified=[]))
-    yield encode(msgspec.structs.replace(begun, prompt=[1, 2], finish="length", answer=[3] * 9, unverified=[]))
+    ended = msgspec.structs.replace(begun, prompt=[1, 2], finish="length", answer=[3] * 9, unverified=[])
+    yield encode(ended)
+    yield encode(msgspec.structs.replace(ended, finish=""))
+    yield encode(msgspec.structs.replace(begun, prompt_tokens=[]))
 
 
 SEEDS = {"kept": kept_seeds, "told": told_seeds, "saved": saved_seeds}

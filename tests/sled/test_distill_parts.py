@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import random
+import zipfile
 from types import SimpleNamespace
 
 import gguf
@@ -68,8 +69,30 @@ def deflated_and_damaged(out, texts):
     out.write(raw)
 
 
+def saying(shape):
+    """Of tokens whose header says so, with the right checksum."""
+
+    def write(out, texts):
+        head = f"{{'descr': '<u2', 'fortran_order': False, 'shape': {shape}, }}\n".encode()
+        with zipfile.ZipFile(out, "w") as archive:
+            for name in texts:
+                archive.writestr(f"{name}.npy", b"\x93NUMPY\x01\x00" + len(head).to_bytes(2, "little") + head)
+
+    return write
+
+
 @pytest.mark.parametrize(
-    "write", [npy, with_many_seconds, with_codes_of_floats, packed_by_a_method_that_is_none, deflated_and_damaged]
+    "write",
+    [
+        npy,
+        with_many_seconds,
+        with_codes_of_floats,
+        packed_by_a_method_that_is_none,
+        deflated_and_damaged,
+        saying("(1000000000000, 32)"),
+        saying("(99999999999999999999, 32)"),
+        saying("(2, 32"),
+    ],
 )
 def test_rounds_that_are_none_are_refused(tmp_path, write):
     corpus = Corpus(tmp_path, 32, 100)
