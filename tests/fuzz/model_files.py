@@ -92,6 +92,7 @@ def decoders(data: bytes) -> None:
             decoder = load_decoder(path)
         except ValueError:  # a DecoderError or GgufError
             return
+    assert decoder.config.num_heads % decoder.config.num_kv_heads == 0
     with contextlib.suppress(MemoryError):
         cache = decoder.new_cache(min(8, decoder.config.max_positions))
         tokens = [position % decoder.config.vocab_size for position in range(min(3, cache.positions))]
@@ -100,20 +101,23 @@ def decoders(data: bytes) -> None:
 
 
 def decoder_seeds() -> Iterator[bytes]:
-    """A model of one layer, of each of a few types."""
+    """A model of one layer, of each of a few types; and one whose heads do not divide."""
     for kind in (2, 6):
         yield _model(kind)
+    yield _model(2, num_heads=4, num_kv_heads=3)
 
 
-def _model(kind: int) -> bytes:
+def _model(kind: int, num_heads: int = 2, num_kv_heads: int = 1) -> bytes:
     """Matrices of one type, vectors of floats, and what the reader asks of the metadata."""
-    hidden, ffn, vocab = 32, 32, 4
+    hidden, ffn, vocab, wide, narrow = 32, 32, 4, 16 * num_heads, 16 * num_kv_heads
     numbers = {
         "embedding_length": hidden,
         "feed_forward_length": ffn,
         "block_count": 1,
-        "attention.head_count": 2,
-        "attention.head_count_kv": 1,
+        "attention.head_count": num_heads,
+        "attention.head_count_kv": num_kv_heads,
+        "attention.key_length": 16,
+        "attention.value_length": 16,
         "context_length": 16,
     }
     pairs = [_text("general.architecture") + struct.pack("<I", 8) + _text("llama")]
@@ -121,8 +125,8 @@ def _model(kind: int) -> bytes:
     pairs += [_text("llama.attention.layer_norm_rms_epsilon") + struct.pack("<If", 6, 1e-5)]
     shapes = {"token_embd": (hidden, vocab), "output_norm": (hidden,)}
     shapes |= {f"blk.0.{norm}": (hidden,) for norm in ("attn_norm", "ffn_norm")}
-    shapes |= {"blk.0.attn_q": (hidden, 32), "blk.0.attn_k": (hidden, 16), "blk.0.attn_v": (hidden, 16)}
-    shapes |= {"blk.0.attn_output": (32, hidden), "blk.0.ffn_gate": (hidden, ffn)}
+    shapes |= {"blk.0.attn_q": (hidden, wide), "blk.0.attn_k": (hidden, narrow), "blk.0.attn_v": (hidden, narrow)}
+    shapes |= {"blk.0.attn_output": (wide, hidden), "blk.0.ffn_gate": (hidden, ffn)}
     shapes |= {"blk.0.ffn_up": (hidden, ffn), "blk.0.ffn_down": (ffn, hidden)}
     heads, data = b"", b""
     for name, shape in shapes.items():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import json
 import tempfile
 from collections.abc import Iterator
 from dataclasses import replace
@@ -154,7 +155,9 @@ def _answer(model: ServedModel, asked: Ask | Chosen | Infer, contents: list[byte
             assert encode(segment) == model.segment(asked)
         case Infer():
             arrays = [_array(bits, content) for bits, content in zip(asked.live_bits, contents, strict=False)]
-            (logits,) = model.tail.answers([model.tail.check(asked, arrays)])
+            work = model.tail.check(asked, arrays)
+            assert all(np.isfinite(array).all() and len(array) == work.samples for array in work.arrays)
+            (logits,) = model.tail.answers([work])
             assert logits.shape == (len(arrays[0]), 4)
             assert np.isfinite(logits).all()
 
@@ -167,7 +170,7 @@ def _array(bits: int, content: bytes) -> np.ndarray:
 
 
 def ask_seeds() -> Iterator[bytes]:
-    """Questions with and without what is known already, and activations of every width."""
+    """Questions with and without what is known already, activations of every width, and infinite ones."""
     model = served_model()
     model_id, mark = model.artefact.model_id, model.artefact.piece_ids[0][0][:8]
     measured = DeviceProfile(macs_per_s=1e9, joules_per_mac=1e-9, memory_bytes=1 << 20, watts=2.0, layer_s=(1e-3,) * 3)
@@ -178,6 +181,7 @@ def ask_seeds() -> Iterator[bytes]:
         yield join_frames([encode(Chosen(model_id, 2, (bits,), (bits,)))])
         sizes = {16: 12}
         yield join_frames([encode(Infer(model_id, 1, (bits,))), bytes(sizes.get(bits, -(-6 * bits // 8)))])
+    yield join_frames([encode(Infer(model_id, 1, (16,))), b"\0\x7c" * 6])
 
 
 @cache
@@ -202,13 +206,21 @@ def artefacts(data: bytes) -> None:
     cut = found.network.num_nodes
     chosen = Chosen(found.model_id, cut, (2,) * len(found.network.parametric), (2,) * len(found.network.live[cut]))
     assert decode(Segment, model.segment(chosen))
-    assert found.float_inputs().shape[0] == len(found.logits)
+    num_classes = found.network.items(found.network.num_nodes)
+    assert found.logits.shape == (len(found.float_inputs()), num_classes)
+    assert np.isfinite(found.logits).all()
 
 
 def artefact_seeds() -> Iterator[bytes]:
-    """A whole file, and one that is cut off."""
-    yield _artefact_file()
-    yield _artefact_file()[:-8]
+    """A whole file, one that is cut off, and one whose logits have another shape."""
+    whole = _artefact_file()
+    yield whole
+    yield whole[:-8]
+    size = int.from_bytes(whole[:8], "little")
+    header = json.loads(whole[8 : 8 + size])
+    header["logits"]["shape"].append(1)
+    head = json.dumps(header).encode()
+    yield len(head).to_bytes(8, "little") + head + whole[8 + size :]
 
 
 def datasets(data: bytes) -> None:
