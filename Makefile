@@ -51,7 +51,7 @@ serving-peers: $(STAMP)  ## sled serve beside llama.cpp's server and transformer
 	$(PY) -m bench.macro.serving
 	$(PY) -m bench.report
 
-fuzz: $(STAMP)  ## every decoder under atheris and, rebuilt, under address sanitizers (about 35 minutes); writes bench/results/
+fuzz: $(STAMP)  ## every decoder under atheris and, rebuilt, under address sanitizers (about an hour); writes bench/results/
 	@sh scripts/fuzz.sh
 
 arm: $(STAMP)  ## the kernels cross-compiled for aarch64 and their tests under qemu-user (about 10 minutes)

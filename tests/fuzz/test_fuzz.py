@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import re
 
 import msgpack
 import pytest
@@ -14,7 +15,7 @@ from hypothesis import strategies as st
 from tests.fuzz.hub_world import attack
 from tests.fuzz.lane_world import LaneWorld
 from tests.fuzz.model_files import on_disk
-from tests.fuzz.run import CORPUS
+from tests.fuzz.run import CORPUS, ROOT
 from tests.fuzz.socket_world import SocketWorld
 from tests.fuzz.targets import SOCKET_TARGETS, TARGETS, check_frames, seeds
 from tests.vectors.golden import GOLDEN, VECTORS, frames_of
@@ -36,6 +37,11 @@ def test_seeds_are_committed(name):
     assert [path.name for path in sorted((CORPUS / name).iterdir())] == [
         f"seed{number:02}" for number in range(len(list(seeds(name))))
     ]
+
+
+def test_every_target_stands_in_the_list_of_decoders():
+    listed = (ROOT / "docs/spec/decoders.md").read_text()
+    assert set(TARGETS | SOCKET_TARGETS) <= set(re.findall(r"`(\w+)`", listed))
 
 
 def test_seeds_that_are_model_files_are_read():
