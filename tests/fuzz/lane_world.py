@@ -13,13 +13,13 @@ import os
 import time
 from collections.abc import Callable, Iterator
 
+import msgspec
 import numpy as np
 
 import edgebus
 from edgebus import messages as m
 from edgebus import shm
 from edgebus.attached import NearLane
-from edgebus.near import _encode_here, _Here
 from edgebus.shm.pipes import PACKET_BYTES
 from tests.fuzz.source import Source, join_frames, split_frames
 from tests.vectors.golden import VECTORS
@@ -128,7 +128,8 @@ def packet(*frames: bytes) -> bytes:
 def lane_seeds() -> Iterator[bytes]:
     """Greetings, requests with memory that is nowhere, reports, headers of every kind, and what is no packet."""
     block = m.Block(7, 1234, 5, 1 << 20, bytes(range(16)), 4096, 96)
-    here = _encode_here(_Here(0, 1234, 5, shm.BOARD_BYTES + 4096, bytes(16), 4096, shm.BOARD_BYTES, True))
+    board = m.Block(0, 1234, 5, shm.BOARD_BYTES + 4096, bytes(16), 4096, shm.BOARD_BYTES)
+    here = msgspec.msgpack.encode(board)
     spec = m.ArraySpec("f4", (2, 12))
     asks = [m.Request(500, "echo", 1000, 0, (spec,) * count, b"", None, None, (block,) * count) for count in (1, 2)]
     headers = [m.encode_header(ask) for ask in asks]
