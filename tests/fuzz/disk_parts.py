@@ -13,6 +13,8 @@ from collections.abc import Iterator
 from importlib.util import find_spec
 from pathlib import Path
 
+import msgpack
+
 import edgebus
 from edgebus import messages as m
 from edgebus.errors import EdgebusError
@@ -49,9 +51,29 @@ def journals(data: bytes) -> None:
             _resume(path, KEY if number == 0 else first)
 
 
+def _whole(raw: bytes, key: bytes) -> dict[str, bytes]:
+    """The results in a journal, by its layout and another msgpack; none if it is of another key or kind."""
+    records, at = [], 0
+    while len(raw) - at >= 8:
+        length, checksum = struct.unpack_from("<II", raw, at)
+        record = raw[at + 8 : at + 8 + length]
+        if len(record) < length or zlib.crc32(record) != checksum:
+            break
+        records.append(record)
+        at += 8 + length
+    try:
+        pairs = [msgpack.unpackb(record, use_list=False) for record in records[1:]]
+    except (ValueError, TypeError, msgpack.UnpackException):
+        return {}
+    right = all(isinstance(pair, tuple) and list(map(type, pair)) == [str, bytes] for pair in pairs)
+    return dict(pairs) if right and records[:1] == [key] else {}
+
+
 def _resume(path: Path, key: bytes) -> None:
+    expected = _whole(path.read_bytes(), key)
     with Journal(path, key) as journal:
         known = dict(journal._known)
+        assert known == expected
         for name in [*known, "none"]:
             for kind in (float, list[float], dict[str, int]):
                 found = journal.recall(name, kind)
@@ -181,7 +203,9 @@ def journal_seeds() -> Iterator[bytes]:
         with Journal(path, KEY) as journal:
             journal.keep("laws", [0.5, 1.0])
             journal.keep("count", {"a": 1})
-        yield path.read_bytes()
+        whole = path.read_bytes()
+    yield whole
+    yield whole[:-1] + bytes([whole[-1] ^ 1])
     yield join_frames([KEY, b"\x92\xa4laws\xc4\x01\xc0"])
     yield join_frames([KEY, b"\x92\xa1a\xc4\x02\xff\xff", b"not msgpack"])
 
