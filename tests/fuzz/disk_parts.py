@@ -23,7 +23,7 @@ from edgebus.recorder import Reader, Start, Traffic, Writer
 from edgebus.replay import Replay
 from qpart.errors import RequestError
 from qpart.journal import Journal
-from qpart.signing import PUBLIC_FILE, SECRET_FILE, Signer, generate_signing_key, load_signer, read_publisher, verify
+from qpart.signing import PUBLIC_FILE, SECRET_FILE, generate_signing_key, load_signer, read_publisher, verify
 from sled.chat.conversation import Conversation, Settings
 from sled.distill.prompts import FilePrompts
 from sled.distill.settings import Settings as DistillSettings
@@ -103,7 +103,10 @@ def publishers(data: bytes) -> None:
         except edgebus.KeyFileError:
             return
         verify(signer.public, bytes(16), signer(bytes(16)))
-        assert signer.public == Signer(bytes(signer._key)).public
+        said = [line.partition("=") for line in data.decode().splitlines()]
+        assert signer.public == bytes.fromhex(
+            next(key for name, _, key in said if name.strip() == "ed25519-public-key")
+        )
 
 
 def conversations(data: bytes) -> None:
@@ -211,11 +214,13 @@ def journal_seeds() -> Iterator[bytes]:
 
 
 def publisher_seeds() -> Iterator[bytes]:
-    """Both files of a key, always the same one."""
+    """Both files of a key, always the same one, and halves that do not belong together."""
     with tempfile.TemporaryDirectory() as folder, unittest.mock.patch("os.urandom", lambda size: bytes(range(size))):
         generate_signing_key(folder)
         yield (Path(folder) / SECRET_FILE).read_bytes()
         yield (Path(folder) / PUBLIC_FILE).read_bytes()
+        secret = (Path(folder) / SECRET_FILE).read_bytes()
+        yield secret.replace(b"00010203", b"ffffffff")
 
 
 def conversation_seeds() -> Iterator[bytes]:
