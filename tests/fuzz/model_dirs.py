@@ -218,6 +218,8 @@ def template_seeds() -> Iterator[bytes]:
     yield b"{{ messages[0].content.__class__.__mro__ }}{{ dict(a=1) }}{{ 'a' ~ 1 // 3 ** 2 }}"
     yield b"{{ 1 // (messages | length - 2) }}"
     yield b"{% macro f() %}{{ f() }}{% endmacro %}{{ f() }}"
+    yield b"{{ messages.append(1) }}"
+    yield b"{{ messages[0].update({'role': 'x'}) }}"
     yield b"{{ messages + 1 }}{{ messages[9].role }}{{ messages.append(1) }}"
     yield b"{{ '%d' % 'x' }}{{ 'x' * 3 }}{{ [3, 'a'] | sort }}{{ 2 ** 8 }}"
 
