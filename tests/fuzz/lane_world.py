@@ -20,6 +20,7 @@ import edgebus
 from edgebus import messages as m
 from edgebus import shm
 from edgebus.attached import NearLane
+from edgebus.link_states import State
 from edgebus.shm.pipes import PACKET_BYTES
 from tests.fuzz.source import Source, join_frames, split_frames
 from tests.vectors.golden import VECTORS
@@ -52,17 +53,18 @@ class LaneWorld:
         self.complaints = _Complaints()
         logging.getLogger("edgebus").addHandler(self.complaints)
         self.liar: edgebus.Node | None = None
-        self.num_said = 0
+        self.num_said = self.num_liars = 0
         self.check(whole=True)
 
     def lane(self) -> NearLane:
         """The liar's end of its lane; another liar comes where the last one has none left."""
         if self.liar is not None:
             near: NearLane | None = self.liars_link._dialled.attached.near
-            if near is not None and near.pipes.read_fd >= 0 and near.board is not None:
+            if near is not None and near.pipes.read_fd >= 0 and near.board is not None and self.is_heard():
                 return near
             self.liar.close()
-        self.liar = edgebus.Node("liar", insecure=True, limits=_LIMITS)
+        self.num_liars += 1
+        self.liar = edgebus.Node(f"liar{self.num_liars}", insecure=True, limits=_LIMITS)
         self.liars_link = self.liar.connect(self.endpoint)
         _eventually(self._is_near)
         return self.liars_link._dialled.attached.near
@@ -71,6 +73,11 @@ class LaneWorld:
         self.liars_link.request("echo", b"", [_LARGE])
         near = self.liars_link._dialled.attached.near
         return near is not None and near.board is not None
+
+    def is_heard(self) -> bool:
+        """Whether the node reads the liar's lane: a word too many ends the link on its side alone."""
+        links = [each for each in tuple(self.node._engine.hub.links) if each.link.peer_name == f"liar{self.num_liars}"]
+        return any(each.link.state is State.UP and each.near is not None for each in links)
 
     def say(self, data: bytes) -> None:
         """Write packets into the pipe and words on the board, and see who notices."""
@@ -136,6 +143,7 @@ def lane_seeds() -> Iterator[bytes]:
     headers += [m.encode_header(header) for header in (m.Leases(5, (1,)), m.Seen(True), m.Drop(3), m.Reset(), m.Ping())]
     yield join_frames([b"", packet(b""), packet(b"", here), packet(b"", here[:-1]), packet(b"", b"")])
     yield join_frames([bytes(range(1, 60)), *map(packet, headers)])
+    yield join_frames([b"", packet(b"\xc1junk"), packet(b"\x93\x04junk")])
     yield join_frames([b"", b"\x00", b"\x05\x00a", b"\xff\xff", packet(b"a", b"b"), packet(b"abc", b"")])
     for first in range(0, len(VECTORS), 8):
         said = [bytes.fromhex(vector["hex"]) for vector in VECTORS[first : first + 8]]
