@@ -170,7 +170,7 @@ def _record(label: str, built: str, runs: dict[str, dict[str, Any]]) -> None:
         "findings": sum(len(run["findings"]) for run in targets.values()),
         "targets": targets,
     }
-    kept[label] = entry
+    kept[label] = kept.get(label, {}) | entry  # with its notes
     RECORD.parent.mkdir(parents=True, exist_ok=True)
     RECORD.write_text(json.dumps(kept, indent=1) + "\n")
 

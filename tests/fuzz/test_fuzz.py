@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import random
 import re
 
@@ -12,6 +13,7 @@ from edgekernels.safetensors import SafetensorsFile
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
+from tests.fuzz import run
 from tests.fuzz.hub_world import attack
 from tests.fuzz.lane_world import LaneWorld
 from tests.fuzz.model_files import on_disk
@@ -156,3 +158,13 @@ def mutated(raw, data):
             case _:
                 mutant[position:position] = data.draw(st.binary(max_size=5))
     return bytes(mutant)
+
+
+def test_record_of_some_targets_keeps_the_others_and_the_notes(tmp_path, monkeypatch):
+    monkeypatch.setattr(run, "RECORD", tmp_path / "fuzz.json")
+    one = {"executed": 5, "seconds": 1.0, "covered_edges": 3, "corpus": 1, "findings": []}
+    run._record("plain", "", {"wire": one, "hub": one})
+    run._note("plain:tests=passed")
+    run._record("plain", "", {"hub": one | {"executed": 7}})
+    kept = json.loads((tmp_path / "fuzz.json").read_text())["plain"]
+    assert (kept["executed"], kept["tests"], list(kept["targets"])) == (12, "passed", ["wire", "hub"])
