@@ -21,7 +21,9 @@ _KINDS = {"zmtp", "silent", "closed", "http", "tls", "ssh", "other"}
 
 
 class _Network:
-    """What zeroconf makes of packets, without its sockets: its own parser, its cache, its resolver."""
+    """What zeroconf makes of packets, without its sockets: its own parser and cache; nobody answers questions."""
+
+    loop = None
 
     def __init__(self) -> None:
         self.cache = DNSCache()
@@ -29,10 +31,6 @@ class _Network:
     def add_service_listener(self, kind: str, listener: discovery._Listener) -> None:
         assert kind == SERVICE_TYPE
         self.listener = listener
-
-    def get_service_info(self, kind: str, name: str, timeout: int) -> ServiceInfo | None:
-        info = ServiceInfo(kind, name)
-        return info if info.load_from_cache(self) else None  # type: ignore[arg-type]
 
     def hear(self, packet: bytes) -> None:
         records = DNSIncoming(packet).answers()
