@@ -3,8 +3,8 @@ PY := .venv/bin/python
 STAMP := .venv/.installed
 SOURCES := pyproject.toml setup.py constraints.txt scripts/setup.sh scripts/requirements.py \
            $(wildcard kernels/csrc/* kernels/edgekernels/*.pyx kernels/edgekernels/*.pxd) \
-           $(wildcard edgebus/*.pyx edgebus/*.pxd edgebus/shm/*.pxd qpart/*.pyx) \
-           $(patsubst %.pxd,%.py,$(filter-out edgebus/_port.pxd,$(wildcard edgebus/*.pxd edgebus/shm/*.pxd)))
+           $(wildcard edgebus/*.pyx edgebus/shm/*.pyx edgebus/*.pxd edgebus/shm/*.pxd qpart/*.pyx) \
+           $(patsubst %.pxd,%.py,$(filter-out edgebus/_%.pxd,$(wildcard edgebus/*.pxd edgebus/shm/*.pxd)))
 
 # Byte code is written, also where the environment says otherwise: a thousand short processes of ours start in the tests.
 unexport PYTHONDONTWRITEBYTECODE

@@ -82,7 +82,10 @@ modules = cythonize(kernels, nthreads=translators)
 if os.path.isdir("edgebus"):  # scripts/sanitize.sh and fuzz.sh build a copy of the kernels alone
     modules += cythonize(
         [
-            Extension("edgebus._port", ["edgebus/_port.pyx"]),
+            *(
+                Extension(f"edgebus.{name}", [f"edgebus/{name.replace('.', '/')}.pyx"])
+                for name in ("_port", "_views", "_waiting", "shm._files")
+            ),
             *(
                 Extension(f"edgebus.{name}", [f"edgebus/{name.replace('.', '/')}.py"], extra_compile_args=["-g0"])
                 for name in BUS

@@ -25,29 +25,3 @@ cdef class Port:
 
 
 cpdef long take_back() except -1
-
-
-cdef extern from "pythread.h":
-    ctypedef void* PyThread_type_lock
-
-
-cdef class Lock:
-    cdef PyThread_type_lock lock
-    cdef unsigned long owner
-    cdef long depth, waiting
-    cdef bint is_locked
-
-    cpdef bint acquire(self) except -1
-    cdef void wait_for_it(self, unsigned long me, int by_signals) except *
-    cpdef bint is_mine(self) except -1
-    cpdef release(self)
-
-
-cdef class Poller:
-    cdef int fd
-
-    cpdef register(self, int fd)
-    cpdef unregister(self, int fd)
-    cpdef list poll(self, double timeout_s)
-    cpdef close(self)
-    cdef void shut(self) noexcept

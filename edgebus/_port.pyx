@@ -1,6 +1,6 @@
 # cython: language_level=3, boundscheck=False, wraparound=False, initializedcheck=False
 # cython: freethreading_compatible=False
-"""libzmq's own functions for messages, and the kernel's for waiting.
+"""libzmq's own functions for messages.
 
 libzmq's are those of the library which pyzmq has loaded, found by name: pyzmq checks and wraps at every call what never
 changes here. Nothing is linked: pyzmq brings libzmq along, and a second copy could not work its sockets. With another
@@ -10,20 +10,14 @@ Large frames are lent to libzmq. Its threads say that they are done with one wit
 take_back() drops what is on it. pyzmq has a thread of its own for that, which is woken for each frame.
 """
 cimport cython
-from cpython.buffer cimport PyBUF_SIMPLE, PyBUF_WRITABLE, PyBuffer_FillInfo, PyBuffer_Release, PyObject_GetBuffer
-from cpython.exc cimport PyErr_CheckSignals, PyErr_SetFromErrno
+from cpython.buffer cimport PyBUF_SIMPLE, PyBuffer_FillInfo, PyBuffer_Release, PyObject_GetBuffer
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize, PyBytes_GET_SIZE
-from libc.errno cimport EAGAIN, EINTR, errno
-from libc.math cimport ceil
+from libc.errno cimport EAGAIN, EINTR
 from libc.stdint cimport uintptr_t
 from libc.stdlib cimport calloc, free, malloc
 from libc.string cimport memcmp, memcpy, strcmp
 
 import os
-import time
-from sys import is_finalizing as _is_finalizing
-
-cdef object is_finalizing = _is_finalizing  # here it is found, too, when the names of all modules have been taken away
 
 
 cdef extern from "dlfcn.h" nogil:
@@ -31,42 +25,6 @@ cdef extern from "dlfcn.h" nogil:
     void* dlsym(void* handle, const char* name)
     enum: RTLD_LAZY
     enum: RTLD_LOCAL
-
-cdef extern from "sys/epoll.h" nogil:
-    enum: EPOLLIN
-    enum: EPOLL_CLOEXEC
-    enum: EPOLL_CTL_ADD
-    enum: EPOLL_CTL_DEL
-    ctypedef union epoll_data_t:
-        int fd
-    struct epoll_event:
-        unsigned int events
-        epoll_data_t data
-    int epoll_create1(int flags)
-    int epoll_ctl(int epfd, int op, int fd, epoll_event* event)
-    int epoll_wait(int epfd, epoll_event* events, int maxevents, int timeout)
-
-cdef extern from "pythread.h" nogil:
-    enum: NOWAIT_LOCK
-    enum: PY_LOCK_ACQUIRED
-    PyThread_type_lock PyThread_allocate_lock()
-    void PyThread_free_lock(PyThread_type_lock lock)
-    int PyThread_acquire_lock(PyThread_type_lock lock, int waitflag)
-    int PyThread_acquire_lock_timed(PyThread_type_lock lock, long long microseconds, int intr_flag)
-    void PyThread_release_lock(PyThread_type_lock lock)
-    unsigned long PyThread_get_thread_ident()
-
-cdef extern from "fcntl.h" nogil:
-    int c_open "open"(const char* path, int flags)
-
-cdef extern from "sys/mman.h" nogil:
-    int c_memfd_create "memfd_create"(const char* name, unsigned int flags)
-
-cdef extern from "unistd.h" nogil:
-    int c_pipe2 "pipe2"(int* fds, int flags)
-    int c_close "close"(int fd)
-    Py_ssize_t c_read "read"(int fd, void* data, size_t size)
-    Py_ssize_t c_write "write"(int fd, const void* data, size_t size)
 
 cdef extern from *:
     """
@@ -165,16 +123,10 @@ cdef enum:
     DONTWAIT = 1
     SNDMORE = 2
     ZMQ_EVENTS = 15
-    MOST = 64
     LEND_BYTES = 131072  # rawzmq.ZERO_COPY_BYTES
     KEEP_BYTES = 32768  # rawzmq.KEEP_BYTES
     MOST_TALLIES = 512  # of connections: those for which libzmq has nothing are forgotten then
     ZMQ_POLLIN = 1
-    PACKET_BYTES = 4096  # shm.pipes.PACKET_BYTES
-    HAS_MORE = 0x8000  # shm.pipes._HAS_MORE
-
-
-cdef double FOREVER_S = 1e6
 
 
 cdef void* find(void* library, str name) except NULL:
@@ -477,346 +429,3 @@ cdef class Received:
 
     def __getbuffer__(self, Py_buffer* buffer, int flags):
         PyBuffer_FillInfo(buffer, self, msg_data(&self.msg), <Py_ssize_t> msg_size(&self.msg), 1, flags)
-
-
-cdef dict lent_arrays = {}  # by id: how often each is lent, of those that were writeable before
-cdef dict waiting_arrays = {}  # by id: parts of such arrays, no longer lent themselves
-
-
-@cython.final
-@cython.no_gc_clear
-cdef class Lent:
-    """The bytes of an array, which is read-only while there is a view of them; see arrays.lend."""
-
-    cdef object array
-    cdef Py_buffer view
-    cdef bint gives_back
-
-    def __cinit__(self, array):
-        PyObject_GetBuffer(array, &self.view, PyBUF_SIMPLE)
-        self.array = array
-        key = id(array)
-        known = lent_arrays.get(key)
-        if known is not None:
-            lent_arrays[key] = known + 1
-            self.gives_back = True
-        elif array.flags.writeable or waiting_arrays.pop(key, None) is not None:
-            array.flags.writeable = False
-            lent_arrays[key] = 1
-            self.gives_back = True
-
-    def __dealloc__(self):
-        PyBuffer_Release(&self.view)  # does nothing for what could not be had
-        if self.gives_back:
-            key = id(self.array)
-            left = lent_arrays.pop(key) - 1
-            if left:
-                lent_arrays[key] = left
-            else:
-                give_back(self.array)
-
-    def __getbuffer__(self, Py_buffer* buffer, int flags):
-        PyBuffer_FillInfo(buffer, self, self.view.buf, self.view.len, 1, flags)
-
-
-cdef give_back(array):
-    global waiting_arrays
-    cdef dict waiting
-    try:
-        array.flags.writeable = True
-    except ValueError:  # what it is a part of is read-only
-        if is_part_of_lent(array):
-            waiting_arrays[id(array)] = array
-        return
-    if waiting_arrays:
-        waiting, waiting_arrays = waiting_arrays, {}
-        for part in waiting.values():
-            give_back(part)
-
-
-cdef bint is_part_of_lent(array) except -1:
-    base = getattr(array, "base", None)
-    return base is not None and (id(base) in lent_arrays or is_part_of_lent(base))
-
-
-def lend(array):
-    """The bytes of an array; see arrays.lend."""
-    return memoryview(Lent(array))
-
-
-@cython.final
-@cython.no_gc
-cdef class Watched:
-    """Bytes of a buffer whose end is told; see shm.mapper._plain_watch and shm.pool._plain_watch.
-
-    The garbage collector does not look through it: what is to be called must not be cleared before it, in one cycle.
-    """
-
-    cdef object on_end
-    cdef Py_buffer view
-    cdef Py_ssize_t offset, size
-    cdef bint writable
-
-    def __cinit__(self, buffer, Py_ssize_t offset, Py_ssize_t size, on_end, bint writable):
-        PyObject_GetBuffer(buffer, &self.view, PyBUF_WRITABLE if writable else PyBUF_SIMPLE)
-        if offset < 0 or size < 0 or offset > self.view.len - size:
-            raise ValueError(f"{size} bytes at {offset} of {self.view.len}")
-        self.offset, self.size, self.on_end, self.writable = offset, size, on_end, writable
-
-    def __dealloc__(self):
-        PyBuffer_Release(&self.view)  # does nothing for what could not be had
-        if self.on_end is not None and not is_finalizing():
-            self.on_end()
-
-    def __getbuffer__(self, Py_buffer* buffer, int flags):
-        PyBuffer_FillInfo(buffer, self, <char*> self.view.buf + self.offset, self.size, not self.writable, flags)
-
-
-def watch(buffer, Py_ssize_t offset, Py_ssize_t size, on_end, bint writable=False):
-    """A view of bytes whose end is told; see shm.mapper._plain_watch and shm.pool._plain_watch."""
-    return memoryview(Watched(buffer, offset, size, on_end, writable))
-
-
-def copy_to(target, Py_ssize_t offset, source):
-    """Copy all bytes of a buffer to a place in another; see shm.pool._plain_copy."""
-    cdef Py_buffer into, out_of
-    PyObject_GetBuffer(source, &out_of, PyBUF_SIMPLE)
-    try:
-        PyObject_GetBuffer(target, &into, PyBUF_WRITABLE)
-        try:
-            if offset < 0 or offset > into.len - out_of.len:
-                raise ValueError(f"{out_of.len} bytes at {offset} of {into.len}")
-            with nogil:
-                memcpy(<char*> into.buf + offset, out_of.buf, out_of.len)
-        finally:
-            PyBuffer_Release(&into)
-    finally:
-        PyBuffer_Release(&out_of)
-
-
-def write_packet(int fd, bytes first, bytes second):
-    """Write one packet to a pipe; see shm.pipes._plain_write."""
-    cdef char packet[PACKET_BYTES]
-    cdef Py_ssize_t size = PyBytes_GET_SIZE(first), rest = 0
-    cdef Py_ssize_t head = size
-    if second is not None:
-        rest = PyBytes_GET_SIZE(second)
-        head |= HAS_MORE
-    if size > PACKET_BYTES - 2 or rest > PACKET_BYTES - 2 - size:
-        return False
-    packet[0], packet[1] = <char> (head & 255), <char> (head >> 8)
-    memcpy(packet + 2, PyBytes_AS_STRING(first), size)
-    if rest:
-        memcpy(packet + 2 + size, PyBytes_AS_STRING(second), rest)
-    size += 2 + rest
-    return c_write(fd, packet, size) == size  # it never waits, so the GIL is kept
-
-
-def read_packet(int fd):
-    """Read one packet from a pipe; see shm.pipes._plain_read."""
-    cdef char packet[PACKET_BYTES]
-    cdef Py_ssize_t size = c_read(fd, packet, PACKET_BYTES), first  # it never waits, so the GIL is kept
-    if size <= 0:
-        return None
-    if size < 2:
-        return []
-    first = (<unsigned char> packet[0]) | (<unsigned char> packet[1]) << 8
-    if not first & HAS_MORE:
-        return [PyBytes_FromStringAndSize(packet + 2, first)] if first == size - 2 else []
-    first -= HAS_MORE
-    if first > size - 2:
-        return []
-    return [
-        PyBytes_FromStringAndSize(packet + 2, first), PyBytes_FromStringAndSize(packet + 2 + first, size - 2 - first)
-    ]
-
-
-@cython.final
-cdef class Descriptor:
-    """An open file that is closed with the last reference to it; see shm.descriptors.PlainDescriptor."""
-
-    cdef int fd
-
-    def __cinit__(self):
-        self.fd = -1
-
-    def __dealloc__(self):
-        self.shut()
-
-    def fileno(self):
-        return self.fd
-
-    def close(self):
-        self.shut()
-
-    cdef void shut(self) noexcept:
-        if self.fd >= 0:
-            c_close(self.fd)
-            self.fd = -1
-
-
-def open_file(str path, int flags):
-    """As os.open; nothing of Python runs between the file and what closes it."""
-    cdef Descriptor made = Descriptor.__new__(Descriptor)
-    cdef bytes encoded = os.fsencode(path)
-    made.fd = c_open(encoded, flags)
-    if made.fd < 0:
-        PyErr_SetFromErrno(OSError)
-    return made
-
-
-def open_memory(str name, unsigned int flags):
-    """As os.memfd_create, likewise."""
-    cdef Descriptor made = Descriptor.__new__(Descriptor)
-    cdef bytes encoded = name.encode()
-    made.fd = c_memfd_create(encoded, flags)
-    if made.fd < 0:
-        PyErr_SetFromErrno(OSError)
-    return made
-
-
-def open_pipe(int flags):
-    """As os.pipe2, likewise."""
-    cdef Descriptor read = Descriptor.__new__(Descriptor)
-    cdef Descriptor write = Descriptor.__new__(Descriptor)
-    cdef int[2] fds
-    if c_pipe2(fds, flags) < 0:
-        PyErr_SetFromErrno(OSError)
-    read.fd, write.fd = fds[0], fds[1]
-    return read, write
-
-
-cdef class Lock:
-    """A lock that its owner may take again; see locks.PlainLock.
-
-    While nobody else wants it there is no more to it than who has it: all of this is done with the GIL. Whoever finds
-    it taken waits at a lock of the system, which its owner has from then on as well.
-    """
-
-    def __cinit__(self):
-        self.lock = PyThread_allocate_lock()
-        if self.lock == NULL:
-            raise MemoryError
-
-    def __dealloc__(self):
-        if self.lock != NULL:
-            PyThread_free_lock(self.lock)
-
-    cpdef bint acquire(self) except -1:
-        cdef unsigned long me = PyThread_get_thread_ident()
-        if self.depth and self.owner == me:
-            self.depth += 1
-        elif self.depth or self.waiting:
-            self.wait_for_it(me, 1)
-        else:
-            self.owner, self.depth = me, 1
-        return True
-
-    cdef void wait_for_it(self, unsigned long me, int by_signals) except *:
-        cdef int done
-        if self.depth and not self.is_locked:
-            PyThread_acquire_lock(self.lock, NOWAIT_LOCK)
-            self.is_locked = True
-        self.waiting += 1
-        try:
-            while True:
-                with nogil:
-                    done = PyThread_acquire_lock_timed(self.lock, -1, by_signals)
-                if done == PY_LOCK_ACQUIRED:
-                    break
-                PyErr_CheckSignals()
-        finally:
-            self.waiting -= 1
-        self.is_locked, self.owner, self.depth = True, me, 1
-
-    cpdef bint is_mine(self) except -1:
-        return self.depth > 0 and self.owner == PyThread_get_thread_ident()
-
-    cpdef release(self):
-        if not self.depth or self.owner != PyThread_get_thread_ident():
-            return
-        self.depth -= 1
-        if not self.depth and self.is_locked:
-            self.is_locked = False
-            PyThread_release_lock(self.lock)
-
-    def __enter__(self):
-        self.acquire()
-
-    def __exit__(self, kind, error, trace):
-        self.release()
-
-    # What threading.Condition asks of a lock that can be taken again:
-
-    def _is_owned(self):
-        return self.is_mine()
-
-    def _release_save(self):
-        cdef long depth = self.depth
-        self.depth = 1
-        self.release()
-        return depth
-
-    def _acquire_restore(self, long depth):
-        # Whatever signals come: a condition goes on to forget that it waits, which has to be done with the lock.
-        if self.depth or self.waiting:
-            self.wait_for_it(PyThread_get_thread_ident(), 0)
-        self.owner, self.depth = PyThread_get_thread_ident(), depth
-
-
-cdef class Poller:
-    """What waits for descriptors to be readable; see port.PlainPoller."""
-
-    def __cinit__(self):
-        self.fd = epoll_create1(EPOLL_CLOEXEC)
-        if self.fd < 0:
-            PyErr_SetFromErrno(OSError)
-
-    def __dealloc__(self):
-        self.shut()
-
-    cpdef register(self, int fd):
-        cdef epoll_event event
-        event.events, event.data.fd = EPOLLIN, fd
-        if epoll_ctl(self.fd, EPOLL_CTL_ADD, fd, &event) < 0:
-            PyErr_SetFromErrno(OSError)
-
-    cpdef unregister(self, int fd):
-        cdef epoll_event event
-        event.events, event.data.fd = EPOLLIN, fd
-        if epoll_ctl(self.fd, EPOLL_CTL_DEL, fd, &event) < 0:
-            PyErr_SetFromErrno(OSError)
-
-    @property
-    def closed(self):
-        return self.fd < 0
-
-    cpdef list poll(self, double timeout_s):
-        cdef epoll_event events[MOST]
-        cdef int count, index, epfd, timeout_ms = -1
-        cdef double until = 0.0
-        if timeout_s == 0.0:
-            timeout_ms = 0
-        elif timeout_s < FOREVER_S:
-            until = time.monotonic() + timeout_s
-            timeout_ms = <int> ceil(timeout_s * 1000.0)
-        while True:
-            epfd = self.fd  # it may be closed while somebody sleeps
-            with nogil:
-                count = epoll_wait(epfd, events, MOST, timeout_ms)
-            if count >= 0:
-                break
-            if errno != EINTR:
-                PyErr_SetFromErrno(OSError)
-            PyErr_CheckSignals()
-            if timeout_ms > 0:
-                timeout_ms = <int> ceil(max(0.0, until - time.monotonic()) * 1000.0)
-        return [(events[index].data.fd, events[index].events) for index in range(count)]
-
-    cpdef close(self):
-        self.shut()
-
-    cdef void shut(self) noexcept:
-        if self.fd >= 0:
-            c_close(self.fd)
-            self.fd = -1

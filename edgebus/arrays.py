@@ -166,9 +166,9 @@ def _is_part_of_lent(array: Any) -> bool:
 
 _lend: Callable[[Array], memoryview] = _plain_lend
 try:
-    from edgebus import _port
+    from edgebus import _views
 
-    _lend = _port.lend
+    _lend = _views.lend
 except ImportError:  # not built
     pass
 

@@ -1,7 +1,7 @@
 # Types for the compiled form of inbox.py.
 cimport cython
 
-from edgebus._port cimport Lock
+from edgebus._waiting cimport Lock
 from edgebus.answerer cimport Answerer
 from edgebus.attached cimport Attached
 from edgebus.turns cimport Turns

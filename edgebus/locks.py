@@ -44,8 +44,8 @@ class PlainLock:
 open_lock: Callable[[], PlainLock] = PlainLock
 """The best lock there is."""
 try:
-    from edgebus import _port
+    from edgebus import _waiting
 
-    open_lock = _port.Lock
+    open_lock = _waiting.Lock
 except ImportError:  # not built
     pass

@@ -1,4 +1,4 @@
-"""What is done with sockets for every message: in, out, waiting. edgebus._port, where it is built, is quicker."""
+"""What is done with sockets for every message: in, out, waiting; quicker in _port and _waiting, if they are built."""
 
 from __future__ import annotations
 
@@ -139,9 +139,8 @@ take_back: Callable[[], int] = _take_back
 """Drops the frames that libzmq is done with, and returns how many it still has. It may run anything that the
 application has hung on the end of an array, so no lock may be held."""
 try:
-    from edgebus import _port
+    from edgebus import _port, _waiting
 
-    open_port, open_poller = _port.Port, _port.Poller
-    take_back = _port.take_back
+    open_port, open_poller, take_back = _port.Port, _waiting.Poller, _port.take_back
 except ImportError:  # not built
     pass

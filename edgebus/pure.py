@@ -18,6 +18,8 @@ COMPILED = (
     "sockets", "turns", "wire",
 )  # fmt: skip
 """Modules that setup.py compiles: all of them or none, they share the layout of their classes."""
+IN_CYTHON = ("_port", "_views", "_waiting", "shm._files")
+"""Modules that have no other source than Cython; what they do in Python stands where they are imported."""
 _HERE = str(Path(__file__).parent)
 
 
@@ -32,10 +34,10 @@ class _Sources:
 
     def find_spec(self, name: str, path: object = None, target: ModuleType | None = None) -> ModuleSpec | None:
         """What the import system asks for."""
-        package, _, module = name.rpartition(".")
+        package = name.rpartition(".")[0]
         if package not in self._files:
             return None
-        if module == "_port":
+        if name.removeprefix("edgebus.") in IN_CYTHON:
             raise ModuleNotFoundError(f"{name} is compiled, and EDGEBUS_PURE is set", name=name)
         return self._files[package].find_spec(name)
 
@@ -43,7 +45,7 @@ class _Sources:
 def is_partial() -> bool:
     """True if some modules are compiled and others are not: the compiler gave up on them."""
     files = {*os.listdir(_HERE), *(f"shm.{name}" for name in os.listdir(os.path.join(_HERE, "shm")))}
-    names = (*COMPILED, "_port")
+    names = (*COMPILED, *IN_CYTHON)
     compiled = sum(any(name + suffix in files for suffix in EXTENSION_SUFFIXES) for name in names)
     return 0 < compiled < len(names)
 

@@ -1,7 +1,7 @@
 # Types for the compiled form of runner.py.
 cimport cython
 
-from edgebus._port cimport Lock
+from edgebus._waiting cimport Lock
 from edgebus.attached cimport HubFront
 from edgebus.sockets cimport Sockets
 from edgebus.turns cimport Turns

@@ -1,7 +1,8 @@
 # Types for the compiled form of sockets.py.
 cimport cython
 
-from edgebus._port cimport Poller, Port
+from edgebus._port cimport Port
+from edgebus._waiting cimport Poller
 
 
 cdef class Opened:

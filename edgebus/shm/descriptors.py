@@ -1,7 +1,7 @@
 """Descriptors that are closed with the last reference to them, whatever a signal handler raises in between.
 
 Between `os.open` and the line that keeps what it gave a signal handler may raise, and nobody would ever close it.
-edgebus._port, where it is built, makes the descriptor and what owns it in one step.
+edgebus.shm._files, where it is built, makes the descriptor and what owns it in one step.
 """
 
 from __future__ import annotations
@@ -54,8 +54,8 @@ open_memory: Callable[[str, int], PlainDescriptor] = _plain_memory
 open_pipe: Callable[[int], tuple[PlainDescriptor, PlainDescriptor]] = _plain_pipe
 """As os.pipe2."""
 try:
-    from edgebus import _port
+    from edgebus.shm import _files
 
-    open_file, open_memory, open_pipe = _port.open_file, _port.open_memory, _port.open_pipe
+    open_file, open_memory, open_pipe = _files.open_file, _files.open_memory, _files.open_pipe
 except ImportError:  # not built
     pass

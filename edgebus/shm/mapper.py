@@ -227,8 +227,8 @@ def _plain_watch(buffer: mmap.mmap, offset: int, size: int, on_end: Callable[[],
 
 _watch: Callable[[mmap.mmap, int, int, Callable[[], None]], memoryview] = _plain_watch
 try:
-    from edgebus import _port
+    from edgebus import _views
 
-    _watch = _port.watch
+    _watch = _views.watch
 except ImportError:  # not built
     pass

@@ -193,8 +193,8 @@ def _plain_read(fd: int) -> list[bytes] | None:
 _write: Callable[[int, bytes, bytes | None], bool] = _plain_write
 _read: Callable[[int], list[bytes] | None] = _plain_read
 try:
-    from edgebus import _port
+    from edgebus.shm import _files
 
-    _write, _read = _port.write_packet, _port.read_packet
+    _write, _read = _files.write_packet, _files.read_packet
 except ImportError:  # not built
     pass

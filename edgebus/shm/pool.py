@@ -415,9 +415,9 @@ def _plain_watch(
 _copy_to: Callable[[Bytes, int, Any], None] = _plain_copy
 _watch: Callable[[Bytes, int, int, Callable[[], None], bool], memoryview] = _plain_watch
 try:
-    from edgebus import _port
+    from edgebus import _views
 
     # No frame of Python runs at the end of a view: there a signal handler's exception would leave the block lent.
-    _copy_to, _watch = _port.copy_to, _port.watch
+    _copy_to, _watch = _views.copy_to, _views.watch
 except ImportError:  # not built
     pass

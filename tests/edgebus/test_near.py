@@ -64,24 +64,24 @@ def test_message_that_does_not_fit_a_packet_is_not_sent(ends):
 
 @pytest.mark.parametrize("frames", [(b"", None), (b"one", None), (b"", b""), (b"one", b"two"), (b"x" * 4094, None)])
 def test_packets_are_the_same_whether_compiled_or_not(frames):
-    port = pytest.importorskip("edgebus._port", reason="not built, or EDGEBUS_PURE")
+    files = pytest.importorskip("edgebus.shm._files", reason="not built, or EDGEBUS_PURE")
     read_fd, write_fd = os.pipe2(os.O_NONBLOCK | os.O_DIRECT)
     try:
         want = [frame for frame in frames if frame is not None]
         raw = []
-        for write in (pipes._plain_write, port.write_packet):
-            for read in (pipes._plain_read, port.read_packet):
+        for write in (pipes._plain_write, files.write_packet):
+            for read in (pipes._plain_read, files.read_packet):
                 assert write(write_fd, *frames)
                 assert read(read_fd) == want
             assert write(write_fd, *frames)
             raw.append(os.read(read_fd, PACKET_BYTES))
         assert raw[0] == raw[1]
         for packet in (b"\x01", b"\x05\x00four", b"\x03\x00four", b"\x05\x80four"):
-            for read in (pipes._plain_read, port.read_packet):
+            for read in (pipes._plain_read, files.read_packet):
                 os.write(write_fd, packet)
                 assert read(read_fd) == []
                 assert read(read_fd) is None
-        for write in (pipes._plain_write, port.write_packet):
+        for write in (pipes._plain_write, files.write_packet):
             assert not write(write_fd, b"x" * (PACKET_BYTES - 1), None)
             assert not write(write_fd, b"x" * 4000, b"y" * 95)
     finally:

@@ -184,8 +184,8 @@ def test_ledger_admits_one_lease_as_it_admits_several():
 
 
 def test_nothing_is_copied_beside_its_place():
-    port = pytest.importorskip("edgebus._port", reason="not built, or EDGEBUS_PURE")
-    for copy_to in (port.copy_to, _plain_copy):
+    views = pytest.importorskip("edgebus._views", reason="not built, or EDGEBUS_PURE")
+    for copy_to in (views.copy_to, _plain_copy):
         room = np.zeros(8, np.uint8)
         copy_to(room, 2, memoryview(np.array([[1, 2], [3, 4]], np.uint8)))
         copy_to(room, 8, memoryview(b""))
@@ -193,7 +193,7 @@ def test_nothing_is_copied_beside_its_place():
         with pytest.raises(ValueError, match="4"):
             copy_to(room, 5, memoryview(bytes(4)))
     with pytest.raises(ValueError, match="1 bytes at -1 of 8"):
-        port.copy_to(room, -1, b"x")
+        views.copy_to(room, -1, b"x")
 
 
 def test_arrays_go_through_shared_memory_and_their_leases_come_back():
