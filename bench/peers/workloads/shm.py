@@ -6,6 +6,8 @@ same without a copy: the tensor is made in memory on loan, and the time is from 
 
 from __future__ import annotations
 
+import os
+from collections.abc import Sequence
 from typing import Any
 
 from bench.peers.stats import Blocks, Scale, in_turn, opened, ratio, spread_us
@@ -17,15 +19,28 @@ MAX_S = 3.0
 
 
 def measure(scale: Scale) -> dict[str, Any]:
-    """Each size, one tensor at a time; edgebus with shared memory and, beside it, over tcp alone."""
+    """Each size, one tensor at a time; edgebus with shared memory and, beside it, over tcp alone.
+
+    Placed freely iceoryx2 has two speeds, as both its processes happen to share a core or not: so both placements are
+    forced as well, without tcp.
+    """
+    results = _measure(scale, NAMES, scale(15, 2), None)
+    cores = sorted(os.sched_getaffinity(0))
+    if len(cores) > 1:
+        results["core_each"] = _measure(scale, NAMES[:2], scale(7, 2), (cores[0], cores[1]))
+    results["one_core"] = _measure(scale, NAMES[:2], scale(7, 2), (cores[0], cores[0]))
+    return results
+
+
+def _measure(scale: Scale, names: Sequence[str], turns: int, cores: tuple[int, int] | None) -> dict[str, Any]:
     results: dict[str, Any] = {}
-    with opened(NAMES) as (pairs, absent):
+    with opened(names, cores=cores) as (pairs, absent):
         for size, (num_bytes, count) in SIZES.items():
             blocks = Blocks({name: pair for name, pair in pairs.items() if name not in absent}, absent)
             for name in list(blocks.of):
                 with blocks.trying(name):
                     pairs[name].device.ask("hand_over", num_bytes=num_bytes, count=10, max_s=MAX_S)
-            for name in in_turn(list(blocks.of), scale(7, 2)):
+            for name in in_turn(list(blocks.of), turns):
                 if name in blocks.of:
                     with blocks.trying(name) as done:
                         how = {"num_bytes": num_bytes, "count": scale(count, 10), "max_s": MAX_S}
@@ -49,7 +64,7 @@ def _ratios(rows: dict[str, Any]) -> dict[str, float]:
 
 
 def figures(results: dict[str, Any]) -> dict[str, tuple[float, str, str]]:
-    """Our time over iceoryx2's until the server has read, the worse of both sizes."""
+    """Our time over iceoryx2's until the server has read, placed freely, the worse of both sizes."""
     ratios = [results[size]["ratios"].get("one_way") for size in SIZES]
     if None in ratios:
         return {}
