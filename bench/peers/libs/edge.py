@@ -36,11 +36,16 @@ _SERVER_KEYS = "server"
 
 
 def _limits(config: Config) -> edgebus.Limits:
-    """Room for a window of tensors and for all links; shared memory only where it is what is measured."""
+    """Room for a window of tensors and for all links; shared memory only where it is what is measured.
+
+    Raw pyzmq bounds what is on its way by a thousand messages. With our 32 MiB of default two tensors of 16 MiB fill
+    the window, and four on their way cost a twentieth of the throughput (docs/adr/0008).
+    """
     wanted: dict[str, Any] = {
         "max_frame_bytes": 32 << 20,
         "max_pending_bytes": 256 << 20,
         "max_outstanding_bytes": 256 << 20,
+        "bulk_bytes": 128 << 20,
         "max_peers": max(256, config.links + 16),
         "max_links_per_key": max(32, config.links + 16),
     }
