@@ -31,7 +31,7 @@ from edgebus.messages import Block, Message, Reply, Terms
 from edgebus.near import NEAR_SOCKET, NearLanes
 from edgebus.outcomes import Arrived, Outcome, PartArrived, Room, Settled, Superseded, Withdrawn
 from edgebus.requests import refusal
-from edgebus.runner import Runner, ends_process
+from edgebus.runner import Runner, is_of_signal
 from edgebus.sharing import Sharing
 from edgebus.sockets import Sent
 from edgebus.stats import NodeStats, link_stats
@@ -570,11 +570,13 @@ def _serve(handler: Handle, request: Request) -> None:
     request.acknowledge()
     try:
         handler(request)
-    except (Exception, SystemExit) as error:
+    except BaseException as error:
+        if is_of_signal(error) and not isinstance(error, SystemExit):
+            raise
         _log.exception("edgebus: the handler of %s failed", request.service)
         if not request.answered:
             request.refuse("internal", "the handler failed on this request; the server's log has the reason")
-        if ends_process(error):
+        if is_of_signal(error):
             raise
 
 

@@ -24,7 +24,7 @@ cdef class Runner:
     cdef public double _left_at, _sleeps_until, _next_at
     cdef public bint _own_asleep, _own_polls, _own_needed, stirred, _closed, _woken
 
-    @cython.locals(left_s=double, looked=bint, lead=bint, me=cython.longlong, before=cython.longlong, calls=bint)
+    @cython.locals(left_s=double, looked=bint, lead=bint, in_poll=bint, me=cython.longlong, before=cython.longlong, calls=bint)
     cpdef wait(self, item, double until)
     cpdef check_fork(self)
     cpdef open_section(self)
@@ -32,7 +32,7 @@ cdef class Runner:
     cpdef call_back(self)
     cpdef sent(self)
     cpdef nudge(self)
-    @cython.locals(me=cython.longlong, nested=bint, over=bint, until=double, now=double, num_left=long)
+    @cython.locals(me=cython.longlong, nested=bint, whole=bint, over=bint, until=double, now=double, num_left=long)
     cpdef run_callbacks(self)
     cpdef _next_handler(self)
     cpdef _enter(self)

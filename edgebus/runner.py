@@ -92,9 +92,13 @@ class _Displaced:
         raise AssertionError("the node's own thread leads or is parked")
 
 
-def ends_process(error: BaseException) -> bool:
-    """True for sys.exit() on the main thread, where signal handlers run; on another it would end the node's own."""
-    return isinstance(error, SystemExit) and threading.current_thread() is threading.main_thread()
+def is_of_signal(error: BaseException) -> bool:
+    """True for what is no Exception (sys.exit(), Ctrl-C) on the main thread, where signal handlers run.
+
+    On another thread it is a fault of whoever raised it (a handler, say, that calls result() of a task that was
+    cancelled): it would end the node's own.
+    """
+    return not isinstance(error, Exception) and threading.current_thread() is threading.main_thread()
 
 
 class _Again:
@@ -277,7 +281,7 @@ class Runner:
         finally:
             self._handlers_lock.release()
 
-    def wait(self, item: Item, until: float) -> bool:  # noqa: PLR0912 - the hot path
+    def wait(self, item: Item, until: float) -> bool:  # noqa: PLR0912, PLR0915 - the hot path
         """Wait until something is ready, and drive meanwhile if no other thread of the application does.
 
         Args:
@@ -303,7 +307,7 @@ class Runner:
             if self._closed or (looked and until <= _now()):
                 return item.ready
             looked = True
-            before = me
+            before, in_poll = me, False
             # Ctrl-C may come between any two steps: whoever has become the driver leaves, whatever happens.
             try:
                 try:
@@ -311,6 +315,7 @@ class Runner:
                     before = self._driver
                     lead = before == _NOBODY or before == _OWN or before == me  # noqa: PLR1714 - the hot path
                     if lead:
+                        in_poll = before == me and self._sleeps_until != _NEVER  # this is a signal handler
                         self._driver = me
                         self._leads += 1
                     else:
@@ -325,6 +330,8 @@ class Runner:
                 if before != me and self._driver == me:
                     self._driver = _NOBODY  # first of all, likewise
                     self._leave()
+                if in_poll:
+                    self._wake()  # what the poll behind it waits for may have come meanwhile
             if not lead:
                 # A callback that waits while another thread drives: the others, which may be what it waits for, go on.
                 calls = self._calls == me
@@ -348,7 +355,7 @@ class Runner:
         """Have a thread of the application that sleeps in poll look whether what it waits for is there."""
         self.stirred = False
         driver = self._driver
-        if driver != _NOBODY and driver != _OWN and driver != _ident():  # noqa: PLR1714 - the hot path
+        if driver != _NOBODY and driver != _OWN and (driver != _ident() or self._sleeps_until != _NEVER):  # noqa: PLR1714 - the hot path
             self._wake()
 
     def look(self) -> None:
@@ -409,15 +416,15 @@ class Runner:
         of each peer, the other handlers are left to whoever drives, who looks at the sockets first.
         """
         me = threading.get_ident()
-        nested = self._calls == me  # one of them waits for something, and drives meanwhile
         until, num_left, over = 0.0, 0, False
         callback: Callable[[], object] | None
         while self._callbacks or self._handlers.waiting:
+            nested, whole = self._calls == me, False  # nested: one of them waits for something, and drives meanwhile
             if not nested and not self._calling.acquire(blocking=False):
                 return  # another thread is at it, and looks again when it has finished
             try:
                 self._calls = me
-                while not over:
+                while not over and self._calls == me:  # else one of them was interrupted as it came back from a wait
                     if self._callbacks:
                         try:
                             callback = self._callbacks.popleft()
@@ -440,22 +447,26 @@ class Runner:
                         if type(callback) is not _Again:
                             self._callbacks.appendleft(_Again(callback))
                         raise
+                whole = True
             finally:
-                if not nested:
+                if not nested and self._calls == me:
                     self._calls = _NOBODY
                     self._calling.release()
-            if self._driver not in (_NOBODY, _OWN, me):
+                if not whole:
+                    self._leave_callbacks(me)
+            if self._driver not in (_NOBODY, _OWN) and (self._driver != me or self._sleeps_until != _NEVER):
                 self._wake()  # what the driver waits for may have been told by a callback
-            if over:
-                self._leave_handlers(me)
+            if over and not self._closed:
+                self._leave_callbacks(me)
                 return
+            over = False
 
     def guard(self, function: Callable[..., T], *args: Any) -> T | None:
         """A fault in one message or command must not take the whole node down."""
         try:
             return function(*args)
-        except (Exception, SystemExit) as error:
-            if ends_process(error):
+        except BaseException as error:
+            if is_of_signal(error):
                 raise
             _log.exception("edgebus: internal error in %r", function)
             return None
@@ -514,12 +525,12 @@ class Runner:
         finally:
             self._handlers_lock.release()
 
-    def _leave_handlers(self, me: int) -> None:
-        """Handlers are to be called by whoever drives."""
+    def _leave_callbacks(self, me: int) -> None:
+        """Callbacks and handlers are to be called by whoever drives; this thread, if it is not in a signal handler."""
         if self._driver == _NOBODY:
             self._own_needed = True
             self._parked.put(None)
-        elif me != (self._thread.ident if self._driver == _OWN else self._driver):
+        elif me != (self._thread.ident if self._driver == _OWN else self._driver) or self._sleeps_until != _NEVER:
             self._wake()
 
     def _enter(self) -> None:
