@@ -37,7 +37,7 @@ cdef class Runner:
     cpdef _next_handler(self)
     cpdef _enter(self)
     cpdef _exit(self)
-    @cython.locals(sockets=Sockets, now=double, until=double)
+    @cython.locals(sockets=Sockets, now=double, until=double, left=bint)
     cpdef _turn(self)
     @cython.locals(
         sockets=Sockets, hub=HubFront, now=double, sleeps_until=double, timeout_s=double, me=cython.longlong, depth=long,

@@ -570,7 +570,8 @@ class Runner:
             sockets.take_touched()
             if not (self._hub.outbox or self._hub.news or self._deferred):
                 break
-        if self._next_at < self._sleeps_until or sockets.touched or self._deferred:
+        left = bool(sockets.touched or self._deferred or self._hub.outbox or self._hub.news)
+        if left or self._next_at < self._sleeps_until:
             self._wake()  # a driver sleeps for longer than that
 
     def _drive(self, item: Item, until: float, who: int) -> None:  # noqa: PLR0912, PLR0915 - the hot path

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import signal
 import threading
 import time
@@ -11,6 +12,7 @@ from functools import partial
 import pytest
 
 import edgebus
+from edgebus.messages import Message, Reset
 from edgebus.runner import SLICE_S
 from tests.edgebus.test_sharing import eventually
 
@@ -83,6 +85,29 @@ def spin():
     until = time.perf_counter() + 2 * SLICE_S
     while time.perf_counter() < until:
         pass
+
+
+def test_what_the_last_round_of_a_turn_brings_to_send_does_not_wait_for_a_beat(runner, driver):
+    """A turn has 16 rounds; what a socket brings in the last one is sent in the next turn, and there has to be one."""
+    reading, writing = os.pipe()
+    hub, num_taken = runner._hub, []
+
+    def take(event):
+        num_taken.append(event)
+        hub.outbox.append(((99, b"nobody"), None, Message(Reset())))
+        return len(num_taken) < 16
+
+    def touch():
+        runner.sockets.watch_fd(reading, take)
+        runner.sockets.touched.add(reading)
+
+    try:
+        runner.do(touch)
+        eventually(lambda: hub.unroutable == 16, SOON_S, "that all were sent")
+    finally:
+        runner.do(runner.sockets.unwatch_fd, reading)
+        os.close(reading)
+        os.close(writing)
 
 
 @pytest.mark.parametrize("kind", ["callbacks", "handlers"])
