@@ -42,7 +42,7 @@ cdef class Sharing:
     @cython.locals(attached=Attached, ledger=Ledger)
     cpdef take_back(self, double now)
     @cython.locals(near=NearLane, names=Numbers)
-    cpdef bint collect(self, Attached attached) except -1
+    cpdef bint collect(self, Attached attached, bint thorough=*) except -1
     cpdef Ledger _ledger(self, Attached attached)
     cpdef Numbers _names(self, Attached attached)
     cpdef bint _is_in_put(self) except -1

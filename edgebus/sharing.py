@@ -258,6 +258,8 @@ class Sharing:
         """
         assert header.blocks is not None
         names = self._names(attached)
+        if not names.in_order:
+            self.collect(attached)  # perhaps it is then
         near, blocks = attached.near is not None and names.in_order, []
         for block in header.blocks:
             if names.was_sent(block.lease):
@@ -354,14 +356,20 @@ class Sharing:
                 attached.link.say(m.Leases(*report))
         return [attached for attached, _ in told.values()]
 
-    def collect(self, attached: Attached) -> bool:
+    def collect(self, attached: Attached, thorough: bool = False) -> bool:
         """Take the memory back that the peer's board says it does not use; True, as whoever calls this expects."""
         near = attached.near
         if near is not None and near.peer_board is not None:
             names = self._names(attached)
-            free = names.read(near.peer_board)
+            free = names.read(near.peer_board, thorough)
             if free:
                 self._give_free(attached, free, [])
+        return True
+
+    def collect_all(self) -> bool:
+        """The same of all peers, since there is no room: each reports late what stands on its board."""
+        for attached, _ in list(self._numbers.values()):
+            self.collect(attached, True)
         return True
 
     def view_board(self, attached: Attached, block: m.Block) -> memoryview | None:
@@ -517,12 +525,13 @@ class Sharing:
         if board is not None:
             board.give_back(block.lease)
         self._returned.append((attached, ledger, block.lease))
-        weight = TOLD_WEIGHT
+        weight, sooner = TOLD_WEIGHT, False
         if board is None:
+            sooner = not self._num_untold  # than what stands on boards
             self._num_untold += 1
             weight = 1.0
         self._returned_share += weight * block.size / max(1, block.segment_bytes)
-        if not self._is_due_soon or self._is_much():
+        if sooner or not self._is_due_soon or self._is_much():
             self._wake()
 
     def _view(self, attached: Attached, block: m.Block, ledger: shm.Ledger | None) -> memoryview | None:
