@@ -193,6 +193,23 @@ def test_numbers_against_a_ledger_that_loses_and_repeats(sends, source):
 # -- two nodes ------------------------------------------------------------------------------------------
 
 
+def test_answer_that_nobody_has_any_more_is_given_back_without_the_garbage_collector():
+    with two_nodes() as (_, device, link):
+        warm(link)
+        mapper = device._engine.sharing._mapper
+        gc.collect()
+        gc.disable()
+        try:
+            before, until = mapper.stats().views, time.monotonic() + 2.0
+            for number in range(10):
+                link.request("echo", b"", [array(number, 100_000)])
+            while mapper.stats().views > before and time.monotonic() < until:
+                time.sleep(0.01)
+            assert mapper.stats().views <= before
+        finally:
+            gc.enable()
+
+
 def test_array_that_lies_as_it_travels_is_copied_once_only():
     values = np.arange(6, dtype=np.float32).reshape(2, 3)
     others = (values[:, :2], values.astype(">f4"), np.array(3, np.float32), values.view(np.ma.MaskedArray))
