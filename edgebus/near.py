@@ -129,11 +129,17 @@ class NearLanes:
         """A message has come by another route: those in the pipe are older, if it had to go round."""
         attached = self._hub.by_route.get(route)
         if attached is None or attached.near is None or route[0] == NEAR_SOCKET:
+            self._sharing.came_round = None
             return
         for lane in tuple(self._of.get(attached.peer_id, ())):
             for _ in range(_MOST_PACKETS):
                 if not self._take(lane):
                     break
+        self._sharing.came_round = attached
+
+    def flush(self, attached: Attached) -> None:
+        """Something was said to a peer in the middle of taking in what came from it."""
+        self._hub.touch(attached, now=_now())
 
     def put(self, attached: Attached, payload: bytes, arrays: Sequence[Array]) -> Shared | None:
         """Put arrays where a peer sees them that has a near lane; from any thread, without the lock. None if that
@@ -325,6 +331,7 @@ class NearLanes:
             return False
         lane.half_taken = None
         attached = lane.attached
+        self._sharing.came_round = None
         try:
             if frames and frames[0] == _GREETING:
                 self._greeted(lane, frames)

@@ -61,11 +61,13 @@ class Sharing:
 
     Attributes:
         near: what speaks of this memory may go by it.
+        came_round: of whom a message is taken in that did not come by the near lane although there is one.
     """
 
     def __init__(self, limits: Limits, wake: Callable[[], None]) -> None:
         self._wake = wake
         self.near: NearLanes | None = None  # set by whoever has one
+        self.came_round: Attached | None = None
         self._returned: deque[tuple[Attached, shm.Ledger, int]] = deque()  # the garbage collector only appends
         self._returned_share = 0.0  # of the segments they lie in, together
         self._num_untold = 0  # of them, those that stand on no board
@@ -326,6 +328,9 @@ class Sharing:
         if len(views) < len(blocks):
             attached.link.say(m.Seen(False))
             return None
+        if self.near is not None and self.came_round is attached and (report := ledger.report()) is not None:
+            attached.link.say(m.Leases(*report))  # before the answer: what comes next may take the near lane again
+            self.near.flush(attached)
         return tuple(views)
 
     def take_back(self, now: float) -> list[Attached]:

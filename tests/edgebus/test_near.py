@@ -599,6 +599,32 @@ def test_near_lane_is_taken_again_though_each_message_is_held_until_the_next(hol
         assert not thread.is_alive()
 
 
+@pytest.mark.parametrize("most", [3, 40, 1000])
+def test_near_lane_is_taken_again_after_the_next_answer_however_long_messages_are_held(most):
+    with two_nodes() as (server, device, link):
+        held = []
+
+        def keep(request):
+            held.append(request.arrays)
+            del held[:-most]
+            request.reply(b"")
+
+        server.handle("keep", keep)
+        near_of(link)
+        names = device._engine.sharing._names(link._dialled.attached)
+        for _ in range(50):
+            link.request("keep", b"", [array(1, 70_000)])
+        with device._engine.runner._lock:
+            names._detour = names._next  # the next one goes round
+        link.request("keep", b"", [array(1, 70_000)])
+        for _ in range(5):
+            if names.in_order:
+                break
+            link.request("keep", b"", [array(1, 70_000)])
+        assert names.in_order, "every message goes round"
+        held.clear()
+
+
 def test_near_messages_are_taken_before_one_that_went_round():
     """The pipe was full when it was sent, so they are older."""
     with two_nodes() as (server, _, link):
