@@ -237,7 +237,13 @@ class Sharing:
         if share.host_id == self.share.host_id and attached.link.version >= 2:
             offered = self.near.offer(attached) if self.near is not None else b""
             probe = self._pool.put([_PROBE + offered], attached.peer_id)
-            if probe is not None:
+            if probe is None and self.collect_all():
+                probe = self._pool.put([_PROBE + offered], attached.peer_id)
+            if probe is None:  # no room now: the next one asks
+                if offered and self.near is not None:
+                    self.near.drop(attached)
+                attached.sharing = "unknown"
+            else:
                 attached.sharing = "asked"
                 block = _to_wire(probe[0])
                 number = self._names(attached).number(block.lease)

@@ -241,9 +241,31 @@ def test_memory_that_other_peers_have_given_back_is_room_too():
             eventually(lambda: near_of(links[-1]).peer_board is not None)
         for _ in range(10):
             for link, size in zip(links, (3 * MIB, 2 * MIB), strict=True):
+                for server in (one, other):  # it has let go, and nothing but its board is looked at
+                    eventually(lambda mapper=server._engine.sharing._mapper: mapper.stats().views <= 1)
                 before = pool_of(device).stats().copied_bytes
                 link.request("echo", b"", [array(1, size)])
                 assert pool_of(device).stats().copied_bytes == before + size, "it went another way"
+
+
+def test_link_that_finds_no_room_for_its_probe_asks_again():
+    with (
+        edgebus.Node("s", insecure=True) as one,
+        edgebus.Node("t", insecure=True) as other,
+        edgebus.Node("d", insecure=True, limits=edgebus.Limits(share_bytes=4 * MIB)) as device,
+    ):
+        held = []
+        one.handle("echo", lambda request: (held.append(request.arrays), request.reply()))
+        other.handle("echo", lambda request: request.reply())
+        first, second = (device.connect(server.bind("tcp://127.0.0.1:0")) for server in (one, other))
+        near_of(first)
+        held.clear()
+        eventually(lambda: first.request("echo", b"", [array(1, 66_000)]) and pool_of(device).stats().refused)
+        for _ in range(5):
+            second.request("echo", b"", [array(1, 900_000)])
+            assert len(device._engine.near._lanes) <= 2
+        held.clear()
+        near_of(second)
 
 
 # -- two nodes -----------------------------------------------------------------------------------------
