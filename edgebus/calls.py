@@ -7,7 +7,7 @@ import time
 from collections import deque
 from collections.abc import Callable
 from functools import partial
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 from edgebus.arrays import Array, view_arrays
 from edgebus.errors import (
@@ -40,6 +40,7 @@ class Reply(NamedTuple):
 
 
 _reply: Callable[[tuple[bytes, tuple[Array, ...]]], Reply] = partial(tuple.__new__, Reply)  # without a frame of Python
+_kept: Callable[[tuple[Any, ...]], Settled] = partial(tuple.__new__, Settled)
 _making = threading.Lock()
 _ANSWERED = Settled(None, Outcome.ANSWERED)  # a reply that is a payload and nothing else
 
@@ -192,7 +193,8 @@ class Pending:
     def settle(self, settled: Settled) -> None:
         """Give the outcome; the first one counts."""
         if self._settled is None:
-            self._settled = settled
+            # Without us: a circle would keep the peer's memory from it until the garbage collector looks.
+            self._settled = _kept((None, *settled[1:]))
             self.ready = True
             if self._waiter is not None:
                 self._waiter.release()

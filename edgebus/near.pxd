@@ -26,7 +26,7 @@ cdef class NearLanes:
     cpdef catch_up(self, route)
     @cython.locals(sharing=Sharing, runner=Runner)
     cpdef put(self, Attached attached, payload, arrays)
-    @cython.locals(runner=Runner)
+    @cython.locals(runner=Runner, sharing=Sharing)
     cpdef bint _collect(self, Attached attached) except -1
     @cython.locals(runner=Runner, done=bint)
     cpdef bint ask(

@@ -114,7 +114,10 @@ class NearLanes:
         lane = self._lanes.get(route)
         if lane is None:  # dropped in this very turn: it is sent again if it is still wanted
             return True
-        return self._sharing.in_order(lane.attached) and lane.pipes.send(frames)
+        if not self._sharing.in_order(lane.attached) or not lane.pipes.send(frames):
+            return False
+        self._sharing.collect(lane.attached)  # what the peer has given back, while it is at work
+        return True
 
     def go_round(self, route: Route) -> Route:
         """A message goes by the control lane, whose route is returned: the next ones do not overtake it."""
@@ -126,17 +129,23 @@ class NearLanes:
         """A message has come by another route: those in the pipe are older, if it had to go round."""
         attached = self._hub.by_route.get(route)
         if attached is None or attached.near is None or route[0] == NEAR_SOCKET:
+            self._sharing.came_round = None
             return
         for lane in tuple(self._of.get(attached.peer_id, ())):
             for _ in range(_MOST_PACKETS):
                 if not self._take(lane):
                     break
+        self._sharing.came_round = attached
+
+    def flush(self, attached: Attached) -> None:
+        """Something was said to a peer in the middle of taking in what came from it."""
+        self._hub.touch(attached, now=_now())
 
     def put(self, attached: Attached, payload: bytes, arrays: Sequence[Array]) -> Shared | None:
         """Put arrays where a peer sees them that has a near lane; from any thread, without the lock. None if that
         cannot be done now.
 
-        What the peer has given back is seen once the request has gone, while the peer is at work; before it only where
+        What the peer has given back is seen once the message has gone, while the peer is at work; before it only where
         the arrays are large, for which the same memory is better than more of it, or find no room.
 
         Raises:
@@ -145,19 +154,23 @@ class NearLanes:
         sharing, runner = self._sharing, self._express._runner
         if runner._owner == _ident() or len(payload) >= self._bulk_from_bytes or not sharing.wants(attached, arrays):
             return None  # for a signal handler in the middle of the node's work, which may be the pool's, likewise
-        if sharing.is_large(arrays):
-            return sharing.put(attached, arrays) if self._collect(attached) else None
+        if sharing.is_large(arrays) and not self._collect(attached):
+            return None
         shared = sharing.put(attached, arrays)
-        if shared is None and self._collect(attached):
+        if shared is None and self._collect(None):
             shared = sharing.put(attached, arrays)
         return shared
 
-    def _collect(self, attached: Attached) -> bool:
-        """See what the peer has given back; from any thread, without the lock. False if the node is closed."""
-        runner = self._express._runner
+    def _collect(self, attached: Attached | None) -> bool:
+        """See what the peer has given back, or all peers; from any thread, without the lock. False if the node is
+        closed."""
+        runner, sharing = self._express._runner, self._sharing
         try:
             runner.open_section()
-            self._sharing.collect(attached)
+            if attached is None:
+                sharing.collect_all()
+            else:
+                sharing.collect(attached)
             runner.sent()
         except NodeClosed:
             return False
@@ -318,6 +331,7 @@ class NearLanes:
             return False
         lane.half_taken = None
         attached = lane.attached
+        self._sharing.came_round = None
         try:
             if frames and frames[0] == _GREETING:
                 self._greeted(lane, frames)

@@ -11,7 +11,7 @@ from edgebus.shm.pool cimport Pool
 
 cdef class Sharing:
     cdef object __weakref__
-    cdef public object _wake, near, _returned, _postponed, _dropped, share
+    cdef public object _wake, near, came_round, _returned, _postponed, _dropped, share
     cdef public dict _ledgers, _numbers, _loans
     cdef public set _putting, _unsent_loans, _sent_loans
     cdef public Pool _pool
@@ -42,7 +42,7 @@ cdef class Sharing:
     @cython.locals(attached=Attached, ledger=Ledger)
     cpdef take_back(self, double now)
     @cython.locals(near=NearLane, names=Numbers)
-    cpdef bint collect(self, Attached attached) except -1
+    cpdef bint collect(self, Attached attached, bint thorough=*) except -1
     cpdef Ledger _ledger(self, Attached attached)
     cpdef Numbers _names(self, Attached attached)
     cpdef bint _is_in_put(self) except -1

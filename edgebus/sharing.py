@@ -61,11 +61,13 @@ class Sharing:
 
     Attributes:
         near: what speaks of this memory may go by it.
+        came_round: of whom a message is taken in that did not come by the near lane although there is one.
     """
 
     def __init__(self, limits: Limits, wake: Callable[[], None]) -> None:
         self._wake = wake
         self.near: NearLanes | None = None  # set by whoever has one
+        self.came_round: Attached | None = None
         self._returned: deque[tuple[Attached, shm.Ledger, int]] = deque()  # the garbage collector only appends
         self._returned_share = 0.0  # of the segments they lie in, together
         self._num_untold = 0  # of them, those that stand on no board
@@ -235,7 +237,13 @@ class Sharing:
         if share.host_id == self.share.host_id and attached.link.version >= 2:
             offered = self.near.offer(attached) if self.near is not None else b""
             probe = self._pool.put([_PROBE + offered], attached.peer_id)
-            if probe is not None:
+            if probe is None and self.collect_all():
+                probe = self._pool.put([_PROBE + offered], attached.peer_id)
+            if probe is None:  # no room now: the next one asks
+                if offered and self.near is not None:
+                    self.near.drop(attached)
+                attached.sharing = "unknown"
+            else:
                 attached.sharing = "asked"
                 block = _to_wire(probe[0])
                 number = self._names(attached).number(block.lease)
@@ -258,6 +266,8 @@ class Sharing:
         """
         assert header.blocks is not None
         names = self._names(attached)
+        if not names.in_order:
+            self.collect(attached)  # perhaps it is then
         near, blocks = attached.near is not None and names.in_order, []
         for block in header.blocks:
             if names.was_sent(block.lease):
@@ -324,6 +334,9 @@ class Sharing:
         if len(views) < len(blocks):
             attached.link.say(m.Seen(False))
             return None
+        if self.near is not None and self.came_round is attached and (report := ledger.report()) is not None:
+            attached.link.say(m.Leases(*report))  # before the answer: what comes next may take the near lane again
+            self.near.flush(attached)
         return tuple(views)
 
     def take_back(self, now: float) -> list[Attached]:
@@ -354,14 +367,20 @@ class Sharing:
                 attached.link.say(m.Leases(*report))
         return [attached for attached, _ in told.values()]
 
-    def collect(self, attached: Attached) -> bool:
+    def collect(self, attached: Attached, thorough: bool = False) -> bool:
         """Take the memory back that the peer's board says it does not use; True, as whoever calls this expects."""
         near = attached.near
         if near is not None and near.peer_board is not None:
             names = self._names(attached)
-            free = names.read(near.peer_board)
+            free = names.read(near.peer_board, thorough)
             if free:
                 self._give_free(attached, free, [])
+        return True
+
+    def collect_all(self) -> bool:
+        """The same of all peers, since there is no room: each reports late what stands on its board."""
+        for attached, _ in list(self._numbers.values()):
+            self.collect(attached, True)
         return True
 
     def view_board(self, attached: Attached, block: m.Block) -> memoryview | None:
@@ -517,12 +536,13 @@ class Sharing:
         if board is not None:
             board.give_back(block.lease)
         self._returned.append((attached, ledger, block.lease))
-        weight = TOLD_WEIGHT
+        weight, sooner = TOLD_WEIGHT, False
         if board is None:
+            sooner = not self._num_untold  # than what stands on boards
             self._num_untold += 1
             weight = 1.0
         self._returned_share += weight * block.size / max(1, block.segment_bytes)
-        if not self._is_due_soon or self._is_much():
+        if sooner or not self._is_due_soon or self._is_much():
             self._wake()
 
     def _view(self, attached: Attached, block: m.Block, ledger: shm.Ledger | None) -> memoryview | None:

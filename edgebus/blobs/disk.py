@@ -164,7 +164,9 @@ class Directory:
             except OSError as error:
                 if not is_disk_full(error):
                     raise
-                if self._evict(size) < size:
+                status = os.statvfs(self.path)
+                missing = max(1, size - status.f_bavail * status.f_frsize)  # what is left counts as well
+                if self._evict(missing) < missing:
                     raise self.disk_full(size) from None
 
     def disk_full(self, size: int) -> BlobStoreFull:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Sequence
 
-_LOOKED_AT = 32  # numbers that are looked up on a board, the oldest first
+_LOOKED_AT = 32  # numbers at each end that are looked up on a board
 
 
 class Numbers:
@@ -70,13 +70,16 @@ class Numbers:
                 unused.append(number)
         return self._returned(unused)
 
-    def read(self, board: Sequence[int]) -> list[int]:
+    def read(self, board: Sequence[int], thorough: bool = False) -> list[int]:
         """The peer uses none of the numbers on its board; returns leases that nobody uses any more.
 
         Args:
             board: place n % len(board) holds n + 1 for each number n that was given back.
+            thorough: look at all numbers; else at the oldest and, behind many that are held, at the newest: mostly
+                what is sent next is given back next.
         """
-        places, left, unused = len(board), _LOOKED_AT, []
+        places, total, unused = len(board), len(self._leases), []
+        left = total if thorough else _LOOKED_AT
         for number in self._leases:
             if not left:
                 break
@@ -84,6 +87,15 @@ class Numbers:
             at = number
             if board[at % places] == at + 1:
                 unused.append(number)
+        if total > _LOOKED_AT and not thorough:
+            left = min(_LOOKED_AT, total - _LOOKED_AT)
+            for number in reversed(self._leases):
+                if not left:
+                    break
+                left -= 1
+                at = number
+                if board[at % places] == at + 1:
+                    unused.append(number)
         return self._returned(unused) if unused else unused
 
     def _returned(self, numbers: list[int]) -> list[int]:

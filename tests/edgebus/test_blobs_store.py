@@ -458,6 +458,23 @@ def test_full_disk_is_said_and_leaves_what_was_there(store, monkeypatch, call):
     assert disk_bytes(store) == CHUNK + BESIDE
 
 
+def test_what_a_full_disk_has_left_counts_with_what_can_go(store, monkeypatch):
+    """A manifest of 100 blocks, 98 left, and a blob of two that may go."""
+    put(store, content_of(2 * CHUNK))
+    written, status = [], os.statvfs(store.path)
+    left = os.statvfs_result((4096, 4096, 1000, 98, 98, *status[5:]))
+    monkeypatch.setattr(edgebus.blobs.disk.os, "statvfs", lambda path: left)
+
+    def write():
+        if disk_bytes(store):
+            full()
+        written.append(1)
+
+    with store._directory.locked():
+        store._directory.with_room(100 * 4096, write)
+    assert written == [1]
+
+
 def test_full_disk_in_the_middle_of_a_partial_keeps_its_chunks(store, monkeypatch):
     content = content_of(3 * CHUNK)
     partial = store.begin(manifest_of(content, CHUNK))

@@ -197,6 +197,77 @@ def test_memory_is_used_again_as_soon_as_the_receiver_has_let_go():
         assert pool_of(device).stats().committed_bytes <= committed + 5 * MIB
 
 
+@pytest.mark.skipif(not shm.ORDERED, reason="no board on this machine")
+def test_memory_is_used_again_behind_many_views_that_are_held():
+    """The board is not only looked at where the oldest numbers stand."""
+    with two_nodes() as (server, device, link):
+        held = []
+        server.handle("keep", lambda request: (held.append(request.arrays), request.reply(b"")))
+        server.handle("drop", lambda request: request.reply(b""))
+        eventually(lambda: near_of(link).peer_board is not None)
+        for _ in range(40):
+            link.request("keep", b"", [array(1, 70_000)])
+        before, most = pool_of(device).stats().in_use_bytes, 0
+        for number in range(20):
+            link.request("drop", b"", [array(number)])
+            most = max(most, pool_of(device).stats().in_use_bytes)
+        assert most <= before + 6 * MIB
+        assert all((arrays[0] == array(1, 70_000)).all() for arrays in held)
+        held.clear()
+
+
+@pytest.mark.skipif(not shm.ORDERED, reason="no board on this machine")
+def test_who_answers_looks_at_the_board_too():
+    with two_nodes() as (server, _, link):
+        server.handle("get", lambda request: request.reply(b"", [array(1, 100_000)]))
+        near_of(link)
+        [far] = server._engine.hub.links
+        eventually(lambda: link.request("get", b"") and far.near.peer_board is not None)
+        names = server._engine.sharing._names(far)
+        assert max(len(names) for _ in range(40) if link.request("get", b"")) <= 6
+
+
+@pytest.mark.skipif(not shm.ORDERED, reason="no board on this machine")
+def test_memory_that_other_peers_have_given_back_is_room_too():
+    with (
+        edgebus.Node("s", insecure=True) as one,
+        edgebus.Node("t", insecure=True) as other,
+        edgebus.Node("d", insecure=True, limits=edgebus.Limits(share_bytes=4 * MIB)) as device,
+    ):
+        links = []
+        for server in (one, other):
+            server.handle("echo", lambda request: request.reply())
+            links.append(device.connect(server.bind("tcp://127.0.0.1:0")))
+            eventually(lambda: near_of(links[-1]).peer_board is not None)
+        for _ in range(10):
+            for link, size in zip(links, (3 * MIB, 2 * MIB), strict=True):
+                for server in (one, other):  # it has let go, and nothing but its board is looked at
+                    eventually(lambda mapper=server._engine.sharing._mapper: mapper.stats().views <= 1)
+                before = pool_of(device).stats().copied_bytes
+                link.request("echo", b"", [array(1, size)])
+                assert pool_of(device).stats().copied_bytes == before + size, "it went another way"
+
+
+def test_link_that_finds_no_room_for_its_probe_asks_again():
+    with (
+        edgebus.Node("s", insecure=True) as one,
+        edgebus.Node("t", insecure=True) as other,
+        edgebus.Node("d", insecure=True, limits=edgebus.Limits(share_bytes=4 * MIB)) as device,
+    ):
+        held = []
+        one.handle("echo", lambda request: (held.append(request.arrays), request.reply()))
+        other.handle("echo", lambda request: request.reply())
+        first, second = (device.connect(server.bind("tcp://127.0.0.1:0")) for server in (one, other))
+        near_of(first)
+        held.clear()
+        eventually(lambda: first.request("echo", b"", [array(1, 66_000)]) and pool_of(device).stats().refused)
+        for _ in range(5):
+            second.request("echo", b"", [array(1, 900_000)])
+            assert len(device._engine.near._lanes) <= 2
+        held.clear()
+        near_of(second)
+
+
 # -- two nodes -----------------------------------------------------------------------------------------
 
 
@@ -548,6 +619,32 @@ def test_near_lane_is_taken_again_though_each_message_is_held_until_the_next(hol
         link.send_request("echo", b"end")
         thread.join(5)
         assert not thread.is_alive()
+
+
+@pytest.mark.parametrize("most", [3, 40, 1000])
+def test_near_lane_is_taken_again_after_the_next_answer_however_long_messages_are_held(most):
+    with two_nodes() as (server, device, link):
+        held = []
+
+        def keep(request):
+            held.append(request.arrays)
+            del held[:-most]
+            request.reply(b"")
+
+        server.handle("keep", keep)
+        near_of(link)
+        names = device._engine.sharing._names(link._dialled.attached)
+        for _ in range(50):
+            link.request("keep", b"", [array(1, 70_000)])
+        with device._engine.runner._lock:
+            names._detour = names._next  # the next one goes round
+        link.request("keep", b"", [array(1, 70_000)])
+        for _ in range(5):
+            if names.in_order:
+                break
+            link.request("keep", b"", [array(1, 70_000)])
+        assert names.in_order, "every message goes round"
+        held.clear()
 
 
 def test_near_messages_are_taken_before_one_that_went_round():

@@ -23,8 +23,9 @@ import edgebus
 from edgebus import messages as m
 from edgebus import shm
 from edgebus.arrays import describe_arrays
+from edgebus.attached import Attached, NearLane, Traffic
 from edgebus.config import Limits
-from edgebus.sharing import REPORT_S, TOLD_S
+from edgebus.sharing import REPORT_S, TOLD_S, Sharing
 from edgebus.shm import Ledger, Numbers
 from edgebus.shm.pool import _plain_copy
 from edgebus.testing import Proxy
@@ -121,6 +122,43 @@ def test_quick_way_is_free_once_the_peer_has_what_went_by_the_slow_one_though_it
     assert not numbers.in_order, "said before it, or said again"
 
 
+def test_board_is_looked_at_at_both_ends_of_what_is_out_and_everywhere_if_need_be():
+    numbers, board = Numbers(), [0] * 1024
+    for lease in range(200):
+        numbers.number(lease)
+    numbers.went_round()
+    assert numbers.done(range(200)) == []
+    for number in (31, 32, 167, 168, 199):
+        board[number] = number + 1
+    assert not numbers.in_order
+    assert sorted(numbers.read(board)) == [31, 168, 199]
+    assert numbers.in_order, "the last one was received, whatever is held of the older ones"
+    assert numbers.read(board, True) == [32, 167]
+    for number in range(200):
+        board[number] = number + 1
+    for _ in range(4):
+        freed = numbers.read(board)
+        assert len(freed) == len(set(freed))
+    assert len(numbers) == 0
+
+
+def test_lease_that_stands_on_no_board_is_told_soon_though_others_wait_longer():
+    woken, traffic = [], Traffic()
+    sharing = Sharing(Limits(), lambda: woken.append(1))
+    links = [Attached(None, (1, b""), None, peer, None, traffic) for peer in ("near", "far")]
+    links[0].near = NearLane(links[0], (0, b""), None)
+    links[0].near.board = shm.Board()
+    for attached, within_s in zip(links, (TOLD_S, REPORT_S), strict=True):
+        before = len(woken)
+        sharing._give_back(attached, sharing._ledger(attached), m.Block(0, 1, 1, 64 * MIB, bytes(16), 4096, 100_000))
+        assert len(woken) == before + 1
+        now = time.monotonic()
+        assert sharing.take_back(now) == []
+        assert now < sharing.report_at <= now + within_s
+    links[0].near.board.close()
+    sharing.close()
+
+
 @given(st.lists(st.tuples(st.integers(0, 4), st.booleans()), max_size=60), st.randoms(use_true_random=False))
 def test_numbers_against_a_ledger_that_loses_and_repeats(sends, source):
     """Whatever is lost, nothing that comes in order is refused, and memory is free exactly when nobody uses it."""
@@ -153,6 +191,23 @@ def test_numbers_against_a_ledger_that_loses_and_repeats(sends, source):
 
 
 # -- two nodes ------------------------------------------------------------------------------------------
+
+
+def test_answer_that_nobody_has_any_more_is_given_back_without_the_garbage_collector():
+    with two_nodes() as (_, device, link):
+        warm(link)
+        mapper = device._engine.sharing._mapper
+        gc.collect()
+        gc.disable()
+        try:
+            before, until = mapper.stats().views, time.monotonic() + 2.0
+            for number in range(10):
+                link.request("echo", b"", [array(number, 100_000)])
+            while mapper.stats().views > before and time.monotonic() < until:
+                time.sleep(0.01)
+            assert mapper.stats().views <= before
+        finally:
+            gc.enable()
 
 
 def test_array_that_lies_as_it_travels_is_copied_once_only():
