@@ -72,15 +72,18 @@ def test_switching_gives_the_targets_answer(served, paces, sampling, error, logp
     expected = served.target.plain_answer(PROMPT, sampling, 60)
     with served.serving() as endpoint, served.device(endpoint, ToyDrafter(served.target, error=error)) as device:
         more = {"logprobs": logprobs} if logprobs >= 0 else {}
-        stream = device.generate(PROMPT, max_tokens=60, sampling=sampling, window=Window.auto(), **more)
-        answer = stream.answer()
-    assert answer.tokens == expected
-    assert stream.moves == 0  # the server never had to open the session again
-    assert paces[0].begun >= 1
-    if error == 1.0:  # four tokens need not decide a round of a good drafter
-        assert paces[0].compared >= 1
-    if logprobs >= 0:
-        assert len(answer.logprobs) == len(expected)
+        for _ in range(20):
+            stream = device.generate(PROMPT, max_tokens=60, sampling=sampling, window=Window.auto(), **more)
+            answer = stream.answer()
+            assert answer.tokens == expected
+            assert stream.moves == 0  # the server never had to open the session again
+            assert paces[-1].begun >= 1
+            if logprobs >= 0:
+                assert len(answer.logprobs) == len(expected)
+            # Four tokens need not decide a round of a good drafter; where the cores are taken a bad one may be late.
+            if error < 1.0 or paces[-1].compared:
+                break
+    assert error < 1.0 or paces[-1].compared >= 1
 
 
 def test_without_a_drafter_there_is_nothing_to_compare_but_rounds_of_none(served, paces):
