@@ -12,7 +12,9 @@ cdef class Numbers:
     cpdef bint was_sent(self, lease_id) except -1
     cpdef list done(self, lease_ids)
     cpdef list settle(self, long long upto, held)
-    @cython.locals(places=cython.longlong, at=cython.longlong, left=long, total=long)
+    @cython.locals(unused=list, total=long)
     cpdef list read(self, board, bint thorough=*)
+    @cython.locals(places=cython.longlong, at=cython.longlong, unused=list)
+    cpdef list _on_board(self, board, numbers, long left)
     @cython.locals(count=long)
     cpdef list _returned(self, list numbers)

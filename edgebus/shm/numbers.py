@@ -78,25 +78,22 @@ class Numbers:
             thorough: look at all numbers; else at the oldest and, behind many that are held, at the newest: mostly
                 what is sent next is given back next.
         """
-        places, total, unused = len(board), len(self._leases), []
-        left = total if thorough else _LOOKED_AT
-        for number in self._leases:
+        total = len(self._leases)
+        unused = self._on_board(board, self._leases, total if thorough else _LOOKED_AT)
+        if total > _LOOKED_AT and not thorough:
+            unused += self._on_board(board, reversed(self._leases), min(_LOOKED_AT, total - _LOOKED_AT))
+        return self._returned(unused) if unused else unused
+
+    def _on_board(self, board: Sequence[int], numbers: Iterable[int], left: int) -> list[int]:
+        places, unused = len(board), []
+        for number in numbers:
             if not left:
                 break
             left -= 1
             at = number
             if board[at % places] == at + 1:
                 unused.append(number)
-        if total > _LOOKED_AT and not thorough:
-            left = min(_LOOKED_AT, total - _LOOKED_AT)
-            for number in reversed(self._leases):
-                if not left:
-                    break
-                left -= 1
-                at = number
-                if board[at % places] == at + 1:
-                    unused.append(number)
-        return self._returned(unused) if unused else unused
+        return unused
 
     def _returned(self, numbers: list[int]) -> list[int]:
         free = []

@@ -3,10 +3,25 @@
 from __future__ import annotations
 
 import sys
+import threading
 
 
 class Interrupt(BaseException):
     """What a signal handler raises."""
+
+
+class Thing:
+    """What a thread waits for."""
+
+    def __init__(self):
+        self.ready, self._event = False, threading.Event()
+
+    def follow(self, wait_s):
+        self._event.wait(wait_s)
+
+    def come(self):
+        self.ready = True
+        self._event.set()
 
 
 def interrupted(function, at, is_ours):

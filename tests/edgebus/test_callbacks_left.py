@@ -14,27 +14,10 @@ import pytest
 import edgebus
 from edgebus.messages import Message, Reset
 from edgebus.runner import SLICE_S
+from tests.edgebus.interrupting import Interrupt, Thing
 from tests.edgebus.test_sharing import eventually
 
 SOON_S, LONG_S = 0.5, 3.0
-
-
-class Interrupt(BaseException):
-    """What a signal handler raises."""
-
-
-class Thing:
-    """What a thread waits for."""
-
-    def __init__(self):
-        self.ready, self._event = False, threading.Event()
-
-    def follow(self, wait_s):
-        self._event.wait(wait_s)
-
-    def come(self):
-        self.ready = True
-        self._event.set()
 
 
 def sleeps(runner, thread_id):

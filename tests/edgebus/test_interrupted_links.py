@@ -26,7 +26,7 @@ from edgebus.handshake import HandshakeWatch, Verdict
 from edgebus.link_states import State
 from edgebus.messages import Message, Request, Welcome
 from tests.edgebus.duo import Duo
-from tests.edgebus.interrupting import Interrupt, interrupted
+from tests.edgebus.interrupting import Interrupt, Thing, interrupted
 from tests.edgebus.test_interrupts import PLAIN
 from tests.edgebus.test_sharing import eventually
 
@@ -294,23 +294,9 @@ def test_what_was_left_for_later_and_is_interrupted_is_run_again():
         assert len(calls) == 2
 
 
-class Never:
-    """What nobody waits for in vain."""
-
-    def __init__(self):
-        self.ready, self._event = False, threading.Event()
-
-    def follow(self, wait_s):
-        self._event.wait(wait_s)
-
-    def come(self):
-        self.ready = True
-        self._event.set()
-
-
 def test_callback_that_is_interrupted_while_another_one_waits_leaves_nobody_waiting():
     with edgebus.Node("n", insecure=True) as node:
-        runner, driven, followed = node._engine.runner, Never(), Never()
+        runner, driven, followed = node._engine.runner, Thing(), Thing()
         driver = threading.Thread(target=runner.wait, args=(driven, time.monotonic() + 20))
         driver.start()
         eventually(lambda: runner._driver == driver.ident, 5, "that it drives")
