@@ -8,7 +8,7 @@ from edgebus._waiting cimport Poller
 cdef class Opened:
     cdef public object sock
     cdef public Port port
-    cdef public long socket_id, fd, crowd
+    cdef public long socket_id, fd, crowd, tcp_port
 
 
 cdef class MessageTaker:
@@ -21,7 +21,7 @@ cdef class DescriptorTaker:
 
 cdef class Sockets:
     cdef object __weakref__
-    cdef public object _limits, _receiver, _local, _context, _zap, _ids
+    cdef public object _limits, _receiver, _local, _context, _zap, _ids, unended
     cdef public MessageTaker messages
     cdef public Poller _poller
     cdef public dict by_id, _monitors, _ports, _untold, _takers, _fds

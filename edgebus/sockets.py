@@ -11,6 +11,7 @@ import errno
 import itertools
 import logging
 import struct
+import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from typing import Any, Protocol
@@ -24,6 +25,7 @@ from edgebus.keys import Keys
 from edgebus.local import SCHEME, Local
 from edgebus.port import PlainPort, open_poller, open_port
 from edgebus.rawzmq import BURST, ZmqSocket, end_message
+from edgebus.unended import Unended, can_look
 from edgebus.zap import ZAP_DOMAIN, ZAP_ENDPOINT, zap_denied
 
 _log = logging.getLogger("edgebus")
@@ -41,7 +43,8 @@ _HANDSHAKE_MS = 2000  # libzmq's own 30 s lets idle raw connections pile up
 _NOT_AGAIN_MS = 3_600_000  # with -1, no reconnect, libzmq throws away what came before the other side closed
 _EVENT = struct.Struct("=hi")  # first frame of a monitor's message: what, and a value; the second one is an address
 _MONITORED = (
-    zmq.EVENT_CONNECT_DELAYED
+    zmq.EVENT_ACCEPTED
+    | zmq.EVENT_CONNECT_DELAYED
     | zmq.EVENT_CONNECTED
     | zmq.EVENT_DISCONNECTED
     | zmq.EVENT_HANDSHAKE_SUCCEEDED
@@ -66,6 +69,10 @@ LEAST_UNREAD = 128
 """Frames of the largest size that a listener lets libzmq receive for one connection before they are read: so many
 bytes of them, if that is not fewer than so many frames. 1000, libzmq's own bound, made 2 GB of frames of 2 MiB. Fewer
 than 128 make libzmq stop and go on so often that many small messages in a row pay for it (32: half as much again)."""
+
+
+UNENDED_PENDING = 4
+"""So many times `max_pending_bytes` all connections together may have sent of messages that have no end yet."""
 
 
 def most_unread(limits: Limits) -> int:
@@ -97,6 +104,7 @@ class Opened:
         self.socket_id = socket_id
         self.fd = fd
         self.port = port
+        self.tcp_port = 0  # of its endpoint
         self.crowd = 0  # how many messages more to take at once: none while they come one by one
 
 
@@ -170,6 +178,7 @@ class Sockets:
         self._fds: dict[ZmqSocket, int] = {}
         self.touched: set[int] = set()  # descriptors whose sockets may be readable without saying so
         self._ids = itertools.count(1)
+        self.unended = Unended(limits.max_frame_bytes, UNENDED_PENDING * limits.max_pending_bytes, limits.heartbeat_s)
 
     # -- readiness ----------------------------------------------------------------------------------
 
@@ -255,8 +264,10 @@ class Sockets:
                 sock.curve_secretkey = keys.secret.encode()
             opened = self._watch(sock, socket_id, is_router=True, is_secure=keys is not None)
             sock.bind(endpoint)
+            endpoint = sock.getsockopt_string(zmq.LAST_ENDPOINT).rstrip("\0")
+            _count(opened, endpoint, keys)
             self._add(sock, opened)
-            return sock.getsockopt_string(zmq.LAST_ENDPOINT).rstrip("\0")
+            return endpoint
         except zmq.ZMQError as error:
             self._discard(sock)
             cure = _CURES.get(error.errno or 0, "choose another port, or stop who has it")
@@ -291,6 +302,7 @@ class Sockets:
                 sock.curve_secretkey = keys.secret.encode()
                 sock.curve_serverkey = server_key.encode()
             opened = self._watch(sock, socket_id)
+            _count(opened, endpoint, keys)
             sock.connect(endpoint)
             self._add(sock, opened)
         except zmq.ZMQError as error:
@@ -385,9 +397,16 @@ class Sockets:
                 self._untold[socket_id] = event  # until it has been told, whatever a signal handler raises meanwhile
                 port.take_rest([])
             what, value = _EVENT.unpack(event)
+            if what in (zmq.EVENT_ACCEPTED, zmq.EVENT_CONNECTED):
+                self._connected(socket_id, value, is_accepted=what == zmq.EVENT_ACCEPTED)
             self._receiver.on_monitor(socket_id, zmq.Event(what).name or "", value)
             self._untold.pop(socket_id, None)
         return True
+
+    def _connected(self, socket_id: int, fd: int, *, is_accepted: bool) -> None:
+        opened = self.by_id.get(socket_id)
+        if opened is not None and opened.tcp_port:
+            self.unended.opened(fd, opened.port, opened.tcp_port, is_accepted=is_accepted, now=time.monotonic())
 
     def _take_zap(self, port: PlainPort) -> bool:
         while True:
@@ -478,6 +497,7 @@ class Sockets:
             if each is not None and (port := self._ports.pop(each, None)) is not None:
                 port.close()
         if opened := self.by_id.get(socket_id):
+            self.unended.closed(opened.port)
             opened.port.close()
         if not sock.closed:
             sock.disable_monitor()  # at once: its name is made of a descriptor, which the next socket may have
@@ -487,3 +507,10 @@ class Sockets:
         self._untold.pop(socket_id, None)
         self._monitors.pop(socket_id, None)
         self.by_id.pop(socket_id, None)
+
+
+def _count(opened: Opened, endpoint: str, keys: Keys | None) -> None:
+    """Have the messages of a TCP socket counted by connection, before the first of them comes."""
+    if endpoint.startswith("tcp://") and can_look():
+        opened.tcp_port = int(endpoint.rpartition(":")[2])
+        opened.port.count(keys is not None)
