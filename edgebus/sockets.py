@@ -25,7 +25,8 @@ from edgebus.keys import Keys
 from edgebus.local import SCHEME, Local
 from edgebus.port import PlainPort, open_poller, open_port
 from edgebus.rawzmq import BURST, ZmqSocket, end_message
-from edgebus.unended import Unended, can_look
+from edgebus.tcp import can_look
+from edgebus.unended import Unended
 from edgebus.zap import ZAP_DOMAIN, ZAP_ENDPOINT, zap_denied
 
 _log = logging.getLogger("edgebus")

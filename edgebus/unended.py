@@ -7,18 +7,12 @@ those of the messages that were taken from it. The difference: messages that nob
 
 from __future__ import annotations
 
-import contextlib
-import fcntl
 import logging
 import math
-import os
-import socket
-import struct
-import sys
-import termios
 from collections.abc import Iterable
-from pathlib import Path
-from typing import NamedTuple, Protocol
+from typing import Protocol
+
+from edgebus.tcp import Came, Kernel
 
 _log = logging.getLogger("edgebus")
 MIB = 1 << 20
@@ -37,67 +31,6 @@ _BEAT_BYTES = 130
 """libzmq's own beats are bytes of no message, 82 for one from either end (with CURVE): what a connection is taken to
 have sent beside messages grows by so much at most for each beat that is due, and only when it has given a message."""
 _HANDSHAKE_BYTES = 16384  # more than libzmq's own
-_RECEIVED = struct.Struct("Q")
-_RECEIVED_AT = 128  # tcpi_bytes_received in struct tcp_info, since Linux 4.1
-_PAGE = os.sysconf("SC_PAGE_SIZE") if hasattr(os, "sysconf") else 4096
-
-
-def can_look() -> bool:
-    """Whether the kernel counts the bytes of a connection."""
-    if sys.platform != "linux":
-        return False
-    with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as unconnected, contextlib.suppress(OSError):
-        return len(unconnected.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 256)) >= _RECEIVED_AT + _RECEIVED.size
-    return False
-
-
-class Came(NamedTuple):
-    """What the kernel says of a connection.
-
-    Attributes:
-        inode: whose descriptor this is: another connection may have it by the next look.
-        num_bytes: received and handed to libzmq since the connection is there.
-        local_port, remote_port: of TCP.
-        remote: as text.
-    """
-
-    inode: int
-    num_bytes: int
-    local_port: int
-    remote_port: int
-    remote: str
-
-
-class Kernel:
-    """What the operating system is asked and told."""
-
-    def came(self, fd: int) -> Came | None:
-        """What came by a descriptor of libzmq's; None if it is no TCP connection (any more)."""
-        with contextlib.suppress(OSError, struct.error), socket.fromfd(fd, socket.AF_INET, socket.SOCK_STREAM) as same:
-            info = same.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 256)
-            (received,) = _RECEIVED.unpack_from(info, _RECEIVED_AT)
-            (queued,) = struct.unpack("i", fcntl.ioctl(same, termios.FIONREAD, bytes(4)))
-            local, remote = same.getsockname(), same.getpeername()
-            inode = os.fstat(same.fileno()).st_ino
-            return Came(inode, received - queued, local[1], remote[1], f"{remote[0]}:{remote[1]}")
-        return None
-
-    def end(self, fd: int, inode: int) -> bool:
-        """End a connection of libzmq's, which drops what it has of it; False if the descriptor is another one's by now.
-
-        The descriptor is doubled before it is looked at: in between libzmq cannot give it to another connection.
-        """
-        with contextlib.suppress(OSError), socket.fromfd(fd, socket.AF_INET, socket.SOCK_STREAM) as same:
-            if os.fstat(same.fileno()).st_ino == inode:
-                # When libzmq closes it the peer hears of that at once, though its window may be closed.
-                same.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
-                same.shutdown(socket.SHUT_RDWR)
-                return True
-        return False
-
-    def resident_bytes(self) -> int:
-        """Memory that this process has."""
-        return int(Path("/proc/self/statm").read_bytes().split()[1]) * _PAGE
 
 
 class CountingPort(Protocol):

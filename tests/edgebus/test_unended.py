@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import math
+import os
+import socket
+import tempfile
 from contextlib import contextmanager, suppress
 
 import pytest
@@ -11,10 +14,11 @@ import zmq
 import edgebus
 from bench.micro import zmtp
 from edgebus import messages as m
-from edgebus import port
+from edgebus import port, tcp
 from edgebus.messages import encode_header
 from edgebus.sockets import UNENDED_PENDING
-from edgebus.unended import CHOSEN_S, GROWN_BYTES, LOOK_S, SILENT_LOOKS, Came, Kernel, Unended, can_look
+from edgebus.tcp import Came, Kernel, can_look
+from edgebus.unended import CHOSEN_S, GROWN_BYTES, LOOK_S, SILENT_LOOKS, Unended
 from tests.edgebus.child_flooded import LIMITS, MIB
 from tests.edgebus.test_floods import CLAIMED, rss_bytes, server, watched
 from tests.edgebus.test_sharing import eventually
@@ -141,6 +145,43 @@ def test_a_descriptor_that_is_another_connections_by_now_is_left_alone():
     for _ in range(2 * SILENT_LOOKS):
         world.kernel.resident += GROWN_BYTES
         assert world.look() == []
+
+
+@needs_counts
+@pytest.mark.parametrize(("asked", "told"), [(tcp._came, tcp._end), (tcp.came, tcp.end)])
+def test_descriptors_that_are_something_else_by_now_are_asked_and_left_as_they_are(asked, told, monkeypatch):
+    """The fixture of all tests counts descriptors."""
+    monkeypatch.setattr(tcp, "_came", asked)
+    monkeypatch.setattr(tcp, "_end", told)
+    kernel = Kernel()
+    with tempfile.TemporaryFile() as file, socket.socket(socket.AF_UNIX) as other, socket.socket() as unconnected:
+        for fd in (file.fileno(), other.fileno(), unconnected.fileno(), 9999):
+            assert kernel.came(fd) is None
+            assert not kernel.end(fd, 1)
+        assert os.fstat(file.fileno())
+
+
+@needs_counts
+@pytest.mark.parametrize("host", ["127.0.0.1", "::1"])
+def test_both_forms_say_the_same_of_a_connection_and_end_it(host):
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    for end in (tcp._end, tcp.end):
+        with socket.create_server((host, 0), family=family) as listening, socket.socket(family) as dialled:
+            dialled.connect(listening.getsockname()[:2])
+            accepted, _ = listening.accept()
+            with accepted:
+                dialled.sendall(bytes(100))
+                accepted.recv(30)
+                found = tcp.came(accepted.fileno())
+                assert found == tcp._came(accepted.fileno())
+                ports = listening.getsockname()[1], dialled.getsockname()[1]
+                assert found[1:] == (30, *ports, f"{host}:{ports[1]}")
+                assert not end(accepted.fileno(), found[0] + 1)
+                assert end(accepted.fileno(), found[0])
+                accepted.close()
+                dialled.settimeout(5)
+                with suppress(ConnectionResetError):
+                    assert dialled.recv(1) == b""
 
 
 def test_messages_of_a_connection_that_came_before_its_news_are_its():
