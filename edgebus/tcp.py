@@ -82,14 +82,15 @@ def end(fd: int, inode: int) -> bool:
     return False
 
 
-_came: Callable[[int], tuple[Any, ...] | None] = came
-_end: Callable[[int, int], bool] = end
-try:
-    from edgebus import _tcp
+def _best() -> tuple[Callable[[int], tuple[Any, ...] | None], Callable[[int, int], bool]]:
+    try:
+        from edgebus import _tcp
+    except ImportError:  # not built
+        return came, end
+    return _tcp.came, _tcp.end
 
-    _came, _end = _tcp.came, _tcp.end
-except ImportError:  # not built
-    pass
+
+_came, _end = _best()
 
 
 class Kernel:

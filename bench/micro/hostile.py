@@ -178,7 +178,7 @@ class _Other:
 @contextlib.contextmanager
 def _device(endpoint: str, keys: Keys | None) -> Iterator[edgebus.Link]:
     own = {"insecure": True} if keys is None else {"keys": keys.device}
-    with edgebus.Node("other", **own) as node:  # type: ignore[arg-type]
+    with edgebus.Node("other", **own) as node:
         yield node.connect(endpoint, None if keys is None else keys.server_key)
 
 
@@ -238,7 +238,9 @@ def main() -> None:
     rows = {}
     with tempfile.TemporaryDirectory() as directory:
         keys = Keys(Path(directory))
-        cases = {name: (_flood(*case), None) for name, case in (FLOODS | COMPARED).items()}
+        cases: dict[str, tuple[Callable[[str], None], Keys | None]] = {
+            name: (_flood(*case), None) for name, case in (FLOODS | COMPARED).items()
+        }
         cases |= {name: (partial(_without_end, keys=own), own) for name, own in zip(UNENDED, (None, keys), strict=True)}
         for name, (flood, own) in cases.items():
             rows[name] = _measure(flood, own)
