@@ -59,6 +59,7 @@ BUS = (
     "near",
     "pace",
     "policy",
+    "readiness",
     "requests",
     "runner",
     "sharing",

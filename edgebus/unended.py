@@ -123,6 +123,9 @@ class Unended:
         found = self._kernel.came(fd)
         if found is None or tcp_port != (found.local_port if is_accepted else found.remote_port):
             return  # gone already, and the descriptor may be something of the application's
+        known = self._connections.get(fd)
+        if known is not None and known.inode == found.inode:
+            return  # told twice, for a signal handler raised
         self._ports[port] = is_accepted
         self._take_counts(port)  # with what the last one with this descriptor gave
         connection = self._connections[fd] = _Connection(fd, found.inode, port, now / self._beat_s)

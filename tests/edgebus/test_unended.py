@@ -16,7 +16,7 @@ from bench.micro import zmtp
 from edgebus import messages as m
 from edgebus import port, tcp
 from edgebus.messages import encode_header
-from edgebus.sockets import UNENDED_PENDING
+from edgebus.queues import UNENDED_PENDING
 from edgebus.tcp import Came, Kernel, can_look
 from edgebus.unended import CHOSEN_S, GROWN_BYTES, LOOK_S, SILENT_LOOKS, Unended
 from tests.edgebus.child_flooded import LIMITS, MIB
@@ -194,6 +194,16 @@ def test_messages_of_a_connection_that_came_before_its_news_are_its():
         assert world.look() == []
 
 
+def test_a_connection_that_is_told_of_twice_is_known_as_before():
+    world = World()
+    world.give(1, 100 * MIB)
+    world.look()
+    world.unended.opened(1, world.port, PORT, is_accepted=True, now=world.now)
+    for _ in range(2 * SILENT_LOOKS):
+        world.kernel.resident += GROWN_BYTES
+        assert world.look() == []
+
+
 def test_messages_that_wait_to_be_taken_are_no_end_missing():
     world = World(2)
     for _ in range(2 * SILENT_LOOKS):
@@ -274,14 +284,13 @@ def test_nothing_is_due_while_there_is_no_connection():
 
 
 @contextmanager
-def allowed(endpoint, node=None):
-    """A raw connection, with keys if a node that allows them is given."""
-    if node is None:
+def allowed(endpoint, keys=None):
+    """A raw connection, with the server's public key and our own keys if there are any."""
+    if keys is None:
         peer = zmtp.Plain(endpoint)
     else:
-        keys = node[1]
         try:
-            peer = zmtp.Curve(endpoint, node[0], keys.public, keys.secret)
+            peer = zmtp.Curve(endpoint, keys[0], keys[1].public, keys[1].secret)
         except LookupError as error:
             pytest.skip(str(error))
     try:
@@ -323,13 +332,16 @@ def test_parts_without_an_end_cost_a_bounded_amount_of_memory():
 
 @needs_counts
 @pytest.mark.net
-def test_keys_do_not_help_and_the_node_says_what_it_did(ring, caplog):
+@pytest.mark.parametrize(("keyed", "greets"), [(True, True), (True, False), (False, False)])
+def test_keys_do_not_help_and_the_node_says_what_it_did(keyed, greets, ring, caplog):
+    """A node on which nothing else happens."""
     limits = edgebus.Limits(max_frame_bytes=2 * MIB, max_pending_bytes=4 * MIB)
-    with ring.server(limits=limits) as node:
-        keys = ring.keys("device")
-        with allowed(node.bind("tcp://127.0.0.1:0"), (ring.public("server"), keys)) as peer:
-            peer.send(encode_header(m.Hello(1, 2, "endless", bytes(16), 1, CLAIMED)), more=False)
-            send_without_end(peer, 1024 * MIB)
+    with ring.server(limits=limits) if keyed else edgebus.Node("server", insecure=True, limits=limits) as node:
+        keys = (ring.public("server"), ring.keys("device")) if keyed else None
+        with allowed(node.bind("tcp://127.0.0.1:0"), keys) as peer:
+            if greets:
+                peer.send(encode_header(m.Hello(1, 2, "endless", bytes(16), 1, CLAIMED)), more=False)
+            assert send_without_end(peer, 2048 * MIB) < 2048 * MIB
             eventually(lambda: node.stats().unended == 1, 5, "its connection was ended")
     assert "MiB of a message without an end" in caplog.text
     assert "127.0.0.1:" in caplog.text
