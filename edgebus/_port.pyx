@@ -14,7 +14,7 @@ from cpython.buffer cimport PyBUF_SIMPLE, PyBuffer_FillInfo, PyBuffer_Release, P
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize, PyBytes_GET_SIZE
 from libc.errno cimport EAGAIN, EINTR
 from libc.stdint cimport uintptr_t
-from libc.stdlib cimport calloc, free, malloc
+from libc.stdlib cimport atoi, calloc, free, malloc
 from libc.string cimport memcmp, memcpy, strcmp
 
 import os
@@ -127,6 +127,7 @@ cdef enum:
     KEEP_BYTES = 32768  # rawzmq.KEEP_BYTES
     MOST_TALLIES = 512  # of connections: those for which libzmq has nothing are forgotten then
     ZMQ_POLLIN = 1
+    CURVE_BYTES = 33  # port.CURVE_BYTES
 
 
 cdef void* find(void* library, str name) except NULL:
@@ -192,6 +193,11 @@ cdef class Tally:
             eb_leave(<eb_tally*> self.counts)
 
 
+@cython.final
+cdef class Source:
+    """A connection that messages came by, and their bytes on the wire since they were asked for."""
+
+
 cdef class Port:
     """A socket's way in and out; see port.PlainPort, which does the same through pyzmq."""
 
@@ -210,6 +216,22 @@ cdef class Port:
         self.more = False
         self.max_sending_bytes = 0
         self.tallies = {}
+        self.wire_bytes = -1
+        self.sources = {}
+        self.source = None
+
+    def count(self, bint is_encrypted):
+        if self.plain is not None:
+            self.plain.count(is_encrypted)
+        else:
+            self.wire_bytes = CURVE_BYTES if is_encrypted else 0
+
+    cpdef take_counts(self):
+        cdef Source each
+        if self.plain is not None:
+            return self.plain.take_counts()
+        sources, self.sources, self.source = self.sources, {}, None
+        return [(each.fd, each.num_bytes) for each in sources.values()]
 
     cpdef send(self, bytes route, bytes frame):
         if self.handle == NULL:
@@ -274,6 +296,8 @@ cdef class Port:
                 raise zmq.ZMQError(zmq_errno())
             more = msg_more(&msg)
             num_bytes += msg_size(&msg)
+            if self.source is not None:
+                self.source.num_bytes += on_wire(msg_size(&msg), self.wire_bytes)
             if msg_size(&msg) >= KEEP_BYTES:
                 received = Received.__new__(Received)
                 msg_move(&received.msg, &msg)
@@ -300,9 +324,14 @@ cdef class Port:
             size = msg_size(&msg)
             if <size_t> PyBytes_GET_SIZE(route) != size or memcmp(PyBytes_AS_STRING(route), msg_data(&msg), size) != 0:
                 self.route = PyBytes_FromStringAndSize(<char*> msg_data(&msg), msg_size(&msg))
+                self.source = None
         if pull(&msg, self.handle) >= 0:
             frame = PyBytes_FromStringAndSize(<char*> msg_data(&msg), msg_size(&msg))
             self.more = msg_more(&msg)
+            if self.wire_bytes >= 0:
+                if self.source is None or not self.is_router:  # that of a dialler has one connection after the other
+                    self.find_source(msg_gets(&msg, "__fd"))
+                self.source.num_bytes += on_wire(msg_size(&msg), self.wire_bytes)
             if self.is_secure:
                 self.set_key(msg_gets(&msg, "User-Id"))
         msg_close(&msg)
@@ -326,6 +355,18 @@ cdef class Port:
         self.route, self.key, self.more = self.plain.route, self.plain.key, self.plain.more
         return frame
 
+    cdef find_source(self, const char* text):
+        """Make the connection of the message that was taken last the current one."""
+        cdef int fd = -1 if text == NULL else atoi(text)
+        if self.source is not None and self.source.fd == fd:
+            return
+        key = self.route if self.is_router else fd
+        found = self.sources.get(key)
+        if found is None:
+            found = self.sources[key] = Source.__new__(Source)
+            (<Source> found).fd = fd
+        self.source = <Source> found
+
     cdef void set_key(self, const char* text) except *:
         cdef bytes before = self.key_bytes
         if text == NULL:
@@ -333,6 +374,12 @@ cdef class Port:
         elif before is None or strcmp(text, PyBytes_AS_STRING(before)) != 0:
             self.key_bytes = <bytes> text
             self.key = self.key_bytes.decode()
+
+
+cdef inline long long on_wire(size_t num_bytes, long beside) noexcept:
+    """Bytes of a frame as ZMTP 3.1 sends it (RFC 37), with so many that CURVE puts beside its content (RFC 26)."""
+    num_bytes += beside
+    return num_bytes + (2 if num_bytes <= 255 else 9)
 
 
 cdef int pull(eb_msg* msg, void* handle) noexcept:

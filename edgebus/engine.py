@@ -142,6 +142,9 @@ class Engine:
             self._take_leases()
         if self._allow is not None and now >= self._next_look_at:
             self._look_at_list(self._allow, now)
+        unended = runner.sockets.unended
+        if unended.look_at <= now:
+            runner.guard(unended.look, now)
         while True:
             events = deque(hub.events())
             try:
@@ -152,7 +155,7 @@ class Engine:
                 hub.put_back(events)  # a signal handler has raised: none of them may be lost
             sending = hub.frames_to_send(now=now)
             if not sending:
-                return min(hub.next_timer(), self._next_look_at, self.sharing.report_at)
+                return min(hub.next_timer(), self._next_look_at, self.sharing.report_at, unended.look_at)
             left = len(sending)
             try:
                 for route, frames in sending:
@@ -416,7 +419,8 @@ class Engine:
             for attached in self.hub.links
         }
         total = sum(peers.values(), self.hub.gone)
-        return NodeStats(total, peers, self.dialling.rejected, self.hub.malformed, self.hub.unroutable)
+        hub, unended = self.hub, self.runner.sockets.unended.num_ended
+        return NodeStats(total, peers, self.dialling.rejected, hub.malformed, hub.unroutable, unended)
 
     def shut_down(self, linger_s: float) -> None:
         """Refuse, cancel, say goodbye everywhere, and end the runner."""

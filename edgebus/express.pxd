@@ -7,7 +7,8 @@ from edgebus.calls cimport Pending
 from edgebus.requests cimport Caller
 from edgebus._port cimport Port
 from edgebus.runner cimport Runner
-from edgebus.sockets cimport MessageTaker, Opened, Sockets
+from edgebus.readiness cimport MessageTaker, Opened
+from edgebus.sockets cimport Sockets
 
 
 cdef class Express(MessageTaker):

@@ -37,8 +37,10 @@ from edgebus.messages import (
     encode_header,
 )
 from edgebus.outcomes import Arrived
+from edgebus.queues import DRAIN_BYTES, LARGE_BYTES, LOOK_BYTES
 from edgebus.rawzmq import BURST, POLLIN, end_message
-from edgebus.sockets import DRAIN_BYTES, LARGE_BYTES, LOOK_BYTES, MessageTaker, Sent
+from edgebus.readiness import MessageTaker
+from edgebus.sockets import Sent
 from edgebus.streams import Frames, Specs
 from edgebus.wire import INLINE_FRAMES, decode, encode
 
@@ -46,8 +48,8 @@ if TYPE_CHECKING:
     from edgebus.desk import Desk
     from edgebus.hub import Hub
     from edgebus.inbox import Inbox
+    from edgebus.readiness import Opened
     from edgebus.runner import Runner
-    from edgebus.sockets import Opened
 
 _FRAME_BYTES = INLINE_BYTES + 2048
 _UP = State.UP

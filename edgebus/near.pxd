@@ -7,7 +7,8 @@ from edgebus.express cimport Express
 from edgebus.requests cimport Caller
 from edgebus.runner cimport Runner
 from edgebus.sharing cimport Sharing
-from edgebus.sockets cimport DescriptorTaker, Sockets
+from edgebus.readiness cimport DescriptorTaker
+from edgebus.sockets cimport Sockets
 
 
 cdef class NearLanes:

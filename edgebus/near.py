@@ -20,8 +20,9 @@ from edgebus.attached import Attached, NearLane, Route
 from edgebus.errors import NodeClosed
 from edgebus.link_states import State
 from edgebus.messages import INLINE_BYTES, Block, Message, Request, decode_header, encode_header
+from edgebus.readiness import DescriptorTaker
 from edgebus.shm.pipes import PACKET_BYTES
-from edgebus.sockets import DescriptorTaker, Sockets
+from edgebus.sockets import Sockets
 from edgebus.streams import Specs
 from edgebus.wire import spec_fault
 

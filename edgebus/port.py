@@ -11,6 +11,14 @@ import zmq
 
 from edgebus.rawzmq import EVENTS, KEEP_BYTES, MORE, NOBLOCK, POLLIN, ZERO_COPY_BYTES, get, recv, send
 
+CURVE_BYTES = 33
+"""What CURVE sends with the content of a frame: a command's name, a nonce, flags and an authenticator (RFC 26)."""
+
+
+def _on_wire(num_bytes: int) -> int:
+    """Bytes of a frame as ZMTP 3.1 sends it (RFC 37)."""
+    return num_bytes + (2 if num_bytes <= 255 else 9)
+
 
 class PlainPort:
     """Sends and takes messages through pyzmq.
@@ -34,6 +42,22 @@ class PlainPort:
         self.key: str | None = None
         self.more = False
         self.max_sending_bytes = 0
+        self._wire_bytes: int | None = None
+        self._counts: dict[int, int] = {}
+        self._fd = -1
+
+    def count(self, is_encrypted: bool) -> None:
+        """Count the bytes of messages by connection from now on."""
+        self._wire_bytes = CURVE_BYTES if is_encrypted else 0
+
+    def take_counts(self) -> list[tuple[int, int]]:
+        """Descriptors of connections, and the bytes on the wire of messages taken from them since the last call."""
+        counts, self._counts = self._counts, {}
+        return list(counts.items())
+
+    def _count(self, num_bytes: int) -> None:
+        if self._wire_bytes is not None:
+            self._counts[self._fd] = self._counts.get(self._fd, 0) + _on_wire(num_bytes + self._wire_bytes)
 
     def send(self, route: bytes, frame: bytes) -> None:
         """Send a frame without waiting, to this routing id if there is one.
@@ -71,6 +95,7 @@ class PlainPort:
             more = frame.more
             frames.append(frame.buffer if len(frame) >= KEEP_BYTES else frame.bytes)
             num_bytes += len(frame)
+            self._count(len(frame))
         return num_bytes
 
     def take(self) -> bytes | None:
@@ -85,6 +110,9 @@ class PlainPort:
         if self.is_secure:
             self.key = str(first.get("User-Id"))
         self.more = first.more
+        if self._wire_bytes is not None:
+            self._fd = int(first.get("__fd"))
+            self._count(len(first))
         frame: bytes = first.bytes
         return frame
 

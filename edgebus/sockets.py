@@ -1,7 +1,6 @@
 """The sockets of a node: opening, receiving, sending, closing. No protocol in here, and no lock: the runner's is held.
 
 libzmq's sockets may be used from any thread, one at a time, with a full fence in between; the runner's lock is one.
-Their file descriptors are edge-triggered, so whoever has touched a socket looks whether it became readable.
 """
 
 from __future__ import annotations
@@ -11,6 +10,7 @@ import errno
 import itertools
 import logging
 import struct
+import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from typing import Any, Protocol
@@ -22,8 +22,12 @@ from edgebus.config import Limits
 from edgebus.errors import BindError, ConfigError
 from edgebus.keys import Keys
 from edgebus.local import SCHEME, Local
-from edgebus.port import PlainPort, open_poller, open_port
+from edgebus.port import PlainPort, open_port
+from edgebus.queues import UNENDED_PENDING, most_sending_bytes, most_unread
 from edgebus.rawzmq import BURST, ZmqSocket, end_message
+from edgebus.readiness import Opened, Readiness, Taker
+from edgebus.tcp import can_look
+from edgebus.unended import Unended
 from edgebus.zap import ZAP_DOMAIN, ZAP_ENDPOINT, zap_denied
 
 _log = logging.getLogger("edgebus")
@@ -41,7 +45,8 @@ _HANDSHAKE_MS = 2000  # libzmq's own 30 s lets idle raw connections pile up
 _NOT_AGAIN_MS = 3_600_000  # with -1, no reconnect, libzmq throws away what came before the other side closed
 _EVENT = struct.Struct("=hi")  # first frame of a monitor's message: what, and a value; the second one is an address
 _MONITORED = (
-    zmq.EVENT_CONNECT_DELAYED
+    zmq.EVENT_ACCEPTED
+    | zmq.EVENT_CONNECT_DELAYED
     | zmq.EVENT_CONNECTED
     | zmq.EVENT_DISCONNECTED
     | zmq.EVENT_HANDSHAKE_SUCCEEDED
@@ -51,73 +56,12 @@ _MONITORED = (
 )
 
 
-LARGE_BYTES = 64 * 1024
-"""Messages of so much stand in libzmq's queue for what they are, not for what many of them are."""
-DRAIN_BYTES = 256 << 20
-"""Of large messages so much is read in a row while no small one comes: what nobody has read is bounded only by how soon
-it is read, and what is refused is freed at once."""
-LOOK_BYTES = 1 << 20
-"""After so much of them libzmq is asked what has come by connections that had nothing. As long as one has, it looks for
-that once in 100 frames: behind a peer that floods, a small message of another would wait for 66 MiB of 2 MiB each."""
-
-
-UNREAD_BYTES = 256 << 20
-LEAST_UNREAD = 128
-"""Frames of the largest size that a listener lets libzmq receive for one connection before they are read: so many
-bytes of them, if that is not fewer than so many frames. 1000, libzmq's own bound, made 2 GB of frames of 2 MiB. Fewer
-than 128 make libzmq stop and go on so often that many small messages in a row pay for it (32: half as much again)."""
-
-
-def most_unread(limits: Limits) -> int:
-    """Messages that libzmq may receive for one connection of a listener before anybody reads them."""
-    return max(LEAST_UNREAD, min(1000, UNREAD_BYTES // limits.max_frame_bytes))
-
-
-def most_sending_bytes(limits: Limits) -> int:
-    """Bytes of large messages that libzmq may have for one connection: whatever its peer claims to take.
-
-    Twice the window, so that what is sent again has room behind what it is sent again for.
-    """
-    return max(1 << 20, limits.max_outstanding_bytes, 2 * limits.bulk_bytes)
-
-
 class Sent(enum.Enum):
     """What became of a send: full queues and missing routes are left to the protocol's resends."""
 
     OK = enum.auto()
     FULL = enum.auto()
     GONE = enum.auto()
-
-
-class Opened:
-    """An open socket of ours."""
-
-    def __init__(self, sock: ZmqSocket, socket_id: int, fd: int, port: PlainPort) -> None:
-        self.sock = sock
-        self.socket_id = socket_id
-        self.fd = fd
-        self.port = port
-        self.crowd = 0  # how many messages more to take at once: none while they come one by one
-
-
-class MessageTaker:
-    """Who reads messages from sockets."""
-
-    def take(self, opened: Opened, event: int) -> bool:
-        """Read from a socket; True if there may be more. `event` is 0 if that is a guess."""
-        raise NotImplementedError
-
-
-class DescriptorTaker:
-    """Who reads what comes by a descriptor."""
-
-    def take(self, event: int) -> bool:
-        """Read what is there; `event` is 0 if that is a guess. True: there may be more."""
-        raise NotImplementedError
-
-
-Taker = Callable[[int], bool]
-"""Reads what is there; its argument is 0 if that is a guess. True: there may be more."""
 
 
 class Receiver(Protocol):
@@ -138,20 +82,16 @@ class Receiver(Protocol):
         """Run a function with the lock held soon."""
 
 
-class Sockets:
+class Sockets(Readiness):
     """A zmq context, its sockets and what tells that they are readable.
 
     Args:
         limits: bounds the sockets are given.
         receiver: who is told.
-
-    Attributes:
-        messages: reads messages from a socket; set by whoever handles them, before the first socket is opened.
     """
 
-    messages: MessageTaker
-
     def __init__(self, limits: Limits, receiver: Receiver) -> None:
+        super().__init__()
         self._limits = limits
         self._receiver = receiver
         self._local = Local(limits, receiver)
@@ -159,71 +99,15 @@ class Sockets:
         # Up to four sockets per dialled link (two lanes and their monitors) and a few of the node's own.
         most = int(self._context.get(zmq.SOCKET_LIMIT))
         self._context.set(zmq.MAX_SOCKETS, min(64 + 8 * limits.max_peers, most))
-        self._poller = open_poller()
         self.by_id: dict[int, Opened] = {}
         self._zap: ZmqSocket | None = None
         self._monitors: dict[int, ZmqSocket] = {}
         self._ports: dict[ZmqSocket, PlainPort] = {}  # of monitors and of zap
         self._untold: dict[int, bytes] = {}  # events by socket, that the receiver was being told
         self._unanswered: list[Any] | None = None  # what zap was asked last
-        self._takers: dict[int, Taker | Opened | DescriptorTaker] = {}  # by file descriptor
         self._fds: dict[ZmqSocket, int] = {}
-        self.touched: set[int] = set()  # descriptors whose sockets may be readable without saying so
         self._ids = itertools.count(1)
-
-    # -- readiness ----------------------------------------------------------------------------------
-
-    def watch_fd(self, fd: int, take: Taker | Opened | DescriptorTaker) -> None:
-        """Have `take` called when a descriptor is readable; it returns True if there may be more."""
-        self._takers[fd] = take
-        self._poller.register(fd)
-
-    def unwatch_fd(self, fd: int) -> None:
-        """Forget a descriptor, before it is closed; nothing happens if it is not watched."""
-        if fd in self._takers:
-            with suppress(FileNotFoundError):  # not yet, or not any more: a signal handler has raised
-                self._poller.unregister(fd)
-            self.touched.discard(fd)
-            self._takers.pop(fd, None)
-
-    def poll(self, timeout_s: float) -> list[tuple[int, int]]:
-        """Wait until something is readable, inf is for ever; the only method that may be called without the lock."""
-        try:
-            return self._poller.poll(timeout_s)
-        except (ValueError, OSError):
-            if not self._poller.closed:  # that of a signal handler
-                raise
-            return []
-
-    def take(self, ready: list[tuple[int, int]]) -> None:
-        """Read what is there, some messages of each; an event of 0 is a guess."""
-        takers, left = self._takers, len(ready)
-        try:
-            for fd, event in ready:
-                # A descriptor may have been closed by what another one brought in this turn.
-                taker = takers.get(fd)
-                if type(taker) is Opened:
-                    if self.messages.take(taker, event):
-                        self.touched.add(fd)
-                elif isinstance(taker, DescriptorTaker):
-                    if taker.take(event):
-                        self.touched.add(fd)
-                elif taker is not None and taker(event):  # type: ignore[operator]
-                    self.touched.add(fd)
-                left -= 1
-        finally:
-            if left:  # an exception of a signal handler: what was not read empty may never tell again
-                self.touched.update([fd for fd, _ in ready[len(ready) - left :] if fd in takers])
-
-    def take_touched(self) -> None:
-        """Read from sockets that may be readable although no descriptor tells: touched, or not read empty."""
-        touched = [(fd, 0) for fd in self.touched]
-        try:
-            self.touched.clear()
-            self.take(touched)
-        except BaseException:
-            self.touched.update([fd for fd, _ in touched if fd in self._takers])
-            raise
+        self.unended = Unended(limits.max_frame_bytes, UNENDED_PENDING * limits.max_pending_bytes, limits.heartbeat_s)
 
     # -- sockets ------------------------------------------------------------------------------------
 
@@ -255,8 +139,10 @@ class Sockets:
                 sock.curve_secretkey = keys.secret.encode()
             opened = self._watch(sock, socket_id, is_router=True, is_secure=keys is not None)
             sock.bind(endpoint)
+            endpoint = sock.getsockopt_string(zmq.LAST_ENDPOINT).rstrip("\0")
+            _count(opened, endpoint, keys)
             self._add(sock, opened)
-            return sock.getsockopt_string(zmq.LAST_ENDPOINT).rstrip("\0")
+            return endpoint
         except zmq.ZMQError as error:
             self._discard(sock)
             cure = _CURES.get(error.errno or 0, "choose another port, or stop who has it")
@@ -291,6 +177,7 @@ class Sockets:
                 sock.curve_secretkey = keys.secret.encode()
                 sock.curve_serverkey = server_key.encode()
             opened = self._watch(sock, socket_id)
+            _count(opened, endpoint, keys)
             sock.connect(endpoint)
             self._add(sock, opened)
         except zmq.ZMQError as error:
@@ -385,9 +272,17 @@ class Sockets:
                 self._untold[socket_id] = event  # until it has been told, whatever a signal handler raises meanwhile
                 port.take_rest([])
             what, value = _EVENT.unpack(event)
+            if what in (zmq.EVENT_ACCEPTED, zmq.EVENT_CONNECTED):
+                # Deferred, since the time of the next look counts from the next turn on.
+                self._receiver.defer(self._connected, socket_id, value, what == zmq.EVENT_ACCEPTED)
             self._receiver.on_monitor(socket_id, zmq.Event(what).name or "", value)
             self._untold.pop(socket_id, None)
         return True
+
+    def _connected(self, socket_id: int, fd: int, is_accepted: bool) -> None:
+        opened = self.by_id.get(socket_id)
+        if opened is not None and opened.tcp_port:
+            self.unended.opened(fd, opened.port, opened.tcp_port, is_accepted=is_accepted, now=time.monotonic())
 
     def _take_zap(self, port: PlainPort) -> bool:
         while True:
@@ -478,6 +373,7 @@ class Sockets:
             if each is not None and (port := self._ports.pop(each, None)) is not None:
                 port.close()
         if opened := self.by_id.get(socket_id):
+            self.unended.closed(opened.port)
             opened.port.close()
         if not sock.closed:
             sock.disable_monitor()  # at once: its name is made of a descriptor, which the next socket may have
@@ -487,3 +383,10 @@ class Sockets:
         self._untold.pop(socket_id, None)
         self._monitors.pop(socket_id, None)
         self.by_id.pop(socket_id, None)
+
+
+def _count(opened: Opened, endpoint: str, keys: Keys | None) -> None:
+    """Have the messages of a TCP socket counted by connection, before the first of them comes."""
+    if endpoint.startswith("tcp://") and can_look():
+        opened.tcp_port = int(endpoint.rpartition(":")[2])
+        opened.port.count(keys is not None)

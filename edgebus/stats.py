@@ -84,6 +84,7 @@ class NodeStats:
         rejected_handshakes: connections that failed authentication or the handshake.
         malformed: messages that could not be decoded, known peer or not.
         unroutable: messages that had no connection to go to, or a full one; resends cover them.
+        unended: connections that were ended because of messages that had no end.
     """
 
     total: LinkStats
@@ -91,6 +92,7 @@ class NodeStats:
     rejected_handshakes: int = 0
     malformed: int = 0
     unroutable: int = 0
+    unended: int = 0
 
 
 def link_stats(attached: Attached, endpoint: str = "", now: float = math.nan) -> LinkStats:

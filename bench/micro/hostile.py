@@ -1,4 +1,4 @@
-"""What one allowed peer that never reads costs a server, and others: `python -m bench.micro.hostile`.
+"""What one allowed peer that never reads, or never ends, costs a server, and others: `python -m bench.micro.hostile`.
 
 Peak resident memory of a server of default limits above what it had before, MiB, and how long another device's small
 calls took during each flood and right after. Server, flood and device share the machine's cores, so what a device waits
@@ -11,15 +11,18 @@ from __future__ import annotations
 import contextlib
 import subprocess
 import sys
+import tempfile
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
 import zmq
 
 import edgebus
 from bench import record
+from bench.micro import zmtp
 from edgebus import messages as m
 from edgebus.messages import encode_header
 
@@ -27,12 +30,29 @@ MIB = 1 << 20
 CLAIMED = m.WireLimits(65536, 16 * MIB, 64, 1 << 40)
 SERVER = """
 import sys, edgebus
-with edgebus.Node("server", insecure=True) as node:
+if directory := sys.argv[1]:
+    options = {"keys": edgebus.load_keys(directory), "allow": edgebus.AllowList.from_file(directory + "/allowed_keys")}
+else:
+    options = {"insecure": True}
+with edgebus.Node("server", **options) as node:
     node.handle("work", lambda request: request.reply(b"echo:" + request.payload))
     print(node.bind("tcp://127.0.0.1:0"), flush=True)
     sys.stdin.read()
 """
 Flood = Callable[[zmq.Socket[bytes]], None]
+MOST_UNENDED = 4096 * MIB
+
+
+class Keys:
+    """Those of a server and of a device that it allows, in a directory of their own."""
+
+    def __init__(self, directory: Path) -> None:
+        self.server = str(directory / "server")
+        for name in ("server", "device"):
+            edgebus.generate_keys(directory / name)
+        edgebus.add_to_allow_list(directory / "server", directory / "device" / "node.key")
+        self.device = edgebus.load_keys(directory / "device")
+        self.server_key = edgebus.load_keys(directory / "server").public
 
 
 def _large(sock: zmq.Socket[bytes]) -> None:
@@ -97,6 +117,24 @@ FLOODS: dict[str, tuple[int, Flood]] = {
 COMPARED: dict[str, tuple[int, Flood]] = {"no flood": (2, _nothing), "two processes that compute": (2, _computing)}
 
 
+def _without_end(endpoint: str, keys: Keys | None) -> None:
+    """Parts of one message, again by a new connection when one has been ended, until 4 GiB or 10 s are over."""
+    piece, sent, until = bytes(MIB), 0, time.monotonic() + 10.0
+    while sent < MOST_UNENDED and time.monotonic() < until:
+        if keys is None:
+            peer = zmtp.Plain(endpoint)
+        else:
+            peer = zmtp.Curve(endpoint, keys.server_key, keys.device.public, keys.device.secret)
+        with contextlib.closing(peer), contextlib.suppress(OSError):
+            peer.send(encode_header(m.Hello(1, 2, "peer", bytes(16), 1, CLAIMED)), more=False)
+            while sent < MOST_UNENDED and time.monotonic() < until:
+                peer.send(piece, more=True)
+                sent += MIB
+
+
+UNENDED = ("parts without an end", "parts without an end, with keys")
+
+
 def _rss_mib(pid: int) -> float:
     lines = Path(f"/proc/{pid}/status").read_text().splitlines()
     return int(next(line.split()[1] for line in lines if line.startswith("VmRSS"))) / 1024
@@ -105,15 +143,14 @@ def _rss_mib(pid: int) -> float:
 class _Other:
     """Another device, which makes a small call every 5 ms on a thread of its own."""
 
-    def __init__(self, endpoint: str) -> None:
-        self._endpoint, self._done = endpoint, threading.Event()
+    def __init__(self, endpoint: str, keys: Keys | None) -> None:
+        self._endpoint, self._keys, self._done = endpoint, keys, threading.Event()
         self._up = threading.Event()
         self.took_ms: list[float] = []
         self._thread = threading.Thread(target=self._run)
 
     def _run(self) -> None:
-        with edgebus.Node("other", insecure=True) as node:
-            link = node.connect(self._endpoint)
+        with _device(self._endpoint, self._keys) as link:
             link.request("work", bytes(200), timeout_s=30)
             self._up.set()
             while not self._done.wait(0.005):
@@ -138,8 +175,36 @@ class _Other:
         return {f"beside_{name}_ms": round(took[min(last, int(share * len(took)))], 1) for name, share in at.items()}
 
 
-def _measure(version: int, flood: Flood) -> dict[str, float]:
-    command = [sys.executable, "-c", SERVER]
+@contextlib.contextmanager
+def _device(endpoint: str, keys: Keys | None) -> Iterator[edgebus.Link]:
+    own = {"insecure": True} if keys is None else {"keys": keys.device}
+    with edgebus.Node("other", **own) as node:
+        yield node.connect(endpoint, None if keys is None else keys.server_key)
+
+
+@contextlib.contextmanager
+def _greeted(endpoint: str, version: int) -> Iterator[zmq.Socket[bytes]]:
+    with zmq.Context() as context, context.socket(zmq.DEALER) as sock:
+        for option, value in ((zmq.LINGER, 0), (zmq.SNDTIMEO, 5000), (zmq.RCVTIMEO, 5000)):
+            sock.setsockopt(option, value)
+        sock.setsockopt(zmq.RCVHWM, 1)
+        sock.setsockopt(zmq.RCVBUF, 65536)
+        sock.connect(endpoint)
+        sock.send(encode_header(m.Hello(1, version, "peer", bytes(16), 1, CLAIMED)))
+        sock.recv_multipart()
+        yield sock
+
+
+def _flood(version: int, flood: Flood) -> Callable[[str], None]:
+    def run(endpoint: str) -> None:
+        with _greeted(endpoint, version) as sock, contextlib.suppress(zmq.Again):  # held back for 5 s: a result, too
+            flood(sock)
+
+    return run
+
+
+def _measure(flood: Callable[[str], None], keys: Keys | None) -> dict[str, float]:
+    command = [sys.executable, "-c", SERVER, "" if keys is None else keys.server]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as server:
         assert server.stdin is not None
         assert server.stdout is not None
@@ -151,28 +216,19 @@ def _measure(version: int, flood: Flood) -> dict[str, float]:
                 peaks.append(_rss_mib(server.pid))
 
         watcher = threading.Thread(target=watch)
-        with zmq.Context() as context, context.socket(zmq.DEALER) as sock:
-            for option, value in ((zmq.LINGER, 0), (zmq.SNDTIMEO, 5000), (zmq.RCVTIMEO, 5000)):
-                sock.setsockopt(option, value)
-            sock.setsockopt(zmq.RCVHWM, 1)
-            sock.setsockopt(zmq.RCVBUF, 65536)
-            sock.connect(endpoint)
-            sock.send(encode_header(m.Hello(1, version, "peer", bytes(16), 1, CLAIMED)))
-            sock.recv_multipart()
-            watcher.start()
-            beside = _Other(endpoint)
-            try:
-                with contextlib.suppress(zmq.Again), beside:  # held back for 5 s: a result like any other
-                    flood(sock)
-                with edgebus.Node("other", insecure=True) as other:
-                    link = other.connect(endpoint)
-                    begun = time.perf_counter()
-                    link.request("work", b"hi", timeout_s=30)
-                    call_ms = (time.perf_counter() - begun) * 1e3
-                time.sleep(0.5)
-            finally:
-                done.set()
-                watcher.join()
+        watcher.start()
+        beside = _Other(endpoint, keys)
+        try:
+            with beside:
+                flood(endpoint)
+            with _device(endpoint, keys) as link:
+                begun = time.perf_counter()
+                link.request("work", b"hi", timeout_s=30)
+                call_ms = (time.perf_counter() - begun) * 1e3
+            time.sleep(0.5)
+        finally:
+            done.set()
+            watcher.join()
         server.stdin.close()
     return {"peak_mib": round(max(peaks) - peaks[0], 1), "other_call_ms": round(call_ms, 1), **beside.row()}
 
@@ -180,15 +236,23 @@ def _measure(version: int, flood: Flood) -> dict[str, float]:
 def main() -> None:
     """See the module."""
     rows = {}
-    for name, (version, flood) in (FLOODS | COMPARED).items():
-        rows[name] = _measure(version, flood)
-        print(name, rows[name], flush=True)
-    worst = max(FLOODS, key=lambda name: rows[name]["peak_mib"])
+    with tempfile.TemporaryDirectory() as directory:
+        keys = Keys(Path(directory))
+        cases: dict[str, tuple[Callable[[str], None], Keys | None]] = {
+            name: (_flood(*case), None) for name, case in (FLOODS | COMPARED).items()
+        }
+        cases |= {name: (partial(_without_end, keys=own), own) for name, own in zip(UNENDED, (None, keys), strict=True)}
+        for name, (flood, own) in cases.items():
+            rows[name] = _measure(flood, own)
+            print(name, rows[name], flush=True)
+    floods = (*FLOODS, *UNENDED)
+    worst = max(floods, key=lambda name: rows[name]["peak_mib"])
     figure = record.figure(
         rows[worst]["peak_mib"],
-        "MiB of resident memory that one allowed peer that never reads costs a server of default limits, at its peak",
-        f"worst of {len(FLOODS)} floods: {worst}; a call of another device took at most "
-        f"{max(rows[name]['beside_max_ms'] for name in FLOODS)} ms beside one, "
+        "MiB of resident memory that one allowed peer that never reads, or never ends a message, costs a server of "
+        "default limits, at its peak",
+        f"worst of {len(floods)} floods: {worst}; a call of another device took at most "
+        f"{max(rows[name]['beside_max_ms'] for name in floods)} ms beside one, "
         f"{max(rows[name]['beside_max_ms'] for name in COMPARED)} ms beside none",
         "python -m bench.micro.hostile",
     )

@@ -49,6 +49,7 @@ _HELP = {
     "idle_round_trip_s": "Latest round trip while no request was on its way, in seconds.",
     "rejected_handshakes": "Connections that failed authentication or the handshake.",
     "unroutable": "Messages that had no connection to go to, or a full one.",
+    "unended": "Connections that were ended because of messages that had no end.",
 }
 _HEALTHS = ("up", "busy", "wedged", "down")
 

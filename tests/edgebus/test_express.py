@@ -22,9 +22,10 @@ from edgebus.hub import Hub
 from edgebus.link_states import Surroundings
 from edgebus.outcomes import Arrived, Settled, Withdrawn
 from edgebus.port import open_port
+from edgebus.readiness import Opened
 from edgebus.requests import refusal
 from edgebus.runner import Runner
-from edgebus.sockets import Opened, Sockets
+from edgebus.sockets import Sockets
 from edgebus.stats import LinkStats, link_stats
 
 LIMITS = edgebus.Limits(

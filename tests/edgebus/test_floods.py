@@ -16,7 +16,7 @@ import edgebus
 from edgebus import messages as m
 from edgebus import port
 from edgebus.messages import encode_header
-from edgebus.sockets import most_sending_bytes, most_unread
+from edgebus.queues import most_sending_bytes, most_unread
 from tests.edgebus.callbacks import stacked
 from tests.edgebus.child_flooded import LIMITS, MIB
 from tests.edgebus.test_sharing import eventually

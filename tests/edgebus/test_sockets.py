@@ -10,7 +10,8 @@ import pytest
 import zmq
 
 import edgebus
-from edgebus.sockets import MessageTaker, Sockets
+from edgebus.readiness import MessageTaker
+from edgebus.sockets import Sockets
 from edgebus.zap import ZAP_ENDPOINT
 
 pytestmark = pytest.mark.net
@@ -43,7 +44,7 @@ class Told:
         raise AssertionError
 
     def defer(self, function, *args, if_closed=lambda: None):
-        raise AssertionError
+        function(*args)
 
 
 class NoMessages(MessageTaker):

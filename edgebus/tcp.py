@@ -1,0 +1,114 @@
+"""What the kernel says of TCP connections that are libzmq's, and how one is ended.
+
+Where _tcp is built that does it: a signal handler that raises between two steps here may leave a descriptor behind.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import socket
+import struct
+import sys
+import termios
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+_RECEIVED = struct.Struct("Q")
+_RECEIVED_AT = 128  # tcpi_bytes_received in struct tcp_info, since Linux 4.1
+_PAGE = os.sysconf("SC_PAGE_SIZE") if hasattr(os, "sysconf") else 4096
+
+
+def can_look() -> bool:
+    """Whether the kernel counts the bytes of a connection."""
+    if sys.platform != "linux":
+        return False
+    with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as unconnected, contextlib.suppress(OSError):
+        return len(unconnected.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 256)) >= _RECEIVED_AT + _RECEIVED.size
+    return False
+
+
+class Came(NamedTuple):
+    """What the kernel says of a connection.
+
+    Attributes:
+        inode: whose descriptor this is: another connection may have it by the next look.
+        num_bytes: received and handed to libzmq since the connection is there.
+        local_port, remote_port: of TCP.
+        remote: as text.
+    """
+
+    inode: int
+    num_bytes: int
+    local_port: int
+    remote_port: int
+    remote: str
+
+
+@contextlib.contextmanager
+def _same(fd: int) -> Iterator[socket.socket]:
+    """The socket of a descriptor, by another descriptor: libzmq may close its own at any time."""
+    double = os.dup(fd)
+    try:  # socket.fromfd leaves its own behind where this is no socket (any more)
+        same = socket.socket(fileno=double)
+    except BaseException:
+        os.close(double)
+        raise
+    with same:
+        yield same
+
+
+def came(fd: int) -> tuple[Any, ...] | None:
+    """The fields of `Came`."""
+    with contextlib.suppress(OSError, struct.error), _same(fd) as same:
+        info = same.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 256)
+        (received,) = _RECEIVED.unpack_from(info, _RECEIVED_AT)
+        (queued,) = struct.unpack("i", fcntl.ioctl(same, termios.FIONREAD, bytes(4)))
+        local, remote = same.getsockname(), same.getpeername()
+        inode = os.fstat(same.fileno()).st_ino
+        return inode, received - queued, local[1], remote[1], f"{remote[0]}:{remote[1]}"
+    return None
+
+
+def end(fd: int, inode: int) -> bool:
+    """Shut a connection down if the descriptor is still its own."""
+    with contextlib.suppress(OSError), _same(fd) as same:
+        if os.fstat(same.fileno()).st_ino == inode:
+            same.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+            same.shutdown(socket.SHUT_RDWR)
+            return True
+    return False
+
+
+def _best() -> tuple[Callable[[int], tuple[Any, ...] | None], Callable[[int, int], bool]]:
+    try:
+        from edgebus import _tcp
+    except ImportError:  # not built
+        return came, end
+    return _tcp.came, _tcp.end
+
+
+_came, _end = _best()
+
+
+class Kernel:
+    """What the operating system is asked and told."""
+
+    def came(self, fd: int) -> Came | None:
+        """What came by a descriptor of libzmq's; None if it is no TCP connection (any more)."""
+        found = _came(fd)
+        return None if found is None else Came(*found)
+
+    def end(self, fd: int, inode: int) -> bool:
+        """End a connection of libzmq's, which drops what it has of it; False if the descriptor is another one's by now.
+
+        It is doubled before it is looked at: in between libzmq cannot give it to another connection. When libzmq closes
+        it the peer hears of that at once, though its window may be closed.
+        """
+        return _end(fd, inode)
+
+    def resident_bytes(self) -> int:
+        """Memory that this process has."""
+        return int(Path("/proc/self/statm").read_bytes().split()[1]) * _PAGE

@@ -1,0 +1,204 @@
+"""Messages without an end: what a connection has sent of one, and which connection to end when that is too much.
+
+libzmq keeps the frames of a message until the last has come, and neither its high-water mark nor anything else bounds
+them. But the kernel counts the bytes that came by a connection (RFC 4898; Linux tells them in TCP_INFO), and a port
+those of the messages that were taken from it. The difference: messages that nobody has taken yet, or one without end.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Iterable
+from typing import Protocol
+
+from edgebus.tcp import Came, Kernel
+
+_log = logging.getLogger("edgebus")
+MIB = 1 << 20
+LOOK_S = 0.1
+"""So often the memory of the process is looked at while somebody has dialled this node; the connections are when it has
+grown by GROWN_BYTES, and now and then, since libzmq may fill memory that the process has already."""
+CHOSEN_S = 1.0
+"""So often if this node has chosen all its peers."""
+SOON_S, EACH_S = 0.02, 0.005
+"""Until the next look where there is much; and for each connection until all are looked at again."""
+GROWN_BYTES = 16 * MIB
+SILENT_LOOKS = 20
+"""Of a socket that is never read empty: who gave nothing in so many looks, while others did, has none that is whole."""
+_WARY_S = 60.0  # who was ended comes again, and fills memory that is there since the last time
+_BEAT_BYTES = 130
+"""libzmq's own beats are bytes of no message, 82 for one from either end (with CURVE): what a connection is taken to
+have sent beside messages grows by so much at most for each beat that is due, and only when it has given a message."""
+_HANDSHAKE_BYTES = 16384  # more than libzmq's own
+
+
+class CountingPort(Protocol):
+    """What messages of a socket come by (port.PlainPort)."""
+
+    def take_counts(self) -> Iterable[tuple[int, int]]:
+        """Descriptors and the bytes on the wire of messages taken from them since the last call."""
+
+    def readable(self) -> bool:
+        """Whether there is a message."""
+
+
+class _Connection:
+    """A connection, as far as it is known.
+
+    Attributes:
+        taken_bytes: of messages that were taken from it, as they were on the wire.
+        beside_bytes: what it is taken to have sent beside messages.
+        beats: how many were due, when that was raised last.
+        gave: a message since the last look.
+        silent_looks: in a row that found too much of it, since it did.
+        has_greeted: it gave any.
+    """
+
+    __slots__ = (
+        "beats",
+        "beside_bytes",
+        "fd",
+        "gave",
+        "has_greeted",
+        "inode",
+        "port",
+        "silent_looks",
+        "taken_bytes",
+    )
+
+    def __init__(self, fd: int, inode: int, port: CountingPort, beats: float) -> None:
+        self.fd, self.inode, self.port = fd, inode, port
+        self.taken_bytes = self.beside_bytes = self.silent_looks = 0
+        self.gave = self.has_greeted = False
+        self.beats = beats
+
+    def gave_bytes(self, num_bytes: int) -> None:
+        """So many bytes of whole messages were taken from it."""
+        if num_bytes:
+            self.taken_bytes += num_bytes
+            self.gave = self.has_greeted = True
+
+    def unended_bytes(self, num_bytes: int, beats: float) -> int:
+        """What it has sent of messages that were not taken, of so many bytes in all, when so many beats were due."""
+        beside = num_bytes - self.taken_bytes
+        if beside < self.beside_bytes:
+            self.beside_bytes = beside
+        elif self.gave:
+            self.beside_bytes = min(beside, self.beside_bytes + int(_BEAT_BYTES * (beats - self.beats)))
+            self.beats = beats
+        if self.gave:
+            self.silent_looks = 0
+        self.gave = False
+        return beside - self.beside_bytes
+
+
+class Unended:
+    """The connections of a node's TCP sockets; the runner's lock is held.
+
+    Args:
+        frame_bytes: largest frame; so much of an unfinished message a connection that has given one before may have.
+        most_bytes: that all of them together may have beyond.
+        beat_s: seconds between libzmq's beats.
+        kernel: asked what came.
+
+    Attributes:
+        look_at: when `look` is due; inf while there is no connection.
+        num_ended: connections that were ended.
+    """
+
+    def __init__(self, frame_bytes: int, most_bytes: int, beat_s: float, kernel: Kernel | None = None) -> None:
+        self._frame_bytes, self._most_bytes, self._beat_s = frame_bytes, most_bytes, beat_s
+        self._kernel = kernel if kernel is not None else Kernel()
+        self._connections: dict[int, _Connection] = {}
+        self._ports: dict[CountingPort, bool] = {}  # whether others dial them
+        self._early: dict[int, int] = {}  # bytes of messages by descriptors of which nothing else is known yet
+        self._resident_bytes = math.inf  # at the last look, or less since
+        self._all_at = self._wary_until = -math.inf
+        self.look_at = math.inf
+        self.num_ended = 0
+
+    def opened(self, fd: int, port: CountingPort, tcp_port: int, *, is_accepted: bool, now: float) -> None:
+        """A connection is there, as libzmq said a moment ago of a socket with this local or remote port."""
+        found = self._kernel.came(fd)
+        if found is None or tcp_port != (found.local_port if is_accepted else found.remote_port):
+            return  # gone already, and the descriptor may be something of the application's
+        known = self._connections.get(fd)
+        if known is not None and known.inode == found.inode:
+            return  # told twice, for a signal handler raised
+        self._ports[port] = is_accepted
+        self._take_counts(port)  # with what the last one with this descriptor gave
+        connection = self._connections[fd] = _Connection(fd, found.inode, port, now / self._beat_s)
+        connection.gave_bytes(self._early.pop(fd, 0))
+        self.look_at = min(self.look_at, now + self._look_s())
+
+    def closed(self, port: CountingPort) -> None:
+        """A socket was closed."""
+        self._ports.pop(port, None)
+        for fd in [fd for fd, each in self._connections.items() if each.port is port]:
+            del self._connections[fd]
+
+    def look(self, now: float) -> None:
+        """Look at the memory of the process, and if it has grown at each connection; end who sends without end."""
+        self.look_at = now + self._look_s()
+        for port in self._ports:
+            self._take_counts(port)
+        self._early.clear()
+        resident_bytes = self._kernel.resident_bytes()
+        if resident_bytes < self._resident_bytes + GROWN_BYTES and now < self._all_at:
+            self._resident_bytes = min(self._resident_bytes, resident_bytes)
+            return
+        left_bytes = self._look_at_all(now)
+        self._resident_bytes, self._all_at = resident_bytes, now + max(CHOSEN_S, EACH_S * len(self._connections))
+        if left_bytes >= GROWN_BYTES:
+            self.look_at = self._all_at = now + SOON_S
+        elif now < self._wary_until:
+            self._all_at = now
+
+    def _look_s(self) -> float:
+        if not self._connections:
+            return math.inf
+        return LOOK_S if any(self._ports.values()) else CHOSEN_S
+
+    def _take_counts(self, port: CountingPort) -> None:
+        for fd, num_bytes in port.take_counts():
+            connection = self._connections.get(fd)
+            if connection is not None and connection.port is port:
+                connection.gave_bytes(num_bytes)
+            else:
+                self._early[fd] = self._early.get(fd, 0) + num_bytes
+
+    def _look_at_all(self, now: float) -> int:
+        """Bytes of unended messages beyond what is allowed; so much at the most remains, unless it is not known yet."""
+        over: list[tuple[int, _Connection, Came]] = []
+        for connection in list(self._connections.values()):
+            found = self._kernel.came(connection.fd)
+            if found is None or found.inode != connection.inode:
+                del self._connections[connection.fd]
+                continue
+            unended_bytes = connection.unended_bytes(found.num_bytes, now / self._beat_s)
+            allowed_bytes = self._frame_bytes if connection.has_greeted else _HANDSHAKE_BYTES
+            if unended_bytes <= allowed_bytes:
+                connection.silent_looks = 0
+            else:
+                connection.silent_looks += 1
+                over.append((unended_bytes - allowed_bytes, connection, found))
+        total_bytes, ended = sum(item[0] for item in over), []
+        for num_bytes, connection, found in sorted(over, key=lambda item: item[0], reverse=True):
+            if total_bytes <= self._most_bytes:
+                break
+            if connection.silent_looks < SILENT_LOOKS and connection.port.readable():
+                continue  # these may be whole messages that nobody has taken yet
+            total_bytes -= num_bytes
+            del self._connections[connection.fd]
+            if self._kernel.end(connection.fd, connection.inode):
+                ended.append((num_bytes, found.remote))
+        self.num_ended += len(ended)
+        if ended:
+            self._wary_until = now + _WARY_S
+            _log.warning(
+                "edgebus: %s had sent %d MiB of a message without an end: its connection was ended, and %d others; "
+                "a peer of this library's version 2 or later sends large contents in chunks",
+                ended[0][1], ended[0][0] // MIB, len(ended) - 1,
+            )  # fmt: skip
+        return total_bytes

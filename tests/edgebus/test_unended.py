@@ -1,0 +1,398 @@
+"""A message that never ends costs a bounded amount of memory, and nobody else's connection."""
+
+from __future__ import annotations
+
+import math
+import os
+import socket
+import tempfile
+from contextlib import contextmanager, suppress
+
+import pytest
+import zmq
+
+import edgebus
+from bench.micro import zmtp
+from edgebus import messages as m
+from edgebus import port, tcp
+from edgebus.messages import encode_header
+from edgebus.queues import UNENDED_PENDING
+from edgebus.tcp import Came, Kernel, can_look
+from edgebus.unended import CHOSEN_S, GROWN_BYTES, LOOK_S, SILENT_LOOKS, Unended
+from tests.edgebus.child_flooded import LIMITS, MIB
+from tests.edgebus.test_floods import CLAIMED, rss_bytes, server, watched
+from tests.edgebus.test_sharing import eventually
+
+FRAME, MOST, BEAT_S, PORT = 4 * MIB, 32 * MIB, 2.0, 5555
+needs_counts = pytest.mark.skipif(not can_look(), reason="this kernel does not count the bytes of a connection")
+
+
+class FakePort:
+    def __init__(self):
+        self.counts, self.has_more = {}, False
+
+    def take_counts(self):
+        counts, self.counts = self.counts, {}
+        return counts.items()
+
+    def readable(self):
+        return self.has_more
+
+
+class FakeKernel(Kernel):
+    def __init__(self):
+        self.connections, self.resident, self.ended, self.asked = {}, 100 * MIB, [], 0
+
+    def came(self, fd):
+        self.asked += 1
+        return self.connections.get(fd)
+
+    def end(self, fd, inode):
+        if fd in self.connections and self.connections[fd].inode == inode:
+            self.ended.append(fd)
+            return True
+        return False
+
+    def resident_bytes(self):
+        return self.resident
+
+    def receive(self, fd, num_bytes, inode=None):
+        """So many bytes come by a connection, and stay in memory."""
+        before = self.connections.get(fd, Came(fd, 0, PORT, 40_000 + fd, f"10.0.0.{fd}:1"))
+        inode = before.inode if inode is None else inode
+        self.connections[fd] = before._replace(num_bytes=before.num_bytes + num_bytes, inode=inode)
+        self.resident += num_bytes
+
+
+class World:
+    def __init__(self, count=1):
+        self.kernel, self.port, self.now = FakeKernel(), FakePort(), 1000.0
+        self.unended = Unended(FRAME, MOST, BEAT_S, self.kernel)
+        for fd in range(1, count + 1):
+            self.kernel.receive(fd, 200)
+            self.unended.opened(fd, self.port, PORT, is_accepted=True, now=self.now)
+
+    def give(self, fd, num_bytes):
+        """A whole message comes and is taken."""
+        self.kernel.receive(fd, num_bytes)
+        self.kernel.resident -= num_bytes
+        self.port.counts[fd] = self.port.counts.get(fd, 0) + num_bytes
+
+    def look(self):
+        self.now = max(self.now, self.unended.look_at)
+        self.unended.look(self.now)
+        return self.kernel.ended
+
+
+def test_who_never_ends_a_message_is_ended_and_nobody_else():
+    world = World(3)
+    for _ in range(100):
+        world.give(1, MIB)
+        world.give(2, 500)
+        world.kernel.receive(3, MIB)
+        if world.look():
+            break
+    assert world.kernel.ended == [3]
+    assert MOST < world.kernel.connections[3].num_bytes <= MOST + GROWN_BYTES + MIB
+    assert world.unended.num_ended == 1
+
+
+def test_whole_messages_are_nothing_however_many_there_were():
+    world = World()
+    for _ in range(300):
+        world.give(1, 8 * MIB)
+        world.kernel.resident += MIB  # the application's
+        assert world.look() == []
+
+
+def test_a_frame_may_be_on_its_way_by_every_connection_that_has_given_a_message():
+    world = World(40)
+    for fd in range(1, 41):
+        world.give(fd, 500)
+    world.look()
+    for fd in range(1, 41):
+        world.kernel.receive(fd, FRAME - 1)
+    for _ in range(2 * SILENT_LOOKS):
+        assert world.look() == []
+
+
+def test_connections_that_only_greeted_libzmq_share_the_bound():
+    world = World(40)
+    for fd in range(1, 41):
+        world.kernel.receive(fd, MIB + fd)
+    assert world.look() == list(range(40, 32, -1))  # the largest go until the rest fits
+
+
+def test_what_a_connection_sent_in_small_steps_is_not_forgotten():
+    """The memory stands still in between, or falls by what the application gives back."""
+    world = World(2)
+    for _ in range(100):
+        world.kernel.receive(1, MIB)
+        world.look()
+        world.kernel.resident -= MIB
+        world.look()
+        world.give(2, 500)
+    world.kernel.resident += GROWN_BYTES
+    assert world.look() == [1]
+
+
+def test_a_descriptor_that_is_another_connections_by_now_is_left_alone():
+    world = World()
+    world.kernel.receive(1, 100 * MIB, inode=99)
+    assert world.look() == []
+    world.kernel.receive(2, 100 * MIB)
+    world.unended.opened(2, world.port, PORT + 1, is_accepted=True, now=world.now)  # it has another port
+    for _ in range(2 * SILENT_LOOKS):
+        world.kernel.resident += GROWN_BYTES
+        assert world.look() == []
+
+
+@needs_counts
+@pytest.mark.parametrize(("asked", "told"), [(tcp._came, tcp._end), (tcp.came, tcp.end)])
+def test_descriptors_that_are_something_else_by_now_are_asked_and_left_as_they_are(asked, told, monkeypatch):
+    """The fixture of all tests counts descriptors."""
+    monkeypatch.setattr(tcp, "_came", asked)
+    monkeypatch.setattr(tcp, "_end", told)
+    kernel = Kernel()
+    with tempfile.TemporaryFile() as file, socket.socket(socket.AF_UNIX) as other, socket.socket() as unconnected:
+        for fd in (file.fileno(), other.fileno(), unconnected.fileno(), 9999):
+            assert kernel.came(fd) is None
+            assert not kernel.end(fd, 1)
+        assert os.fstat(file.fileno())
+
+
+@needs_counts
+@pytest.mark.parametrize("host", ["127.0.0.1", "::1"])
+def test_both_forms_say_the_same_of_a_connection_and_end_it(host):
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    for end in (tcp._end, tcp.end):
+        with socket.create_server((host, 0), family=family) as listening, socket.socket(family) as dialled:
+            dialled.connect(listening.getsockname()[:2])
+            accepted, _ = listening.accept()
+            with accepted:
+                dialled.sendall(bytes(100))
+                accepted.recv(30)
+                found = tcp.came(accepted.fileno())
+                assert found == tcp._came(accepted.fileno())
+                ports = listening.getsockname()[1], dialled.getsockname()[1]
+                assert found[1:] == (30, *ports, f"{host}:{ports[1]}")
+                assert not end(accepted.fileno(), found[0] + 1)
+                assert end(accepted.fileno(), found[0])
+                accepted.close()
+                dialled.settimeout(5)
+                with suppress(ConnectionResetError):
+                    assert dialled.recv(1) == b""
+
+
+def test_messages_of_a_connection_that_came_before_its_news_are_its():
+    world = World()
+    world.kernel.receive(2, 100 * MIB)
+    world.port.counts[2] = 100 * MIB
+    world.unended.opened(2, world.port, PORT, is_accepted=True, now=world.now)
+    for _ in range(2 * SILENT_LOOKS):
+        world.kernel.resident += GROWN_BYTES
+        assert world.look() == []
+
+
+def test_a_connection_that_is_told_of_twice_is_known_as_before():
+    world = World()
+    world.give(1, 100 * MIB)
+    world.look()
+    world.unended.opened(1, world.port, PORT, is_accepted=True, now=world.now)
+    for _ in range(2 * SILENT_LOOKS):
+        world.kernel.resident += GROWN_BYTES
+        assert world.look() == []
+
+
+def test_messages_that_wait_to_be_taken_are_no_end_missing():
+    world = World(2)
+    for _ in range(2 * SILENT_LOOKS):
+        world.kernel.resident += GROWN_BYTES
+        world.look()  # nothing comes by any
+    world.port.has_more = True
+    world.kernel.receive(1, 100 * MIB)
+    for _ in range(SILENT_LOOKS - 1):
+        assert world.look() == []
+    world.port.counts[1] = 100 * MIB
+    for _ in range(SILENT_LOOKS):
+        assert world.look() == []
+    world.kernel.receive(2, 100 * MIB)
+    for _ in range(SILENT_LOOKS - 1):
+        assert world.look() == []
+    assert world.look() == [2], "while others kept the socket busy it gave nothing"
+
+
+def test_beats_of_libzmq_do_not_add_up():
+    world = World(200)
+    for fd in range(1, 201):
+        world.give(fd, 500)
+    for hour in range(24 * 30):
+        for fd in range(1, 201):
+            if hour % 5 == fd % 5:
+                world.give(fd, 500)
+            world.kernel.receive(fd, int(3600 / BEAT_S * 82))
+        world.kernel.resident += GROWN_BYTES
+        for _ in range(3):
+            world.now += 1200
+            assert world.look() == []
+
+
+def test_connections_are_looked_at_when_memory_has_grown_and_every_second():
+    world = World()
+    world.look()
+    asked = world.kernel.asked
+    for _ in range(round(1 / LOOK_S) - 1):
+        world.look()
+    assert world.kernel.asked == asked
+    world.look()
+    assert world.kernel.asked == asked + 1
+    world.kernel.resident += GROWN_BYTES
+    world.look()
+    assert world.kernel.asked == asked + 2
+
+
+def test_who_fills_memory_that_is_there_is_seen_as_well():
+    world = World()
+    world.look()
+    world.kernel.receive(1, MOST + MIB)
+    world.kernel.resident -= MOST + MIB
+    for _ in range(round(1 / LOOK_S)):
+        world.look()
+    assert world.kernel.ended == [1]
+    world.kernel.receive(2, MOST + MIB)
+    world.kernel.resident -= MOST + MIB
+    world.unended.opened(2, world.port, PORT, is_accepted=True, now=world.now)
+    assert world.look() == [1, 2], "sooner, since one was ended a moment ago"
+
+
+def test_a_node_that_nobody_dials_looks_less_often():
+    world = World(0)
+    world.kernel.receive(1, 200)
+    world.unended.opened(1, world.port, 40_001, is_accepted=False, now=world.now)
+    assert world.unended.look_at == world.now + CHOSEN_S
+    world.look()
+    assert world.unended.look_at == world.now + CHOSEN_S
+
+
+def test_nothing_is_due_while_there_is_no_connection():
+    world = World()
+    world.kernel.connections.clear()
+    world.kernel.resident += GROWN_BYTES
+    world.look()
+    world.look()
+    assert world.unended.look_at == math.inf
+
+
+@contextmanager
+def allowed(endpoint, keys=None):
+    """A raw connection, with the server's public key and our own keys if there are any."""
+    if keys is None:
+        peer = zmtp.Plain(endpoint)
+    else:
+        try:
+            peer = zmtp.Curve(endpoint, keys[0], keys[1].public, keys[1].secret)
+        except LookupError as error:
+            pytest.skip(str(error))
+    try:
+        yield peer
+    finally:
+        peer.close()
+
+
+def send_without_end(peer, num_bytes, piece=bytes(MIB)):
+    """Send parts of one message until that is all, or the connection is ended; what went out, in bytes."""
+    sent = 0
+    with suppress(OSError):
+        while sent < num_bytes:
+            peer.send(piece, more=True)
+            sent += len(piece)
+    return sent
+
+
+@needs_counts
+@pytest.mark.net
+def test_parts_without_an_end_cost_a_bounded_amount_of_memory():
+    bound = UNENDED_PENDING * LIMITS["max_pending_bytes"] + LIMITS["max_frame_bytes"]
+    with server() as (child, endpoint), edgebus.Node("other", insecure=True) as other:
+        link = other.connect(endpoint)
+        assert link.request("work", b"hi", timeout_s=10).payload == b"echo:hi"
+        for greets in (False, True):
+            with allowed(endpoint) as peer:
+                if greets:
+                    peer.send(encode_header(m.Hello(1, 2, "endless", bytes(16), 1, CLAIMED)), more=False)
+                peaks = [rss_bytes(child.pid)]
+                with watched(child.pid, peaks):
+                    sent = send_without_end(peer, 4096 * MIB)
+            assert bound - LIMITS["max_frame_bytes"] < sent < 4096 * MIB, "it was not ended"
+            slack = sent - bound  # what came until somebody looked
+            assert max(peaks) - peaks[0] < bound + slack + 16 * MIB
+        assert link.request("work", b"hi", timeout_s=10).payload == b"echo:hi"
+        assert link.stats().reconnects == 0
+
+
+@needs_counts
+@pytest.mark.net
+@pytest.mark.parametrize(("keyed", "greets"), [(True, True), (True, False), (False, False)])
+def test_keys_do_not_help_and_the_node_says_what_it_did(keyed, greets, ring, caplog):
+    """A node on which nothing else happens."""
+    limits = edgebus.Limits(max_frame_bytes=2 * MIB, max_pending_bytes=4 * MIB)
+    with ring.server(limits=limits) if keyed else edgebus.Node("server", insecure=True, limits=limits) as node:
+        keys = (ring.public("server"), ring.keys("device")) if keyed else None
+        with allowed(node.bind("tcp://127.0.0.1:0"), keys) as peer:
+            if greets:
+                peer.send(encode_header(m.Hello(1, 2, "endless", bytes(16), 1, CLAIMED)), more=False)
+            assert send_without_end(peer, 2048 * MIB) < 2048 * MIB
+            eventually(lambda: node.stats().unended == 1, 5, "its connection was ended")
+    assert "MiB of a message without an end" in caplog.text
+    assert "127.0.0.1:" in caplog.text
+
+
+@needs_counts
+@pytest.mark.net
+@pytest.mark.parametrize("opened", [port.open_port, port.PlainPort])
+@pytest.mark.parametrize("keyed", [False, True])
+def test_what_is_counted_is_what_came(opened, keyed, ring):
+    """Messages of all sizes, by either end of a connection, to the byte but for what libzmq says itself."""
+    sizes = [0, 1, 199, 221, 222, 223, 254, 255, 256, 257, 5000, 40_000, MIB]
+    with zmq.Context() as context, context.socket(zmq.ROUTER) as listening, context.socket(zmq.DEALER) as dialling:
+        if keyed:
+            server_keys, keys = ring.keys("server"), ring.keys("device")
+            listening.curve_server, listening.curve_secretkey = True, server_keys.secret.encode()
+            dialling.curve_serverkey = server_keys.public.encode()
+            dialling.curve_publickey, dialling.curve_secretkey = keys.public.encode(), keys.secret.encode()
+        listening.linger = dialling.linger = 0
+        dialling.connect(f"tcp://127.0.0.1:{listening.bind_to_random_port('tcp://127.0.0.1')}")
+        ports = opened(listening, True, False), opened(dialling, False, False)
+        for each in ports:
+            each.count(keyed)
+        dialling.send(b"first")
+        taken_by(ports[0], listening)
+        ((fd, num_bytes),) = ports[0].take_counts()
+        greeted = Kernel().came(fd).num_bytes - num_bytes
+        listening.send_multipart([ports[0].route, b"first"])
+        taken_by(ports[1], dialling)
+        ((dialled_fd, num_bytes),) = ports[1].take_counts()
+        dialled_greeted = Kernel().came(dialled_fd).num_bytes - num_bytes
+        for size in sizes:
+            dialling.send_multipart([bytes(size), b"", bytes(size)])
+            taken_by(ports[0], listening)
+            listening.send_multipart([ports[0].route, bytes(size), bytes(7)])
+            taken_by(ports[1], dialling)
+        ((same_fd, num_bytes),) = ports[0].take_counts()
+        assert same_fd == fd
+        assert Kernel().came(fd).num_bytes - num_bytes - greeted == len(b"first") + (35 if keyed else 2)
+        ((same_fd, num_bytes),) = ports[1].take_counts()
+        assert same_fd == dialled_fd
+        assert Kernel().came(dialled_fd).num_bytes - num_bytes - dialled_greeted == len(b"first") + (35 if keyed else 2)
+        for each in ports:
+            each.close()
+
+
+def taken_by(reading, sock):
+    """Take the next message through a port."""
+    assert sock.poll(5000)
+    frame = reading.take()
+    frames = [frame]
+    if reading.more:
+        reading.take_rest(frames)
+    return frames
