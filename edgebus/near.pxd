@@ -19,9 +19,9 @@ cdef class NearLanes:
     cdef public Sockets _sockets
     cdef public Express _express
     cdef public Sharing _sharing
-    cdef public object _on_frames, _next
+    cdef public object _on_frames, _next, _fitting
     cdef public dict _lanes, _of
-    cdef public long long _bulk_from_bytes
+    cdef public long long _bulk_from_bytes, _fitting_bytes
 
     @cython.locals(lane=NearLane)
     cpdef send(self, route, frames)

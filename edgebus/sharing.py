@@ -338,10 +338,11 @@ class Sharing:
         views = self.views(attached, places_of(header.blocks))
         return None if views is None else tuple(views)
 
-    def views(self, attached: Attached, places: list[Place]) -> list[memoryview] | None:
+    def views(self, attached: Attached, places: list[Place]) -> list[Any] | None:
         """The same of the places where they lie."""
         ledger, near = self._ledger(attached), attached.near
-        board, views, leases = None if near is None else near.board, [], []
+        board, leases = None if near is None else near.board, []
+        views: list[Any] = []
         for place in places:
             lease = place.lease
             if board is not None and board.tells(lease):

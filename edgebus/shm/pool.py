@@ -76,7 +76,7 @@ class Lease:
 
     lease_id: int
     segment: Segment
-    info: tuple[int, int, int, bytes]
+    info: tuple[Any, ...]
     offset: int
     size: int
     span: int
@@ -123,7 +123,7 @@ class Pool:
         self._lock = open_lock()
         self._open = available()
         self._info: SegmentInfo | None = None  # of the segment that was used last, and as a plain tuple:
-        self._plain_info: tuple[int, int, int, bytes] = (0, 0, 0, b"")
+        self._plain_info: tuple[Any, ...] = (0, 0, 0, b"")
         self._accounts: dict[Hashable, _Account] = {}
         self._orphans: list[tuple[Hashable, Segment]] = []
         self._in_use = self._copied = self._refused = self._strays = self._next_lease = 0
