@@ -51,6 +51,7 @@ BUS = (
     "desk",
     "engine",
     "express",
+    "handed",
     "hub",
     "ids",
     "inbox",
@@ -85,7 +86,7 @@ if os.path.isdir("edgebus"):  # scripts/sanitize.sh and fuzz.sh build a copy of 
         [
             *(
                 Extension(f"edgebus.{name}", [f"edgebus/{name.replace('.', '/')}.pyx"])
-                for name in ("_port", "_tcp", "_views", "_waiting", "shm._files")
+                for name in ("_handed", "_port", "_tcp", "_views", "_waiting", "shm._files")
             ),
             *(
                 Extension(f"edgebus.{name}", [f"edgebus/{name.replace('.', '/')}.py"], extra_compile_args=["-g0"])

@@ -3,9 +3,24 @@
 """Views of memory that say when they end: arrays that are lent, and blocks of shared memory."""
 cimport cython
 from cpython.buffer cimport PyBUF_SIMPLE, PyBUF_WRITABLE, PyBuffer_FillInfo, PyBuffer_Release, PyObject_GetBuffer
+from cpython.memoryview cimport PyMemoryView_FromObject
 from libc.string cimport memcpy
 
 from sys import is_finalizing as _is_finalizing
+
+cdef extern from *:
+    """
+    #include <pthread.h>
+    /* Counted inside of fork itself: whatever Python then does in the child, it ends views of the parent's. */
+    static long eb_forks = 0;
+    static void eb_forked(void) { eb_forks++; }
+    static int eb_count_forks(void) { return pthread_atfork(NULL, NULL, eb_forked); }
+    """
+    long eb_forks
+    int eb_count_forks()
+
+if eb_count_forks() != 0:
+    raise MemoryError
 
 cdef object is_finalizing = _is_finalizing  # here it is found, too, when the names of all modules have been taken away
 
@@ -78,7 +93,7 @@ def lend(array):
 @cython.final
 @cython.no_gc
 cdef class Watched:
-    """Bytes of a buffer whose end is told; see shm.mapper._plain_watch and shm.pool._plain_watch.
+    """Bytes of a buffer whose end is told, but not in a forked child; see `watch`.
 
     The garbage collector does not look through it: what is to be called must not be cleared before it, in one cycle.
     """
@@ -86,17 +101,12 @@ cdef class Watched:
     cdef object on_end
     cdef Py_buffer view
     cdef Py_ssize_t offset, size
+    cdef long forks
     cdef bint writable
-
-    def __cinit__(self, buffer, Py_ssize_t offset, Py_ssize_t size, on_end, bint writable):
-        PyObject_GetBuffer(buffer, &self.view, PyBUF_WRITABLE if writable else PyBUF_SIMPLE)
-        if offset < 0 or size < 0 or offset > self.view.len - size:
-            raise ValueError(f"{size} bytes at {offset} of {self.view.len}")
-        self.offset, self.size, self.on_end, self.writable = offset, size, on_end, writable
 
     def __dealloc__(self):
         PyBuffer_Release(&self.view)  # does nothing for what could not be had
-        if self.on_end is not None and not is_finalizing():
+        if self.on_end is not None and self.forks == eb_forks and not is_finalizing():
             self.on_end()
 
     def __getbuffer__(self, Py_buffer* buffer, int flags):
@@ -105,7 +115,13 @@ cdef class Watched:
 
 def watch(buffer, Py_ssize_t offset, Py_ssize_t size, on_end, bint writable=False):
     """A view of bytes whose end is told; see shm.mapper._plain_watch and shm.pool._plain_watch."""
-    return memoryview(Watched(buffer, offset, size, on_end, writable))
+    cdef Watched watched = Watched.__new__(Watched)
+    PyObject_GetBuffer(buffer, &watched.view, PyBUF_WRITABLE if writable else PyBUF_SIMPLE)
+    if offset < 0 or size < 0 or offset > watched.view.len - size:
+        raise ValueError(f"{size} bytes at {offset} of {watched.view.len}")
+    watched.offset, watched.size, watched.writable, watched.forks = offset, size, writable, eb_forks
+    watched.on_end = on_end
+    return PyMemoryView_FromObject(watched)
 
 
 def copy_to(target, Py_ssize_t offset, source):

@@ -9,7 +9,8 @@ cdef class Lock:
     cdef bint is_locked
 
     cpdef bint acquire(self) except -1
-    cdef void wait_for_it(self, unsigned long me, int by_signals) except *
+    cpdef bint enter(self, double wait_s=*) except -1
+    cdef bint wait_for_it(self, unsigned long me, long long wait_us, int by_signals) except -1
     cpdef bint is_mine(self) except -1
     cpdef release(self)
 

@@ -61,13 +61,25 @@ cdef class Lock:
         if self.depth and self.owner == me:
             self.depth += 1
         elif self.depth or self.waiting:
-            self.wait_for_it(me, 1)
+            self.wait_for_it(me, -1, 1)
         else:
             self.owner, self.depth = me, 1
         return True
 
-    cdef void wait_for_it(self, unsigned long me, int by_signals) except *:
+    cpdef bint enter(self, double wait_s=-1.0) except -1:
+        cdef unsigned long me = PyThread_get_thread_ident()
+        if self.depth and self.owner == me:
+            return False
+        if self.depth or self.waiting:
+            return self.wait_for_it(me, -1 if wait_s < 0.0 else <long long> ceil(wait_s * 1e6), 1)
+        self.owner, self.depth = me, 1
+        return True
+
+    cdef bint wait_for_it(self, unsigned long me, long long wait_us, int by_signals) except -1:
         cdef int done
+        cdef double until = 0.0
+        if wait_us > 0:
+            until = time.monotonic() + wait_us * 1e-6
         if self.depth and not self.is_locked:
             PyThread_acquire_lock(self.lock, NOWAIT_LOCK)
             self.is_locked = True
@@ -75,13 +87,18 @@ cdef class Lock:
         try:
             while True:
                 with nogil:
-                    done = PyThread_acquire_lock_timed(self.lock, -1, by_signals)
+                    done = PyThread_acquire_lock_timed(self.lock, wait_us, by_signals)
                 if done == PY_LOCK_ACQUIRED:
                     break
                 PyErr_CheckSignals()
+                if wait_us > 0:
+                    wait_us = <long long> ceil(max(0.0, until - time.monotonic()) * 1e6)
+                if wait_us == 0:
+                    return False
         finally:
             self.waiting -= 1
         self.is_locked, self.owner, self.depth = True, me, 1
+        return True
 
     cpdef bint is_mine(self) except -1:
         return self.depth > 0 and self.owner == PyThread_get_thread_ident()
@@ -114,7 +131,7 @@ cdef class Lock:
     def _acquire_restore(self, long depth):
         # Whatever signals come: a condition goes on to forget that it waits, which has to be done with the lock.
         if self.depth or self.waiting:
-            self.wait_for_it(PyThread_get_thread_ident(), 0)
+            self.wait_for_it(PyThread_get_thread_ident(), -1, 0)
         self.owner, self.depth = PyThread_get_thread_ident(), depth
 
 

@@ -28,11 +28,16 @@ cdef class Answerer:
     cdef public list leases_done, _messages, _events
     cdef object __weakref__
 
-    cpdef knows(self, request_id)
+    cpdef bint knows(self, request_id) except -1
     @cython.locals(gone=IdRanges, counts=AnswererCounts, expires_at=double)
     cpdef receive_small(self, header, payload, double now)
-    @cython.locals(expires_at=double, size_bytes=cython.longlong)
+    @cython.locals(size_bytes=cython.longlong)
     cpdef receive_plain(self, header, frames, double now)
+    @cython.locals(expires_at=double, entry=_Entry)
+    cpdef receive_new(
+        self, request_id, service, long long ttl_ms, long long settled_below, specs, frames, long long size_bytes,
+        double now
+    )
     @cython.locals(entry=_Entry)
     cpdef bint is_plain(self, request_id) except -1
     @cython.locals(entry=_Entry)

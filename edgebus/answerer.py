@@ -161,25 +161,45 @@ class Answerer:
 
     def receive_plain(self, header: Request, frames: Frames, now: float) -> Arrived | None:
         """Like receive_small, for a plain request of any content."""
-        request_id, size_bytes = header.id, 0
+        size_bytes = 0
         for frame in frames:
             size_bytes += len(frame)
+        if self.knows(header.id):
+            return None
+        return self.receive_new(
+            header.id, header.service, header.ttl_ms, header.settled_below, header.arrays, frames, size_bytes, now
+        )
+
+    def receive_new(
+        self,
+        request_id: int,
+        service: str,
+        ttl_ms: int,
+        settled_below: int,
+        specs: Specs,
+        frames: Frames,
+        size_bytes: int,
+        now: float,
+    ) -> Arrived | None:
+        """The same of a request that is not known, and its content of so many bytes."""
         if (
-            self.knows(request_id)
-            or header.settled_below > request_id
-            or header.ttl_ms <= 0
+            settled_below > request_id
+            or ttl_ms <= 0
             or len(self._entries) - len(self._answered) >= self._max_pending
             or self.pending_bytes + size_bytes > self._max_pending_bytes
         ):
             return None
-        if header.settled_below > self.gone.floor:
-            self._settle_below(header.settled_below)
+        if settled_below > self.gone.floor:
+            self._settle_below(settled_below)
         self.counts.received += 1
         self.counts.executed += 1
-        expires_at = now + header.ttl_ms / 1000
-        self._entries[request_id] = _Entry(expires_at, header.service, size_bytes)
+        expires_at = now + ttl_ms / 1000
+        entry = _Entry.__new__(_Entry)
+        entry.expires_at, entry.service, entry.size_bytes = expires_at, service, size_bytes
+        entry.answer, entry.parts, entry.key, entry.waits_for_key = None, None, b"", False
+        self._entries[request_id] = entry
         self.pending_bytes += size_bytes
-        return _arrived((request_id, header.service, expires_at, header.arrays, frames, self, None))
+        return _arrived((request_id, service, expires_at, specs, frames, self, None))
 
     @property
     def has_news(self) -> bool:

@@ -17,7 +17,7 @@ from edgebus.wire import ITEM_BYTES
 Array = npt.NDArray[Any]
 _DTYPES = {code: np.dtype(f"<{code}") for code in ITEM_BYTES}
 """No other way leads from a peer's word to a dtype: an array of objects over its bytes would be its pointers."""
-_ndarray = np.ndarray
+_ndarray, _frombuffer = np.ndarray, np.frombuffer
 _CODES = {dtype: code for code, dtype in _DTYPES.items()}
 
 
@@ -185,7 +185,7 @@ def view_arrays(specs: Sequence[ArraySpec], frames: Sequence[bytes]) -> tuple[Ar
         else:
             # Not np.ndarray(buffer=frame): of a memoryview numpy would keep what lies under it, not the view, and
             # memory lent within this process would be writeable again while somebody still reads it here.
-            view = np.frombuffer(frame, _DTYPES[spec.dtype])
+            view = _frombuffer(frame, _DTYPES[spec.dtype])
             if len(spec.shape) != 1:
                 view = view.reshape(spec.shape)
             if type(frame) is not bytes and not frame.readonly:  # type: ignore[attr-defined]  # a memoryview

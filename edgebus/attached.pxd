@@ -1,12 +1,14 @@
 # Types for the compiled form of attached.py.
 cimport cython
 
+from edgebus._handed cimport Reader, Writer
 from edgebus.answerer cimport Answerer
 from edgebus.bulk cimport BulkSender
 from edgebus.bulk_receiver cimport BulkReceiver
 from edgebus.pace cimport Pace
 from edgebus.requests cimport Caller
 from edgebus.shm.board cimport Board
+from edgebus.shm.pipes cimport Pipes
 
 
 cdef class Attached
@@ -16,8 +18,11 @@ cdef class NearLane:
     cdef object __weakref__
     cdef public Attached attached
     cdef public tuple route
-    cdef public object pipes, offered, peer_board, half_taken
+    cdef public object offered, peer_board, half_taken, checked_limits
+    cdef public Pipes pipes
     cdef public Board board
+    cdef public Reader reader
+    cdef public Writer writer
 
 
 cdef class Traffic:

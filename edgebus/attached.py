@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from edgebus.bulk import credit_step
+from edgebus.handed import PlainReader, PlainWriter
 from edgebus.link_states import State
 from edgebus.pace import LEAST_BYTES
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from edgebus.answerer import Answerer
     from edgebus.bulk import BulkSender
     from edgebus.bulk_receiver import BulkReceiver
@@ -48,6 +48,8 @@ class NearLane:
         self.half_taken: list[bytes] | None = None  # a message in the middle of which a signal handler raised
         self.board: Board | None = None  # ours
         self.peer_board: memoryview | None = None
+        self.reader, self.writer = open_reader(), open_writer()
+        self.checked_limits: WireLimits | None = None  # those of the peer that suit whatever goes the short way
 
 
 class Traffic:
@@ -188,3 +190,13 @@ class Attached:
     def is_new(self, request: Request) -> bool:
         """True for a request of an accepted peer that is not known yet: a resend is not judged again."""
         return self.hello_id is not None and not self.link.answerer.knows(request.id)
+
+
+open_reader: Callable[[], PlainReader] = PlainReader
+open_writer: Callable[[], PlainWriter] = PlainWriter
+try:
+    from edgebus import _handed
+
+    open_reader, open_writer = _handed.Reader, _handed.Writer
+except ImportError:  # not built
+    pass

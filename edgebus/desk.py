@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from edgebus.loans import Loan
 
 
+_now = time.monotonic
 Shared = tuple[Specs, tuple[Block, ...]]
 """Arrays in shared memory: their specs, and where they lie."""
 
@@ -70,7 +71,7 @@ class NodeDesk:
         self.express: Express | None = None  # which is made later
 
     def now(self) -> float:
-        return time.monotonic()
+        return _now()
 
     def answer(self, attached: Attached, answerer: Answerer, request_id: int, message: Message) -> None:
         # After the node is closed the peer has been told already.

@@ -32,7 +32,7 @@ from edgebus.near import NEAR_SOCKET, NearLanes
 from edgebus.outcomes import Arrived, Outcome, PartArrived, Room, Settled, Superseded, Withdrawn
 from edgebus.requests import refusal
 from edgebus.runner import Runner, is_of_signal
-from edgebus.sharing import Sharing
+from edgebus.sharing import Sharing, total_bytes
 from edgebus.sockets import Sent
 from edgebus.stats import NodeStats, link_stats
 from edgebus.streams import Frames, Specs, content_bytes
@@ -191,7 +191,7 @@ class Engine:
             return self.near.put(attached, payload, arrays) if arrays else None
         if self.runner.is_mine:
             return None  # a signal handler in the middle of the node's work, which may be the pool's
-        if not arrays or attached.link.is_local or not self.sharing.wants(attached, arrays):
+        if not arrays or attached.link.is_local or not self.sharing.wants(attached, total_bytes(arrays)):
             return None
         if len(payload) >= self.limits.bulk_from_bytes:
             return None  # it goes in pieces, and a content goes one way as a whole

@@ -36,3 +36,7 @@ cdef class Inbox:
     cpdef bint put(self, Request request) except -1
     cpdef _look(self, double until)
     cpdef _left(self, Request request)
+
+
+@cython.locals(request=Request)
+cpdef offer(Inbox inbox, Attached attached, arrived, desk)

@@ -39,6 +39,7 @@ class Peer(NamedTuple):
     name: str
 
 
+_now = time.monotonic
 _claims = open_lock()  # one for all requests: it is held for a moment
 
 
@@ -89,7 +90,8 @@ class Request:
         """Seconds until nobody waits for the answer any more; 0 if that is now (expired or cancelled)."""
         if not self._answerer.wants(self._id):
             return 0.0
-        return max(0.0, self._expires_at - self._desk.now())
+        left_s = self._expires_at - self._desk.now()
+        return left_s if left_s > 0.0 else 0.0
 
     def reply(self, payload: bytes = b"", arrays: Sequence[Array] = (), *, copy: bool = True) -> None:
         """Answer yes; of a stream, end it.
@@ -313,13 +315,13 @@ class Inbox:
             NodeClosed: this is a forked child, where nothing ever arrives.
         """
         self._check_process()
-        until = math.inf if timeout_s is None else time.monotonic() + timeout_s
+        until = math.inf if timeout_s is None else _now() + timeout_s
         while True:
             if not self.ready:
                 self._look(until)
             try:
                 self._mutex.acquire()
-                self._looked_at = now = time.monotonic()
+                self._looked_at = now = _now()
                 woken, self._woken = self._woken, False
                 if not self._turns.waiting:
                     self.ready = self._closed
@@ -343,7 +345,7 @@ class Inbox:
         """
         self._check_process()
         self._look(0.0)
-        self._looked_at = time.monotonic()
+        self._looked_at = _now()
         live = []
         for request in self._take_all():
             if request.remaining_s() > 0:
@@ -393,7 +395,7 @@ class Inbox:
             self._mutex.acquire()
             if self._closed or len(self._waiting) >= self._depth or self._turns.num(owner) >= self._share:
                 return False
-            request.arrived_at = time.monotonic()
+            request.arrived_at = _now()
             # First: if a signal handler raises in between, get looks in vain once, and the request is offered again.
             self.ready = True
             if self._followers:
@@ -432,7 +434,7 @@ class Inbox:
         if self._wait is not None:
             self._wait(self, until)
         elif not self.ready:
-            self.follow(until - time.monotonic())
+            self.follow(until - _now())
 
     def _left(self, request: Request) -> None:
         del self._waiting[request._answerer, request._id]

@@ -238,7 +238,7 @@ class Link:
                 return pending
         return self._start(service, payload, (), timeout_s, None, True)
 
-    def _start(
+    def _start(  # noqa: PLR0912 - the hot path
         self,
         service: str,
         payload: bytes,
@@ -255,8 +255,12 @@ class Link:
         engine = self._engine
         runner = engine.runner
         blocks: tuple[Block, ...] | None = None
-        # Not for a signal handler that came in the middle of the node's work.
-        shared = engine.put_shared(self._dialled.attached, payload, arrays) if arrays and not runner.is_mine else None
+        if not arrays:
+            shared = None
+        elif self._attached.near is not None and self._attached.sharing == "yes":
+            shared = self._near.put(self._attached, payload, arrays)
+        else:  # not for a signal handler that came in the middle of the node's work
+            shared = None if runner.is_mine else engine.put_shared(self._attached, payload, arrays)
         if shared is not None:
             specs, blocks = shared
             if terms is None:

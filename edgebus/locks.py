@@ -25,6 +25,17 @@ class PlainLock:
             lock._acquire_restore,
         )
 
+    def enter(self, wait_s: float = -1.0) -> bool:
+        """Take it once: not again where this thread has it, as a signal handler's.
+
+        Args:
+            wait_s: most seconds to wait; -1 waits for ever.
+
+        Returns:
+            False if it could not be had. Before `try`, therefore: `release` would give back what another one took.
+        """
+        return not self._is_owned() and bool(self._lock.acquire(timeout=wait_s))
+
     def is_mine(self) -> bool:
         """True if this thread has it."""
         return bool(self._is_owned())

@@ -18,12 +18,22 @@ import msgspec
 from edgebus import shm
 from edgebus.attached import Attached, NearLane, Route
 from edgebus.errors import NodeClosed
+from edgebus.handed import MOST_ARRAYS, as_handed
 from edgebus.link_states import State
+<<<<<<< HEAD
 from edgebus.messages import INLINE_BYTES, Block, Message, Request, decode_header, encode_header
 from edgebus.readiness import DescriptorTaker
 from edgebus.shm.pipes import PACKET_BYTES
 from edgebus.sockets import Sockets
 from edgebus.streams import Specs
+=======
+from edgebus.messages import INLINE_BYTES, Block, Message, Request, decode_header
+from edgebus.requests import ttl_of
+from edgebus.sharing import LARGE_BYTES, total_bytes
+from edgebus.shm.pipes import PACKET_BYTES
+from edgebus.sockets import DescriptorTaker, Sockets
+from edgebus.streams import Frames, Specs
+>>>>>>> lean
 from edgebus.wire import spec_fault
 
 if TYPE_CHECKING:
@@ -32,13 +42,13 @@ if TYPE_CHECKING:
     from edgebus.desk import Shared
     from edgebus.express import Express
     from edgebus.hub import Hub
+    from edgebus.messages import ArraySpec, WireLimits
     from edgebus.sharing import Sharing
 
 NEAR_SOCKET = 0
 """First part of the routes of near lanes: libzmq's sockets count from 1, those of this process from -1 downwards."""
 _GREETING = b""  # the first packet of whoever found the pipes: from then on the maker may use them
 _MOST_LANES = 3  # of one link: one for each end that offers, and one more while another is offered anew
-MOST_ARRAYS = 8  # of a message that goes the short way: its header fits a packet
 _MOST_PACKETS = 256  # taken at once, whoever fills the pipe meanwhile
 _UP = State.UP
 _ident, _now = threading.get_ident, time.monotonic
@@ -84,6 +94,8 @@ class NearLanes:
         self._lanes: dict[Route, NearLane] = {}
         self._of: dict[str, list[NearLane]] = {}  # by link, the oldest first
         self._next = 0
+        self._fitting: ArraySpec | None = None  # what was found to fit its bytes last
+        self._fitting_bytes = 0
 
     def offer(self, attached: Attached) -> bytes:
         """Make a lane; returns what the peer finds it by, b"" if there is none to be made."""
@@ -153,9 +165,10 @@ class NearLanes:
             TypeError, ValueError: an array that does not travel.
         """
         sharing, runner = self._sharing, self._express._runner
-        if runner._owner == _ident() or len(payload) >= self._bulk_from_bytes or not sharing.wants(attached, arrays):
+        total = total_bytes(arrays)
+        if runner._owner == _ident() or len(payload) >= self._bulk_from_bytes or not sharing.wants(attached, total):
             return None  # for a signal handler in the middle of the node's work, which may be the pool's, likewise
-        if sharing.is_large(arrays) and not self._collect(attached):
+        if total >= LARGE_BYTES and not self._collect(attached):
             return None
         shared = sharing.put(attached, arrays)
         if shared is None and self._collect(None):
@@ -213,44 +226,54 @@ class NearLanes:
         now: float,
     ) -> bool:
         """Start and send a plain request whose arrays lie in shared memory; False if it has to go the usual way."""
-        lane, link, hub = attached.near, attached.link, self._hub
-        caller, limits = link.caller, link.peer_limits
+        lane, link, hub, sharing = attached.near, attached.link, self._hub, self._sharing
+        caller, limits, payload_bytes = link.caller, link.peer_limits, len(payload)
         if (
             lane is None
             or link.state is not _UP
             or limits is None
             or hub.taps
-            or len(payload) > min(INLINE_BYTES, limits.max_frame_bytes)
+            or payload_bytes > INLINE_BYTES
             or len(specs) > MOST_ARRAYS
-            or limits.max_header_bytes < PACKET_BYTES
-            or limits.max_frames < 2 + len(specs)
-            or caller.outstanding_bytes + len(payload) > caller.max_bytes
+            or caller.outstanding_bytes + payload_bytes > caller.max_bytes
+            or (limits is not lane.checked_limits and not self._suits(lane, limits))
         ):
             return False
-        if not self._sharing.in_order(attached):
-            self._sharing.collect(attached)  # perhaps it is then
+        if not sharing.in_order(attached):
+            sharing.collect(attached)  # perhaps it is then
             return False
-        header = caller.small_header(service, payload, pending.deadline_at, now)
-        header.arrays, header.blocks = specs, self._sharing.number_new(attached, blocks)
-        frame = encode_header(header)
-        if not lane.pipes.send((frame,)):
+        request_id, deadline_at = caller.claim_id(), pending.deadline_at
+        ttl_ms, oldest = ttl_of(deadline_at - now), caller.oldest_or(request_id)
+        number = sharing.number_new(attached, blocks)
+        frame = lane.writer.write(request_id, service, ttl_ms, oldest, specs, payload, blocks, number)
+        if frame is None or not lane.pipes.send_one(frame):
             return False
-        # Sent first: what follows is done while the peer is at work.
-        header.blocks = blocks  # by the pool's numbers, which it has on this side
-        pending.request_id = header.id
-        caller.start_sent(header, (payload,), len(payload), pending.deadline_at, pending, now)
-        shared_bytes = 0
+        # Sent first: what follows is done while the peer is at work. Blocks go by the pool's numbers on this side.
+        pending.request_id = request_id
+        header = Request(request_id, service, ttl_ms, oldest, specs, payload, None, None, blocks)
+        caller.start_sent(header, (payload,), payload_bytes, deadline_at, pending, now)
+        traffic, shared_bytes = attached.traffic, 0
         for block in blocks:
             shared_bytes += block.size
-        traffic = attached.traffic
         traffic.messages_sent += 1
         traffic.bytes_sent += len(frame)
-        traffic.content_bytes_sent += len(payload) + shared_bytes
-        traffic.copied_bytes_sent += self._sharing.copied_bytes(blocks)
+        traffic.content_bytes_sent += payload_bytes + shared_bytes
+        traffic.copied_bytes_sent += shared_bytes if not sharing._sent_loans else sharing.copied_bytes(blocks)
         at = caller.first_due_at
         if at < attached.scheduled_at:
             hub.schedule(attached, at)
-        self._sharing.collect(attached)
+        sharing.collect(attached)
+        return True
+
+    def _suits(self, lane: NearLane, limits: WireLimits) -> bool:
+        """Whether a peer of these limits takes whatever goes the short way."""
+        if (
+            limits.max_frame_bytes < INLINE_BYTES
+            or limits.max_header_bytes < PACKET_BYTES
+            or limits.max_frames < 2 + MOST_ARRAYS
+        ):
+            return False
+        lane.checked_limits = limits
         return True
 
     def drop(self, attached: Attached) -> None:
@@ -336,7 +359,7 @@ class NearLanes:
         try:
             if frames and frames[0] == _GREETING:
                 self._greeted(lane, frames)
-            elif len(frames) != 1 or not self._receive(attached, frames[0]):
+            elif len(frames) != 1 or not self._receive(lane, attached, frames[0]):
                 self._on_frames(lane.route, frames, attached.key)
         except Exception:
             _log.exception("edgebus: internal error while a message was taken in")
@@ -346,53 +369,55 @@ class NearLanes:
             raise
         return True
 
-    def _receive(self, attached: Attached, frame: bytes) -> bool:  # noqa: PLR0911 - the hot path
+    def _receive(  # noqa: PLR0911, PLR0912 - the hot path
+        self, lane: NearLane, attached: Attached, frame: bytes
+    ) -> bool:
         """Take a message of one frame; False if it has to go the usual way."""
         link, hub = attached.link, self._hub
         if link.state is not _UP or hub.taps:
             return False
-        try:
-            header = decode_header(frame)
-        except (msgspec.MsgspecError, RecursionError, ValueError, OverflowError):
-            return False
-        if type(header) is not Request or header.blocks is None:
-            return self._express.receive_header(attached, header, len(frame))
-        payload, blocks, now = header.inline, header.blocks, _now()
-        if (
-            payload is None
-            or header.terms is not None
-            or header.transfer is not None
-            or hub.outbox
-            or hub.news
-            or link.receiver  # contents that wait come first
-            or len(blocks) != len(header.arrays)
-            or len(blocks) > MOST_ARRAYS
-            or link.answerer.knows(header.id)
-        ):
-            return False
-        for index, block in enumerate(blocks):
-            if spec_fault(header.arrays[index], block.size):
+        handed = lane.reader.read(frame)
+        if handed is None:
+            try:
+                header = decode_header(frame)
+            except (msgspec.MsgspecError, RecursionError, ValueError, OverflowError):
                 return False
+            if type(header) is not Request or header.blocks is None:
+                return self._express.receive_header(attached, header, len(frame))
+            handed = as_handed(header)
+            if handed is None:
+                return False
+        answerer, now, content_bytes = link.answerer, _now(), len(handed.payload)
+        if hub.outbox or hub.news or link.receiver._partial:  # contents that wait come first
+            return False
+        for pos, place in enumerate(handed.places):
+            spec = handed.specs[pos]
+            if spec is not self._fitting or place.size != self._fitting_bytes:  # mostly it is the one before
+                if spec_fault(spec, place.size) is not None:
+                    return False
+                self._fitting, self._fitting_bytes = spec, place.size
+            content_bytes += place.size
         judge = hub.judge if attached.hello_id is not None else None
-        if judge is not None and judge(attached.key, header.service, len(payload), now) is not None:
+        if answerer.knows(handed.id) or (
+            judge is not None and judge(attached.key, handed.service, len(handed.payload), now) is not None
+        ):
             return False  # asked again on the usual way, which refuses it; what is denied costs nothing
-        views = self._sharing.resolve(attached, header)
+        views = self._sharing.views(attached, handed.places)
         if views is None:
             return False  # asked again likewise
-        header.blocks = None
-        shared_bytes = 0
-        for block in blocks:
-            shared_bytes += block.size
-        arrived = link.answerer.receive_plain(header, (payload, *views), now)
+        frames: Frames = (handed.payload, *views)
+        arrived = answerer.receive_new(
+            handed.id, handed.service, handed.ttl_ms, handed.settled_below, handed.specs, frames, content_bytes, now
+        )
         if arrived is None:
-            link.receive(Message(header, (payload, *views)), now=now)
+            link.receive(Message(handed.header(), frames), now=now)
             hub.touch(attached, now=now)
         else:
             link.heard_at = now
             self._express.deliver(attached, arrived)
-            if link.answerer.has_news:
+            if answerer.has_news:
                 hub.touch(attached, now=now)
-        attached.traffic.took(len(frame), len(payload) + shared_bytes)
+        attached.traffic.took(len(frame), content_bytes)
         return True
 
 

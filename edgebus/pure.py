@@ -12,13 +12,14 @@ from pathlib import Path
 from types import ModuleType
 
 COMPILED = (
-    "answerer", "arrays", "attached", "bulk", "bulk_receiver", "calls", "desk", "engine",
-    "express", "hub", "ids", "inbox", "link", "links", "near", "pace", "policy", "readiness", "requests", "runner",
-    "sharing", "shm.arena", "shm.board", "shm.ledger", "shm.mapper", "shm.numbers", "shm.pipes", "shm.pool",
-    "shm.ranges", "sockets", "turns", "wire",
+COMPILED = (
+    "answerer", "arrays", "attached", "bulk", "bulk_receiver", "calls", "desk", "engine", "express", "handed", "hub",
+    "ids", "inbox", "link", "links", "near", "pace", "policy", "readiness", "requests", "runner", "sharing",
+    "shm.arena", "shm.board", "shm.ledger", "shm.mapper", "shm.numbers", "shm.pipes", "shm.pool", "shm.ranges",
+    "sockets", "turns", "wire",
 )  # fmt: skip
 """Modules that setup.py compiles: all of them or none, they share the layout of their classes."""
-IN_CYTHON = ("_port", "_tcp", "_views", "_waiting", "shm._files")
+IN_CYTHON = ("_handed", "_port", "_tcp", "_views", "_waiting", "shm._files")
 """Modules that have no other source than Cython; what they do in Python stands where they are imported."""
 _HERE = str(Path(__file__).parent)
 

@@ -2,6 +2,13 @@
 cimport cython
 
 
+cdef double _INF
+
+
+@cython.locals(left_ms=double, ttl_ms=cython.longlong)
+cpdef long long ttl_of(double left_s) except? -1
+
+
 cdef class _Outstanding:
     cdef public object id, header, frames, ref, stream, final
     cdef public long long size_bytes
@@ -11,7 +18,8 @@ cdef class _Outstanding:
 
 
 cdef class Caller:
-    cdef public object _limits, _jitter, _next_id, _not_answered
+    cdef public object _limits, _jitter, _not_answered
+    cdef public long long _next_id
     cdef public long long max_bytes, outstanding_bytes, bulk_from_bytes, started, retries, late_answers, num_answered
     cdef public double _resend_s, _patient_until
     cdef public dict outstanding
@@ -19,6 +27,9 @@ cdef class Caller:
     cdef public bint _up
     cdef public str note
 
+    cpdef long long claim_id(self) except? -1
+    cpdef long long oldest_or(self, long long request_id) except? -1
+    @cython.locals(request_id=cython.longlong)
     cpdef small_header(self, service, payload, double deadline_at, double now)
     @cython.locals(entry=_Outstanding, due_at=double, outstanding=dict, timers=list)
     cpdef start_sent(self, header, frames, long long size_bytes, double deadline_at, ref, double now)

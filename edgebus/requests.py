@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     pass
 
 _MAX_TTL_MS = 86_400_000
+_INF = math.inf
 _MAX_LATE_CANCELS = 1024
 _settled: Callable[[tuple[Any, ...]], Settled] = partial(tuple.__new__, Settled)  # without a frame of Python
 
@@ -58,7 +59,7 @@ class _Outstanding:
         self.final: Settled | None = None  # the answer of a stream, while parts before it are missing
         self.attempts = 0
         self.backoff = 1  # factor of the next resend interval; starts anew when the link comes up
-        self.due_at = math.inf  # next resend or the deadline
+        self.due_at = _INF  # next resend or the deadline
         self.progressed = False  # parts of the stream came since the last look
 
 
@@ -157,11 +158,20 @@ class Caller:
 
     def small_header(self, service: str, payload: bytes, deadline_at: float, now: float) -> Request:
         """The header of a plain request with a small payload, to be sent at once and then started."""
-        outstanding, request_id = self.outstanding, self._next_id
-        self._next_id = request_id + 1  # before all else: what an interrupt leaves unstarted is never asked again
-        oldest = next(iter(outstanding)) if outstanding else request_id
-        ttl_ms = min(_MAX_TTL_MS, math.ceil((deadline_at - now) * 1000 - 1e-6))
-        return Request(request_id, service, ttl_ms, oldest, (), payload)
+        request_id = self.claim_id()
+        return Request(request_id, service, ttl_of(deadline_at - now), self.oldest_or(request_id), (), payload)
+
+    def claim_id(self) -> int:
+        """The id of a request that is about to be sent: what an interrupt leaves unstarted is never asked again."""
+        request_id = self._next_id
+        self._next_id = request_id + 1
+        return request_id
+
+    def oldest_or(self, request_id: int) -> int:
+        """The oldest request without an outcome; this one if there is none."""
+        for oldest in self.outstanding:
+            return oldest
+        return request_id
 
     def start_sent(
         self, header: Request, frames: Frames, size_bytes: int, deadline_at: float, ref: object, now: float
@@ -456,6 +466,15 @@ class Caller:
             self.num_answered += 1
         else:
             self._not_answered[settled.outcome] += 1
+
+
+def ttl_of(left_s: float) -> int:
+    """Milliseconds of a plain request that has so many seconds left, rounded up."""
+    left_ms = left_s * 1000 - 1e-6
+    ttl_ms = int(left_ms)
+    if ttl_ms < left_ms:
+        ttl_ms += 1
+    return min(_MAX_TTL_MS, ttl_ms)
 
 
 def refusal(request_id: int, code: str, detail: str, info: bytes = b"") -> Message:

@@ -4,9 +4,9 @@ cimport cython
 from edgebus.attached cimport Attached, LinkFront, NearLane
 from edgebus.shm.board cimport Board
 from edgebus.shm.ledger cimport Ledger
-from edgebus.shm.mapper cimport Mapper
+from edgebus.shm.mapper cimport Mapper, Place
 from edgebus.shm.numbers cimport Numbers
-from edgebus.shm.pool cimport Pool
+from edgebus.shm.pool cimport Lease, Pool
 
 
 cdef class Sharing:
@@ -20,25 +20,30 @@ cdef class Sharing:
     cdef public long long _from_bytes
     cdef public bint _is_due_soon
     cdef public long _num_untold
+    cdef public Attached _lender, _named
+    cdef public Ledger _its_ledger
+    cdef public Numbers _its_names
+    cdef public object _dtype, _shape
+    cdef public tuple _specs
 
-    @cython.locals(total=cython.longlong)
-    cpdef bint wants(self, Attached attached, arrays) except -1
-    @cython.locals(total=cython.longlong)
-    cpdef bint is_large(self, arrays) except -1
-    @cython.locals(lent=list, put=list, copied=list, blocks=list, pos=cython.Py_ssize_t, index=cython.Py_ssize_t)
+    cpdef bint wants(self, Attached attached, long long total) except -1
+    @cython.locals(lent=list, put=list, copied=list, blocks=list, pos=cython.Py_ssize_t)
     cpdef put(self, Attached attached, arrays)
+    cpdef tuple _described(self, arrays)
     cpdef copied_bytes(self, blocks)
+    @cython.locals(names=Numbers)
     cpdef done(self, Attached attached, leases)
     @cython.locals(names=Numbers, near=bint)
     cpdef tuple number(self, Attached attached, header)
     @cython.locals(names=Numbers)
     cpdef bint in_order(self, Attached attached) except -1
-    @cython.locals(names=Numbers)
-    cpdef tuple number_new(self, Attached attached, blocks)
+    @cython.locals(names=Numbers, first=cython.longlong)
+    cpdef long long number_new(self, Attached attached, blocks) except -1
     @cython.locals(names=Numbers)
     cpdef went_round(self, Attached attached)
-    @cython.locals(board=Board, ledger=Ledger, near=NearLane)
     cpdef resolve(self, Attached attached, header)
+    @cython.locals(board=Board, ledger=Ledger, near=NearLane, place=Place, left=Place)
+    cpdef list views(self, Attached attached, list places)
     @cython.locals(attached=Attached, ledger=Ledger)
     cpdef take_back(self, double now)
     @cython.locals(near=NearLane, names=Numbers)
@@ -50,5 +55,20 @@ cdef class Sharing:
     cpdef _give_free(self, Attached attached, list unused, list done)
     cpdef bint _is_much(self) except -1
     @cython.locals(board=Board, near=NearLane)
-    cpdef _give_back(self, Attached attached, Ledger ledger, block)
-    cpdef _view(self, Attached attached, block, Ledger ledger)
+    cpdef _give_back(self, Attached attached, Ledger ledger, Place place)
+    cpdef _view(self, Attached attached, Place place, Ledger ledger)
+
+
+cdef class _Release:
+    cdef public Sharing _sharing
+    cdef public Attached _attached
+    cdef public Ledger _ledger
+    cdef public Place _place
+
+
+@cython.locals(total=cython.longlong)
+cpdef long long total_bytes(arrays) except -1
+
+
+@cython.locals(info=tuple)
+cpdef _to_wire(Lease lease)

@@ -18,12 +18,16 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import msgspec
+import numpy as np
 
 from edgebus import messages as m
 from edgebus import shm
 from edgebus.arrays import Array, describe_arrays
 from edgebus.config import Limits
+from edgebus.handed import places_of
 from edgebus.loans import Loan, claim, loan_bytes, make_loan, put_back
+from edgebus.shm.mapper import Place
+from edgebus.shm.pool import Lease
 from edgebus.streams import Frames, Specs
 
 if TYPE_CHECKING:
@@ -32,14 +36,16 @@ if TYPE_CHECKING:
     from edgebus.attached import Attached
     from edgebus.near import NearLanes
 
-_info: Callable[[tuple[Any, ...]], shm.SegmentInfo] = partial(tuple.__new__, shm.SegmentInfo)  # no frame of Python
 _replace = msgspec.structs.replace
+_ident = threading.get_ident
+_Block, _ndarray = m.Block, np.ndarray
 _PROBE = b"edgebus"
 _PROBE_BYTES = 64  # with what a near lane is found by
 _SWEEP_S = 5.0
 _POOL_S = 0.02  # that whoever drives waits for the pool, which mostly is taken for microseconds
 _SEGMENT_BYTES = 64 << 20
-_LARGE_BYTES = 2 << 20
+LARGE_BYTES = 2 << 20
+"""A second place for so much, while the first is not known to be free, costs more than to look."""
 _MAX_ARRAYS = 32  # in one message: their blocks have to fit into the smallest header
 REPORT_S = 0.005
 REPORT_LEASES = 8
@@ -76,6 +82,15 @@ class Sharing:
         self._from_bytes = limits.share_from_bytes
         self._ledgers: dict[int, tuple[Attached, shm.Ledger]] = {}
         self._numbers: dict[int, tuple[Attached, shm.Numbers]] = {}
+        # What was looked up there last:
+        self._lender: Attached | None = None
+        self._its_ledger: shm.Ledger | None = None
+        self._named: Attached | None = None
+        self._its_names: shm.Numbers | None = None
+        # How an array was described last, where a message had one alone:
+        self._dtype: Any = None
+        self._shape: tuple[int, ...] = ()
+        self._specs: Specs = ()
         self._putting: set[int] = set()  # threads
         # What a signal handler that came in the middle of a put could not do, with the pool's lock taken under it.
         self._postponed: deque[Callable[[], None]] = deque()
@@ -95,21 +110,11 @@ class Sharing:
 
     # -- sending ------------------------------------------------------------------------------------
 
-    def wants(self, attached: Attached, arrays: Sequence[Array]) -> bool:
-        """True if these arrays should go through shared memory, or it should be found out whether they can."""
-        if self._pool is None or attached.link.peer_share is None or attached.sharing == "no":
+    def wants(self, attached: Attached, total: int) -> bool:
+        """True if so many bytes should go through shared memory, or it should be found out whether they can."""
+        if total < self._from_bytes or self._pool is None:
             return False
-        total = 0
-        for array in arrays:
-            total += getattr(array, "nbytes", 0)
-        return total >= self._from_bytes
-
-    def is_large(self, arrays: Sequence[Array]) -> bool:
-        """True if a second place for these arrays, while the first is not known to be free, costs more than to look."""
-        total = 0
-        for array in arrays:
-            total += getattr(array, "nbytes", 0)
-        return total >= _LARGE_BYTES
+        return attached.sharing == "yes" or (attached.sharing != "no" and attached.link.peer_share is not None)
 
     def put(self, attached: Attached, arrays: Sequence[Array]) -> tuple[Specs, tuple[m.Block, ...]] | None:
         """Copy arrays to where the peer can see them; None if that cannot be done now.
@@ -119,29 +124,32 @@ class Sharing:
         """
         if attached.sharing != "yes" or self._pool is None or len(arrays) > _MAX_ARRAYS:
             return None
-        me = threading.get_ident()
+        me = _ident()
         if me in self._putting:
             return None  # a signal handler, in the middle of another put
-        specs, contiguous = describe_arrays(arrays)
+        specs, contiguous = self._described(arrays)
         lent: list[m.Block | None] = []
-        put: list[shm.Block] | None = None
+        put: list[Lease] | None = None
         copied, blocks, pos = [], [], 0
         self._putting.add(me)
         try:
-            for index, array in enumerate(arrays):
-                lent.append(self._claim(attached, array) if type(array) is Loan else None)
-                if lent[index] is None:
-                    copied.append(contiguous[index])
-            put = self._pool.put(copied, attached.peer_id, True) if copied else []
+            for array in arrays:
+                block = self._claim(attached, array) if type(array) is Loan else None
+                lent.append(block)
+                if block is None:
+                    copied.append(contiguous[pos])
+                pos += 1
+            put = self._pool.put_leases(copied, attached.peer_id, True) if copied else []
             if put is None:
+                self._putting.discard(me)
                 self.unput(attached, [block for block in lent if block is not None])
                 return None
+            pos = 0
             for block in lent:
                 if block is None:
-                    blocks.append(_to_wire(put[pos]))
+                    block = _to_wire(put[pos])  # noqa: PLW2901
                     pos += 1
-                else:
-                    blocks.append(block)
+                blocks.append(block)
             self._putting.discard(me)
             if self._postponed:
                 self._wake()
@@ -149,9 +157,22 @@ class Sharing:
             self._putting.discard(me)
             self.unput(attached, [*[block for block in lent if block is not None], *map(_to_wire, put or ())])
             raise
-        finally:
-            self._putting.discard(me)
         return specs, tuple(blocks)
+
+    def _described(self, arrays: Sequence[Array]) -> tuple[Specs, list[Array]]:
+        """As describe_arrays; mostly a message has one array that is like the one before."""
+        array = arrays[0]
+        if len(arrays) != 1 or type(array) is not _ndarray:
+            return describe_arrays(arrays)
+        dtype, shape = array.dtype, array.shape
+        if dtype is self._dtype and shape == self._shape and array.flags.c_contiguous:
+            return self._specs, [array]
+        specs, ordered = describe_arrays(arrays)
+        if ordered[0] is array:
+            self._dtype = None  # first: another thread may be here as well, or a signal handler
+            self._shape, self._specs = shape, specs
+            self._dtype = dtype
+        return specs, ordered
 
     def unput(self, attached: Attached, blocks: Sequence[m.Block]) -> None:
         """A message with these blocks is not sent: loans among them may go with another one. From any thread."""
@@ -175,7 +196,7 @@ class Sharing:
         Raises:
             TypeError, ValueError: an array that does not travel.
         """
-        size, me = loan_bytes(shape, dtype), threading.get_ident()
+        size, me = loan_bytes(shape, dtype), _ident()
         memory = None
         if size >= self._from_bytes and attached.sharing == "yes" and self._pool is not None and not self._is_in_put():
             self._putting.add(me)
@@ -188,7 +209,7 @@ class Sharing:
         lease = memory[1].lease_id
         self._unsent_loans.add(lease)
         try:
-            block = _to_wire(memory[1])
+            block = _on_wire(memory[1])
             loan = make_loan(shape, dtype, (memory[0], block), attached)
             # Not weakref.finalize, which is Python: there a signal handler's exception would leave the memory lent.
             self._loans[lease] = weakref.KeyedRef(loan, self._loan_ended, (attached, lease))
@@ -245,7 +266,7 @@ class Sharing:
                 attached.sharing = "unknown"
             else:
                 attached.sharing = "asked"
-                block = _to_wire(probe[0])
+                block = _on_wire(probe[0])
                 number = self._names(attached).number(block.lease)
                 self._names(attached).done([block.lease])
                 attached.link.say(m.Probe(msgspec.structs.replace(block, lease=number)))
@@ -253,10 +274,13 @@ class Sharing:
     def done(self, attached: Attached, leases: Sequence[int]) -> None:
         """Messages with these leases will not be sent again."""
         if self._pool is not None:
-            self._sent_loans.difference_update(leases)
-            known = self._numbers.get(id(attached))
-            if known is not None:  # else its link has ended, or they were lent to an earlier life of the peer
-                self._give_free(attached, known[1].done(leases), list(leases))
+            if self._sent_loans:
+                self._sent_loans.difference_update(leases)
+            if (
+                id(attached) in self._numbers
+            ):  # else its link has ended, or they were lent to an earlier life of the peer
+                names = self._names(attached)
+                self._give_free(attached, names.done(leases), list(leases))
 
     def number(self, attached: Attached, header: m.Content) -> tuple[m.Content, bool]:
         """A message is about to leave: its header with the leases as this link calls them from now on.
@@ -266,9 +290,9 @@ class Sharing:
         """
         assert header.blocks is not None
         names = self._names(attached)
-        if not names.in_order:
+        if not names.in_order():
             self.collect(attached)  # perhaps it is then
-        near, blocks = attached.near is not None and names.in_order, []
+        near, blocks = attached.near is not None and names.in_order(), []
         for block in header.blocks:
             if names.was_sent(block.lease):
                 near = False
@@ -281,17 +305,18 @@ class Sharing:
     def in_order(self, attached: Attached) -> bool:
         """Whether a message with blocks may go by the near lane and overtake nothing."""
         names = self._names(attached)
-        return names.in_order
+        return names.in_order()
 
-    def number_new(self, attached: Attached, blocks: Sequence[m.Block]) -> tuple[m.Block, ...]:
-        """Like number, for a message that leaves by the near lane for the first time, where `in_order` says it may."""
-        names, numbered = self._names(attached), []
+    def number_new(self, attached: Attached, blocks: Sequence[m.Block]) -> int:
+        """Like number, for a message that leaves by the near lane for the first time, where `in_order` says it may.
+
+        Returns: what the first of them is called; the others follow.
+        """
+        names = self._names(attached)
+        first = names.upcoming()
         for block in blocks:
-            number = names.number(block.lease)
-            numbered.append(
-                m.Block(number, block.pid, block.fd, block.segment_bytes, block.nonce, block.offset, block.size)
-            )
-        return tuple(numbered)
+            names.number(block.lease)
+        return first
 
     def went_round(self, attached: Attached) -> None:
         """A message that has its numbers goes by the control lane."""
@@ -310,34 +335,40 @@ class Sharing:
     def resolve(self, attached: Attached, header: m.Content) -> tuple[Any, ...] | None:
         """Views of the arrays of a message; None if they cannot be seen."""
         assert header.blocks is not None
-        blocks = header.blocks
+        views = self.views(attached, places_of(header.blocks))
+        return None if views is None else tuple(views)
+
+    def views(self, attached: Attached, places: list[Place]) -> list[Any] | None:
+        """The same of the places where they lie."""
         ledger, near = self._ledger(attached), attached.near
-        board = None if near is None else near.board
-        if board is not None:
-            for block in blocks:
-                if board.tells(block.lease):
-                    # A message in the middle of which a signal handler raised: its owner may use the memory by now.
-                    return None
-        if self._pool is None or not ledger.admit([block.lease for block in blocks]):
+        board, leases = None if near is None else near.board, []
+        views: list[Any] = []
+        for place in places:
+            lease = place.lease
+            if board is not None and board.tells(lease):
+                # A message in the middle of which a signal handler raised: its owner may use the memory by now.
+                return None
+            leases.append(lease)
+        if self._pool is None or not ledger.admit(leases):
             attached.link.say(m.Seen(False))  # it shall use sockets
             return None
-        views: list[Any] = []
         try:
-            for block in blocks:
-                view = self._view(attached, block, ledger)
+            for place in places:
+                view = self._view(attached, place, ledger)
                 if view is None:
                     break
                 views.append(view)
         finally:  # a signal handler may have raised: they are admitted again with the message
-            for left in blocks[len(views) :]:
-                self._give_back(attached, ledger, left)
-        if len(views) < len(blocks):
+            if len(views) < len(places):
+                for left in places[len(views) :]:
+                    self._give_back(attached, ledger, left)
+        if len(views) < len(places):
             attached.link.say(m.Seen(False))
             return None
         if self.near is not None and self.came_round is attached and (report := ledger.report()) is not None:
             attached.link.say(m.Leases(*report))  # before the answer: what comes next may take the near lane again
             self.near.flush(attached)
-        return tuple(views)
+        return views
 
     def take_back(self, now: float) -> list[Attached]:
         """Views have gone: if it is time, tell their owners, which may use the memory again. Returns the links told."""
@@ -387,14 +418,14 @@ class Sharing:
         """The board of a peer; None if it cannot be seen."""
         if self._pool is None or block.size != shm.BOARD_BYTES:
             return None
-        view = self._view(attached, block, None)
+        view = self._view(attached, places_of((block,))[0], None)
         return None if view is None else view.cast("Q")
 
     def news(self, attached: Attached, header: m.Probe | m.Seen | m.Leases) -> None:
         """A word of the peer about its memory or ours."""
         match header:
             case m.Probe():
-                view = self._view(attached, header.block, None) if self._pool is not None else None
+                view = self._view(attached, places_of((header.block,))[0], None) if self._pool is not None else None
                 probe = bytes(view[:_PROBE_BYTES]) if view is not None else b""
                 if self.near is not None and probe.startswith(_PROBE):
                     self.near.accept(attached, header.block.pid, probe[len(_PROBE) :])
@@ -429,6 +460,7 @@ class Sharing:
         dead = share is not None and not shm.process_alive(share.pid, share.started)
         self._now_or_later(partial(self._pool.retire, attached.peer_id, dead=dead, wait_s=_POOL_S))
         self._mapper.forget(attached.peer_id)
+        self._lender = self._named = None
         self._ledgers.pop(id(attached), None)
         self._numbers.pop(id(attached), None)
 
@@ -448,20 +480,30 @@ class Sharing:
             self._mapper.close()
 
     def _ledger(self, attached: Attached) -> shm.Ledger:
+        if self._lender is attached and self._its_ledger is not None:
+            return self._its_ledger
         known = self._ledgers.get(id(attached))
         if known is None:
             known = self._ledgers[id(attached)] = (attached, shm.Ledger())
+        self._lender = None  # in this order: a signal handler may look up another one in between
+        self._its_ledger = known[1]
+        self._lender = attached
         return known[1]
 
     def _names(self, attached: Attached) -> shm.Numbers:
+        if self._named is attached and self._its_names is not None:
+            return self._its_names
         known = self._numbers.get(id(attached))
         if known is None:
             known = self._numbers[id(attached)] = (attached, shm.Numbers())
+        self._named = None  # in this order, likewise
+        self._its_names = known[1]
+        self._named = attached
         return known[1]
 
     def _is_in_put(self) -> bool:
         """True for a signal handler that came in the middle of a put of its own thread."""
-        return bool(self._putting) and threading.get_ident() in self._putting
+        return len(self._putting) > 0 and _ident() in self._putting
 
     def _give_free(self, attached: Attached, unused: list[int], done: list[int]) -> None:
         """Our leases that the peer does not use, and those that are not sent again."""
@@ -526,30 +568,30 @@ class Sharing:
             or len(self._returned) >= TOLD_LEASES
         )
 
-    def _give_back(self, attached: Attached, ledger: shm.Ledger, block: m.Block) -> None:
+    def _give_back(self, attached: Attached, ledger: shm.Ledger, place: Place) -> None:
         """Nobody looks at a block any more; from the garbage collector, on any thread."""
         near = attached.near
         board = None if near is None else near.board
         known = self._ledgers.get(id(attached))
         if known is None or known[1] is not ledger:
             board = None  # lent by an earlier life of the peer: this one's numbers are others
+        lease = place.lease
         if board is not None:
-            board.give_back(block.lease)
-        self._returned.append((attached, ledger, block.lease))
+            board.give_back(lease)
+        self._returned.append((attached, ledger, lease))
         weight, sooner = TOLD_WEIGHT, False
         if board is None:
             sooner = not self._num_untold  # than what stands on boards
             self._num_untold += 1
             weight = 1.0
-        self._returned_share += weight * block.size / max(1, block.segment_bytes)
+        self._returned_share += weight * place.size / max(1, place.segment_bytes)
         if sooner or not self._is_due_soon or self._is_much():
             self._wake()
 
-    def _view(self, attached: Attached, block: m.Block, ledger: shm.Ledger | None) -> memoryview | None:
-        info = _info((block.pid, block.fd, block.segment_bytes, block.nonce))
-        on_release = _nothing if ledger is None else partial(self._give_back, attached, ledger, block)
+    def _view(self, attached: Attached, place: Place, ledger: shm.Ledger | None) -> memoryview | None:
+        on_release = _nothing if ledger is None else _Release(self, attached, ledger, place)
         try:
-            return self._mapper.view(attached.peer_id, info, block.offset, block.size, on_release)
+            return self._mapper.view_place(attached.peer_id, place, on_release)
         except shm.SegmentUnavailable:
             return None
 
@@ -558,7 +600,30 @@ def _nothing() -> None:
     """What happens when the view of a probe or a board is gone."""
 
 
-def _to_wire(block: shm.Block) -> m.Block:
+class _Release:
+    """What is called when nobody looks at a block any more; no closure, to be quick."""
+
+    def __init__(self, sharing: Sharing, attached: Attached, ledger: shm.Ledger, place: Place) -> None:
+        self._sharing, self._attached, self._ledger, self._place = sharing, attached, ledger, place
+
+    def __call__(self) -> None:
+        self._sharing._give_back(self._attached, self._ledger, self._place)
+
+
+def total_bytes(arrays: Sequence[Array]) -> int:
+    """Bytes of arrays; of what is none, 0."""
+    total = 0
+    for array in arrays:
+        total += array.nbytes if type(array) is _ndarray else getattr(array, "nbytes", 0)
+    return total
+
+
+def _to_wire(lease: Lease) -> m.Block:
     """A block of a pool as messages name it, by the pool's number."""
+    info = lease.info
+    return _Block(lease.lease_id, info[0], info[1], info[2], info[3], lease.offset, lease.size)
+
+
+def _on_wire(block: shm.Block) -> m.Block:
     info = block.segment
-    return m.Block(block.lease_id, info.pid, info.fd, info.size, info.nonce, block.offset, block.size)
+    return _Block(block.lease_id, info.pid, info.fd, info.size, info.nonce, block.offset, block.size)

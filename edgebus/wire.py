@@ -156,12 +156,14 @@ def spec_fault(spec: ArraySpec, frame_bytes: int) -> str | None:
     if item_bytes is None:
         return f"array dtype {spec.dtype!r} is not one of {' '.join(ITEM_BYTES)}"
     items = strides = 1
+    most = MAX_ITEMS
     for dim in spec.shape:
         items *= dim
-        strides *= dim or 1
-    # Zero-sized dims would let the others be absurd; numpy multiplies them all when it makes strides.
-    if strides > MAX_ITEMS:
-        return f"array shape {spec.shape} has over 2**40 items"
+        # Zero-sized dims would let the others be absurd; numpy multiplies them all when it makes strides.
+        if dim > 1:
+            if dim > most // strides:
+                return f"array shape {spec.shape} has over 2**40 items"
+            strides *= dim
     need_bytes = items * item_bytes
     if need_bytes != frame_bytes:
         return f"array {spec.dtype} {spec.shape} needs {need_bytes} B, its frame has {frame_bytes} B"

@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import mmap
 import os
-import threading
 import weakref
 from collections import OrderedDict, deque
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass
-from functools import partial
 
 import numpy as np
 
 from edgebus.forks import forks
+from edgebus.locks import open_lock
 from edgebus.shm.forks import leave_when_forked
 from edgebus.shm.pool import ALIGN_BYTES
 from edgebus.shm.segments import HEADER_BYTES, SegmentInfo, SegmentUnavailable, available, open_segment
@@ -34,6 +33,9 @@ class MapperStats:
     copied_bytes: int = 0
 
 
+_FIRST_AT, _ALIGN_BYTES = HEADER_BYTES, ALIGN_BYTES
+
+
 class _Mapped:
     """Address space in use and its bounds: each segment may cost a descriptor as well."""
 
@@ -51,6 +53,49 @@ class _Mapped:
 
     def __str__(self) -> str:
         return f"{self.num_bytes} of {self.max_bytes} bytes in {self.num_segments} of {self.max_segments} segments"
+
+
+class Place:
+    """Bytes in a segment of a peer's; as SegmentInfo and more, in C where this is compiled.
+
+    Attributes:
+        lease: the number under which they come back.
+        pid, fd, segment_bytes, nonce: the segment.
+        offset, size: where in it they lie.
+    """
+
+    lease: int
+    pid: int
+    fd: int
+    segment_bytes: int
+    nonce: bytes
+    offset: int
+    size: int
+
+    def info(self) -> SegmentInfo:
+        """The segment."""
+        return SegmentInfo(self.pid, self.fd, self.segment_bytes, self.nonce)
+
+
+def place(lease: int, pid: int, fd: int, segment_bytes: int, nonce: bytes, offset: int, size: int) -> Place:
+    """A place, quicker than by an __init__."""
+    made = Place.__new__(Place)
+    made.lease, made.pid, made.fd, made.segment_bytes, made.nonce = lease, pid, fd, segment_bytes, nonce
+    made.offset, made.size = offset, size
+    return made
+
+
+class _Ended:
+    """What is called at the end of a view."""
+
+    def __init__(self, pid: int, ended: deque[None], on_release: Callable[[], None]) -> None:
+        self._pid, self._ended, self._on_release = pid, ended, on_release
+
+    def __call__(self) -> None:
+        if TOLD_TO_CHILDREN and os.getpid() != self._pid:
+            return
+        self._ended.append(None)
+        self._on_release()
 
 
 _Key = tuple[Hashable, SegmentInfo]
@@ -84,8 +129,11 @@ class Mapper:
         self._all = _Mapped(max_mapped_bytes, max_segments)
         self._peers: dict[Hashable, _Mapped] = {}
         self._cached: OrderedDict[_Key, mmap.mmap] = OrderedDict()
-        self._last: tuple[Hashable, SegmentInfo, mmap.mmap] | None = None  # of _cached, what was seen last
-        self._lock = threading.Lock()
+        # Of _cached, what was seen last:
+        self._last: Place | None = None
+        self._last_peer: Hashable = None
+        self._last_mapping: mmap.mmap | None = None
+        self._lock = open_lock()  # nothing that a signal handler might want is called while it is held
         self._pid, self._forks = os.getpid(), forks[0]
         self._num_mapped = self._num_views = self._refused = 0
         # The garbage collector ends views and mappings on any thread, also on one that is in here: it only appends.
@@ -106,22 +154,33 @@ class Mapper:
         Raises:
             SegmentUnavailable: it cannot be used, or there is no room for it.
         """
-        with self._lock:
+        try:
+            where = place(0, info.pid, info.fd, info.size, info.nonce, offset, size)
+        except OverflowError:  # no number that a place has
+            self._refused += 1
+            raise SegmentUnavailable("malformed", f"{size} bytes at {offset} of {info}") from None
+        return self.view_place(peer, where, on_release)
+
+    def view_place(self, peer: Hashable, where: Place, on_release: Callable[[], None]) -> memoryview:
+        """The same of a place."""
+        try:
+            self._lock.acquire()
             try:
-                self._check(info, offset, size)
-                mapping = self._mapping(peer, info)
+                self._check(where)
+                mapping = self._mapping(peer, where)
             except SegmentUnavailable:
                 self._refused += 1
                 raise
-            on_end = partial(_end_view, self._pid, self._views_ended, on_release)
-            seen = _watch(mapping, offset, size, on_end)
+            seen = _watch(mapping, where.offset, where.size, _Ended(self._pid, self._views_ended, on_release))
             self._num_views += 1
             return seen
+        finally:
+            self._lock.release()
 
     def forget(self, peer: Hashable) -> None:
         """Drop what is kept of a peer whose link is gone; its views stay as they are."""
         with self._lock:
-            self._last = None
+            self._last = self._last_mapping = None
             for key in [key for key in self._cached if key[0] == peer]:
                 del self._cached[key]  # unmapped here, or with its last view
             self._drain()
@@ -129,7 +188,7 @@ class Mapper:
     def close(self) -> None:
         """Forget everybody."""
         with self._lock:
-            self._last = None
+            self._last = self._last_mapping = None
             self._cached.clear()
             self._drain()
 
@@ -143,28 +202,38 @@ class Mapper:
 
     def leave_to_parent(self) -> None:
         """In a forked child: keep no segment alive that no view needs, and map none."""
-        self._lock = threading.Lock()
-        self._last = None
+        self._lock = open_lock()
+        self._last = self._last_mapping = None
         self._cached.clear()
 
-    def _check(self, info: SegmentInfo, offset: int, size: int) -> None:
+    def _check(self, where: Place) -> None:
         if self._forks != forks[0] and os.getpid() != self._pid:
             raise SegmentUnavailable("forked", f"this mapper belongs to process {self._pid}")
-        if not (offset >= HEADER_BYTES and 0 <= size <= info.size - offset and offset % ALIGN_BYTES == 0):
-            raise SegmentUnavailable("out_of_bounds", f"{size} bytes at {offset} of a segment of {info.size}")
+        offset, size, end = where.offset, where.size, where.segment_bytes
+        if not (offset >= _FIRST_AT and 0 <= size <= end - offset and offset % _ALIGN_BYTES == 0):
+            raise SegmentUnavailable("out_of_bounds", f"{size} bytes at {offset} of a segment of {end}")
 
-    def _mapping(self, peer: Hashable, info: SegmentInfo) -> mmap.mmap:
+    def _mapping(self, peer: Hashable, where: Place) -> mmap.mmap:
         """The segment, kept or mapped now."""
         last = self._last
-        if last is not None and last[0] is peer and last[1] == info:
-            return last[2]  # it is the one used last: nothing to be moved
-        self._last = None
+        if (
+            last is not None
+            and self._last_peer is peer
+            and last.fd == where.fd
+            and last.pid == where.pid
+            and last.segment_bytes == where.segment_bytes
+            and last.nonce == where.nonce
+            and self._last_mapping is not None
+        ):
+            return self._last_mapping  # it is the one used last: nothing to be moved
+        self._last = self._last_mapping = None
+        info = where.info()
         key = (peer, info)
         mapping = self._cached.get(key)
         if mapping is not None:
             if len(self._cached) > 1:
                 self._cached.move_to_end(key)
-            self._last = (peer, info, mapping)
+            self._last_peer, self._last_mapping, self._last = peer, mapping, where
             return mapping
         if not available():
             raise SegmentUnavailable("unavailable", "this process cannot open segments")
@@ -211,12 +280,6 @@ class Mapper:
             self._num_views -= 1
 
 
-def _end_view(pid: int, ended: deque[None], on_release: Callable[[], None]) -> None:
-    if os.getpid() == pid:
-        ended.append(None)
-        on_release()
-
-
 def _plain_watch(buffer: mmap.mmap, offset: int, size: int, on_end: Callable[[], None]) -> memoryview:
     """Read-only bytes of a buffer; `on_end` is called when the last view of them is gone, unless the process ends."""
     # An ndarray can be watched and dies with the last buffer taken of it: it stands for the view.
@@ -226,9 +289,11 @@ def _plain_watch(buffer: mmap.mmap, offset: int, size: int, on_end: Callable[[],
 
 
 _watch: Callable[[mmap.mmap, int, int, Callable[[], None]], memoryview] = _plain_watch
+TOLD_TO_CHILDREN = True
+"""Whether a view that ends in a forked child says so."""
 try:
     from edgebus import _views
 
-    _watch = _views.watch
+    _watch, TOLD_TO_CHILDREN = _views.watch, False
 except ImportError:  # not built
     pass

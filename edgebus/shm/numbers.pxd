@@ -8,7 +8,9 @@ cdef class Numbers:
     cdef public set _numbered, _done
 
     cpdef number(self, lease_id)
+    cpdef long long upcoming(self) except -1
     cpdef went_round(self)
+    cpdef bint in_order(self) except -1
     cpdef bint was_sent(self, lease_id) except -1
     cpdef list done(self, lease_ids)
     cpdef list settle(self, long long upto, held)

@@ -34,14 +34,17 @@ class Numbers:
         self._numbered.add(lease_id)
         return number
 
+    def upcoming(self) -> int:
+        """What the next one is called."""
+        return self._next
+
     def went_round(self) -> None:
         """What has a number by now goes by a slow way, or may: what comes after must not overtake it."""
         self._detour = self._next - 1
 
-    @property
     def in_order(self) -> bool:
         """Whether the quick way may be taken: the peer has received all that went by the slow one."""
-        return self._detour not in self._leases
+        return self._detour < 0 or self._detour not in self._leases
 
     def was_sent(self, lease_id: int) -> bool:
         """Whether a lease whose message may still be sent again has had a number."""

@@ -7,4 +7,5 @@ cdef class Pipes:
     cdef public tuple _files
 
     cpdef bint send(self, frames) except -1
+    cpdef bint send_one(self, bytes frame) except -1
     cpdef take(self)

@@ -72,6 +72,10 @@ class Pipes:
             return _write(self._write_fd, frames[0], None)
         return len(frames[1]) < PACKET_BYTES and _write(self._write_fd, frames[0], bytes(frames[1]))
 
+    def send_one(self, frame: bytes) -> bool:
+        """The same of one frame."""
+        return self._write_fd >= 0 and _write(self._write_fd, frame, None)
+
     def take(self) -> list[bytes] | None:
         """The frames of the next message, empty if it is none; None if there is none."""
         return _read(self.read_fd) if self.read_fd >= 0 else None

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 import weakref
 from collections import deque
 from collections.abc import Callable, Collection, Hashable, Iterable, Sequence
@@ -13,6 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from edgebus.locks import open_lock
 from edgebus.shm.arena import Arena, Budget
 from edgebus.shm.forks import leave_when_forked
 from edgebus.shm.segments import COMMIT_BYTES, HEADER_BYTES, Segment, SegmentInfo, available
@@ -63,19 +63,30 @@ class PoolStats:
 
 
 _ndarray = np.ndarray
-_block: Callable[[tuple[Any, ...]], Block] = partial(tuple.__new__, Block)  # without a frame of Python
 
 
-class _Lease:
-    """A block and who still needs it: the peer, we ourselves for a resend, the application that writes in it."""
+class Lease:
+    """A block and who still needs it: the peer, we ourselves for a resend, the application that writes in it.
 
-    def __init__(self, segment: Segment, offset: int, span: int, kept: bool, written: bool) -> None:
-        self.segment = segment
-        self.offset = offset
-        self.span = span
-        self.kept = kept
-        self.written = written
-        self.with_peer = True
+    Attributes:
+        lease_id, offset, size: as Block has them.
+        info: of its segment, as a plain tuple.
+        span: bytes it takes.
+    """
+
+    lease_id: int
+    segment: Segment
+    info: tuple[Any, ...]
+    offset: int
+    size: int
+    span: int
+    kept: bool
+    written: bool
+    with_peer: bool
+
+    def block(self) -> Block:
+        """It as others see it."""
+        return Block(self.segment.info, self.offset, self.size, self.lease_id)
 
 
 class _Account:
@@ -83,7 +94,7 @@ class _Account:
 
     def __init__(self, arena: Arena) -> None:
         self.arena = arena
-        self.leases: dict[int, _Lease] = {}
+        self.leases: dict[int, Lease] = {}
 
 
 class Pool:
@@ -109,8 +120,10 @@ class Pool:
         self._budget = Budget(max_bytes)
         self._max_owner_bytes = owner_bytes
         self._segment_bytes = _round_up(segment_bytes, HEADER_BYTES)
-        self._lock = threading.Lock()
+        self._lock = open_lock()
         self._open = available()
+        self._info: SegmentInfo | None = None  # of the segment that was used last, and as a plain tuple:
+        self._plain_info: tuple[Any, ...] = (0, 0, 0, b"")
         self._accounts: dict[Hashable, _Account] = {}
         self._orphans: list[tuple[Hashable, Segment]] = []
         self._in_use = self._copied = self._refused = self._strays = self._next_lease = 0
@@ -129,7 +142,7 @@ class Pool:
         Raises:
             ValueError: not contiguous.
         """
-        sources, sizes, pos = [], [], 0
+        sources = []
         for buffer in buffers:
             view = buffer if type(buffer) is _ndarray and buffer.flags.c_contiguous else memoryview(buffer)
             if type(view) is memoryview and not view.c_contiguous:
@@ -137,20 +150,29 @@ class Pool:
                     f"a buffer of shape {view.shape}, strides {view.strides} is not C-contiguous; copy it first"
                 )
             sources.append(view)
+        leases = self.put_leases(sources, owner, keep)
+        return None if leases is None else [lease.block() for lease in leases]
+
+    def put_leases(self, sources: list[Any], owner: Hashable, keep: bool) -> list[Lease] | None:
+        """Like put, for arrays and memoryviews that are known to be C-contiguous."""
+        sizes, pos = [], 0
+        for view in sources:
             sizes.append(view.nbytes)
         reserved = self._reserve(sizes, owner, keep)
         if reserved is None:
             return None
-        memory, blocks = reserved
+        memory, leases = reserved
         try:
             for view in sources:
-                _copy_to(memory, blocks[pos].offset, view)  # other threads run meanwhile
+                lease = leases[pos]
+                _copy_to(memory, lease.offset, view)  # other threads run meanwhile
                 pos += 1
         except BaseException:  # interrupted: nobody will ever hear of these blocks
-            self.done([block.lease_id for block in blocks], owner)
-            self.release([block.lease_id for block in blocks], owner)
+            lease_ids = [lease.lease_id for lease in leases]
+            self.done(lease_ids, owner)
+            self.release(lease_ids, owner)
             raise
-        return blocks
+        return leases
 
     def loan(self, size: int, owner: Hashable, *, keep: bool = False) -> tuple[memoryview, Block] | None:
         """Memory of the owner to be written in place and then sent: no copy at all.
@@ -165,7 +187,8 @@ class Pool:
         reserved = self._reserve([size], owner, keep, True)
         if reserved is None:
             return None
-        memory, [block] = reserved
+        memory, [lease] = reserved
+        block = lease.block()
         try:
             return _watch(
                 memory, block.offset, size, partial(self._written.append, (owner, block.lease_id)), True
@@ -201,13 +224,16 @@ class Pool:
     def settle(self, owner: Hashable, upto: int, held: Collection[int]) -> None:
         """The peer needs none of its leases up to `upto` (included) but those held: a report of its `Ledger`."""
         held = frozenset(held)
-        with self._lock:
+        self._take_lock()
+        try:
             for lease_id, lease in list(self._leases(owner).items()):
                 if lease_id > upto:
                     break
                 if lease.with_peer and lease_id not in held:
                     lease.with_peer = False
                     self._free_if_unused(owner, lease_id, lease)
+        finally:
+            self._lock.release()
 
     def done(self, lease_ids: Iterable[int], owner: Hashable, wait_s: float = FOR_EVER) -> None:
         """We shall not resend what these leases hold: the end of `keep`. `wait_s` as in `release`."""
@@ -224,15 +250,21 @@ class Pool:
 
     def has(self, lease_id: int, owner: Hashable) -> bool:
         """Whether the owner has this lease, so that its block may be sent."""
-        with self._lock:
+        self._take_lock()
+        try:
             return lease_id in self._leases(owner)
+        finally:
+            self._lock.release()
 
     def read(self, lease_id: int, size: int) -> bytes | None:
         """The content of a block, to go by another way; None if it is not in use."""
-        with self._lock:
+        self._take_lock()
+        try:
             for account in self._accounts.values():
                 if (lease := account.leases.get(lease_id)) is not None and lease.segment.memory is not None:
                     return lease.segment.memory[lease.offset : lease.offset + size].tobytes()
+        finally:
+            self._lock.release()
         return None
 
     def retire(self, owner: Hashable, *, dead: bool = False, wait_s: float = FOR_EVER) -> None:
@@ -264,22 +296,29 @@ class Pool:
 
     def trim(self) -> None:
         """Sweep, and give memory behind the last blocks back to the system; also done where it runs short."""
-        with self._lock:
+        self._take_lock()
+        try:
             self._trim()
+        finally:
+            self._lock.release()
 
     def close(self) -> None:
         """Retire everybody, let go of everything, lend no more; views that peers have stay as they are."""
-        with self._lock:
+        self._take_lock()
+        try:
             self._open = False
             for owner, account in self._accounts.items():
                 self._orphans += [(owner, segment) for segment in account.arena.abandon()]
             self._accounts.clear()
             self._in_use = 0
             self._close_orphans(self._orphans)
+        finally:
+            self._lock.release()
 
     def stats(self) -> PoolStats:
         """Snapshot."""
-        with self._lock:
+        self._take_lock()
+        try:
             self._drain()
             accounts = self._accounts.values()
             return PoolStats(
@@ -293,46 +332,56 @@ class Pool:
                 self._refused,
                 self._strays,
             )
+        finally:
+            self._lock.release()
 
     def leave_to_parent(self) -> None:
         """In a forked child: the segments are closed by themselves, and nothing is lent."""
-        self._lock = threading.Lock()
+        self._lock = open_lock()
         self._open = False
         self._accounts, self._orphans, self._in_use = {}, [], 0
         self._budget = Budget(0)
 
-    def _take_lock(self, wait_s: float) -> bool:
-        if not self._lock.acquire(True, wait_s):
+    def _take_lock(self, wait_s: float = FOR_EVER) -> bool:
+        if not self._lock.enter(wait_s):
             raise PoolBusy
         return True
 
     def _reserve(
         self, sizes: list[int], owner: Hashable, keep: bool, written: bool = False
-    ) -> tuple[Bytes, list[Block]] | None:
+    ) -> tuple[Bytes, list[Lease]] | None:
         """Blocks side by side in one segment, and its memory."""
         total = copied = 0
         for size in sizes:
             total += _span(size)
             copied += size
-        with self._lock:
+        self._take_lock()
+        try:
             placed = self._place(owner, total, len(sizes))
             if placed is None:
                 self._refused += 1
                 return None
             segment, offset = placed
             account = self._accounts[owner]
-            leases, info, blocks = account.leases, segment.info, []
+            leases, made = account.leases, []
+            if segment.info is not self._info:
+                self._info, self._plain_info = segment.info, tuple(segment.info)
             for size in sizes:
-                span = _span(size)
-                lease_id, self._next_lease = self._next_lease, self._next_lease + 1
-                leases[lease_id] = _Lease(segment, offset, span, keep, written)
-                blocks.append(_block((info, offset, size, lease_id)))
-                offset += span
+                lease = Lease.__new__(Lease)
+                lease.lease_id, self._next_lease = self._next_lease, self._next_lease + 1
+                lease.segment, lease.info, lease.offset = segment, self._plain_info, offset
+                lease.size, lease.span = size, _span(size)
+                lease.kept, lease.written, lease.with_peer = keep, written, True
+                leases[lease.lease_id] = lease
+                made.append(lease)
+                offset += lease.span
             self._in_use += total
             if not written:
                 self._copied += copied
             assert segment.memory is not None
-            return segment.memory, blocks
+            return segment.memory, made
+        finally:
+            self._lock.release()
 
     def _place(self, owner: Hashable, size: int, count: int) -> tuple[Segment, int] | None:
         """Room for so many blocks of so many bytes together."""
@@ -351,7 +400,7 @@ class Pool:
             placed = account.arena.take(size)
         return placed
 
-    def _leases(self, owner: Hashable) -> dict[int, _Lease]:
+    def _leases(self, owner: Hashable) -> dict[int, Lease]:
         self._drain()
         account = self._accounts.get(owner)
         return account.leases if account is not None else {}
@@ -366,7 +415,7 @@ class Pool:
                 lease.written = False
                 self._free_if_unused(owner, lease_id, lease)
 
-    def _free_if_unused(self, owner: Hashable, lease_id: int, lease: _Lease) -> None:
+    def _free_if_unused(self, owner: Hashable, lease_id: int, lease: Lease) -> None:
         if not (lease.with_peer or lease.kept or lease.written):
             account = self._accounts[owner]
             del account.leases[lease_id]

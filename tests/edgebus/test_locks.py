@@ -220,3 +220,34 @@ def test_poller_says_that_a_descriptor_cannot_be_watched_or_that_it_is_closed(po
     poller.close()
     with pytest.raises((OSError, ValueError)):
         poller.poll(0.0)
+
+
+def test_entering_is_refused_to_who_has_the_lock_and_after_its_time_to_others(lock):
+    assert lock.enter()
+    assert not lock.enter(), "a signal handler would come into the middle of what its own thread does"
+    lock.release()
+    released = threading.Event()
+    thread = held_by_another(lock, released)
+    begun = time.monotonic()
+    assert not lock.enter(0.02)
+    assert time.monotonic() - begun >= 0.02
+    assert not lock.enter(0.0)
+    threading.Timer(0.02, released.set).start()
+    assert lock.enter(5.0)
+    thread.join(5)
+    lock.release()
+    assert lock.enter(0.0)
+    lock.release()
+
+
+def test_exception_of_a_signal_handler_while_entering_leaves_the_lock_as_it_was(lock, alarm):
+    released = threading.Event()
+    thread = held_by_another(lock, released)
+    alarm(0.05)
+    with pytest.raises(Alarm):
+        lock.enter(5.0)
+    assert not lock.is_mine()
+    released.set()
+    thread.join(5)
+    assert lock.enter(1.0)
+    lock.release()

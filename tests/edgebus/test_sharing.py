@@ -27,6 +27,7 @@ from edgebus.attached import Attached, NearLane, Traffic
 from edgebus.config import Limits
 from edgebus.sharing import REPORT_S, TOLD_S, Sharing
 from edgebus.shm import Ledger, Numbers
+from edgebus.shm.mapper import place
 from edgebus.shm.pool import _plain_copy
 from edgebus.testing import Proxy
 
@@ -113,13 +114,13 @@ def test_quick_way_is_free_once_the_peer_has_what_went_by_the_slow_one_though_it
         numbers.number(lease)
     numbers.went_round()
     assert numbers.settle(0, []) == []
-    assert not numbers.in_order, "number 1 may still be on its way"
+    assert not numbers.in_order(), "number 1 may still be on its way"
     numbers.settle(1, [1])
-    assert numbers.in_order
+    assert numbers.in_order()
     numbers.number(7)
     numbers.went_round()
     numbers.settle(1, [1])
-    assert not numbers.in_order, "said before it, or said again"
+    assert not numbers.in_order(), "said before it, or said again"
 
 
 def test_board_is_looked_at_at_both_ends_of_what_is_out_and_everywhere_if_need_be():
@@ -130,9 +131,9 @@ def test_board_is_looked_at_at_both_ends_of_what_is_out_and_everywhere_if_need_b
     assert numbers.done(range(200)) == []
     for number in (31, 32, 167, 168, 199):
         board[number] = number + 1
-    assert not numbers.in_order
+    assert not numbers.in_order()
     assert sorted(numbers.read(board)) == [31, 168, 199]
-    assert numbers.in_order, "the last one was received, whatever is held of the older ones"
+    assert numbers.in_order(), "the last one was received, whatever is held of the older ones"
     assert numbers.read(board, True) == [32, 167]
     for number in range(200):
         board[number] = number + 1
@@ -150,7 +151,7 @@ def test_lease_that_stands_on_no_board_is_told_soon_though_others_wait_longer():
     links[0].near.board = shm.Board()
     for attached, within_s in zip(links, (TOLD_S, REPORT_S), strict=True):
         before = len(woken)
-        sharing._give_back(attached, sharing._ledger(attached), m.Block(0, 1, 1, 64 * MIB, bytes(16), 4096, 100_000))
+        sharing._give_back(attached, sharing._ledger(attached), place(0, 1, 1, 64 * MIB, bytes(16), 4096, 100_000))
         assert len(woken) == before + 1
         now = time.monotonic()
         assert sharing.take_back(now) == []
@@ -325,7 +326,7 @@ def test_host_that_cannot_be_seen_falls_back_to_sockets():
 class Blind(shm.Mapper):
     """Sees nothing."""
 
-    def view(self, *args):
+    def view_place(self, *args):
         raise shm.SegmentUnavailable("gone", "as it happens")
 
 

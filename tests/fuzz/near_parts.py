@@ -8,15 +8,28 @@ from collections.abc import Iterator
 import msgspec
 
 from edgebus import messages as m
+from edgebus.attached import open_reader
+from edgebus.handed import Handed, as_handed
 from edgebus.near import decode_here
 from edgebus.shm import pipes
 from tests.fuzz.source import join_frames, split_frames
 
 
 def near(data: bytes) -> None:
-    """Greetings on the near lane: refused, or said again as they are."""
+    """Greetings and headers on the near lane: refused, or said again as they are."""
     here = decode_here(data)
     assert here is None or decode_here(msgspec.msgpack.encode(here)) == here
+    reader = open_reader()
+    for _ in range(2):  # it remembers parts of what it has read
+        if (read := reader.read(data)) is not None:
+            known = as_handed(m.decode_header(data))
+            assert known is not None
+            assert read.header() == known.header()
+            assert _places(read) == _places(known)
+
+
+def _places(read: Handed) -> list[tuple[object, ...]]:
+    return [(each.lease, *each.info(), each.offset, each.size) for each in read.places]
 
 
 def packets(data: bytes) -> None:
@@ -56,6 +69,8 @@ def near_seeds() -> Iterator[bytes]:
     yield msgspec.msgpack.encode((*msgspec.structs.astuple(block), True))
     yield msgspec.msgpack.encode(msgspec.structs.astuple(block)[:-1])
     yield b"\x95\x90\x90\x00\x00" + b"\x91" * 3000 + b"\x00"
+    specs = (m.ArraySpec("f4", (4, 6)), m.ArraySpec("u1", (300,)))
+    yield m.encode_header(m.Request(7, "work", 5000, 6, specs, b"hello", None, None, (block, block)))
 
 
 def packet_seeds() -> Iterator[bytes]:
