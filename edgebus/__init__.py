@@ -6,14 +6,9 @@ Names are loaded on first use: `import edgebus` costs milliseconds, libzmq comes
 from __future__ import annotations
 
 import importlib
-import os
 from typing import TYPE_CHECKING, Any
 
-from edgebus.pure import is_partial, use_sources
-
-if os.environ.get("EDGEBUS_PURE") or is_partial():
-    use_sources()
-
+import edgebus.forms  # noqa: F401 - the first of all, since it decides where the others come from
 from edgebus.config import Limits
 from edgebus.errors import (
     AlreadyAnswered,

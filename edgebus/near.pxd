@@ -9,13 +9,9 @@ from edgebus.handed cimport Handed
 from edgebus.requests cimport Caller
 from edgebus.runner cimport Runner
 from edgebus.sharing cimport Sharing
-<<<<<<< HEAD
 from edgebus.readiness cimport DescriptorTaker
-from edgebus.sockets cimport Sockets
-=======
 from edgebus.shm.mapper cimport Place
-from edgebus.sockets cimport DescriptorTaker, Sockets
->>>>>>> lean
+from edgebus.sockets cimport Sockets
 
 
 cdef class NearLanes:

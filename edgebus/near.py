@@ -20,20 +20,13 @@ from edgebus.attached import Attached, NearLane, Route
 from edgebus.errors import NodeClosed
 from edgebus.handed import MOST_ARRAYS, as_handed
 from edgebus.link_states import State
-<<<<<<< HEAD
-from edgebus.messages import INLINE_BYTES, Block, Message, Request, decode_header, encode_header
-from edgebus.readiness import DescriptorTaker
-from edgebus.shm.pipes import PACKET_BYTES
-from edgebus.sockets import Sockets
-from edgebus.streams import Specs
-=======
 from edgebus.messages import INLINE_BYTES, Block, Message, Request, decode_header
+from edgebus.readiness import DescriptorTaker
 from edgebus.requests import ttl_of
 from edgebus.sharing import LARGE_BYTES, total_bytes
 from edgebus.shm.pipes import PACKET_BYTES
-from edgebus.sockets import DescriptorTaker, Sockets
+from edgebus.sockets import Sockets
 from edgebus.streams import Frames, Specs
->>>>>>> lean
 from edgebus.wire import spec_fault
 
 if TYPE_CHECKING:
