@@ -162,6 +162,10 @@ class Engine:
                 if left:  # a signal handler has raised, likewise
                     runner.defer(self._send_left, sending[-left:])
 
+    def look_again(self) -> None:
+        """A signal handler has raised in the middle of something."""
+        self.hub.look_again(now=time.monotonic())
+
     def _send(self, route: Route, frames: list[bytes], now: float) -> None:
         if route[0] == NEAR_SOCKET:
             if self.near.send(route, frames):

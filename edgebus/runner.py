@@ -24,7 +24,7 @@ import zmq
 
 from edgebus.attached import Route
 from edgebus.config import Limits
-from edgebus.errors import ConfigError, LocalError, NodeClosed
+from edgebus.errors import ConfigError, EdgebusError, LocalError, NodeClosed
 from edgebus.forks import forks
 from edgebus.hub import Hub
 from edgebus.locks import open_lock
@@ -77,6 +77,9 @@ class Handler(Protocol):
     def on_turn(self, now: float) -> float:
         """All that was ready has been handed over; returns the time of the next timer."""
 
+    def look_again(self) -> None:
+        """A signal handler has raised in the middle of something: see to what was left of it."""
+
 
 class _Displaced:
     """What the node's own thread waits for while it drives: that somebody else does."""
@@ -99,6 +102,10 @@ def is_of_signal(error: BaseException) -> bool:
     cancelled): it would end the node's own.
     """
     return not isinstance(error, Exception) and threading.current_thread() is threading.main_thread()
+
+
+def _nothing() -> None:
+    pass
 
 
 class _Again:
@@ -127,6 +134,7 @@ class Runner:
         self._lock = open_lock()
         self._owner = 0
         self._depth = 0  # how often its owner has it: only the outermost section ends with a turn
+        self._is_whole = True  # a section that sends by itself has come to its end
         self._who = open_lock()  # a signal handler may wait for something in the middle of it
         self._driver = _NOBODY
         self._leads = 0  # counts changes of the driver
@@ -174,6 +182,11 @@ class Runner:
                 result = function(*args)
                 if not depth:
                     self._turn()
+            except EdgebusError:
+                raise
+            except BaseException:
+                self._interrupted()
+                raise
             finally:
                 self._depth = depth  # first of all: an exception of a signal handler may come at the next call
                 self._exit()
@@ -210,6 +223,7 @@ class Runner:
         if self._closed:
             raise NodeClosed("the node is closed: make a new Node")
         self._depth, self._owner = 1, _ident()
+        self._is_whole = False
 
     def close_section(self) -> None:
         """Give the lock back, if it was taken."""
@@ -217,6 +231,8 @@ class Runner:
             return
         self._depth = self._owner = 0
         try:
+            if not self._is_whole:
+                self._interrupted()
             if self.stirred:
                 self.nudge()
         finally:
@@ -232,6 +248,7 @@ class Runner:
         self._next_at = min(self._next_at, self._hub.first_timer_at)
         if self._sleeps_until != _NEVER:
             self._turn()  # a driver sleeps, and sending may have eaten what would have woken it
+        self._is_whole = True
 
     def call(self, function: Callable[..., T], *args: Any) -> T:
         """Like do, for what may fail in libzmq."""
@@ -369,6 +386,9 @@ class Runner:
                     self.sockets.take_touched()
                     if not depth:
                         self._turn()
+                except BaseException:
+                    self._interrupted()
+                    raise
                 finally:
                     self._depth = depth
                     self._exit()
@@ -543,6 +563,15 @@ class Runner:
             if self.stirred:
                 self.nudge()
 
+    def _interrupted(self) -> None:
+        """An exception of a signal handler came in the middle of the machines' work: there is more of it to do.
+
+        What it left may be other threads' messages, whose own work is done, and whoever drives may sleep.
+        """
+        if not self._closed:
+            self._deferred.append((self._handler.look_again, (), _nothing))
+            self._wake()
+
     def _turn(self) -> None:
         """Deferred functions, timers, events, sends, and what came in meanwhile, until there is nothing more."""
         sockets, handler = self.sockets, self._handler
@@ -591,6 +620,9 @@ class Runner:
                         # Timers as well: what is waited for may be here each time, and the poll never be reached.
                         if not depth and (self._deferred or hub.outbox or hub.news or _now() >= self._next_at):
                             self._turn()
+                    except BaseException:
+                        self._interrupted()
+                        raise
                     finally:
                         self._depth = depth
                         self._exit()
@@ -629,6 +661,9 @@ class Runner:
                     # What was due before the poll, that is: for anything else there is another round.
                     if self._depth == 1 and (self._deferred or hub.outbox or hub.news or now >= self._next_at):
                         self._turn()
+                except BaseException:
+                    self._interrupted()
+                    raise
                 finally:
                     self._depth = depth
                     self._exit()
