@@ -108,6 +108,24 @@ def _nothing() -> None:
     pass
 
 
+class _Turn:
+    """What a callback waits for that has come back from a wait and drives still: that no other one is being called."""
+
+    def __init__(self, runner: Runner) -> None:
+        self._runner = runner
+
+    @property
+    def ready(self) -> bool:
+        runner = self._runner
+        runner._turn_wanted = True  # first said, then tried
+        if runner._calls != _ident() and runner._calling.acquire(blocking=False):
+            runner._calls = _ident()
+        return runner._calls == _ident()
+
+    def follow(self, wait_s: float) -> None:
+        raise AssertionError("whoever drives leads")
+
+
 class _Again:
     """A callback that was interrupted: once more, not for ever."""
 
@@ -138,7 +156,7 @@ class Runner:
         self._who = open_lock()  # a signal handler may wait for something in the middle of it
         self._driver = _NOBODY
         self._leads = 0  # counts changes of the driver
-        self._followers = 0
+        self._following: list[int] = []  # threads that sleep while another one drives; left without a lock
         self._left_at = -math.inf
         self._own_asleep = False
         self._own_polls = False
@@ -152,6 +170,7 @@ class Runner:
         self._handlers_lock = open_lock()
         self._calling = threading.Lock()
         self._calls = _NOBODY  # the thread that has it
+        self._turn_wanted = False  # whoever drives waits for it
         self.stirred = False  # something may have become ready that a thread waits for
         self._closed = False
         self._stop_linger_ms: int | None = None
@@ -324,9 +343,18 @@ class Runner:
             if self._closed or (looked and until <= _now()):
                 return item.ready
             looked = True
-            before, in_poll = me, False
+            before, in_poll, lead = me, False, True
+            # A callback that waits: the others, which may be what it waits for, go on, on whichever thread. It comes
+            # back between two of them, also if one of those waits for longer.
+            calls = self._calls == me
             # Ctrl-C may come between any two steps: whoever has become the driver leaves, whatever happens.
             try:
+                if calls:
+                    self._calls = _NOBODY
+                    self._calling.release()
+                    if self._turn_wanted:
+                        self._turn_wanted = False
+                        self._wake()
                 try:
                     self._who.acquire()
                     before = self._driver
@@ -336,36 +364,32 @@ class Runner:
                         self._driver = me
                         self._leads += 1
                     else:
-                        self._followers += 1
+                        self._following.append(me)
                 finally:
                     self._who.release()
                 if lead:
                     if before == _OWN:
                         self._wake()  # it sleeps in poll, and parks when it sees that it is not the driver any more
                     self._drive(item, until, me)
-            finally:
-                if before != me and self._driver == me:
-                    self._driver = _NOBODY  # first of all, likewise
-                    self._leave()
-                if in_poll:
-                    self._wake()  # what the poll behind it waits for may have come meanwhile
-            if not lead:
-                # A callback that waits while another thread drives: the others, which may be what it waits for, go on.
-                calls = self._calls == me
-                try:
+                    if calls and before == me:  # it drives for a wait behind this one as well, and has to go on with it
+                        self._drive(_Turn(self), math.inf, me)
+                else:
                     if calls:
-                        self._calls = _NOBODY
-                        self._calling.release()
                         self.run_callbacks()
                     left_s = until - _now()
                     if left_s > 0:
                         item.follow(min(left_s, 60.0))
-                finally:
-                    with self._who:
-                        self._followers -= 1
-                    if calls:
-                        self._calling.acquire()
-                        self._calls = me
+            finally:
+                if not lead and me in self._following:
+                    self._following.remove(me)
+                elif before != me and self._driver == me:
+                    self._driver = _NOBODY  # first of all, likewise
+                    self._leave()
+                if in_poll:
+                    self._wake()  # what the poll behind it waits for may have come meanwhile
+                if calls and self._calls != me:
+                    self._calling.acquire()
+                    self._calls = me
         return True
 
     def nudge(self) -> None:
@@ -678,15 +702,13 @@ class Runner:
     def _leave(self) -> None:
         if self._own_polls:
             self._wake()  # it was displaced and has not noticed: it shall look at the time again, and park
-        if not (self._own_asleep or self._own_needed or self._followers or self._handlers.waiting):
-            self._left_at = _now()
-            return
-        with self._who:
-            self._left_at = _now()
-            self._own_needed = self._own_needed or self._followers > 0 or self._handlers.waiting
-            wake = self._own_asleep or self._own_needed
+        # No lock: where one is waited for a signal handler may raise, and the node's own thread would sleep on. It says
+        # first that it sleeps, and looks then whether anybody drives.
+        self._left_at = _now()
+        if self._following or self._handlers.waiting:
+            self._own_needed = True
+        if self._own_asleep or self._own_needed:
             self._own_asleep = False
-        if wake:
             self._parked.put(None)
 
     def _run(self) -> None:
