@@ -20,6 +20,7 @@ cdef class Sharing:
     cdef public long long _from_bytes
     cdef public bint _is_due_soon
     cdef public long _num_untold
+    cdef public object _again
 
     @cython.locals(total=cython.longlong)
     cpdef bint wants(self, Attached attached, arrays) except -1

@@ -21,6 +21,7 @@ import msgspec
 
 from edgebus import messages as m
 from edgebus import shm
+from edgebus.again import Again
 from edgebus.arrays import Array, describe_arrays
 from edgebus.config import Limits
 from edgebus.loans import Loan, claim, loan_bytes, make_loan, put_back
@@ -85,6 +86,7 @@ class Sharing:
         self._dropped: deque[tuple[Attached, list[int]]] = deque()  # leases of what is not sent
         self._pool: shm.Pool | None = None
         self._swept_at = 0.0
+        self._again = Again()
         self.share: m.Share | None = None
         if limits.share_bytes >= shm.COMMIT_BYTES and shm.available():
             started = shm.process_start_time(os.getpid()) or 0
@@ -97,8 +99,12 @@ class Sharing:
 
     def wants(self, attached: Attached, arrays: Sequence[Array]) -> bool:
         """True if these arrays should go through shared memory, or it should be found out whether they can."""
-        if self._pool is None or attached.link.peer_share is None or attached.sharing == "no":
+        if self._pool is None or attached.link.peer_share is None:
             return False
+        if attached.sharing == "no":
+            if not self._again.is_due(id(attached), time.monotonic()):
+                return False
+            attached.sharing = "unknown"
         total = 0
         for array in arrays:
             total += getattr(array, "nbytes", 0)
@@ -401,6 +407,8 @@ class Sharing:
                 attached.link.say(m.Seen(probe.startswith(_PROBE)))
             case m.Seen():
                 attached.sharing = "yes" if header.ok and attached.sharing in ("asked", "yes") else "no"
+                if not header.ok:
+                    self._again.refused(id(attached), time.monotonic())
             case m.Leases() if self._pool is not None:
                 self._give_free(attached, self._names(attached).settle(header.upto, header.held), [])
 
@@ -413,6 +421,7 @@ class Sharing:
             # Another life of the peer: what the last one had in use it cannot give back.
             self.gone(attached)
         attached.sharing = "unknown"
+        self._again.forget(id(attached))
         attached.shared_with = incarnation
         known = self._ledgers.get(id(attached))
         if known is not None and (report := known[1].report()) is not None:
@@ -423,6 +432,7 @@ class Sharing:
         if self._pool is None:
             return
         attached.sharing = "no"  # nothing is put or lent for it that nobody would ever take back
+        self._again.forget(id(attached))
         if self.near is not None:
             self.near.drop(attached)
         share = attached.link.peer_share
