@@ -206,9 +206,15 @@ class Engine:
 
     def loan(self, attached: Attached, shape: int | tuple[int, ...], dtype: DTypeLike) -> Loan:
         """An array to be filled in place and sent without a copy."""
-        if not self.runner.is_mine and not attached.link.is_local:
+        is_ours = not self.runner.is_mine and not attached.link.is_local
+        if is_ours:
             self._prepare_sharing(attached)
-        return self.sharing.loan(attached, shape, dtype)
+        loan = self.sharing.loan(attached, shape, dtype)
+        if is_ours and not loan.is_shared and self.sharing.lends(attached, loan.nbytes):
+            # There is no room: other peers have given some back, and told nobody yet.
+            self.runner.do_unless_closed(self.sharing.collect_all)
+            loan = self.sharing.loan(attached, shape, dtype)
+        return loan
 
     def _prepare_sharing(self, attached: Attached) -> bool:
         """Before memory is taken: find out whether the peer sees it, and what it has given back; False if closed."""

@@ -183,7 +183,7 @@ class Sharing:
         """
         size, me = loan_bytes(shape, dtype), threading.get_ident()
         memory = None
-        if size >= self._from_bytes and attached.sharing == "yes" and self._pool is not None and not self._is_in_put():
+        if self._pool is not None and self.lends(attached, size):
             self._putting.add(me)
             try:
                 memory = self._pool.loan(size, attached.peer_id, keep=True)
@@ -203,6 +203,11 @@ class Sharing:
             self._give_unsent(attached, lease)
             raise
         return loan
+
+    def lends(self, attached: Attached, size: int) -> bool:
+        """True if a loan of so many bytes lies in shared memory where there is room."""
+        wanted = size >= self._from_bytes and attached.sharing == "yes"
+        return wanted and self._pool is not None and not self._is_in_put()
 
     def copied_bytes(self, blocks: Sequence[m.Block]) -> int:
         """How much of these blocks was copied there."""
