@@ -98,6 +98,18 @@ class Sandbox(ImmutableSandboxedEnvironment):
         unbounded = attr in _NO_METHODS and isinstance(obj, str | int)
         return not unbounded and super().is_safe_attribute(obj, attr, value)
 
+    def wrap_str_format(self, value: Any) -> Callable[..., str] | None:
+        """See SandboxedEnvironment: of `format` and `format_map`, what templates get instead."""
+        wrapped = super().wrap_str_format(value)
+        if wrapped is None:
+            return None
+
+        def formatted(*args: Any, **options: Any) -> str:
+            _look("format", (value.__self__, *args, *options.values()))
+            return wrapped(*args, **options)
+
+        return formatted
+
     def _parse(self, source: str, name: str | None, filename: str | None) -> nodes.Template:
         begin()  # what is constant is computed with the template
         tree: nodes.Template = _Bounds().visit(super()._parse(source, name, filename))
