@@ -210,10 +210,10 @@ class Answerer:
             if blocks := getattr(message.header, "blocks", None):
                 self.leases_done += [block.lease for block in blocks]
             return False
-        self.counts.answered += 1
         small = self.limits.bulk_from_bytes
         if entry.size_bytes < small and content_bytes(message.frames) < small:
             self.small_answers += 1
+        self.counts.answered += 1
         if entry.parts is not None:
             if isinstance(message.header, Reply):
                 message.header.num_parts = entry.parts.next_pos

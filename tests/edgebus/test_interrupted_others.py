@@ -109,3 +109,25 @@ def test_what_an_interrupted_turn_leaves_is_sent_by_whoever_sleeps_at_the_socket
         runner.nudge()
         driver.join(5)
         assert (other.outcome, driver.is_alive()) == ("answered", False)
+
+
+@pytest.mark.net
+@pytest.mark.parametrize("size", [10, 20_000, 200_000])
+def test_who_asked_hears_of_it_when_a_reply_is_interrupted_at_any_line(size):
+    """By the answer, or by a refusal once nobody has the request any more: not by its deadline."""
+    limits = edgebus.Limits(share_bytes=0, resend_s=30.0)
+    with (
+        edgebus.Node("server", insecure=True, limits=limits) as server,
+        edgebus.Node("device", insecure=True, limits=limits) as device,
+    ):
+        inbox, at, going = server.serve("work"), 0, True
+        link = device.connect(server.bind("tcp://127.0.0.1:0"))
+        while going:
+            at += 1
+            pending = link.send_request("work", timeout_s=10.0)
+            request = inbox.get(5.0)
+            going = interrupted(lambda request=request: request.reply(bytes(size)), at, is_ours)
+            del request
+            assert pending.wait(5.0), at
+            assert pending.outcome == "answered" or (pending.outcome == "refused" and going), at
+        assert at < 100
