@@ -230,10 +230,10 @@ class Answerer:
             if blocks := getattr(message.header, "blocks", None):
                 self.leases_done += [block.lease for block in blocks]
             return False
-        self.counts.answered += 1
         small = self.limits.bulk_from_bytes
         if entry.size_bytes < small and content_bytes(message.frames) < small:
             self.small_answers += 1
+        self.counts.answered += 1
         if entry.parts is not None:
             if isinstance(message.header, Reply):
                 message.header.num_parts = entry.parts.next_pos
@@ -363,9 +363,10 @@ class Answerer:
         if terms is not None and not self._accept_terms(request_id, entry, terms, now):
             return
         counts.executed += 1
+        # Both or none of them, whatever a signal handler raises: what is known and not handed out is never executed.
+        self._events.append(_arrived((request_id, header.service, expires_at, header.arrays, frames, self, terms)))
         self._entries[request_id] = entry
         self.pending_bytes += size_bytes
-        self._events.append(Arrived(request_id, header.service, expires_at, header.arrays, frames, self, terms))
 
     def _fault(  # noqa: PLR0911 - one for each fault
         self, header: Request, terms: Terms | None, size_bytes: int
@@ -467,13 +468,13 @@ class Answerer:
         entry = self._entries.get(request_id)
         if entry is None or entry.answer is not None:
             return
+        answer = refusal(request_id, "cancelled", "cancelled by the caller")
+        self._events.append(Withdrawn(request_id, entry.service, self))  # before there is an answer
+        if entry.parts is not None:
+            self._events.append(Room(request_id, self))
         if not entry.waits_for_key:
             self.counts.withdrawn += 1
-        parts = entry.parts
-        self._keep(request_id, entry, refusal(request_id, "cancelled", "cancelled by the caller"))
-        self._events.append(Withdrawn(request_id, entry.service, self))
-        if parts is not None:
-            self._events.append(Room(request_id, self))
+        self._keep(request_id, entry, answer)
 
     def _keep(self, request_id: int, entry: _Entry, message: Message) -> None:
         entry.answer = message

@@ -156,8 +156,9 @@ class BulkSender:
         outgoing = self._by_name.get(name)
         if outgoing is None:
             return None
-        self._finish(outgoing)
-        return Message(Drop(outgoing.number)) if outgoing.heard_of else None
+        drop = Message(Drop(outgoing.number)) if outgoing.heard_of else None
+        self._finish(outgoing)  # last: what a signal handler interrupts is asked for once more
+        return drop
 
     def withdraw_answers(self, request_id: int) -> list[Message]:
         """Stop sending the answer and the parts for a request; returns what tells the receiver."""
@@ -239,7 +240,14 @@ class BulkSender:
         return True
 
     def pump(
-        self, lane: int, *, chunk_bytes: int, window_bytes: int, now: float, whole: bool = False
+        self,
+        lane: int,
+        *,
+        chunk_bytes: int,
+        window_bytes: int,
+        now: float,
+        whole: bool = False,
+        out: list[tuple[int, Message]] | None = None,
     ) -> list[tuple[int, Message]]:
         """Announcements and chunks that may go now, each with its lane.
 
@@ -248,15 +256,17 @@ class BulkSender:
             chunk_bytes: largest piece.
             window_bytes: most bytes sent and not credited.
             whole: a content no larger than a piece may go with its header; its credit may take a while.
+            out: what they are added to: if a signal handler raises, those that count as sent are in there.
         """
-        out: list[tuple[int, Message]] = []
+        out = [] if out is None else out
+        before = len(out)
         chunk_bytes = max(1, min(chunk_bytes, window_bytes - credit_step(window_bytes)))
         window_bytes = min(window_bytes, MAX_CHUNKS_AHEAD * chunk_bytes)
         if self._asking:
-            self._asking = False
             for outgoing in self._queue.values():
                 if not outgoing.announced and outgoing.sent > outgoing.credited:
                     self._announce(outgoing, lane, out)
+            self._asking = False
         for outgoing in self._queue.values():
             if whole and 0 < outgoing.total <= chunk_bytes and not (outgoing.sent or outgoing.asks):
                 if self.in_flight_bytes and self.in_flight_bytes + outgoing.total > window_bytes:
@@ -278,7 +288,7 @@ class BulkSender:
                 self._set_sent(outgoing, outgoing.sent + len(chunk.frames[0]))
             if outgoing.sent < outgoing.total:
                 break
-        if out or (self._queue and self._retry_at == math.inf):
+        if len(out) > before or (self._queue and self._retry_at == math.inf):
             self._retry_at = now + self._retry_s * self._backoff
         return out
 
@@ -301,11 +311,12 @@ class BulkSender:
             self._retry_at = now + self._retry_s * self._backoff
 
     def _announce(self, outgoing: _Outgoing, lane: int, out: list[tuple[int, Message]]) -> None:
-        outgoing.announced = outgoing.heard_of = True
+        announcement = Message(outgoing.message.header)
         outgoing.lane = 0 if outgoing.follows else lane
         if outgoing.sent:
             outgoing.asked.append(outgoing.sent)
-        out.append((outgoing.lane, Message(outgoing.message.header)))
+        out.append((outgoing.lane, announcement))
+        outgoing.announced = outgoing.heard_of = True  # last: what a signal handler interrupts is announced next time
 
     def _next_chunk(self, outgoing: _Outgoing, chunk_bytes: int) -> Message:
         begin = outgoing.sent

@@ -165,6 +165,10 @@ class Engine:
                 if left:  # a signal handler has raised, likewise
                     runner.defer(self._send_left, sending[-left:])
 
+    def look_again(self) -> None:
+        """A signal handler has raised in the middle of something."""
+        self.hub.look_again(now=time.monotonic())
+
     def _send(self, route: Route, frames: list[bytes], now: float) -> None:
         if route[0] == NEAR_SOCKET:
             if self.near.send(route, frames):
@@ -205,9 +209,15 @@ class Engine:
 
     def loan(self, attached: Attached, shape: int | tuple[int, ...], dtype: DTypeLike) -> Loan:
         """An array to be filled in place and sent without a copy."""
-        if not self.runner.is_mine and not attached.link.is_local:
+        is_ours = not self.runner.is_mine and not attached.link.is_local
+        if is_ours:
             self._prepare_sharing(attached)
-        return self.sharing.loan(attached, shape, dtype)
+        loan = self.sharing.loan(attached, shape, dtype)
+        if is_ours and not loan.is_shared and self.sharing.lends(attached, loan.nbytes):
+            # There is no room: other peers have given some back, and told nobody yet.
+            self.runner.do_unless_closed(self.sharing.collect_all)
+            loan = self.sharing.loan(attached, shape, dtype)
+        return loan
 
     def _prepare_sharing(self, attached: Attached) -> bool:
         """Before memory is taken: find out whether the peer sees it, and what it has given back; False if closed."""

@@ -416,18 +416,24 @@ class Express(MessageTaker):
             hub.touch(attached, now=now)
             traffic.took(frames_bytes, len(frame))
             return True
-        for message in link.receiver.headers_to_send():
-            credit = encode_header(message.header)
-            traffic.messages_sent += 1
-            traffic.bytes_sent += len(credit)
-            try:
-                opened.port.send(attached.route[1], credit)
-            except zmq.ZMQError as error:
-                self._not_sent(attached, error, now)
-            except BaseException:
-                end_message(opened.sock)
-                raise
-            self._sockets.touched.add(opened.fd)
+        messages, num_done = link.receiver.headers_to_send(), 0
+        try:
+            for message in messages:
+                credit = encode_header(message.header)
+                traffic.messages_sent += 1
+                traffic.bytes_sent += len(credit)
+                try:
+                    opened.port.send(attached.route[1], credit)
+                except zmq.ZMQError as error:
+                    self._not_sent(attached, error, now)
+                except BaseException:
+                    end_message(opened.sock)
+                    raise
+                self._sockets.touched.add(opened.fd)
+                num_done += 1
+        finally:
+            if num_done < len(messages):  # a signal handler has raised: they go the usual way
+                hub.outbox += [(attached.route, attached, message) for message in messages[num_done:]]
         traffic.took(frames_bytes, len(frame))
         return True
 
@@ -439,17 +445,23 @@ class Express(MessageTaker):
         link.heard_at = now
         traffic = attached.traffic
         link.credited(credit, now=now)
-        for lane, message in link.bulk_to_send(now=now):
-            route = (attached.bulk_route or attached.route) if lane else attached.route
-            frames = encode(message, link.version)
-            traffic.messages_sent += 1
-            traffic.bytes_sent += _total(frames)
-            traffic.content_bytes_sent += _total(message.frames)
-            sent = self._sockets.send(route, frames)
-            if sent is not Sent.OK:
-                hub.unroutable += 1
-                if sent is Sent.GONE:
-                    hub.disconnected(route, now=now)
+        by_lane = (attached.route, attached.bulk_route or attached.route)
+        messages, num_done = link.bulk_to_send(now=now), 0
+        try:
+            for lane, message in messages:
+                frames = encode(message, link.version)
+                traffic.messages_sent += 1
+                traffic.bytes_sent += _total(frames)
+                traffic.content_bytes_sent += _total(message.frames)
+                sent = self._sockets.send(by_lane[lane], frames)
+                if sent is not Sent.OK:
+                    hub.unroutable += 1
+                    if sent is Sent.GONE:
+                        hub.disconnected(by_lane[lane], now=now)
+                num_done += 1
+        finally:
+            if num_done < len(messages):  # a signal handler has raised: they go the usual way
+                hub.outbox += [(by_lane[lane], attached, message) for lane, message in messages[num_done:]]
         if link.has_news:
             hub.touch(attached, now=now)
         elif (at := link.sender.next_timer()) < attached.scheduled_at:

@@ -113,6 +113,7 @@ class Hub(HubFront):
         self._timers: list[tuple[float, int, Attached]] = []
         self._order = itertools.count()  # ties in the heap
         self.outbox = []
+        self._encoded: list[tuple[Route, list[bytes]]] = []  # of what was in there
         self.news = []
         self._warned: set[Route] = set()
         self._warned_from = -math.inf
@@ -313,35 +314,48 @@ class Hub(HubFront):
                 if at < math.inf:
                     self.schedule(attached, at)
                 continue
+            self.schedule(attached, now)  # until it is done, whatever a signal handler raises
             attached.link.handle_timer(now=now)
+            attached.scheduled_at = math.inf
+            self.touch(attached, now=now)
+
+    def look_again(self, *, now: float) -> None:
+        """A signal handler has raised in the middle of something: see to what was left of it, on every link."""
+        for attached in self.links:
             self.touch(attached, now=now)
 
     def frames_to_send(self, *, now: float) -> list[tuple[Route, list[bytes]]]:
         """Encoded messages since the last call; sending may fail, links are made for that."""
-        outbox, self.outbox = self.outbox, []
-        sending = []
-        for route, attached, message in outbox:
-            try:
-                near = True
-                if attached is not None and self._number is not None and getattr(message.header, "blocks", None):
-                    header, near = self._number(attached, message.header)  # type: ignore[arg-type]
-                    message = _message((header, message.frames))  # noqa: PLW2901
-                if attached is not None and attached.near is not None and _goes_near(message.header, near):
-                    route = attached.near.route  # noqa: PLW2901
-                frames = encode(message, attached.link.version if attached is not None else 1)
-            except Exception:  # one that does not encode must not take the others with it
-                _log.exception("edgebus: internal error, a %s does not encode", type(message.header).__name__)
-                continue
-            if attached is not None:
-                traffic = attached.traffic
-                traffic.messages_sent += 1
-                traffic.bytes_sent += sum(map(len, frames))
-                if message.frames:
-                    traffic.content_bytes_sent += _content_bytes(message)
-                if self.taps:
-                    self._tap("out", attached, route, message, now)
-            sending.append((route, frames))
+        num_done = 0
+        try:
+            for route, attached, message in self.outbox:
+                self._encode(route, attached, message, now)
+                num_done += 1
+        finally:
+            del self.outbox[:num_done]  # not all, if a signal handler has raised: the others go next time
+        sending, self._encoded = self._encoded, []
         return sending
+
+    def _encode(self, route: Route, attached: Attached | None, message: m.Message, now: float) -> None:
+        try:
+            near = True
+            if attached is not None and self._number is not None and getattr(message.header, "blocks", None):
+                header, near = self._number(attached, message.header)  # type: ignore[arg-type]
+                message = _message((header, message.frames))
+            if attached is not None and attached.near is not None and _goes_near(message.header, near):
+                route = attached.near.route
+            frames = encode(message, attached.link.version if attached is not None else 1)
+        except Exception:  # one that does not encode must not take the others with it
+            _log.exception("edgebus: internal error, a %s does not encode", type(message.header).__name__)
+            return
+        if attached is not None:
+            traffic, content = attached.traffic, _content_bytes(message) if message.frames else 0
+            if self.taps:
+                self._tap("out", attached, route, message, now)
+            traffic.messages_sent += 1
+            traffic.bytes_sent += sum(map(len, frames))
+            traffic.content_bytes_sent += content
+        self._encoded.append((route, frames))
 
     def events(self) -> list[tuple[Attached, Event]]:
         """Events of all links since the last call."""
@@ -356,11 +370,10 @@ class Hub(HubFront):
         """Collect what a link has to say; to be called after every direct use of one."""
         link = attached.link
         route = attached.route
-        for message in link.headers_to_send():
-            self.outbox.append((route, attached, message))
+        self.outbox += [(route, attached, message) for message in link.headers_to_send()]
         if link.has_bulk:
-            for lane, message in link.bulk_to_send(now=now):
-                self.outbox.append(((attached.bulk_route or route) if lane else route, attached, message))
+            by_lane = (route, attached.bulk_route or route)
+            self.outbox += [(by_lane[lane], attached, message) for lane, message in link.bulk_to_send(now=now)]
         if self._around.keyed.told:
             told, self._around.keyed.told = set(self._around.keyed.told), []
             for other in self.links:

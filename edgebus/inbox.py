@@ -112,8 +112,12 @@ class Request:
             payload, arrays = checked_content(payload, arrays)
         if not arrays and len(payload) <= INLINE_BYTES:
             self._claim()
-            if self._desk.answer_small(self._attached, self._answerer, self._id, payload):
-                return
+            try:
+                if self._desk.answer_small(self._attached, self._answerer, self._id, payload):
+                    return
+            except BaseException:
+                self._answered = not self._answerer.wants(self._id)
+                raise
             self._answered = False
         if self._answered:
             self._claim()  # says so, before anything lies in memory that nobody would ever give back
@@ -123,8 +127,9 @@ class Request:
             specs, blocks = shared
             try:
                 self._send(Message(Reply(self._id, specs, None, 0, None, blocks), (bytes(payload),)), specs)
-            except EdgebusError:
-                self._desk.unshare(self._attached, blocks)
+            except BaseException as error:
+                if isinstance(error, EdgebusError) or not self._answered:
+                    self._desk.unshare(self._attached, blocks)
                 raise
             return
         specs, frames = pack_content(payload, arrays, copy)
@@ -204,8 +209,8 @@ class Request:
     def acknowledge(self) -> None:
         """A one-way request has been taken by the application, which is all its sender wants to know."""
         if self.is_one_way and not self._answered:
-            self._answered = True
             self._desk.answer(self._attached, self._answerer, self._id, Message(Reply(self._id), (b"",)))
+            self._answered = True
 
     def close(self) -> None:
         """Refuse with code "dropped" unless answered."""
@@ -251,7 +256,11 @@ class Request:
     def _send(self, message: Message, specs: Sequence[ArraySpec]) -> None:
         self._check(specs, message.frames)
         self._claim()
-        self._desk.answer(self._attached, self._answerer, self._id, message)
+        try:
+            self._desk.answer(self._attached, self._answerer, self._id, message)
+        except BaseException:  # of a signal handler: if it was not given, another one may be, "dropped" at last
+            self._answered = not self._answerer.wants(self._id)
+            raise
 
 
 class _Signal(threading.Event):

@@ -86,6 +86,8 @@ class LinkMachine(LinkFront):
         self._leased_until = -math.inf
         self._bulk_wanted_at = math.inf
         self._messages: list[m.Message] = []
+        self._whole: list[m.Message] = []  # contents that have come, and are to be handed on
+        self._unsorted: list[m.Message] = []  # to send, by which lane is to be seen
         self._events: list[Event] = []
 
     # -- the transport ------------------------------------------------------------------------------
@@ -237,33 +239,45 @@ class LinkMachine(LinkFront):
 
     def headers_to_send(self) -> list[m.Message]:
         """Messages of the control lane since the last call."""
+        if self._whole:
+            self._hand_on(self.heard_at)
         if self.receiver.waiting:
             self._admit(self.heard_at)
-        outgoing = self.caller.headers_to_send()
-        answers = self.answerer.headers_to_send()
-        if answers:
-            outgoing += answers
+        # Whatever is taken out of a list is in another one when a signal handler raises: it goes next time.
+        self._unsorted += self.caller.headers_to_send()
+        self._unsorted += self.answerer.headers_to_send()
         if self.state is not State.UP:
             # Not up: the caller resends on the next welcome, duplicates get the cached answer.
-            outgoing = []
-        for request_id in self.caller.take_ended():
+            self._unsorted = []
+        for request_id in self.caller.ended:
             if drop := self.sender.withdraw((m.Request, request_id, 0)):
                 self._messages.append(drop)
-        messages, self._messages = self._messages, []
-        for message in outgoing:
-            if self._is_large(message):
-                self._offer(message)
-            elif not (self._repeats(message) and self._offer(message, late=True)):  # a late content does not go twice
-                if isinstance(message.header, m.Content):
-                    message.header.transfer = None  # an earlier one, in pieces
-                    if isinstance(message.header, m.Reply):
-                        self.receiver.answered(message.header.id)
-                messages.append(message)
-        self.answerer.repeated.clear()
+        self.caller.ended = []
+        if self._unsorted:
+            self._sort()
         if self.receiver.credit_at < math.inf:
             self.receiver.credit_due(self.heard_at, self._hears_of)
-        messages += self.receiver.headers_to_send()
+        self._messages += self.receiver.headers_to_send()
+        messages, self._messages = self._messages, []
         return messages
+
+    def _sort(self) -> None:
+        """Give large contents to the sender; the others are messages of the control lane."""
+        num_done = 0
+        try:
+            for message in self._unsorted:
+                if self._is_large(message):
+                    self._offer(message)
+                elif not (self._repeats(message) and self._offer(message, late=True)):  # late ones do not go twice
+                    if isinstance(message.header, m.Content):
+                        message.header.transfer = None  # an earlier one, in pieces
+                        if isinstance(message.header, m.Reply):
+                            self.receiver.answered(message.header.id)
+                    self._messages.append(message)
+                num_done += 1
+        finally:
+            del self._unsorted[:num_done]
+        self.answerer.repeated.clear()
 
     @property
     def bulk_up(self) -> bool:
@@ -277,24 +291,34 @@ class LinkMachine(LinkFront):
 
     def bulk_to_send(self, *, now: float) -> list[tuple[int, m.Message]]:
         """Announcements and chunks that may go now, each with its lane: 1 bulk, 0 control."""
+        if self.sender and self.state is State.UP:
+            self._pump(now)
+        # What is to go is in there from the moment on that it counts as sent, whatever a signal handler raises.
         out, self._lane_messages = self._lane_messages, []
-        if not self.sender or self.state is not State.UP:
-            return out
+        return out
+
+    def _pump(self, now: float) -> None:
         if not self._bulk_up and self._has_large:
             if self._bulk_wanted_at == math.inf:
                 self._bulk_wanted_at = now
                 if self._dialled:
                     self._events.append(WantBulk())
                 else:
-                    out.append((0, m.Message(m.OpenBulk())))
+                    self._lane_messages.append((0, m.Message(m.OpenBulk())))
             if now < self._bulk_wanted_at + BULK_PATIENCE_S:
-                return out
+                return
             self._bulk_wanted_at = -math.inf  # no longer waited for, and welcome whenever it comes
         chunk_bytes, window_bytes, whole = self._allowed(now)
         lane = int(self._bulk_up)
-        out += self.sender.pump(lane, chunk_bytes=chunk_bytes, window_bytes=window_bytes, now=now, whole=whole)
+        self.sender.pump(
+            lane,
+            chunk_bytes=chunk_bytes,
+            window_bytes=window_bytes,
+            now=now,
+            whole=whole,
+            out=self._lane_messages,
+        )
         self.pace.sent(self.sender.credited_bytes + self.sender.in_flight_bytes, now)
-        return out
 
     def events(self) -> list[Event]:
         """Events since the last call."""
@@ -554,15 +578,22 @@ class LinkMachine(LinkFront):
     def _admit(self, now: float) -> None:
         self.receiver.admit(self.answerer.pending_bytes)
         while whole := self.receiver.take_admitted():
-            for message in whole:
-                self._complete(message, now)
+            self._whole += whole
+            self._hand_on(now)
             self.receiver.admit(self.answerer.pending_bytes)
 
     def _complete(self, message: m.Message, now: float) -> None:
-        if isinstance(message.header, m.Request):
-            self.answerer.receive(message, now=now)
-        else:
-            self.caller.receive(message)
+        self._whole.append(message)
+        self._hand_on(now)
+
+    def _hand_on(self, now: float) -> None:
+        while self._whole:  # until it is done with, whatever a signal handler raises: it has been credited
+            message = self._whole[0]
+            if isinstance(message.header, m.Request):
+                self.answerer.receive(message, now=now)
+            else:
+                self.caller.receive(message)
+            del self._whole[0]
 
     def _receive_traffic(self, message: m.Message, now: float) -> None:  # noqa: PLR0912 - one case each
         header = message.header

@@ -23,7 +23,7 @@ cdef class Caller:
     cdef public long long max_bytes, outstanding_bytes, bulk_from_bytes, started, retries, late_answers, num_answered
     cdef public double _resend_s, _patient_until
     cdef public dict outstanding
-    cdef public list _timers, _messages, _events, _ended, _late_cancels, leases_done, leases_unsent
+    cdef public list _timers, _messages, _events, ended, _late_cancels, leases_done, leases_unsent
     cdef public bint _up
     cdef public str note
 

@@ -83,7 +83,7 @@ class Caller:
         self._patient_until = -math.inf
         self._messages: list[Message] = []
         self._events: list[Event] = []
-        self._ended: list[int] = []
+        self.ended: list[int] = []  # large requests that have their outcome: their content need not go any further
         self._late_cancels: list[int] = []  # given up while the link was down
         self.leases_done: list[int] = []  # of shared memory, in requests that have their outcome
         self.leases_unsent: list[int] = []  # those that the peer has never heard of
@@ -359,29 +359,31 @@ class Caller:
     def handle_timer(self, *, now: float) -> None:
         """Expire what is over its deadline, resend what is due."""
         while self.next_timer() <= now:
-            _, request_id = heapq.heappop(self._timers)
+            at, request_id = heapq.heappop(self._timers)
             entry = self.outstanding[request_id]
-            if entry.deadline_at <= now:
-                self._expire(entry)
-            elif not self._up:
-                self._schedule(entry, entry.deadline_at)
-            elif self._patient_until > now:
-                self._schedule(entry, min(self._patient_until, entry.deadline_at))
-            elif entry.progressed:
-                entry.progressed = False  # it is being worked on
-                self._schedule(entry, min(now + self._limits.resend_s * self._jitter(), entry.deadline_at))
-            else:
-                self._send(entry, now)
+            try:
+                self._due(entry, now)
+            finally:
+                if self._is_live(at, request_id):  # a signal handler has raised: without a timer it would never end
+                    heapq.heappush(self._timers, (at, request_id))
+
+    def _due(self, entry: _Outstanding, now: float) -> None:
+        if entry.deadline_at <= now:
+            self._expire(entry)
+        elif not self._up:
+            self._schedule(entry, entry.deadline_at)
+        elif self._patient_until > now:
+            self._schedule(entry, min(self._patient_until, entry.deadline_at))
+        elif entry.progressed:
+            self._schedule(entry, min(now + self._limits.resend_s * self._jitter(), entry.deadline_at))
+            entry.progressed = False  # it is being worked on
+        else:
+            self._send(entry, now)
 
     def headers_to_send(self) -> list[Message]:
         """Messages since the last call."""
         messages, self._messages = self._messages, []
         return messages
-
-    def take_ended(self) -> list[int]:
-        """Large requests that have their outcome, since the last call: their content need not go any further."""
-        ended, self._ended = self._ended, []
-        return ended
 
     def events(self) -> list[Event]:
         """Outcomes since the last call."""
@@ -456,7 +458,7 @@ class Caller:
         del self.outstanding[entry.id]
         self._give_room(entry)
         if entry.size_bytes > LEAST_BYTES:  # it may be on its way in pieces
-            self._ended.append(entry.id)
+            self.ended.append(entry.id)
         if entry.header.blocks:
             leases = [block.lease for block in entry.header.blocks]
             self.leases_done += leases

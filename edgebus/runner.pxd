@@ -20,9 +20,10 @@ cdef class Runner:
     cdef public Lock _lock, _who, _handlers_lock
     cdef public Turns _handlers
     cdef public long long _owner, _driver, _calls
-    cdef public long _depth, _leads, _followers
+    cdef public long _depth, _leads
+    cdef public list _following
     cdef public double _left_at, _sleeps_until, _next_at
-    cdef public bint _own_asleep, _own_polls, _own_needed, stirred, _closed, _woken
+    cdef public bint _own_asleep, _own_polls, _own_needed, stirred, _closed, _woken, _is_whole, _turn_wanted
 
     @cython.locals(left_s=double, looked=bint, lead=bint, in_poll=bint, me=cython.longlong, before=cython.longlong, calls=bint)
     cpdef wait(self, item, double until)
@@ -39,6 +40,7 @@ cdef class Runner:
     cpdef _exit(self)
     @cython.locals(sockets=Sockets, now=double, until=double, left=bint)
     cpdef _turn(self)
+    cpdef _interrupted(self)
     @cython.locals(
         sockets=Sockets, hub=HubFront, now=double, sleeps_until=double, timeout_s=double, me=cython.longlong, depth=long,
         num_lent=long, calls=bint

@@ -24,7 +24,7 @@ import zmq
 
 from edgebus.attached import Route
 from edgebus.config import Limits
-from edgebus.errors import ConfigError, LocalError, NodeClosed
+from edgebus.errors import ConfigError, EdgebusError, LocalError, NodeClosed
 from edgebus.forks import forks
 from edgebus.hub import Hub
 from edgebus.locks import open_lock
@@ -77,6 +77,9 @@ class Handler(Protocol):
     def on_turn(self, now: float) -> float:
         """All that was ready has been handed over; returns the time of the next timer."""
 
+    def look_again(self) -> None:
+        """A signal handler has raised in the middle of something: see to what was left of it."""
+
 
 class _Displaced:
     """What the node's own thread waits for while it drives: that somebody else does."""
@@ -99,6 +102,28 @@ def is_of_signal(error: BaseException) -> bool:
     cancelled): it would end the node's own.
     """
     return not isinstance(error, Exception) and threading.current_thread() is threading.main_thread()
+
+
+def _nothing() -> None:
+    pass
+
+
+class _Turn:
+    """What a callback waits for that has come back from a wait and drives still: that no other one is being called."""
+
+    def __init__(self, runner: Runner) -> None:
+        self._runner = runner
+
+    @property
+    def ready(self) -> bool:
+        runner = self._runner
+        runner._turn_wanted = True  # first said, then tried
+        if runner._calls != _ident() and runner._calling.acquire(blocking=False):
+            runner._calls = _ident()
+        return runner._calls == _ident()
+
+    def follow(self, wait_s: float) -> None:
+        raise AssertionError("whoever drives leads")
 
 
 class _Again:
@@ -127,10 +152,11 @@ class Runner:
         self._lock = open_lock()
         self._owner = 0
         self._depth = 0  # how often its owner has it: only the outermost section ends with a turn
+        self._is_whole = True  # a section that sends by itself has come to its end
         self._who = open_lock()  # a signal handler may wait for something in the middle of it
         self._driver = _NOBODY
         self._leads = 0  # counts changes of the driver
-        self._followers = 0
+        self._following: list[int] = []  # threads that sleep while another one drives; left without a lock
         self._left_at = -math.inf
         self._own_asleep = False
         self._own_polls = False
@@ -144,6 +170,7 @@ class Runner:
         self._handlers_lock = open_lock()
         self._calling = threading.Lock()
         self._calls = _NOBODY  # the thread that has it
+        self._turn_wanted = False  # whoever drives waits for it
         self.stirred = False  # something may have become ready that a thread waits for
         self._closed = False
         self._stop_linger_ms: int | None = None
@@ -174,6 +201,11 @@ class Runner:
                 result = function(*args)
                 if not depth:
                     self._turn()
+            except EdgebusError:
+                raise
+            except BaseException:
+                self._interrupted()
+                raise
             finally:
                 self._depth = depth  # first of all: an exception of a signal handler may come at the next call
                 self._exit()
@@ -210,6 +242,7 @@ class Runner:
         if self._closed:
             raise NodeClosed("the node is closed: make a new Node")
         self._depth, self._owner = 1, _ident()
+        self._is_whole = False
 
     def close_section(self) -> None:
         """Give the lock back, if it was taken."""
@@ -217,6 +250,8 @@ class Runner:
             return
         self._depth = self._owner = 0
         try:
+            if not self._is_whole:
+                self._interrupted()
             if self.stirred:
                 self.nudge()
         finally:
@@ -232,6 +267,7 @@ class Runner:
         self._next_at = min(self._next_at, self._hub.first_timer_at)
         if self._sleeps_until != _NEVER:
             self._turn()  # a driver sleeps, and sending may have eaten what would have woken it
+        self._is_whole = True
 
     def call(self, function: Callable[..., T], *args: Any) -> T:
         """Like do, for what may fail in libzmq."""
@@ -307,9 +343,18 @@ class Runner:
             if self._closed or (looked and until <= _now()):
                 return item.ready
             looked = True
-            before, in_poll = me, False
+            before, in_poll, lead = me, False, True
+            # A callback that waits: the others, which may be what it waits for, go on, on whichever thread. It comes
+            # back between two of them, also if one of those waits for longer.
+            calls = self._calls == me
             # Ctrl-C may come between any two steps: whoever has become the driver leaves, whatever happens.
             try:
+                if calls:
+                    self._calls = _NOBODY
+                    self._calling.release()
+                    if self._turn_wanted:
+                        self._turn_wanted = False
+                        self._wake()
                 try:
                     self._who.acquire()
                     before = self._driver
@@ -319,36 +364,32 @@ class Runner:
                         self._driver = me
                         self._leads += 1
                     else:
-                        self._followers += 1
+                        self._following.append(me)
                 finally:
                     self._who.release()
                 if lead:
                     if before == _OWN:
                         self._wake()  # it sleeps in poll, and parks when it sees that it is not the driver any more
                     self._drive(item, until, me)
-            finally:
-                if before != me and self._driver == me:
-                    self._driver = _NOBODY  # first of all, likewise
-                    self._leave()
-                if in_poll:
-                    self._wake()  # what the poll behind it waits for may have come meanwhile
-            if not lead:
-                # A callback that waits while another thread drives: the others, which may be what it waits for, go on.
-                calls = self._calls == me
-                try:
+                    if calls and before == me:  # it drives for a wait behind this one as well, and has to go on with it
+                        self._drive(_Turn(self), math.inf, me)
+                else:
                     if calls:
-                        self._calls = _NOBODY
-                        self._calling.release()
                         self.run_callbacks()
                     left_s = until - _now()
                     if left_s > 0:
                         item.follow(min(left_s, 60.0))
-                finally:
-                    with self._who:
-                        self._followers -= 1
-                    if calls:
-                        self._calling.acquire()
-                        self._calls = me
+            finally:
+                if not lead and me in self._following:
+                    self._following.remove(me)
+                elif before != me and self._driver == me:
+                    self._driver = _NOBODY  # first of all, likewise
+                    self._leave()
+                if in_poll:
+                    self._wake()  # what the poll behind it waits for may have come meanwhile
+                if calls and self._calls != me:
+                    self._calling.acquire()
+                    self._calls = me
         return True
 
     def nudge(self) -> None:
@@ -369,6 +410,9 @@ class Runner:
                     self.sockets.take_touched()
                     if not depth:
                         self._turn()
+                except BaseException:
+                    self._interrupted()
+                    raise
                 finally:
                     self._depth = depth
                     self._exit()
@@ -543,6 +587,15 @@ class Runner:
             if self.stirred:
                 self.nudge()
 
+    def _interrupted(self) -> None:
+        """An exception of a signal handler came in the middle of the machines' work: there is more of it to do.
+
+        What it left may be other threads' messages, whose own work is done, and whoever drives may sleep.
+        """
+        if not self._closed:
+            self._deferred.append((self._handler.look_again, (), _nothing))
+            self._wake()
+
     def _turn(self) -> None:
         """Deferred functions, timers, events, sends, and what came in meanwhile, until there is nothing more."""
         sockets, handler = self.sockets, self._handler
@@ -591,6 +644,9 @@ class Runner:
                         # Timers as well: what is waited for may be here each time, and the poll never be reached.
                         if not depth and (self._deferred or hub.outbox or hub.news or _now() >= self._next_at):
                             self._turn()
+                    except BaseException:
+                        self._interrupted()
+                        raise
                     finally:
                         self._depth = depth
                         self._exit()
@@ -629,6 +685,9 @@ class Runner:
                     # What was due before the poll, that is: for anything else there is another round.
                     if self._depth == 1 and (self._deferred or hub.outbox or hub.news or now >= self._next_at):
                         self._turn()
+                except BaseException:
+                    self._interrupted()
+                    raise
                 finally:
                     self._depth = depth
                     self._exit()
@@ -643,15 +702,13 @@ class Runner:
     def _leave(self) -> None:
         if self._own_polls:
             self._wake()  # it was displaced and has not noticed: it shall look at the time again, and park
-        if not (self._own_asleep or self._own_needed or self._followers or self._handlers.waiting):
-            self._left_at = _now()
-            return
-        with self._who:
-            self._left_at = _now()
-            self._own_needed = self._own_needed or self._followers > 0 or self._handlers.waiting
-            wake = self._own_asleep or self._own_needed
+        # No lock: where one is waited for a signal handler may raise, and the node's own thread would sleep on. It says
+        # first that it sleeps, and looks then whether anybody drives.
+        self._left_at = _now()
+        if self._following or self._handlers.waiting:
+            self._own_needed = True
+        if self._own_asleep or self._own_needed:
             self._own_asleep = False
-        if wake:
             self._parked.put(None)
 
     def _run(self) -> None:

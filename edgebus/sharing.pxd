@@ -25,6 +25,7 @@ cdef class Sharing:
     cdef public Numbers _its_names
     cdef public object _dtype, _shape
     cdef public tuple _specs
+    cdef public object _again
 
     cpdef bint wants(self, Attached attached, long long total) except -1
     @cython.locals(lent=list, put=list, copied=list, blocks=list, pos=cython.Py_ssize_t)

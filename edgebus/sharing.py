@@ -22,6 +22,7 @@ import numpy as np
 
 from edgebus import messages as m
 from edgebus import shm
+from edgebus.again import Again
 from edgebus.arrays import Array, describe_arrays
 from edgebus.config import Limits
 from edgebus.handed import places_of
@@ -100,6 +101,7 @@ class Sharing:
         self._dropped: deque[tuple[Attached, list[int]]] = deque()  # leases of what is not sent
         self._pool: shm.Pool | None = None
         self._swept_at = 0.0
+        self._again = Again()
         self.share: m.Share | None = None
         if limits.share_bytes >= shm.COMMIT_BYTES and shm.available():
             started = shm.process_start_time(os.getpid()) or 0
@@ -114,7 +116,15 @@ class Sharing:
         """True if so many bytes should go through shared memory, or it should be found out whether they can."""
         if total < self._from_bytes or self._pool is None:
             return False
-        return attached.sharing == "yes" or (attached.sharing != "no" and attached.link.peer_share is not None)
+        if attached.sharing == "yes":
+            return True
+        if attached.link.peer_share is None:
+            return False
+        if attached.sharing == "no":
+            if not self._again.is_due(id(attached), time.monotonic()):
+                return False
+            attached.sharing = "unknown"
+        return True
 
     def put(self, attached: Attached, arrays: Sequence[Array]) -> tuple[Specs, tuple[m.Block, ...]] | None:
         """Copy arrays to where the peer can see them; None if that cannot be done now.
@@ -198,7 +208,7 @@ class Sharing:
         """
         size, me = loan_bytes(shape, dtype), _ident()
         memory = None
-        if size >= self._from_bytes and attached.sharing == "yes" and self._pool is not None and not self._is_in_put():
+        if self._pool is not None and self.lends(attached, size):
             self._putting.add(me)
             try:
                 memory = self._pool.loan(size, attached.peer_id, keep=True)
@@ -218,6 +228,11 @@ class Sharing:
             self._give_unsent(attached, lease)
             raise
         return loan
+
+    def lends(self, attached: Attached, size: int) -> bool:
+        """True if a loan of so many bytes lies in shared memory where there is room."""
+        wanted = size >= self._from_bytes and attached.sharing == "yes"
+        return wanted and self._pool is not None and not self._is_in_put()
 
     def copied_bytes(self, blocks: Sequence[m.Block]) -> int:
         """How much of these blocks was copied there."""
@@ -432,6 +447,8 @@ class Sharing:
                 attached.link.say(m.Seen(probe.startswith(_PROBE)))
             case m.Seen():
                 attached.sharing = "yes" if header.ok and attached.sharing in ("asked", "yes") else "no"
+                if not header.ok:
+                    self._again.refused(id(attached), time.monotonic())
             case m.Leases() if self._pool is not None:
                 self._give_free(attached, self._names(attached).settle(header.upto, header.held), [])
 
@@ -444,6 +461,7 @@ class Sharing:
             # Another life of the peer: what the last one had in use it cannot give back.
             self.gone(attached)
         attached.sharing = "unknown"
+        self._again.forget(id(attached))
         attached.shared_with = incarnation
         known = self._ledgers.get(id(attached))
         if known is not None and (report := known[1].report()) is not None:
@@ -454,6 +472,7 @@ class Sharing:
         if self._pool is None:
             return
         attached.sharing = "no"  # nothing is put or lent for it that nobody would ever take back
+        self._again.forget(id(attached))
         if self.near is not None:
             self.near.drop(attached)
         share = attached.link.peer_share

@@ -19,6 +19,7 @@ from sled.api.telling import Target
 from sled.run.device import Device
 
 _LEAST_TOKEN = 16
+_MOST_TOKENS_BYTES = 1 << 20
 
 
 class Listening(NamedTuple):
@@ -106,9 +107,12 @@ def read_tokens(path: Path) -> tuple[str, ...]:
         with path.open(encoding="ascii") as file:
             if os.fstat(file.fileno()).st_mode & 0o077:
                 raise KeyFileError(f"{path} can be read by others; chmod 600 {path}")
-            lines = [line.strip() for line in file.read(1 << 16).splitlines()]
+            text = file.read(_MOST_TOKENS_BYTES + 1)
     except (OSError, UnicodeDecodeError) as error:
         raise KeyFileError(f"cannot read tokens from {path}: {error}; give one token a line, in ASCII") from None
+    if len(text) > _MOST_TOKENS_BYTES:
+        raise KeyFileError(f"{path} is over {_MOST_TOKENS_BYTES >> 20} MiB; keep the tokens that are in use")
+    lines = [line.strip() for line in text.splitlines()]
     tokens = tuple(line for line in lines if line and not line.startswith("#"))
     if not tokens or any(len(token) < _LEAST_TOKEN or " " in token for token in tokens):
         raise KeyFileError(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence, Sized
+from collections.abc import Mapping, Sequence
 from datetime import datetime
 from functools import lru_cache
 from typing import Any
@@ -12,11 +12,11 @@ from jinja2 import Template, nodes
 from jinja2.exceptions import SecurityError, TemplateError
 from jinja2.ext import Extension
 from jinja2.parser import Parser
-from jinja2.runtime import Context
-from jinja2.sandbox import ImmutableSandboxedEnvironment
 from jinja2.utils import Namespace
 
-_MOST = 1 << 20
+from sled.targets.sandbox import Sandbox, begin, checked
+
+_MOST_INDENT = 64
 
 
 class _Generation(Extension):
@@ -28,28 +28,6 @@ class _Generation(Extension):
         """What is within the tag."""
         next(parser.stream)
         return parser.parse_statements(("name:endgeneration",), drop_needle=True)
-
-
-class _Sandbox(ImmutableSandboxedEnvironment):
-    """Jinja's, without large products and powers: Python computes those in one go, and meanwhile the server stands."""
-
-    intercepted_binops = frozenset(("*", "**"))
-
-    def call_binop(self, context: Context, operator: str, left: Any, right: Any) -> Any:
-        """See SandboxedEnvironment."""
-        if _size(operator, left, right) > _MOST:
-            raise SecurityError(f"a chat template computes a {operator} b of more than {_MOST} bits or items")
-        return super().call_binop(context, operator, left, right)
-
-
-def _size(operator: str, left: Any, right: Any) -> int:
-    """Bits or items that come out, at most; 0 for what is small whatever it is."""
-    if isinstance(left, int) and isinstance(right, int):
-        return left.bit_length() * abs(right) if operator == "**" else left.bit_length() + right.bit_length()
-    for sequence, times in ((left, right), (right, left)):
-        if isinstance(times, int) and isinstance(sequence, Sized):
-            return len(sequence) * times
-    return 0
 
 
 class _Variables(Namespace):
@@ -77,6 +55,9 @@ def _refuse(message: str) -> None:
 
 def _json(value: Any, **options: Any) -> str:
     kept = {name: options[name] for name in ("indent", "separators", "sort_keys") if name in options}
+    for each in (kept.get("indent"), *(kept.get("separators") or ())):
+        if (each if isinstance(each, int) else len(each or "")) > _MOST_INDENT:
+            raise SecurityError(f"a chat template indents by more than {_MOST_INDENT}")
     return json.dumps(value, ensure_ascii=options.get("ensure_ascii", False), **kept)
 
 
@@ -86,8 +67,8 @@ def _mapping(*args: Any, **named: Any) -> dict[Any, Any]:
 
 @lru_cache(maxsize=8)
 def _compiled(template: str) -> Template:
-    sandbox = _Sandbox(trim_blocks=True, lstrip_blocks=True, extensions=[_Generation, "jinja2.ext.loopcontrols"])
-    sandbox.filters["tojson"] = _json
+    sandbox = Sandbox(trim_blocks=True, lstrip_blocks=True, extensions=[_Generation, "jinja2.ext.loopcontrols"])
+    sandbox.filters["tojson"] = checked("tojson", _json)
     sandbox.globals |= {
         "raise_exception": _refuse,
         "strftime_now": lambda form: datetime.now().strftime(form),
@@ -106,11 +87,13 @@ def render(template: str, messages: Sequence[Mapping[str, str]], special: Mappin
         special: tokens by the names which templates use.
 
     Raises:
-        TemplateError: the template is none, refuses, or fails. It may loop as long as it likes.
+        TemplateError: the template is none, refuses, fails, or takes too long (sandbox.py).
     """
     known = {"tools": None, "documents": None, "add_generation_prompt": True}
     try:
-        return _compiled(template).render(messages=[dict(each) for each in messages], **known, **special)
+        compiled = _compiled(template)
+        begin()
+        return compiled.render(messages=[dict(each) for each in messages], **known, **special)
     except TemplateError:
         raise
     except Exception as error:  # what Python raises in the middle of it is the template's doing

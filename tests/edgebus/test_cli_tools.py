@@ -342,7 +342,10 @@ def test_what_was_recorded_is_replayed_and_compared(home, daemon, access, tmp_pa
         link.request("count")
         until = time.monotonic() + 20
         while time.monotonic() < until and b"FILL" not in file.read_bytes().partition(b"count")[2]:
-            link.request("upper", b"fill")  # what is written is buffered: push it out
+            # What is written is buffered: push it out, with few messages. Where a thousand go by at once some are left
+            # out, and so many are replayed below.
+            link.request("upper", b"fill" * 5000)
+            time.sleep(0.02)
         status, output, _ = end(process, signal.SIGINT)
     assert status == 0
     assert json.loads(output)["messages"] > 8

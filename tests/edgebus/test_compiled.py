@@ -21,7 +21,7 @@ COMPILED = [".".join(path.relative_to(HERE).with_suffix("").parts) for path in s
 TESTS = Path(__file__).parent
 SUITES = (
     "test_express.py", "test_express_large.py", "test_interrupts.py", "test_inbox.py", "test_requests.py",
-    "test_copies.py", "test_failures.py",
+    "test_interrupted_others.py", "test_copies.py", "test_failures.py",
 )  # fmt: skip
 
 

@@ -70,12 +70,12 @@ def free(runner):
 
     def take():
         with runner._lock, runner._who:
-            got.append(runner._followers)
+            got.append(runner._following)
 
     thread = threading.Thread(target=take, daemon=True)
     thread.start()
     thread.join(5)
-    return got == [0]
+    return got == [[]]
 
 
 @contextmanager
@@ -308,7 +308,7 @@ def test_callback_that_is_interrupted_while_another_one_waits_leaves_nobody_wait
             runner._callbacks.extend([lambda: runner.wait(followed, time.monotonic() + 5), interrupt])
             with pytest.raises(Interrupt):
                 runner.run_callbacks()
-        assert (runner._followers, runner._calls) == (0, 0)
+        assert (runner._following, runner._calls) == ([], 0)
         assert runner._calling.acquire(blocking=False)
         runner._calling.release()
         runner._callbacks.clear()  # it would be called once more

@@ -11,8 +11,10 @@ import numpy as np
 import pytest
 
 import edgebus
+from edgebus import sharing as sharing_module
 from edgebus import shm
 from tests.edgebus.test_interrupts import PLAIN
+from tests.edgebus.test_near import near_of
 from tests.edgebus.test_sharing import MIB, QUICK, child, eventually, pool_of, two_nodes, warm
 
 pytestmark = [pytest.mark.net, pytest.mark.skipif(not shm.available(), reason="no shared memory here")]
@@ -277,3 +279,30 @@ def test_loan_and_arrays_of_a_link_that_has_ended_leave_nothing_behind():
         stats = pool_of(device).stats()
         assert stats.segments == 0
         assert stats.in_use_bytes == 0
+
+
+def test_loan_is_made_of_memory_that_the_peer_of_another_link_has_given_back(monkeypatch):
+    """It stands on that one's board; a report of it comes later, and nobody waits for it."""
+    monkeypatch.setattr(sharing_module, "TOLD_S", 60.0)
+    limits, held = edgebus.Limits(share_bytes=8 * MIB), []
+
+    def hold(request):
+        held.append(request.arrays)
+        request.reply(b"")
+
+    with (
+        edgebus.Node("a", insecure=True) as first,
+        edgebus.Node("b", insecure=True) as second,
+        edgebus.Node("d", insecure=True, limits=limits) as device,
+    ):
+        first.handle("hold", hold)
+        for server in (first, second):
+            server.handle("echo", lambda request: request.reply(request.payload, request.arrays))
+        links = [device.connect(server.bind("tcp://127.0.0.1:0")) for server in (first, second)]
+        for link in links:
+            near_of(link)
+        links[0].request("hold", b"", [np.zeros(6 * MIB, np.uint8)])
+        assert not links[1].loan(6 * MIB, "uint8").is_shared, "there is no room"
+        held.clear()
+        gc.collect()
+        assert links[1].loan(6 * MIB, "uint8").is_shared

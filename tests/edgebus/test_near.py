@@ -260,7 +260,7 @@ def test_link_that_finds_no_room_for_its_probe_asks_again():
         first, second = (device.connect(server.bind("tcp://127.0.0.1:0")) for server in (one, other))
         near_of(first)
         held.clear()
-        eventually(lambda: first.request("echo", b"", [array(1, 66_000)]) and pool_of(device).stats().refused)
+        eventually(lambda: first.request("echo", b"", [array(1, 200_000)]) and pool_of(device).stats().refused)
         for _ in range(5):
             second.request("echo", b"", [array(1, 900_000)])
             assert len(device._engine.near._lanes) <= 2

@@ -18,7 +18,7 @@ class Crowd:
     """Threads whose exceptions and slowest request are kept."""
 
     def __init__(self):
-        self.faults, self.slowest_s, self.count = [], 0.0, 0
+        self.faults, self.slowest_s, self.late_s, self.count = [], 0.0, 0.0, 0
         self._threads, self._lock = [], threading.Lock()
 
     def start(self, function, *args):
@@ -35,10 +35,17 @@ class Crowd:
         return result
 
     def join(self, seconds=20.0):
+        """Wait for them; meanwhile this thread sees how late one is that waits for nothing but its turn."""
         until = time.monotonic() + seconds
-        for thread in self._threads:
-            thread.join(max(0.0, until - time.monotonic()))
-            assert not thread.is_alive(), "a thread waits for ever"
+        while any(thread.is_alive() for thread in self._threads):
+            began = time.monotonic()
+            assert began < until, "a thread waits for ever"
+            time.sleep(0.001)
+            self.late_s = max(self.late_s, time.monotonic() - began)
+
+    def assert_quick(self):
+        """A request has four threads take turns, each as late as one is on this machine at its worst."""
+        assert self.slowest_s < SLOW_S + 4 * self.late_s
 
     def _run(self, function, *args):
         try:
@@ -78,7 +85,7 @@ def test_2000_requests_of_eight_threads_are_all_quick(num_links):
         asking.join(40)
         assert asking.faults == []
         assert asking.count == 2000
-        assert asking.slowest_s < SLOW_S
+        asking.assert_quick()
         stats = [link.stats() for link in links]
         assert [each.retries for each in stats] == [0] * num_links
         assert sum(each.answered for each in stats) == 2000
@@ -110,7 +117,7 @@ def test_threads_that_send_and_threads_that_collect_what_others_sent():
             asking.start(function)
         asking.join(40)
         assert asking.faults == []
-        assert asking.slowest_s < SLOW_S
+        asking.assert_quick()
         assert link.stats().retries == 0
         inbox.close()
     serving.join(5)
@@ -125,7 +132,7 @@ def test_a_lone_request_after_silence_is_quick():
             time.sleep(pause_s)
             began = time.monotonic()
             link.request("echo", b"x")
-            assert time.monotonic() - began < 0.2, pause_s
+            assert time.monotonic() - began < SLOW_S, pause_s  # not the second of a thread that nobody wakes
 
 
 def test_deadline_is_kept_by_who_finds_each_answer_there_already():

@@ -123,6 +123,18 @@ def test_tokens_are_read_from_a_file_that_nobody_else_reads(tmp_path):
         read_tokens(tmp_path / "missing")
 
 
+def test_a_long_file_of_tokens_is_read_to_its_end_or_refused(tmp_path):
+    """What stood behind 64 KiB was no token, and whoever had it was told that it is wrong."""
+    path = tmp_path / "tokens"
+    tokens = [f"token-number-{number:012d}" for number in range(10_000)]
+    path.write_text("\n".join(tokens))
+    path.chmod(0o600)
+    assert read_tokens(path) == tuple(tokens)
+    path.write_text("\n".join(tokens * 5))
+    with pytest.raises(KeyFileError, match=r"over 1 MiB.*in use"):
+        read_tokens(path)
+
+
 @pytest.mark.net
 def test_others_than_this_machine_need_a_token():
     with listen("127.0.0.1", 0) as here, listen("0.0.0.0", 0) as everywhere:  # bound, and never served
