@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import functools
 import gc
@@ -22,6 +23,7 @@ BOUND_BYTES = 4 * SIZE
 MOST = 2**63 - 8192  # a compiled mapper takes no more
 _SEALED = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW
 MAX_BYTES, SEGMENT_BYTES = 1 << 19, 1 << 17
+MOST_HELD = 4
 
 
 def _memory_file(seals: int, nonce: bytes = NONCE, magic: bytes = b"EDGESHM1", size: int = SIZE) -> int:
@@ -208,6 +210,47 @@ def _check(pool: shm.Pool, honest: _Owner, num_in_use: int) -> None:
     assert stats.in_use_bytes == sum(end - start for _, start, end in places)
 
 
+def ledgers(data: bytes) -> None:
+    """Leases that a peer says it lent, in any order: what is held and told of them is what the specification says."""
+    source, ledger, board = Source(data), shm.Ledger(MOST_HELD), shm.Board()
+    counts: dict[int, int] = {}
+    floor = highest = -1
+    places: dict[int, int] = {}
+    try:
+        for _ in range(100):
+            if not source:
+                break
+            match source.below(5):
+                case 0 | 1:
+                    said = [source.number() for _ in range(1 + source.below(3))]
+                    is_late = any(number not in counts and number <= floor for number in said)
+                    assert ledger.admit(said) == (not is_late and len({*counts, *said}) <= MOST_HELD)
+                    if not is_late and len({*counts, *said}) <= MOST_HELD:
+                        counts |= {number: counts.get(number, 0) + said.count(number) for number in said}
+                        highest = max(highest, *said)
+                case 2 if counts:
+                    number = sorted(counts)[source.below(len(counts))]
+                    ledger.give_back(number)
+                    counts[number] -= 1
+                    if not counts[number]:
+                        del counts[number]
+                        board.give_back(number)
+                        places[number % PLACES] = number
+                case 3:
+                    number = source.number()
+                    if number not in counts:
+                        with contextlib.suppress(ValueError):
+                            ledger.give_back(number)
+                            raise AssertionError("what is not held was given back")
+                    assert board.tells(number) == (places.get(number % PLACES) == number)
+                case _:
+                    assert ledger.report() == (None if highest < 0 else (highest, tuple(sorted(counts))))
+                    floor = highest
+            assert ledger.num_held == len(counts) <= MOST_HELD
+    finally:
+        board.close()
+
+
 def lie_seeds() -> Iterator[bytes]:
     """Everything right, each thing wrong in turn, and pipes."""
     right = bytes([0, 0, 1, 1, 0, 0, 1, 0])
@@ -224,5 +267,12 @@ def lease_seeds() -> Iterator[bytes]:
     yield bytes([0, 1, 2, 3, 1, 2, 3, 0, 4, 1, 3, 15, 5, 4, 0, 1, 1, 2, 2, 3, 3, 4, 7, 0, 8, 1, 0, 4, 5, 6]) * 4
 
 
-TARGETS = {"lies": lies, "leases": leases} if shm.available() else {}
-SEEDS = {"lies": lie_seeds, "leases": lease_seeds}
+def ledger_seeds() -> Iterator[bytes]:
+    """Leases in order and out of it, given back, reported, and said again afterwards."""
+    yield bytes([0, 0, 1, 4, 0, 0, 1, 2, 0, 4, 0, 0, 1, 0, 0, 2, 3, 1])
+    yield bytes([0, 1, 5, 5, 2, 0, 4, 0, 0, 5, 2, 0, 2, 0, 3, 5, 0, 0, 5, 0, 0, 3, 0, 0, 6, 4])
+    yield bytes([0, 2, 1, 2, 3, 0, 0, 4, 0, 0, 5, 4, 2, 0, 0, 0, 5, 0, 0, 15, 4, 0, 0, 14, 2, 3, 3, 15])
+
+
+TARGETS = {"lies": lies, "leases": leases, "ledgers": ledgers} if shm.available() else {}
+SEEDS = {"lies": lie_seeds, "leases": lease_seeds, "ledgers": ledger_seeds}

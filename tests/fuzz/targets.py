@@ -62,6 +62,7 @@ from tests.fuzz.source import Source, join_frames, split_frames
 from tests.vectors.golden import OLD_VECTORS, VECTORS, frames_of
 
 LIMITS = edgebus.Limits()
+TIGHT = edgebus.Limits(max_frame_bytes=64, max_frames=4)  # of which an input can be over
 KEY = "0123456789abcdefghijklmnopqrstuvwxyzABCD"
 
 
@@ -77,6 +78,7 @@ def check_frames(frames: list[bytes]) -> None:
     except WireError as refused:
         reason = str(refused)
         message = None
+    _check_bounds(frames, message)
     if message is None:
         assert "\n" not in reason
         return
@@ -86,6 +88,27 @@ def check_frames(frames: list[bytes]) -> None:
     if isinstance(header, m.Content) and header.transfer is None and header.blocks is None:
         view_arrays(header.arrays, content[1:])
         assert decode_frames(encode_message(message, version=1), LIMITS).frames == content
+
+
+def _check_bounds(frames: list[bytes], message: m.Message | None) -> None:
+    """A node of narrow limits takes of what any node takes just what is within them."""
+    try:
+        decode_frames(frames, TIGHT)
+    except WireError:
+        is_taken = False
+    else:
+        is_taken = True
+    if message is None:
+        assert not is_taken
+        return
+    header = message.header
+    transfer, inline = (header.transfer, header.inline) if isinstance(header, m.Content) else (None, None)
+    announced = () if transfer is None else transfer.sizes
+    sizes = (*announced, *map(len, frames[1:]))
+    if max(sizes, default=0) > TIGHT.max_frame_bytes or max(len(frames), 1 + len(announced)) > TIGHT.max_frames:
+        assert not is_taken
+    elif len(inline or b"") <= TIGHT.max_frame_bytes:
+        assert is_taken
 
 
 def hub(data: bytes) -> None:
