@@ -19,7 +19,7 @@ from tests.fuzz.source import Source
 
 SIZE = 1 << 16
 NONCE = b"n" * 16
-BOUND_BYTES = 4 * SIZE
+BOUNDS = ((4 * SIZE, 16), (SIZE + SIZE // 2, 16), (4 * SIZE, 1))  # of bytes and segments: for all, or for one
 MOST = 2**63 - 8192  # a compiled mapper takes no more
 _SEALED = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW
 MAX_BYTES, SEGMENT_BYTES = 1 << 19, 1 << 17
@@ -55,8 +55,8 @@ def _descriptors() -> tuple[list[int], shm.Pipes, PipeNames]:
 def lies(data: bytes) -> None:
     """Places of memory and of pipes: refused by name, or just what is there; nothing stays open or mapped."""
     descriptors, pipes, names = _descriptors()
-    source, mapper, before = Source(data), shm.Mapper(BOUND_BYTES), len(os.listdir("/proc/self/fd"))
-    held = []
+    source, bounds, before = Source(data), BOUNDS[len(data) % len(BOUNDS)], len(os.listdir("/proc/self/fd"))
+    mapper, held = shm.Mapper(bounds[0], max_segments=bounds[1]), []
     for _ in range(12):
         if not source:
             break
@@ -81,7 +81,9 @@ def lies(data: bytes) -> None:
             assert view.tobytes() == (bytes(4096) + b"content").ljust(SIZE, b"\0")[offset : offset + wanted]
             held.append(view)
             del view
-        assert mapper.stats().mapped_bytes <= BOUND_BYTES
+        stats = mapper.stats()
+        assert stats.mapped_bytes <= bounds[0]
+        assert stats.segments <= bounds[1]
     held.clear()
     mapper.forget("liar")
     if mapper.stats().mapped_bytes:
@@ -252,12 +254,16 @@ def ledgers(data: bytes) -> None:
 
 
 def lie_seeds() -> Iterator[bytes]:
-    """Everything right, each thing wrong in turn, and pipes."""
-    right = bytes([0, 0, 1, 1, 0, 0, 1, 0])
+    """Everything right, each thing wrong in turn, two segments within bounds for both and for one, and pipes."""
+    right, other = bytes([0, 0, 1, 0, 1, 0, 0, 0, 0, 1, 0, 0]), bytes([0, 0, 1, 4, 1, 0, 0, 0, 3, 1, 0, 0])
     yield right * 6
     for place in range(len(right)):
-        yield b"".join(right[:place] + bytes([value]) + right[place + 1 :] for value in range(1, 13))
-    yield bytes([0, 0, 1, 0, 1, 0, 1, 1, 1, 1, 0]) * 3
+        yield b"".join(
+            right[:place] + bytes([value]) + right[place + 1 :] for value in range(13) if value != right[place]
+        )
+    both = right + other + right
+    yield from (both + other[: (size - len(both)) % len(BOUNDS)] for size in range(len(BOUNDS)))
+    yield bytes([0, 0, 1, 0, 0, 0, 0, 1, 1, 1, 1]) * 3
 
 
 def lease_seeds() -> Iterator[bytes]:

@@ -13,6 +13,7 @@ from edgekernels.safetensors import SafetensorsFile
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
+from edgebus import shm
 from tests.fuzz import run
 from tests.fuzz.hub_world import attack
 from tests.fuzz.lane_world import LaneWorld
@@ -56,6 +57,27 @@ def test_seeds_that_are_model_files_are_read():
         with on_disk(seed, ".safetensors") as path, SafetensorsFile(path) as file:
             num_tensors += len(list(file.read_all()))
     assert num_tensors == 13 + 13 + 11 + 2
+
+
+@pytest.mark.skipif("lies" not in TARGETS, reason="no shared memory here")
+def test_seeds_of_lies_reach_what_is_mapped_and_every_reason_not_to(monkeypatch):
+    seen = set()
+
+    class Seen(shm.Mapper):
+        def view(self, *said):
+            try:
+                view = super().view(*said)
+            except shm.SegmentUnavailable as refused:
+                seen.add(refused.reason)
+                raise
+            seen.add("mapped")
+            return view
+
+    monkeypatch.setattr(shm, "Mapper", Seen)
+    for seed in seeds("lies"):
+        TARGETS["lies"](seed)
+    reasons = {"out_of_bounds", "malformed", "not_sealed", "wrong_nonce", "wrong_size", "not_a_segment", "too_much"}
+    assert seen >= {"mapped", *reasons}
 
 
 @pytest.mark.net
