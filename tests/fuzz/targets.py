@@ -15,9 +15,6 @@ import msgpack
 from edgekernels.gguf import GgufError, GgufFile
 from edgekernels.safetensors import SafetensorsError, SafetensorsFile
 
-import edgebus
-from edgebus import messages as m
-from edgebus.arrays import view_arrays
 from edgebus.blobs.manifest import BlobId, Head, _head_hash
 from edgebus.blobs.messages import (
     Ask,
@@ -30,15 +27,13 @@ from edgebus.blobs.messages import (
 from edgebus.daemon.reports import StatsReport
 from edgebus.daemon.tapping import TapRequest
 from edgebus.directory import Directory, decode_record
-from edgebus.errors import EdgebusError, WireError
+from edgebus.errors import EdgebusError
 from edgebus.grants import MAX_LIST_BYTES, format_line, parse_line, parse_list
 from edgebus.keyfiles import fields_of, is_key
 from edgebus.payloads import Payload, decode, encode
 from edgebus.recorder import Reader, Start, Traffic, Writer, decode_records, encode_records
 from edgebus.replica import Replica
 from edgebus.state import Entry, Part, Publication, Subscribe
-from edgebus.wire import decode as decode_frames
-from edgebus.wire import encode as encode_message
 from edgebus.zap import zap_answer
 from tests.fuzz import (
     answers,
@@ -58,59 +53,13 @@ from tests.fuzz import (
     sled_parts,
     socket_world,
     store_world,
+    wire_parts,
 )  # fmt: skip
 from tests.fuzz.hub_world import attack
 from tests.fuzz.source import Source, join_frames, split_frames
 from tests.vectors.golden import OLD_VECTORS, VECTORS, frames_of
 
-LIMITS = edgebus.Limits()
-TIGHT = edgebus.Limits(max_frame_bytes=64, max_frames=4)  # of which an input can be over
 KEY = "0123456789abcdefghijklmnopqrstuvwxyzABCD"
-
-
-def wire(data: bytes) -> None:
-    """Frames off a socket."""
-    check_frames(split_frames(data))
-
-
-def check_frames(frames: list[bytes]) -> None:
-    """Decode frames: a WireError of one line, or a message that can be looked at and sent on, the same afterwards."""
-    try:
-        message = decode_frames(frames, LIMITS)
-    except WireError as refused:
-        reason = str(refused)
-        message = None
-    _check_bounds(frames, message)
-    if message is None:
-        assert "\n" not in reason
-        return
-    header, content = message
-    assert decode_frames(encode_message(message), LIMITS).frames == content
-    assert msgpack.unpackb(m.encode_header(header), strict_map_key=False)[0] == type(header).__struct_config__.tag
-    if isinstance(header, m.Content) and header.transfer is None and header.blocks is None:
-        view_arrays(header.arrays, content[1:])
-        assert decode_frames(encode_message(message, version=1), LIMITS).frames == content
-
-
-def _check_bounds(frames: list[bytes], message: m.Message | None) -> None:
-    """A node of narrow limits takes of what any node takes just what is within them."""
-    try:
-        decode_frames(frames, TIGHT)
-    except WireError:
-        is_taken = False
-    else:
-        is_taken = True
-    if message is None:
-        assert not is_taken
-        return
-    header = message.header
-    transfer, inline = (header.transfer, header.inline) if isinstance(header, m.Content) else (None, None)
-    announced = () if transfer is None else transfer.sizes
-    sizes = (*announced, *map(len, frames[1:]))
-    if max(sizes, default=0) > TIGHT.max_frame_bytes or max(len(frames), 1 + len(announced)) > TIGHT.max_frames:
-        assert not is_taken
-    elif len(inline or b"") <= TIGHT.max_frame_bytes:
-        assert is_taken
 
 
 def hub(data: bytes) -> None:
@@ -292,7 +241,7 @@ def _same(one: object, other: object) -> bool:
 
 
 TARGETS: dict[str, Callable[[bytes], None]] = {
-    "wire": wire,
+    "wire": wire_parts.wire,
     "hub": hub,
     "payloads": payloads,
     "near": near_parts.near,

@@ -20,7 +20,8 @@ from tests.fuzz.lane_world import LaneWorld
 from tests.fuzz.model_files import on_disk
 from tests.fuzz.run import CORPUS, ROOT
 from tests.fuzz.socket_world import SocketWorld
-from tests.fuzz.targets import SOCKET_TARGETS, TARGETS, check_frames, seeds
+from tests.fuzz.targets import SOCKET_TARGETS, TARGETS, seeds
+from tests.fuzz.wire_parts import check_frames
 from tests.vectors.golden import GOLDEN, VECTORS, frames_of
 
 QUICK = settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow])
