@@ -310,6 +310,7 @@ def seeds(target: str) -> Iterator[bytes]:
     match target:
         case "wire":
             yield from map(join_frames, said)
+            yield from wire_parts.bound_seeds()
         case "hub":
             yield from (bytes([7, *range(n, 250, 3), *range(n)]) for n in range(0, 48, 3))
         case "sockets":

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import msgpack
 
 import edgebus
@@ -10,7 +12,7 @@ from edgebus.arrays import view_arrays
 from edgebus.errors import WireError
 from edgebus.wire import decode as decode_frames
 from edgebus.wire import encode as encode_message
-from tests.fuzz.source import split_frames
+from tests.fuzz.source import join_frames, split_frames
 
 LIMITS = edgebus.Limits()
 TIGHT = edgebus.Limits(max_frame_bytes=64, max_frames=4)  # of which an input can be over
@@ -59,3 +61,22 @@ def _check_bounds(frames: list[bytes], message: m.Message | None) -> None:
         assert not is_taken
     elif len(inline or b"") <= TIGHT.max_frame_bytes:
         assert is_taken
+
+
+def bound_seeds() -> Iterator[bytes]:
+    """Messages at a bound and just over it."""
+    most = TIGHT.max_frame_bytes
+    for size in (most, most + 1):
+        yield join_frames([msgpack.packb([5, 1, []]), bytes(size)])
+        yield join_frames([msgpack.packb([6, 1, "no", ""]), bytes(size)])
+        yield join_frames([msgpack.packb([13, 1, 0]), bytes(size)])
+        yield join_frames([msgpack.packb([11, 1, 0, [["u1", [size]]], None, [2, [3, size]]])])
+        yield join_frames([msgpack.packb([11, 1, 0, [["u1", [size]]], b"in", [2, [2, size]]]), bytes(size)])
+        blocks = [[7, 1234, 5, 1 << 20, bytes(16), 4096, 8]]
+        yield join_frames([msgpack.packb([5, 1, [["f4", [2]]], None, 0, None, blocks]), bytes(size)])
+    for count in (TIGHT.max_frames, TIGHT.max_frames + 1, LIMITS.max_frames, LIMITS.max_frames + 1):
+        yield join_frames([msgpack.packb([5, 1, [["u1", [1]]] * (count - 2)]), b"", *[b"1"] * (count - 2)])
+        yield join_frames([msgpack.packb([5, 1, [["u1", [1]]] * (count - 2), None, 0, [2, [1] * (count - 1)]])])
+    for shape in ([2**40, 0], [2**40, 0, 2**40], [2**40] * 8, [0] * 8, []):
+        yield join_frames([msgpack.packb([5, 1, [["f4", shape]]]), b"", b""])
+    yield join_frames([msgpack.packb([4, 1, "s", 9, 0, [["u1", [3]]] * 2, None, None, None, blocks]), b"p"])
