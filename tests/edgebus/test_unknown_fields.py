@@ -8,6 +8,7 @@ from __future__ import annotations
 import logging
 import math
 import os
+import threading
 from contextlib import contextmanager
 
 import msgpack
@@ -15,6 +16,7 @@ import numpy as np
 import pytest
 import zmq
 
+import edgebus
 from edgebus.blobs import manifest_of, serve_blobs
 
 pytestmark = pytest.mark.net
@@ -26,6 +28,7 @@ NAN = math.nan
 BLOCK = [0, 1, 5, 1 << 20, bytes(16), 4096, 96]
 TWICE = b"\x82\xa1k\x01\xa1k\x02"  # {"k": 1, "k": 2}
 DEEP = b"\x91" * 2000 + b"\xc0"
+DEEP_FIELD = b"\x91" * 100 + b"\xc0"
 DEEP_MAPS = b"\x81\xa1k" * 1300 + b"\xc0"
 
 
@@ -52,7 +55,7 @@ IGNORED_FIELDS = {  # what a later version may add, however odd: the request is 
     "an extension": msgpack.packb(msgpack.ExtType(77, b"later")),
     "a time before the world": b"\xc7\x0c\xff" + b"\xff" * 12,
     "no UTF-8": b"\xa2\xff\xfe",
-    "nested a hundred times": b"\x91" * 100 + b"\xc0",
+    "nested a hundred times": DEEP_FIELD,
 }
 REFUSED = {  # requests whose header decodes: Refusal "malformed"
     "dtype": [asked(arrays=[["O8", [1]]]), bytes(8)],
@@ -340,3 +343,82 @@ def test_who_says_that_it_has_all_outcomes_hears_that_of_each_request_and_the_ot
     assert world.peer.hear()[0][:3] == [REFUSAL, ID, "forgotten"]
     world.peer.say(asked(id=ID + 1))
     assert world.peer.hear()[0][:3] == [REFUSAL, ID + 1, "forgotten"]
+
+
+# -- the other end: what a server answers ---------------------------------------------------------------
+
+ANSWERS = {  # to a request: refused "malformed" at whoever asked
+    "dtype": [[["O8", [1]]], b""],
+    "shape": [[["u1", [2**40, 2**40]]], b""],
+    "a frame too few": [[["u1", [3]]], b""],
+    "size of a transfer": [[], None, 0, [1, [2**48]]],
+    "blocks without arrays": [[], b"", 0, None, [BLOCK]],
+    "transfer and blocks": [[], None, 0, [1, [0]], []],
+}
+NO_ANSWERS = [  # for request {id}: ignored, and the right one behind them counts
+    [REPLY, 2**63, [], b""],
+    [REPLY, NAN, [], b""],
+    [REPLY, "{id}", {"u1": [1]}, b""],
+    [REPLY, "{id}", [], b"", -1],
+    [REPLY, "{id}", [["u1", [-1]]], b""],
+    [REPLY, "{id}", [], "text"],
+    [REFUSAL, "{id}", None, ""],
+    [PART, "{id}", NAN],
+    [CREDIT, "{id}", 2**63],
+    [99, "{id}", [], b""],
+    TWICE,
+    DEEP,
+]
+
+
+def answer(socket, errors):
+    """A server by hand: greets, and answers each service by its name until it is told that the link is closed."""
+    try:
+        while True:
+            route, header, *_ = socket.recv_multipart()
+            tag, *fields = msgpack.unpackb(header)
+
+            def say(header, *frames, route=route):
+                socket.send_multipart([route, header if isinstance(header, bytes) else msgpack.packb(header), *frames])
+
+            match tag:
+                case 1:
+                    say(raw([WELCOME, 2, "raw", bytes(16), fields[4], LIMITS, 0, None], TWICE))
+                case 7:
+                    say([PONG])
+                case 9:
+                    return
+                case 4 if fields[1] in ANSWERS:
+                    say([REPLY, fields[0], *ANSWERS[fields[1]]])
+                case 4:
+                    for wrong in NO_ANSWERS:
+                        is_list = isinstance(wrong, list)
+                        say([fields[0] if each == "{id}" else each for each in wrong] if is_list else wrong)
+                    say(raw([REPLY, fields[0], [], b"right", 0, None, None], DEEP_FIELD))
+    except BaseException as error:
+        errors.append(error)
+
+
+def test_answer_that_does_not_add_up_ends_its_request_and_what_is_no_answer_ends_none(ring, tmp_path, caplog):
+    caplog.set_level(logging.ERROR, "edgebus")
+    errors = []
+    with zmq.Context() as context, context.socket(zmq.ROUTER) as socket, ring.device() as device:
+        socket.linger, socket.rcvtimeo, socket.sndtimeo = 0, 5000, 5000
+        socket.curve_server, socket.curve_secretkey = True, ring.keys("server").secret.encode()
+        socket.bind(f"ipc://{tmp_path}/socket")
+        thread = threading.Thread(target=answer, args=(socket, errors))
+        thread.start()
+        link = device.connect(f"ipc://{tmp_path}/socket", ring.public("server"))
+        for number, name in enumerate(ANSWERS, 1):
+            with pytest.raises(edgebus.Refused) as caught:
+                link.request(name)
+            assert caught.value.code == "malformed", name
+            assert link.request("right", timeout_s=5).payload == b"right", name
+            stats = link.stats()
+            assert (stats.refused, stats.answered, stats.outstanding, stats.retries) == (number, number, 0, 0)
+            assert stats.malformed == number * (1 + len(NO_ANSWERS))
+        assert link.health == "up"
+        link.close()
+        thread.join(5)
+        assert not thread.is_alive()
+    assert (errors, caplog.records) == ([], [])
