@@ -128,13 +128,19 @@ def _flood(machine: BulkReceiver, is_known: bool) -> None:
 
 def bulk_seeds() -> Iterator[bytes]:
     """Contents in pieces and whole, one that has no room, late ones, and floods."""
-    begin, piece = [0, 0, 1, 2, 4, 0, 1], [0, 4, 0, 0, 0]  # of 500 and 3000 bytes, two frames
-    yield bytes([*begin, *piece, *piece])
-    yield bytes([*begin, *piece, 0, 4, 0, 0, 2, 0, 4, 0, 3, 0, 0, 4, 0, 4, 0, 0, 4, 0, 0, 0])
-    many = [byte for number in range(5) for byte in (number, 0, 1, 4, 4, number)]
-    yield bytes([*many, *(byte for number in range(5) for byte in (number, 4, 0, 0, 3))])
-    yield bytes([*many, *(byte for number in (4, 3, 2, 4, 4, 3) for byte in (number, 4, 0, 0, 3)), 0, 10, 0, 0, 9, 1])
-    yield bytes([byte for number in range(5) for byte in (number, 3, 1, 4, 4, number)] + [0, 10, 0, 0, 9, 2, 1])
+    begin = [0, 0, 1, 2, 4, 0]  # number 0: 500 and 3000 bytes
+    rest, byte, some, too_much, nothing = ([0, 4, 0, 0, size] for size in (0, 2, 3, 4, 5))
+    yield bytes([*begin, *rest, *rest])
+    yield bytes([*begin, *byte, *rest, *some, *rest])
+    yield bytes([*begin, *rest, *some, 0, 4, 0, 4, 3, *rest])  # again, from one byte before
+    yield bytes([*begin, *rest, *some, 0, 4, 0, 3, 3, *rest])  # behind a gap
+    yield bytes([*begin, *too_much, *begin, *rest, *some, *too_much])
+    yield bytes([*begin, *nothing, *begin, *rest, *nothing])
+    many = [each for number in range(5) for each in (number, 0, 1, 4, 4, number)]  # the first is admitted
+    yield bytes([*many, *(each for number in range(5) for each in (number, 4, 0, 0, 3))])
+    yield bytes([*many, *(each for number in (1, 2, 3, 4, 1, 2) for each in (number, 4, 0, 0, 0))])
+    yield bytes([*many, *(each for number in (4, 3, 2, 4, 4, 3) for each in (number, 4, 0, 0, 3)), 0, 10, 0, 0, 9, 1])
+    yield bytes([each for number in range(5) for each in (number, 3, 1, 4, 4, number)] + [0, 10, 0, 0, 9, 2, 1])
     yield bytes([0, 11, 0, 0, 11, 1, 0, 10, 1, 1, 0, 0, 2, 1, 0, 10, 2])
 
 

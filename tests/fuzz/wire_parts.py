@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 
 import msgpack
@@ -35,11 +36,30 @@ def check_frames(frames: list[bytes]) -> None:
         assert "\n" not in reason
         return
     header, content = message
+    if isinstance(header, m.Content):
+        _check_sizes(header, tuple(map(len, content)))
     assert decode_frames(encode_message(message), LIMITS).frames == content
     assert msgpack.unpackb(m.encode_header(header), strict_map_key=False)[0] == type(header).__struct_config__.tag
     if isinstance(header, m.Content) and header.transfer is None and header.blocks is None:
         view_arrays(header.arrays, content[1:])
         assert decode_frames(encode_message(message, version=1), LIMITS).frames == content
+
+
+def _check_sizes(header: m.Content, come: tuple[int, ...]) -> None:
+    """What is there, announced or lent is just as large as the arrays it is for."""
+    for spec in header.arrays:
+        assert spec.dtype in ("f4", "f2", "i4", "i8", "u1", "u2", "u4", "i1", "i2", "f8", "u8")
+        assert math.prod(filter(None, spec.shape)) <= 2**40
+    needed = [math.prod(spec.shape) * int(spec.dtype[1]) for spec in header.arrays]
+    if header.transfer is not None:
+        assert header.blocks is None
+        assert come in ((), header.transfer.sizes)
+        come = header.transfer.sizes
+    elif header.blocks is not None:
+        assert len(come) == 1
+        come += tuple(block.size for block in header.blocks)
+    assert list(come[1:]) == needed
+    assert len(come) == 1 + len(needed)
 
 
 def _check_bounds(frames: list[bytes], message: m.Message | None) -> None:
@@ -79,4 +99,14 @@ def bound_seeds() -> Iterator[bytes]:
         yield join_frames([msgpack.packb([5, 1, [["u1", [1]]] * (count - 2), None, 0, [2, [1] * (count - 1)]])])
     for shape in ([2**40, 0], [2**40, 0, 2**40], [2**40] * 8, [0] * 8, []):
         yield join_frames([msgpack.packb([5, 1, [["f4", shape]]]), b"", b""])
-    yield join_frames([msgpack.packb([4, 1, "s", 9, 0, [["u1", [3]]] * 2, None, None, None, blocks]), b"p"])
+    three = [["u1", [3]]]
+    for size in (2, 3, 4):  # of an array of three bytes
+        yield join_frames([msgpack.packb([5, 1, three]), b"p", bytes(size)])
+        yield join_frames([msgpack.packb([5, 1, three, None, 0, [2, [1, size]]])])
+        yield join_frames([msgpack.packb([5, 1, three, None, 0, [2, [1, 3]]]), b"p", bytes(size)])
+        yield join_frames([msgpack.packb([5, 1, three, b"p", 0, None, [[7, 1, 5, 8192, bytes(16), 4096, size]]])])
+    for count in (1, 2, 3):  # arrays for two frames, or two blocks
+        arrays = [["f4", [2]]] * count
+        yield join_frames([msgpack.packb([4, 1, "s", 9, 0, arrays, b"p", None, None, blocks * 2])])
+        yield join_frames([msgpack.packb([4, 1, "s", 9, 0, arrays, None, None, [2, [1, 8, 8]]])])
+        yield join_frames([msgpack.packb([4, 1, "s", 9, 0, arrays]), b"p", bytes(8), bytes(8)])
