@@ -3,8 +3,9 @@
 # it, built with address and undefined behaviour sanitizers in a throw-away environment outside the repository.
 # Results: bench/results/fuzz.json.
 #   sh scripts/fuzz.sh [SECONDS per target and run, default 20] [DIRECTORY to build in, kept; default a new one, removed]
-# FUZZ_PLAIN=no leaves the first run out, TARGETS="wire hub" all but these. LIBZMQ_SOURCE=DIRECTORY with the sources of libzmq 4.3.5 has libzmq and pyzmq
-# built with the sanitizers too (without CURVE, which would need libsodium's).
+# FUZZ_PLAIN=no leaves the first run out, FUZZ_SANITIZED=no what follows it, FUZZ_TESTS=no the tests at the end, TARGETS="wire hub" all
+# targets but these. LIBZMQ_SOURCE=DIRECTORY with the sources of libzmq 4.3.5 has libzmq and pyzmq built with the sanitizers too (without
+# CURVE, which would need libsodium's).
 set -eu
 cd "$(dirname "$0")/.."
 root=$(pwd)
@@ -23,6 +24,7 @@ if [ "${FUZZ_PLAIN:-yes}" != no ]; then
         --built "the bus as plain Python" ${TARGETS:-} || status=1
     rm -rf "$sources"
 fi
+[ "${FUZZ_SANITIZED:-yes}" != no ] || exit $status
 
 if [ $# -ge 2 ]; then
     work=$2
@@ -88,6 +90,7 @@ if "$asan" -c 'import ctypes; ctypes.string_at(ctypes.create_string_buffer(16), 
 fi
 echo "fuzz: instrumented: $objects"
 "$asan" -m tests.fuzz.run --seconds "$seconds" --record --label sanitized --built "$flags: $objects" ${TARGETS:-} || status=1
+[ "${FUZZ_TESTS:-yes}" != no ] || exit $status
 # One of the kernels' tests wants to see a process die of its own segmentation fault.
 ASAN_OPTIONS=$ASAN_OPTIONS:handle_segv=0 "$asan" -m pytest -q -p no:cacheprovider -W ignore -m "not slow" --timeout 600 \
     --deselect tests/edgekernels/test_select.py::test_first_call_after_import_is_quick tests/edgekernels tests/fuzz \

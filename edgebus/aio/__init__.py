@@ -8,9 +8,22 @@ cancelling a task that waits for an outcome cancels its request. Objects may be 
         reply = await link.request("shout", b"hello", timeout_s=2)
 """
 
+from typing import TYPE_CHECKING
+
 from edgebus.aio.calling import Link, Pending, Stream
 from edgebus.aio.node import Node
 from edgebus.aio.serving import Inbox, Request
 from edgebus.aio.subscribing import Subscription, subscribe
 
-__all__ = ["Inbox", "Link", "Node", "Pending", "Request", "Stream", "Subscription", "subscribe"]
+if TYPE_CHECKING:
+    from edgebus.aio.fetching import fetch_blob
+
+__all__ = ["Inbox", "Link", "Node", "Pending", "Request", "Stream", "Subscription", "fetch_blob", "subscribe"]
+
+
+def __getattr__(name: str) -> object:
+    if name != "fetch_blob":
+        raise AttributeError(f"module 'edgebus.aio' has no attribute {name!r}")
+    from edgebus.aio.fetching import fetch_blob  # a store of blobs is loaded by who needs it
+
+    return fetch_blob

@@ -459,6 +459,20 @@ def test_rubbish_on_the_near_lane_is_counted_and_harmless(caplog):
     caplog.clear()  # its error knows where it was raised, and so keeps the node
 
 
+def test_greeting_with_a_board_that_is_none_is_counted_and_the_lane_goes_on(caplog):
+    with two_nodes() as (server, _, link):
+        near = near_of(link)
+        [attached] = server._engine.hub.links
+        eventually(lambda: attached.near is not None and attached.near.peer_board is not None)
+        attached.near.peer_board = None  # as after a greeting without one
+        for said in (b"no block", b"", b"\x91" * 3000):
+            assert near.pipes.send([b"", said])
+        assert (link.request("echo", b"", [array(3)]).arrays[0] == array(3)).all()
+        assert server.stats().malformed == 3
+        assert attached.near.peer_board is None
+    assert [record for record in caplog.records if record.levelname == "ERROR"] == []
+
+
 def test_peer_that_does_not_take_the_lane_is_served_by_the_control_lane(monkeypatch):
     """As one that does not know of near lanes: it looks at the first bytes of the probe only."""
     monkeypatch.setattr("edgebus.shm.PipeNames.unpack", lambda data: None)

@@ -22,12 +22,15 @@ from edgebus import shm
 from edgebus.attached import NearLane
 from edgebus.link_states import State
 from edgebus.shm.pipes import PACKET_BYTES
+from edgebus.shm.segments import Segment
 from tests.fuzz.source import Source, join_frames, split_frames
 from tests.vectors.golden import VECTORS
 
 _LARGE = np.arange(100_000, dtype=np.uint8)
 _HONEST_EVERY = 20
 _LIMITS = edgebus.Limits(share_from_bytes=64 * 1024)
+_HERE = b"memory of a liar"  # for a nonce: a block of memory that is there
+_HERE_BYTES = 1 << 16
 
 
 class _Complaints(logging.Handler):
@@ -54,6 +57,9 @@ class LaneWorld:
         logging.getLogger("edgebus").addHandler(self.complaints)
         self.liar: edgebus.Node | None = None
         self.num_said = self.num_liars = 0
+        self.memory = Segment(_HERE_BYTES)
+        self.memory.commit(_HERE_BYTES)
+        self.next_lease = 1_000_000
         self.check(whole=True)
 
     def lane(self) -> NearLane:
@@ -89,9 +95,29 @@ class LaneWorld:
         for packet in packets:
             if packet and lane.pipes._write_fd >= 0:
                 with contextlib.suppress(OSError):  # full, or closed meanwhile, which is the node's right
-                    os.write(lane.pipes._write_fd, packet[:PACKET_BYTES])
+                    os.write(lane.pipes._write_fd, self.located(packet)[:PACKET_BYTES])
         self.num_said += 1
         self.check(whole=self.num_said % _HONEST_EVERY == 0)
+
+    def located(self, said: bytes) -> bytes:
+        """The same, with blocks that are to be there where memory is, under numbers that are new."""
+        try:
+            header = m.decode_header(said[2:])
+        except (msgspec.MsgspecError, ValueError, RecursionError):
+            return said
+        if not isinstance(header, m.Request) or header.blocks is None:
+            return said
+        info, blocks = self.memory.info, []
+        for block in header.blocks:
+            if block.nonce == _HERE:
+                self.next_lease += 1
+                blocks.append(
+                    m.Block(self.next_lease, info.pid, info.fd, info.size, info.nonce, block.offset, block.size)
+                )
+            else:
+                blocks.append(block)
+        header.blocks = tuple(blocks)
+        return packet(m.encode_header(header))
 
     def check(self, *, whole: bool) -> None:
         """The honest peer is answered, what it sent comes back as it was, and nobody has complained."""
@@ -108,6 +134,7 @@ class LaneWorld:
         for node in (self.liar, self.honest, self.node):
             if node is not None:
                 node.close()
+        self.memory.close()
 
 
 def _eventually(condition: Callable[[], bool]) -> None:
@@ -143,6 +170,15 @@ def lane_seeds() -> Iterator[bytes]:
     headers += [m.encode_header(header) for header in (m.Leases(5, (1,)), m.Seen(True), m.Drop(3), m.Reset(), m.Ping())]
     yield join_frames([b"", packet(b""), packet(b"", here), packet(b"", here[:-1]), packet(b"", b"")])
     yield join_frames([bytes(range(1, 60)), *map(packet, headers)])
+    there = [
+        m.Block(0, 1, 1, 1, _HERE, offset, size) for offset, size in ((4096, 96), (8192, 40), (64, 96), (65472, 96))
+    ]
+    for number, (specs, blocks) in enumerate([
+        ((spec,), there[:1]), ((spec, spec), [there[0], there[0]]), ((spec,), there[1:2]), ((spec,), there[2:3]),
+        ((spec,), there[3:]), ((spec,), [there[0], there[0]]), ((spec, spec), there[:1]), ((spec, spec), there[:2]),
+    ]):  # fmt: skip
+        ask = m.Request(600 + number, "echo", 1000, 0, specs, b"", None, None, tuple(blocks))
+        yield join_frames([b"", packet(m.encode_header(ask))])
     yield join_frames([b"", packet(b"\xc1junk"), packet(b"\x93\x04junk")])
     yield join_frames([b"", b"\x00", b"\x05\x00a", b"\xff\xff", packet(b"a", b"b"), packet(b"abc", b"")])
     for first in range(0, len(VECTORS), 8):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from itertools import pairwise
 
 import msgspec
 
@@ -40,7 +41,10 @@ def packets(data: bytes) -> None:
     if read_end < 0:  # only Linux has such pipes
         return
     with open(read_end, "rb", 0), open(write_end, "wb", 0):
-        for packet in split_frames(data):
+        packets = split_frames(data)
+        for first, second in pairwise([*packets, None]):
+            _check_written(read_end, write_end, first or b"", second)
+        for packet in packets:
             found = []
             for read in (pipes._plain_read, pipes._read):
                 os.write(write_end, packet[: pipes.PACKET_BYTES])
@@ -49,6 +53,16 @@ def packets(data: bytes) -> None:
             if found[0]:
                 assert pipes._write(write_end, found[0][0], found[0][1] if len(found[0]) > 1 else None)
                 assert pipes._read(read_end) == found[0]
+
+
+def _check_written(read_end: int, write_end: int, first: bytes, second: bytes | None) -> None:
+    """What fits a packet is written by either writer, and read as it was; what does not is written by none."""
+    fits = 2 + len(first) + len(second or b"") <= pipes.PACKET_BYTES
+    for write in (pipes._plain_write, pipes._write):
+        assert write(write_end, first, second) == fits
+        if fits:
+            assert pipes._plain_read(read_end) == ([first] if second is None else [first, second])
+    assert pipes._plain_read(read_end) is None
 
 
 def _frames_of(packet: bytes) -> list[bytes] | None:
@@ -78,6 +92,9 @@ def packet_seeds() -> Iterator[bytes]:
     one, two = b"\x05\x00hello", b"\x03\x80onetwo"
     yield join_frames([one, two, b"\x06\x00hello", b"\xff\xffabc", b"\x00", b"\x00\x80", b"\x00\x00"])
     yield pipes.PipeNames(5, 6, 7, 8).pack()
+    most = pipes.PACKET_BYTES - 2
+    yield join_frames([bytes(most - 7), b"seven b", b"", bytes(most)])
+    yield join_frames([bytes(most - 6), b"seven b", bytes(most + 1)])
 
 
 SEEDS = {"near": near_seeds, "packets": packet_seeds}

@@ -15,9 +15,6 @@ import msgpack
 from edgekernels.gguf import GgufError, GgufFile
 from edgekernels.safetensors import SafetensorsError, SafetensorsFile
 
-import edgebus
-from edgebus import messages as m
-from edgebus.arrays import view_arrays
 from edgebus.blobs.manifest import BlobId, Head, _head_hash
 from edgebus.blobs.messages import (
     Ask,
@@ -30,21 +27,21 @@ from edgebus.blobs.messages import (
 from edgebus.daemon.reports import StatsReport
 from edgebus.daemon.tapping import TapRequest
 from edgebus.directory import Directory, decode_record
-from edgebus.errors import EdgebusError, WireError
+from edgebus.errors import EdgebusError
 from edgebus.grants import MAX_LIST_BYTES, format_line, parse_line, parse_list
 from edgebus.keyfiles import fields_of, is_key
 from edgebus.payloads import Payload, decode, encode
 from edgebus.recorder import Reader, Start, Traffic, Writer, decode_records, encode_records
 from edgebus.replica import Replica
 from edgebus.state import Entry, Part, Publication, Subscribe
-from edgebus.wire import decode as decode_frames
-from edgebus.wire import encode as encode_message
 from edgebus.zap import zap_answer
 from tests.fuzz import (
     answers,
+    bulk_parts,
     disk_parts,
     http_parts,
     lane_world,
+    lease_parts,
     model_dirs,
     model_files,
     near_parts,
@@ -56,36 +53,13 @@ from tests.fuzz import (
     sled_parts,
     socket_world,
     store_world,
+    wire_parts,
 )  # fmt: skip
 from tests.fuzz.hub_world import attack
 from tests.fuzz.source import Source, join_frames, split_frames
 from tests.vectors.golden import OLD_VECTORS, VECTORS, frames_of
 
-LIMITS = edgebus.Limits()
 KEY = "0123456789abcdefghijklmnopqrstuvwxyzABCD"
-
-
-def wire(data: bytes) -> None:
-    """Frames off a socket."""
-    check_frames(split_frames(data))
-
-
-def check_frames(frames: list[bytes]) -> None:
-    """Decode frames: a WireError of one line, or a message that can be looked at and sent on, the same afterwards."""
-    try:
-        message = decode_frames(frames, LIMITS)
-    except WireError as refused:
-        reason = str(refused)
-        message = None
-    if message is None:
-        assert "\n" not in reason
-        return
-    header, content = message
-    assert decode_frames(encode_message(message), LIMITS).frames == content
-    assert msgpack.unpackb(m.encode_header(header), strict_map_key=False)[0] == type(header).__struct_config__.tag
-    if isinstance(header, m.Content) and header.transfer is None and header.blocks is None:
-        view_arrays(header.arrays, content[1:])
-        assert decode_frames(encode_message(message, version=1), LIMITS).frames == content
 
 
 def hub(data: bytes) -> None:
@@ -267,7 +241,7 @@ def _same(one: object, other: object) -> bool:
 
 
 TARGETS: dict[str, Callable[[bytes], None]] = {
-    "wire": wire,
+    "wire": wire_parts.wire,
     "hub": hub,
     "payloads": payloads,
     "near": near_parts.near,
@@ -298,7 +272,9 @@ TARGETS: dict[str, Callable[[bytes], None]] = {
     "told": sled_parts.told,
     "saved": sled_parts.saved,
     "kept": sled_parts.kept,
+    **bulk_parts.TARGETS,
     **shm_parts.TARGETS,
+    **lease_parts.TARGETS,
     **store_world.TARGETS,
     **disk_parts.TARGETS,
     **network_parts.TARGETS,
@@ -317,7 +293,9 @@ _SEEDS = {
     **answers.SEEDS,
     "served": served_world.seeds,
     **sled_parts.SEEDS,
+    **bulk_parts.SEEDS,
     **shm_parts.SEEDS,
+    **lease_parts.SEEDS,
     **store_world.SEEDS,
     **disk_parts.SEEDS,
     **network_parts.SEEDS,
@@ -332,6 +310,7 @@ def seeds(target: str) -> Iterator[bytes]:
     match target:
         case "wire":
             yield from map(join_frames, said)
+            yield from wire_parts.bound_seeds()
         case "hub":
             yield from (bytes([7, *range(n, 250, 3), *range(n)]) for n in range(0, 48, 3))
         case "sockets":

@@ -13,13 +13,15 @@ from edgekernels.safetensors import SafetensorsFile
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
+from edgebus import shm
 from tests.fuzz import run
 from tests.fuzz.hub_world import attack
 from tests.fuzz.lane_world import LaneWorld
 from tests.fuzz.model_files import on_disk
 from tests.fuzz.run import CORPUS, ROOT
 from tests.fuzz.socket_world import SocketWorld
-from tests.fuzz.targets import SOCKET_TARGETS, TARGETS, check_frames, seeds
+from tests.fuzz.targets import SOCKET_TARGETS, TARGETS, seeds
+from tests.fuzz.wire_parts import check_frames
 from tests.vectors.golden import GOLDEN, VECTORS, frames_of
 
 QUICK = settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow])
@@ -56,6 +58,27 @@ def test_seeds_that_are_model_files_are_read():
         with on_disk(seed, ".safetensors") as path, SafetensorsFile(path) as file:
             num_tensors += len(list(file.read_all()))
     assert num_tensors == 13 + 13 + 11 + 2
+
+
+@pytest.mark.skipif("lies" not in TARGETS, reason="no shared memory here")
+def test_seeds_of_lies_reach_what_is_mapped_and_every_reason_not_to(monkeypatch):
+    seen = set()
+
+    class Seen(shm.Mapper):
+        def view(self, *said):
+            try:
+                view = super().view(*said)
+            except shm.SegmentUnavailable as refused:
+                seen.add(refused.reason)
+                raise
+            seen.add("mapped")
+            return view
+
+    monkeypatch.setattr(shm, "Mapper", Seen)
+    for seed in seeds("lies"):
+        TARGETS["lies"](seed)
+    reasons = {"out_of_bounds", "malformed", "not_sealed", "wrong_nonce", "wrong_size", "not_a_segment", "too_much"}
+    assert seen >= {"mapped", *reasons}
 
 
 @pytest.mark.net
