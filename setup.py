@@ -73,6 +73,7 @@ BUS = (
     "shm.ranges",
     "sockets",
     "turns",
+    "unended",
     "wire",
 )
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+import resource
 import socket
 import tempfile
 from contextlib import contextmanager, suppress
@@ -19,8 +20,10 @@ from edgebus.messages import encode_header
 from edgebus.queues import UNENDED_PENDING
 from edgebus.tcp import Came, Kernel, can_look
 from edgebus.unended import CHOSEN_S, GROWN_BYTES, LOOK_S, SILENT_LOOKS, Unended
+from tests.edgebus import interrupting
 from tests.edgebus.child_flooded import LIMITS, MIB
 from tests.edgebus.test_floods import CLAIMED, rss_bytes, server, watched
+from tests.edgebus.test_interrupts import PLAIN
 from tests.edgebus.test_sharing import eventually
 
 FRAME, MOST, BEAT_S, PORT = 4 * MIB, 32 * MIB, 2.0, 5555
@@ -194,6 +197,17 @@ def test_messages_of_a_connection_that_came_before_its_news_are_its():
         assert world.look() == []
 
 
+def test_news_may_come_one_look_after_the_messages():
+    world = World()
+    world.kernel.receive(2, 100 * MIB)
+    world.port.counts[2] = 100 * MIB
+    world.look()
+    world.unended.opened(2, world.port, PORT, is_accepted=True, now=world.now)
+    for _ in range(2 * SILENT_LOOKS):
+        world.kernel.resident += GROWN_BYTES
+        assert world.look() == []
+
+
 def test_a_connection_that_is_told_of_twice_is_known_as_before():
     world = World()
     world.give(1, 100 * MIB)
@@ -283,6 +297,58 @@ def test_nothing_is_due_while_there_is_no_connection():
     assert world.unended.look_at == math.inf
 
 
+def test_who_could_not_be_ended_is_not_forgotten(monkeypatch):
+    world = World()
+    world.kernel.receive(1, MOST + MIB)
+    with monkeypatch.context() as patch:
+        patch.setattr(world.kernel, "end", interrupting.raising)
+        with pytest.raises(interrupting.Interrupt):
+            world.look()
+    world.kernel.resident += GROWN_BYTES
+    assert world.look() == [1]
+
+
+@pytest.mark.skipif(PLAIN, reason="plain Python shows a signal handler between any two steps")
+def test_what_was_counted_is_not_lost_when_a_signal_handler_raises():
+    for at in range(1, 50):
+        world = World()
+        world.give(1, 2 * MOST)
+        interrupting.interrupted(world.look, at, lambda name: name == "edgebus.unended")
+        for _ in range(2):
+            world.kernel.resident += GROWN_BYTES
+            assert world.look() == []
+
+
+def test_all_connections_are_looked_at_while_nobody_knows_the_memory_of_the_process():
+    world = World()
+    world.look()
+    world.kernel.receive(1, MOST + MIB)
+    world.kernel.resident = math.inf
+    assert world.look() == [1]
+
+
+@needs_counts
+@pytest.mark.skipif(tcp._came is tcp.came, reason="plain Python needs a descriptor to ask by")
+def test_a_full_table_of_descriptors_hides_nobody():
+    kernel, doubles = Kernel(), []
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        with socket.create_connection(listening.getsockname()) as dialled, listening.accept()[0] as accepted:
+            soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+            resource.setrlimit(resource.RLIMIT_NOFILE, (dialled.fileno() + 20, hard))
+            try:
+                with suppress(OSError):
+                    while True:
+                        doubles.append(os.dup(0))
+                found = kernel.came(accepted.fileno())
+                assert kernel.resident_bytes() == math.inf
+                assert kernel.end(accepted.fileno(), found.inode)
+            finally:
+                resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+                for each in doubles:
+                    os.close(each)
+            assert dialled.recv(1) == b""
+
+
 @contextmanager
 def allowed(endpoint, keys=None):
     """A raw connection, with the server's public key and our own keys if there are any."""
@@ -335,6 +401,35 @@ def test_parts_without_an_end_cost_a_bounded_amount_of_memory():
 @pytest.mark.parametrize(("keyed", "greets"), [(True, True), (True, False), (False, False)])
 def test_keys_do_not_help_and_the_node_says_what_it_did(keyed, greets, ring, caplog):
     """A node on which nothing else happens."""
+def test_who_dials_a_node_that_knows_nobody_is_looked_at():
+    """It has no timer of its own, and nothing that it takes in."""
+    with server() as (child, endpoint), allowed(endpoint) as peer:
+        before = rss_bytes(child.pid)
+        assert send_without_end(peer, 512 * MIB) < 512 * MIB, "it was not ended"
+        assert rss_bytes(child.pid) - before < 256 * MIB
+
+
+@needs_counts
+@pytest.mark.net
+@pytest.mark.parametrize("opened", [port.open_port, port.PlainPort])
+def test_a_peer_before_zmtp_3_is_heard_as_any(opened):
+    """libzmq does not say which connection its messages came by: they are nobody's, and whole."""
+    with zmq.Context() as context, context.socket(zmq.ROUTER) as listening, socket.socket() as dialled:
+        listening.linger = 0
+        reading = opened(listening, True, False)
+        reading.count(False)
+        dialled.connect(("127.0.0.1", listening.bind_to_random_port("tcp://127.0.0.1")))
+        dialled.sendall(b"\xff" + bytes(8) + b"\x7f\1\5" + b"\0\0")  # ZMTP 2.0, a DEALER without an identity
+        dialled.sendall(b"\1\3one\0\3two" b"\0\5three")
+        assert taken_by(reading, listening) == [b"one", b"two"]
+        assert taken_by(reading, listening) == [b"three"]
+        assert [fd for fd, _ in reading.take_counts()] == [-1]
+        reading.close()
+
+
+@needs_counts
+@pytest.mark.net
+def test_keys_do_not_help_and_the_node_says_what_it_did(ring, caplog):
     limits = edgebus.Limits(max_frame_bytes=2 * MIB, max_pending_bytes=4 * MIB)
     with ring.server(limits=limits) if keyed else edgebus.Node("server", insecure=True, limits=limits) as node:
         keys = (ring.public("server"), ring.keys("device")) if keyed else None
