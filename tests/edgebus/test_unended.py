@@ -429,7 +429,9 @@ def test_a_peer_before_zmtp_3_is_heard_as_any(opened):
 
 @needs_counts
 @pytest.mark.net
-def test_keys_do_not_help_and_the_node_says_what_it_did(ring, caplog):
+@pytest.mark.parametrize(("keyed", "greets"), [(True, True), (True, False), (False, False)])
+def test_keys_do_not_help_and_the_node_says_what_it_did(keyed, greets, ring, caplog):
+    """A node on which nothing else happens."""
     limits = edgebus.Limits(max_frame_bytes=2 * MIB, max_pending_bytes=4 * MIB)
     with ring.server(limits=limits) if keyed else edgebus.Node("server", insecure=True, limits=limits) as node:
         keys = (ring.public("server"), ring.keys("device")) if keyed else None
