@@ -14,7 +14,6 @@ import struct
 import sys
 import termios
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any, NamedTuple
 
 _RECEIVED = struct.Struct("Q")
@@ -113,6 +112,7 @@ class Kernel:
     def resident_bytes(self) -> float:
         """Memory that this process has; inf if that cannot be known, as where no descriptor is left to ask by."""
         try:
-            return int(Path("/proc/self/statm").read_bytes().split()[1]) * _PAGE
+            with open("/proc/self/statm", "rb", buffering=0) as file:  # a third of what pathlib takes
+                return int(file.read(100).split()[1]) * _PAGE
         except OSError:
             return math.inf

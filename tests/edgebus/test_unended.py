@@ -11,6 +11,7 @@ from contextlib import contextmanager, suppress
 
 import pytest
 import zmq
+from zmq.utils.monitor import recv_monitor_message
 
 import edgebus
 from bench.micro import zmtp
@@ -251,6 +252,34 @@ def test_beats_of_libzmq_do_not_add_up():
             assert world.look() == []
 
 
+@pytest.mark.xfail(strict=True, reason="a lane without messages has nothing but beats, and those are all of its bytes")
+def test_lanes_without_messages_may_stand_for_weeks():
+    """The bulk lane of a link on which nothing large is asked for: its greeting, then libzmq's beats (CURVE)."""
+    world = World(200)
+    for fd in range(1, 201):
+        world.give(fd, 500)
+    world.look()
+    for _day in range(30):
+        for fd in range(1, 201):
+            world.kernel.receive(fd, int(86_400 / BEAT_S * 82))
+        world.kernel.resident -= 200 * int(86_400 / BEAT_S * 82)
+        world.now += 86_400
+        assert world.look() == []
+
+
+@pytest.mark.xfail(strict=True, reason="the beats of a peer are its own: the node knows only how often it beats itself")
+def test_beats_of_a_peer_that_beats_more_often_do_not_add_up():
+    """Limits(heartbeat_s=0.05) at the other end: 852 bytes a second were seen beside its messages."""
+    world = World(20)
+    for _hour in range(24 * 7):
+        for fd in range(1, 21):
+            world.give(fd, 500)
+            world.kernel.receive(fd, 3600 * 852)
+        world.kernel.resident -= 20 * 3600 * 852
+        world.now += 3600
+        assert world.look() == []
+
+
 def test_connections_are_looked_at_when_memory_has_grown_and_every_second():
     world = World()
     world.look()
@@ -442,6 +471,39 @@ def test_keys_do_not_help_and_the_node_says_what_it_did(keyed, greets, ring, cap
             eventually(lambda: node.stats().unended == 1, 5, "its connection was ended")
     assert "MiB of a message without an end" in caplog.text
     assert "127.0.0.1:" in caplog.text
+
+
+@needs_counts
+@pytest.mark.net
+@pytest.mark.xfail(strict=True, reason="a message names its connection by the descriptor alone")
+def test_what_a_connection_left_unread_is_not_counted_for_the_next_one():
+    """Whole messages of one that is gone, read when another has its descriptor, hide what that one has not ended."""
+    with zmq.Context() as context, context.socket(zmq.ROUTER) as listening:
+        listening.linger = 0
+        endpoint = f"tcp://127.0.0.1:{listening.bind_to_random_port('tcp://127.0.0.1')}"
+        monitor = listening.get_monitor_socket(zmq.EVENT_ACCEPTED | zmq.EVENT_DISCONNECTED)
+        reading, unended = port.open_port(listening, True, False), Unended(MIB, 4 * MIB, BEAT_S)
+        reading.count(False)
+        try:
+            with allowed(endpoint) as first:
+                for _ in range(20):
+                    first.send(bytes(MIB), more=False)
+            assert recv_monitor_message(monitor)["event"] == zmq.EVENT_ACCEPTED
+            assert recv_monitor_message(monitor)["event"] == zmq.EVENT_DISCONNECTED
+            with allowed(endpoint) as second:
+                fd = recv_monitor_message(monitor)["value"]
+                unended.opened(fd, reading, int(endpoint.rpartition(":")[2]), is_accepted=True, now=0.0)
+                assert send_without_end(second, 16 * MIB) == 16 * MIB
+                eventually(lambda: Kernel().came(fd).num_bytes >= 16 * MIB, 5, "it has come")
+                for _ in range(20):
+                    taken_by(reading, listening)
+                for number in range(1, 2 * SILENT_LOOKS):
+                    unended.look(2.0 * number)
+                assert unended.num_ended == 1
+        finally:
+            reading.close()
+            listening.disable_monitor()
+            monitor.close(linger=0)
 
 
 @needs_counts
