@@ -78,6 +78,7 @@ BUS = (
     "shm.ranges",
     "sockets",
     "turns",
+    "unended",
     "wire",
 )
 

@@ -35,45 +35,42 @@ cdef extern from *:
         return -1;
     }
 
-    static int eb_ask(int fd, eb_found *found) {
+    /* Not by a double of the descriptor: whoever has filled the table of descriptors would not be seen. libzmq may close
+       it at any time, so what it says is of one connection only if the descriptor was the same one's before and after. */
+    static int eb_came(int fd, eb_found *found) {
         struct sockaddr_storage local, remote;
         socklen_t local_size = sizeof local, remote_size = sizeof remote;
         unsigned char info[256];
         socklen_t size = sizeof info;
-        struct stat same;
+        struct stat before, after;
+        if (fstat(fd, &before) < 0 || !S_ISSOCK(before.st_mode)) return -1;
     #ifdef __linux__
         if (getsockopt(fd, IPPROTO_TCP, TCP_INFO, info, &size) < 0 || size < 136) return -1;
         memcpy(&found->received, info + 128, sizeof found->received); /* tcpi_bytes_received, since Linux 4.1 */
     #else
         return -1;
     #endif
-        if (ioctl(fd, FIONREAD, &found->queued) < 0 || fstat(fd, &same) < 0) return -1;
+        if (ioctl(fd, FIONREAD, &found->queued) < 0) return -1;
         if (getsockname(fd, (struct sockaddr *)&local, &local_size) < 0) return -1;
         if (getpeername(fd, (struct sockaddr *)&remote, &remote_size) < 0) return -1;
-        found->inode = same.st_ino;
+        if (fstat(fd, &after) < 0 || after.st_ino != before.st_ino) return -1;
+        found->inode = before.st_ino;
         found->local_port = eb_port(&local, NULL);
         found->remote_port = eb_port(&remote, found->remote);
         return found->remote_port < 0 ? -1 : 0;
-    }
-
-    static int eb_came(int fd, eb_found *found) {
-        int same = dup(fd), done;
-        if (same < 0) return -1;
-        done = eb_ask(same, found);
-        close(same);
-        return done;
     }
 
     static int eb_end(int fd, unsigned long long inode) {
         int same = dup(fd), done = 0;
         struct linger at_once = {1, 0};
         struct stat found;
+        if (same < 0 && (errno == EMFILE || errno == ENFILE)) same = fd; /* the table is full: perhaps by this very peer */
         if (same < 0) return 0;
         if (fstat(same, &found) == 0 && S_ISSOCK(found.st_mode) && found.st_ino == inode) {
             setsockopt(same, SOL_SOCKET, SO_LINGER, &at_once, sizeof at_once);
             done = shutdown(same, SHUT_RDWR) == 0;
         }
-        close(same);
+        if (same != fd) close(same);
         return done;
     }
     """

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import select
 from collections.abc import Callable, Sequence
@@ -111,7 +112,9 @@ class PlainPort:
             self.key = str(first.get("User-Id"))
         self.more = first.more
         if self._wire_bytes is not None:
-            self._fd = int(first.get("__fd"))
+            self._fd = -1
+            with contextlib.suppress(zmq.ZMQError):  # of a peer before ZMTP 3.0 libzmq does not say it
+                self._fd = int(first.get("__fd"))
             self._count(len(first))
         frame: bytes = first.bytes
         return frame

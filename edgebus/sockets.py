@@ -387,6 +387,7 @@ class Sockets(Readiness):
 
 def _count(opened: Opened, endpoint: str, keys: Keys | None) -> None:
     """Have the messages of a TCP socket counted by connection, before the first of them comes."""
-    if endpoint.startswith("tcp://") and can_look():
-        opened.tcp_port = int(endpoint.rpartition(":")[2])
+    tcp_port = endpoint.rpartition(":")[2]
+    if endpoint.startswith("tcp://") and tcp_port.isdecimal() and can_look():  # not *, which cannot be dialled
+        opened.tcp_port = int(tcp_port)
         opened.port.count(keys is not None)

@@ -113,6 +113,7 @@ class Unended:
         self._connections: dict[int, _Connection] = {}
         self._ports: dict[CountingPort, bool] = {}  # whether others dial them
         self._early: dict[int, int] = {}  # bytes of messages by descriptors of which nothing else is known yet
+        self._earlier: dict[int, int] = {}  # likewise, when it was looked last: their news may wait behind much else
         self._resident_bytes = math.inf  # at the last look, or less since
         self._all_at = self._wary_until = -math.inf
         self.look_at = math.inf
@@ -125,11 +126,11 @@ class Unended:
             return  # gone already, and the descriptor may be something of the application's
         known = self._connections.get(fd)
         if known is not None and known.inode == found.inode:
-            return  # told twice, for a signal handler raised
+            return  # told twice: a signal handler raised, or the first news was of one that is gone by now
         self._ports[port] = is_accepted
         self._take_counts(port)  # with what the last one with this descriptor gave
         connection = self._connections[fd] = _Connection(fd, found.inode, port, now / self._beat_s)
-        connection.gave_bytes(self._early.pop(fd, 0))
+        connection.gave_bytes(self._early.pop(fd, 0) + self._earlier.pop(fd, 0))
         self.look_at = min(self.look_at, now + self._look_s())
 
     def closed(self, port: CountingPort) -> None:
@@ -143,7 +144,7 @@ class Unended:
         self.look_at = now + self._look_s()
         for port in self._ports:
             self._take_counts(port)
-        self._early.clear()
+        self._early, self._earlier = {}, self._early
         resident_bytes = self._kernel.resident_bytes()
         if resident_bytes < self._resident_bytes + GROWN_BYTES and now < self._all_at:
             self._resident_bytes = min(self._resident_bytes, resident_bytes)
@@ -190,9 +191,9 @@ class Unended:
             if connection.silent_looks < SILENT_LOOKS and connection.port.readable():
                 continue  # these may be whole messages that nobody has taken yet
             total_bytes -= num_bytes
-            del self._connections[connection.fd]
             if self._kernel.end(connection.fd, connection.inode):
                 ended.append((num_bytes, found.remote))
+            del self._connections[connection.fd]  # last: what a signal handler interrupts here is looked at again
         self.num_ended += len(ended)
         if ended:
             self._wary_until = now + _WARY_S

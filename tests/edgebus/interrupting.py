@@ -10,6 +10,11 @@ class Interrupt(BaseException):
     """What a signal handler raises."""
 
 
+def raising(*_):
+    """What it is called in, if that is Python."""
+    raise Interrupt
+
+
 class Thing:
     """What a thread waits for."""
 

@@ -128,3 +128,11 @@ def test_who_wants_in_is_answered_although_the_question_was_interrupted():
                 take_until(sockets, lambda times=times: len(told.asked) == times)
                 assert asking.recv_multipart()[1:3] == [number, b"200"]
         assert told.asked[0] == told.asked[1]
+
+
+def test_any_port_cannot_be_dialled_and_the_error_says_so():
+    with (
+        edgebus.Node("device", insecure=True) as node,
+        pytest.raises(edgebus.ConfigError, match=r"cannot dial tcp://.*:\*"),
+    ):
+        node.connect("tcp://127.0.0.1:*")

@@ -10,6 +10,7 @@ from contextlib import contextmanager, suppress
 
 import pytest
 import zmq
+from zmq.utils.monitor import recv_monitor_message
 
 import edgebus
 from bench.micro import zmtp
@@ -19,8 +20,10 @@ from edgebus.messages import encode_header
 from edgebus.queues import UNENDED_PENDING
 from edgebus.tcp import Came, Kernel, can_look
 from edgebus.unended import CHOSEN_S, GROWN_BYTES, LOOK_S, SILENT_LOOKS, Unended
+from tests.edgebus import interrupting
 from tests.edgebus.child_flooded import LIMITS, MIB
 from tests.edgebus.test_floods import CLAIMED, rss_bytes, server, watched
+from tests.edgebus.test_interrupts import PLAIN
 from tests.edgebus.test_sharing import eventually
 
 FRAME, MOST, BEAT_S, PORT = 4 * MIB, 32 * MIB, 2.0, 5555
@@ -194,6 +197,17 @@ def test_messages_of_a_connection_that_came_before_its_news_are_its():
         assert world.look() == []
 
 
+def test_news_may_come_one_look_after_the_messages():
+    world = World()
+    world.kernel.receive(2, 100 * MIB)
+    world.port.counts[2] = 100 * MIB
+    world.look()
+    world.unended.opened(2, world.port, PORT, is_accepted=True, now=world.now)
+    for _ in range(2 * SILENT_LOOKS):
+        world.kernel.resident += GROWN_BYTES
+        assert world.look() == []
+
+
 def test_a_connection_that_is_told_of_twice_is_known_as_before():
     world = World()
     world.give(1, 100 * MIB)
@@ -235,6 +249,92 @@ def test_beats_of_libzmq_do_not_add_up():
         for _ in range(3):
             world.now += 1200
             assert world.look() == []
+
+
+def test_who_gives_something_now_and_then_is_waited_for():
+    world = World()
+    world.port.has_more = True
+    world.kernel.receive(1, 100 * MIB)
+    for _ in range(4):
+        for _ in range(SILENT_LOOKS - 2):
+            assert world.look() == []
+        world.port.counts[1] = MIB
+        assert world.look() == []
+
+
+def test_what_counts_as_beats_is_not_kept_for_the_next_message():
+    world = World()
+    world.now += 1e9
+    world.give(1, 500)
+    world.kernel.receive(1, 2 * MOST)  # so much may be beats, after so long
+    assert world.look() == []
+    world.port.counts[1] = 2 * MOST  # but it was a message
+    world.kernel.resident += GROWN_BYTES
+    assert world.look() == []
+    world.kernel.receive(1, 2 * MOST)
+    assert world.look() == [1]
+
+
+def test_who_is_gone_is_not_looked_at():
+    for goes in (
+        lambda world: world.kernel.receive(1, 10, inode=99),
+        lambda world: world.unended.closed(world.port),
+    ):
+        world = World()
+        goes(world)
+        for _ in range(2):
+            world.kernel.resident += GROWN_BYTES
+            world.look()
+        assert world.unended.look_at == math.inf
+
+
+def test_what_another_socket_gave_is_not_counted_for_a_connection():
+    """Its descriptor is another one's by now."""
+    world, other = World(), FakePort()
+    world.kernel.receive(2, 200)
+    world.unended.opened(2, other, PORT, is_accepted=True, now=world.now)
+    world.kernel.receive(1, 2 * MOST)
+    other.counts[1] = 2 * MOST
+    assert world.look() == [1]
+
+
+def test_memory_that_falls_and_grows_again_has_grown():
+    world = World()
+    world.look()
+    world.kernel.resident -= 50 * MIB
+    world.look()
+    world.kernel.resident += GROWN_BYTES
+    asked = world.kernel.asked
+    world.look()
+    assert world.kernel.asked == asked + 1
+
+
+@pytest.mark.xfail(strict=True, reason="a lane without messages has nothing but beats, and those are all of its bytes")
+def test_lanes_without_messages_may_stand_for_weeks():
+    """The bulk lane of a link on which nothing large is asked for: its greeting, then libzmq's beats (CURVE)."""
+    world = World(200)
+    for fd in range(1, 201):
+        world.give(fd, 500)
+    world.look()
+    for _day in range(30):
+        for fd in range(1, 201):
+            world.kernel.receive(fd, int(86_400 / BEAT_S * 82))
+        world.kernel.resident -= 200 * int(86_400 / BEAT_S * 82)
+        world.now += 86_400
+        assert world.look() == []
+
+
+@pytest.mark.xfail(strict=True, reason="the beats of a peer are its own: the node knows only how often it beats itself")
+def test_beats_of_a_peer_that_beats_more_often_do_not_add_up():
+    """Limits(heartbeat_s=0.05) at the other end: 852 bytes a second were seen beside its messages."""
+    world = World(20)
+    for _hour in range(24 * 7):
+        for fd in range(1, 21):
+            world.give(fd, 500)
+            world.kernel.receive(fd, 3600 * 852)
+        world.kernel.resident -= 20 * 3600 * 852
+        world.now += 3600
+        assert world.look() == []
 
 
 def test_connections_are_looked_at_when_memory_has_grown_and_every_second():
@@ -281,6 +381,61 @@ def test_nothing_is_due_while_there_is_no_connection():
     world.look()
     world.look()
     assert world.unended.look_at == math.inf
+
+
+def test_who_could_not_be_ended_is_not_forgotten(monkeypatch):
+    world = World()
+    world.kernel.receive(1, MOST + MIB)
+    with monkeypatch.context() as patch:
+        patch.setattr(world.kernel, "end", interrupting.raising)
+        with pytest.raises(interrupting.Interrupt):
+            world.look()
+    world.kernel.resident += GROWN_BYTES
+    assert world.look() == [1]
+
+
+@pytest.mark.skipif(PLAIN, reason="plain Python shows a signal handler between any two steps")
+def test_what_was_counted_is_not_lost_when_a_signal_handler_raises():
+    for at in range(1, 50):
+        world = World()
+        world.give(1, 2 * MOST)
+        interrupting.interrupted(world.look, at, lambda name: name == "edgebus.unended")
+        for _ in range(2):
+            world.kernel.resident += GROWN_BYTES
+            assert world.look() == []
+
+
+def test_all_connections_are_looked_at_while_nobody_knows_the_memory_of_the_process():
+    world = World()
+    world.look()
+    world.kernel.receive(1, MOST + MIB)
+    world.kernel.resident = math.inf
+    assert world.look() == [1]
+
+
+@needs_counts
+@pytest.mark.skipif(tcp._came is tcp.came, reason="plain Python needs a descriptor to ask by")
+def test_a_full_table_of_descriptors_hides_nobody():
+    resource, kernel, doubles = pytest.importorskip("resource"), Kernel(), []
+    with (
+        socket.create_server(("127.0.0.1", 0)) as listening,
+        socket.create_connection(listening.getsockname()) as dialled,
+        listening.accept()[0] as accepted,
+    ):
+        soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (dialled.fileno() + 20, hard))
+        try:
+            with suppress(OSError):
+                while True:
+                    doubles.append(os.dup(0))
+            found = kernel.came(accepted.fileno())
+            assert kernel.resident_bytes() == math.inf
+            assert kernel.end(accepted.fileno(), found.inode)
+        finally:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+            for each in doubles:
+                os.close(each)
+        assert dialled.recv(1) == b""
 
 
 @contextmanager
@@ -332,6 +487,24 @@ def test_parts_without_an_end_cost_a_bounded_amount_of_memory():
 
 @needs_counts
 @pytest.mark.net
+@pytest.mark.parametrize("opened", [port.open_port, port.PlainPort])
+def test_a_peer_before_zmtp_3_is_heard_as_any(opened):
+    """libzmq does not say which connection its messages came by: they are nobody's, and whole."""
+    with zmq.Context() as context, context.socket(zmq.ROUTER) as listening, socket.socket() as dialled:
+        listening.linger = 0
+        reading = opened(listening, True, False)
+        reading.count(False)
+        dialled.connect(("127.0.0.1", listening.bind_to_random_port("tcp://127.0.0.1")))
+        dialled.sendall(b"\xff" + bytes(8) + b"\x7f\1\5" + b"\0\0")  # ZMTP 2.0, a DEALER without an identity
+        dialled.sendall(b"\1\3one\0\3two\0\5three")
+        assert taken_by(reading, listening) == [b"one", b"two"]
+        assert taken_by(reading, listening) == [b"three"]
+        assert [fd for fd, _ in reading.take_counts()] == [-1]
+        reading.close()
+
+
+@needs_counts
+@pytest.mark.net
 @pytest.mark.parametrize(("keyed", "greets"), [(True, True), (True, False), (False, False)])
 def test_keys_do_not_help_and_the_node_says_what_it_did(keyed, greets, ring, caplog):
     """A node on which nothing else happens."""
@@ -345,6 +518,39 @@ def test_keys_do_not_help_and_the_node_says_what_it_did(keyed, greets, ring, cap
             eventually(lambda: node.stats().unended == 1, 5, "its connection was ended")
     assert "MiB of a message without an end" in caplog.text
     assert "127.0.0.1:" in caplog.text
+
+
+@needs_counts
+@pytest.mark.net
+@pytest.mark.xfail(strict=True, reason="a message names its connection by the descriptor alone")
+def test_what_a_connection_left_unread_is_not_counted_for_the_next_one():
+    """Whole messages of one that is gone, read when another has its descriptor, hide what that one has not ended."""
+    with zmq.Context() as context, context.socket(zmq.ROUTER) as listening:
+        listening.linger = 0
+        endpoint = f"tcp://127.0.0.1:{listening.bind_to_random_port('tcp://127.0.0.1')}"
+        monitor = listening.get_monitor_socket(zmq.EVENT_ACCEPTED | zmq.EVENT_DISCONNECTED)
+        reading, unended = port.open_port(listening, True, False), Unended(MIB, 4 * MIB, BEAT_S)
+        reading.count(False)
+        try:
+            with allowed(endpoint) as first:
+                for _ in range(20):
+                    first.send(bytes(MIB), more=False)
+            assert recv_monitor_message(monitor)["event"] == zmq.EVENT_ACCEPTED
+            assert recv_monitor_message(monitor)["event"] == zmq.EVENT_DISCONNECTED
+            with allowed(endpoint) as second:
+                fd = recv_monitor_message(monitor)["value"]
+                unended.opened(fd, reading, int(endpoint.rpartition(":")[2]), is_accepted=True, now=0.0)
+                assert send_without_end(second, 16 * MIB) == 16 * MIB
+                eventually(lambda: Kernel().came(fd).num_bytes >= 16 * MIB, 5, "it has come")
+                for _ in range(20):
+                    taken_by(reading, listening)
+                for number in range(1, 2 * SILENT_LOOKS):
+                    unended.look(2.0 * number)
+                assert unended.num_ended == 1
+        finally:
+            reading.close()
+            listening.disable_monitor()
+            monitor.close(linger=0)
 
 
 @needs_counts
