@@ -80,6 +80,16 @@ def test_contents_and_requests_of_others_are_on_time_when_who_works_the_links_is
     assert each_line(lambda duo: duo.run(), all_are_there) > 30
 
 
+def test_handler_that_has_the_links_do_something_and_comes_back_has_nothing_done_twice():
+    at, going = 0, True
+    while going:
+        at += 1
+        duo, others = crowd()
+        going = interrupted(duo.run, at, is_ours, handle=duo.look_again)
+        all_are_there(duo, others, at)
+    assert at > 30
+
+
 @pytest.mark.net
 def test_what_an_interrupted_turn_leaves_is_sent_by_whoever_sleeps_at_the_sockets(monkeypatch):
     limits = edgebus.Limits(resend_s=30.0, heartbeat_s=30.0, silence_s=60.0)  # nothing else wakes it
