@@ -10,7 +10,7 @@ from __future__ import annotations
 import re
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, MappingView, Sequence, Sized
+from collections.abc import Callable, ItemsView, Iterable, Iterator, KeysView, Mapping, Sequence, Sized, ValuesView
 from functools import wraps
 from typing import Any
 
@@ -204,7 +204,8 @@ def _weight(thing: Any) -> int:
 
 def _weigh(thing: Any) -> tuple[int, int]:
     """What a thing weighs, and how many there are in it; it is refused if it is too large."""
-    total, num_seen, left = 0, 0, [thing]
+    total, num_seen = 0, 0
+    left: list[Any] = [thing]
     while left:
         each = left.pop()
         num_seen += 1
@@ -212,7 +213,7 @@ def _weigh(thing: Any) -> tuple[int, int]:
             total += len(each)
         elif isinstance(each, int):
             total += each.bit_length() >> 3
-        elif isinstance(each, Mapping | MappingView | list | tuple | set | frozenset):
+        elif isinstance(each, Mapping | KeysView | ValuesView | ItemsView | list | tuple | set | frozenset):
             total += _ITEM * len(each)
             if total <= MOST:
                 left += each
