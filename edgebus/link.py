@@ -251,12 +251,13 @@ class LinkMachine(LinkFront):
         if self.state is not State.UP:
             # Not up: the caller resends on the next welcome, duplicates get the cached answer.
             self._unsorted = []
-        for request_id in self.caller.ended:
-            if drop := self.sender.withdraw((m.Request, request_id, 0)):
-                self._messages.append(drop)
-        self.caller.ended = []
-        if self._unsorted and not self._sorts:
-            self._sort()
+        if not self._pumps:  # else after it, which goes through what the sender has
+            for request_id in self.caller.ended:
+                if drop := self.sender.withdraw((m.Request, request_id, 0)):
+                    self._messages.append(drop)
+            self.caller.ended = []
+            if self._unsorted and not self._sorts:
+                self._sort()
         if self.receiver.credit_at < math.inf:
             self.receiver.credit_due(self.heard_at, self._hears_of)
         self._messages += self.receiver.headers_to_send()
@@ -303,6 +304,9 @@ class LinkMachine(LinkFront):
                 self._pump(now)
             finally:
                 self._pumps = False
+            if self._unsorted and not self._sorts:  # of a handler that came meanwhile
+                self._lane_messages += [(0, message) for message in self.headers_to_send()]
+                return self.bulk_to_send(now=now)
         # What is to go is in there from the moment on that it counts as sent, whatever a signal handler raises.
         out, self._lane_messages = self._lane_messages, []
         return out
