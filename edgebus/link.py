@@ -88,6 +88,8 @@ class LinkMachine(LinkFront):
         self._messages: list[m.Message] = []
         self._whole: list[m.Message] = []  # contents that have come, and are to be handed on
         self._unsorted: list[m.Message] = []  # to send, by which lane is to be seen
+        # A signal handler that comes in the middle of one of these and has the link do something leaves it to its end.
+        self._hands_on = self._sorts = self._pumps = False
         self._events: list[Event] = []
 
     # -- the transport ------------------------------------------------------------------------------
@@ -249,12 +251,13 @@ class LinkMachine(LinkFront):
         if self.state is not State.UP:
             # Not up: the caller resends on the next welcome, duplicates get the cached answer.
             self._unsorted = []
-        for request_id in self.caller.ended:
-            if drop := self.sender.withdraw((m.Request, request_id, 0)):
-                self._messages.append(drop)
-        self.caller.ended = []
-        if self._unsorted:
-            self._sort()
+        if not self._pumps:  # else after it, which goes through what the sender has
+            for request_id in self.caller.ended:
+                if drop := self.sender.withdraw((m.Request, request_id, 0)):
+                    self._messages.append(drop)
+            self.caller.ended = []
+            if self._unsorted and not self._sorts:
+                self._sort()
         if self.receiver.credit_at < math.inf:
             self.receiver.credit_due(self.heard_at, self._hears_of)
         self._messages += self.receiver.headers_to_send()
@@ -265,6 +268,7 @@ class LinkMachine(LinkFront):
         """Give large contents to the sender; the others are messages of the control lane."""
         num_done = 0
         try:
+            self._sorts = True
             for message in self._unsorted:
                 if self._is_large(message):
                     self._offer(message)
@@ -276,6 +280,7 @@ class LinkMachine(LinkFront):
                     self._messages.append(message)
                 num_done += 1
         finally:
+            self._sorts = False
             del self._unsorted[:num_done]
         self.answerer.repeated.clear()
 
@@ -291,8 +296,17 @@ class LinkMachine(LinkFront):
 
     def bulk_to_send(self, *, now: float) -> list[tuple[int, m.Message]]:
         """Announcements and chunks that may go now, each with its lane: 1 bulk, 0 control."""
+        if self._pumps:
+            return []
         if self.sender and self.state is State.UP:
-            self._pump(now)
+            try:
+                self._pumps = True
+                self._pump(now)
+            finally:
+                self._pumps = False
+            if self._unsorted and not self._sorts:  # of a handler that came meanwhile
+                self._lane_messages += [(0, message) for message in self.headers_to_send()]
+                return self.bulk_to_send(now=now)
         # What is to go is in there from the moment on that it counts as sent, whatever a signal handler raises.
         out, self._lane_messages = self._lane_messages, []
         return out
@@ -587,13 +601,19 @@ class LinkMachine(LinkFront):
         self._hand_on(now)
 
     def _hand_on(self, now: float) -> None:
-        while self._whole:  # until it is done with, whatever a signal handler raises: it has been credited
-            message = self._whole[0]
-            if isinstance(message.header, m.Request):
-                self.answerer.receive(message, now=now)
-            else:
-                self.caller.receive(message)
-            del self._whole[0]
+        if self._hands_on:
+            return
+        try:
+            self._hands_on = True
+            while self._whole:  # until it is done with, whatever a signal handler raises: it has been credited
+                message = self._whole[0]
+                if isinstance(message.header, m.Request):
+                    self.answerer.receive(message, now=now)
+                else:
+                    self.caller.receive(message)
+                del self._whole[0]
+        finally:
+            self._hands_on = False
 
     def _receive_traffic(self, message: m.Message, now: float) -> None:  # noqa: PLR0912 - one case each
         header = message.header

@@ -12,7 +12,7 @@ from edgebus.shm.pool cimport Lease, Pool
 cdef class Sharing:
     cdef object __weakref__
     cdef public object _wake, near, came_round, _returned, _postponed, _dropped, share
-    cdef public dict _ledgers, _numbers, _loans
+    cdef public dict _ledgers, _numbers, _loans, _probes
     cdef public set _putting, _unsent_loans, _sent_loans
     cdef public Pool _pool
     cdef public Mapper _mapper

@@ -102,6 +102,7 @@ class Sharing:
         self._pool: shm.Pool | None = None
         self._swept_at = 0.0
         self._again = Again()
+        self._probes: dict[int, int] = {}  # what their leases are called, until the peer has looked
         self.share: m.Share | None = None
         if limits.share_bytes >= shm.COMMIT_BYTES and shm.available():
             started = shm.process_start_time(os.getpid()) or 0
@@ -270,6 +271,7 @@ class Sharing:
         if self._is_in_put():
             return  # the next one asks
         attached.sharing = "no"
+        self._probed(attached)
         if share.host_id == self.share.host_id and attached.link.version >= 2:
             offered = self.near.offer(attached) if self.near is not None else b""
             probe = self._pool.put([_PROBE + offered], attached.peer_id)
@@ -282,9 +284,15 @@ class Sharing:
             else:
                 attached.sharing = "asked"
                 block = _on_wire(probe[0])
-                number = self._names(attached).number(block.lease)
+                self._probes[id(attached)] = number = self._names(attached).number(block.lease)
                 self._names(attached).done([block.lease])
                 attached.link.say(m.Probe(msgspec.structs.replace(block, lease=number)))
+
+    def _probed(self, attached: Attached) -> None:
+        """The peer has looked at a probe, or is asked anew: it may never report it, if it sees nothing of ours."""
+        number = self._probes.pop(id(attached), None)
+        if number is not None:
+            self._give_free(attached, self._names(attached).returned(number), [])
 
     def done(self, attached: Attached, leases: Sequence[int]) -> None:
         """Messages with these leases will not be sent again."""
@@ -446,6 +454,7 @@ class Sharing:
                     self.near.accept(attached, header.block.pid, probe[len(_PROBE) :])
                 attached.link.say(m.Seen(probe.startswith(_PROBE)))
             case m.Seen():
+                self._probed(attached)
                 attached.sharing = "yes" if header.ok and attached.sharing in ("asked", "yes") else "no"
                 if not header.ok:
                     self._again.refused(id(attached), time.monotonic())
@@ -469,10 +478,11 @@ class Sharing:
 
     def gone(self, attached: Attached) -> None:
         """A link has ended: its memory is not used again before the peer is known to have let go."""
+        self._again.forget(id(attached))  # also where there is no memory: a peer may say no to nothing
         if self._pool is None:
             return
+        self._probes.pop(id(attached), None)
         attached.sharing = "no"  # nothing is put or lent for it that nobody would ever take back
-        self._again.forget(id(attached))
         if self.near is not None:
             self.near.drop(attached)
         share = attached.link.peer_share
@@ -495,7 +505,8 @@ class Sharing:
         if self.near is not None:
             self.near.close()
         if self._pool is not None:
-            self._pool.close()
+            with suppress(shm.PoolBusy):  # a signal handler, in the middle of a put: its memory goes with the node
+                self._pool.close()
             self._mapper.close()
 
     def _ledger(self, attached: Attached) -> shm.Ledger:

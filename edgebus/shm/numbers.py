@@ -73,6 +73,10 @@ class Numbers:
                 unused.append(number)
         return self._returned(unused)
 
+    def returned(self, number: int) -> list[int]:
+        """The peer does not use this one, whatever it reports; returns leases that nobody uses any more."""
+        return self._returned([number]) if number in self._leases else []
+
     def read(self, board: Sequence[int], thorough: bool = False) -> list[int]:
         """The peer uses none of the numbers on its board; returns leases that nobody uses any more.
 

@@ -63,6 +63,7 @@ class PoolStats:
 
 
 _ndarray = np.ndarray
+_block: Callable[[tuple[Any, ...]], Block] = partial(tuple.__new__, Block)  # without a frame of Python
 
 
 class Lease:
@@ -86,7 +87,7 @@ class Lease:
 
     def block(self) -> Block:
         """It as others see it."""
-        return Block(self.segment.info, self.offset, self.size, self.lease_id)
+        return _block((self.segment.info, self.offset, self.size, self.lease_id))
 
 
 class _Account:
@@ -188,15 +189,14 @@ class Pool:
         if reserved is None:
             return None
         memory, [lease] = reserved
-        block = lease.block()
         try:
             return _watch(
-                memory, block.offset, size, partial(self._written.append, (owner, block.lease_id)), True
-            ), block
+                memory, lease.offset, size, partial(self._written.append, (owner, lease.lease_id)), True
+            ), lease.block()
         except BaseException:  # interrupted: nobody will ever hear of this block
-            self._written.append((owner, block.lease_id))
-            self.done([block.lease_id], owner)
-            self.release([block.lease_id], owner)
+            self._written.append((owner, lease.lease_id))
+            self.done([lease.lease_id], owner)
+            self.release([lease.lease_id], owner)
             raise
 
     def release(self, lease_ids: Iterable[int], owner: Hashable, wait_s: float = FOR_EVER) -> None:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import re
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Sized
+from collections.abc import Callable, ItemsView, Iterable, Iterator, KeysView, Mapping, Sequence, Sized, ValuesView
 from functools import wraps
 from typing import Any
 
@@ -18,6 +18,7 @@ from jinja2 import nodes
 from jinja2.exceptions import SecurityError
 from jinja2.runtime import Context, LoopContext
 from jinja2.sandbox import ImmutableSandboxedEnvironment
+from jinja2.utils import Cycler
 from jinja2.visitor import NodeTransformer
 
 MOST_STEPS = 200_000
@@ -55,6 +56,7 @@ class Sandbox(ImmutableSandboxedEnvironment):
         super().__init__(**options)
         self.filters = {name: checked(name, each) for name, each in self.filters.items() if name in _FILTERS}
         self.globals.pop("lipsum")
+        self.globals["cycler"] = _cycler
 
     def counted(self, items: Iterable[Any]) -> Iterator[Any]:
         """What a loop goes through."""
@@ -88,7 +90,7 @@ class Sandbox(ImmutableSandboxedEnvironment):
         if _size(operator, left, right) > MOST // 4:
             raise SecurityError(f"a chat template computes a {operator} b of more than {MOST // 4} bits or items")
         if operator == "%" and isinstance(left, str):
-            _look("format", (left, *(right if isinstance(right, tuple) else (right,))))
+            _look("format", (left, right))
         made = super().call_binop(context, operator, left, right)
         _spend(made)
         return made
@@ -154,6 +156,10 @@ class _Bounds(NodeTransformer):
         self.generic_visit(node)
         return _call("joined", node.nodes)
 
+    def visit_Name(self, node: nodes.Name) -> nodes.Node:  # noqa: N802
+        is_made = node.ctx == "load" and node.name in ("varargs", "kwargs")  # of what a macro is given
+        return _call("weighed", [node]) if is_made else node
+
     def visit_List(self, node: nodes.List) -> nodes.Node:  # noqa: N802
         self.generic_visit(node)
         return _call("weighed", [node])
@@ -185,9 +191,21 @@ def _spend(made: Any = None) -> None:
         raise SecurityError(f"a chat template takes more than {MOST_S:.0f} s")
 
 
+def _cycler(*things: Any) -> Cycler:
+    _spend(things)
+    return Cycler(*things)
+
+
 def _weight(thing: Any) -> int:
     """Steps that a thing stands for; it is refused if it is too large."""
-    total, num_seen, left = 0, 0, [thing]
+    total, num_seen = _weigh(thing)
+    return (num_seen >> 4) + (total >> 14)
+
+
+def _weigh(thing: Any) -> tuple[int, int]:
+    """What a thing weighs, and how many there are in it; it is refused if it is too large."""
+    total, num_seen = 0, 0
+    left: list[Any] = [thing]
     while left:
         each = left.pop()
         num_seen += 1
@@ -195,14 +213,14 @@ def _weight(thing: Any) -> int:
             total += len(each)
         elif isinstance(each, int):
             total += each.bit_length() >> 3
-        elif isinstance(each, Mapping | list | tuple | set | frozenset):
+        elif isinstance(each, Mapping | KeysView | ValuesView | ItemsView | list | tuple | set | frozenset):
             total += _ITEM * len(each)
             if total <= MOST:
                 left += each
                 left += each.values() if isinstance(each, Mapping) else ()
         if total > MOST:
             raise SecurityError(f"a chat template makes a text or a list that weighs more than {MOST}")
-    return (num_seen >> 4) + (total >> 14)
+    return total, num_seen
 
 
 def _concat(pieces: Iterable[str]) -> str:
@@ -257,6 +275,6 @@ def _look(name: str, args: Sequence[Any]) -> None:
         size = (texts[0].count("\n") + 1) * max(widths, default=4)
     elif name in ("format", "format_map") and texts:
         num_fields = texts[0].count("{") + texts[0].count("%")
-        size = MOST + 1 if _WIDE.search(texts[0]) else num_fields * (10_000 + max(map(len, texts)))
+        size = MOST + 1 if _WIDE.search(texts[0]) else num_fields * (10_000 + max(_weigh(each)[0] for each in args))
     if size > MOST:
         raise SecurityError(f"a chat template makes more than {MOST} characters by {name}")

@@ -43,6 +43,9 @@ class _Variables(Namespace):
         _insist_plain(name)
         super().__setitem__(name, value)
 
+    def __repr__(self) -> str:  # not what is in it: that may be a billion times the same
+        return "<Namespace>"
+
 
 def _insist_plain(name: object) -> None:
     if isinstance(name, str) and name.startswith("_"):

@@ -29,8 +29,12 @@ class Thing:
         self._event.set()
 
 
-def interrupted(function, at, is_ours):
-    """Call a function and raise at its at-th line in a module whose name is ours; True if it has so many."""
+def interrupted(function, at, is_ours, handle=None):
+    """Call a function and raise at its at-th line in a module whose name is ours; True if it has so many.
+
+    Args:
+        handle: done there instead, by a handler that comes back.
+    """
     left, raised = [at], [False]
 
     def trace(frame, event, _):
@@ -41,7 +45,10 @@ def interrupted(function, at, is_ours):
         if event == "line" and left[0] == 0:
             sys.settrace(None)
             raised[0] = True
-            raise Interrupt
+            if handle is None:
+                raise Interrupt
+            handle()
+            return None
         return trace
 
     before = sys.gettrace()

@@ -9,7 +9,7 @@ import pytest
 from edgebus import again as again_module
 from edgebus import shm
 from edgebus.again import AGAIN_S, MOST_AGAIN_S, Again
-from tests.edgebus.test_sharing import Blind, array, eventually, two_nodes, warm
+from tests.edgebus.test_sharing import Blind, array, eventually, pool_of, two_nodes, warm
 
 
 def test_who_says_no_is_asked_after_a_second_then_later_and_later_and_never_after_more_than_a_minute():
@@ -57,3 +57,23 @@ def test_peer_that_has_no_room_for_a_moment_is_given_memory_again_on_the_same_li
         before = link.stats().bytes_sent
         assert (link.request("echo", b"", [array(9)]).arrays[0] == array(9)).all()
         assert link.stats().bytes_sent - before < 10_000
+
+
+@pytest.mark.net
+@pytest.mark.skipif(not shm.available(), reason="no shared memory here")
+def test_peer_that_never_sees_it_has_no_memory_of_ours_however_often_it_is_asked(monkeypatch):
+    monkeypatch.setattr(again_module, "AGAIN_S", 0.001)
+    monkeypatch.setattr(again_module, "MOST_AGAIN_S", 0.001)
+    with two_nodes() as (server, device, link):
+        attached, sharing, asked = link._dialled.attached, server._engine.sharing, []
+        mapper, sharing._mapper = sharing._mapper, Blind()
+        try:
+            for number in range(10):
+                link.request("echo", b"", [array(number, 100_000)])
+                eventually(lambda: attached.sharing == "no")
+                asked.append(device._engine.sharing._pool._next_lease)
+                time.sleep(0.002)
+        finally:
+            sharing._mapper = mapper
+        assert asked[-1] > 5
+        assert (pool_of(device).stats().leases, len(device._engine.sharing._names(attached))) == (0, 0)

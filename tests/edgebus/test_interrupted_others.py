@@ -80,6 +80,42 @@ def test_contents_and_requests_of_others_are_on_time_when_who_works_the_links_is
     assert each_line(lambda duo: duo.run(), all_are_there) > 30
 
 
+def test_handler_that_has_the_links_do_something_and_comes_back_has_nothing_done_twice():
+    at, going = 0, True
+    while going:
+        at += 1
+        duo, others = crowd()
+        going = interrupted(duo.run, at, is_ours, handle=duo.look_again)
+        all_are_there(duo, others, at)
+    assert at > 30
+
+
+def test_handler_that_answers_in_the_middle_of_another_answer_and_comes_back():
+    at, going = 0, True
+    while going:
+        at += 1
+        duo = Held(SMALL).prove()
+        for _ in range(3):
+            duo.ask()
+        duo.run()
+        first, second, third = duo.arrived
+
+        def answer_both(duo=duo, first=first, second=second):
+            duo.answer(first, bytes(200 * KIB))
+            duo.answer(second, bytes(40 * KIB))
+            duo.run()
+
+        def handle(duo=duo, third=third):
+            duo.answer(third, bytes(90 * KIB))
+
+        going = interrupted(answer_both, at, is_ours, handle=handle)
+        if not going:
+            handle()
+        duo.run()
+        assert sorted(len(outcome.frames[0]) for outcome in duo.settled) == [40 * KIB, 90 * KIB, 200 * KIB], at
+    assert at > 30
+
+
 @pytest.mark.net
 def test_what_an_interrupted_turn_leaves_is_sent_by_whoever_sleeps_at_the_sockets(monkeypatch):
     limits = edgebus.Limits(resend_s=30.0, heartbeat_s=30.0, silence_s=60.0)  # nothing else wakes it

@@ -13,6 +13,7 @@ import pytest
 import edgebus
 from edgebus import sharing as sharing_module
 from edgebus import shm
+from tests.edgebus.interrupting import interrupted
 from tests.edgebus.test_interrupts import PLAIN
 from tests.edgebus.test_near import near_of
 from tests.edgebus.test_sharing import MIB, QUICK, child, eventually, pool_of, two_nodes, warm
@@ -306,3 +307,14 @@ def test_loan_is_made_of_memory_that_the_peer_of_another_link_has_given_back(mon
         held.clear()
         gc.collect()
         assert links[1].loan(6 * MIB, "uint8").is_shared
+
+
+def test_loan_that_is_interrupted_in_the_making_is_free_again():
+    """Where a handler can run then: in what is Python although the pool is compiled."""
+    pool, at, going = shm.Pool(1 << 20, 1 << 20), 0, True
+    while going:
+        at += 1
+        going = interrupted(lambda: pool.loan(4096, "peer", keep=True), at, lambda name: name.startswith("namedtuple_"))
+        if going:
+            assert pool.stats().leases == 0
+    pool.close()

@@ -11,7 +11,7 @@ import sys
 import threading
 import time
 from collections import deque
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import numpy as np
@@ -30,6 +30,7 @@ from edgebus.shm import Ledger, Numbers
 from edgebus.shm.mapper import place
 from edgebus.shm.pool import _plain_copy
 from edgebus.testing import Proxy
+from tests.edgebus.interrupting import interrupted
 
 pytestmark = [pytest.mark.net, pytest.mark.skipif(not shm.available(), reason="no shared memory here")]
 MIB = 1 << 20
@@ -537,6 +538,22 @@ def test_view_from_an_earlier_life_of_the_peer_gives_nothing_of_this_one_back():
         time.sleep(0.05)
         with device._engine.runner._lock:
             assert sharing._ledger(attached)._held == {number: 1}
+
+
+def test_signal_handler_in_the_middle_of_a_put_closes_the_node():
+    at, going = 0, True
+    while going:
+        at += 1
+        with two_nodes() as (_, device, link):
+            warm(link)
+
+            def ask(link=link):
+                with suppress(edgebus.NodeClosed):
+                    link.request("echo", b"", [array(1)])
+
+            going = interrupted(ask, at, lambda name: name == "edgebus.shm.segments", handle=device.close)
+            assert not going or device._engine.runner.join(5.0)
+    assert at > 3
 
 
 @pytest.mark.parametrize("pause_s", [0.0, 0.2])

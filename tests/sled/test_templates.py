@@ -65,6 +65,13 @@ def test_products_and_powers_of_small_things_are_computed():
     assert render(template, TALK, {}) == "ababab 1024 3.0 2.0 4 -12"
 
 
+def doubled(first, again):
+    """What has itself in it 2**26 times: 300 MB of text, made by a template of 26 lines."""
+    lines = [again.replace("NEW", f"a{line + 1}").replace("OLD", f"a{line}") for line in range(26)]
+    return "{% set a0 = " + first + " %}" + "".join(lines)
+
+
+MACRO = "{% macro f(n) %}{% if n %}{{ f(n - 1, GIVEN) }}{% else %}{{ MADE }}{% endif %}{% endmacro %}"
 HUGE = "{% set n = namespace(x='0123456789' * 100000) %}"
 NESTED = "{% set n = namespace(x=[]) %}{% for _ in range(40) %}{% set n.x = [n.x, n.x] %}{% endfor %}"
 
@@ -90,6 +97,12 @@ NESTED = "{% set n = namespace(x=[]) %}{% for _ in range(40) %}{% set n.x = [n.x
         NESTED.replace("[n.x, n.x]", "(n.x, n.x)") + "{{ n.x | string }}",
         NESTED.replace("[n.x, n.x]", "{'a': n.x, 'b': n.x}") + "{{ n.x | tojson }}",
         NESTED.replace("[n.x, n.x]", "dict(a=n.x, b=n.x)") + "{{ n.x | tojson }}",
+        doubled("{'a': 1}", "{% set NEW = {'a': OLD.items(), 'b': OLD.items()} %}") + "{{ a26 }}",
+        doubled("{'a': 1}", "{% set NEW = {'a': OLD.values(), 'b': OLD.values()} %}") + "{{ a26 | string }}",
+        doubled("cycler(1, 1)", "{% set NEW = cycler(OLD.items, OLD.items) %}") + "{{ a26.items }}",
+        MACRO.replace("GIVEN", "varargs, varargs").replace("MADE", "varargs") + "{{ f(26, 1) }}",
+        MACRO.replace("GIVEN", "a=kwargs, b=kwargs").replace("MADE", "kwargs") + "{{ f(26, a=1) }}",
+        "{% set x = 'x' * 1000000 %}{{ ('%(a)s' * 300) % {'a': x ~ x ~ x} }}",
         NESTED.replace("[n.x, n.x]", "n.x + [n.x]").replace("x=[]", "x=[1]") + "{{ n.x }}",
         "{{ 'x'.center(9999999999) }}",
         "{{ 'x'.ljust(9999999999) }}",
@@ -112,6 +125,20 @@ def test_template_that_would_not_end_or_takes_all_memory_is_refused(template, mo
     with pytest.raises(TemplateError):
         render(template, TALK, {})
     assert time.thread_time() - began < 4.0
+
+
+def test_variables_within_each_other_are_no_text():
+    template = (
+        doubled("namespace(x=1)", "{% set NEW = namespace(a=OLD, b=OLD) %}") + "{{ a26 }}{{ a26.a.b.a is defined }}"
+    )
+    assert render(template, TALK, {}) == "<Namespace>True"
+
+
+def test_what_macros_are_given_beside_their_arguments():
+    template = (
+        "{% macro f(n) %}{{ n }}{{ varargs[0] }}{{ kwargs.b }}{{ varargs | length }}{% endmacro %}{{ f(1, 2, b=3) }}"
+    )
+    assert render(template + "{% set c = cycler('x', 'y') %}{{ c.next() }}{{ c.next() }}", TALK, {}) == "1231xy"
 
 
 def test_steps_that_take_long_each_end_by_the_clock(monkeypatch):
