@@ -1,10 +1,13 @@
 # cython: language_level=3
 # cython: freethreading_compatible=False
-"""What the kernel says of a connection of libzmq's, and its end: tcp.py's functions, which no signal handler interrupts."""
+"""What the kernel says of a connection of libzmq's and of this process: as tcp.py does, but no signal handler comes in
+between and no other thread sees the descriptors."""
 
 cdef extern from *:
     """
     #include <errno.h>
+    #include <fcntl.h>
+    #include <stdio.h>
     #include <string.h>
     #include <unistd.h>
     #include <sys/ioctl.h>
@@ -73,6 +76,18 @@ cdef extern from *:
         if (same != fd) close(same);
         return done;
     }
+
+    /* Pages that this process has, -1 if that cannot be known. */
+    static long eb_pages(void) {
+        char text[128];
+        long pages = -1;
+        int file = open("/proc/self/statm", O_RDONLY | O_CLOEXEC);
+        ssize_t size = file < 0 ? -1 : read(file, text, sizeof text - 1);
+        if (file >= 0) close(file);
+        if (size <= 0) return -1;
+        text[size] = 0;
+        return sscanf(text, "%*s %ld", &pages) == 1 ? pages : -1;
+    }
     """
     ctypedef struct eb_found:
         unsigned long long inode, received
@@ -80,6 +95,7 @@ cdef extern from *:
         char remote[46]
     int eb_came(int fd, eb_found* found) noexcept
     bint eb_end(int fd, unsigned long long inode) noexcept
+    long eb_pages() noexcept
 
 
 def came(int fd):
@@ -90,6 +106,10 @@ def came(int fd):
         found.inode, found.received - found.queued, found.local_port, found.remote_port,
         f"{found.remote.decode()}:{found.remote_port}",
     )
+
+
+def pages():
+    return eb_pages()
 
 
 def end(int fd, unsigned long long inode):

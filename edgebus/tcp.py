@@ -82,15 +82,24 @@ def end(fd: int, inode: int) -> bool:
     return False
 
 
-def _best() -> tuple[Callable[[int], tuple[Any, ...] | None], Callable[[int, int], bool]]:
+def pages() -> int:
+    """Pages of memory that this process has, -1 if that cannot be known."""
+    try:
+        with open("/proc/self/statm", "rb", buffering=0) as file:  # a third of what pathlib takes
+            return int(file.read(100).split()[1])
+    except OSError:
+        return -1
+
+
+def _best() -> tuple[Callable[[int], tuple[Any, ...] | None], Callable[[int, int], bool], Callable[[], int]]:
     try:
         from edgebus import _tcp
     except ImportError:  # not built
-        return came, end
-    return _tcp.came, _tcp.end
+        return came, end, pages
+    return _tcp.came, _tcp.end, _tcp.pages
 
 
-_came, _end = _best()
+_came, _end, _pages = _best()
 
 
 class Kernel:
@@ -111,8 +120,5 @@ class Kernel:
 
     def resident_bytes(self) -> float:
         """Memory that this process has; inf if that cannot be known, as where no descriptor is left to ask by."""
-        try:
-            with open("/proc/self/statm", "rb", buffering=0) as file:  # a third of what pathlib takes
-                return int(file.read(100).split()[1]) * _PAGE
-        except OSError:
-            return math.inf
+        count = _pages()
+        return math.inf if count < 0 else count * _PAGE
