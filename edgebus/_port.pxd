@@ -31,7 +31,7 @@ cdef class Port:
     cdef Tally tally(self, bytes route)
     cdef bytes take_plain(self)
     cdef void set_key(self, const char* text) except *
-    cdef find_source(self, const char* text)
+    cdef find_source(self, void* msg)
 
 
 cpdef long take_back() except -1

@@ -329,8 +329,8 @@ cdef class Port:
             frame = PyBytes_FromStringAndSize(<char*> msg_data(&msg), msg_size(&msg))
             self.more = msg_more(&msg)
             if self.wire_bytes >= 0:
-                if self.source is None or not self.is_router:  # that of a dialler has one connection after the other
-                    self.find_source(msg_gets(&msg, "__fd"))
+                if self.source is None:  # that of a dialler is asked for anew with each connection
+                    self.find_source(&msg)
                 self.source.num_bytes += on_wire(msg_size(&msg), self.wire_bytes)
             if self.is_secure:
                 self.set_key(msg_gets(&msg, "User-Id"))
@@ -355,16 +355,14 @@ cdef class Port:
         self.route, self.key, self.more = self.plain.route, self.plain.key, self.plain.more
         return frame
 
-    cdef find_source(self, const char* text):
+    cdef find_source(self, void* msg):
         """Make the connection of the message that was taken last the current one."""
-        cdef int fd = -1 if text == NULL else atoi(text)
-        if self.source is not None and self.source.fd == fd:
-            return
-        key = self.route if self.is_router else fd
-        found = self.sources.get(key)
+        cdef const char* fd
+        found = self.sources.get(self.route)
         if found is None:
-            found = self.sources[key] = Source.__new__(Source)
-            (<Source> found).fd = fd
+            fd = msg_gets(<eb_msg*> msg, "__fd")
+            found = self.sources[self.route] = Source.__new__(Source)
+            (<Source> found).fd = -1 if fd == NULL else atoi(fd)
         self.source = <Source> found
 
     cdef void set_key(self, const char* text) except *:
