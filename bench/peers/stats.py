@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import statistics
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -49,6 +50,28 @@ def spread_us(blocks: Sequence[Sequence[float]]) -> dict[str, Any]:
 def ratio(ours: Sequence[float], theirs: Sequence[float]) -> float:
     """Median of the block-by-block ratios: blocks that ran side by side met the same noise."""
     return round(statistics.median(a / b for a, b in zip(ours, theirs, strict=True)), 3)
+
+
+def interval(ours: Sequence[float], theirs: Sequence[float], confidence: float = 0.9) -> tuple[float, float]:
+    """Between which two ratios of single blocks the true median lies, as far as its rank can tell.
+
+    Args:
+        ours: of each block.
+        theirs: likewise.
+        confidence: of independent blocks, whatever their distribution (David and Nagaraja, Order Statistics, 7.1).
+    """
+    ordered = sorted(a / b for a, b in zip(ours, theirs, strict=True))
+    num, below, left_out = len(ordered), 0, 0.0
+    while below < (num - 1) // 2 and left_out + math.comb(num, below) / 2**num <= (1 - confidence) / 2:
+        left_out += math.comb(num, below) / 2**num
+        below += 1
+    at = max(0, below - 1)
+    return round(ordered[at], 3), round(ordered[num - 1 - at], 3)
+
+
+def compared(ours: Sequence[float], theirs: Sequence[float]) -> dict[str, Any]:
+    """The ratio, and how far it can be told: `ratio` and `interval`."""
+    return {"ratio": ratio(ours, theirs), "interval_90": interval(ours, theirs), "num_blocks": len(ours)}
 
 
 def in_turn(names: Sequence[str], repeats: int) -> Iterator[str]:
@@ -101,3 +124,22 @@ class Blocks:
         except ChildFailed as error:
             self.of.pop(name, None)
             self.absent[name] = f"failed: {error} (its server: {self._pairs[name].server.last_words()})"
+
+
+class Gathered:
+    """What was measured by several openings of the same peers, all blocks of each; who failed once is out.
+
+    How fast a process is may be decided when it starts: where its memory lies, which core its threads begin on.
+    """
+
+    def __init__(self) -> None:
+        self.of: dict[str, list[Any]] = {}
+        self.absent: dict[str, str] = {}
+
+    def add(self, blocks: Blocks) -> None:
+        """Put what another opening measured behind what is known."""
+        self.absent |= blocks.absent
+        for name, done in blocks.of.items():
+            self.of.setdefault(name, []).extend(done)
+        for name in self.absent:
+            self.of.pop(name, None)

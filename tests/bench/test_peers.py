@@ -12,7 +12,7 @@ from bench.peers import contract
 from bench.peers.processes import Child, ChildFailed, paired
 from bench.peers.registry import PEERS, Entry
 from bench.peers.run import WORKLOADS
-from bench.peers.stats import in_turn, percentile, ratio, spread_us
+from bench.peers.stats import Blocks, Gathered, in_turn, interval, percentile, ratio, spread_us
 
 GOALS = {
     "bus.roundtrip_ratio_pyzmq",
@@ -39,6 +39,30 @@ def test_percentile_refuses_what_it_cannot_answer(values, share):
 def test_ratio_is_taken_block_by_block_so_that_a_noisy_block_does_not_count():
     assert ratio([2.0, 200.0, 2.0], [1.0, 100.0, 1.0]) == 2.0
     assert ratio([2.0, 2.0, 90.0], [1.0, 1.0, 1.0]) == 2.0
+
+
+def test_interval_holds_the_median_as_often_as_it_says():
+    rng = np.random.default_rng(3)
+    held = []
+    for _ in range(2000):
+        ratios = rng.lognormal(sigma=0.5, size=21)  # of median 1
+        low, high = interval(ratios, [1.0] * 21)
+        held.append(low <= 1.0 <= high)
+    assert 0.88 <= np.mean(held) <= 0.96  # of 21 ranks no choice is nearer to 0.9 from above than 0.922
+
+
+@pytest.mark.parametrize("num", [1, 2, 3])
+def test_interval_of_a_few_blocks_is_all_of_them(num):
+    assert interval(TEN[:num], [1.0] * num) == (1.0, float(num))
+
+
+def test_gathered_blocks_of_several_openings_leave_out_who_failed_once():
+    gathered = Gathered()
+    for of, absent in [({"a": [1], "b": [2]}, {}), ({"a": [3]}, {"b": "failed"}), ({"a": [4], "b": [5]}, {})]:
+        blocks = Blocks({}, dict(absent))
+        blocks.of = of
+        gathered.add(blocks)
+    assert (gathered.of, gathered.absent) == ({"a": [1, 3, 4]}, {"b": "failed"})
 
 
 def test_spread_takes_all_blocks_together_and_keeps_the_p50_of_each():
