@@ -55,6 +55,7 @@ BUS = (
     "desk",
     "engine",
     "express",
+    "express_sends",
     "handed",
     "hub",
     "ids",

@@ -17,7 +17,9 @@ from tests.edgebus.duo import Duo
 from tests.edgebus.interrupting import Interrupt, interrupted
 from tests.edgebus.test_express_large import open_lane
 
-LINES_OF = frozenset(f"edgebus.{name}" for name in ("express", "requests", "link", "bulk", "pace", "hub"))
+LINES_OF = frozenset(
+    f"edgebus.{name}" for name in ("express", "express_sends", "requests", "link", "bulk", "pace", "hub")
+)
 PLAIN = str(express_module.__file__).endswith(".py")
 
 
