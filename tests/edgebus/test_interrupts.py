@@ -18,7 +18,18 @@ from tests.edgebus.interrupting import Interrupt, interrupted
 from tests.edgebus.test_express_large import open_lane
 
 LINES_OF = frozenset(
-    f"edgebus.{name}" for name in ("express", "express_sends", "requests", "link", "bulk", "pace", "hub")
+    f"edgebus.{name}"
+    for name in (
+        "express",
+        "express_sends",
+        "requests",
+        "link",
+        "link_receiving",
+        "link_sending",
+        "bulk",
+        "pace",
+        "hub",
+    )
 )
 PLAIN = str(express_module.__file__).endswith(".py")
 
