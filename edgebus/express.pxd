@@ -3,13 +3,13 @@ cimport cython
 
 from edgebus.attached cimport Attached, HubFront, LinkFront, Traffic
 from edgebus.calls cimport Pending
-from edgebus.express_sends cimport ExpressSends, sum_bytes
+from edgebus.express_sending cimport ExpressSending, sum_bytes
 from edgebus.requests cimport Caller
 from edgebus._port cimport Port
 from edgebus.readiness cimport Opened
 
 
-cdef class Express(ExpressSends):
+cdef class Express(ExpressSending):
     cdef public object _deliver, _on_frames, desk, free_leases, _half_taken
     cdef public dict _by_route, inboxes
 

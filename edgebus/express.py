@@ -19,7 +19,7 @@ import msgspec
 from edgebus.attached import Attached, Route
 from edgebus.calls import Pending
 from edgebus.errors import WireError
-from edgebus.express_sends import ExpressSends, sum_bytes
+from edgebus.express_sending import ExpressSending, sum_bytes
 from edgebus.inbox import offer
 from edgebus.link_states import State
 from edgebus.messages import INLINE_BYTES, Chunk, Credit, Header, Message, Reply, Request, decode_header, encode_header
@@ -45,7 +45,7 @@ _now = time.monotonic
 _log = logging.getLogger("edgebus")
 
 
-class Express(ExpressSends):
+class Express(ExpressSending):
     """The short way of one node, called with the runner's lock held; what it sends stands in its base.
 
     Args:

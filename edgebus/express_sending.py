@@ -34,7 +34,7 @@ _now, _ident = time.monotonic, threading.get_ident
 _message: Callable[[tuple[Any, ...]], Message] = partial(tuple.__new__, Message)  # without a frame of Python
 
 
-class ExpressSends(MessageTaker):
+class ExpressSending(MessageTaker):
     """What Express sends; `ask` and `give` take the runner's lock, the rest is called with it held.
 
     Args:

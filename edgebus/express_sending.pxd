@@ -1,4 +1,4 @@
-# Types for the compiled form of express_sends.py.
+# Types for the compiled form of express_sending.py.
 cimport cython
 
 from edgebus.answerer cimport Answerer
@@ -10,7 +10,7 @@ from edgebus.readiness cimport MessageTaker, Opened
 from edgebus.sockets cimport Sockets
 
 
-cdef class ExpressSends(MessageTaker):
+cdef class ExpressSending(MessageTaker):
     cdef public HubFront _hub
     cdef public Runner _runner
     cdef public Sockets _sockets
