@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from edgebus.answerer import Answerer
     from edgebus.bulk import BulkSender
     from edgebus.bulk_receiver import BulkReceiver
-    from edgebus.hub import Judge, TapEvent
+    from edgebus.hub import Judge
     from edgebus.link import LinkMachine
     from edgebus.link_states import Event
     from edgebus.messages import Message, Request, WireLimits
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from edgebus.requests import Caller
     from edgebus.shm.board import Board
     from edgebus.shm.pipes import Pipes
+    from edgebus.taps import TapEvent
 
 WHOLE_WINDOW_BYTES = 4 * 1024 * 1024
 """A sender with this window loses nothing by credit that comes 5 ms late, whatever the receiver's is."""

@@ -1,33 +1,18 @@
 # Types for the compiled form of express.py.
 cimport cython
 
-from edgebus.answerer cimport Answerer
 from edgebus.attached cimport Attached, HubFront, LinkFront, Traffic
 from edgebus.calls cimport Pending
+from edgebus.express_sending cimport ExpressSending, sum_bytes
 from edgebus.requests cimport Caller
 from edgebus._port cimport Port
-from edgebus.runner cimport Runner
-from edgebus.readiness cimport MessageTaker, Opened
-from edgebus.sockets cimport Sockets
+from edgebus.readiness cimport Opened
 
 
-cdef class Express(MessageTaker):
-    cdef public HubFront _hub
-    cdef public Runner _runner
-    cdef public Sockets _sockets
+cdef class Express(ExpressSending):
     cdef public object _deliver, _on_frames, desk, free_leases, _half_taken
     cdef public dict _by_route, inboxes
 
-    @cython.locals(runner=Runner, done=bint)
-    cpdef bint ask(self, Attached attached, service, payload, Pending pending, double now) except -1
-    @cython.locals(runner=Runner, done=bint)
-    cpdef bint give(self, Attached attached, Answerer answerer, request_id, payload) except -1
-    @cython.locals(caller=Caller, link=LinkFront, traffic=Traffic, hub=HubFront, opened=Opened)
-    cpdef bint request(self, Attached attached, service, payload, Pending pending, double now) except -1
-    @cython.locals(caller=Caller, link=LinkFront, traffic=Traffic, hub=HubFront, size_bytes=cython.longlong)
-    cpdef request_whole(self, Attached attached, service, specs, frames, Pending pending, double now)
-    @cython.locals(link=LinkFront, traffic=Traffic, opened=Opened)
-    cpdef bint answer(self, Attached attached, Answerer answerer, request_id, payload) except -1
     cpdef bint take(self, Opened opened, long event) except -1
     @cython.locals(
         port=Port, more=long, size_bytes=cython.longlong, large_bytes=cython.longlong,
@@ -49,7 +34,3 @@ cdef class Express(MessageTaker):
     cpdef deliver(self, Attached attached, arrived)
     @cython.locals(caller=Caller)
     cpdef _free_leases(self, Attached attached, double now)
-
-
-@cython.locals(total=cython.longlong)
-cdef long long _total(frames) except -1

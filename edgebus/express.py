@@ -9,40 +9,26 @@ two ways against each other.
 from __future__ import annotations
 
 import logging
-import threading
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
-from functools import partial
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import msgspec
-import zmq
 
-from edgebus.answerer import Answerer
 from edgebus.attached import Attached, Route
 from edgebus.calls import Pending
 from edgebus.errors import WireError
+from edgebus.express_sending import ExpressSending, sum_bytes
 from edgebus.inbox import offer
 from edgebus.link_states import State
-from edgebus.messages import (
-    INLINE_BYTES,
-    Chunk,
-    Credit,
-    Header,
-    Message,
-    Reply,
-    Request,
-    decode_header,
-    encode_header,
-)
+from edgebus.messages import INLINE_BYTES, Chunk, Credit, Header, Message, Reply, Request, decode_header, encode_header
 from edgebus.outcomes import Arrived
 from edgebus.queues import DRAIN_BYTES, LARGE_BYTES, LOOK_BYTES
-from edgebus.rawzmq import BURST, POLLIN, end_message
-from edgebus.readiness import MessageTaker
+from edgebus.rawzmq import BURST, POLLIN
 from edgebus.sockets import Sent
-from edgebus.streams import Frames, Specs
-from edgebus.wire import INLINE_FRAMES, decode, encode
+from edgebus.streams import Frames
+from edgebus.wire import decode, encode
 
 if TYPE_CHECKING:
     from edgebus.desk import Desk
@@ -55,13 +41,12 @@ _FRAME_BYTES = INLINE_BYTES + 2048
 _UP = State.UP
 _PLAIN_TAGS = frozenset((encode_header(Chunk(0, 0))[1], encode_header(Request(0, "", 0, 0))[1]))
 """Second byte of the headers that receive_large is for: what else has frames is not decoded twice."""
-_now, _ident = time.monotonic, threading.get_ident
+_now = time.monotonic
 _log = logging.getLogger("edgebus")
-_message: Callable[[tuple[Any, ...]], Message] = partial(tuple.__new__, Message)  # without a frame of Python
 
 
-class Express(MessageTaker):
-    """The short way of one node; every method is called with the runner's lock held.
+class Express(ExpressSending):
+    """The short way of one node, called with the runner's lock held; what it sends stands in its base.
 
     Args:
         hub: its links.
@@ -77,9 +62,7 @@ class Express(MessageTaker):
         on_frames: Callable[[Route, list[Any], str | None], None],
         runner: Runner,
     ) -> None:
-        self._hub = hub
-        self._sockets = runner.sockets
-        self._runner = runner
+        super().__init__(hub, runner)
         self._deliver = deliver
         self._on_frames = on_frames
         self._by_route = hub.by_route
@@ -87,148 +70,6 @@ class Express(MessageTaker):
         self.desk: Desk | None = None  # where those are answered; set by whoever fills inboxes
         self.free_leases: Callable[[Attached, list[int]], None] | None = None  # told of memory that is done with
         self._half_taken: deque[tuple[Route, list[Any], str | None]] = deque()
-
-    def ask(self, attached: Attached, service: str, payload: bytes, pending: Pending, now: float) -> bool:
-        """Like `request`, without the lock; as Runner.do_small."""
-        runner = self._runner
-        if runner._owner == _ident():
-            return False
-        try:
-            runner.open_section()
-            done = self.request(attached, service, payload, pending, now)
-            runner.sent()
-        finally:
-            runner.close_section()
-        runner.call_back()
-        return done
-
-    def give(self, attached: Attached, answerer: Answerer, request_id: int, payload: bytes) -> bool:
-        """Like `answer`, without the lock; as Runner.do_small."""
-        runner = self._runner
-        if runner._owner == _ident():
-            return False
-        try:
-            runner.open_section()
-            done = self.answer(attached, answerer, request_id, payload)
-            runner.sent()
-        finally:
-            runner.close_section()
-        runner.call_back()
-        return done
-
-    def request(self, attached: Attached, service: str, payload: bytes, pending: Pending, now: float) -> bool:
-        """Start and send a request; False if it has to go the usual way."""
-        link = attached.link
-        hub, caller = self._hub, link.caller
-        limits = link.peer_limits
-        if (
-            link.state is not _UP
-            or link.version < 2
-            or limits is None
-            or len(payload) > limits.max_frame_bytes
-            or hub.taps
-            or caller.outstanding_bytes + len(payload) > caller.max_bytes
-        ):
-            return False
-        socket_id, routing_id = attached.route
-        opened = self._sockets.by_id.get(socket_id)
-        if opened is None:
-            return False
-        header = caller.small_header(service, payload, pending.deadline_at, now)
-        frame = encode_header(header)
-        try:
-            opened.port.send(routing_id, frame)
-        except zmq.ZMQError as error:
-            self._not_sent(attached, error, now)
-        except BaseException:
-            end_message(opened.sock)
-            raise
-        # Sent first: what follows is done while the peer is at work.
-        self._sockets.touched.add(opened.fd)
-        pending.request_id = header.id
-        caller.start_sent(header, (payload,), len(payload), pending.deadline_at, pending, now)
-        traffic = attached.traffic
-        traffic.messages_sent += 1
-        traffic.bytes_sent += len(frame)
-        traffic.content_bytes_sent += len(payload)
-        at = caller.first_due_at
-        if at < attached.scheduled_at:
-            hub.schedule(attached, at)
-        return True
-
-    def request_whole(
-        self, attached: Attached, service: str, specs: Specs, frames: Frames, pending: Pending, now: float
-    ) -> bool:
-        """Start and send a request with large arrays in one message; False if it has to go the usual way."""
-        link, route, payload = attached.link, attached.bulk_route, frames[0]
-        hub, caller, size_bytes = self._hub, link.caller, _total(frames)
-        if (
-            route is None
-            or hub.taps
-            or hub.outbox
-            or len(payload) > INLINE_BYTES
-            or len(frames) > INLINE_FRAMES
-            or size_bytes < caller.bulk_from_bytes
-            or caller.outstanding_bytes + size_bytes > caller.max_bytes
-            or not link.takes_whole(size_bytes, now)
-        ):
-            return False
-        header = caller.small_header(service, payload, pending.deadline_at, now)
-        header.arrays = specs
-        header.transfer = link.sender.next_transfer(tuple(map(len, frames)))
-        frame = encode_header(header)
-        if self._sockets.send(route, (frame, *frames[1:])) is not Sent.OK:
-            return False  # sent again the usual way, which sees what became of the lane
-        # Sent first: what follows is done while the peer is at work.
-        pending.request_id = header.id
-        caller.start_sent(header, frames, size_bytes, pending.deadline_at, pending, now)
-        link.went_whole(_message((header, frames)), size_bytes, now)
-        traffic = attached.traffic
-        traffic.messages_sent += 1
-        traffic.bytes_sent += len(frame) + size_bytes - len(payload)
-        traffic.content_bytes_sent += size_bytes
-        for each in frames[1:]:
-            if type(each) is bytes:
-                traffic.copied_bytes_sent += len(each)
-        at = min(caller.first_due_at, link.sender.next_timer())
-        if at < attached.scheduled_at:
-            hub.schedule(attached, at)
-        return True
-
-    def answer(self, attached: Attached, answerer: Answerer, request_id: int, payload: bytes) -> bool:
-        """Give and send an answer; False if it has to go the usual way."""
-        link = attached.link
-        limits = link.peer_limits
-        if link.state is not _UP or link.version < 2 or link.answerer is not answerer or self._hub.taps:
-            return False
-        if link.receiver.waiting:
-            return False  # the room this answer makes is for a content that waits
-        if limits is None or len(payload) > limits.max_frame_bytes:
-            return False
-        socket_id, routing_id = attached.route
-        opened = self._sockets.by_id.get(socket_id)
-        if opened is None:
-            return False
-        if not answerer.is_plain(request_id):
-            return False
-        header = Reply(request_id, (), payload)
-        frame = encode_header(header)
-        if attached.near is None or not attached.near.pipes.send([frame]):
-            try:
-                opened.port.send(routing_id, frame)
-            except zmq.ZMQError as error:
-                self._not_sent(attached, error, _now())
-            except BaseException:
-                end_message(opened.sock)
-                raise
-            self._sockets.touched.add(opened.fd)
-        answerer.answer_small(header, payload)
-        link.receiver.answered(request_id)
-        traffic = attached.traffic
-        traffic.messages_sent += 1
-        traffic.bytes_sent += len(frame)
-        traffic.content_bytes_sent += len(payload)
-        return True
 
     def take(self, opened: Opened, event: int) -> bool:
         """Read from a socket; True if there may be more. `event` is 0 if that is a guess."""
@@ -366,7 +207,7 @@ class Express(MessageTaker):
         except WireError:
             return False
         header, content, now = message.header, message.frames, _now()
-        frames_bytes = _total(frames)
+        frames_bytes = sum_bytes(frames)
         if isinstance(header, Chunk):
             return self._receive_chunk(attached, header, content[0], frames_bytes, now)
         return isinstance(header, Request) and self._receive_whole(attached, header, content, frames_bytes, now)
@@ -374,7 +215,7 @@ class Express(MessageTaker):
     def _receive_whole(
         self, attached: Attached, header: Request, content: Frames, frames_bytes: int, now: float
     ) -> bool:
-        link, hub, size_bytes = attached.link, self._hub, _total(content)
+        link, hub, size_bytes = attached.link, self._hub, sum_bytes(content)
         if header.terms is not None or header.blocks is not None or not content:
             return False
         if link.receiver or link.answerer.knows(header.id):  # contents that wait come first
@@ -398,7 +239,7 @@ class Express(MessageTaker):
 
     def _judged(self, attached: Attached, message: Message, frames_bytes: int, now: float) -> bool:
         """Take a request that there is no room for, and whose sender may ask: it is not to pay for it twice."""
-        size_bytes = _total(message.frames)  # before its frames are let go of
+        size_bytes = sum_bytes(message.frames)  # before its frames are let go of
         attached.link.receive(message, now=now)
         self._hub.touch(attached, now=now)
         attached.traffic.took(frames_bytes, size_bytes)
@@ -422,14 +263,7 @@ class Express(MessageTaker):
                 credit = encode_header(message.header)
                 traffic.messages_sent += 1
                 traffic.bytes_sent += len(credit)
-                try:
-                    opened.port.send(attached.route[1], credit)
-                except zmq.ZMQError as error:
-                    self._not_sent(attached, error, now)
-                except BaseException:
-                    end_message(opened.sock)
-                    raise
-                self._sockets.touched.add(opened.fd)
+                self._post(attached, opened, credit)
                 num_done += 1
         finally:
             if num_done < len(messages):  # a signal handler has raised: they go the usual way
@@ -451,8 +285,8 @@ class Express(MessageTaker):
             for lane, message in messages:
                 frames = encode(message, link.version)
                 traffic.messages_sent += 1
-                traffic.bytes_sent += _total(frames)
-                traffic.content_bytes_sent += _total(message.frames)
+                traffic.bytes_sent += sum_bytes(frames)
+                traffic.content_bytes_sent += sum_bytes(message.frames)
                 sent = self._sockets.send(by_lane[lane], frames)
                 if sent is not Sent.OK:
                     hub.unroutable += 1
@@ -485,16 +319,3 @@ class Express(MessageTaker):
             return
         self.free_leases(attached, caller.leases_done)
         caller.leases_done, caller.leases_unsent = [], []
-
-    def _not_sent(self, attached: Attached, error: zmq.ZMQError, now: float) -> None:
-        self._hub.unroutable += 1
-        if not isinstance(error, zmq.Again):
-            self._hub.disconnected(attached.route, now=now)
-
-
-def _total(frames: Sequence[bytes]) -> int:
-    """Bytes of some frames; as content_bytes, in C."""
-    total = 0
-    for frame in frames:
-        total += len(frame)
-    return total

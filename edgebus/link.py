@@ -1,6 +1,7 @@
 """One end of a link: greeting, lanes, liveness and goodbye around a caller and an answerer. Pure.
 
-States and transitions stand in link_states.py; docs/spec/bus-wire.md has the same tables for people.
+States and transitions stand in link_states.py; docs/spec/bus-wire.md has the same tables for people. Messages of a link
+that is up have two rooms below this one, each built on the one before: link_receiving.py and link_sending.py.
 """
 
 from __future__ import annotations
@@ -9,9 +10,9 @@ import math
 
 from edgebus import messages as m
 from edgebus.answerer import Answerer
-from edgebus.attached import LinkFront
-from edgebus.bulk import BulkSender, Name
+from edgebus.bulk import BulkSender
 from edgebus.bulk_receiver import BulkReceiver
+from edgebus.link_sending import LinkSending
 from edgebus.link_states import (
     DIALLER,
     LISTENER,
@@ -28,21 +29,17 @@ from edgebus.link_states import (
     Surroundings,
     Up,
     WantBulk,
-    wire_limits,
 )
-from edgebus.outcomes import Arrived, Settled
-from edgebus.pace import LEAST_BYTES, Pace
-from edgebus.requests import Caller, refusal
-from edgebus.streams import content_bytes
+from edgebus.liveness import Liveness
+from edgebus.pace import Pace
+from edgebus.requests import Caller
 
 HELLO_RETRY_S = 1.0
 _FINAL = {"version": "version", "forbidden": "key_not_allowed", "expired_key": "key_not_allowed"}
 """Goodbyes after which a dialler does not try again, and what its requests end with."""
-BULK_PATIENCE_S = 1.0
-"""Contents wait so long for their own lane before they go by the control lane."""
 
 
-class LinkMachine(LinkFront):
+class LinkMachine(LinkSending):
     """Our end of the relation to one peer.
 
     Args:
@@ -57,7 +54,7 @@ class LinkMachine(LinkFront):
         self, *, dialled: bool, incarnation: bytes, around: Surroundings, now: float, owner: str | None = None
     ) -> None:
         limits = around.limits
-        super().__init__()
+        super().__init__(dialled, around)
         self.caller = Caller(limits, around.jitter)
         self.answerer = Answerer(limits, around.keyed, owner)
         self.sender = BulkSender(limits.max_outstanding_bytes, limits.resend_s)
@@ -71,26 +68,12 @@ class LinkMachine(LinkFront):
         self.peer_share: m.Share | None = None
         self.num_ups = 0
         self.unexpected = 0
-        self.round_trip_s = self.idle_round_trip_s = math.nan
         self.heard_at = now
-        self._around = around
-        self._dialled = dialled
+        self.liveness = Liveness(limits, now)
         self._table = DIALLER if dialled else LISTENER
         self._incarnation = incarnation
-        self._limits = limits
         self._greeting = 0
         self._hello_at = math.inf
-        self._pinged_at = now
-        self._ping_unanswered = self._ping_idle = False
-        self._stalled_s = 0.0
-        self._leased_until = -math.inf
-        self._bulk_wanted_at = math.inf
-        self._messages: list[m.Message] = []
-        self._whole: list[m.Message] = []  # contents that have come, and are to be handed on
-        self._unsorted: list[m.Message] = []  # to send, by which lane is to be seen
-        # A signal handler that comes in the middle of one of these and has the link do something leaves it to its end.
-        self._hands_on = self._sorts = self._pumps = False
-        self._events: list[Event] = []
 
     # -- the transport ------------------------------------------------------------------------------
 
@@ -106,7 +89,7 @@ class LinkMachine(LinkFront):
     def lane_connected(self) -> None:
         """Dialler: the transport of the bulk lane is there (again): say whose it is."""
         if self.state is State.UP:
-            self._lane_messages.append((1, m.Message(self._hello(lane=1))))
+            self._lane_messages.append((1, self._hello(lane=1)))
 
     def lane_opened(self) -> None:
         """Both ends know the bulk lane now."""
@@ -114,13 +97,7 @@ class LinkMachine(LinkFront):
         self._bulk_wanted_at = math.inf
         self._events.append(BulkUp())
         if not self._dialled:
-            self._lane_messages.append((1, m.Message(self._welcome(self._greeting, lane=1))))
-
-    def lane_lost(self) -> None:
-        """The bulk lane is gone: what went by it is announced again."""
-        if self._bulk_up:
-            self._bulk_up = False
-            self.sender.lane_lost(1)
+            self._lane_messages.append((1, self._welcome(lane=1)))
 
     def fail(self, code: str, detail: str, *, now: float) -> None:
         """The transport will never come: every request ends now."""
@@ -164,52 +141,15 @@ class LinkMachine(LinkFront):
                 if self._step(Input.TRAFFIC, now=now):
                     self._receive_traffic(message, now)
 
-    def receive_plain(self, message: m.Message, *, now: float) -> Arrived | None:
-        """Like receive, for a plain request that is whole and can be handed on at once; None for all else.
-
-        Nothing else comes of it, unless `has_news`; what came before it has to have been handed on.
-        """
-        header, frames = message
-        if type(header) is not m.Request or header.terms is not None or not frames:
-            return None
-        if self.state is not State.UP or self.receiver:
-            return None  # contents that wait come first
-        arrived = self.answerer.receive_plain(header, frames, now)
-        if arrived is not None:
-            self.heard_at = now
-            if header.transfer is not None:
-                self.receiver.took_whole(header, now)
-        return arrived
-
-    def receive_plain_answer(self, message: m.Message, *, now: float) -> Settled | None:
-        """Like receive, for a whole answer that settles a request at once: its outcome; None for all else.
-
-        Nothing else comes of it, but that leases may be done with, and the sender may have room for more.
-        """
-        header, frames = message
-        if type(header) is not m.Reply or header.transfer is not None or not frames or self.state is not State.UP:
-            return None
-        if self.sender and not self.whole_answered(header.id, now):
-            return None
-        settled = self.caller.receive_plain(header, frames)
-        if settled is not None:
-            self.heard_at = now
-        return settled
-
-    @property
-    def has_news(self) -> bool:
-        """True if after receive_plain there is something to send or to tell."""
-        return self.answerer.has_news or self.receiver.credit_at <= self.heard_at
-
     def next_timer(self) -> float:
         """Earliest time handle_timer has something to do, inf if never."""
         at = self.caller.next_timer()
         match self.state:
             case State.UP:
-                at = min(at, self._ping_at(), self._silent_at(), self.sender.next_timer(), self.receiver.credit_at)
-                if not self._bulk_up and -math.inf < self._bulk_wanted_at < math.inf and self._has_large:
-                    at = min(at, self._bulk_wanted_at + BULK_PATIENCE_S)
-                return at
+                live, heard_at, is_asking = self.liveness, self.heard_at, bool(self.caller.num_outstanding)
+                at = min(at, live.ping_at(heard_at, is_asking), live.silent_at(heard_at))
+                at = min(at, self.sender.next_timer(), self.receiver.credit_at)
+                return at if self._bulk_up else min(at, self._impatient_at())
             case State.GREETING:
                 return min(at, self._hello_at)
             case State.QUIET | State.CLOSED if not self._dialled:
@@ -222,14 +162,13 @@ class LinkMachine(LinkFront):
         if self.state is State.UP:
             self.sender.handle_timer(now=now)
             self.receiver.credit_due(now, self._hears_of)
-            if now >= self._silent_at():
-                reason = f"silent for {now - self.heard_at:.1f} s"
-                self._step(Input.SILENCE, now=now, reason=reason)
+            is_asking = bool(self.caller.num_outstanding)
+            if now >= self.liveness.silent_at(self.heard_at):
+                self._step(Input.SILENCE, now=now, reason=f"silent for {now - self.heard_at:.1f} s")
                 if self._dialled:
                     self._greet(now)
-            elif now >= self._ping_at():
-                self._pinged_at = now
-                self._ping_unanswered, self._ping_idle = True, not self.caller.num_outstanding
+            elif now >= self.liveness.ping_at(self.heard_at, is_asking):
+                self.liveness.pinged(now, is_asking)
                 self._messages.append(m.Message(m.Ping()))
         elif self.state is State.GREETING:
             if now >= self._hello_at:
@@ -238,101 +177,6 @@ class LinkMachine(LinkFront):
             self.caller.fail("link_lost", "the peer was silent too long")
             self.answerer.withdraw_all()
             self._events.append(Gone())
-
-    def headers_to_send(self) -> list[m.Message]:
-        """Messages of the control lane since the last call."""
-        if self._whole:
-            self._hand_on(self.heard_at)
-        if self.receiver.waiting:
-            self._admit(self.heard_at)
-        # Whatever is taken out of a list is in another one when a signal handler raises: it goes next time.
-        self._unsorted += self.caller.headers_to_send()
-        self._unsorted += self.answerer.headers_to_send()
-        if self.state is not State.UP:
-            # Not up: the caller resends on the next welcome, duplicates get the cached answer.
-            self._unsorted = []
-        if not self._pumps:  # else after it, which goes through what the sender has
-            for request_id in self.caller.ended:
-                if drop := self.sender.withdraw((m.Request, request_id, 0)):
-                    self._messages.append(drop)
-            self.caller.ended = []
-            if self._unsorted and not self._sorts:
-                self._sort()
-        if self.receiver.credit_at < math.inf:
-            self.receiver.credit_due(self.heard_at, self._hears_of)
-        self._messages += self.receiver.headers_to_send()
-        messages, self._messages = self._messages, []
-        return messages
-
-    def _sort(self) -> None:
-        """Give large contents to the sender; the others are messages of the control lane."""
-        num_done = 0
-        try:
-            self._sorts = True
-            for message in self._unsorted:
-                if self._is_large(message):
-                    self._offer(message)
-                elif not (self._repeats(message) and self._offer(message, late=True)):  # late ones do not go twice
-                    if isinstance(message.header, m.Content):
-                        message.header.transfer = None  # an earlier one, in pieces
-                        if isinstance(message.header, m.Reply):
-                            self.receiver.answered(message.header.id)
-                    self._messages.append(message)
-                num_done += 1
-        finally:
-            self._sorts = False
-            del self._unsorted[:num_done]
-        self.answerer.repeated.clear()
-
-    @property
-    def bulk_up(self) -> bool:
-        """True while the bulk lane is there."""
-        return self._bulk_up
-
-    @property
-    def has_bulk(self) -> bool:
-        """True if bulk_to_send may have something."""
-        return bool(self.sender) or bool(self._lane_messages)
-
-    def bulk_to_send(self, *, now: float) -> list[tuple[int, m.Message]]:
-        """Announcements and chunks that may go now, each with its lane: 1 bulk, 0 control."""
-        if self._pumps:
-            return []
-        if self.sender and self.state is State.UP:
-            try:
-                self._pumps = True
-                self._pump(now)
-            finally:
-                self._pumps = False
-            if self._unsorted and not self._sorts:  # of a handler that came meanwhile
-                self._lane_messages += [(0, message) for message in self.headers_to_send()]
-                return self.bulk_to_send(now=now)
-        # What is to go is in there from the moment on that it counts as sent, whatever a signal handler raises.
-        out, self._lane_messages = self._lane_messages, []
-        return out
-
-    def _pump(self, now: float) -> None:
-        if not self._bulk_up and self._has_large:
-            if self._bulk_wanted_at == math.inf:
-                self._bulk_wanted_at = now
-                if self._dialled:
-                    self._events.append(WantBulk())
-                else:
-                    self._lane_messages.append((0, m.Message(m.OpenBulk())))
-            if now < self._bulk_wanted_at + BULK_PATIENCE_S:
-                return
-            self._bulk_wanted_at = -math.inf  # no longer waited for, and welcome whenever it comes
-        chunk_bytes, window_bytes, whole = self._allowed(now)
-        lane = int(self._bulk_up)
-        self.sender.pump(
-            lane,
-            chunk_bytes=chunk_bytes,
-            window_bytes=window_bytes,
-            now=now,
-            whole=whole,
-            out=self._lane_messages,
-        )
-        self.pace.sent(self.sender.credited_bytes + self.sender.in_flight_bytes, now)
 
     def events(self) -> list[Event]:
         """Events since the last call."""
@@ -347,15 +191,11 @@ class LinkMachine(LinkFront):
             caller.leases_done, caller.leases_unsent, answerer.leases_done = [], [], []
         return events
 
-    # -- liveness -----------------------------------------------------------------------------------
+    # -- what is known and said ---------------------------------------------------------------------
 
     def health(self, now: float) -> Health:
         """What can be said of the peer now."""
-        if self.state is not State.UP:
-            return Health.DOWN
-        if now < self._leased_until:
-            return Health.BUSY
-        return Health.WEDGED if self._stalled_s >= self._limits.heartbeat_s else Health.UP
+        return self.liveness.health(now) if self.state is State.UP else Health.DOWN
 
     def say(self, header: m.Header) -> None:
         """Send something that is lost with the connection, if there is one."""
@@ -365,7 +205,7 @@ class LinkMachine(LinkFront):
     def tell_lease(self, *, now: float) -> None:
         """The application said how long it will be busy: tell the peer without being asked."""
         if self.state is State.UP and self.version >= 2:
-            self._messages.append(m.Message(self._pong(now)))
+            self._messages.append(m.Message(self._around.pong(now)))
 
     def spare_from(self) -> float:
         """From when on this link may make room for another: inf while it is up.
@@ -378,60 +218,6 @@ class LinkMachine(LinkFront):
         return min(self.answerer.busy_until(), self.heard_at + self._limits.forget_s)
 
     # -- inside -------------------------------------------------------------------------------------
-
-    @property
-    def _has_large(self) -> bool:
-        """True while something is being sent that the bulk lane is for; what is smaller does not wait for it."""
-        return self.sender.largest_bytes >= self._limits.bulk_from_bytes
-
-    def _is_large(self, message: m.Message) -> bool:
-        header, frames = message
-        if self.version < 2 or not isinstance(header, m.Content) or header.blocks is not None:
-            return False  # what lies in shared memory goes whole, whatever the link has shown
-        if header.transfer is not None and self.sender.knows(header.transfer.id):
-            return True
-        if self.is_local and header.transfer is None:  # what began elsewhere goes on in chunks
-            return False
-        return content_bytes(frames) >= min(self._limits.bulk_from_bytes, self.pace.proven_bytes + 1)
-
-    def _repeats(self, message: m.Message) -> bool:
-        """True for a request or an answer that went whole before, and has more than a header's worth of content.
-
-        A request went by this very connection; an answer perhaps by an earlier one, and is asked for then.
-        """
-        header, frames = message
-        if (
-            self.version < 2
-            or self.is_local
-            or not isinstance(header, m.Request | m.Reply)
-            or header.blocks is not None
-        ):
-            return False
-        if content_bytes(frames) <= LEAST_BYTES:
-            return False
-        return header.id in self.answerer.repeated if isinstance(header, m.Reply) else self.caller.repeats(header.id)
-
-    def _offer(self, message: m.Message, *, late: bool = False) -> bool:
-        """Have a content sent in pieces. If its queue is full the resend of a request or part offers it again.
-
-        Args:
-            message: with the content.
-            late: it went whole by the control lane, and may be on its way there still.
-
-        Returns: False for a late answer that the queue has no room for: it goes whole again.
-        """
-        header = message.header
-        taken = self.sender.offer(message, asks=late or self.sender.has_arrived(header), follows=late)
-        if isinstance(header, m.Reply):
-            if taken:
-                self.answerer.sending.add(header.id)
-            elif late:
-                return False
-            else:
-                detail = f"{self.sender.queued_bytes} B of answers wait for this peer to take them: ask again later"
-                # Not "busy", which would say that it was not executed.
-                self.answerer.replace(header.id, refusal(header.id, "answer_lost", detail))
-        return True
 
     def _step(self, what: Input, *, now: float, reason: str = "") -> bool:
         """Look the transition up and take it; False if the table has none."""
@@ -446,9 +232,7 @@ class LinkMachine(LinkFront):
         # The state last: what a signal handler interrupts is told once more, and has to begin anew then.
         if after is State.UP:
             up = Up(again=self.num_ups > 0)
-            self._pinged_at = now
-            self._ping_unanswered = False
-            self._stalled_s, self._leased_until = 0.0, -math.inf
+            self.liveness.begin(now)
             self._bulk_wanted_at = math.inf
             self.sender.lane_lost()
             self.pace.lost()
@@ -462,20 +246,17 @@ class LinkMachine(LinkFront):
         self.state = after
         return True
 
-    def _hello(self, lane: int) -> m.Hello:
-        low, high = self._around.versions
-        limits, share = wire_limits(self._limits), self._around.share()
-        return m.Hello(low, high, self._around.name, self._incarnation, self._greeting, limits, lane, share)
+    def _hello(self, lane: int) -> m.Message:
+        return m.Message(self._around.hello(self._incarnation, self._greeting, lane))
 
-    def _welcome(self, greeting: int, lane: int) -> m.Welcome:
-        limits, share = wire_limits(self._limits), self._around.share()
-        return m.Welcome(self.version, self._around.name, self._incarnation, greeting, limits, lane, share)
+    def _welcome(self, lane: int) -> m.Message:
+        return m.Message(self._around.welcome(self.version, self._incarnation, self._greeting, lane))
 
     def _greet(self, now: float) -> None:
         self._greeting += 1
         self._hello_at = now + HELLO_RETRY_S  # also if a signal handler raises in what follows
         self._hello_at = now + HELLO_RETRY_S * self._around.jitter()
-        self._messages.append(m.Message(self._hello(lane=0)))
+        self._messages.append(self._hello(lane=0))
 
     def _agree(self, version: int) -> None:
         """Speak this version from now on; what an older peer cannot take goes whole, or ends."""
@@ -494,7 +275,7 @@ class LinkMachine(LinkFront):
         self._greeting = hello.greeting
         self.receiver.greeted()
         # Ahead of anything the caller just resent: the dialler ignores traffic until it is welcome.
-        self._messages.insert(0, m.Message(self._welcome(hello.greeting, lane=0)))
+        self._messages.insert(0, self._welcome(lane=0))
 
     def _receive_welcome(self, welcome: m.Welcome, now: float) -> None:
         if welcome.lane == 1:
@@ -502,11 +283,8 @@ class LinkMachine(LinkFront):
                 self._step(Input.TRAFFIC, now=now)
                 self.lane_opened()
             return
-        if welcome.greeting != self._greeting:
+        if welcome.greeting != self._greeting or self.state is not State.GREETING:
             self.unexpected += 1  # an answer to an earlier hello: a newer one is on its way
-            return
-        if self.state is not State.GREETING:
-            self.unexpected += 1
             return
         low, high = self._around.versions
         if not low <= welcome.version <= high:
@@ -539,93 +317,11 @@ class LinkMachine(LinkFront):
             self.caller.fail("link_lost", "the peer said goodbye")
             self.answerer.withdraw_all()
 
-    def _receive_answer(self, message: m.Message, now: float) -> None:
-        header = message.header
-        if self.sender and isinstance(header, m.Reply) and self.sender.answered(header.id, now):
-            self._paced(now)
-        if isinstance(header, m.Refusal) or header.transfer is None:  # type: ignore[union-attr]
-            self._answered(message, now)
-        elif self.caller.wants(header):  # type: ignore[arg-type]
-            self._announced(message, now)
-        else:
-            self.receiver.refuse(header)  # type: ignore[arg-type]
-
-    def _answered(self, message: m.Message, now: float) -> None:
-        if self.sender and self.caller.is_small(message.header.id):  # type: ignore[union-attr]
-            self.pace.small(now)
-        header = message.header
-        unseen = isinstance(header, m.Refusal) and header.code == "unshared"
-        if unseen and self.caller.unshare(header.id, self._around.recover):  # type: ignore[union-attr]
-            self.caller.send_again(header.id, now=now)  # type: ignore[union-attr]
-            return
-        self.caller.receive(message)
-
-    def _announced(self, message: m.Message, now: float) -> None:
-        """A transfer begins, or is there as a whole."""
-        header, frames = message
-        assert isinstance(header, m.Content)
-        assert header.transfer is not None
-        total_bytes = sum(header.transfer.sizes)
-        if total_bytes > self._limits.max_pending_bytes:
-            self._refuse_content(header, total_bytes)
-            return
-        if frames:
-            whole = self.receiver.receive_whole(header, frames, self.answerer.pending_bytes, now=now)
-        else:
-            whole = self.receiver.announce(header)
-        if whole is not None:
-            self._complete(whole, now)
-        if self.receiver:
-            self._admit(now)
-
-    def _refuse_content(self, header: m.Content, total_bytes: int) -> None:
-        """A content is over all bounds: say so before it comes."""
-        detail = f"{total_bytes} B in one message, max_pending_bytes is {self._limits.max_pending_bytes}"
-        self.receiver.refuse(header)
-        if isinstance(header, m.Request):
-            self.answerer.deny(header, "too_large", detail)
-            return
-        if isinstance(header, m.Part):
-            self._messages.append(m.Message(m.Cancel(header.id)))
-        self.caller.receive(refusal(header.id, "too_large", detail))
-
-    def _admit(self, now: float) -> None:
-        self.receiver.admit(self.answerer.pending_bytes)
-        while whole := self.receiver.take_admitted():
-            self._whole += whole
-            self._hand_on(now)
-            self.receiver.admit(self.answerer.pending_bytes)
-
-    def _complete(self, message: m.Message, now: float) -> None:
-        self._whole.append(message)
-        self._hand_on(now)
-
-    def _hand_on(self, now: float) -> None:
-        if self._hands_on:
-            return
-        try:
-            self._hands_on = True
-            while self._whole:  # until it is done with, whatever a signal handler raises: it has been credited
-                message = self._whole[0]
-                if isinstance(message.header, m.Request):
-                    self.answerer.receive(message, now=now)
-                else:
-                    self.caller.receive(message)
-                del self._whole[0]
-        finally:
-            self._hands_on = False
-
-    def _receive_traffic(self, message: m.Message, now: float) -> None:  # noqa: PLR0912 - one case each
+    def _receive_traffic(self, message: m.Message, now: float) -> None:
         header = message.header
         match header:
-            case m.Request() if header.transfer is not None:
-                if self.answerer.wants_content(header):
-                    self._announced(message, now)
-                else:
-                    self.receiver.refuse(header)
-                    self.answerer.receive(m.Message(header, ()), now=now)
             case m.Request():
-                self.answerer.receive(message, now=now)
+                self._receive_request(message, now)
             case m.More():
                 self.answerer.receive(message, now=now)
             case m.Cancel():
@@ -643,59 +339,11 @@ class LinkMachine(LinkFront):
             case m.Probe() | m.Seen() | m.Leases():
                 self._events.append(ShareNews(header))
             case m.Ping():
-                self._messages.append(m.Message(self._pong(now)))
+                self._messages.append(m.Message(self._around.pong(now) if self.version >= 2 else m.Pong()))
             case m.Pong():
-                self._receive_pong(header, now)
-
-    def receive_chunk(self, chunk: m.Chunk, frame: bytes, *, now: float) -> bool:
-        """Take a piece of a content; True if that made it whole, and handed it on."""
-        whole = self.receiver.receive(chunk, frame, now=now)
-        if whole is not None:
-            self._complete(whole, now)
-        return whole is not None
-
-    def credited(self, credit: m.Credit, *, now: float) -> None:
-        """Take the receiver's word about a content."""
-        if credit.received == 0 and not self.sender.knows(credit.transfer):
-            self._messages.append(m.Message(m.Drop(credit.transfer)))  # it waits for what does not come
-        name = self.sender.receive(credit, now=now)
-        if name is not None and name[0] is m.Reply:
-            self.answerer.sending.discard(name[1])
-            self.answerer.trim()
-        self._paced(now)
-
-    def _hears_of(self, name: Name) -> bool:
-        """True if the peer hears by a small answer that the content of its request has arrived."""
-        return name[0] is m.Request and self.answerer.has_small_answer(name[1])
-
-    def _receive_pong(self, pong: m.Pong, now: float) -> None:
-        if self._ping_unanswered:
-            self._ping_unanswered = False
-            self.round_trip_s = now - self._pinged_at
-            if self._ping_idle and not self.caller.num_outstanding:
-                self.idle_round_trip_s = self.round_trip_s
-        self._stalled_s = pong.stalled_ms / 1000
-        self._leased_until = now + pong.lease_ms / 1000
-        self.caller.be_patient(self._leased_until)
-        self.caller.note = ""
-        if pong.lease_ms:
-            self.caller.note = f"; it is busy by its own word, for {pong.lease_ms / 1000:.1f} s more"
-        elif self._stalled_s >= self._limits.heartbeat_s:
-            self.caller.note = f"; its application has left requests lying for {self._stalled_s:.1f} s, it may be stuck"
-
-    def _pong(self, now: float) -> m.Pong:
-        if self.version < 2:
-            return m.Pong()
-        lease_ms = int(1000 * max(0.0, self._around.lease_until() - now))
-        return m.Pong(min(86_400_000, self._around.stalled_ms(now)), min(86_400_000, lease_ms))
-
-    def _ping_at(self) -> float:
-        # With requests on their way it is asked in any case: the node may talk while its application does not.
-        quiet_from = self._pinged_at if self.caller.num_outstanding else max(self.heard_at, self._pinged_at)
-        return quiet_from + self._limits.heartbeat_s
-
-    def _silent_at(self) -> float:
-        return max(self.heard_at + self._limits.silence_s, self._leased_until)
+                self.liveness.answered(header, now, bool(self.caller.num_outstanding))
+                self.caller.be_patient(self.liveness.leased_until)
+                self.caller.note = self.liveness.note(header)
 
     def _forget_at(self) -> float:
         return max(self.heard_at + self._limits.forget_s, self.answerer.busy_until())

@@ -17,6 +17,8 @@ from edgebus.keyed import KeyedAnswers
 from edgebus.outcomes import Event as RequestEvent
 from edgebus.streams import Frames
 
+_DAY_MS = 86_400_000
+
 
 class State(StrEnum):
     """Where a link stands."""
@@ -143,7 +145,7 @@ class Health(StrEnum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Surroundings:
-    """What all links of a node share.
+    """What all links of a node share, and tell their peers of it.
 
     Args:
         name: of the node.
@@ -166,6 +168,21 @@ class Surroundings:
     share: Callable[[], m.Share | None] = lambda: None
     recover: Callable[[Sequence[m.Block]], Frames | None] = lambda blocks: None
     versions: tuple[int, int] = (m.VERSION_MIN, m.VERSION_MAX)
+
+    def hello(self, incarnation: bytes, greeting: int, lane: int) -> m.Hello:
+        """How a dialler greets."""
+        limits, share = wire_limits(self.limits), self.share()
+        return m.Hello(*self.versions, self.name, incarnation, greeting, limits, lane, share)
+
+    def welcome(self, version: int, incarnation: bytes, greeting: int, lane: int) -> m.Welcome:
+        """How a greeting is answered."""
+        limits, share = wire_limits(self.limits), self.share()
+        return m.Welcome(version, self.name, incarnation, greeting, limits, lane, share)
+
+    def pong(self, now: float) -> m.Pong:
+        """What this node says of itself when it is asked, from protocol version 2 on."""
+        lease_ms = int(1000 * max(0.0, self.lease_until() - now))
+        return m.Pong(min(_DAY_MS, self.stalled_ms(now)), min(_DAY_MS, lease_ms))
 
 
 def wire_limits(limits: Limits) -> m.WireLimits:

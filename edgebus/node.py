@@ -14,13 +14,13 @@ from edgebus.calls import FATAL
 from edgebus.config import Limits, check_transport
 from edgebus.engine import Engine, Handle
 from edgebus.errors import ConfigError, InsecureError, NodeClosed, PeerUnreachable, WrongServerKey
-from edgebus.hub import TapEvent
 from edgebus.inbox import Inbox
 from edgebus.keys import AllowList, Keys, is_key
 from edgebus.links import Link
 from edgebus.messages import MAX_TIMEOUT_S
 from edgebus.policy import Policy
 from edgebus.stats import NodeStats
+from edgebus.taps import TapEvent
 from edgebus.wire import check_name
 
 if TYPE_CHECKING:

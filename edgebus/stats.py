@@ -133,6 +133,6 @@ def link_stats(attached: Attached, endpoint: str = "", now: float = math.nan) ->
         name=link.peer_name,
         endpoint=endpoint,
         health=link.health(now).value if not math.isnan(now) else "",
-        round_trip_s=link.round_trip_s,
-        idle_round_trip_s=link.idle_round_trip_s,
+        round_trip_s=link.liveness.round_trip_s,
+        idle_round_trip_s=link.liveness.idle_round_trip_s,
     )

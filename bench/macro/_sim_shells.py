@@ -131,7 +131,7 @@ class SimFace:
 
     def stats(self) -> Any:
         """Of edgebus.Link's, what an answer asks for."""
-        return SimpleNamespace(round_trip_s=self._link.attached.link.round_trip_s)
+        return SimpleNamespace(round_trip_s=self._link.attached.link.liveness.round_trip_s)
 
     def send_request(self, service: str, payload: bytes, timeout_s: float) -> SimPending:
         """See edgebus.Link."""

@@ -1,9 +1,11 @@
-"""What a signal handler does that raises: an exception at any line of Python."""
+"""What a signal handler does that raises: an exception at any line of Python, or at the time of an alarm."""
 
 from __future__ import annotations
 
+import signal
 import sys
 import threading
+from contextlib import contextmanager
 
 
 class Interrupt(BaseException):
@@ -13,6 +15,18 @@ class Interrupt(BaseException):
 def raising(*_):
     """What it is called in, if that is Python."""
     raise Interrupt
+
+
+@contextmanager
+def alarms(handler, every_s=0.002, *, once=False):
+    """A signal handler that is called every so often, or once after so long."""
+    before = signal.signal(signal.SIGALRM, handler)
+    signal.setitimer(signal.ITIMER_REAL, every_s, 0 if once else every_s)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
 
 
 class Thing:

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 import edgebus
+from tests.edgebus.interrupting import alarms
 
 pytestmark = pytest.mark.net
 
@@ -106,17 +107,6 @@ def test_forked_child_makes_a_node_of_its_own():
 
         assert in_child(child) == ["hello", 50_000.0]
         assert device.connect(endpoint).request("work", b"x").payload == b"x"
-
-
-@contextmanager
-def alarms(handler, every_s=0.002):
-    before = signal.signal(signal.SIGALRM, handler)
-    signal.setitimer(signal.ITIMER_REAL, every_s, every_s)
-    try:
-        yield
-    finally:
-        signal.setitimer(signal.ITIMER_REAL, 0)
-        signal.signal(signal.SIGALRM, before)
 
 
 @contextmanager

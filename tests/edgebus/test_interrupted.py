@@ -9,7 +9,6 @@ import asyncio
 import gc
 import os
 import random
-import signal
 from contextlib import contextmanager
 
 import numpy as np
@@ -18,6 +17,7 @@ import pytest
 import edgebus
 from edgebus import aio, shm
 from edgebus.shm import segments
+from tests.edgebus.interrupting import Interrupt, alarms
 from tests.edgebus.test_interrupts import PLAIN
 from tests.edgebus.test_sharing import child, eventually, pool_of, warm
 
@@ -32,10 +32,6 @@ pytestmark = [
 EVERY_S, NUM_ROUNDS, ENOUGH = 0.0037, 200, 5
 
 
-class Interrupt(BaseException):
-    """What a signal handler raises."""
-
-
 @contextmanager
 def interrupts():
     """Have a signal handler raise every few milliseconds while what it gives is True."""
@@ -48,13 +44,10 @@ def interrupts():
 
     # What hypothesis has the garbage collector call is Python as well, and what is raised there is only told of.
     called, gc.callbacks[:] = gc.callbacks[:], []
-    before = signal.signal(signal.SIGALRM, interrupt)
-    signal.setitimer(signal.ITIMER_REAL, EVERY_S, EVERY_S)
     try:
-        yield armed
+        with alarms(interrupt, EVERY_S):
+            yield armed
     finally:
-        signal.setitimer(signal.ITIMER_REAL, 0)
-        signal.signal(signal.SIGALRM, before)
         gc.callbacks[:] = called
 
 

@@ -17,7 +17,11 @@ from tests.edgebus.duo import Duo
 from tests.edgebus.interrupting import Interrupt, interrupted
 from tests.edgebus.test_express_large import open_lane
 
-LINES_OF = frozenset(f"edgebus.{name}" for name in ("express", "requests", "link", "bulk", "pace", "hub"))
+_MODULES = (
+    "express", "express_sending", "requests", "link", "link_receiving", "link_sending", "bulk", "pace", "hub",
+    "hub_collecting",
+)  # fmt: skip
+LINES_OF = frozenset(f"edgebus.{name}" for name in _MODULES)
 PLAIN = str(express_module.__file__).endswith(".py")
 
 

@@ -172,7 +172,7 @@ def test_any_traffic_counts_as_a_beat():
 def test_round_trip_is_measured():
     world = World()
     world.duo.advance(3 * BEAT_S)
-    assert world.duo.link.round_trip_s == world.duo.link.idle_round_trip_s == 0.0
+    assert world.duo.link.liveness.round_trip_s == world.duo.link.liveness.idle_round_trip_s == 0.0
 
 
 def test_a_ping_that_a_request_may_have_delayed_says_nothing_of_an_idle_link():
@@ -180,11 +180,11 @@ def test_a_ping_that_a_request_may_have_delayed_says_nothing_of_an_idle_link():
     world = World()
     world.duo.ask(b"x")
     world.duo.advance(3 * BEAT_S)
-    assert world.duo.link.round_trip_s == 0.0
-    assert math.isnan(world.duo.link.idle_round_trip_s)
+    assert world.duo.link.liveness.round_trip_s == 0.0
+    assert math.isnan(world.duo.link.liveness.idle_round_trip_s)
     world.duo.answer(world.duo.arrived[-1])
     world.duo.advance(3 * BEAT_S)
-    assert world.duo.link.idle_round_trip_s == 0.0
+    assert world.duo.link.liveness.idle_round_trip_s == 0.0
 
 
 def test_peer_of_version_1_says_nothing_of_its_application_and_is_up():

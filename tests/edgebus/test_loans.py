@@ -11,8 +11,7 @@ import numpy as np
 import pytest
 
 import edgebus
-from edgebus import sharing as sharing_module
-from edgebus import shm
+from edgebus import sharing_views, shm
 from tests.edgebus.interrupting import interrupted
 from tests.edgebus.test_interrupts import PLAIN
 from tests.edgebus.test_near import near_of
@@ -284,7 +283,7 @@ def test_loan_and_arrays_of_a_link_that_has_ended_leave_nothing_behind():
 
 def test_loan_is_made_of_memory_that_the_peer_of_another_link_has_given_back(monkeypatch):
     """It stands on that one's board; a report of it comes later, and nobody waits for it."""
-    monkeypatch.setattr(sharing_module, "TOLD_S", 60.0)
+    monkeypatch.setattr(sharing_views, "TOLD_S", 60.0)
     limits, held = edgebus.Limits(share_bytes=8 * MIB), []
 
     def hold(request):

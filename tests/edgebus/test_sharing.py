@@ -25,7 +25,9 @@ from edgebus import shm
 from edgebus.arrays import describe_arrays
 from edgebus.attached import Attached, NearLane, Traffic
 from edgebus.config import Limits
-from edgebus.sharing import REPORT_S, TOLD_S, Sharing
+from edgebus.sharing import Sharing
+from edgebus.sharing_pool import REPORT_S
+from edgebus.sharing_views import TOLD_S
 from edgebus.shm import Ledger, Numbers
 from edgebus.shm.mapper import place
 from edgebus.shm.pool import _plain_copy

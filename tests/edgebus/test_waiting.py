@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import signal
 import threading
 import time
 from contextlib import ExitStack, contextmanager
@@ -10,7 +9,7 @@ from contextlib import ExitStack, contextmanager
 import pytest
 
 import edgebus
-from tests.edgebus.interrupting import Interrupt, Thing
+from tests.edgebus.interrupting import Interrupt, Thing, alarms, raising
 from tests.edgebus.test_sharing import eventually
 
 SOON_S, LONG_S = 0.5, 5.0
@@ -88,22 +87,6 @@ def test_handler_that_has_what_it_waited_for_goes_on_while_another_one_waits(run
 
 
 @contextmanager
-def alarm(after_s):
-    """A signal handler that raises once."""
-
-    def interrupt(*_):
-        raise Interrupt
-
-    before = signal.signal(signal.SIGALRM, interrupt)
-    signal.setitimer(signal.ITIMER_REAL, after_s)
-    try:
-        yield
-    finally:
-        signal.setitimer(signal.ITIMER_REAL, 0)
-        signal.signal(signal.SIGALRM, before)
-
-
-@contextmanager
 def taken(lock):
     """Somebody else has a lock."""
     has, done = threading.Event(), threading.Event()
@@ -138,7 +121,7 @@ def test_who_is_interrupted_as_it_comes_back_from_a_wait_is_no_follower_any_more
     """It was counted for ever: whoever left the sockets woke the node's own thread for it each time."""
     things = []
     with waiting(runner, things, drives=True):
-        with ExitStack() as stack, alarm(0.1):
+        with ExitStack() as stack, alarms(raising, 0.1, once=True):
             thing = Interrupted(lambda: stack.enter_context(taken(runner._who)))
             with pytest.raises(Interrupt):
                 runner.wait(thing, time.monotonic() + LONG_S)
@@ -148,5 +131,5 @@ def test_who_is_interrupted_as_it_comes_back_from_a_wait_is_no_follower_any_more
 @pytest.mark.timeout(60, method="thread")  # likewise
 def test_who_leaves_the_sockets_waits_for_no_lock_in_which_a_signal_handler_might_raise(runner):
     """The node's own thread was not woken then: it slept on for up to a second, and so did all who waited."""
-    with taken(runner._who), alarm(0.2):
+    with taken(runner._who), alarms(raising, 0.2, once=True):
         runner._leave()
