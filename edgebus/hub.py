@@ -19,6 +19,7 @@ from typing import Any, Literal, NamedTuple, Protocol
 from edgebus import messages as m
 from edgebus.attached import Attached, HubFront, Route, Traffic
 from edgebus.errors import ConfigError, WireError
+from edgebus.interrupts import is_of_signal
 from edgebus.link import LinkMachine
 from edgebus.link_states import Event, Gone, Surroundings
 from edgebus.outcomes import Arrived, Settled
@@ -36,6 +37,8 @@ Judge = Callable[[str | None, str, int, float], tuple[str, str] | None]
 """Says why a peer (its key) may not ask for a service with so many bytes now: code and detail, or None."""
 _log = logging.getLogger("edgebus")
 _WARN_EVERY_S = 60.0
+_FAULT_S = 1.0
+"""A link whose timers fail by a fault of ours is looked at again after so long."""
 
 __all__ = ["Attached", "Hub", "Judge", "Route", "TapEvent", "Traffic"]
 
@@ -238,9 +241,11 @@ class Hub(HubFront):
         size_bytes = _content_bytes(message) if message.frames else 0
         try:
             self._take_in(attached, route, message, now)
-        except Exception:
-            attached.traffic.took(frames_bytes, size_bytes)
-            raise
+        except Exception as error:
+            if is_of_signal(error):
+                raise  # it comes again
+            attached.link.give_up(message, error)
+            self.touch(attached, now=now)
         attached.traffic.took(frames_bytes, size_bytes)
 
     def _take_in(self, attached: Attached, route: Route, message: m.Message, now: float) -> None:
@@ -315,14 +320,26 @@ class Hub(HubFront):
                     self.schedule(attached, at)
                 continue
             self.schedule(attached, now)  # until it is done, whatever a signal handler raises
-            attached.link.handle_timer(now=now)
-            attached.scheduled_at = math.inf
-            self.touch(attached, now=now)
+            try:
+                attached.link.handle_timer(now=now)
+                attached.scheduled_at = math.inf
+                self.touch(attached, now=now)
+            except Exception as error:
+                if is_of_signal(error):
+                    raise
+                _log.exception("edgebus: internal error in the timers of a link")
+                attached.scheduled_at = math.inf
+                self.schedule(attached, now + _FAULT_S)  # the others have theirs
 
     def look_again(self, *, now: float) -> None:
         """A signal handler has raised in the middle of something: see to what was left of it, on every link."""
         for attached in self.links:
-            self.touch(attached, now=now)
+            try:
+                self.touch(attached, now=now)
+            except Exception as error:
+                if is_of_signal(error):
+                    raise
+                _log.exception("edgebus: internal error in a link")
 
     def frames_to_send(self, *, now: float) -> list[tuple[Route, list[bytes]]]:
         """Encoded messages since the last call; sending may fail, links are made for that."""
@@ -345,8 +362,12 @@ class Hub(HubFront):
             if attached is not None and attached.near is not None and _goes_near(message.header, near):
                 route = attached.near.route
             frames = encode(message, attached.link.version if attached is not None else 1)
-        except Exception:  # one that does not encode must not take the others with it
-            _log.exception("edgebus: internal error, a %s does not encode", type(message.header).__name__)
+        except Exception as error:  # one that does not encode must not take the others with it
+            if is_of_signal(error):
+                raise
+            if attached is not None:
+                attached.link.not_sent(message, error)
+                self.touch(attached, now=now)
             return
         if attached is not None:
             traffic, content = attached.traffic, _content_bytes(message) if message.frames else 0

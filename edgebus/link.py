@@ -5,6 +5,7 @@ States and transitions stand in link_states.py; docs/spec/bus-wire.md has the sa
 
 from __future__ import annotations
 
+import logging
 import math
 
 from edgebus import messages as m
@@ -12,6 +13,7 @@ from edgebus.answerer import Answerer
 from edgebus.attached import LinkFront
 from edgebus.bulk import BulkSender, Name
 from edgebus.bulk_receiver import BulkReceiver
+from edgebus.interrupts import is_of_signal
 from edgebus.link_states import (
     DIALLER,
     LISTENER,
@@ -38,6 +40,7 @@ from edgebus.streams import content_bytes
 HELLO_RETRY_S = 1.0
 _FINAL = {"version": "version", "forbidden": "key_not_allowed", "expired_key": "key_not_allowed"}
 """Goodbyes after which a dialler does not try again, and what its requests end with."""
+_log = logging.getLogger("edgebus")
 BULK_PATIENCE_S = 1.0
 """Contents wait so long for their own lane before they go by the control lane."""
 
@@ -71,6 +74,7 @@ class LinkMachine(LinkFront):
         self.peer_share: m.Share | None = None
         self.num_ups = 0
         self.unexpected = 0
+        self.failed = 0  # messages given up in here by a fault of ours
         self.round_trip_s = self.idle_round_trip_s = math.nan
         self.heard_at = now
         self._around = around
@@ -163,6 +167,26 @@ class LinkMachine(LinkFront):
             case _:
                 if self._step(Input.TRAFFIC, now=now):
                     self._receive_traffic(message, now)
+
+    def give_up(self, message: m.Message, error: Exception) -> None:
+        """A message of the peer has failed in here, by a fault of ours: whoever waits for what comes of it is told."""
+        header = message.header
+        self.failed += 1
+        if isinstance(header, m.Request):
+            self.answerer.give_up(header.id)
+        elif isinstance(header, m.Reply | m.Refusal | m.Part):
+            self.caller.give_up(header.id, "what came for it failed in this node: its log has the reason")
+        _log.error("edgebus: internal error, a %s is given up", type(header).__name__, exc_info=error)
+
+    def not_sent(self, message: m.Message, error: Exception) -> None:
+        """A message to the peer has failed in here likewise."""
+        header = message.header
+        self.failed += 1
+        if isinstance(header, m.Request):
+            self.caller.give_up(header.id, "it cannot be sent by a fault in this node: its log has the reason")
+        elif isinstance(header, m.Reply | m.Part):
+            self.answerer.unsent(header.id)
+        _log.error("edgebus: internal error, a %s is not sent", type(header).__name__, exc_info=error)
 
     def receive_plain(self, message: m.Message, *, now: float) -> Arrived | None:
         """Like receive, for a plain request that is whole and can be handed on at once; None for all else.
@@ -266,23 +290,35 @@ class LinkMachine(LinkFront):
 
     def _sort(self) -> None:
         """Give large contents to the sender; the others are messages of the control lane."""
-        num_done = 0
+        num_done, failed = 0, []
         try:
             self._sorts = True
             for message in self._unsorted:
-                if self._is_large(message):
-                    self._offer(message)
-                elif not (self._repeats(message) and self._offer(message, late=True)):  # late ones do not go twice
-                    if isinstance(message.header, m.Content):
-                        message.header.transfer = None  # an earlier one, in pieces
-                        if isinstance(message.header, m.Reply):
-                            self.receiver.answered(message.header.id)
-                    self._messages.append(message)
+                try:
+                    self._sort_one(message)
+                except Exception as error:
+                    if is_of_signal(error):
+                        raise
+                    failed.append((message, error))
                 num_done += 1
         finally:
             self._sorts = False
             del self._unsorted[:num_done]
         self.answerer.repeated.clear()
+        for each in failed:
+            self.not_sent(*each)
+        if failed:  # what says so is small: another fault of it is not told of
+            self._messages += [*self.caller.headers_to_send(), *self.answerer.headers_to_send()]
+
+    def _sort_one(self, message: m.Message) -> None:
+        if self._is_large(message):
+            self._offer(message)
+        elif not (self._repeats(message) and self._offer(message, late=True)):  # late ones do not go twice
+            if isinstance(message.header, m.Content):
+                message.header.transfer = None  # an earlier one, in pieces
+                if isinstance(message.header, m.Reply):
+                    self.receiver.answered(message.header.id)
+            self._messages.append(message)
 
     @property
     def bulk_up(self) -> bool:
@@ -607,11 +643,18 @@ class LinkMachine(LinkFront):
             self._hands_on = True
             while self._whole:  # until it is done with, whatever a signal handler raises: it has been credited
                 message = self._whole[0]
-                if isinstance(message.header, m.Request):
-                    self.answerer.receive(message, now=now)
+                try:
+                    if isinstance(message.header, m.Request):
+                        self.answerer.receive(message, now=now)
+                    else:
+                        self.caller.receive(message)
+                except Exception as error:
+                    if is_of_signal(error):
+                        raise
+                    del self._whole[0]
+                    self.give_up(message, error)
                 else:
-                    self.caller.receive(message)
-                del self._whole[0]
+                    del self._whole[0]
         finally:
             self._hands_on = False
 

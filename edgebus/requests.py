@@ -229,6 +229,14 @@ class Caller:
             self._late_cancels.append(request_id)
         self._settle(entry, Outcome.CANCELLED)
 
+    def give_up(self, request_id: int, detail: str) -> None:
+        """A request cannot be sent, or what came for it cannot be taken in: it ends, by a fault of ours."""
+        entry = self.outstanding.get(request_id)
+        if entry is not None:
+            if entry.stream is not None and entry.attempts and self._up:
+                self._messages.append(Message(Cancel(request_id)))
+            self._settle(entry, Outcome.REFUSED, code="internal", detail=detail)
+
     def has(self, blocks: tuple[Block, ...]) -> bool:
         """True if a request with these very blocks has been started and has no outcome."""
         return any(entry.header.blocks is blocks for entry in list(self.outstanding.values()))
