@@ -159,7 +159,9 @@ class Answerer:
         """What was to be sent for a request has failed in here: it is refused."""
         entry = self._entries.get(request_id)
         if entry is not None:
-            message = refusal(request_id, "internal", "its answer cannot be sent by a fault there: the log has the reason")
+            message = refusal(
+                request_id, "internal", "its answer cannot be sent by a fault there: the log has the reason"
+            )
             if entry.answer is None:
                 self.answer(request_id, message)
             else:
