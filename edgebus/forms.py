@@ -103,8 +103,8 @@ def _choose() -> None:
     built = None if os.environ.get("EDGEBUS_PURE") else next(filter(os.path.exists, paths), None)
     if built is not None and (fault := _fault(built)):
         warnings.warn(
-            f"edgebus runs as plain Python, which is slower: {built} cannot be loaded ({fault}). Install edgebus anew, or"
-            " build it with `python setup.py build_ext --inplace`; EDGEBUS_PURE=1 says that plain Python is meant",
+            f"edgebus runs as plain Python, which is slower: {built} cannot be loaded ({fault}). Install edgebus anew,"
+            " or build it with `python setup.py build_ext --inplace`; EDGEBUS_PURE=1 says that plain Python is meant",
             RuntimeWarning,
             stacklevel=2,
         )

@@ -11,7 +11,6 @@ import threading
 from collections.abc import Iterator
 from types import FrameType, TracebackType
 
-
 _VARARGS = 0x04  # inspect.CO_VARARGS, without its import
 
 

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from types import TracebackType
 from typing import TYPE_CHECKING, NamedTuple
 
+from edgebus import seconds
 from edgebus.arrays import Array, checked_content, pack_content
 from edgebus.calls import Pending, Reply
 from edgebus.config import check_transport
@@ -218,7 +219,7 @@ class Link:
         Args:
             linger_s: for what is on its way, in the background.
         """
-        self._engine.runner.do_or_defer(self._engine.hang_up, self._dialled, linger_s)
+        self._engine.runner.do_or_defer(self._engine.hang_up, self._dialled, seconds.lingering(linger_s))
 
     def __enter__(self) -> Link:
         return self
@@ -231,11 +232,13 @@ class Link:
     def _start_small(self, service: str, payload: bytes, timeout_s: float) -> Pending:
         if service not in self._checked:
             self._check(service)
-        if 0 < timeout_s <= MAX_TIMEOUT_S:
-            now = time.monotonic()
-            pending = Pending(service, timeout_s, now + timeout_s, self._cancel, self._dialled.endpoint, self._wait)
-            if self._express.ask(self._attached, service, payload, pending, now):
-                return pending
+        kind = type(timeout_s)
+        if (kind is not float and kind is not int) or not 0 < timeout_s <= MAX_TIMEOUT_S:
+            timeout_s = seconds.deadline(timeout_s)
+        now = time.monotonic()
+        pending = Pending(service, timeout_s, now + timeout_s, self._cancel, self._dialled.endpoint, self._wait)
+        if self._express.ask(self._attached, service, payload, pending, now):
+            return pending
         return self._start(service, payload, (), timeout_s, None, True)
 
     def _start(  # noqa: PLR0912 - the hot path
@@ -248,8 +251,9 @@ class Link:
         copy: bool,
     ) -> Pending:
         payload, arrays = checked_content(payload, arrays)
-        if not 0 < timeout_s <= MAX_TIMEOUT_S:
-            raise ValueError(f"timeout_s must be in (0, {MAX_TIMEOUT_S:.0f}], got {timeout_s!r}")
+        kind = type(timeout_s)
+        if (kind is not float and kind is not int) or not 0 < timeout_s <= MAX_TIMEOUT_S:
+            timeout_s = seconds.deadline(timeout_s)
         if service not in self._checked:
             self._check(service)
         engine = self._engine
@@ -298,7 +302,7 @@ class Link:
     def _start_whole(self, service: str, specs: Specs, frames: Frames, timeout_s: float) -> Pending | None:
         """Send a large request in one message; None if it has to go the usual way."""
         limits = self._link.peer_limits
-        if limits is None or self._engine.runner.is_mine or not 0 < timeout_s <= MAX_TIMEOUT_S:
+        if limits is None or self._engine.runner.is_mine:
             return None
         check_outgoing(frames, specs, limits)
         now = time.monotonic()

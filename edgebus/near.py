@@ -19,8 +19,8 @@ from edgebus import shm
 from edgebus.attached import Attached, NearLane, Route
 from edgebus.errors import NodeClosed
 from edgebus.handed import MOST_ARRAYS, as_handed
-from edgebus.link_states import State
 from edgebus.interrupts import is_of_signal
+from edgebus.link_states import State
 from edgebus.messages import INLINE_BYTES, Block, Message, Request, decode_header
 from edgebus.readiness import DescriptorTaker
 from edgebus.requests import ttl_of

@@ -481,6 +481,8 @@ class Caller:
 def ttl_of(left_s: float) -> int:
     """Milliseconds of a plain request that has so many seconds left, rounded up."""
     left_ms = left_s * 1000 - 1e-6
+    if not 0 < left_ms < _MAX_TTL_MS:  # nan has no time left
+        return _MAX_TTL_MS if left_ms > 0 else 0
     ttl_ms = int(left_ms)
     if ttl_ms < left_ms:
         ttl_ms += 1

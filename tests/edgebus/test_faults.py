@@ -17,7 +17,7 @@ import pytest
 import edgebus
 from edgebus import link as link_module
 from edgebus.interrupts import is_of_signal
-from edgebus.messages import ONE_WAY, Refusal, Terms
+from edgebus.messages import ONE_WAY, Terms
 from edgebus.outcomes import Outcome
 from edgebus.stats import link_stats
 from tests.edgebus.duo import KIB, SMALL, Duo
