@@ -333,13 +333,18 @@ class Engine:
         pending: Pending,
         terms: Terms | None = None,
         blocks: tuple[Block, ...] | None = None,
-    ) -> None:
+    ) -> bool:
         """Start a request; `pending` gets its one outcome.
+
+        Returns:
+            False if its blocks have gone since they were filled, and it was not started: the peer has another life.
 
         Raises:
             QueueFull: too much is waiting for an outcome already.
         """
         now = time.monotonic()
+        if blocks is not None and not self.sharing.holds(blocks):
+            return False
         caller = dialled.attached.link.caller
         if fault := caller.room_fault(content_bytes(frames)):
             self.hub.touch(dialled.attached, now=now)
@@ -360,6 +365,7 @@ class Engine:
         elif dialled.socket_id not in self._dialled:
             caller.close()
         self.hub.touch(dialled.attached, now=now)
+        return True
 
     def request_late(
         self, dialled: Dialled, service: str, specs: Specs, frames: Frames, pending: Pending, terms: Terms | None
@@ -562,7 +568,11 @@ class Engine:
             offer(inbox, attached, arrived, self._desk)
         elif (handler := self._handlers.get(service)) is not None:
             request = Request(attached, arrived, self._desk)
-            self.runner.serve_soon(request.owner, _Call(handler, request))
+            try:
+                self.runner.serve_soon(request.owner, _Call(handler, request))
+            except BaseException:  # of a signal handler: it is handed out again, as another Request
+                request.forget()
+                raise
         elif service == PING_SERVICE:
             self.answer(attached, arrived.answerer, arrived.id, _pong(arrived))
         else:

@@ -472,7 +472,12 @@ class Inbox:
 def offer(inbox: Inbox, attached: Attached, arrived: Arrived, desk: Desk) -> None:
     """Put what arrived into an inbox, or refuse it."""
     request = Request(attached, arrived, desk)
-    if not inbox.put(request):
+    try:
+        taken = inbox.put(request)
+    except BaseException:  # of a signal handler: it is offered again, as another Request
+        request.forget()
+        raise
+    if not taken:
         request.refuse("busy", "the inbox of the service is full, or this peer's half of it: ask again later")
 
 

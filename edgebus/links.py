@@ -287,7 +287,12 @@ class Link:
             ):
                 return started
         try:
-            return self._start_packed(service, specs, frames, timeout_s, terms, blocks)
+            pending = self._start_packed(service, specs, frames, timeout_s, terms, blocks)
+            if pending is None:  # the peer has begun another life since: by sockets
+                specs, frames = pack_content(payload, arrays, copy)
+                pending = self._start_packed(service, specs, frames, timeout_s, terms, None)
+            assert pending is not None
+            return pending
         except BaseException:  # refused, or interrupted: perhaps it is nobody's
             if blocks is not None and not self._link.caller.has(blocks):
                 engine.drop_shared(self._dialled.attached, blocks)
@@ -318,7 +323,8 @@ class Link:
         timeout_s: float,
         terms: Terms | None,
         blocks: tuple[Block, ...] | None,
-    ) -> Pending:
+    ) -> Pending | None:
+        """Start a request the usual way; None if its blocks have gone."""
         engine = self._engine
         runner = engine.runner
         if (limits := self._link.peer_limits) is not None:
@@ -333,15 +339,15 @@ class Link:
             )  # fmt: skip
             return pending
         try:
-            runner.do(engine.request, self._dialled, service, specs, frames, pending, terms, blocks)
+            started = runner.do(engine.request, self._dialled, service, specs, frames, pending, terms, blocks)
         except QueueFull:
             if engine.limits.on_full != "wait":
                 raise
-            self._start_when_room(service, specs, frames, pending, terms, blocks)
+            started = self._start_when_room(service, specs, frames, pending, terms, blocks)
         except BaseException:  # interrupted, perhaps between its start and its sending: nobody waits for it
             runner.defer(engine.give_up, self._dialled, pending)
             raise
-        return pending
+        return pending if started else None
 
     def _start_when_room(
         self,
@@ -351,17 +357,16 @@ class Link:
         pending: Pending,
         terms: Terms | None,
         blocks: tuple[Block, ...] | None,
-    ) -> None:
+    ) -> bool:
         size_bytes, runner = content_bytes(frames), self._engine.runner
         room = _Room(self._link.caller, size_bytes)
         while True:
             if not runner.wait(room, pending.deadline_at):
                 raise QueueFull(f"{pending.what}: no room for {size_bytes} B until its deadline, see Limits.on_full")
             try:
-                runner.do(self._engine.request, self._dialled, service, specs, frames, pending, terms, blocks)
+                return runner.do(self._engine.request, self._dialled, service, specs, frames, pending, terms, blocks)
             except QueueFull:
                 continue  # another thread was quicker
-            return
 
     def _abandon(self, pending: Pending) -> None:
         """Give up a request from the garbage collector."""

@@ -346,6 +346,10 @@ class Sharing:
         names = self._names(attached)
         names.went_round()
 
+    def holds(self, blocks: Sequence[m.Block]) -> bool:
+        """False if blocks that were put there have gone since: the peer has another life, which they were not for."""
+        return self._pool is not None and (self._is_in_put() or all(self._pool.holds(each.lease) for each in blocks))
+
     def recover(self, blocks: Sequence[m.Block]) -> Frames | None:
         """Arrays out of our own shared memory, for a message that has to go by sockets after all."""
         if self._pool is None or self._is_in_put():
@@ -467,7 +471,11 @@ class Sharing:
         """A link is up (again): tell what is still in use here, and do not trust what was found out before."""
         incarnation = attached.link.peer_incarnation
         if attached.shared_with not in (b"", incarnation):
-            # Another life of the peer: what the last one had in use it cannot give back.
+            # Another life of the peer: what the last one had in use it cannot give back. A request that was started
+            # since the link heard of it goes by sockets.
+            for request_id in list(attached.link.caller.outstanding):
+                if attached.link.caller.unshare(request_id, self.recover):
+                    attached.link.caller.send_again(request_id, now=time.monotonic())
             self.gone(attached)
         attached.sharing = "unknown"
         self._again.forget(id(attached))
