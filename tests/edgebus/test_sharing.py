@@ -389,7 +389,7 @@ def test_request_whose_memory_goes_with_the_last_life_of_its_peer_goes_by_socket
         warm(link)
         engine, attached = device._engine, link._dialled.attached
         engine.runner.do(engine.near.drop, attached)  # as when the peer has just gone
-        put, up, lives, started = engine.put_shared, engine.sharing.up, [first], []
+        put, lives, started = engine.put_shared, [first], []
 
         def another_life():
             if len(lives) == 1:
@@ -409,15 +409,17 @@ def test_request_whose_memory_goes_with_the_last_life_of_its_peer_goes_by_socket
             assert len(lives) == 2
         else:
             shared = put(attached, b"", [array(1)])
-            monkeypatch.setattr(engine.sharing, "up", lambda each: (begin(each), up(each)))
+            handle = engine._handle_event
 
-            def begin(each):
-                if each is attached and not started:
+            def begin(each, event):
+                if each is attached and type(event).__name__ == "Up" and not started:
                     pending = edgebus.Pending("echo", 5.0, time.monotonic() + 5.0, lambda pending: None)
                     pending._wait = engine.runner.wait
                     assert engine.request(link._dialled, "echo", shared[0], (b"",), pending, None, shared[1])
                     started.append(pending)
+                handle(each, event)
 
+            monkeypatch.setattr(engine, "_handle_event", begin)
             another_life()
         assert (started[0].result().arrays[0] == array(1)).all()
         lives[1].__exit__()
