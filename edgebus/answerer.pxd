@@ -15,7 +15,7 @@ cdef class _Entry:
 
 cdef class AnswererCounts:
     cdef public long long received, executed, duplicates, expired, forgotten, busy, answered, withdrawn, denied, stale
-    cdef public long long repeated, superseded
+    cdef public long long repeated, failed, superseded
 
 
 cdef class Answerer:

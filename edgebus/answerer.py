@@ -18,6 +18,8 @@ from edgebus.streams import MIN_WINDOW_BYTES, Frames, OutStream, Specs, content_
 
 NOT_EXECUTED = frozenset({"busy", "closing", "expired", "stale", "unknown_service", "dropped"})
 """Refusals of the bus that are no answer to an idempotency key: the request may be executed another time."""
+INTERNAL = ("internal", "it failed in the node on the way to its application: the log there has the reason")
+"""Code and detail of what is refused for a fault of the bus."""
 MAX_SEQUENCES = 256
 """Sequences of one peer whose newest position is remembered."""
 
@@ -48,7 +50,7 @@ class _Entry:
 class AnswererCounts:
     """What became of arriving requests.
 
-    received = executed + duplicates + expired + forgotten + busy + denied + stale + repeated, and
+    received = executed + duplicates + expired + forgotten + busy + denied + stale + repeated + failed, and
     executed = answered + withdrawn + pending.
     """
 
@@ -64,7 +66,13 @@ class AnswererCounts:
         self.denied = 0
         self.stale = 0
         self.repeated = 0
+        self.failed = 0
         self.superseded = 0
+
+    def recount(self) -> None:
+        """An exception came in between: one that has become nothing yet comes again, or is given up."""
+        refused = self.expired + self.forgotten + self.busy + self.denied + self.stale + self.failed
+        self.received = self.executed + self.duplicates + self.repeated + refused
 
 
 class Answerer:
@@ -132,6 +140,32 @@ class Answerer:
         self.counts.received += 1
         self.counts.denied += 1
         self._refuse(header.id, code, detail)
+
+    def give_up(self, request_id: int) -> None:
+        """A request has failed in here before it was handed out: it is refused, and not executed any more."""
+        entry = self._entries.get(request_id)
+        if entry is None:
+            self.never_executed(request_id)
+            if not self.knows(request_id):
+                self.counts.received += 1
+                self.counts.failed += 1
+                self.gone.add(request_id)
+                self._refuse(request_id, *INTERNAL)
+        elif entry.answer is None and any(type(each) is Arrived and each.id == request_id for each in self._events):
+            self._events = [each for each in self._events if type(each) is not Arrived or each.id != request_id]
+            self.answer(request_id, refusal(request_id, *INTERNAL))
+
+    def unsent(self, request_id: int) -> None:
+        """What was to be sent for a request has failed in here: it is refused."""
+        entry = self._entries.get(request_id)
+        if entry is not None:
+            message = refusal(
+                request_id, "internal", "its answer cannot be sent by a fault there: the log has the reason"
+            )
+            if entry.answer is None:
+                self.answer(request_id, message)
+            else:
+                self.replace(request_id, message)
 
     def knows(self, request_id: int) -> bool:
         """True for a request that was let in before."""
@@ -344,8 +378,15 @@ class Answerer:
     # -- inside -------------------------------------------------------------------------------------
 
     def _receive_request(self, header: Request, frames: Frames, now: float) -> None:
+        self.counts.received += 1
+        try:
+            self._let_in(header, frames, now)
+        except BaseException:
+            self.counts.recount()
+            raise
+
+    def _let_in(self, header: Request, frames: Frames, now: float) -> None:
         counts = self.counts
-        counts.received += 1
         if header.settled_below > self.gone.floor:
             self._settle_below(header.settled_below)
         request_id, terms = header.id, header.terms

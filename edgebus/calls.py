@@ -9,6 +9,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any, NamedTuple, Protocol
 
+from edgebus import seconds
 from edgebus.arrays import Array, view_arrays
 from edgebus.errors import (
     DeadlineExceeded,
@@ -144,7 +145,7 @@ class Pending:
     def wait(self, timeout_s: float) -> bool:
         """Wait at most so long for the outcome; True if there is one."""
         if self._settled is None:
-            until = min(self.deadline_at + 1.0, time.monotonic() + timeout_s)
+            until = min(self.deadline_at + 1.0, time.monotonic() + seconds.wait(timeout_s))
             if self._wait is not None:
                 self._wait(self, until)
             else:

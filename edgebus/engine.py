@@ -11,7 +11,7 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
-from edgebus.answerer import Answerer
+from edgebus.answerer import INTERNAL, Answerer
 from edgebus.arrays import Array
 from edgebus.attached import Attached, Route
 from edgebus.calls import Pending
@@ -23,6 +23,7 @@ from edgebus.express import Express
 from edgebus.heap import keep_freed_memory
 from edgebus.hub import Hub, Judge
 from edgebus.inbox import Inbox, Request, offer
+from edgebus.interrupts import is_of_signal, is_of_type
 from edgebus.keyed import KeyedAnswers
 from edgebus.keys import AllowList, Keys
 from edgebus.link_states import BulkUp, Down, Failed, Gone, ShareDone, ShareNews, State, Surroundings, Up, WantBulk
@@ -31,7 +32,7 @@ from edgebus.messages import Block, Message, Reply, Terms
 from edgebus.near import NEAR_SOCKET, NearLanes
 from edgebus.outcomes import Arrived, Outcome, PartArrived, Room, Settled, Superseded, Withdrawn
 from edgebus.requests import refusal
-from edgebus.runner import Runner, is_of_signal
+from edgebus.runner import Runner
 from edgebus.sharing import Sharing, total_bytes
 from edgebus.sockets import Sent
 from edgebus.stats import NodeStats, link_stats
@@ -114,7 +115,11 @@ class Engine:
 
     def arrived(self, attached: Attached, arrived: Arrived) -> None:
         """A plain request is here (hub.Taker)."""
-        self.runner.guard(self._deliver, attached, arrived)
+        try:
+            self._deliver(attached, arrived)
+        except BaseException:  # of a signal handler: it is known here by now, and would not come again
+            self.hub.put_back([(attached, arrived)])
+            raise
 
     def settled(self, attached: Attached, settled: Settled) -> None:
         """A plain answer is here (hub.Taker)."""
@@ -182,7 +187,7 @@ class Engine:
 
     def _send_left(self, sending: list[tuple[Route, list[bytes]]]) -> None:
         while sending:
-            self._send(*sending[0], time.monotonic())
+            self.runner.guard(self._send, *sending[0], time.monotonic())
             del sending[0]
 
     # -- any thread, without the lock ---------------------------------------------------------------
@@ -328,13 +333,18 @@ class Engine:
         pending: Pending,
         terms: Terms | None = None,
         blocks: tuple[Block, ...] | None = None,
-    ) -> None:
+    ) -> bool:
         """Start a request; `pending` gets its one outcome.
+
+        Returns:
+            False if its blocks have gone since they were filled, and it was not started: the peer has another life.
 
         Raises:
             QueueFull: too much is waiting for an outcome already.
         """
         now = time.monotonic()
+        if blocks is not None and not self.sharing.holds(blocks):
+            return False
         caller = dialled.attached.link.caller
         if fault := caller.room_fault(content_bytes(frames)):
             self.hub.touch(dialled.attached, now=now)
@@ -355,6 +365,7 @@ class Engine:
         elif dialled.socket_id not in self._dialled:
             caller.close()
         self.hub.touch(dialled.attached, now=now)
+        return True
 
     def request_late(
         self, dialled: Dialled, service: str, specs: Specs, frames: Frames, pending: Pending, terms: Terms | None
@@ -539,6 +550,17 @@ class Engine:
             self.runner.soon(pending.on_done)
 
     def _deliver(self, attached: Attached, arrived: Arrived) -> None:
+        """Hand a request out; one that fails on the way is refused."""
+        try:
+            self._hand_out(attached, arrived)
+        except Exception as error:
+            if is_of_signal(error):
+                raise
+            attached.link.failed += 1
+            _log.exception("edgebus: internal error, a request for %s is not handed out", arrived.service)
+            self.answer(attached, arrived.answerer, arrived.id, refusal(arrived.id, *INTERNAL))
+
+    def _hand_out(self, attached: Attached, arrived: Arrived) -> None:
         service = arrived.service
         inbox = self._inboxes.get(service)
         if inbox is not None:
@@ -546,7 +568,11 @@ class Engine:
             offer(inbox, attached, arrived, self._desk)
         elif (handler := self._handlers.get(service)) is not None:
             request = Request(attached, arrived, self._desk)
-            self.runner.serve_soon(request.owner, _Call(handler, request))
+            try:
+                self.runner.serve_soon(request.owner, _Call(handler, request))
+            except BaseException:  # of a signal handler: it is handed out again, as another Request
+                request.forget()
+                raise
         elif service == PING_SERVICE:
             self.answer(attached, arrived.answerer, arrived.id, _pong(arrived))
         else:
@@ -585,12 +611,12 @@ def _serve(handler: Handle, request: Request) -> None:
     try:
         handler(request)
     except BaseException as error:
-        if is_of_signal(error) and not isinstance(error, SystemExit):
+        if is_of_type(error) and not isinstance(error, SystemExit):
             raise
         _log.exception("edgebus: the handler of %s failed", request.service)
         if not request.answered:
             request.refuse("internal", "the handler failed on this request; the server's log has the reason")
-        if is_of_signal(error):
+        if is_of_type(error):
             raise
 
 

@@ -21,6 +21,7 @@ from edgebus.calls import Pending
 from edgebus.errors import WireError
 from edgebus.express_sending import ExpressSending, sum_bytes
 from edgebus.inbox import offer
+from edgebus.interrupts import is_of_signal
 from edgebus.link_states import State
 from edgebus.messages import INLINE_BYTES, Chunk, Credit, Header, Message, Reply, Request, decode_header, encode_header
 from edgebus.outcomes import Arrived
@@ -75,7 +76,9 @@ class Express(ExpressSending):
         """Read from a socket; True if there may be more. `event` is 0 if that is a guess."""
         try:
             return self._take(opened, event)
-        except Exception:
+        except Exception as error:
+            if is_of_signal(error):
+                raise
             _log.exception("edgebus: internal error while a message was taken in")
             return True
 
@@ -115,21 +118,27 @@ class Express(ExpressSending):
                         self._on_frames(route, frames, key)
                 elif not self.receive_small(route, frame, key):
                     self._on_frames(route, [frame], key)
-            except Exception:
-                raise
-            except BaseException:  # of a signal handler
+            except BaseException as error:
                 self._half_taken.append((route, [frame] if frames is None else frames, key))
-                raise
+                if not isinstance(error, Exception) or is_of_signal(error):
+                    raise
+                _log.exception("edgebus: internal error in the short way of a message, it goes the usual one")
+                self._take_again()
             if not more:
                 return True
             more -= 1
 
     def _take_again(self) -> None:
-        """Messages in the middle of which a signal handler raised: what was done of them is known, as of a resend."""
+        """Messages in the middle of which something was raised: what was done of them is known, as of a resend.
+
+        By a signal handler, as often as that comes; by a fault, once: the usual way gives up what fails there.
+        """
         while self._half_taken:
             try:
                 self._on_frames(*self._half_taken[0])
-            except Exception:
+            except Exception as error:
+                if is_of_signal(error):
+                    raise
                 _log.exception("edgebus: internal error while a message was taken in")
             self._half_taken.popleft()
 
@@ -306,11 +315,18 @@ class Express(ExpressSending):
     def deliver(self, attached: Attached, arrived: Arrived) -> None:
         """Hand a plain request to whoever serves it."""
         inbox = self.inboxes.get(arrived.service)
-        if inbox is None or self.desk is None:
-            self._deliver(attached, arrived)
-        else:
-            self._runner.stirred = True
-            offer(inbox, attached, arrived, self.desk)
+        try:
+            if inbox is None or self.desk is None:
+                self._deliver(attached, arrived)
+            else:
+                self._runner.stirred = True
+                offer(inbox, attached, arrived, self.desk)
+        except BaseException as error:
+            if isinstance(error, Exception) and not is_of_signal(error):
+                self._deliver(attached, arrived)  # which sees whether it fails once more
+            else:  # it is known here by now, and would not be delivered when it comes again
+                self._hub.news.insert(0, (attached, arrived))
+                raise
 
     def _free_leases(self, attached: Attached, now: float) -> None:
         caller = attached.link.caller

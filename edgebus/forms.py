@@ -2,16 +2,19 @@
 
 Compiled they are one shared object, so that code which runs together lies together. EDGEBUS_PURE=1, set before edgebus
 is imported first, asks for plain Python, as it is where nothing could be compiled: for tests of both, and debuggers.
+An object that cannot be loaded (cut short on its way here, built for another Python) leaves plain Python and a warning.
 """
 
 from __future__ import annotations
 
 import os
 import sys
+import warnings
 from importlib import machinery
-from importlib.util import spec_from_file_location
+from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
 from types import ModuleType
+from typing import Literal
 
 COMPILED = (
     "answerer", "arrays", "attached", "bulk", "bulk_receiver", "calls", "desk", "engine", "express", "express_sending",
@@ -68,9 +71,45 @@ class _Sources:
         return self._files[package].find_spec(name)
 
 
+def _is_whole(path: str) -> bool:
+    """False for an ELF file that has been cut short: mapped, it would end the process at the first page that is not
+    there, without a word. Its last bytes are the table of its sections."""
+    with open(path, "rb") as file:
+        head = file.read(64)
+        size = os.fstat(file.fileno()).st_size
+    if head[:5] != b"\x7fELF\x02":  # of another system, or of 32 bits: left to the loader
+        return size > 0
+    order: Literal["big", "little"] = "big" if head[5:6] == b"\x02" else "little"
+    at, each, count = (int.from_bytes(head[start:end], order) for start, end in ((40, 48), (58, 60), (60, 62)))
+    return len(head) == 64 and at + each * count <= size
+
+
+def _fault(path: str) -> str | None:
+    """Why the object cannot be used, or None."""
+    name = "edgebus._compiled"
+    try:
+        if not _is_whole(path):
+            return "it has been cut short"
+        loader = machinery.ExtensionFileLoader(name, path)
+        spec = spec_from_file_location(name, path, loader=loader)
+        assert spec is not None
+        loader.exec_module(module_from_spec(spec))
+    except (ImportError, OSError) as error:
+        return str(error)
+    return None
+
+
 def _choose() -> None:
     paths = (os.path.join(_HERE, "_compiled" + suffix) for suffix in machinery.EXTENSION_SUFFIXES)
     built = None if os.environ.get("EDGEBUS_PURE") else next(filter(os.path.exists, paths), None)
+    if built is not None and (fault := _fault(built)):
+        warnings.warn(
+            f"edgebus runs as plain Python, which is slower: {built} cannot be loaded ({fault}). Install edgebus anew,"
+            " or build it with `python setup.py build_ext --inplace`; EDGEBUS_PURE=1 says that plain Python is meant",
+            RuntimeWarning,
+            stacklevel=2,
+        )
+        built = None
     sys.meta_path.insert(0, _Sources() if built is None else _Object(built))
 
 

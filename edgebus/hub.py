@@ -19,6 +19,7 @@ from edgebus import taps
 from edgebus.attached import Attached, Route
 from edgebus.errors import WireError
 from edgebus.hub_links import HubLinks
+from edgebus.interrupts import is_of_signal
 from edgebus.link_states import Surroundings
 from edgebus.outcomes import Arrived, Settled
 from edgebus.requests import refusal
@@ -105,9 +106,11 @@ class Hub(HubLinks):
         size_bytes = _content_bytes(message) if message.frames else 0
         try:
             self._take_in(attached, route, message, now)
-        except Exception:
-            attached.traffic.took(frames_bytes, size_bytes)
-            raise
+        except Exception as error:
+            if is_of_signal(error):
+                raise  # it comes again
+            attached.link.give_up(message, error)
+            self.touch(attached, now=now)
         attached.traffic.took(frames_bytes, size_bytes)
 
     def _take_in(self, attached: Attached, route: Route, message: m.Message, now: float) -> None:
@@ -171,8 +174,12 @@ class Hub(HubLinks):
             if attached is not None and attached.near is not None and _goes_near(message.header, near):
                 route = attached.near.route
             frames = encode(message, attached.link.version if attached is not None else 1)
-        except Exception:  # one that does not encode must not take the others with it
-            _log.exception("edgebus: internal error, a %s does not encode", type(message.header).__name__)
+        except Exception as error:  # one that does not encode must not take the others with it
+            if is_of_signal(error):
+                raise
+            if attached is not None:
+                attached.link.not_sent(message, error)
+                self.touch(attached, now=now)
             return
         if attached is not None:
             traffic, content = attached.traffic, _content_bytes(message) if message.frames else 0

@@ -7,12 +7,18 @@ from __future__ import annotations
 
 import heapq
 import itertools
+import logging
 import math
 from collections.abc import Iterable
 
 from edgebus.attached import Attached, HubFront
+from edgebus.interrupts import is_of_signal
 from edgebus.link_states import Event, Gone, Surroundings
 from edgebus.stats import LinkStats, link_stats
+
+_log = logging.getLogger("edgebus")
+_FAULT_S = 1.0
+"""A link whose timers fail by a fault of ours is looked at again after so long."""
 
 
 class HubCollecting(HubFront):
@@ -97,14 +103,26 @@ class HubCollecting(HubFront):
                     self.schedule(attached, at)
                 continue
             self.schedule(attached, now)  # until it is done, whatever a signal handler raises
-            attached.link.handle_timer(now=now)
-            attached.scheduled_at = math.inf
-            self.touch(attached, now=now)
+            try:
+                attached.link.handle_timer(now=now)
+                attached.scheduled_at = math.inf
+                self.touch(attached, now=now)
+            except Exception as error:
+                if is_of_signal(error):
+                    raise
+                _log.exception("edgebus: internal error in the timers of a link")
+                attached.scheduled_at = math.inf
+                self.schedule(attached, now + _FAULT_S)  # the others have theirs
 
     def look_again(self, *, now: float) -> None:
         """A signal handler has raised in the middle of something: see to what was left of it, on every link."""
         for attached in self.links:
-            self.touch(attached, now=now)
+            try:
+                self.touch(attached, now=now)
+            except Exception as error:
+                if is_of_signal(error):
+                    raise
+                _log.exception("edgebus: internal error in a link")
 
     def events(self) -> list[tuple[Attached, Event]]:
         """Events of all links since the last call."""

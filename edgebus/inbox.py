@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
+from edgebus import seconds
 from edgebus.arrays import Array, checked_content, pack_content, view_arrays
 from edgebus.calls import Wait
 from edgebus.errors import AlreadyAnswered, DeadlineExceeded, EdgebusError, NodeClosed, StreamEnded
@@ -185,7 +186,7 @@ class Request:
             MessageTooLarge, TypeError: as for reply.
         """
         specs, frames = pack_content(*checked_content(payload, arrays), copy)
-        until = self._expires_at if timeout_s is None else min(self._expires_at, self._desk.now() + timeout_s)
+        until = min(self._expires_at, self._desk.now() + seconds.wait(timeout_s))
         while True:
             pos = self._push(specs, frames)
             if not isinstance(pos, bool):
@@ -324,7 +325,11 @@ class Inbox:
             NodeClosed: this is a forked child, where nothing ever arrives.
         """
         self._check_process()
-        until = math.inf if timeout_s is None else _now() + timeout_s
+        until = math.inf
+        if timeout_s is not None:
+            if type(timeout_s) is not float or not timeout_s < 1e6:
+                timeout_s = seconds.wait(timeout_s)
+            until = _now() + timeout_s
         while True:
             if not self.ready:
                 self._look(until)
@@ -467,7 +472,12 @@ class Inbox:
 def offer(inbox: Inbox, attached: Attached, arrived: Arrived, desk: Desk) -> None:
     """Put what arrived into an inbox, or refuse it."""
     request = Request(attached, arrived, desk)
-    if not inbox.put(request):
+    try:
+        taken = inbox.put(request)
+    except BaseException:  # of a signal handler: it is offered again, as another Request
+        request.forget()
+        raise
+    if not taken:
         request.refuse("busy", "the inbox of the service is full, or this peer's half of it: ask again later")
 
 

@@ -5,12 +5,17 @@ Reassembly and credit: bulk_receiver.py. LinkMachine builds on this. Pure.
 
 from __future__ import annotations
 
+import logging
+
 from edgebus import messages as m
 from edgebus.attached import LinkFront
 from edgebus.bulk import Name
+from edgebus.interrupts import is_of_signal
 from edgebus.link_states import State, Surroundings
 from edgebus.outcomes import Arrived, Settled
 from edgebus.requests import refusal
+
+_log = logging.getLogger("edgebus")
 
 
 class LinkReceiving(LinkFront):
@@ -24,9 +29,20 @@ class LinkReceiving(LinkFront):
         super().__init__()
         self._around = around
         self._limits = around.limits
+        self.failed = 0  # messages given up in here by a fault of ours
         self._messages: list[m.Message] = []  # to send by the control lane
         self._whole: list[m.Message] = []  # contents that have come, and are to be handed on
         self._hands_on = False  # a signal handler that comes then and has the link do something leaves it to its end
+
+    def give_up(self, message: m.Message, error: Exception) -> None:
+        """A message of the peer has failed in here, by a fault of ours: whoever waits for what comes of it is told."""
+        header = message.header
+        self.failed += 1
+        if isinstance(header, m.Request):
+            self.answerer.give_up(header.id)
+        elif isinstance(header, m.Reply | m.Refusal | m.Part):
+            self.caller.give_up(header.id, "what came for it failed in this node: its log has the reason")
+        _log.error("edgebus: internal error, a %s is given up", type(header).__name__, exc_info=error)
 
     def receive_plain(self, message: m.Message, *, now: float) -> Arrived | None:
         """Like receive, for a plain request that is whole and can be handed on at once; None for all else.
@@ -150,11 +166,18 @@ class LinkReceiving(LinkFront):
             self._hands_on = True
             while self._whole:  # until it is done with, whatever a signal handler raises: it has been credited
                 message = self._whole[0]
-                if isinstance(message.header, m.Request):
-                    self.answerer.receive(message, now=now)
+                try:
+                    if isinstance(message.header, m.Request):
+                        self.answerer.receive(message, now=now)
+                    else:
+                        self.caller.receive(message)
+                except Exception as error:
+                    if is_of_signal(error):
+                        raise
+                    del self._whole[0]
+                    self.give_up(message, error)
                 else:
-                    self.caller.receive(message)
-                del self._whole[0]
+                    del self._whole[0]
         finally:
             self._hands_on = False
 

@@ -5,15 +5,18 @@ Pieces and windows: bulk.py, pace.py. LinkMachine builds on this. Pure.
 
 from __future__ import annotations
 
+import logging
 import math
 
 from edgebus import messages as m
+from edgebus.interrupts import is_of_signal
 from edgebus.link_receiving import LinkReceiving
 from edgebus.link_states import Event, State, Surroundings, WantBulk
 from edgebus.pace import LEAST_BYTES
 from edgebus.requests import refusal
 from edgebus.streams import content_bytes
 
+_log = logging.getLogger("edgebus")
 BULK_PATIENCE_S = 1.0
 """Contents wait so long for their own lane before they go by the control lane."""
 
@@ -62,23 +65,45 @@ class LinkSending(LinkReceiving):
 
     def _sort(self) -> None:
         """Give large contents to the sender; the others are messages of the control lane."""
-        num_done = 0
+        num_done, failed = 0, []
         try:
             self._sorts = True
             for message in self._unsorted:
-                if self._is_large(message):
-                    self._offer(message)
-                elif not (self._repeats(message) and self._offer(message, late=True)):  # late ones do not go twice
-                    if isinstance(message.header, m.Content):
-                        message.header.transfer = None  # an earlier one, in pieces
-                        if isinstance(message.header, m.Reply):
-                            self.receiver.answered(message.header.id)
-                    self._messages.append(message)
+                try:
+                    self._sort_one(message)
+                except Exception as error:
+                    if is_of_signal(error):
+                        raise
+                    failed.append((message, error))
                 num_done += 1
         finally:
             self._sorts = False
             del self._unsorted[:num_done]
         self.answerer.repeated.clear()
+        for each in failed:
+            self.not_sent(*each)
+        if failed:  # what says so is small: another fault of it is not told of
+            self._messages += [*self.caller.headers_to_send(), *self.answerer.headers_to_send()]
+
+    def _sort_one(self, message: m.Message) -> None:
+        if self._is_large(message):
+            self._offer(message)
+        elif not (self._repeats(message) and self._offer(message, late=True)):  # late ones do not go twice
+            if isinstance(message.header, m.Content):
+                message.header.transfer = None  # an earlier one, in pieces
+                if isinstance(message.header, m.Reply):
+                    self.receiver.answered(message.header.id)
+            self._messages.append(message)
+
+    def not_sent(self, message: m.Message, error: Exception) -> None:
+        """A message to the peer has failed in here: likewise, see give_up."""
+        header = message.header
+        self.failed += 1
+        if isinstance(header, m.Request):
+            self.caller.give_up(header.id, "it cannot be sent by a fault in this node: its log has the reason")
+        elif isinstance(header, m.Reply | m.Part):
+            self.answerer.unsent(header.id)
+        _log.error("edgebus: internal error, a %s is not sent", type(header).__name__, exc_info=error)
 
     def lane_lost(self) -> None:
         """The bulk lane is gone: what went by it is announced again."""

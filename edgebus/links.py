@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from types import TracebackType
 from typing import TYPE_CHECKING, NamedTuple
 
+from edgebus import seconds
 from edgebus.arrays import Array, checked_content, pack_content
 from edgebus.calls import Pending, Reply
 from edgebus.config import check_transport
@@ -218,7 +219,7 @@ class Link:
         Args:
             linger_s: for what is on its way, in the background.
         """
-        self._engine.runner.do_or_defer(self._engine.hang_up, self._dialled, linger_s)
+        self._engine.runner.do_or_defer(self._engine.hang_up, self._dialled, seconds.lingering(linger_s))
 
     def __enter__(self) -> Link:
         return self
@@ -231,11 +232,13 @@ class Link:
     def _start_small(self, service: str, payload: bytes, timeout_s: float) -> Pending:
         if service not in self._checked:
             self._check(service)
-        if 0 < timeout_s <= MAX_TIMEOUT_S:
-            now = time.monotonic()
-            pending = Pending(service, timeout_s, now + timeout_s, self._cancel, self._dialled.endpoint, self._wait)
-            if self._express.ask(self._attached, service, payload, pending, now):
-                return pending
+        kind = type(timeout_s)
+        if (kind is not float and kind is not int) or not 0 < timeout_s <= MAX_TIMEOUT_S:
+            timeout_s = seconds.deadline(timeout_s)
+        now = time.monotonic()
+        pending = Pending(service, timeout_s, now + timeout_s, self._cancel, self._dialled.endpoint, self._wait)
+        if self._express.ask(self._attached, service, payload, pending, now):
+            return pending
         return self._start(service, payload, (), timeout_s, None, True)
 
     def _start(  # noqa: PLR0912 - the hot path
@@ -248,8 +251,9 @@ class Link:
         copy: bool,
     ) -> Pending:
         payload, arrays = checked_content(payload, arrays)
-        if not 0 < timeout_s <= MAX_TIMEOUT_S:
-            raise ValueError(f"timeout_s must be in (0, {MAX_TIMEOUT_S:.0f}], got {timeout_s!r}")
+        kind = type(timeout_s)
+        if (kind is not float and kind is not int) or not 0 < timeout_s <= MAX_TIMEOUT_S:
+            timeout_s = seconds.deadline(timeout_s)
         if service not in self._checked:
             self._check(service)
         engine = self._engine
@@ -283,7 +287,12 @@ class Link:
             ):
                 return started
         try:
-            return self._start_packed(service, specs, frames, timeout_s, terms, blocks)
+            pending = self._start_packed(service, specs, frames, timeout_s, terms, blocks)
+            if pending is None:  # the peer has begun another life since: by sockets
+                specs, frames = pack_content(payload, arrays, copy)
+                pending = self._start_packed(service, specs, frames, timeout_s, terms, None)
+            assert pending is not None
+            return pending
         except BaseException:  # refused, or interrupted: perhaps it is nobody's
             if blocks is not None and not self._link.caller.has(blocks):
                 engine.drop_shared(self._dialled.attached, blocks)
@@ -298,7 +307,7 @@ class Link:
     def _start_whole(self, service: str, specs: Specs, frames: Frames, timeout_s: float) -> Pending | None:
         """Send a large request in one message; None if it has to go the usual way."""
         limits = self._link.peer_limits
-        if limits is None or self._engine.runner.is_mine or not 0 < timeout_s <= MAX_TIMEOUT_S:
+        if limits is None or self._engine.runner.is_mine:
             return None
         check_outgoing(frames, specs, limits)
         now = time.monotonic()
@@ -314,7 +323,8 @@ class Link:
         timeout_s: float,
         terms: Terms | None,
         blocks: tuple[Block, ...] | None,
-    ) -> Pending:
+    ) -> Pending | None:
+        """Start a request the usual way; None if its blocks have gone."""
         engine = self._engine
         runner = engine.runner
         if (limits := self._link.peer_limits) is not None:
@@ -329,15 +339,15 @@ class Link:
             )  # fmt: skip
             return pending
         try:
-            runner.do(engine.request, self._dialled, service, specs, frames, pending, terms, blocks)
+            started = runner.do(engine.request, self._dialled, service, specs, frames, pending, terms, blocks)
         except QueueFull:
             if engine.limits.on_full != "wait":
                 raise
-            self._start_when_room(service, specs, frames, pending, terms, blocks)
+            started = self._start_when_room(service, specs, frames, pending, terms, blocks)
         except BaseException:  # interrupted, perhaps between its start and its sending: nobody waits for it
             runner.defer(engine.give_up, self._dialled, pending)
             raise
-        return pending
+        return pending if started else None
 
     def _start_when_room(
         self,
@@ -347,17 +357,16 @@ class Link:
         pending: Pending,
         terms: Terms | None,
         blocks: tuple[Block, ...] | None,
-    ) -> None:
+    ) -> bool:
         size_bytes, runner = content_bytes(frames), self._engine.runner
         room = _Room(self._link.caller, size_bytes)
         while True:
             if not runner.wait(room, pending.deadline_at):
                 raise QueueFull(f"{pending.what}: no room for {size_bytes} B until its deadline, see Limits.on_full")
             try:
-                runner.do(self._engine.request, self._dialled, service, specs, frames, pending, terms, blocks)
+                return runner.do(self._engine.request, self._dialled, service, specs, frames, pending, terms, blocks)
             except QueueFull:
                 continue  # another thread was quicker
-            return
 
     def _abandon(self, pending: Pending) -> None:
         """Give up a request from the garbage collector."""

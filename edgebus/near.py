@@ -19,6 +19,7 @@ from edgebus import shm
 from edgebus.attached import Attached, NearLane, Route
 from edgebus.errors import NodeClosed
 from edgebus.handed import MOST_ARRAYS, as_handed
+from edgebus.interrupts import is_of_signal
 from edgebus.link_states import State
 from edgebus.messages import INLINE_BYTES, Block, Message, Request, decode_header
 from edgebus.readiness import DescriptorTaker
@@ -354,13 +355,23 @@ class NearLanes:
                 self._greeted(lane, frames)
             elif len(frames) != 1 or not self._receive(lane, attached, frames[0]):
                 self._on_frames(lane.route, frames, attached.key)
-        except Exception:
-            _log.exception("edgebus: internal error while a message was taken in")
-        except BaseException:  # of a signal handler: what was done of it is known, as of a resend
-            lane.half_taken = frames
-            self._sockets.touched.add(lane.pipes.read_fd)
-            raise
+        except BaseException as error:
+            if isinstance(error, Exception) and not is_of_signal(error):
+                self._take_once_more(lane, frames)
+            else:  # what was done of it is known, as of a resend
+                lane.half_taken = frames
+                self._sockets.touched.add(lane.pipes.read_fd)
+                raise
         return True
+
+    def _take_once_more(self, lane: NearLane, frames: list[bytes]) -> None:
+        """A message has failed by a fault of ours on the short way: the usual one gives up what fails there, too."""
+        _log.exception("edgebus: internal error while a message was taken in")
+        if frames and frames[0] != _GREETING:
+            try:
+                self._on_frames(lane.route, frames, lane.attached.key)
+            except Exception:
+                _log.exception("edgebus: internal error while a message was taken in")
 
     def _receive(  # noqa: PLR0911, PLR0912 - the hot path
         self, lane: NearLane, attached: Attached, frame: bytes

@@ -17,8 +17,8 @@ from edgebus.errors import ConfigError, InsecureError, NodeClosed, PeerUnreachab
 from edgebus.inbox import Inbox
 from edgebus.keys import AllowList, Keys, is_key
 from edgebus.links import Link
-from edgebus.messages import MAX_TIMEOUT_S
 from edgebus.policy import Policy
+from edgebus.seconds import deadline, lingering
 from edgebus.stats import NodeStats
 from edgebus.taps import TapEvent
 from edgebus.wire import check_name
@@ -224,8 +224,7 @@ class Node:
             seconds: 0..86400 from now.
             why: for this node's log.
         """
-        if not 0 <= seconds <= MAX_TIMEOUT_S:
-            raise ValueError(f"seconds must be in [0, {MAX_TIMEOUT_S:.0f}], got {seconds!r}")
+        seconds = deadline(seconds, "seconds", zero=True)
         if why:
             _log.info("busy for %.1f s: %s", seconds, why)
         self._engine.runner.do(self._engine.busy, seconds)
@@ -255,8 +254,7 @@ class Node:
             InsecureError, ConfigError: the arguments do not fit the node, or max_peers links are open.
         """
         check_transport(endpoint)
-        if not 0 <= timeout_s <= MAX_TIMEOUT_S:
-            raise ValueError(f"timeout_s must be in [0, {MAX_TIMEOUT_S:.0f}], got {timeout_s!r}")
+        timeout_s = deadline(timeout_s, zero=True)
         server_keys = [server_key] if server_key is None or isinstance(server_key, str) else list(server_key)
         for each in server_keys:
             self._check_server_key(endpoint, each)
@@ -312,6 +310,7 @@ class Node:
         """
         if not self._engine.runner.is_own_process:
             return  # before the lock: another thread may have held it at the fork
+        linger_s = lingering(linger_s)
         mine = False
         try:
             with self._lock:

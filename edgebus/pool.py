@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from types import TracebackType
 from typing import TYPE_CHECKING
 
+from edgebus import seconds
 from edgebus.balance import Next, after_failure, choose, next_delay
 from edgebus.directory import Directory
 from edgebus.errors import (
@@ -172,6 +173,7 @@ class Pool:
         Raises:
             PeerUnreachable: no such server lives within timeout_s.
         """
+        timeout_s = seconds.wait(timeout_s)
         deadline_at = time.monotonic() + timeout_s
         while (member := self._pick(self._members.those(but), affinity)) is None:
             self._wait_for_server(deadline_at, timeout_s, None)
@@ -188,6 +190,7 @@ class Pool:
         Raises:
             PeerUnreachable: they do not within timeout_s; the text says why.
         """
+        timeout_s = seconds.wait(timeout_s)
         deadline_at = time.monotonic() + timeout_s
         while self._num_live() < servers:
             self._wait_for_server(deadline_at, timeout_s, None)
@@ -236,6 +239,7 @@ class Pool:
     def _call(
         self, send: Callable[[Link, float], Pending], timeout_s: float, may_repeat: bool, affinity: str | None
     ) -> Reply:
+        timeout_s = seconds.deadline(timeout_s)
         deadline_at = time.monotonic() + timeout_s
         self._count("requests")
         tried: set[str] = set()
@@ -335,7 +339,7 @@ class Pool:
         if left_s <= 0:
             raise failure or PeerUnreachable(f"no server lived within {timeout_s:.3g} s: {self._why()}")
         with self._members.changed:
-            self._members.changed.wait(left_s)
+            self._members.changed.wait(min(left_s, 3600.0))
         if self._closed:
             raise NodeClosed("the pool was closed meanwhile: make a new Pool")
 
@@ -345,7 +349,7 @@ class Pool:
         until = time.monotonic() + delay_s
         while (left_s := until - time.monotonic()) > 0 and not self._closed:
             with self._members.changed:
-                self._members.changed.wait(left_s)
+                self._members.changed.wait(min(left_s, 3600.0))
 
     def _why(self) -> str:
         with self._members.changed:

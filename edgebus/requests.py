@@ -223,11 +223,21 @@ class Caller:
         entry = self.outstanding.get(request_id)
         if entry is None:
             return
+        message = Message(Cancel(request_id))
+        self._settle(entry, Outcome.CANCELLED)
+        # Last: withdrawn there and not settled here, by an exception of a signal handler, it would wait for a resend.
         if entry.attempts and self._up:
-            self._messages.append(Message(Cancel(request_id)))
+            self._messages.append(message)
         elif entry.attempts and len(self._late_cancels) < _MAX_LATE_CANCELS:
             self._late_cancels.append(request_id)
-        self._settle(entry, Outcome.CANCELLED)
+
+    def give_up(self, request_id: int, detail: str) -> None:
+        """A request cannot be sent, or what came for it cannot be taken in: it ends, by a fault of ours."""
+        entry = self.outstanding.get(request_id)
+        if entry is not None:
+            if entry.stream is not None and entry.attempts and self._up:
+                self._messages.append(Message(Cancel(request_id)))
+            self._settle(entry, Outcome.REFUSED, code="internal", detail=detail)
 
     def has(self, blocks: tuple[Block, ...]) -> bool:
         """True if a request with these very blocks has been started and has no outcome."""
@@ -309,7 +319,8 @@ class Caller:
         if entry is None or not entry.header.blocks or (frames := recover(entry.header.blocks)) is None:
             return False
         self.leases_done += [block.lease for block in entry.header.blocks]
-        entry.header.blocks = None
+        # Another header: a message with the one that has blocks may be on its way out.
+        entry.header = msgspec.structs.replace(entry.header, blocks=None)
         entry.frames += frames
         entry.size_bytes += content_bytes(frames)
         self.outstanding_bytes += content_bytes(frames)
@@ -473,6 +484,8 @@ class Caller:
 def ttl_of(left_s: float) -> int:
     """Milliseconds of a plain request that has so many seconds left, rounded up."""
     left_ms = left_s * 1000 - 1e-6
+    if not 0 < left_ms < _MAX_TTL_MS:  # nan has no time left
+        return _MAX_TTL_MS if left_ms > 0 else 0
     ttl_ms = int(left_ms)
     if ttl_ms < left_ms:
         ttl_ms += 1

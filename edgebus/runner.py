@@ -27,6 +27,7 @@ from edgebus.config import Limits
 from edgebus.errors import ConfigError, EdgebusError, LocalError, NodeClosed
 from edgebus.forks import forks
 from edgebus.hub import Hub
+from edgebus.interrupts import is_of_signal
 from edgebus.locks import open_lock
 from edgebus.port import take_back
 from edgebus.rawzmq import BURST
@@ -93,15 +94,6 @@ class _Displaced:
 
     def follow(self, wait_s: float) -> None:
         raise AssertionError("the node's own thread leads or is parked")
-
-
-def is_of_signal(error: BaseException) -> bool:
-    """True for what is no Exception (sys.exit(), Ctrl-C) on the main thread, where signal handlers run.
-
-    On another thread it is a fault of whoever raised it (a handler, say, that calls result() of a task that was
-    cancelled): it would end the node's own.
-    """
-    return not isinstance(error, Exception) and threading.current_thread() is threading.main_thread()
 
 
 def _nothing() -> None:

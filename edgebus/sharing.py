@@ -122,7 +122,11 @@ class Sharing(SharingViews):
         """A link is up (again): tell what is still in use here, and do not trust what was found out before."""
         incarnation = attached.link.peer_incarnation
         if attached.shared_with not in (b"", incarnation):
-            # Another life of the peer: what the last one had in use it cannot give back.
+            # Another life of the peer: what the last one had in use it cannot give back. A request that was started
+            # since the link heard of it goes by sockets.
+            for request_id in list(attached.link.caller.outstanding):
+                if attached.link.caller.unshare(request_id, self.recover):
+                    attached.link.caller.send_again(request_id, now=time.monotonic())
             self.gone(attached)
         attached.sharing = "unknown"
         self._again.forget(id(attached))

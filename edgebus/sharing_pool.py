@@ -56,6 +56,10 @@ class SharingPool:
             # A segment is mapped as a whole: one larger than all we may have would be over the bounds of the peer.
             self._pool = shm.Pool(limits.share_bytes, min(_SEGMENT_BYTES, limits.share_bytes))
 
+    def holds(self, blocks: Sequence[m.Block]) -> bool:
+        """False if blocks that were put there have gone since: the peer has another life, which they were not for."""
+        return self._pool is not None and (self._is_in_put() or all(self._pool.holds(each.lease) for each in blocks))
+
     def recover(self, blocks: Sequence[m.Block]) -> Frames | None:
         """Arrays out of our own shared memory, for a message that has to go by sockets after all."""
         if self._pool is None or self._is_in_put():

@@ -22,7 +22,9 @@ class LinkStats:
     Attributes:
         retries: requests sent again.
         reconnects: times the link came up again.
-        turned_away: requests refused before they were executed: busy, expired, forgotten, stale or not permitted.
+        failed: messages given up by an internal error, which is a fault of the bus; the log has it.
+        turned_away: requests refused before they were executed: busy, expired, forgotten, stale, not permitted or
+            failed.
         repeated: requests answered from an idempotency key.
         bytes_in_flight: of large contents, sent and not yet credited by the peer.
         bytes_outstanding: in our requests without an outcome.
@@ -47,6 +49,7 @@ class LinkStats:
     retries: int = 0
     reconnects: int = 0
     malformed: int = 0
+    failed: int = 0
     content_bytes_sent: int = 0
     content_bytes_received: int = 0
     received: int = 0
@@ -115,12 +118,13 @@ def link_stats(attached: Attached, endpoint: str = "", now: float = math.nan) ->
         retries=caller.retries,
         reconnects=max(0, link.num_ups - 1),
         malformed=traffic.malformed,
+        failed=link.failed,
         content_bytes_sent=traffic.content_bytes_sent,
         content_bytes_received=traffic.content_bytes_received,
         received=counts.received,
         executed=counts.executed,
         duplicates=counts.duplicates,
-        turned_away=counts.busy + counts.expired + counts.forgotten + counts.stale + counts.denied,
+        turned_away=counts.busy + counts.expired + counts.forgotten + counts.stale + counts.denied + counts.failed,
         repeated=counts.repeated,
         served=counts.answered,
         withdrawn=counts.withdrawn,

@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Iterator
 from types import TracebackType
 
+from edgebus import seconds
 from edgebus.arrays import view_arrays
 from edgebus.calls import Part, Pending, Reply, Wait
 
@@ -73,7 +74,7 @@ class Stream:
         """
         until = self._pending.deadline_at + 1.0
         if timeout_s is not None:
-            until = min(until, self._now() + timeout_s)
+            until = min(until, self._now() + seconds.wait(timeout_s))
         self._wait(self, until)
         if not self._pending.parts:
             return None

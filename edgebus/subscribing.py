@@ -8,6 +8,7 @@ import time
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
+from edgebus import seconds
 from edgebus.balance import next_delay
 from edgebus.errors import DeadlineExceeded, EdgebusError, LinkLost, PeerUnreachable, Refused, RemoteError
 from edgebus.payloads import decode, encode
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
     from edgebus.stream import Stream
 
 _TRANSIENT = frozenset({"busy", "closing", "unknown_service", "dropped", "forgotten"})
+_WAIT_S = 3600.0  # at a time
 _STREAM_S = 86_400.0  # the longest deadline there is; then the subscription asks anew from where it is
 _WINDOW_BYTES = 4 * PART_BYTES
 _MOST_EVENTS = 2 * MAX_KEYS
@@ -104,13 +106,13 @@ class Subscription:
         Raises:
             EdgebusError: the subscription cannot go on.
         """
-        until = None if timeout_s is None else time.monotonic() + timeout_s
+        until = time.monotonic() + seconds.wait(timeout_s)
         while True:
             with self._lock:
                 if self._events:
                     return self._events.pop(next(iter(self._events)))
-            left_s = 3600.0 if until is None else until - time.monotonic()
-            if not self._wait(max(0.0, left_s)) and (left_s <= 0 or self._closed.is_set()):
+            left_s = until - time.monotonic()
+            if not self._wait(min(max(0.0, left_s), _WAIT_S)) and (left_s <= 0 or self._closed.is_set()):
                 return None
 
     def __iter__(self) -> Iterator[Event]:
@@ -125,6 +127,7 @@ class Subscription:
             DeadlineExceeded: not within timeout_s.
             EdgebusError: the subscription cannot go on.
         """
+        timeout_s = seconds.wait(timeout_s)
         until = time.monotonic() + timeout_s
         while not self.synced:
             left_s = until - time.monotonic()
@@ -133,7 +136,7 @@ class Subscription:
                     f"{self.topic} at {self._link.endpoint} not synced after {timeout_s:.3g} s "
                     f"(link {self._link.health}): see that the server runs and publishes it"
                 )
-            self._wait(left_s)
+            self._wait(min(left_s, _WAIT_S))
 
     def close(self) -> None:
         """Stop; what has arrived stays readable. Closing twice is fine."""
@@ -272,6 +275,7 @@ def subscribe(
         Refused: the publisher does not let us.
         BadState: what came is no state, or more than the bounds.
     """
+    timeout_s = seconds.wait(timeout_s)
     subscription = Subscription(link, topic, max_keys=max_keys, max_bytes=max_bytes)
     try:
         if timeout_s > 0:

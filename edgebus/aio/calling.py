@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Generator, Sequence
 from typing import TYPE_CHECKING, Any
 
+from edgebus import seconds
 from edgebus.aio.loops import FAIR, Bell, outcome
 from edgebus.arrays import Array
 from edgebus.calls import Part, Reply
@@ -83,8 +84,8 @@ class Stream:
 
     async def get(self, timeout_s: float | None = None) -> Part | None:
         """The next part; None after the timeout, or at the end. Cancelling this leaves the stream as it is."""
-        until = None if timeout_s is None else time.monotonic() + timeout_s
-        while await self._bell.wait(lambda: self._sync.ready, None if until is None else until - time.monotonic()):
+        until = time.monotonic() + seconds.wait(timeout_s)
+        while await self._bell.wait(lambda: self._sync.ready, until - time.monotonic()):
             self._taken += 1
             if self._taken % FAIR == 0:
                 await asyncio.sleep(0)
@@ -247,6 +248,7 @@ class Link:
         """Start a request; with on_full = "wait" as soon as there is room for it, in what is left of its timeout."""
         if not self._waits:
             return start(timeout_s)
+        timeout_s = seconds.deadline(timeout_s)
         num_bytes = len(payload) + sum(array.nbytes for array in arrays)
         until = time.monotonic() + timeout_s
         while True:

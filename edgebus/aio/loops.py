@@ -6,6 +6,7 @@ A loop may be closed at any moment by whoever owns it; what was meant for it is 
 from __future__ import annotations
 
 import asyncio
+import math
 import threading
 import time
 from collections import deque
@@ -84,12 +85,12 @@ class Bell:
 
         Args:
             ready: asked again after each ring, and once a task is in the queue: no ring is missed.
-            timeout_s: seconds to wait; None waits as long as it takes.
+            timeout_s: seconds to wait; None and infinity wait as long as it takes.
 
         Returns:
             Whether it is ready.
         """
-        until = None if timeout_s is None else time.monotonic() + timeout_s
+        until = None if timeout_s is None or timeout_s == math.inf else time.monotonic() + timeout_s
         loop = asyncio.get_running_loop()
         while not ready():
             future: asyncio.Future[None] = loop.create_future()

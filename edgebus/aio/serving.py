@@ -8,7 +8,7 @@ import time
 from collections.abc import Awaitable, Callable, Generator, Sequence
 from typing import TYPE_CHECKING, Any
 
-from edgebus import inbox
+from edgebus import inbox, seconds
 from edgebus.aio.loops import FAIR, Bell
 from edgebus.arrays import Array, pack_content
 from edgebus.errors import DeadlineExceeded, StreamEnded
@@ -71,7 +71,7 @@ class Request:
     ) -> int:
         """Send the next part of a stream; waits for room in the caller's window. As edgebus.Request.push."""
         packed = pack_content(payload, arrays, copy)
-        until = None if timeout_s is None else time.monotonic() + timeout_s
+        until = time.monotonic() + seconds.wait(timeout_s)
         bell, told = Bell(), threading.Event()
 
         def tell() -> None:
@@ -84,7 +84,7 @@ class Request:
                 return pos
             told.clear()
             self.sync.when_room(tell)
-            left_s = self.sync.remaining_s() if until is None else until - time.monotonic()
+            left_s = min(self.sync.remaining_s(), until - time.monotonic())
             if await bell.wait(told.is_set, max(0.0, left_s)):
                 continue
             if self.sync.remaining_s() <= 0:
@@ -144,7 +144,7 @@ class Inbox:
         Returns:
             None after the timeout, or when the inbox is closed.
         """
-        until = None if timeout_s is None else time.monotonic() + timeout_s
+        until = time.monotonic() + seconds.wait(timeout_s)
         while True:
             request = self._sync.get(0.0)
             if request is not None:
@@ -152,8 +152,8 @@ class Inbox:
                 if self._taken % FAIR == 0:
                     await asyncio.sleep(0)
                 return Request(request)
-            left_s = None if until is None else until - time.monotonic()
-            if self._sync.closed or (left_s is not None and left_s <= 0):
+            left_s = until - time.monotonic()
+            if self._sync.closed or left_s <= 0:
                 return None
             await self._sync.bell.wait(lambda: self._sync.ready, left_s)
 

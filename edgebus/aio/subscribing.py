@@ -6,6 +6,7 @@ import threading
 from collections import deque
 from typing import TYPE_CHECKING
 
+from edgebus import seconds
 from edgebus.aio.loops import Bell, in_thread
 from edgebus.subscribing import Subscription as SyncSubscription
 from edgebus.subscribing import subscribe as sync_subscribe
@@ -35,7 +36,7 @@ class Subscription:
         Raises:
             EdgebusError: the subscription cannot go on.
         """
-        await self._bell.wait(lambda: bool(self._events) or self._ended, timeout_s)
+        await self._bell.wait(lambda: bool(self._events) or self._ended, seconds.wait(timeout_s))
         try:
             event = self._events.popleft()
         except IndexError:

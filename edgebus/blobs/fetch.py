@@ -8,6 +8,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Literal, Protocol
 
+from edgebus import seconds
 from edgebus.blobs.blob import Blob
 from edgebus.blobs.errors import BlobCorrupt, BlobStoreFull
 from edgebus.blobs.machine import Completed, Described, Event, Failed, FetchMachine, Item, State, Superseded, Verified
@@ -16,7 +17,6 @@ from edgebus.blobs.memory import MemoryPartial
 from edgebus.blobs.messages import MAX_NAMED, SERVICE, AskHave, HaveAnswer
 from edgebus.blobs.partial import Partial
 from edgebus.errors import DeadlineExceeded, EdgebusError, RequestCancelled
-from edgebus.messages import MAX_TIMEOUT_S
 from edgebus.payloads import decode, encode
 
 if TYPE_CHECKING:
@@ -75,11 +75,9 @@ class BlobFetch:
         max_memory_bytes: int = DEFAULT_MEMORY_BYTES,
         max_bytes: int | None = None,
     ) -> None:
-        if not links or window < 1 or not 0 < timeout_s <= MAX_TIMEOUT_S:
-            raise ValueError(
-                f"a fetch needs a link, window >= 1 and timeout_s in (0, {MAX_TIMEOUT_S:.0f}], "
-                f"got {len(links)} links, {window}, {timeout_s!r}"
-            )
+        timeout_s = seconds.deadline(timeout_s)
+        if not links or window < 1:
+            raise ValueError(f"a fetch needs a link and window >= 1, got {len(links)} links, {window}")
         self.blob_id = BlobId(blob_id)
         self._links = list(links)
         self._store = store
@@ -404,7 +402,7 @@ def have_blobs(link: AskLink, blob_ids: Iterable[str], *, timeout_s: float = 10.
     """
     wanted = list(dict.fromkeys(BlobId(each) for each in blob_ids))
     found = {}
-    until = time.monotonic() + timeout_s
+    until = time.monotonic() + seconds.deadline(timeout_s)
     for at in range(0, len(wanted), MAX_NAMED):
         some = wanted[at : at + MAX_NAMED]
         ask = encode(AskHave(tuple(each.raw for each in some)))

@@ -8,6 +8,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from itertools import cycle
 from typing import TYPE_CHECKING, Literal
 
+from edgebus import seconds
 from edgebus.blobs.blob import Blob
 from edgebus.blobs.errors import BlobStoreBusy, BlobStoreFull
 from edgebus.blobs.fetch import DEFAULT_MEMORY_BYTES, Asked, AskLink, fetch_blob
@@ -52,7 +53,7 @@ def fetch_blobs(
         BlobNotFound, BlobCorrupt, DeadlineExceeded, ...: as of fetch_blob; a store keeps what came.
     """
     links = [link] if hasattr(link, "send_request") else list(link)
-    until = time.monotonic() + timeout_s
+    until = time.monotonic() + seconds.deadline(timeout_s)
     wanted = list(dict.fromkeys(BlobId(each) for each in blob_ids))
     found: dict[BlobId, Blob] = {}
     if store is not None:

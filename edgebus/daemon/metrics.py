@@ -30,6 +30,7 @@ _HELP = {
     "retries": "Requests sent again.",
     "reconnects": "Times a link came up again.",
     "malformed": "Messages that could not be decoded.",
+    "failed": "Messages given up by an internal error.",
     "content_bytes_sent": "Bytes of payloads and arrays sent.",
     "content_bytes_received": "Bytes of payloads and arrays received.",
     "received": "Requests that came in, duplicates included.",

@@ -267,6 +267,14 @@ class Pool:
             self._lock.release()
         return None
 
+    def holds(self, lease_id: int) -> bool:
+        """True while a block is in use: False once its peer was retired."""
+        self._take_lock()
+        try:
+            return any(lease_id in account.leases for account in self._accounts.values())
+        finally:
+            self._lock.release()
+
     def retire(self, owner: Hashable, *, dead: bool = False, wait_s: float = FOR_EVER) -> None:
         """The peer is gone without giving back: write to nothing it had, ever.
 

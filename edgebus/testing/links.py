@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from edgebus import seconds
 from edgebus.arrays import Array, checked_content, pack_content
 from edgebus.attached import Route
 from edgebus.calls import Pending, Reply
@@ -190,8 +191,7 @@ class SimLink:
         copy: bool,
     ) -> Pending:
         payload, arrays = checked_content(payload, arrays)
-        if not 0 < timeout_s <= MAX_TIMEOUT_S:
-            raise ValueError(f"timeout_s must be in (0, {MAX_TIMEOUT_S:.0f}], got {timeout_s!r}")
+        timeout_s = seconds.deadline(timeout_s)
         check_name("service", service)
         if not self.dialler.is_up:
             raise NodeClosed(f"{self.dialler.name} has crashed, it cannot ask before it is back")

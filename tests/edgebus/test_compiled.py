@@ -130,3 +130,31 @@ def test_plain_python_passes_the_same_tests():
         timeout=110, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stdout[-3000:]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="cuts an ELF file")
+@pytest.mark.parametrize("how", ["empty", "head", "half", "most", "foreign"])
+def test_a_broken_object_leaves_plain_python_and_one_warning(tmp_path, how):
+    """What is cut short must not be mapped at all: its missing pages end the process."""
+    [built] = HERE.glob(f"_compiled{EXTENSION_SUFFIXES[0]}") or [None]
+    if built is None:
+        pytest.skip("no object here")
+    package = tmp_path / "edgebus"
+    shutil.copytree(HERE, package, ignore=shutil.ignore_patterns("*.c", "*.so", "__pycache__"))
+    content = built.read_bytes()
+    size = {"empty": 0, "head": 100, "half": len(content) // 2, "most": len(content) - 100}.get(how, 0)
+    if how == "foreign":
+        content = Path(importlib.import_module("_struct").__file__).read_bytes()  # of another name, or another Python
+        size = len(content)
+    broken = package / built.name
+    broken.write_bytes(content[:size])
+    code = "import edgebus, edgebus.runner, edgebus.wire; edgebus.Node; print(edgebus.runner.__file__)"
+    done = subprocess.run(
+        [sys.executable, "-c", code], env=os.environ | {"PYTHONPATH": str(tmp_path), "EDGEBUS_PURE": ""}, cwd=tmp_path,
+        capture_output=True, text=True, timeout=60, check=False,
+    )  # fmt: skip
+    assert (done.returncode, done.stdout.strip()) == (0, str(package / "runner.py")), done.stderr
+    [line] = [line for line in done.stderr.splitlines() if "Warning" in line]
+    assert str(broken) in line
+    assert "build_ext --inplace" in line
+    assert "EDGEBUS_PURE=1" in line

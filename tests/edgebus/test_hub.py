@@ -11,7 +11,7 @@ import edgebus
 from edgebus import messages as m
 from edgebus.hub import Hub
 from edgebus.link_states import Surroundings, wire_limits
-from edgebus.outcomes import Arrived
+from edgebus.outcomes import Arrived, Settled
 from edgebus.wire import decode, encode
 
 LIMITS = edgebus.Limits()
@@ -214,7 +214,9 @@ def test_message_that_does_not_encode_leaves_the_others_alone(caplog):
         attached.link.caller.start(service, (), (b"",), deadline_at=9.0, ref=None, now=0.0)
     bench.hub.touch(attached, now=0.0)
     assert [header.service for _, header in bench.pump()] == ["fine"]
-    assert "a Request does not encode" in caplog.text
+    assert "a Request is not sent" in caplog.text
+    [(_, settled)] = [told for told in bench.hub.events() if isinstance(told[1], Settled)]
+    assert (settled.outcome, settled.code) == ("refused", "internal")
 
 
 def test_malformed_routes_are_warned_about_again_after_a_minute(caplog):

@@ -80,6 +80,22 @@ def test_contents_and_requests_of_others_are_on_time_when_who_works_the_links_is
     assert each_line(lambda duo: duo.run(), all_are_there) > 30
 
 
+def test_request_whose_cancel_is_interrupted_is_withdrawn_on_both_sides_or_on_neither():
+    """Withdrawn there alone nothing would come for it: its room here would be taken until its resend."""
+    at, going = 0, True
+    while going:
+        at += 1
+        duo = Held(SMALL).prove()
+        mine = duo.ask(b"mine")
+        duo.run()
+        going = interrupted(lambda duo=duo, mine=mine: duo.cancel(mine), at, is_ours)
+        duo.look_again()
+        duo.run()
+        assert (mine in duo.withdrawn) <= (mine not in duo.link.caller.outstanding), f"at line {at}"
+    assert at > 2
+    assert duo.withdrawn == [mine]
+
+
 def test_handler_that_has_the_links_do_something_and_comes_back_has_nothing_done_twice():
     at, going = 0, True
     while going:

@@ -382,6 +382,66 @@ def test_killed_receiver_frees_the_senders_memory():
             eventually(lambda: pool_of(device).sweep() or pool_of(device).stats().orphan_bytes == 0)
 
 
+@pytest.mark.parametrize("when", ["filled", "started"])
+def test_request_whose_memory_goes_with_the_last_life_of_its_peer_goes_by_sockets(monkeypatch, when):
+    """The peer begins another life after the arrays were put, before the request is started or just after that."""
+    monkeypatch.setattr(shm, "process_alive", lambda *process: False)  # as if the last life had been another process
+    with edgebus.Node("d", insecure=True, limits=QUICK) as device, Echo() as first:
+        link = device.connect(first.endpoint)
+        warm(link)
+        engine, attached = device._engine, link._dialled.attached
+        engine.runner.do(engine.near.drop, attached)  # as when the peer has just gone
+        put, lives, started = engine.put_shared, [first], []
+
+        def another_life():
+            if len(lives) == 1:
+                lives[0].__exit__()
+                lives.append(Echo(first.endpoint))
+                eventually(lambda: link._link.num_ups == 2 and link.health == "up")
+
+        def put_and_restart(*args):
+            shared = put(*args)
+            assert (shared is not None) or len(lives) == 2
+            another_life()
+            return shared
+
+        if when == "filled":
+            monkeypatch.setattr(engine, "put_shared", put_and_restart)
+            started.append(link.send_request("echo", b"", [array(1)], timeout_s=5.0))
+            assert len(lives) == 2
+        else:
+            shared = put(attached, b"", [array(1)])
+            handle = engine._handle_event
+
+            def begin(each, event):
+                if each is attached and type(event).__name__ == "Up" and not started:
+                    pending = edgebus.Pending("echo", 5.0, time.monotonic() + 5.0, lambda pending: None)
+                    pending._wait = engine.runner.wait
+                    assert engine.request(link._dialled, "echo", shared[0], (b"",), pending, None, shared[1])
+                    started.append(pending)
+                handle(each, event)
+
+            monkeypatch.setattr(engine, "_handle_event", begin)
+            another_life()
+        assert (started[0].result().arrays[0] == array(1)).all()
+        lives[1].__exit__()
+
+
+class Echo:
+    """A server in this process."""
+
+    def __init__(self, endpoint="tcp://127.0.0.1:0"):
+        self._node = edgebus.Node("s", insecure=True)
+        self._node.handle("echo", lambda request: request.reply(request.payload, request.arrays))
+        self.endpoint = self._node.bind(endpoint)
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *exception):
+        self._node.close(0.1)
+
+
 def test_killed_sender_leaves_what_was_received_readable():
     with edgebus.Node("d", insecure=True, limits=QUICK) as device, child() as (process, endpoint):
         link = device.connect(endpoint)
