@@ -68,4 +68,4 @@ def _number(value: object, name: str, what: str) -> float:
     try:
         return float(value)
     except OverflowError:  # an int of many digits
-        return -math.inf if math.floor(value) < 0 else math.inf
+        return -math.inf if int(value) < 0 else math.inf
