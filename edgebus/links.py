@@ -287,12 +287,12 @@ class Link:
             ):
                 return started
         try:
-            pending = self._start_packed(service, specs, frames, timeout_s, terms, blocks)
-            if pending is None:  # the peer has begun another life since: by sockets
+            packed = self._start_packed(service, specs, frames, timeout_s, terms, blocks)
+            if packed is None:  # the peer has begun another life since: by sockets
                 specs, frames = pack_content(payload, arrays, copy)
-                pending = self._start_packed(service, specs, frames, timeout_s, terms, None)
-            assert pending is not None
-            return pending
+                packed = self._start_packed(service, specs, frames, timeout_s, terms, None)
+            assert packed is not None
+            return packed
         except BaseException:  # refused, or interrupted: perhaps it is nobody's
             if blocks is not None and not self._link.caller.has(blocks):
                 engine.drop_shared(self._dialled.attached, blocks)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from numbers import Real
+from typing import cast
 
 from edgebus.messages import MAX_TIMEOUT_S
 
@@ -67,5 +68,5 @@ def _number(value: object, name: str, what: str) -> float:
         raise TypeError(f"{name} must be {what}, got {value!r}")
     try:
         return float(value)
-    except OverflowError:  # an int of many digits
-        return math.inf if value > 0 else -math.inf
+    except OverflowError:  # a number of many digits
+        return -math.inf if cast("int", value) < 0 else math.inf
