@@ -33,7 +33,11 @@ _SEGMENT_BYTES = 64 << 20
 
 
 class SharingPool:
-    """Our shared memory; see Sharing for its arguments.
+    """Our shared memory.
+
+    Args:
+        limits: how much of it there may be.
+        wake: has `take_back` called soon; used on any thread, at any moment.
 
     Attributes:
         report_at: when take_back is to be called.
@@ -96,7 +100,7 @@ class SharingPool:
             if unused or done:
                 self._wake()  # nobody else comes for it before the next beat, if this was the short way
 
-    def _release_late(self, leases: list[int], owner: str) -> None:
+    def _release_late(self, leases: list[int], owner: str) -> None:  # the method of a typed pool is no object
         assert self._pool is not None
         self._pool.release(leases, owner, POOL_S)
 
