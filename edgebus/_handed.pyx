@@ -258,7 +258,7 @@ cdef class Writer:
         if (
             not 0 < count <= MOST_ARRAYS
             or PyBytes_GET_SIZE(self.service_bytes) + PyBytes_GET_SIZE(self.specs_bytes) + size
-            > ROOM - 64 - MOST_ARRAYS * MOST_BLOCK_BYTES
+            > ROOM - 64 - count * MOST_BLOCK_BYTES
         ):
             return None
         at[0], at[1] = 0x9A, 4
