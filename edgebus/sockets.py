@@ -9,6 +9,7 @@ import enum
 import errno
 import itertools
 import logging
+import os
 import struct
 import time
 from collections.abc import Callable, Sequence
@@ -26,7 +27,7 @@ from edgebus.port import PlainPort, open_port
 from edgebus.queues import UNENDED_PENDING, most_sending_bytes, most_unread
 from edgebus.rawzmq import BURST, ZmqSocket, end_message
 from edgebus.readiness import Opened, Readiness, Taker
-from edgebus.tcp import can_look
+from edgebus.tcp import can_look, open_guard
 from edgebus.unended import Unended
 from edgebus.zap import ZAP_DOMAIN, ZAP_ENDPOINT, zap_denied
 
@@ -107,7 +108,12 @@ class Sockets(Readiness):
         self._unanswered: list[Any] | None = None  # what zap was asked last
         self._fds: dict[ZmqSocket, int] = {}
         self._ids = itertools.count(1)
-        self.unended = Unended(limits.max_frame_bytes, UNENDED_PENDING * limits.max_pending_bytes, limits.heartbeat_s)
+        most_bytes = UNENDED_PENDING * limits.max_pending_bytes
+        # Of an honest peer as much comes as it has credit for.
+        self._guard = open_guard(most_bytes, limits.max_frame_bytes + limits.bulk_bytes)
+        self.unended = Unended(limits.max_frame_bytes, most_bytes, limits.heartbeat_s, guard=self._guard)
+        if self._guard is not None:
+            self.watch_fd(self._guard.fileno(), self._take_question)
 
     # -- sockets ------------------------------------------------------------------------------------
 
@@ -249,6 +255,9 @@ class Sockets(Readiness):
             self._discard(opened.sock, linger_ms)
         for sock in list(self._fds):  # that of zap, and raw ones: one left open would keep the context from ending
             self._discard(sock)
+        if self._guard is not None:
+            self.unwatch_fd(self._guard.fileno())
+            self._guard.close()
         self._context.term()
         self._poller.close()
 
@@ -278,6 +287,14 @@ class Sockets(Readiness):
             self._receiver.on_monitor(socket_id, zmq.Event(what).name or "", value)
             self._untold.pop(socket_id, None)
         return True
+
+    def _take_question(self, event: int) -> bool:
+        """The guard of the connections asks for a look at them."""
+        if self._guard is not None:
+            self._receiver.defer(self.unended.look_soon)
+            with suppress(BlockingIOError):
+                os.read(self._guard.fileno(), 8)
+        return False
 
     def _connected(self, socket_id: int, fd: int, is_accepted: bool) -> None:
         opened = self.by_id.get(socket_id)

@@ -12,7 +12,7 @@ import math
 from collections.abc import Iterable
 from typing import Protocol
 
-from edgebus.tcp import Came, Kernel
+from edgebus.tcp import Came, Guard, Kernel
 
 _log = logging.getLogger("edgebus")
 MIB = 1 << 20
@@ -20,7 +20,7 @@ LOOK_S = 0.1
 """So often the memory of the process is looked at while somebody has dialled this node; the connections are when it has
 grown by GROWN_BYTES, and now and then, since libzmq may fill memory that the process has already."""
 CHOSEN_S = 1.0
-"""So often if this node has chosen all its peers."""
+"""So often if this node has chosen all its peers, or if a guard asks for a look when the memory has grown."""
 SOON_S, EACH_S = 0.02, 0.005
 """Until the next look where there is much; and for each connection until all are looked at again."""
 GROWN_BYTES = 16 * MIB
@@ -104,15 +104,24 @@ class Unended:
         most_bytes: that all of them together may have beyond.
         beat_s: seconds between libzmq's beats.
         kernel: asked what came.
+        guard: looks at the memory more often, and bounds what comes while nobody looks.
 
     Attributes:
         look_at: when `look` is due; inf while there is no connection.
         num_ended: connections that were ended.
     """
 
-    def __init__(self, frame_bytes: int, most_bytes: int, beat_s: float, kernel: Kernel | None = None) -> None:
+    def __init__(
+        self,
+        frame_bytes: int,
+        most_bytes: int,
+        beat_s: float,
+        kernel: Kernel | None = None,
+        guard: Guard | None = None,
+    ) -> None:
         self._frame_bytes, self._most_bytes, self._beat_s = frame_bytes, most_bytes, beat_s
         self._kernel = kernel if kernel is not None else Kernel()
+        self._guard = guard
         self._connections: dict[int, _Connection] = {}
         self._ports: dict[CountingPort, bool] = {}  # whether others dial them
         self._early: dict[int, int] = {}  # bytes of messages by descriptors of which nothing else is known yet
@@ -132,9 +141,13 @@ class Unended:
             return  # told twice: a signal handler raised, or the first news was of one that is gone by now
         self._ports[port] = is_accepted
         self._take_counts(port)  # with what the last one with this descriptor gave
+        if self._guard is not None:
+            remote = found.remote.rpartition(":")[0]
+            if not self._guard.know(fd, found.inode, is_accepted, tcp_port, remote):
+                self._guard = None  # no thread for it: we look ourselves
         connection = self._connections[fd] = _Connection(fd, found.inode, port, now / self._beat_s)
         connection.gave_bytes(self._early.pop(fd, 0) + self._earlier.pop(fd, 0))
-        self.look_at = min(self.look_at, now + self._look_s())
+        self.look_at = min(self.look_at, now + self._look_s(now))
 
     def closed(self, port: CountingPort) -> None:
         """A socket was closed."""
@@ -142,26 +155,49 @@ class Unended:
         for fd in [fd for fd, each in self._connections.items() if each.port is port]:
             del self._connections[fd]
 
+    def look_soon(self) -> None:
+        """The guard asks for a look: the next one is due, at every connection."""
+        self.look_at = self._all_at = -math.inf
+
     def look(self, now: float) -> None:
         """Look at the memory of the process, and if it has grown at each connection; end who sends without end."""
-        self.look_at = now + self._look_s()
+        self.look_at = now + self._look_s(now)
         for port in self._ports:
             self._take_counts(port)
         self._early, self._earlier = {}, self._early
         resident_bytes = self._kernel.resident_bytes()
         if resident_bytes < self._resident_bytes + GROWN_BYTES and now < self._all_at:
             self._resident_bytes = min(self._resident_bytes, resident_bytes)
+            self._tell_guard(-1)
             return
         left_bytes = self._look_at_all(now)
         self._resident_bytes, self._all_at = resident_bytes, now + max(CHOSEN_S, EACH_S * len(self._connections))
-        if left_bytes >= GROWN_BYTES:
+        self._tell_guard(left_bytes)
+        if left_bytes >= GROWN_BYTES or (self._guard is not None and self._guard.num_paused):
             self.look_at = self._all_at = now + SOON_S
         elif now < self._wary_until:
             self._all_at = now
 
-    def _look_s(self) -> float:
+    def _tell_guard(self, left_bytes: int) -> None:
+        """This was a look. Who was held back goes on when half of what is allowed is read, or nothing is left to read."""
+        if self._guard is None:
+            return
+        resumes = self._guard.num_paused > 0 and (
+            0 <= left_bytes <= self._most_bytes // 2 or not any(port.readable() for port in self._ports)
+        )
+        self._guard.looked(resumes, left_bytes)
+        if resumes:
+            _log.warning(
+                "edgebus: more came than is allowed to be unread, while nobody read: connections were held back until now, "
+                "%d in all so far; a handler that computes for long, or keeps Python's lock, stops its node",
+                self._guard.num_ever_paused,
+            )
+
+    def _look_s(self, now: float) -> float:
         if not self._connections:
             return math.inf
+        if self._guard is not None and now >= self._wary_until:
+            return CHOSEN_S
         return LOOK_S if any(self._ports.values()) else CHOSEN_S
 
     def _take_counts(self, port: CountingPort) -> None:
