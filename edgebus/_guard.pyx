@@ -240,6 +240,7 @@ cdef extern from *:
             until.tv_sec = (time_t)now;
             until.tv_nsec = (long)((now - (double)until.tv_sec) * 1e9);
             pthread_cond_timedwait(&eb_changed, &eb_lock, &until);
+            if (eb_nodes == NULL) break;
             now = eb_now();
             pages = eb_pages_kept();
             if (pages < 0) continue;
@@ -268,8 +269,6 @@ cdef extern from *:
             }
             tick = asked ? EB_SOON_S : EB_TICK_S;
         }
-        if (eb_statm >= 0) close(eb_statm);
-        eb_statm = -1;
         eb_runs = 0;
         pthread_mutex_unlock(&eb_lock);
         return NULL;
@@ -361,7 +360,11 @@ cdef extern from *:
         for (at = &eb_nodes; *at != NULL && *at != node; at = &(*at)->next) {}
         if (*at == node) *at = node->next;
         eb_resume(node, 1);
-        if (eb_nodes == NULL && eb_runs) pthread_cond_signal(&eb_changed);
+        if (eb_nodes == NULL) { /* the thread ends */
+            if (eb_statm >= 0) close(eb_statm);
+            eb_statm = -1;
+            if (eb_runs) pthread_cond_signal(&eb_changed);
+        }
         pthread_mutex_unlock(&eb_lock);
         close(node->asking);
         free(node->ends);

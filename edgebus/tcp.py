@@ -127,8 +127,8 @@ class Kernel:
 class Guard(Protocol):
     """Bounds what comes by a node's connections while it does not look at them (_guard.Guard).
 
-    It asks the node to look when the memory of the process has grown. Where that does not happen soon, what comes is what
-    nobody reads, and a connection by which too much comes is held back: TCP sends again what the kernel drops.
+    It asks the node to look when the memory of the process has grown. Where that does not happen soon, what comes is
+    what nobody reads, and a connection by which too much comes is held back: TCP sends again what the kernel drops.
 
     Attributes:
         num_paused: connections that are held back, with listening sockets,
@@ -145,14 +145,14 @@ class Guard(Protocol):
         """A connection is there, which came in by this port, or was dialled; False if it cannot be looked after."""
 
     def looked(self, resumes: bool, left_bytes: int) -> None:
-        """The node has looked; so many bytes are unread (-1: as before). With `resumes` nobody is held back any more."""
+        """The node has looked; so many bytes are unread (-1: as before). With `resumes` nobody is held back now."""
 
     def close(self) -> None:
         """The node ends."""
 
 
 def open_guard(most_bytes: int, allowed_bytes: int) -> Guard | None:
-    """A guard that allows all connections together so many unread bytes, and each so many beside; None if there is none."""
+    """A guard that allows so many unread bytes, of all together and of each beside that; None if there is none."""
     if not can_look():
         return None
     try:

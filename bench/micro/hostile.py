@@ -2,9 +2,9 @@
 
 Peak resident memory of a server of default limits above what it had before, MiB, and how long another device's small
 calls took during each flood and right after. Server, flood and device share the machine's cores, so what a device waits
-for is theirs as well: two rows are the same calls with nobody beside, and beside two processes that only compute. The
-rows of nodes that do not read are of a server, and of a device of a server it has chosen, where something keeps Python's
-lock for STALL_S. Writes bench/results/hostile.json.
+for is theirs as well: two rows are the same calls with nobody beside, and beside two processes that only compute. Nodes
+that do not read are a server, and a device whose server floods it, in which something keeps Python's lock for STALL_S.
+Writes bench/results/hostile.json.
 """
 
 from __future__ import annotations
@@ -188,7 +188,9 @@ def _cost_of_device(num_frames: int) -> float:
             next(lines)
             header = encode_header(m.Reply(1))
             with _peaks(device.pid) as peaks:
-                _send_while_stalled(lambda message: sock.send_multipart([route, header, *message], copy=False), num_frames)
+                _send_while_stalled(
+                    lambda message: sock.send_multipart([route, header, *message], copy=False), num_frames
+                )
     return max(peaks) - peaks[0]
 
 

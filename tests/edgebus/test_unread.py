@@ -1,4 +1,4 @@
-"""What comes while nobody reads a node's sockets is bounded in bytes, whoever sends it, and costs nobody his connection."""
+"""What comes while nobody reads a node's sockets is bounded in bytes, and costs nobody his connection."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ import socket
 import subprocess
 import sys
 import threading
-import time
 from contextlib import ExitStack, closing, contextmanager, suppress
 from pathlib import Path
 
@@ -40,7 +39,7 @@ LATE_BYTES = 300 * MIB
 
 
 @contextmanager
-def chosen_server():
+def chosen_server(endpoint="tcp://127.0.0.1:*"):
     """A server of raw messages: its socket, its endpoint, and what greets who dials."""
     with zmq.Context() as context, context.socket(zmq.ROUTER) as sock:
         sock.linger, sock.sndtimeo, sock.rcvtimeo, sock.sndhwm, sock.router_mandatory = 0, 500, 10_000, 1, 1
@@ -54,7 +53,8 @@ def chosen_server():
                     sock.send_multipart([route, encode_header(welcome)])
                     return route
 
-        yield sock, f"tcp://127.0.0.1:{sock.bind_to_random_port('tcp://127.0.0.1')}", greet
+        sock.bind(endpoint)
+        yield sock, sock.getsockopt_string(zmq.LAST_ENDPOINT), greet
 
 
 @contextmanager
