@@ -202,15 +202,18 @@ cdef extern from *:
         }
     }
 
-    static void eb_resume(eb_node *node, int forgets) {
+    /* Nobody is kept from coming any more, nor, with all of them, from sending. */
+    static void eb_resume(eb_node *node, int all, int forgets) {
         for (int fd = 0; fd < eb_num_slots; fd++) {
             eb_slot *slot = &eb_slots[fd];
             if (slot->node != node) continue;
-            if (slot->is_paused) eb_pause(fd, slot->inode, 0);
-            slot->is_paused = 0;
+            if (slot->is_paused && (all || slot->listens)) {
+                eb_pause(fd, slot->inode, 0);
+                slot->is_paused = 0;
+                node->num_paused--;
+            }
             if (forgets) memset(slot, 0, sizeof *slot);
         }
-        node->num_paused = 0;
     }
 
     /* What the memory has grown by is taken to be unread, but not for more than is allowed: it may be something else. */
@@ -243,7 +246,7 @@ cdef extern from *:
             if (eb_nodes == NULL) break;
             now = eb_now();
             pages = eb_pages_kept();
-            if (pages < 0) continue;
+            if (pages < 0) pages = (base < 0 ? 0 : base) + grown; /* nobody knows: it may have grown */
             for (node = eb_nodes; node != NULL; node = node->next) asked |= node->asked_at != 0;
             if (base < 0 || (pages < base && !asked)) base = pages;
             if (pages >= base + grown) {
@@ -350,7 +353,7 @@ cdef extern from *:
         node->asked_at = 0;
         node->was_seen = 0;
         if (left >= 0) node->left = left;
-        if (resumes && node->num_paused) eb_resume(node, 0);
+        if (node->num_paused) eb_resume(node, resumes, 0);
         pthread_mutex_unlock(&eb_lock);
     }
 
@@ -359,7 +362,7 @@ cdef extern from *:
         pthread_mutex_lock(&eb_lock);
         for (at = &eb_nodes; *at != NULL && *at != node; at = &(*at)->next) {}
         if (*at == node) *at = node->next;
-        eb_resume(node, 1);
+        eb_resume(node, 1, 1);
         if (eb_nodes == NULL) { /* the thread ends */
             if (eb_statm >= 0) close(eb_statm);
             eb_statm = -1;

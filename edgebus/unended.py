@@ -27,6 +27,7 @@ GROWN_BYTES = 16 * MIB
 SILENT_LOOKS, TAKEN_AT_ONCE = 5, 16
 """Of a socket that is never read empty: who gave nothing in so many looks, and one more for each so many connections,
 while others did, has no message that is whole. libzmq takes turns among connections, and a look is a turn at least."""
+_HELD_S = 1.0  # so long whoever was held back waits at most for what came before to be read
 _WARY_S = 60.0  # who was ended comes again, and fills memory that is there since the last time
 _BEAT_BYTES, _BEAT_S = 130, 2.0
 """libzmq's own beats are bytes of no message, 82 for one from either end (with CURVE): what a connection is taken to
@@ -142,6 +143,7 @@ class Unended:
         self._earlier: dict[int, int] = {}  # likewise, when it was looked last: their news may wait behind much else
         self._resident_bytes = math.inf  # at the last look, or less since
         self._all_at = self._wary_until = -math.inf
+        self._held_until = math.inf
         self.look_at = math.inf
         self.num_ended = 0
 
@@ -182,29 +184,36 @@ class Unended:
         resident_bytes = self._kernel.resident_bytes()
         if resident_bytes < self._resident_bytes + GROWN_BYTES and now < self._all_at:
             self._resident_bytes = min(self._resident_bytes, resident_bytes)
-            self._tell_guard(-1)
+            self._tell_guard(-1, now)
             return
         left_bytes = self._look_at_all(now)
         self._resident_bytes, self._all_at = resident_bytes, now + max(CHOSEN_S, EACH_S * len(self._connections))
-        self._tell_guard(left_bytes)
+        self._tell_guard(left_bytes, now)
         if left_bytes >= GROWN_BYTES or (self._guard is not None and self._guard.num_paused):
             self.look_at = self._all_at = now + SOON_S
         elif now < self._wary_until:
             self._all_at = now
 
-    def _tell_guard(self, left_bytes: int) -> None:
+    def _tell_guard(self, left_bytes: int, now: float) -> None:
         """This was a look. Who was held back goes on when half of what is allowed is left, or nothing is to be read."""
-        if self._guard is None:
+        guard = self._guard
+        if guard is None:
             return
-        resumes = self._guard.num_paused > 0 and (
-            0 <= left_bytes <= self._most_bytes // 2 or not any(self._is_readable(port) for port in self._ports)
+        if not guard.num_paused:
+            self._held_until = math.inf
+        else:
+            self._held_until = min(self._held_until, now + _HELD_S)
+        resumes = now >= self._held_until or (
+            guard.num_paused > 0
+            and (0 <= left_bytes <= self._most_bytes // 2 or not any(self._is_readable(port) for port in self._ports))
         )
-        self._guard.looked(resumes, left_bytes)
+        guard.looked(resumes, left_bytes)
         if resumes:
+            self._held_until = math.inf
             _log.warning(
                 "edgebus: more came than may be unread, while nobody read: connections were held back until now, %d in "
                 "all so far; a handler that computes for long, or keeps Python's lock, stops its node",
-                self._guard.num_ever_paused,
+                guard.num_ever_paused,
             )
 
     def _is_readable(self, port: CountingPort) -> bool:

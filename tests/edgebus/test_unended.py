@@ -409,6 +409,87 @@ def test_who_fills_memory_that_is_there_is_seen_as_well():
     assert world.look() == [1, 2], "sooner, since one was ended a moment ago"
 
 
+class FakeGuard:
+    def __init__(self):
+        self.num_paused = self.num_ever_paused = 0
+        self.known, self.told = [], []
+
+    def know(self, fd, inode, is_accepted, tcp_port, remote):
+        self.known.append((fd, inode, is_accepted, tcp_port, remote))
+        return True
+
+    def looked(self, resumes, left_bytes):
+        self.told.append((resumes, left_bytes))
+        if resumes:
+            self.num_paused = 0
+
+
+def guarded_world():
+    world = World(0)
+    world.guard = FakeGuard()
+    world.unended = Unended(FRAME, MOST, BEAT_S, world.kernel, world.guard)
+    world.kernel.receive(1, 200)
+    world.unended.opened(1, world.port, PORT, is_accepted=True, now=world.now)
+    world.look()
+    return world
+
+
+def test_a_guard_is_told_of_connections_and_looks_and_asks_for_them():
+    world = guarded_world()
+    assert world.guard.known == [(1, 1, True, PORT, "10.0.0.1")]
+    assert world.guard.told == [(False, 0)]
+    assert world.unended.look_at == world.now + CHOSEN_S, "it looks at the memory"
+    asked = world.kernel.asked
+    world.unended.look_soon()
+    assert world.unended.look_at < world.now
+    world.unended.look(world.now)
+    assert world.kernel.asked > asked
+    assert world.unended.look_at == world.now + CHOSEN_S
+
+
+def test_who_was_held_back_goes_on_when_half_is_read_or_nothing_is_left_to_read():
+    for left_bytes, has_more, goes_on in ((MOST, True, False), (MOST, False, True), (MOST // 4, True, True)):
+        world = guarded_world()
+        world.kernel.receive(1, 16384 + left_bytes)
+        world.port.has_more, world.guard.num_paused = has_more, 1
+        world.look()
+        assert world.guard.told[-1][0] is goes_on
+
+
+def test_who_was_held_back_waits_a_second_for_that_at_most():
+    world = guarded_world()
+    world.kernel.receive(1, 16384 + MOST)
+    world.port.has_more, world.guard.num_paused = True, 1
+    began = world.now
+    while world.guard.num_paused:
+        world.look()
+        world.kernel.resident += GROWN_BYTES
+    assert 1.0 <= world.now - began <= 1.2 + CHOSEN_S
+
+
+def test_a_node_looks_itself_when_nobody_can_look_after_it():
+    world = World(0)
+    guard = FakeGuard()
+    guard.know = lambda *_: False
+    world.unended = Unended(FRAME, MOST, BEAT_S, world.kernel, guard)
+    world.kernel.receive(1, 200)
+    world.unended.opened(1, world.port, PORT, is_accepted=True, now=world.now)
+    assert world.unended.look_at == world.now + LOOK_S
+
+
+def test_sockets_that_were_asked_whether_there_is_something_to_read_are_read():
+    """Asking takes the news away that something has come."""
+    world, touched = World(), []
+    world.unended = Unended(FRAME, MOST, BEAT_S, world.kernel, touch=lambda: touched.append(True))
+    world.unended.opened(1, world.port, PORT, is_accepted=True, now=world.now)
+    world.look()
+    assert touched == []
+    world.port.has_more = True
+    world.kernel.resident += GROWN_BYTES
+    world.look()
+    assert touched == [True]
+
+
 def test_a_node_that_nobody_dials_looks_less_often():
     world = World(0)
     world.kernel.receive(1, 200)
