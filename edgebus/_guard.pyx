@@ -51,6 +51,7 @@ cdef extern from *:
         long num_paused, num_ever_paused;
         eb_end_of *ends;
         int num_ends, next_end;
+        int born;                 /* eb_forks then: a forked child must not touch what was its parent's */
     } eb_node;
 
     /* What a descriptor is, as far as it is known. */
@@ -64,7 +65,7 @@ cdef extern from *:
     static pthread_cond_t eb_changed;
     static eb_node *eb_nodes = NULL;
     static eb_slot *eb_slots = NULL;
-    static int eb_num_slots = 0, eb_runs = 0, eb_is_set_up = 0, eb_statm = -1;
+    static int eb_num_slots = 0, eb_runs = 0, eb_is_set_up = 0, eb_statm = -1, eb_forks = 0, eb_num_guards = 0;
 
     static double eb_now(void) {
         struct timespec at;
@@ -284,18 +285,18 @@ cdef extern from *:
         eb_nodes = NULL;
         eb_num_slots = eb_runs = eb_is_set_up = 0; /* what the slots took is left to it */
         eb_slots = NULL;
+        eb_num_guards = 0;
+        eb_forks++;
         if (eb_statm >= 0) close(eb_statm);
         eb_statm = -1;
     }
 
     static int eb_start(void) {
-        static int is_told = 0;
         pthread_condattr_t clock;
         pthread_t thread;
         sigset_t all, before;
         int failed;
         if (eb_runs) return 0;
-        if (!is_told && pthread_atfork(NULL, NULL, eb_forked) == 0) is_told = 1;
         if (!eb_is_set_up) {
             pthread_condattr_init(&clock);
             pthread_condattr_setclock(&clock, CLOCK_MONOTONIC);
@@ -314,12 +315,19 @@ cdef extern from *:
     }
 
     static eb_node *eb_open_node(long long most, long long allowed) {
+        static int is_told = 0; /* of forks */
         eb_node *node = calloc(1, sizeof *node);
         if (node == NULL) return NULL;
         node->most = most;
         node->allowed = allowed;
         node->asking = eventfd(0, EFD_NONBLOCK | EFD_CLOEXEC);
         if (node->asking < 0) { free(node); return NULL; }
+        pthread_mutex_lock(&eb_lock);
+        if (!is_told && pthread_atfork(NULL, NULL, eb_forked) == 0) is_told = 1;
+        node->born = eb_forks;
+        eb_num_guards++;
+        eb_pages_kept(); /* opens it: later the table of descriptors may be full */
+        pthread_mutex_unlock(&eb_lock);
         return node;
     }
 
@@ -363,10 +371,10 @@ cdef extern from *:
         for (at = &eb_nodes; *at != NULL && *at != node; at = &(*at)->next) {}
         if (*at == node) *at = node->next;
         eb_resume(node, 1, 1);
-        if (eb_nodes == NULL) { /* the thread ends */
-            if (eb_statm >= 0) close(eb_statm);
+        if (eb_nodes == NULL && eb_runs) pthread_cond_signal(&eb_changed); /* the thread ends */
+        if (node->born == eb_forks && --eb_num_guards == 0 && eb_statm >= 0) {
+            close(eb_statm);
             eb_statm = -1;
-            if (eb_runs) pthread_cond_signal(&eb_changed);
         }
         pthread_mutex_unlock(&eb_lock);
         close(node->asking);
