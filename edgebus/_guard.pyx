@@ -32,10 +32,11 @@ cdef extern from *:
     #include <sys/eventfd.h>
 
     #define EB_TICK_S 0.1     /* the memory is looked at so often; */
-    #define EB_SOON_S 0.02    /* so often while a node has not answered. */
+    #define EB_SOON_S 0.01    /* so often while a node has not answered. */
     #define EB_ANSWER_S 0.03
     #define EB_GROWN (16 << 20)  /* bytes that make us ask; a quarter of it, look again at who is stuck */
     #define EB_NEW_BYTES 16384   /* of a handshake: what is allowed to who comes when there is too much already */
+    #define EB_CROWD 8           /* so many may have all that is allowed to each */
     #define EB_ENDS 1024
     #define EB_HOLES 1024        /* so many descriptors in a row that are closed are the end of the table */
 
@@ -184,16 +185,21 @@ cdef extern from *:
         for (int fd = 0; fd < eb_num_slots || holes < EB_HOLES; fd++) holes = eb_look_at(fd) ? 0 : holes + 1;
     }
 
-    /* Hold back who has sent too much, if that is the case. */
+    /* Hold back who has sent too much, if that is the case: who has more than is allowed to each, or, where many have a
+       little less, all of them. */
     static void eb_judge(eb_node *node) {
-        long long total = node->left;
-        for (int fd = 0; fd < eb_num_slots; fd++)
-            if (eb_slots[fd].node == node && (long long)eb_slots[fd].unread > node->allowed)
-                total += eb_slots[fd].unread - node->allowed;
-        if (total <= node->most) return;
+        long long over = node->left, total = node->left;
+        for (int fd = 0; fd < eb_num_slots; fd++) {
+            long long unread = (long long)eb_slots[fd].unread;
+            if (eb_slots[fd].node != node) continue;
+            total += unread;
+            if (unread > node->allowed) over += unread - node->allowed;
+        }
+        int crowded = total > node->most + EB_CROWD * node->allowed;
+        if (over <= node->most && !crowded) return;
         for (int fd = 0; fd < eb_num_slots; fd++) {
             eb_slot *slot = &eb_slots[fd];
-            long long allowed = slot->is_new ? EB_NEW_BYTES : node->allowed;
+            long long allowed = slot->is_new || crowded ? EB_NEW_BYTES : node->allowed;
             if (slot->node != node || slot->is_paused || (!slot->listens && (long long)slot->unread <= allowed)) continue;
             if (eb_pause(fd, slot->inode, 1)) {
                 slot->is_paused = 1;

@@ -231,6 +231,23 @@ def test_guard_asks_when_memory_has_grown_and_holds_back_until_somebody_has_look
         eventually(lambda: one.num_bytes > before, 5, "what was dropped comes again")
 
 
+def test_guard_lets_no_crowd_have_what_is_allowed_to_each():
+    """An allowed peer may open as many connections as it likes."""
+    with guarded(16, 8) as (guard, stack):
+        crowd = [Received(stack) for _ in range(40)]
+        for each in crowd:
+            each.known(guard)
+        applications = bytearray(b"x") * (40 * MIB)
+        assert asks(guard, 5.0)
+        rounds = 0
+        while not guard.num_ever_paused and rounds < 8 * 16:
+            for each in crowd:
+                each.sending.sendall(bytes(MIB // 16))
+            rounds += 1
+        assert guard.num_ever_paused > 30
+        assert sum(each.num_bytes for each in crowd) < 40 * 8 * MIB - len(applications)
+
+
 def test_guard_leaves_who_is_read_alone():
     with guarded() as (guard, stack):
         one = Received(stack)
