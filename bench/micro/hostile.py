@@ -156,7 +156,7 @@ UNREAD = {
 }
 
 
-def _send_while_stalled(send: Callable[[list[bytes]], None], num_frames: int) -> None:
+def _send_while_stalled(send: Callable[[list[bytes]], object], num_frames: int) -> None:
     """Messages of so many frames of 2 MiB, as long as nobody reads, and a little."""
     message, until = [bytes(2 * MIB)] * num_frames, time.monotonic() + STALL_S + 0.5
     while time.monotonic() < until:
