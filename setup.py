@@ -42,7 +42,7 @@ def extension(family: str) -> Extension:
 
 # Likewise the bus: -O3 makes its modules a fifth larger and no quicker.
 OPTIMISE_BUS = os.environ.get("EDGEKERNELS_OPTIMISE", "-O2")
-BUS_IN_CYTHON = ("_compiled", "_handed", "_port", "_tcp", "_views", "_waiting", "shm._files")
+BUS_IN_CYTHON = ("_compiled", "_guard", "_handed", "_port", "_tcp", "_views", "_waiting", "shm._files")
 
 # The hot path of the bus: modules which run as they stand, and faster compiled (their .pxd files say with what types).
 BUS = (

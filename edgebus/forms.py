@@ -24,7 +24,7 @@ COMPILED = (
     "shm.numbers", "shm.pipes", "shm.pool", "shm.ranges", "sockets", "taps", "turns", "unended", "wire",
 )  # fmt: skip
 """Modules that setup.py compiles: all of them or none, they share the layout of their classes."""
-IN_CYTHON = ("_handed", "_port", "_tcp", "_views", "_waiting", "shm._files")
+IN_CYTHON = ("_guard", "_handed", "_port", "_tcp", "_views", "_waiting", "shm._files")
 """Modules that have no other source than Cython; what they do in Python stands where they are imported."""
 _HERE = str(Path(__file__).parent)
 _NAMES = frozenset(f"edgebus.{name}" for name in (*COMPILED, *IN_CYTHON))

@@ -6,7 +6,7 @@ from edgebus.readiness cimport Opened, Readiness
 
 
 cdef class Sockets(Readiness):
-    cdef public object _limits, _receiver, _local, _context, _zap, _ids, unended
+    cdef public object _limits, _receiver, _local, _context, _zap, _ids, _guard, unended
     cdef public dict by_id, _monitors, _ports, _untold, _fds
     cdef public list _unanswered
 

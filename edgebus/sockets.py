@@ -9,6 +9,7 @@ import enum
 import errno
 import itertools
 import logging
+import os
 import struct
 import time
 from collections.abc import Callable, Sequence
@@ -20,13 +21,14 @@ import zmq
 from edgebus.attached import Route
 from edgebus.config import Limits
 from edgebus.errors import BindError, ConfigError
+from edgebus.ipc import bind_kept_from_others
 from edgebus.keys import Keys
 from edgebus.local import SCHEME, Local
 from edgebus.port import PlainPort, open_port
 from edgebus.queues import UNENDED_PENDING, most_sending_bytes, most_unread
 from edgebus.rawzmq import BURST, ZmqSocket, end_message
 from edgebus.readiness import Opened, Readiness, Taker
-from edgebus.tcp import can_look
+from edgebus.tcp import can_look, open_guard
 from edgebus.unended import Unended
 from edgebus.zap import ZAP_DOMAIN, ZAP_ENDPOINT, zap_denied
 
@@ -40,6 +42,9 @@ _CURES = {
 _LANE_PATIENCE = 2.5
 """libzmq's beat on a connection that carries large contents one way waits behind them for its answer: on a slow link
 for longer than silence_s. The link's own beat, on the control lane, does not."""
+_LANE_BEAT_S = 1.0
+"""A bulk lane beats no more often: a listener that beats less often would take the beats of weeks for a message without
+an end (unended.py)."""
 _GONE_S = 60.0  # what is known of a peer may be kept for days, or for ever; not a connection that it has left
 _HANDSHAKE_MS = 2000  # libzmq's own 30 s lets idle raw connections pile up
 _NOT_AGAIN_MS = 3_600_000  # with -1, no reconnect, libzmq throws away what came before the other side closed
@@ -107,7 +112,14 @@ class Sockets(Readiness):
         self._unanswered: list[Any] | None = None  # what zap was asked last
         self._fds: dict[ZmqSocket, int] = {}
         self._ids = itertools.count(1)
-        self.unended = Unended(limits.max_frame_bytes, UNENDED_PENDING * limits.max_pending_bytes, limits.heartbeat_s)
+        most_bytes = UNENDED_PENDING * limits.max_pending_bytes
+        # Of an honest peer as much comes as it has credit for.
+        self._guard = open_guard(most_bytes, limits.max_frame_bytes + limits.bulk_bytes)
+        self.unended = Unended(
+            limits.max_frame_bytes, most_bytes, limits.heartbeat_s, guard=self._guard, touch=self._touch_all
+        )
+        if self._guard is not None:
+            self.watch_fd(self._guard.fileno(), self._take_question)
 
     # -- sockets ------------------------------------------------------------------------------------
 
@@ -127,18 +139,17 @@ class Sockets(Readiness):
         sock = self._open(zmq.ROUTER, endpoint, is_bulk=True)
         try:
             sock.setsockopt(zmq.ROUTER_MANDATORY, 1)
-            sock.setsockopt(zmq.RCVHWM, most_unread(self._limits))
-            # What is full hears no answer to libzmq's beat either: who is only read late is not to be cut for it. Who
-            # is gone is known by the link's own beat; here it is for the connection that he has left.
-            gone_s = max(min(self._limits.forget_s, _GONE_S), _LANE_PATIENCE * self._limits.silence_s)
-            sock.setsockopt(zmq.HEARTBEAT_TIMEOUT, int(gone_s * 1000))
+            self._bound_unread(sock)
             if keys is not None:
                 self._open_zap()
                 sock.setsockopt(zmq.ZAP_DOMAIN, ZAP_DOMAIN)
                 sock.curve_server = True
                 sock.curve_secretkey = keys.secret.encode()
             opened = self._watch(sock, socket_id, is_router=True, is_secure=keys is not None)
-            sock.bind(endpoint)
+            if keys is None and endpoint.startswith("ipc://"):
+                bind_kept_from_others(lambda: sock.bind(endpoint))
+            else:
+                sock.bind(endpoint)
             endpoint = sock.getsockopt_string(zmq.LAST_ENDPOINT).rstrip("\0")
             _count(opened, endpoint, keys)
             self._add(sock, opened)
@@ -172,6 +183,10 @@ class Sockets(Readiness):
             sock.setsockopt(zmq.RECONNECT_IVL, 50)  # libzmq adds jitter of its own
             sock.setsockopt(zmq.RECONNECT_IVL_MAX, 1000)
             sock.setsockopt(zmq.CONNECT_TIMEOUT, 5000)
+            if endpoint.startswith("ipc://"):  # nothing counts bytes there, and the kernel says who is gone
+                self._bound_unread(sock)
+            if is_bulk:
+                sock.setsockopt(zmq.HEARTBEAT_IVL, int(max(self._limits.heartbeat_s, _LANE_BEAT_S) * 1000))
             if keys is not None and server_key is not None:
                 sock.curve_publickey = keys.public.encode()
                 sock.curve_secretkey = keys.secret.encode()
@@ -249,6 +264,9 @@ class Sockets(Readiness):
             self._discard(opened.sock, linger_ms)
         for sock in list(self._fds):  # that of zap, and raw ones: one left open would keep the context from ending
             self._discard(sock)
+        if self._guard is not None:
+            self.unwatch_fd(self._guard.fileno())
+            self._guard.close()
         self._context.term()
         self._poller.close()
 
@@ -278,6 +296,17 @@ class Sockets(Readiness):
             self._receiver.on_monitor(socket_id, zmq.Event(what).name or "", value)
             self._untold.pop(socket_id, None)
         return True
+
+    def _touch_all(self) -> None:
+        self.touched.update([opened.fd for opened in self.by_id.values()])
+
+    def _take_question(self, event: int) -> bool:
+        """The guard of the connections asks for a look at them."""
+        if self._guard is not None:
+            self._receiver.defer(self.unended.look_soon)
+            with suppress(BlockingIOError):
+                os.read(self._guard.fileno(), 8)
+        return False
 
     def _connected(self, socket_id: int, fd: int, is_accepted: bool) -> None:
         opened = self.by_id.get(socket_id)
@@ -325,6 +354,16 @@ class Sockets(Readiness):
             sock.close(linger=0)  # one left open would keep the context from ending
             raise
         return sock
+
+    def _bound_unread(self, sock: ZmqSocket) -> None:
+        """Bound what is received and not read, in messages.
+
+        What is full hears no answer to libzmq's beat either: who is only read late is not to be cut for it. Who is gone
+        is known by the link's own beat; here it is for the connection that he has left.
+        """
+        gone_s = max(min(self._limits.forget_s, _GONE_S), _LANE_PATIENCE * self._limits.silence_s)
+        sock.setsockopt(zmq.RCVHWM, most_unread(self._limits))
+        sock.setsockopt(zmq.HEARTBEAT_TIMEOUT, int(gone_s * 1000))
 
     def _open_zap(self) -> None:
         if self._zap is not None:

@@ -14,7 +14,7 @@ import struct
 import sys
 import termios
 from collections.abc import Callable, Iterator
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 _RECEIVED = struct.Struct("Q")
 _RECEIVED_AT = 128  # tcpi_bytes_received in struct tcp_info, since Linux 4.1
@@ -122,3 +122,45 @@ class Kernel:
         """Memory that this process has; inf if that cannot be known, as where no descriptor is left to ask by."""
         count = _pages()
         return math.inf if count < 0 else count * _PAGE
+
+
+class Guard(Protocol):
+    """Bounds what comes by a node's connections while it does not look at them (_guard.Guard).
+
+    It asks the node to look when the memory of the process has grown. Where that does not happen soon, what comes is
+    what nobody reads, and a connection by which too much comes is held back: TCP sends again what the kernel drops.
+
+    Attributes:
+        num_paused: connections that are held back, with listening sockets,
+        num_ever_paused: and how many were, without those.
+    """
+
+    num_paused: int
+    num_ever_paused: int
+
+    def fileno(self) -> int:
+        """A descriptor which is readable when the node is to look."""
+
+    def know(self, fd: int, inode: int, is_accepted: bool, tcp_port: int, remote: str) -> bool:
+        """A connection is there, which came in by this port, or was dialled; False if it cannot be looked after."""
+
+    def looked(self, resumes: bool, left_bytes: int) -> None:
+        """The node has looked; so many bytes are unread (-1: as before). With `resumes` nobody is held back now."""
+
+    def close(self) -> None:
+        """The node ends."""
+
+
+def open_guard(most_bytes: int, allowed_bytes: int) -> Guard | None:
+    """A guard that allows so many unread bytes, of all together and of each beside that; None if there is none."""
+    if not can_look():
+        return None
+    try:
+        from edgebus import _guard
+    except ImportError:  # not built
+        return None
+    try:
+        guard: Guard = _guard.Guard(most_bytes, allowed_bytes)
+    except OSError:
+        return None
+    return guard

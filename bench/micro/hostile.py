@@ -1,8 +1,9 @@
-"""What one allowed peer that never reads, or never ends, costs a server, and others: `python -m bench.micro.hostile`.
+"""What one allowed peer that never reads, or never ends, costs a node, and others: `python -m bench.micro.hostile`.
 
 Peak resident memory of a server of default limits above what it had before, MiB, and how long another device's small
 calls took during each flood and right after. Server, flood and device share the machine's cores, so what a device waits
-for is theirs as well: the last rows are the same calls with nobody beside, and beside two processes that only compute.
+for is theirs as well: two rows are the same calls with nobody beside, and beside two processes that only compute. Nodes
+that do not read are a server, and a device whose server floods it, in which something keeps Python's lock for STALL_S.
 Writes bench/results/hostile.json.
 """
 
@@ -28,15 +29,29 @@ from edgebus.messages import encode_header
 
 MIB = 1 << 20
 CLAIMED = m.WireLimits(65536, 16 * MIB, 64, 1 << 40)
-SERVER = """
-import sys, edgebus
+STALL_S = 4
+SERVER = f"""
+import ctypes, sys, edgebus
 if directory := sys.argv[1]:
-    options = {"keys": edgebus.load_keys(directory), "allow": edgebus.AllowList.from_file(directory + "/allowed_keys")}
+    allow = edgebus.AllowList.from_file(directory + "/allowed_keys")
+    options = dict(keys=edgebus.load_keys(directory), allow=allow)
 else:
-    options = {"insecure": True}
+    options = dict(insecure=True)
+def stall(request):
+    print("stalled", flush=True)
+    ctypes.PyDLL(None).usleep({STALL_S} * 1000000)
 with edgebus.Node("server", **options) as node:
     node.handle("work", lambda request: request.reply(b"echo:" + request.payload))
+    node.handle("stall", stall)
     print(node.bind("tcp://127.0.0.1:0"), flush=True)
+    sys.stdin.read()
+"""
+DEVICE = f"""
+import ctypes, sys, edgebus
+with edgebus.Node("device", insecure=True) as node:
+    node.connect(sys.argv[1])
+    print("stalled", flush=True)
+    ctypes.PyDLL(None).usleep({STALL_S} * 1000000)
     sys.stdin.read()
 """
 Flood = Callable[[zmq.Socket[bytes]], None]
@@ -133,6 +148,50 @@ def _without_end(endpoint: str, keys: Keys | None) -> None:
 
 
 UNENDED = ("parts without an end", "parts without an end, with keys")
+UNREAD = {
+    "large messages to a server that does not read": 1,
+    "many frames to a server that does not read": 7,
+    "large messages to a device that does not read": 1,
+    "many frames to a device that does not read": 7,
+}
+
+
+def _send_while_stalled(send: Callable[[list[bytes]], object], num_frames: int) -> None:
+    """Messages of so many frames of 2 MiB, as long as nobody reads, and a little."""
+    message, until = [bytes(2 * MIB)] * num_frames, time.monotonic() + STALL_S + 0.5
+    while time.monotonic() < until:
+        with contextlib.suppress(zmq.Again):
+            send(message)
+
+
+def _cost_of_server(num_frames: int) -> float:
+    command = [sys.executable, "-c", SERVER, ""]
+    with _running(command) as (server, lines), _greeted(next(lines).strip(), 2) as sock:
+        sock.setsockopt(zmq.SNDTIMEO, 100)
+        sock.send(encode_header(m.Request(0, "stall", 60_000, 0, (), b"")))
+        next(lines)
+        header = encode_header(m.Request(1, "work", 60_000, 0))
+        with _peaks(server.pid) as peaks:
+            _send_while_stalled(lambda message: sock.send_multipart([header, *message], copy=False), num_frames)
+    return max(peaks) - peaks[0]
+
+
+def _cost_of_device(num_frames: int) -> float:
+    with zmq.Context() as context, context.socket(zmq.ROUTER) as sock:
+        for option, value in ((zmq.LINGER, 0), (zmq.SNDTIMEO, 100), (zmq.RCVTIMEO, 5000), (zmq.ROUTER_MANDATORY, 1)):
+            sock.setsockopt(option, value)
+        endpoint = f"tcp://127.0.0.1:{sock.bind_to_random_port('tcp://127.0.0.1')}"
+        with _running([sys.executable, "-c", DEVICE, endpoint]) as (device, lines):
+            route, hello = sock.recv_multipart()[:2]
+            greeting = m.decode_header(hello).greeting
+            sock.send_multipart([route, encode_header(m.Welcome(2, "server", bytes(16), greeting, CLAIMED))])
+            next(lines)
+            header = encode_header(m.Reply(1))
+            with _peaks(device.pid) as peaks:
+                _send_while_stalled(
+                    lambda message: sock.send_multipart([route, header, *message], copy=False), num_frames
+                )
+    return max(peaks) - peaks[0]
 
 
 def _rss_mib(pid: int) -> float:
@@ -203,22 +262,39 @@ def _flood(version: int, flood: Flood) -> Callable[[str], None]:
     return run
 
 
+@contextlib.contextmanager
+def _running(command: list[str]) -> Iterator[tuple[subprocess.Popen[str], Iterator[str]]]:
+    """A process, which ends with its input, and the lines that it says."""
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdin is not None
+        assert process.stdout is not None
+        yield process, iter(process.stdout)
+        process.stdin.close()
+
+
+@contextlib.contextmanager
+def _peaks(pid: int) -> Iterator[list[float]]:
+    """The memory of a process all the time."""
+    peaks, done = [_rss_mib(pid)], threading.Event()
+
+    def watch() -> None:
+        while not done.wait(0.01):
+            peaks.append(_rss_mib(pid))
+
+    watcher = threading.Thread(target=watch)
+    watcher.start()
+    try:
+        yield peaks
+    finally:
+        done.set()
+        watcher.join()
+
+
 def _measure(flood: Callable[[str], None], keys: Keys | None) -> dict[str, float]:
-    command = [sys.executable, "-c", SERVER, "" if keys is None else keys.server]
-    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as server:
-        assert server.stdin is not None
-        assert server.stdout is not None
-        endpoint, done = server.stdout.readline().strip(), threading.Event()
-        peaks = [_rss_mib(server.pid)]
-
-        def watch() -> None:
-            while not done.wait(0.01):
-                peaks.append(_rss_mib(server.pid))
-
-        watcher = threading.Thread(target=watch)
-        watcher.start()
-        beside = _Other(endpoint, keys)
-        try:
+    with _running([sys.executable, "-c", SERVER, "" if keys is None else keys.server]) as (server, lines):
+        endpoint = next(lines).strip()
+        with _peaks(server.pid) as peaks:
+            beside = _Other(endpoint, keys)
             with beside:
                 flood(endpoint)
             with _device(endpoint, keys) as link:
@@ -226,10 +302,6 @@ def _measure(flood: Callable[[str], None], keys: Keys | None) -> dict[str, float
                 link.request("work", b"hi", timeout_s=30)
                 call_ms = (time.perf_counter() - begun) * 1e3
             time.sleep(0.5)
-        finally:
-            done.set()
-            watcher.join()
-        server.stdin.close()
     return {"peak_mib": round(max(peaks) - peaks[0], 1), "other_call_ms": round(call_ms, 1), **beside.row()}
 
 
@@ -245,14 +317,18 @@ def main() -> None:
         for name, (flood, own) in cases.items():
             rows[name] = _measure(flood, own)
             print(name, rows[name], flush=True)
-    floods = (*FLOODS, *UNENDED)
+    for name, num_frames in UNREAD.items():
+        cost = _cost_of_server if "server" in name else _cost_of_device
+        rows[name] = {"peak_mib": round(cost(num_frames), 1)}
+        print(name, rows[name], flush=True)
+    floods = (*FLOODS, *UNENDED, *UNREAD)
     worst = max(floods, key=lambda name: rows[name]["peak_mib"])
     figure = record.figure(
         rows[worst]["peak_mib"],
         "MiB of resident memory that one allowed peer that never reads, or never ends a message, costs a server of "
-        "default limits, at its peak",
+        "default limits at its peak, or a server a device; also where Python's lock is kept from who reads",
         f"worst of {len(floods)} floods: {worst}; a call of another device took at most "
-        f"{max(rows[name]['beside_max_ms'] for name in floods)} ms beside one, "
+        f"{max(rows[name]['beside_max_ms'] for name in (*FLOODS, *UNENDED))} ms beside one, "
         f"{max(rows[name]['beside_max_ms'] for name in COMPARED)} ms beside none",
         "python -m bench.micro.hostile",
     )

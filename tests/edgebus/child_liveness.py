@@ -33,7 +33,7 @@ def do(words):
 
 with edgebus.Node("child", insecure=True, limits=limits) as node:
     inbox = node.serve("work")
-    print(node.bind("tcp://127.0.0.1:0"), flush=True)
+    print(node.bind(sys.argv[2]), flush=True)
     orders = []
     threading.Thread(target=lambda: orders.extend(iter(sys.stdin.readline, "")), daemon=True).start()
     while True:

@@ -45,6 +45,7 @@ def faults(node):
     """What does not fit together in a node's tables."""
     engine = node._engine
     runner, sockets, hub, by_socket = engine.runner, engine.runner.sockets, engine.hub, engine.dialling.by_socket
+    own = {runner._wake_read.fileno()} | ({sockets._guard.fileno()} if sockets._guard is not None else set())
     with runner._lock:
         ours = {key for key, dialled in by_socket.items()}
         listening = {key for key, opened in sockets.by_id.items() if opened.port.is_router}
@@ -54,7 +55,7 @@ def faults(node):
             "sockets that are not there": {key for key in ours if key > 0} - set(sockets.by_id),
             "local ones that nobody knows": set(sockets._local._diallers) - ours,
             "monitors": set(sockets._monitors) ^ set(sockets.by_id),
-            "descriptors": (set(sockets._fds.values()) | {runner._wake_read.fileno()}) ^ set(sockets._takers),
+            "descriptors": (set(sockets._fds.values()) | own) ^ set(sockets._takers),
             "links that nobody dialled": [each for each in dialled if each.route[0] not in ours],
             "links without a route": [
                 each for each in by_socket.values() if hub.by_route.get((each.socket_id, b"")) is not each.attached

@@ -201,8 +201,8 @@ REAL = Limits(heartbeat_s=REAL_BEAT_S, silence_s=2 * REAL_BEAT_S, resend_s=0.2)
 
 
 @contextmanager
-def child_and_link():
-    command = [sys.executable, str(CHILD), str(REAL_BEAT_S)]
+def child_and_link(endpoint="tcp://127.0.0.1:0"):
+    command = [sys.executable, str(CHILD), str(REAL_BEAT_S), endpoint]
     child = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
     try:
         with edgebus.Node("device", insecure=True, limits=REAL) as device:
@@ -233,8 +233,10 @@ def found_within(link, wanted, seconds):
 
 
 @pytest.mark.net
-def test_stopped_process_is_down_and_up_again_when_it_goes_on():
-    with child_and_link() as (child, link):
+@pytest.mark.parametrize("transport", ["tcp", "ipc"])
+def test_stopped_process_is_down_and_up_again_when_it_goes_on(transport, tmp_path):
+    """Over ipc libzmq keeps the connection for much longer than the link takes to notice."""
+    with child_and_link("tcp://127.0.0.1:0" if transport == "tcp" else f"ipc://{tmp_path}/s") as (child, link):
         assert link.request("work").payload == b"done"
         freeze(child)
         pending = link.send_request("work", timeout_s=10.0)
@@ -245,8 +247,9 @@ def test_stopped_process_is_down_and_up_again_when_it_goes_on():
 
 
 @pytest.mark.net
-def test_killed_process_is_down():
-    with child_and_link() as (child, link):
+@pytest.mark.parametrize("transport", ["tcp", "ipc"])
+def test_killed_process_is_down(transport, tmp_path):
+    with child_and_link("tcp://127.0.0.1:0" if transport == "tcp" else f"ipc://{tmp_path}/s") as (child, link):
         child.kill()
         found_within(link, "down", 2 * REAL_BEAT_S)
         with pytest.raises(edgebus.DeadlineExceeded, match="never sent"):

@@ -68,9 +68,9 @@ class FakeKernel(Kernel):
 
 
 class World:
-    def __init__(self, count=1):
+    def __init__(self, count=1, beat_s=BEAT_S):
         self.kernel, self.port, self.now = FakeKernel(), FakePort(), 1000.0
-        self.unended = Unended(FRAME, MOST, BEAT_S, self.kernel)
+        self.unended = Unended(FRAME, MOST, beat_s, self.kernel)
         for fd in range(1, count + 1):
             self.kernel.receive(fd, 200)
             self.unended.opened(fd, self.port, PORT, is_accepted=True, now=self.now)
@@ -323,18 +323,62 @@ def test_lanes_without_messages_may_stand_for_weeks():
         assert world.look() == []
 
 
-def test_beats_of_a_peer_that_beats_more_often_are_forgiven_as_far_as_ours():
+def test_beats_are_told_from_a_message_without_an_end_by_the_messages_that_follow():
     """Limits(heartbeat_s=0.05) at the other end: 852 bytes a second were seen beside its messages."""
-    world, frames = World(20), 20 * FRAME + MOST
-    hours = frames // (20 * 3600 * (852 - 65)) - 1
-    for _hour in range(hours):
-        for fd in range(1, 21):
+    world = World(40)
+    for _hour in range(30 * 24):
+        for fd in range(1, 41):
             world.give(fd, 500)
             world.kernel.receive(fd, 3600 * 852)
-        world.kernel.resident -= 20 * 3600 * 852
+        world.kernel.resident -= 40 * 3600 * 852
         world.now += 3600
         assert world.look() == []
-    assert hours >= 1
+
+
+def test_messages_that_follow_do_not_hide_one_without_an_end():
+    """What nobody had read when it was looked may be ended before what comes after; a message is, by definition."""
+    world = World()
+    world.give(1, 500)
+    world.look()
+    world.kernel.receive(1, FRAME)
+    world.look()
+    world.port.has_more = True
+    for _ in range(100):
+        world.kernel.receive(1, MIB)
+        world.give(1, 500)  # of those that were not read then: all of them ended before what it sends now
+        world.kernel.resident += GROWN_BYTES
+        world.look()
+    world.port.has_more = False
+    for _ in range(2 * SILENT_LOOKS):
+        world.look()
+    assert world.kernel.ended == [1]
+
+
+def test_lane_without_messages_beats_no_more_often_than_is_forgiven():
+    """With CURVE and any heartbeat_s of ours and of theirs; see _LANE_BEAT_S of sockets.py."""
+    for beat_s in (0.05, 2.0, 10.0):
+        world = World(40, beat_s)
+        for _day in range(60):
+            for fd in range(1, 41):
+                world.kernel.receive(fd, int(86_400 * (41 / 1.0 + 41 / max(beat_s, 2.0))))
+            world.kernel.resident -= 40 * int(86_400 * (41 / 1.0 + 41 / max(beat_s, 2.0)))
+            world.now += 86_400
+            assert world.look() == []
+
+
+@pytest.mark.parametrize(("beat_s", "expected_ms"), [(0.05, (50, 1000)), (2.0, (2000, 2000))])
+def test_bulk_lane_beats_once_a_second_at_most(beat_s, expected_ms):
+    with edgebus.Node("d", insecure=True, limits=edgebus.Limits(heartbeat_s=beat_s)) as node:
+        sockets = node._engine.runner.sockets
+
+        def opened():
+            ids = [sockets.dial("tcp://127.0.0.1:1", None, None, is_bulk=is_bulk) for is_bulk in (False, True)]
+            found = tuple(sockets.by_id[each].sock.getsockopt(zmq.HEARTBEAT_IVL) for each in ids)
+            for each in ids:
+                sockets.close(each, 0.0)
+            return found
+
+        assert node._engine.runner.do(opened) == expected_ms
 
 
 def test_connections_are_looked_at_when_memory_has_grown_and_every_second():
@@ -363,6 +407,87 @@ def test_who_fills_memory_that_is_there_is_seen_as_well():
     world.kernel.resident -= MOST + MIB
     world.unended.opened(2, world.port, PORT, is_accepted=True, now=world.now)
     assert world.look() == [1, 2], "sooner, since one was ended a moment ago"
+
+
+class FakeGuard:
+    def __init__(self):
+        self.num_paused = self.num_ever_paused = 0
+        self.known, self.told = [], []
+
+    def know(self, fd, inode, is_accepted, tcp_port, remote):
+        self.known.append((fd, inode, is_accepted, tcp_port, remote))
+        return True
+
+    def looked(self, resumes, left_bytes):
+        self.told.append((resumes, left_bytes))
+        if resumes:
+            self.num_paused = 0
+
+
+def guarded_world():
+    world = World(0)
+    world.guard = FakeGuard()
+    world.unended = Unended(FRAME, MOST, BEAT_S, world.kernel, world.guard)
+    world.kernel.receive(1, 200)
+    world.unended.opened(1, world.port, PORT, is_accepted=True, now=world.now)
+    world.look()
+    return world
+
+
+def test_a_guard_is_told_of_connections_and_looks_and_asks_for_them():
+    world = guarded_world()
+    assert world.guard.known == [(1, 1, True, PORT, "10.0.0.1")]
+    assert world.guard.told == [(False, 0)]
+    assert world.unended.look_at == world.now + CHOSEN_S, "it looks at the memory"
+    asked = world.kernel.asked
+    world.unended.look_soon()
+    assert world.unended.look_at < world.now
+    world.unended.look(world.now)
+    assert world.kernel.asked > asked
+    assert world.unended.look_at == world.now + CHOSEN_S
+
+
+def test_who_was_held_back_goes_on_when_half_is_read_or_nothing_is_left_to_read():
+    for left_bytes, has_more, goes_on in ((MOST, True, False), (MOST, False, True), (MOST // 4, True, True)):
+        world = guarded_world()
+        world.kernel.receive(1, 16384 + left_bytes)
+        world.port.has_more, world.guard.num_paused = has_more, 1
+        world.look()
+        assert world.guard.told[-1][0] is goes_on
+
+
+def test_who_was_held_back_waits_a_second_for_that_at_most():
+    world = guarded_world()
+    world.kernel.receive(1, 16384 + MOST)
+    world.port.has_more, world.guard.num_paused = True, 1
+    began = world.now
+    while world.guard.num_paused:
+        world.look()
+        world.kernel.resident += GROWN_BYTES
+    assert 1.0 <= world.now - began <= 1.2 + CHOSEN_S
+
+
+def test_a_node_looks_itself_when_nobody_can_look_after_it():
+    world = World(0)
+    guard = FakeGuard()
+    guard.know = lambda *_: False
+    world.unended = Unended(FRAME, MOST, BEAT_S, world.kernel, guard)
+    world.kernel.receive(1, 200)
+    world.unended.opened(1, world.port, PORT, is_accepted=True, now=world.now)
+    assert world.unended.look_at == world.now + LOOK_S
+
+
+def test_sockets_that_were_asked_whether_there_is_something_to_read_are_read():
+    """Asking takes the news away that something has come."""
+    world, touched = World(), []
+    world.unended = Unended(FRAME, MOST, BEAT_S, world.kernel, touch=lambda: touched.append(True))
+    world.unended.opened(1, world.port, PORT, is_accepted=True, now=world.now)
+    world.look()
+    assert touched == []
+    world.port.has_more = True
+    world.kernel.resident += GROWN_BYTES
+    world.look()
+    assert touched == [True]
 
 
 def test_a_node_that_nobody_dials_looks_less_often():

@@ -1,0 +1,462 @@
+# cython: language_level=3
+# cython: freethreading_compatible=False
+"""A thread that keeps what comes by the connections of a node within bounds while nobody reads them.
+
+What libzmq receives is read by Python, and bounded by it (unended.py). A thread of Python may not come to that: a handler
+computes, or another one keeps the interpreter's lock. So this thread, which needs neither, looks at the memory of the
+process. Has it grown, nodes are asked to look. Who does not within EB_ANSWER_S is stuck: what comes by its connections
+from then on is what nobody has read. Where that is too much the kernel drops what comes (a filter on the socket), and TCP
+sends it again, until the node has looked. Nothing is lost and nobody is ended.
+
+Connections are found among the descriptors of the process, since libzmq may have accepted or dialled them after the node
+was stuck: by the port they came in by, or the address that was dialled.
+"""
+cimport cython
+from libc.string cimport memcpy, memset
+
+from edgebus._tcp cimport *
+
+cdef extern from *:
+    """
+    #include <errno.h>
+    #include <fcntl.h>
+    #include <stdlib.h>
+    #include <string.h>
+    #include <netinet/in.h>
+    #ifdef __linux__
+    #include <linux/filter.h>
+    #include <pthread.h>
+    #include <signal.h>
+    #include <stdio.h>
+    #include <time.h>
+    #include <sys/eventfd.h>
+
+    #define EB_TICK_S 0.1     /* the memory is looked at so often; */
+    #define EB_SOON_S 0.01    /* so often while a node has not answered. */
+    #define EB_ANSWER_S 0.03
+    #define EB_GROWN (16 << 20)  /* bytes that make us ask; a quarter of it, look again at who is stuck */
+    #define EB_NEW_BYTES 16384   /* of a handshake: what is allowed to who comes when there is too much already */
+    #define EB_CROWD 8           /* so many may have all that is allowed to each */
+    #define EB_ENDS 1024
+    #define EB_HOLES 1024        /* so many descriptors in a row that are closed are the end of the table */
+
+    typedef struct eb_end_of { int is_accepted, port; char remote[INET6_ADDRSTRLEN]; } eb_end_of;
+
+    typedef struct eb_node {
+        struct eb_node *next;
+        long long most, allowed;  /* bytes: of all together, and of each beside that */
+        int asking;               /* an eventfd */
+        double asked_at;          /* 0: not asked, or it has looked */
+        int was_seen;             /* its connections have been looked at since: what comes stays unread */
+        long long left;           /* unread of connections that are no more, or when it looked last */
+        long num_paused, num_ever_paused;
+        eb_end_of *ends;
+        int num_ends, next_end;
+        int born;                 /* eb_forks then: a forked child must not touch what was its parent's */
+    } eb_node;
+
+    /* What a descriptor is, as far as it is known. */
+    typedef struct eb_slot {
+        unsigned long long inode, base, unread;
+        eb_node *node;
+        char is_new, is_paused, listens;
+    } eb_slot;
+
+    static pthread_mutex_t eb_lock = PTHREAD_MUTEX_INITIALIZER;
+    static pthread_cond_t eb_changed;
+    static eb_node *eb_nodes = NULL;
+    static eb_slot *eb_slots = NULL;
+    static int eb_num_slots = 0, eb_runs = 0, eb_is_set_up = 0, eb_statm = -1, eb_forks = 0, eb_num_guards = 0;
+
+    static double eb_now(void) {
+        struct timespec at;
+        clock_gettime(CLOCK_MONOTONIC, &at);
+        return at.tv_sec + at.tv_nsec / 1e9;
+    }
+
+    /* Like eb_pages, with a descriptor that is kept: the table may be full just then. */
+    static long eb_pages_kept(void) {
+        char text[128];
+        long pages = -1;
+        ssize_t size;
+        if (eb_statm < 0) eb_statm = open("/proc/self/statm", O_RDONLY | O_CLOEXEC);
+        size = eb_statm < 0 ? -1 : pread(eb_statm, text, sizeof text - 1, 0);
+        if (size <= 0) return -1;
+        text[size] = 0;
+        return sscanf(text, "%*s %ld", &pages) == 1 ? pages : -1;
+    }
+
+    /* Drop what comes by a socket from now on, or take in again what TCP sends once more. */
+    static int eb_pause(int fd, unsigned long long inode, int pauses) {
+        struct sock_filter nothing = BPF_STMT(BPF_RET | BPF_K, 0);
+        struct sock_fprog program = {1, &nothing};
+        struct stat found;
+        int same = dup(fd), done = 0, none = 0;
+        if (same < 0 && (errno == EMFILE || errno == ENFILE)) same = fd;
+        if (same < 0) return 0;
+        if (fstat(same, &found) == 0 && S_ISSOCK(found.st_mode) && found.st_ino == inode)
+            done = pauses ? setsockopt(same, SOL_SOCKET, SO_ATTACH_FILTER, &program, sizeof program) == 0
+                          : setsockopt(same, SOL_SOCKET, SO_DETACH_FILTER, &none, sizeof none) == 0;
+        if (same != fd) close(same);
+        return done;
+    }
+
+    static int eb_is_end(const eb_node *node, const eb_found *found, int listens) {
+        for (int i = 0; i < node->num_ends; i++) {
+            const eb_end_of *end = &node->ends[i];
+            if (end->is_accepted ? end->port == found->local_port
+                                 : !listens && end->port == found->remote_port && !strcmp(end->remote, found->remote))
+                return 1;
+        }
+        return 0;
+    }
+
+    static int eb_make_room(int fd) {
+        int count = fd + 256;
+        eb_slot *more;
+        if (fd < eb_num_slots) return 0;
+        more = realloc(eb_slots, count * sizeof *more);
+        if (more == NULL) return -1;
+        memset(more + eb_num_slots, 0, (count - eb_num_slots) * sizeof *more);
+        eb_slots = more;
+        eb_num_slots = count;
+        return 0;
+    }
+
+    /* The descriptor is another one's by now, or nobody's. */
+    static void eb_forget(eb_slot *slot) {
+        eb_node *node = slot->node;
+        if (node != NULL && node->asked_at != 0) node->left += slot->unread;
+        if (node != NULL && slot->is_paused) node->num_paused--;
+        memset(slot, 0, sizeof *slot);
+    }
+
+    /* A listening socket has no peer: its port, its inode. */
+    static int eb_listens(int fd, eb_found *found) {
+        struct sockaddr_storage local;
+        socklen_t size = sizeof local, int_size = sizeof(int);
+        struct stat what;
+        int listens = 0;
+        if (getsockopt(fd, SOL_SOCKET, SO_ACCEPTCONN, &listens, &int_size) < 0 || !listens) return 0;
+        if (fstat(fd, &what) < 0 || !S_ISSOCK(what.st_mode)) return 0;
+        if (getsockname(fd, (struct sockaddr *)&local, &size) < 0) return 0;
+        memset(found, 0, sizeof *found);
+        found->inode = what.st_ino;
+        found->local_port = eb_port(&local, NULL);
+        return found->local_port >= 0;
+    }
+
+    /* Look at a descriptor: False if there is none. */
+    static int eb_look_at(int fd) {
+        eb_found found;
+        eb_node *node = NULL;
+        eb_slot *slot = fd < eb_num_slots ? &eb_slots[fd] : NULL;
+        int listens = 0;
+        if (eb_came(fd, &found) < 0) {
+            listens = eb_listens(fd, &found);
+            if (!listens) {
+                if (slot != NULL && slot->inode) eb_forget(slot);
+                return fcntl(fd, F_GETFD) >= 0;
+            }
+        }
+        if (slot != NULL && slot->inode && slot->inode != found.inode) eb_forget(slot);
+        if (slot != NULL && slot->inode) node = slot->node;
+        else { /* nobody was told of it yet: a stuck node's that has its address, if there is one */
+            for (node = eb_nodes; node != NULL; node = node->next)
+                if (node->asked_at != 0 && eb_is_end(node, &found, listens)) break;
+            if (node == NULL || eb_make_room(fd) < 0) return 1;
+            slot = &eb_slots[fd];
+            slot->inode = found.inode;
+            slot->node = node;
+            slot->is_new = 1;
+            slot->listens = (char)listens;
+        }
+        if (node->asked_at == 0 || listens) return 1;
+        if (!node->was_seen) { /* the first look: how much of it was read nobody knows */
+            slot->base = found.received - found.queued;
+            slot->is_new = 0;
+        }
+        slot->unread = found.received - found.queued - slot->base;
+        return 1;
+    }
+
+    static void eb_look_at_all(void) {
+        int holes = 0;
+        for (int fd = 0; fd < eb_num_slots || holes < EB_HOLES; fd++) holes = eb_look_at(fd) ? 0 : holes + 1;
+    }
+
+    /* Hold back who has sent too much, if that is the case: who has more than is allowed to each, or, where many have a
+       little less, all of them. */
+    static void eb_judge(eb_node *node) {
+        long long over = node->left, total = node->left;
+        for (int fd = 0; fd < eb_num_slots; fd++) {
+            long long unread = (long long)eb_slots[fd].unread;
+            if (eb_slots[fd].node != node) continue;
+            total += unread;
+            if (unread > node->allowed) over += unread - node->allowed;
+        }
+        int crowded = total > node->most + EB_CROWD * node->allowed;
+        if (over <= node->most && !crowded) return;
+        for (int fd = 0; fd < eb_num_slots; fd++) {
+            eb_slot *slot = &eb_slots[fd];
+            long long allowed = slot->is_new || crowded ? EB_NEW_BYTES : node->allowed;
+            if (slot->node != node || slot->is_paused || (!slot->listens && (long long)slot->unread <= allowed)) continue;
+            if (eb_pause(fd, slot->inode, 1)) {
+                slot->is_paused = 1;
+                node->num_paused++;
+            } else if (slot->listens || !eb_end(fd, slot->inode)) continue; /* no filters in this kernel */
+            node->num_ever_paused += !slot->listens;
+        }
+    }
+
+    /* Nobody is kept from coming any more, nor, with all of them, from sending. */
+    static void eb_resume(eb_node *node, int all, int forgets) {
+        for (int fd = 0; fd < eb_num_slots; fd++) {
+            eb_slot *slot = &eb_slots[fd];
+            if (slot->node != node) continue;
+            if (slot->is_paused && (all || slot->listens)) {
+                eb_pause(fd, slot->inode, 0);
+                slot->is_paused = 0;
+                node->num_paused--;
+            }
+            if (forgets) memset(slot, 0, sizeof *slot);
+        }
+    }
+
+    /* What the memory has grown by is taken to be unread, but not for more than is allowed: it may be something else. */
+    static void eb_ask(eb_node *node, double now, long long grown) {
+        unsigned long long one = 1;
+        node->asked_at = now;
+        if (grown > node->most) grown = node->most;
+        if (grown > node->left) node->left = grown;
+        if (write(node->asking, &one, sizeof one) < 0) {
+            /* it has been asked already */
+        }
+    }
+
+    static void *eb_watch(void *unused) {
+        long base, looked = -1;
+        double tick = EB_TICK_S, not_before = 0;
+        long grown = EB_GROWN / sysconf(_SC_PAGESIZE);
+        (void)unused;
+        pthread_mutex_lock(&eb_lock);
+        base = eb_pages_kept();
+        while (eb_nodes != NULL) {
+            struct timespec until;
+            eb_node *node;
+            int asked = 0, stuck = 0, fresh = 0;
+            double now = eb_now() + tick;
+            long pages;
+            until.tv_sec = (time_t)now;
+            until.tv_nsec = (long)((now - (double)until.tv_sec) * 1e9);
+            pthread_cond_timedwait(&eb_changed, &eb_lock, &until);
+            if (eb_nodes == NULL) break;
+            now = eb_now();
+            pages = eb_pages_kept();
+            if (pages < 0) pages = (base < 0 ? 0 : base) + grown; /* nobody knows: it may have grown */
+            for (node = eb_nodes; node != NULL; node = node->next) asked |= node->asked_at != 0;
+            if (base < 0 || (pages < base && !asked)) base = pages;
+            if (pages >= base + grown) {
+                for (node = eb_nodes; node != NULL; node = node->next) {
+                    if (node->asked_at != 0) continue;
+                    eb_ask(node, now, (pages - base) * sysconf(_SC_PAGESIZE));
+                    asked = fresh = 1;
+                }
+                base = pages;
+            }
+            for (node = eb_nodes; node != NULL; node = node->next)
+                stuck |= node->asked_at != 0 && now >= node->asked_at + EB_ANSWER_S;
+            if (fresh || (stuck && pages >= looked + grown / 4 && now >= not_before)) {
+                eb_look_at_all();
+                for (node = eb_nodes; node != NULL; node = node->next) {
+                    if (node->asked_at == 0) continue;
+                    node->was_seen = 1;
+                    if (now >= node->asked_at + EB_ANSWER_S) eb_judge(node);
+                }
+                looked = pages;
+                not_before = eb_now();
+                not_before += 10 * (not_before - now); /* a tenth of the time at most */
+            }
+            tick = asked ? EB_SOON_S : EB_TICK_S;
+        }
+        eb_runs = 0;
+        pthread_mutex_unlock(&eb_lock);
+        return NULL;
+    }
+
+    /* A forked child has neither the thread nor the nodes, which it must not touch. */
+    static void eb_forked(void) {
+        pthread_mutex_t unlocked = PTHREAD_MUTEX_INITIALIZER;
+        eb_lock = unlocked;
+        eb_nodes = NULL;
+        eb_num_slots = eb_runs = eb_is_set_up = 0; /* what the slots took is left to it */
+        eb_slots = NULL;
+        eb_num_guards = 0;
+        eb_forks++;
+        if (eb_statm >= 0) close(eb_statm);
+        eb_statm = -1;
+    }
+
+    static int eb_start(void) {
+        pthread_condattr_t clock;
+        pthread_t thread;
+        sigset_t all, before;
+        int failed;
+        if (eb_runs) return 0;
+        if (!eb_is_set_up) {
+            pthread_condattr_init(&clock);
+            pthread_condattr_setclock(&clock, CLOCK_MONOTONIC);
+            pthread_cond_init(&eb_changed, &clock);
+            pthread_condattr_destroy(&clock);
+            eb_is_set_up = 1;
+        }
+        sigfillset(&all);  /* signals are the application's */
+        pthread_sigmask(SIG_SETMASK, &all, &before);
+        failed = pthread_create(&thread, NULL, eb_watch, NULL);
+        pthread_sigmask(SIG_SETMASK, &before, NULL);
+        if (failed) return -1;
+        pthread_detach(thread);
+        eb_runs = 1;
+        return 0;
+    }
+
+    static eb_node *eb_open_node(long long most, long long allowed) {
+        static int is_told = 0; /* of forks */
+        eb_node *node = calloc(1, sizeof *node);
+        if (node == NULL) return NULL;
+        node->most = most;
+        node->allowed = allowed;
+        node->asking = eventfd(0, EFD_NONBLOCK | EFD_CLOEXEC);
+        if (node->asking < 0) { free(node); return NULL; }
+        pthread_mutex_lock(&eb_lock);
+        if (!is_told && pthread_atfork(NULL, NULL, eb_forked) == 0) is_told = 1;
+        node->born = eb_forks;
+        eb_num_guards++;
+        eb_pages_kept(); /* opens it: later the table of descriptors may be full */
+        pthread_mutex_unlock(&eb_lock);
+        return node;
+    }
+
+    /* A connection of a node, which is looked after from its first one on. */
+    static int eb_known(eb_node *node, int fd, unsigned long long inode, const eb_end_of *end) {
+        int failed = 0, i;
+        eb_node *each;
+        pthread_mutex_lock(&eb_lock);
+        for (i = 0; i < node->num_ends; i++) if (!memcmp(&node->ends[i], end, sizeof *end)) break;
+        if (i == node->num_ends && i < EB_ENDS) {
+            eb_end_of *more = realloc(node->ends, (node->num_ends + 1) * sizeof *more);
+            if (more == NULL) failed = -1;
+            else { node->ends = more; more[node->num_ends++] = *end; }
+        } else if (i == EB_ENDS) node->ends[node->next_end++ % EB_ENDS] = *end; /* the oldest goes */
+        if (eb_make_room(fd) < 0) failed = -1;
+        else {
+            if (eb_slots[fd].inode != inode) eb_forget(&eb_slots[fd]);
+            eb_slots[fd].inode = inode;
+            eb_slots[fd].node = node;
+        }
+        for (each = eb_nodes; each != NULL && each != node; each = each->next) {}
+        if (each == NULL) { node->next = eb_nodes; eb_nodes = node; }
+        if (eb_start() < 0) failed = -1;
+        pthread_mutex_unlock(&eb_lock);
+        return failed;
+    }
+
+    /* It has looked, and so it is not stuck; so many bytes are unread (-1: as before). */
+    static void eb_looked(eb_node *node, int resumes, long long left) {
+        pthread_mutex_lock(&eb_lock);
+        node->asked_at = 0;
+        node->was_seen = 0;
+        if (left >= 0) node->left = left;
+        if (node->num_paused) eb_resume(node, resumes, 0);
+        pthread_mutex_unlock(&eb_lock);
+    }
+
+    static void eb_close_node(eb_node *node) {
+        eb_node **at;
+        pthread_mutex_lock(&eb_lock);
+        for (at = &eb_nodes; *at != NULL && *at != node; at = &(*at)->next) {}
+        if (*at == node) *at = node->next;
+        eb_resume(node, 1, 1);
+        if (eb_nodes == NULL && eb_runs) pthread_cond_signal(&eb_changed); /* the thread ends */
+        if (node->born == eb_forks && --eb_num_guards == 0 && eb_statm >= 0) {
+            close(eb_statm);
+            eb_statm = -1;
+        }
+        pthread_mutex_unlock(&eb_lock);
+        close(node->asking);
+        free(node->ends);
+        free(node);
+    }
+    #else
+    typedef struct eb_end_of { int is_accepted, port; char remote[INET6_ADDRSTRLEN]; } eb_end_of;
+    typedef struct eb_node { int asking; long num_paused, num_ever_paused; } eb_node;
+    static eb_node *eb_open_node(long long most, long long allowed) { return NULL; }
+    static int eb_known(eb_node *node, int fd, unsigned long long inode, const eb_end_of *end) { return -1; }
+    static void eb_looked(eb_node *node, int resumes, long long left) {}
+    static void eb_close_node(eb_node *node) {}
+    #endif
+    """
+    ctypedef struct eb_end_of:
+        int is_accepted, port
+        char remote[46]
+    ctypedef struct eb_node:
+        int asking
+        long num_paused, num_ever_paused
+    eb_node* eb_open_node(long long most, long long allowed) noexcept
+    bint eb_known(eb_node* node, int fd, unsigned long long inode, const eb_end_of* end) noexcept
+    void eb_looked(eb_node* node, bint resumes, long long left) noexcept
+    void eb_close_node(eb_node* node) noexcept
+
+
+@cython.final
+cdef class Guard:
+    """Bounds what comes by a node's connections while it does not look at them; see tcp.Guard.
+
+    Args:
+        most_bytes: unread ones of all connections together,
+        allowed_bytes: not counting so many of each.
+
+    Raises:
+        OSError: not here.
+    """
+
+    cdef eb_node* node
+
+    def __cinit__(self, long long most_bytes, long long allowed_bytes):
+        self.node = eb_open_node(most_bytes, allowed_bytes)
+        if self.node == NULL:
+            raise OSError("no thread can look after connections here")
+
+    def __dealloc__(self):
+        self.close()
+
+    def fileno(self):
+        return -1 if self.node == NULL else self.node.asking
+
+    def know(self, int fd, unsigned long long inode, bint is_accepted, int tcp_port, str remote):
+        cdef eb_end_of end
+        cdef bytes text = b"" if is_accepted else remote.encode()
+        if self.node == NULL or len(text) >= <Py_ssize_t> sizeof(end.remote):
+            return False
+        memset(&end, 0, sizeof(end))
+        end.is_accepted, end.port = is_accepted, tcp_port
+        memcpy(end.remote, <char*> text, len(text))
+        return not eb_known(self.node, fd, inode, &end)
+
+    def looked(self, bint resumes, long long left_bytes):
+        if self.node != NULL:
+            eb_looked(self.node, resumes, left_bytes)
+
+    @property
+    def num_paused(self):
+        return 0 if self.node == NULL else self.node.num_paused
+
+    @property
+    def num_ever_paused(self):
+        return 0 if self.node == NULL else self.node.num_ever_paused
+
+    cpdef close(self):
+        cdef eb_node* node = self.node
+        self.node = NULL
+        if node != NULL:
+            eb_close_node(node)
