@@ -89,11 +89,11 @@ cat >"$work/python" <<EOF
 exec qemu-aarch64 -cpu "\$ARM_CPU" -0 "$work/python" -L "$work/root" "$work/root/usr/bin/$version" "\$@"
 EOF
 chmod +x "$work/python"
-export PYTHONHOME="$work/root/usr" PYTHONPATH="$work/lib:$work/site:$(pwd)" PYTHONDONTWRITEBYTECODE=1 PYTHONNOUSERSITE=1
+export PYTHONHOME="$work/root/usr" PYTHONPATH="$work/lib:$work/site:$(pwd)" PYTHONDONTWRITEBYTECODE=1 PYTHONNOUSERSITE=1 PYTHONSAFEPATH=1
 tests() { # processor, arguments of pytest
     export ARM_CPU="$1"
     shift
-    # What was built here, and before the checkout's, which pytest would put first.
+    # What was built here, not the checkout's, which pytest by its own pythonpath would put first.
     "$work/python" - $parts <<'EOF'
 import importlib, os, platform, sys
 assert platform.machine() == "aarch64"
@@ -105,7 +105,7 @@ if "bus" in sys.argv:
     made = {importlib.import_module(f"edgebus.{name}").__file__ for name in (*forms.COMPILED, *forms.IN_CYTHON)}
     assert len(made) == 1 and made.pop().endswith("/lib/edgebus/_compiled.so")
 EOF
-    "$work/python" -m pytest -q -rfE -p no:cacheprovider -o pythonpath="$work/lib" --timeout 1200 "$@"
+    "$work/python" -m pytest -q -rfE -p no:cacheprovider -o pythonpath= --timeout 1200 "$@"
 }
 if [ $# -gt 0 ]; then
     tests "${ARM_CPU:-neoverse-n1}" "$@"
