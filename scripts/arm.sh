@@ -76,7 +76,7 @@ tar -cf - --exclude='*.so' --exclude='kernels/edgekernels/_*.c' --exclude='edgeb
 (
     cd "$work/source"
     printf '[build-system]\nrequires = []\n' >pyproject.toml
-    CC=$CC LDSHARED="$CC -shared" CFLAGS="-I$work/root/usr/include -I$work/root/usr/include/$version" SETUPTOOLS_EXT_SUFFIX=.so \
+    CC=$CC LDSHARED="$CC -shared" CFLAGS="-DNDEBUG -fwrapv -I$work/root/usr/include -I$work/root/usr/include/$version" SETUPTOOLS_EXT_SUFFIX=.so \
         _PYTHON_HOST_PLATFORM=linux-aarch64 "$python" setup.py -q build_ext --build-lib "$work/lib" --build-temp "$work/temp"
 ) >"$work/build.log" 2>&1 || { cat "$work/build.log" >&2; exit 1; }
 for made in "$work"/source/kernels/edgekernels "$work"/source/edgebus; do

@@ -37,7 +37,8 @@ fi
 
 # -O0: from -O1 on gcc takes minutes for each of the products' files, whose functions are large and inlined, and half an hour
 # in all. Everything compiles at -O0, intrinsics that want constants too: there they are macros.
-flags="-fsanitize=address,undefined -fno-sanitize-recover=undefined -fno-omit-frame-pointer -g -O0"
+# -UNDEBUG: what Python's headers and Cython assert, too, such as that what is taken for a tuple is one.
+flags="-fsanitize=address,undefined -fno-sanitize-recover=undefined -fno-omit-frame-pointer -g -O0 -UNDEBUG"
 log=$work/build.log
 [ -x "$work/venv/bin/python" ] || {
     echo "fuzz: building msgspec, the kernels and the bus with $flags in $work"
@@ -54,7 +55,7 @@ log=$work/build.log
     fi
     # Wheels are not instrumented, and pyzmq's carries libzmq: of them the sanitizer sees allocations and copies only.
     "$work/venv/bin/python" $pip install "$(pin numpy)" "$(pin pyzmq)" "$(pin msgpack)" "$(pin hypothesis)" \
-        "$(pin pytest)" "$(pin pytest-timeout)" "$(pin scipy)" "$(pin safetensors)" "$(pin cython)" setuptools \
+        "$(pin pytest)" "$(pin pytest-timeout)" "$(pin scipy)" "$(pin safetensors)" "$(pin cython)" "$(pin setuptools)" \
         "$(pin zeroconf)" "$(pin jinja2)" "$(pin pynacl)" >>"$log" 2>&1
     "$work/venv/bin/python" $pip install --no-deps "$(pin tokenizers)" >>"$log" 2>&1
 }
