@@ -43,11 +43,9 @@ def _check_said_again(header: m.Request) -> None:
     """It is written in C as msgspec writes it, or not at all."""
     writer, plain = open_writer(), PlainWriter()
     for number in (0, 2**63 - 9):
-        said = (
-            header.id, header.service, header.ttl_ms, header.settled_below, header.arrays, header.inline, header.blocks, number
-        )  # fmt: skip
-        written = writer.write(*said)
-        assert written is None or written == plain.write(*said)
+        begins = (header.id, header.service, header.ttl_ms, header.settled_below, header.arrays, header.inline)
+        written = writer.write(*begins, header.blocks, number)
+        assert written is None or written == plain.write(*begins, header.blocks, number)
 
 
 def _places(read: Handed) -> list[tuple[object, ...]]:

@@ -56,7 +56,7 @@ def join_frames(frames: list[bytes]) -> bytes:
 
 
 def bare(data: bytes) -> bytes:
-    """The same bytes without the zero that CPython puts behind bytes: of a read past their end a sanitizer sees the first byte.
+    """The same bytes without the zero that CPython puts behind them: sanitizers see a read of one byte past their end.
 
     >>> bare(b"content")
     b'content'
