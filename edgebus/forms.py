@@ -70,7 +70,12 @@ class _Sources:
 def _choose() -> None:
     paths = (os.path.join(_HERE, "_compiled" + suffix) for suffix in machinery.EXTENSION_SUFFIXES)
     built = None if os.environ.get("EDGEBUS_PURE") else next(filter(os.path.exists, paths), None)
-    sys.meta_path.insert(0, _Sources() if built is None else _Object(built))
+    if built is not None:
+        sys.meta_path.insert(0, _Object(built))
+        return
+    # Before what would find other forms of them, behind whoever instruments sources as they are loaded.
+    known = machinery.PathFinder in sys.meta_path
+    sys.meta_path.insert(sys.meta_path.index(machinery.PathFinder) if known else 0, _Sources())
 
 
 _choose()

@@ -29,7 +29,7 @@ if [ "${FUZZ_PLAIN:-yes}" != no ]; then
     sources=$(mktemp -d)
     cp -r edgebus "$sources/"
     find "$sources" -name '*.so' -delete
-    PYTHONSAFEPATH=1 PYTHONPATH="$sources:$root/kernels:$root:$tools" "$python" -m tests.fuzz.run --seconds "$seconds" --record --label plain \
+    PYTHONSAFEPATH=1 PYTHONPATH="$sources:$root/kernels:$root:$tools" "$python" -m tests.fuzz.run --seconds "$seconds" --guided --record --label plain \
         --built "the bus as plain Python" ${TARGETS:-} || status=1
     rm -rf "$sources"
 fi

@@ -104,6 +104,7 @@ def near_seeds() -> Iterator[bytes]:
     yield b"\x95\x90\x90\x00\x00" + b"\x91" * 3000 + b"\x00"
     specs = (m.ArraySpec("f4", (4, 6)), m.ArraySpec("u1", (300,)))
     yield m.encode_header(m.Request(7, "work", 5000, 6, specs, b"hello", None, None, (block, block)))
+    yield m.encode_header(m.Request(7, "work", 5000, 6, specs, bytes(300), None, None, (block, block)))
     most = m.Block(7, 2**63 - 1, 2**31 - 1, 2**48, bytes(range(16)), 2**48 - 64, 2**48)
     large = m.ArraySpec("f4", (2**40,) * 8)
     for size in (255, 256, 2000, 2300, 2900, 3000, 4096):
