@@ -107,7 +107,7 @@ def near_seeds() -> Iterator[bytes]:
     yield m.encode_header(m.Request(7, "work", 5000, 6, specs, bytes(300), None, None, (block, block)))
     most = m.Block(7, 2**63 - 1, 2**31 - 1, 2**48, bytes(range(16)), 2**48 - 64, 2**48)
     large = m.ArraySpec("f4", (2**40,) * 8)
-    for size in (255, 256, 2000, 2300, 2900, 3000, 4096):
+    for size in (255, 256, 2000, 2300, 2900, 3000, 4096, 4097):
         said = m.Request(2**63 - 1, "w" * 64, 86_400_000, 2**63 - 1, (large,) * 8, bytes(size), None, None, (most,) * 8)
         yield m.encode_header(said)
 
