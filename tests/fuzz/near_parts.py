@@ -120,6 +120,7 @@ def packet_seeds() -> Iterator[bytes]:
     most = pipes.PACKET_BYTES - 2
     yield join_frames([bytes(most - 7), b"seven b", b"", bytes(most)])
     yield join_frames([bytes(most - 6), b"seven b", bytes(most + 1)])
+    yield join_frames([bytes([size, 0x80]) + b"abc" for size in range(2, 7)])  # of one that ends too early or late
 
 
 SEEDS = {"near": near_seeds, "packets": packet_seeds}
