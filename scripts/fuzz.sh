@@ -102,10 +102,15 @@ echo "fuzz: instrumented: $objects"
 [ "${FUZZ_TESTS:-yes}" != no ] || exit $status
 # One of the kernels' tests wants to see a process die of its own segmentation fault. Without its own pythonpath, which would put the
 # checkout's bus before the built one (tests/fuzz/test_fuzz.py sees to that).
-ASAN_OPTIONS=$ASAN_OPTIONS:handle_segv=0 "$asan" -m pytest -q -p no:cacheprovider -o pythonpath= -W ignore -m "not slow" --timeout 600 \
-    --deselect tests/edgekernels/test_select.py::test_first_call_after_import_is_quick tests/edgekernels tests/fuzz \
-    $bus_tests >"$work/tests.log" 2>&1 \
-    && tests=passed || { tests=failed; status=1; }
-tail -1 "$work/tests.log"
-"$asan" -m tests.fuzz.run --note "sanitized:tests of the kernels, of the bus's wire and of tests/fuzz under the sanitizers=$tests, $(tail -1 "$work/tests.log")"
+tested() { # what they are the tests of, arguments of pytest
+    what=$1
+    shift
+    ASAN_OPTIONS=$ASAN_OPTIONS:handle_segv=0 "$asan" -m pytest -q -p no:cacheprovider -o pythonpath= -W ignore -m "not slow" --timeout 600 \
+        "$@" >"$work/tests.log" 2>&1 && tests=passed || { tests=failed; status=1; cp "$work/tests.log" "$work/tests_failed.log"; }
+    tail -1 "$work/tests.log"
+    "$asan" -m tests.fuzz.run --note "sanitized:tests of $what under the sanitizers=$tests, $(tail -1 "$work/tests.log")"
+}
+# shellcheck disable=SC2086
+tested "the bus and of tests/fuzz" $bus_tests tests/fuzz
+tested "the kernels" --deselect tests/edgekernels/test_select.py::test_first_call_after_import_is_quick tests/edgekernels
 exit $status
