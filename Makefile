@@ -54,7 +54,7 @@ serving-peers: $(STAMP)  ## sled serve beside llama.cpp's server and transformer
 fuzz: $(STAMP)  ## every decoder under atheris and, rebuilt, under address sanitizers (about an hour); writes bench/results/
 	@sh scripts/fuzz.sh
 
-arm: $(STAMP)  ## the kernels cross-compiled for aarch64 and their tests under qemu-user (about 10 minutes)
+arm: $(STAMP)  ## kernels and bus cross-compiled for aarch64 and their tests under qemu-user (about 20 minutes)
 	@sh scripts/arm.sh
 
 sanitize: $(STAMP)  ## the kernels rebuilt with address and undefined behaviour sanitizers and their tests (about 10 minutes)

@@ -95,9 +95,11 @@ BUS = (
 
 # Processes that translate; those of other platforms would run this file anew.
 translators = CORES if sys.platform == "linux" else 0
-kernels = [extension(family) for family in ("gemm", "attend", "decode", "bits", "accept")]  # the longest first
-modules = cythonize(kernels, nthreads=translators)
-if os.path.isdir("edgebus"):  # scripts/sanitize.sh and fuzz.sh build a copy of the kernels alone
+modules = []
+if os.path.isdir("kernels"):  # scripts/sanitize.sh, fuzz.sh and arm.sh build copies of some parts
+    kernels = [extension(family) for family in ("gemm", "attend", "decode", "bits", "accept")]  # the longest first
+    modules += cythonize(kernels, nthreads=translators)
+if os.path.isdir("edgebus"):
     bus = cythonize(
         [
             *(Extension(f"edgebus.{name}", [f"edgebus/{name.replace('.', '/')}.pyx"]) for name in BUS_IN_CYTHON),

@@ -110,7 +110,12 @@ def _choose() -> None:
             stacklevel=2,
         )
         built = None
-    sys.meta_path.insert(0, _Sources() if built is None else _Object(built))
+    if built is not None:
+        sys.meta_path.insert(0, _Object(built))
+        return
+    # Before what would find other forms of them, behind whoever instruments sources as they are loaded.
+    known = machinery.PathFinder in sys.meta_path
+    sys.meta_path.insert(sys.meta_path.index(machinery.PathFinder) if known else 0, _Sources())
 
 
 _choose()

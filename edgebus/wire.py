@@ -97,7 +97,8 @@ def _content(header: Content, frames: Sequence[bytes], limits: Limits) -> tuple[
     if inline is not None and len(frames) == 1 and not specs and header.transfer is None and header.blocks is None:
         return (inline,)  # most messages
     fault = None
-    content = (*(() if inline is None else (inline,)), *frames[1:])
+    # No tuple with stars: Cython would take its items for tuples, and read the size of a view from the wrong place.
+    content = (() if inline is None else (inline,)) + tuple(frames[1:])
     if header.transfer is not None:
         fault = _transfer_fault(header, header.transfer, content, limits)
     elif header.blocks is not None:

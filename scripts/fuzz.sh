@@ -12,7 +12,16 @@ root=$(pwd)
 seconds=${1:-20}
 python=${PYTHON:-$root/.venv/bin/python}
 pip="-m pip --disable-pip-version-check -q"
-"$python" -c 'import atheris' 2>/dev/null || "$python" $pip install -c constraints.txt 'atheris>=3.0'
+if [ $# -ge 2 ]; then
+    mkdir -p "$2"
+    work=$(cd "$2" && pwd)
+else
+    work=$(mktemp -d)
+    trap 'rm -rf "$work"' EXIT
+fi
+# Not into the environment of $python, which is somebody's: the fuzzer lies in the directory of the build.
+tools=$work/tools
+[ -d "$tools/atheris" ] || "$python" $pip install --target "$tools" --no-deps 'atheris>=3.0'
 
 status=0
 if [ "${FUZZ_PLAIN:-yes}" != no ]; then
@@ -20,22 +29,16 @@ if [ "${FUZZ_PLAIN:-yes}" != no ]; then
     sources=$(mktemp -d)
     cp -r edgebus "$sources/"
     find "$sources" -name '*.so' -delete
-    PYTHONSAFEPATH=1 PYTHONPATH="$sources:$root/kernels:$root" "$python" -m tests.fuzz.run --seconds "$seconds" --record --label plain \
+    PYTHONSAFEPATH=1 PYTHONPATH="$sources:$root/kernels:$root:$tools" "$python" -m tests.fuzz.run --seconds "$seconds" --guided --record --label plain \
         --built "the bus as plain Python" ${TARGETS:-} || status=1
     rm -rf "$sources"
 fi
 [ "${FUZZ_SANITIZED:-yes}" != no ] || exit $status
 
-if [ $# -ge 2 ]; then
-    work=$2
-    mkdir -p "$work"
-else
-    work=$(mktemp -d)
-    trap 'rm -rf "$work"' EXIT
-fi
 # -O0: from -O1 on gcc takes minutes for each of the products' files, whose functions are large and inlined, and half an hour
 # in all. Everything compiles at -O0, intrinsics that want constants too: there they are macros.
-flags="-fsanitize=address,undefined -fno-sanitize-recover=undefined -fno-omit-frame-pointer -g -O0"
+# -UNDEBUG: what Python's headers and Cython assert, too, such as that what is taken for a tuple is one.
+flags="-fsanitize=address,undefined -fno-sanitize-recover=undefined -fno-omit-frame-pointer -g -O0 -UNDEBUG"
 log=$work/build.log
 [ -x "$work/venv/bin/python" ] || {
     echo "fuzz: building msgspec, the kernels and the bus with $flags in $work"
@@ -51,8 +54,8 @@ log=$work/build.log
             "$work/venv/bin/python" $pip install --no-cache-dir --no-binary pyzmq "$(pin pyzmq)" >>"$log" 2>&1
     fi
     # Wheels are not instrumented, and pyzmq's carries libzmq: of them the sanitizer sees allocations and copies only.
-    "$work/venv/bin/python" $pip install "$(pin numpy)" "$(pin pyzmq)" "$(pin msgpack)" "$(pin atheris)" "$(pin hypothesis)" \
-        "$(pin pytest)" "$(pin pytest-timeout)" "$(pin scipy)" "$(pin safetensors)" "$(pin cython)" setuptools \
+    "$work/venv/bin/python" $pip install "$(pin numpy)" "$(pin pyzmq)" "$(pin msgpack)" "$(pin hypothesis)" \
+        "$(pin pytest)" "$(pin pytest-timeout)" "$(pin scipy)" "$(pin safetensors)" "$(pin cython)" "$(pin setuptools)" \
         "$(pin zeroconf)" "$(pin jinja2)" "$(pin pynacl)" >>"$log" 2>&1
     "$work/venv/bin/python" $pip install --no-deps "$(pin tokenizers)" >>"$log" 2>&1
 }
@@ -72,6 +75,12 @@ zmq=$(ls -d "$work"/zmq/lib 2>/dev/null || true)
 objects=$(find "$work/venv/lib" "$work/source/kernels" "$work/source/edgebus" $zmq -name '*.so*' -type f ! -path '*/atheris/*' ! -name 'asan_*' \
     -exec sh -c 'nm -D "$1" 2>/dev/null | grep -q "U __asan_report" && basename "$1"' _ {} \; | sort | tr '\n' ' ')
 
+bus_tests=""
+for name in wire hub express express_large transports lending handed near unended waiting pool sharing loans bulk inbox turns; do
+    bus_tests="$bus_tests tests/edgebus/test_$name.py"
+done
+bus_tests="$bus_tests tests/edgebus/shm"
+
 # Every object its own allocation: within an arena of Python's a read past the end would not be seen.
 export PYTHONMALLOC=malloc
 export LD_PRELOAD="$(gcc -print-file-name=libasan.so):$(gcc -print-file-name=libubsan.so)"
@@ -80,7 +89,7 @@ export UBSAN_OPTIONS=print_stacktrace=1:halt_on_error=1
 export EDGEBUS_FUZZ_SANITIZER="address, undefined behaviour (gcc)"
 # The built bus before the checkout's, whose own compiled modules the current directory would bring in first.
 export PYTHONSAFEPATH=1
-export PYTHONPATH="$work/source/kernels:$work/source:$root"
+export PYTHONPATH="$work/source/kernels:$work/source:$root:$tools"
 asan="$work/venv/bin/python"
 
 if "$asan" -c 'import ctypes; ctypes.string_at(ctypes.create_string_buffer(16), 256)' >"$work/control.log" 2>&1 \
@@ -91,12 +100,17 @@ fi
 echo "fuzz: instrumented: $objects"
 "$asan" -m tests.fuzz.run --seconds "$seconds" --record --label sanitized --built "$flags: $objects" ${TARGETS:-} || status=1
 [ "${FUZZ_TESTS:-yes}" != no ] || exit $status
-# One of the kernels' tests wants to see a process die of its own segmentation fault.
-ASAN_OPTIONS=$ASAN_OPTIONS:handle_segv=0 "$asan" -m pytest -q -p no:cacheprovider -W ignore -m "not slow" --timeout 600 \
-    --deselect tests/edgekernels/test_select.py::test_first_call_after_import_is_quick tests/edgekernels tests/fuzz \
-    tests/edgebus/test_wire.py tests/edgebus/test_hub.py tests/edgebus/test_express.py tests/edgebus/test_transports.py \
-    tests/edgebus/test_lending.py >"$work/tests.log" 2>&1 \
-    && tests=passed || { tests=failed; status=1; }
-tail -1 "$work/tests.log"
-"$asan" -m tests.fuzz.run --note "sanitized:tests of the kernels, of the bus's wire and of tests/fuzz under the sanitizers=$tests, $(tail -1 "$work/tests.log")"
+# One of the kernels' tests wants to see a process die of its own segmentation fault. Without its own pythonpath, which would put the
+# checkout's bus before the built one (tests/fuzz/test_fuzz.py sees to that).
+tested() { # what they are the tests of, arguments of pytest
+    what=$1
+    shift
+    ASAN_OPTIONS=$ASAN_OPTIONS:handle_segv=0 "$asan" -m pytest -q -p no:cacheprovider -o pythonpath= -W ignore -m "not slow" --timeout 600 \
+        "$@" >"$work/tests.log" 2>&1 && tests=passed || { tests=failed; status=1; cp "$work/tests.log" "$work/tests_failed.log"; }
+    tail -1 "$work/tests.log"
+    "$asan" -m tests.fuzz.run --note "sanitized:tests of $what under the sanitizers=$tests, $(tail -1 "$work/tests.log")"
+}
+# shellcheck disable=SC2086
+tested "the bus and of tests/fuzz" $bus_tests tests/fuzz
+tested "the kernels" --deselect tests/edgekernels/test_select.py::test_first_call_after_import_is_quick tests/edgekernels
 exit $status

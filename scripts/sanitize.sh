@@ -14,8 +14,8 @@ else
     trap 'rm -rf "$work"' EXIT
 fi
 [ $# -gt 0 ] || set -- -m "not slow" tests/edgekernels
-# -O0: from -O1 on gcc takes minutes for each of the products' files, see scripts/fuzz.sh.
-flags="-fsanitize=address,undefined -fno-sanitize-recover=undefined -fno-omit-frame-pointer -g -O0"
+# -O0: from -O1 on gcc takes minutes for each of the products' files; -UNDEBUG: see scripts/fuzz.sh.
+flags="-fsanitize=address,undefined -fno-sanitize-recover=undefined -fno-omit-frame-pointer -g -O0 -UNDEBUG"
 
 echo "sanitize: building the kernels with $flags"
 mkdir -p "$work/source"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import mmap
 import weakref
 from collections import deque
 from collections.abc import Callable, Collection, Hashable, Iterable, Sequence
@@ -120,7 +121,7 @@ class Pool:
             raise ValueError(f"bounds must be at least {COMMIT_BYTES} bytes, got {bounds}")
         self._budget = Budget(max_bytes)
         self._max_owner_bytes = owner_bytes
-        self._segment_bytes = _round_up(segment_bytes, HEADER_BYTES)
+        self._segment_bytes = _round_up(segment_bytes, max(HEADER_BYTES, mmap.PAGESIZE))
         self._lock = open_lock()
         self._open = available()
         self._info: SegmentInfo | None = None  # of the segment that was used last, and as a plain tuple:

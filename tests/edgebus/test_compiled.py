@@ -45,6 +45,21 @@ def test_modules_with_types_are_compiled_wherever_a_compiler_is():
     assert all(importlib.util.find_spec(f"edgebus.{name}") for name in IN_CYTHON)
 
 
+def test_plain_modules_are_seen_by_whoever_instruments_sources_as_they_are_loaded():
+    code = (
+        "import sys\n"
+        "class Hook:\n"
+        "    def find_spec(self, name, path, target=None):\n"
+        "        print(name)\n"
+        "sys.meta_path.insert(0, Hook())\n"
+        "import edgebus.wire, edgebus.shm.pool\n"
+    )
+    command = [sys.executable, "-c", code]
+    environment = os.environ | {"EDGEBUS_PURE": "1"}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60, check=True)
+    assert {"edgebus.wire", "edgebus.shm.pool"} <= set(done.stdout.split())
+
+
 def test_without_the_names_of_libzmq_messages_go_through_pyzmq():
     code = (
         "import sys, zmq\n"

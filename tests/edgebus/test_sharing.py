@@ -255,6 +255,18 @@ def test_nothing_is_copied_beside_its_place():
         views.copy_to(room, -1, b"x")
 
 
+def test_bytes_are_watched_within_their_buffer_only():
+    views = pytest.importorskip("edgebus._views", reason="not built, or EDGEBUS_PURE")
+    room, told = bytearray(range(64)), []
+    for offset, size in ((0, 65), (64, 1), (65, 0), (-1, 1), (1, -1), (2**62, 2**62), (1, 2**63 - 1)):
+        with pytest.raises(ValueError, match="bytes at"):
+            views.watch(room, offset, size, lambda: told.append(None))
+    assert told == []
+    for offset, size in ((0, 64), (63, 1), (64, 0)):
+        assert views.watch(room, offset, size, lambda: told.append(None)) == room[offset : offset + size]
+    assert told == [None] * 3
+
+
 def test_arrays_go_through_shared_memory_and_their_leases_come_back():
     with two_nodes() as (server, device, link):
         warm(link)
@@ -654,6 +666,7 @@ def test_signal_handler_in_the_middle_of_a_put_can_wait_for_answers(pause_s):
         eventually(lambda: link.request("echo", b"", [array(0, 100_000)]) and pool.stats().in_use_bytes <= MIB)
 
 
+@pytest.mark.skipif(not shm.ORDERED, reason="no board on this machine")
 def test_memory_that_a_busy_pool_did_not_take_back_is_taken_back_without_another_message():
     """On the short way nothing follows: without being woken the node looks again with the next beat."""
     limits, postponed = Limits(heartbeat_s=30.0, silence_s=60.0, resend_s=20.0), False

@@ -282,3 +282,17 @@ def test_header_that_passes_the_check_is_within_the_peers_limit(shape):
             ):
                 assert len(encode(m.Message(longest, frames))[0]) <= cap
     assert passed >= 20
+
+
+@pytest.mark.parametrize("as_it_comes", [bytes, memoryview])
+def test_payload_beside_blocks_over_the_bound_is_refused_however_it_was_received(as_it_comes):
+    block = m.Block(7, 1234, 5, 1 << 20, bytes(16), 4096, 96)
+    header = m.Request(1, "echo", 1000, 0, (m.ArraySpec("f4", (2, 12)),), None, None, None, (block,))
+    limits = edgebus.Limits(max_frame_bytes=64)
+    for size in (64, 65):
+        frames = [m.encode_header(header), as_it_comes(bytes(size))]
+        if size <= limits.max_frame_bytes:
+            assert decode(frames, limits).frames == (bytes(size),)
+        else:
+            with pytest.raises(WireError, match="frame of 65 B, accepted are 64 B"):
+                decode(frames, limits)

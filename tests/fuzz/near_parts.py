@@ -9,24 +9,43 @@ from itertools import pairwise
 import msgspec
 
 from edgebus import messages as m
-from edgebus.attached import open_reader
-from edgebus.handed import Handed, as_handed
+from edgebus.attached import open_reader, open_writer
+from edgebus.handed import Handed, PlainReader, PlainWriter, as_handed
 from edgebus.near import decode_here
 from edgebus.shm import pipes
-from tests.fuzz.source import join_frames, split_frames
+from tests.fuzz.source import bare, join_frames, split_frames
 
 
 def near(data: bytes) -> None:
     """Greetings and headers on the near lane: refused, or said again as they are."""
     here = decode_here(data)
     assert here is None or decode_here(msgspec.msgpack.encode(here)) == here
-    reader = open_reader()
-    for _ in range(2):  # it remembers parts of what it has read
-        if (read := reader.read(data)) is not None:
-            known = as_handed(m.decode_header(data))
+    reader, frame = open_reader(), bare(data)
+    for again in (False, True):  # it remembers parts of what it has read
+        if (read := reader.read(frame)) is not None:
+            header = m.decode_header(data)
+            known = as_handed(header)
             assert known is not None
             assert read.header() == known.header()
             assert _places(read) == _places(known)
+            if again:
+                _check_cut(reader, data)
+                _check_said_again(header)
+
+
+def _check_cut(reader: PlainReader, data: bytes) -> None:
+    """What ends too soon is no header, and nothing behind the end is looked at."""
+    for size in range(0, len(data), 1 + len(data) // 600):
+        assert reader.read(bare(data[:size])) is None
+
+
+def _check_said_again(header: m.Request) -> None:
+    """It is written in C as msgspec writes it, or not at all."""
+    writer, plain = open_writer(), PlainWriter()
+    for number in (0, 2**63 - 9):
+        begins = (header.id, header.service, header.ttl_ms, header.settled_below, header.arrays, header.inline)
+        written = writer.write(*begins, header.blocks, number)
+        assert written is None or written == plain.write(*begins, header.blocks, number)
 
 
 def _places(read: Handed) -> list[tuple[object, ...]]:
@@ -77,7 +96,7 @@ def _frames_of(packet: bytes) -> list[bytes] | None:
 
 
 def near_seeds() -> Iterator[bytes]:
-    """A greeting, one that says more than is known, one that says too little, and one that nests without end."""
+    """Greetings: one, more than is known, too little, nested without end; headers, some as large as C writes them."""
     block = m.Block(7, 1234, 5, 1 << 20, bytes(range(16)), 4096, 96)
     yield msgspec.msgpack.encode(block)
     yield msgspec.msgpack.encode((*msgspec.structs.astuple(block), True))
@@ -85,6 +104,12 @@ def near_seeds() -> Iterator[bytes]:
     yield b"\x95\x90\x90\x00\x00" + b"\x91" * 3000 + b"\x00"
     specs = (m.ArraySpec("f4", (4, 6)), m.ArraySpec("u1", (300,)))
     yield m.encode_header(m.Request(7, "work", 5000, 6, specs, b"hello", None, None, (block, block)))
+    yield m.encode_header(m.Request(7, "work", 5000, 6, specs, bytes(300), None, None, (block, block)))
+    most = m.Block(7, 2**63 - 1, 2**31 - 1, 2**48, bytes(range(16)), 2**48 - 64, 2**48)
+    large = m.ArraySpec("f4", (2**40,) * 8)
+    for size in (255, 256, 2000, 2300, 2900, 3000, 4096, 4097):
+        said = m.Request(2**63 - 1, "w" * 64, 86_400_000, 2**63 - 1, (large,) * 8, bytes(size), None, None, (most,) * 8)
+        yield m.encode_header(said)
 
 
 def packet_seeds() -> Iterator[bytes]:
@@ -95,6 +120,7 @@ def packet_seeds() -> Iterator[bytes]:
     most = pipes.PACKET_BYTES - 2
     yield join_frames([bytes(most - 7), b"seven b", b"", bytes(most)])
     yield join_frames([bytes(most - 6), b"seven b", bytes(most + 1)])
+    yield join_frames([bytes([size, 0x80]) + b"abc" for size in range(2, 7)])  # of one that ends too early or late
 
 
 SEEDS = {"near": near_seeds, "packets": packet_seeds}

@@ -36,6 +36,7 @@ def main() -> int:
     parser.add_argument("--label", default="plain", help="what this run is called in the record")
     parser.add_argument("--built", default="", help="what was built how, for the record")
     parser.add_argument("--record", action="store_true", help=f"write {RECORD.relative_to(ROOT)}")
+    parser.add_argument("--guided", action="store_true", help="fail if coverage guides none of them")
     parser.add_argument("--once", type=Path, help="only try this input")
     parser.add_argument("--write-corpus", action="store_true", help="write the seeds anew and end")
     parser.add_argument("--note", help="LABEL:WHAT=RESULT to add to the record of a run")
@@ -60,6 +61,9 @@ def main() -> int:
     runs = {target: _run(target, loaded[target], options.seconds) for target in targets}
     if options.record:
         _record(options.label, options.built, runs)
+    if options.guided and not any((run["covered_edges"] or 0) > 1 for run in runs.values()):
+        print("coverage guided nothing: what is fuzzed was not instrumented as it was loaded", flush=True)
+        return 1
     return int(any(run["findings"] for run in runs.values()))
 
 

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import importlib
 import json
+import os
 import random
 import re
+from pathlib import Path
 
 import msgpack
 import pytest
@@ -181,6 +184,12 @@ def mutated(raw, data):
             case _:
                 mutant[position:position] = data.draw(st.binary(max_size=5))
     return bytes(mutant)
+
+
+@pytest.mark.skipif("EDGEBUS_FUZZ_SANITIZER" not in os.environ, reason="for scripts/fuzz.sh, with its sanitizers")
+def test_what_runs_under_the_sanitizers_was_built_for_them():
+    for name in ("edgebus.wire", "edgebus._handed", "edgebus._tcp", "edgebus._port", "edgekernels._bits"):
+        assert b"__asan_report" in Path(importlib.import_module(name).__file__).read_bytes(), name
 
 
 def test_record_of_some_targets_keeps_the_others_and_the_notes(tmp_path, monkeypatch):

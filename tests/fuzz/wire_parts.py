@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from typing import Any
 
 import msgpack
 
@@ -32,6 +33,7 @@ def check_frames(frames: list[bytes]) -> None:
         reason = str(refused)
         message = None
     _check_bounds(frames, message)
+    _check_views(frames)
     if message is None:
         assert "\n" not in reason
         return
@@ -81,6 +83,21 @@ def _check_bounds(frames: list[bytes], message: m.Message | None) -> None:
         assert not is_taken
     elif len(inline or b"") <= TIGHT.max_frame_bytes:
         assert is_taken
+
+
+def _check_views(frames: list[bytes]) -> None:
+    """Large frames come as views of the memory that they were received into: the same is said of them."""
+    views: list[Any] = [*frames[:1], *map(memoryview, frames[1:])]
+    for limits in (LIMITS, TIGHT):
+        assert _said(views, limits) == _said(frames, limits)
+
+
+def _said(frames: list[Any], limits: edgebus.Limits) -> object:
+    try:
+        header, content = decode_frames(frames, limits)
+    except WireError as refused:
+        return str(refused)
+    return m.encode_header(header), [bytes(frame) for frame in content]
 
 
 def bound_seeds() -> Iterator[bytes]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import mmap
 import os
 import signal
 import subprocess
@@ -234,3 +235,19 @@ def test_a_mapper_maps_nothing_in_a_forked_child(pool, mapper, monkeypatch):
     monkeypatch.setattr("edgebus.shm.mapper.forks", [forks[0] + 1])
     with pytest.raises(shm.SegmentUnavailable, match="forked"):
         view(mapper, block)
+
+
+@pytest.mark.parametrize("page", [4096, 16384, 65536])
+def test_memory_that_counts_as_committed_is_there_whatever_the_size_of_pages(monkeypatch, page):
+    """Pages of 16 KiB: Raspberry Pi 5; of 64 KiB: some servers."""
+    monkeypatch.setattr(mmap, "PAGESIZE", page)
+    pool = shm.Pool(MIB, shm.COMMIT_BYTES + shm.HEADER_BYTES)
+    try:
+        [block] = pool.put([bytes(60_000)], "peer")
+        [small] = pool.put([bytes(4000)], "peer")
+        pool.release([block.lease_id, small.lease_id], "peer")
+        pool.trim()
+        assert pool.stats().committed_bytes <= max(page, shm.COMMIT_BYTES)
+        assert os.lseek(block.segment.fd, 0, os.SEEK_HOLE) >= pool.stats().committed_bytes
+    finally:
+        pool.close()
