@@ -159,12 +159,12 @@ def spec_fault(spec: ArraySpec, frame_bytes: int) -> str | None:
     items = strides = 1
     most = MAX_ITEMS
     for dim in spec.shape:
-        items *= dim
         # Zero-sized dims would let the others be absurd; numpy multiplies them all when it makes strides.
         if dim > 1:
             if dim > most // strides:
                 return f"array shape {spec.shape} has over 2**40 items"
             strides *= dim
+        items *= dim  # no sooner: in C it would overflow
     need_bytes = items * item_bytes
     if need_bytes != frame_bytes:
         return f"array {spec.dtype} {spec.shape} needs {need_bytes} B, its frame has {frame_bytes} B"

@@ -24,9 +24,11 @@ if [ -n "$missing" ]; then
     $root env DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends $missing >/dev/null
 fi
 
-# Of the bus what does not depend on how quick a machine is: bytes, machines, shared memory, and nodes over tcp, ipc and CURVE. What
-# qemu-user 7.2 does not know is left out by the tests themselves (TCP_INFO), and so is what only x86-64 has (boards).
-bus=""
+# Of the bus what does not depend on how quick a machine is: bytes, machines, shared memory, and nodes over tcp, ipc and CURVE. The
+# tests themselves leave out what is not there: TCP_INFO, which qemu-user 7.2 does not know, and boards, which only x86-64 has. It takes
+# MADV_REMOVE for a hint and shows maps of its own: the two tests of what those give are left out here.
+bus="--deselect tests/edgebus/shm/test_put_and_view.py::test_idle_memory_of_one_owner_makes_room_for_another"
+bus="$bus --deselect tests/edgebus/shm/test_put_and_view.py::test_segments_too_small_for_what_is_sent_now_do_not_pile_up"
 for name in wire versions unknown_fields handed hub link near sharing loans lending transports express keyed keys; do
     bus="$bus tests/edgebus/test_$name.py"
 done
@@ -128,7 +130,7 @@ for part in $parts; do
             ;;
         bus)
             # shellcheck disable=SC2086
-            tests neoverse-n1 $bus
+            tests neoverse-n1 -k "not killed_server" $bus
             tests cortex-a53 tests/edgebus/test_transports.py tests/edgebus/test_lending.py # without atomics of one instruction
             ;;
     esac
