@@ -440,8 +440,9 @@ class Engine:
             for attached in self.hub.links
         }
         total = sum(peers.values(), self.hub.gone)
-        hub, unended = self.hub, self.runner.sockets.unended.num_ended
-        return NodeStats(total, peers, self.dialling.rejected, hub.malformed, hub.unroutable, unended)
+        hub, unended = self.hub, self.runner.sockets.unended
+        counts = self.dialling.rejected, hub.malformed, hub.unroutable, unended.num_ended, unended.num_held_back
+        return NodeStats(total, peers, *counts)
 
     def shut_down(self, linger_s: float) -> None:
         """Refuse, cancel, say goodbye everywhere, and end the runner."""

@@ -88,6 +88,7 @@ class NodeStats:
         malformed: messages that could not be decoded, known peer or not.
         unroutable: messages that had no connection to go to, or a full one; resends cover them.
         unended: connections that were ended because of messages that had no end.
+        held_back: connections by which too much came while nobody read, and which were kept from sending until then.
     """
 
     total: LinkStats
@@ -96,6 +97,7 @@ class NodeStats:
     malformed: int = 0
     unroutable: int = 0
     unended: int = 0
+    held_back: int = 0
 
 
 def link_stats(attached: Attached, endpoint: str = "", now: float = math.nan) -> LinkStats:

@@ -165,6 +165,11 @@ class Unended:
         connection.gave_bytes(self._early.pop(fd, 0) + self._earlier.pop(fd, 0))
         self.look_at = min(self.look_at, now + self._look_s(now))
 
+    @property
+    def num_held_back(self) -> int:
+        """Connections that the guard has kept from sending while nobody read, ever."""
+        return self._guard.num_ever_paused if self._guard is not None else 0
+
     def closed(self, port: CountingPort) -> None:
         """A socket was closed."""
         self._ports.pop(port, None)

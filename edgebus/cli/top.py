@@ -149,7 +149,8 @@ def _node(shot: Shot, before: Shot | None, width: int) -> Group | Text:
         f"  handshakes rejected {_count(report.node.get('rejected_handshakes', 0))}"
         f"  malformed {_count(report.node.get('malformed', 0))}"
         f"  unroutable {_count(report.node.get('unroutable', 0))}"
-        f"  unended {_count(report.node.get('unended', 0))}",
+        f"  unended {_count(report.node.get('unended', 0))}"
+        f"  held back {_count(report.node.get('held_back', 0))}",
         style="not bold",
     )
     services = Text(f"services {safe(', '.join(report.services), 300)}", style="bright_black")

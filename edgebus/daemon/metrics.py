@@ -51,6 +51,7 @@ _HELP = {
     "rejected_handshakes": "Connections that failed authentication or the handshake.",
     "unroutable": "Messages that had no connection to go to, or a full one.",
     "unended": "Connections that were ended because of messages that had no end.",
+    "held_back": "Connections by which too much came while nobody read.",
 }
 _HEALTHS = ("up", "busy", "wedged", "down")
 

@@ -456,6 +456,13 @@ def test_who_was_held_back_goes_on_when_half_is_read_or_nothing_is_left_to_read(
         assert world.guard.told[-1][0] is goes_on
 
 
+def test_how_many_were_held_back_is_what_the_guard_says():
+    world = guarded_world()
+    world.guard.num_ever_paused = 3
+    assert world.unended.num_held_back == 3
+    assert World(0).unended.num_held_back == 0
+
+
 def test_who_was_held_back_waits_a_second_for_that_at_most():
     world = guarded_world()
     world.kernel.receive(1, 16384 + MOST)
