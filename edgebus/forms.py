@@ -93,10 +93,12 @@ def _fault(path: str) -> str | None:
         loader = machinery.ExtensionFileLoader(name, path)
         spec = spec_from_file_location(name, path, loader=loader)
         assert spec is not None
-        loader.exec_module(module_from_spec(spec))
+        module = module_from_spec(spec)
+        loader.exec_module(module)
     except (ImportError, OSError) as error:
         return str(error)
-    return None
+    missing = module.lacks(os.fsencode(path), sorted(_NAMES)) if hasattr(module, "lacks") else sorted(_NAMES)
+    return f"it is of another version, without {missing[0]}" if missing else None
 
 
 def _choose() -> None:

@@ -136,6 +136,22 @@ def test_a_tree_without_the_object_runs_as_python(tmp_path):
     assert done.stdout.strip() == str(package / "runner.py")
 
 
+def test_an_object_of_another_version_leaves_plain_python_and_says_so(tmp_path):
+    package = tmp_path / "edgebus"
+    shutil.copytree(TESTS.parents[1] / "edgebus", package)
+    if not list(package.glob("_compiled.*.so")):
+        pytest.skip("nothing is compiled")
+    forms = package / "forms.py"
+    forms.write_text(forms.read_text().replace('COMPILED = (\n', 'COMPILED = (\n    "a_later_one",\n'))
+    code = "import edgebus, edgebus.runner; edgebus.Node; print(edgebus.runner.__file__)"
+    done = subprocess.run(
+        [sys.executable, "-c", code], env=os.environ | {"PYTHONPATH": str(tmp_path)}, cwd=tmp_path,
+        capture_output=True, text=True, timeout=60, check=True,
+    )  # fmt: skip
+    assert done.stdout.strip() == str(package / "runner.py")
+    assert "of another version, without edgebus.a_later_one" in done.stderr
+
+
 def test_plain_python_passes_the_same_tests():
     suites = [str(TESTS / name) for name in SUITES if (TESTS / name).exists()]
     assert len(suites) > 3

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 import edgebus
-from edgebus import link as link_module
+from edgebus import link_sending as link_module
 from edgebus.interrupts import is_of_signal
 from edgebus.messages import ONE_WAY, Terms
 from edgebus.outcomes import Outcome
