@@ -142,7 +142,7 @@ def test_an_object_of_another_version_leaves_plain_python_and_says_so(tmp_path):
     if not list(package.glob("_compiled.*.so")):
         pytest.skip("nothing is compiled")
     forms = package / "forms.py"
-    forms.write_text(forms.read_text().replace('COMPILED = (\n', 'COMPILED = (\n    "a_later_one",\n'))
+    forms.write_text(forms.read_text().replace("COMPILED = (\n", 'COMPILED = (\n    "a_later_one",\n'))
     code = "import edgebus, edgebus.runner; edgebus.Node; print(edgebus.runner.__file__)"
     done = subprocess.run(
         [sys.executable, "-c", code], env=os.environ | {"PYTHONPATH": str(tmp_path)}, cwd=tmp_path,
