@@ -25,6 +25,7 @@ cdef class Answerer:
     cdef public long long _max_pending, _max_pending_bytes, _cache_count, _cache_bytes
     cdef public long long _cached_bytes, pending_bytes, small_answers
     cdef public dict _entries, _answered
+    cdef public set handed
     cdef public list leases_done, _messages, _events
     cdef object __weakref__
 

@@ -109,6 +109,8 @@ class Answerer:
         self.gone = IdRanges()  # ids that were answered and are not remembered
         self.sending: set[int] = set()  # answers on their way in pieces, which are not forgotten
         self.repeated: set[int] = set()  # answers among the messages to send that were sent before
+        # Handed out, and a signal handler has raised at the very end of that: not again, when its turn comes once more.
+        self.handed: set[int] = set()
         self._executing: dict[int, bytes] = {}  # idempotency keys of what the application has
         self._newest: OrderedDict[int, tuple[int, int]] = OrderedDict()  # stream -> position, request id
         self.leases_done: list[int] = []  # of shared memory, in answers that are not sent again

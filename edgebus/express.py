@@ -152,7 +152,9 @@ class Express(ExpressSending):
             return False
         try:
             header = decode_header(frame)
-        except (msgspec.MsgspecError, RecursionError, ValueError, OverflowError):
+        except (msgspec.MsgspecError, RecursionError, ValueError, OverflowError) as error:
+            if is_of_signal(error):
+                raise
             return False
         return self.receive_header(attached, header, len(frame))
 
