@@ -487,15 +487,14 @@ def offer(inbox: Inbox, attached: Attached, arrived: Arrived, desk: Desk) -> Non
     """Put what arrived into an inbox, or refuse it."""
     request = Request(attached, arrived, desk)
     try:
-        taken = inbox.put(request)
+        if not inbox.put(request):
+            request.refuse("busy", "the inbox of the service is full, or this peer's half of it: ask again later")
     except BaseException:  # of a signal handler: it is offered again
         if request.arrived_at > 0.0:  # it is in, and by now perhaps the application has it
             request._answerer.handed.add(request._id)
         else:  # then as another Request
             request.forget()
         raise
-    if not taken:
-        request.refuse("busy", "the inbox of the service is full, or this peer's half of it: ask again later")
 
 
 def _expire(request: Request) -> None:
