@@ -30,7 +30,7 @@ cdef class Answerer:
     cdef object __weakref__
 
     cpdef bint knows(self, request_id) except -1
-    @cython.locals(gone=IdRanges, counts=AnswererCounts, expires_at=double)
+    @cython.locals(gone=IdRanges, counts=AnswererCounts, entry=_Entry, expires_at=double, size_bytes=cython.longlong)
     cpdef receive_small(self, header, payload, double now)
     @cython.locals(size_bytes=cython.longlong)
     cpdef receive_plain(self, header, frames, double now)

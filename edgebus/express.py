@@ -316,8 +316,8 @@ class Express(ExpressSending):
 
     def deliver(self, attached: Attached, arrived: Arrived) -> None:
         """Hand a plain request to whoever serves it."""
-        inbox = self.inboxes.get(arrived.service)
         try:
+            inbox = self.inboxes.get(arrived.service)
             if inbox is None or self.desk is None:
                 self._deliver(attached, arrived)
             else:

@@ -15,6 +15,7 @@ import pytest
 
 import edgebus
 from edgebus import express as express_module
+from edgebus.answerer import Answerer
 from edgebus.config import Limits
 from edgebus.messages import Request
 from edgebus.requests import Caller
@@ -156,6 +157,38 @@ def called_within(method, at, function, other):
     finally:
         sys.settrace(before)
     return left[0] <= 0
+
+
+@pytest.mark.skipif(not PLAIN, reason="compiled: its calls are not shown")
+@pytest.mark.parametrize("arrive", [Answerer.receive_small, Answerer.receive_plain])
+def test_request_is_not_known_when_a_signal_handler_raises_as_it_is_let_in(arrive):
+    """Where Python runs them: on the way into a function, and after one in C. Known, it would never be handed out."""
+    at, going = 0, True
+    while going:
+        at += 1
+        assert at < 100
+        answerer, left = Answerer(Limits()), [at]
+
+        def profile(frame, event, function, left=left):
+            ours = frame.f_globals.get("__name__") == "edgebus.answerer"
+            left[0] -= ours and event in ("call", "c_return")
+            if left[0] == 0:
+                sys.setprofile(None)
+                left[0] = -1
+                raise Interrupt
+
+        content, before = b"x" if arrive is Answerer.receive_small else (b"x",), sys.getprofile()
+        sys.setprofile(profile)
+        try:
+            arrive(answerer, Request(7, "s", 1000, 0), content, 0.0)
+        except Interrupt:
+            assert not answerer.knows(7), at
+            assert (answerer.counts.received, answerer.pending_bytes) == (0, 0), at
+        finally:
+            going = left[0] < 0
+            sys.setprofile(before)
+    assert at > 4
+    assert answerer.knows(7)
 
 
 @contextmanager
