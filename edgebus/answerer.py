@@ -109,6 +109,8 @@ class Answerer:
         self.gone = IdRanges()  # ids that were answered and are not remembered
         self.sending: set[int] = set()  # answers on their way in pieces, which are not forgotten
         self.repeated: set[int] = set()  # answers among the messages to send that were sent before
+        # Handed out, and a signal handler has raised at the very end of that: not again, when its turn comes once more.
+        self.handed: set[int] = set()
         self._executing: dict[int, bytes] = {}  # idempotency keys of what the application has
         self._newest: OrderedDict[int, tuple[int, int]] = OrderedDict()  # stream -> position, request id
         self.leases_done: list[int] = []  # of shared memory, in answers that are not sent again
@@ -185,13 +187,16 @@ class Answerer:
             return None
         if header.settled_below > gone.floor:
             self._settle_below(header.settled_below)
-        counts = self.counts
+        counts, size_bytes = self.counts, len(payload)
+        expires_at = now + header.ttl_ms / 1000
+        entry = _Entry(expires_at, header.service, size_bytes)
+        arrived = _arrived((request_id, header.service, expires_at, (), (payload,), self, None))
+        # From here on nothing is called: an exception in between would leave it known, and not handed out.
         counts.received += 1
         counts.executed += 1
-        expires_at = now + header.ttl_ms / 1000
-        self._entries[request_id] = _Entry(expires_at, header.service, len(payload))
-        self.pending_bytes += len(payload)
-        return _arrived((request_id, header.service, expires_at, (), (payload,), self, None))
+        self._entries[request_id] = entry
+        self.pending_bytes += size_bytes
+        return arrived
 
     def receive_plain(self, header: Request, frames: Frames, now: float) -> Arrived | None:
         """Like receive_small, for a plain request of any content."""
@@ -225,15 +230,16 @@ class Answerer:
             return None
         if settled_below > self.gone.floor:
             self._settle_below(settled_below)
-        self.counts.received += 1
-        self.counts.executed += 1
         expires_at = now + ttl_ms / 1000
         entry = _Entry.__new__(_Entry)
         entry.expires_at, entry.service, entry.size_bytes = expires_at, service, size_bytes
         entry.answer, entry.parts, entry.key, entry.waits_for_key = None, None, b"", False
+        arrived = _arrived((request_id, service, expires_at, specs, frames, self, None))
+        self.counts.received += 1  # nothing is called from here on, likewise
+        self.counts.executed += 1
         self._entries[request_id] = entry
         self.pending_bytes += size_bytes
-        return _arrived((request_id, service, expires_at, specs, frames, self, None))
+        return arrived
 
     @property
     def has_news(self) -> bool:

@@ -562,17 +562,23 @@ class Engine:
             self.answer(attached, arrived.answerer, arrived.id, refusal(arrived.id, *INTERNAL))
 
     def _hand_out(self, attached: Attached, arrived: Arrived) -> None:
-        service = arrived.service
+        service, handed = arrived.service, arrived.answerer.handed
         inbox = self._inboxes.get(service)
-        if inbox is not None:
+        if handed and arrived.id in handed:
+            handed.remove(arrived.id)
+        elif inbox is not None:
             self.runner.stirred = True
             offer(inbox, attached, arrived, self._desk)
         elif (handler := self._handlers.get(service)) is not None:
             request = Request(attached, arrived, self._desk)
+            call = _Call(handler, request)
             try:
-                self.runner.serve_soon(request.owner, _Call(handler, request))
-            except BaseException:  # of a signal handler: it is handed out again, as another Request
-                request.forget()
+                self.runner.serve_soon(request.owner, call)
+            except BaseException:  # of a signal handler: it is handed out again
+                if call.withdraw():  # as another Request
+                    request.forget()
+                else:  # another thread is at it
+                    handed.add(arrived.id)
                 raise
         elif service == PING_SERVICE:
             self.answer(attached, arrived.answerer, arrived.id, _pong(arrived))
@@ -604,6 +610,11 @@ class _Call:
         left, self._left = self._left, None
         if left is not None:
             _serve(*left)
+
+    def withdraw(self) -> bool:
+        """Have nothing come of it; False if it has begun."""
+        left, self._left = self._left, None
+        return left is not None
 
 
 def _serve(handler: Handle, request: Request) -> None:

@@ -152,7 +152,9 @@ class Express(ExpressSending):
             return False
         try:
             header = decode_header(frame)
-        except (msgspec.MsgspecError, RecursionError, ValueError, OverflowError):
+        except (msgspec.MsgspecError, RecursionError, ValueError, OverflowError) as error:
+            if is_of_signal(error):
+                raise
             return False
         return self.receive_header(attached, header, len(frame))
 
@@ -314,8 +316,8 @@ class Express(ExpressSending):
 
     def deliver(self, attached: Attached, arrived: Arrived) -> None:
         """Hand a plain request to whoever serves it."""
-        inbox = self.inboxes.get(arrived.service)
         try:
+            inbox = self.inboxes.get(arrived.service)
             if inbox is None or self.desk is None:
                 self._deliver(attached, arrived)
             else:
@@ -323,6 +325,7 @@ class Express(ExpressSending):
                 offer(inbox, attached, arrived, self.desk)
         except BaseException as error:
             if isinstance(error, Exception) and not is_of_signal(error):
+                _log.exception("edgebus: internal error as a request was handed over, it goes the usual way")
                 self._deliver(attached, arrived)  # which sees whether it fails once more
             else:  # it is known here by now, and would not be delivered when it comes again
                 self._hub.news.insert(0, (attached, arrived))

@@ -15,9 +15,9 @@ cdef class ExpressSending(MessageTaker):
     cdef public Runner _runner
     cdef public Sockets _sockets
 
-    @cython.locals(runner=Runner, done=bint)
+    @cython.locals(runner=Runner, done=bint, me=cython.longlong)
     cpdef bint ask(self, Attached attached, service, payload, Pending pending, double now) except -1
-    @cython.locals(runner=Runner, done=bint)
+    @cython.locals(runner=Runner, done=bint, me=cython.longlong)
     cpdef bint give(self, Attached attached, Answerer answerer, request_id, payload) except -1
     @cython.locals(caller=Caller, link=LinkFront, traffic=Traffic, hub=HubFront, opened=Opened)
     cpdef bint request(self, Attached attached, service, payload, Pending pending, double now) except -1

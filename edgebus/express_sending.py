@@ -50,28 +50,40 @@ class ExpressSending(MessageTaker):
     def ask(self, attached: Attached, service: str, payload: bytes, pending: Pending, now: float) -> bool:
         """Like `request`, without the lock; as Runner.do_small."""
         runner = self._runner
-        if runner._owner == _ident():
+        me = _ident()
+        if runner._owner == me:
             return False
         try:
-            runner.open_section()
-            done = self.request(attached, service, payload, pending, now)
-            runner.sent()
+            try:
+                runner.open_section()
+                done = self.request(attached, service, payload, pending, now)
+                runner.sent()
+            finally:
+                runner.close_section()
         finally:
-            runner.close_section()
+            if runner._owner == me:
+                runner._depth = runner._owner = 0
+            runner._lock.release()
         runner.call_back()
         return done
 
     def give(self, attached: Attached, answerer: Answerer, request_id: int, payload: bytes) -> bool:
         """Like `answer`, without the lock; as Runner.do_small."""
         runner = self._runner
-        if runner._owner == _ident():
+        me = _ident()
+        if runner._owner == me:
             return False
         try:
-            runner.open_section()
-            done = self.answer(attached, answerer, request_id, payload)
-            runner.sent()
+            try:
+                runner.open_section()
+                done = self.answer(attached, answerer, request_id, payload)
+                runner.sent()
+            finally:
+                runner.close_section()
         finally:
-            runner.close_section()
+            if runner._owner == me:
+                runner._depth = runner._owner = 0
+            runner._lock.release()
         runner.call_back()
         return done
 

@@ -160,6 +160,9 @@ class Hub(HubLinks):
             for route, attached, message in self.outbox:
                 self._encode(route, attached, message, now)
                 num_done += 1
+        except BaseException as error:
+            num_done += not is_of_signal(error)  # a fault would come again, and keep what is behind it
+            raise
         finally:
             del self.outbox[:num_done]  # not all, if a signal handler has raised: the others go next time
         sending, self._encoded = self._encoded, []

@@ -70,11 +70,11 @@ class Request:
         self._answerer = answerer  # not the link's: that changes when another incarnation greets
         self._id = request_id
         self._expires_at = expires_at
-        self._desk = desk
         self.payload = frames[0]
         self.arrays: tuple[Array, ...] = view_arrays(specs, frames[1:]) if specs else ()
-        self.arrived_at = 0.0  # set by the inbox
+        self.arrived_at = 0.0  # set by the inbox once it is in there
         self.owner = attached.key or attached.peer_id  # whom its place in the inbox counts for
+        self._desk = desk  # last: one that is not whole, by a signal handler, is not refused as it goes
 
     @property
     def peer(self) -> Peer:
@@ -225,9 +225,16 @@ class Request:
     def __del__(self) -> None:
         if getattr(self, "_answered", True) or getattr(self, "_desk", None) is None:
             return
-        self._answered = True
+        try:
+            self._drop()
+        except BaseException:  # of a signal handler: nobody would hear of it. The first answer counts
+            self._drop()
+            raise
+
+    def _drop(self) -> None:
         message = refusal(self._id, "dropped", f"the handler of {self.service} gave no answer")
         self._desk.answer_later(self._attached, self._answerer, self._id, message)
+        self._answered = True
 
     def _push(self, specs: Specs, frames: Frames) -> int | bool:
         self._check(specs, frames)
@@ -409,7 +416,7 @@ class Inbox:
             self._mutex.acquire()
             if self._closed or len(self._waiting) >= self._depth or self._turns.num(owner) >= self._share:
                 return False
-            request.arrived_at = _now()
+            arrived_at = _now()
             # First: if a signal handler raises in between, get looks in vain once, and the request is offered again.
             self.ready = True
             if self._followers:
@@ -417,7 +424,14 @@ class Inbox:
             token = (request._answerer, request._id)
             self._waiting[token] = request
             self._turns.put(owner, token, request)
+            request.arrived_at = arrived_at  # last of all: it is in
             return True
+        except BaseException:  # of a signal handler: it is offered again, and would be in here twice
+            if not request.arrived_at:
+                token = (request._answerer, request._id)
+                self._waiting.pop(token, None)
+                self._turns.drop(owner, token)
+            raise
         finally:
             self._mutex.release()
 
@@ -473,12 +487,14 @@ def offer(inbox: Inbox, attached: Attached, arrived: Arrived, desk: Desk) -> Non
     """Put what arrived into an inbox, or refuse it."""
     request = Request(attached, arrived, desk)
     try:
-        taken = inbox.put(request)
-    except BaseException:  # of a signal handler: it is offered again, as another Request
-        request.forget()
+        if not inbox.put(request):
+            request.refuse("busy", "the inbox of the service is full, or this peer's half of it: ask again later")
+    except BaseException:  # of a signal handler: it is offered again
+        if request.arrived_at > 0.0:  # it is in, and by now perhaps the application has it
+            request._answerer.handed.add(request._id)
+        else:  # then as another Request
+            request.forget()
         raise
-    if not taken:
-        request.refuse("busy", "the inbox of the service is full, or this peer's half of it: ask again later")
 
 
 def _expire(request: Request) -> None:

@@ -2,14 +2,17 @@
 
 What they interrupt is left as it was and done once more; what is a fault is given up, or it would come again for ever.
 By its type KeyboardInterrupt or SystemExit can be told, but not the TimeoutError that many a handler of SIGALRM raises.
-That one's traceback ends in a function that was called with the frame which it interrupts.
+That one's traceback ends in a function that was called with the frame which it interrupts, or in an installed handler.
 """
 
 from __future__ import annotations
 
+import _signal  # its getsignal takes a thirtieth of signal's, which makes enumerations: who sends what is malformed costs one
+import functools
+import signal
 import threading
 from collections.abc import Iterator
-from types import FrameType, TracebackType
+from types import CodeType, FrameType, TracebackType
 
 _VARARGS = 0x04  # inspect.CO_VARARGS, without its import
 
@@ -22,7 +25,10 @@ def is_of_signal(error: BaseException) -> bool:
     """
     if threading.current_thread() is not threading.main_thread():
         return False
-    return not isinstance(error, Exception) or any(map(_is_handler, _frames(error.__traceback__)))
+    if not isinstance(error, Exception):
+        return True
+    installed = _installed()
+    return any(frame.f_code in installed or _is_handler(frame) for frame in _frames(error.__traceback__))
 
 
 def is_of_type(error: BaseException) -> bool:
@@ -47,3 +53,18 @@ def _is_handler(frame: FrameType) -> bool:
         if value is below or (type(value) is tuple and any(each is below for each in value)):
             return True
     return False
+
+
+def _installed() -> set[CodeType]:
+    """What the handlers that are installed now run: one may have let go of its arguments before it raises."""
+    codes = set()
+    for number in range(1, signal.NSIG):
+        handler = _signal.getsignal(number)
+        if not callable(handler):
+            continue
+        while isinstance(handler, functools.partial):
+            handler = handler.func
+        code = getattr(handler, "__code__", None) or getattr(type(handler).__call__, "__code__", None)
+        if isinstance(code, CodeType):
+            codes.add(code)
+    return codes

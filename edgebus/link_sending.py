@@ -80,9 +80,11 @@ class LinkSending(LinkReceiving):
             self._sorts = False
             del self._unsorted[:num_done]
         self.answerer.repeated.clear()
-        for each in failed:
-            self.not_sent(*each)
-        if failed:  # what says so is small: another fault of it is not told of
+        if failed:
+            for each in failed:
+                self.not_sent(*each)
+            failed.clear()  # else a circle: the traceback of each has this frame
+            # What says so is small: another fault of it is not told of.
             self._messages += [*self.caller.headers_to_send(), *self.answerer.headers_to_send()]
 
     def _sort_one(self, message: m.Message) -> None:

@@ -30,9 +30,9 @@ cdef class NearLanes:
     cpdef catch_up(self, route)
     @cython.locals(sharing=Sharing, runner=Runner, total=cython.longlong)
     cpdef put(self, Attached attached, payload, arrays)
-    @cython.locals(runner=Runner, sharing=Sharing)
+    @cython.locals(runner=Runner, sharing=Sharing, me=cython.longlong)
     cpdef bint _collect(self, Attached attached) except -1
-    @cython.locals(runner=Runner, done=bint)
+    @cython.locals(runner=Runner, done=bint, me=cython.longlong)
     cpdef bint ask(
         self, Attached attached, service, payload, specs, blocks, Pending pending, double now
     ) except -1

@@ -172,18 +172,23 @@ class NearLanes:
     def _collect(self, attached: Attached | None) -> bool:
         """See what the peer has given back, or all peers; from any thread, without the lock. False if the node is
         closed."""
-        runner, sharing = self._express._runner, self._sharing
+        runner, sharing, me = self._express._runner, self._sharing, _ident()
         try:
-            runner.open_section()
-            if attached is None:
-                sharing.collect_all()
-            else:
-                sharing.collect(attached)
-            runner.sent()
-        except NodeClosed:
-            return False
+            try:
+                runner.open_section()
+                if attached is None:
+                    sharing.collect_all()
+                else:
+                    sharing.collect(attached)
+                runner.sent()
+            except NodeClosed:
+                return False
+            finally:
+                runner.close_section()
         finally:
-            runner.close_section()
+            if runner._owner == me:
+                runner._depth = runner._owner = 0
+            runner._lock.release()
         return True
 
     def ask(
@@ -198,14 +203,20 @@ class NearLanes:
     ) -> bool:
         """Like `request`, without the lock; as Runner.do_small."""
         runner = self._express._runner
-        if runner._owner == _ident():
+        me = _ident()
+        if runner._owner == me:
             return False
         try:
-            runner.open_section()
-            done = self.request(attached, service, payload, specs, blocks, pending, now)
-            runner.sent()
+            try:
+                runner.open_section()
+                done = self.request(attached, service, payload, specs, blocks, pending, now)
+                runner.sent()
+            finally:
+                runner.close_section()
         finally:
-            runner.close_section()
+            if runner._owner == me:
+                runner._depth = runner._owner = 0
+            runner._lock.release()
         runner.call_back()
         return done
 

@@ -200,6 +200,8 @@ class Runner:
                 raise
             finally:
                 self._depth = depth  # first of all: an exception of a signal handler may come at the next call
+                if not depth:
+                    self._owner = 0  # likewise
                 self._exit()
         self.call_back()
         return result
@@ -209,14 +211,20 @@ class Runner:
 
         Nothing is read here: whoever waits next does that, or the node's own thread after a moment.
         """
-        if self._owner == _ident():
+        me = _ident()
+        if self._owner == me:
             return False
         try:
-            self.open_section()
-            done = function(*args)
-            self.sent()
+            try:
+                self.open_section()
+                done = function(*args)
+                self.sent()
+            finally:
+                self.close_section()
         finally:
-            self.close_section()
+            if self._owner == me:
+                self._depth = self._owner = 0
+            self._lock.release()
         self.call_back()
         return done
 
@@ -224,7 +232,8 @@ class Runner:
         """Take the lock for what sends by itself, on a thread that is not in the middle of something.
 
         To be called inside of `try`, with `close_section` in its `finally`: an exception of a signal handler may come
-        as soon as the lock is taken.
+        as soon as the lock is taken. Around that another `finally` gives the lock back, and says before any call that
+        nobody is in here: one may come on the way into `close_section`, too.
 
         Raises:
             NodeClosed: the node is closed, or this is a forked child.
@@ -237,17 +246,14 @@ class Runner:
         self._is_whole = False
 
     def close_section(self) -> None:
-        """Give the lock back, if it was taken."""
+        """The end of such a section, if the lock was taken: whoever drives looks at what it has left."""
         if not self._lock.is_mine():
             return
         self._depth = self._owner = 0
-        try:
-            if not self._is_whole:
-                self._interrupted()
-            if self.stirred:
-                self.nudge()
-        finally:
-            self._lock.release()
+        if not self._is_whole:
+            self._interrupted()
+        if self.stirred:
+            self.nudge()
 
     def call_back(self) -> None:
         """After such a section: call what the application asked to be called, unless this is one of those calls."""
@@ -306,6 +312,9 @@ class Runner:
         try:
             self._handlers_lock.acquire()
             self._handlers.put(owner, call, call)
+        except BaseException:  # of a signal handler: whoever asks for it asks again
+            self._handlers.drop(owner, call)
+            raise
         finally:
             self._handlers_lock.release()
 
@@ -407,6 +416,8 @@ class Runner:
                     raise
                 finally:
                     self._depth = depth
+                    if not depth:
+                        self._owner = 0
                     self._exit()
         self.run_callbacks()
 
@@ -574,10 +585,8 @@ class Runner:
         self._owner = _ident()
 
     def _exit(self) -> None:
-        if not self._depth:
-            self._owner = 0
-            if self.stirred:
-                self.nudge()
+        if not self._depth and self.stirred:
+            self.nudge()
 
     def _interrupted(self) -> None:
         """An exception of a signal handler came in the middle of the machines' work: there is more of it to do.
@@ -641,6 +650,8 @@ class Runner:
                         raise
                     finally:
                         self._depth = depth
+                        if not depth:
+                            self._owner = 0
                         self._exit()
             finally:
                 self._lock.release()
@@ -682,6 +693,8 @@ class Runner:
                     raise
                 finally:
                     self._depth = depth
+                    if not depth:
+                        self._owner = 0
                     self._exit()
             finally:
                 self._lock.release()

@@ -8,6 +8,7 @@ from typing import Any, Literal, NamedTuple
 
 from edgebus import messages as m
 from edgebus.attached import Attached, Route
+from edgebus.interrupts import is_of_signal
 
 _log = logging.getLogger("edgebus")
 
@@ -52,6 +53,8 @@ def tell(
     for tap in list(taps):
         try:
             tap(event)
-        except Exception:  # a fault of a listener must not cost the message
+        except Exception as error:  # a fault of a listener must not cost the message
+            if is_of_signal(error):
+                raise
             _log.exception("edgebus: a tap failed and was removed")
             taps.remove(tap)

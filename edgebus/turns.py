@@ -76,7 +76,8 @@ class Turns:
         if queue[0] != token:
             return None
         del self._queues[owner]
-        self._ring.remove(owner)
+        if owner in self._ring:  # else it was interrupted as it was put there
+            self._ring.remove(owner)
         self.waiting = len(self._queues) > 0
         return queue[1]
 

@@ -10,6 +10,7 @@ import msgspec
 
 from edgebus.config import HEADER_CAP_BYTES, Limits
 from edgebus.errors import MessageTooLarge, WireError
+from edgebus.interrupts import is_of_signal
 from edgebus.messages import (
     INLINE_BYTES,
     VERSION_MAX,
@@ -67,7 +68,7 @@ def decode(frames: Sequence[bytes], limits: Limits) -> Message:
         limits: this node's own bounds.
 
     Raises:
-        WireError: the only exception, with the request id where the header could be read.
+        WireError: the only exception but a signal handler's, with the request id where the header could be read.
     """
     if not frames or len(frames) > limits.max_frames:
         raise WireError(f"{len(frames)} frames, accepted are 1..{limits.max_frames}")
@@ -76,6 +77,8 @@ def decode(frames: Sequence[bytes], limits: Limits) -> Message:
     try:
         header: Header = decode_header(frames[0])
     except (msgspec.MsgspecError, RecursionError, ValueError, OverflowError) as error:
+        if is_of_signal(error):
+            raise
         # The text of a decode error may quote the peer; repr keeps it to one printable line.
         raise WireError(f"header does not decode: {str(error)[:200]!r}") from None
     kind = type(header)

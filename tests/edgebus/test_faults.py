@@ -10,14 +10,16 @@ import signal
 import threading
 import time
 from contextlib import contextmanager
+from functools import partial
 
 import numpy as np
 import pytest
 
 import edgebus
 from edgebus import link_sending as link_module
+from edgebus import wire
 from edgebus.interrupts import is_of_signal
-from edgebus.messages import ONE_WAY, Terms
+from edgebus.messages import ONE_WAY, Message, Terms
 from edgebus.outcomes import Outcome
 from edgebus.stats import link_stats
 from tests.edgebus.duo import KIB, SMALL, Duo
@@ -222,12 +224,24 @@ def test_exceptions_of_signal_handlers_are_told_from_faults():
         signal.signal(signal.SIGALRM, signal.SIG_DFL)
         raise TimeoutError
 
+    def lets_go(number, frame):
+        del number, frame
+        raise TimeoutError
+
+    class Lets:
+        def go(self, number, frame):
+            del frame
+            raise TimeoutError
+
+        __call__ = go
+
     def at_work():
         signal.raise_signal(signal.SIGALRM)
 
     before = signal.getsignal(signal.SIGALRM)
     try:
-        for handler in (Bound().handler, changes_itself, lambda number, frame: Bound().inner()):
+        letting_go = (lets_go, Lets(), Lets().go, partial(partial(lets_go)))
+        for handler in (Bound().handler, changes_itself, lambda number, frame: Bound().inner(), *letting_go):
             signal.signal(signal.SIGALRM, handler)
             with pytest.raises(TimeoutError) as caught:
                 at_work()
@@ -238,6 +252,53 @@ def test_exceptions_of_signal_handlers_are_told_from_faults():
         Bound().inner()
     assert not is_of_signal(caught.value)
     assert is_of_signal(KeyboardInterrupt())
+
+
+def test_tap_in_which_a_signal_handler_raises_is_not_removed():
+    duo = Duo(SMALL).prove()
+    with alarm() as fire:
+
+        def tap(event):
+            fire()
+
+        duo.device.taps.append(tap)
+        duo.ask()
+        with pytest.raises(TimeoutError):
+            duo.run()
+    assert duo.device.taps == [tap]
+
+
+def test_message_in_which_a_signal_handler_raises_is_not_malformed(monkeypatch):
+    def handler(number, frame):
+        raise ValueError("of a signal handler")
+
+    def decode_header(frame):
+        signal.raise_signal(signal.SIGALRM)
+
+    monkeypatch.setattr(wire, "decode_header", decode_header)
+    before = signal.signal(signal.SIGALRM, handler)
+    try:
+        with pytest.raises(ValueError, match="of a signal handler"):
+            wire.decode([b"x"], SMALL)
+    finally:
+        signal.signal(signal.SIGALRM, before)
+
+
+def test_message_whose_link_fails_as_well_does_not_stay_in_the_outbox():
+    duo = Duo(SMALL).prove()
+    hub = duo.device
+
+    class Unknown:
+        """No header."""
+
+    hub.outbox.append((hub.links[0].route, hub.links[0], Message(Unknown(), ())))
+    hub.touch = Poisoned(hub.touch, lambda *_: True, times=1)
+    with pytest.raises(ZeroDivisionError):
+        hub.frames_to_send(now=duo.now)
+    assert hub.outbox == []
+    duo.ask()
+    duo.run()
+    assert len(duo.arrived) == 1
 
 
 @pytest.mark.net

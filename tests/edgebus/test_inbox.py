@@ -15,6 +15,7 @@ from edgebus.inbox import Inbox, Request
 from edgebus.link import LinkMachine
 from edgebus.link_states import Surroundings, wire_limits
 from edgebus.outcomes import Arrived, Withdrawn
+from tests.edgebus.interrupting import Interrupt
 
 LIMITS = edgebus.Limits()
 
@@ -299,3 +300,22 @@ def test_request_that_its_own_header_calls_settled_is_refused_by_every_way():
     answerer.receive(m.Message(header, (b"",)), now=0.0)
     [refused] = answerer.headers_to_send()
     assert (refused.header.code, answerer.counts.executed, answerer.num_pending) == ("forgotten", 0, 0)
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+def test_dropped_request_is_refused_though_a_signal_handler_raises_in_that(inbox):
+    peer = Peer(inbox)
+    peer.ask(1)
+    raised = []
+
+    def interrupted_once(attached, *answer):
+        if not raised:
+            raised.append(True)
+            raise Interrupt
+        peer.answer(attached, *answer)
+
+    peer.answer_later = interrupted_once
+    request = inbox.get(0.0)
+    del request
+    assert raised
+    assert [message.header.code for message in peer.answers()] == ["dropped"]

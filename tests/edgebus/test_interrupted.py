@@ -26,7 +26,7 @@ pytestmark = [
     pytest.mark.timeout(120, method="thread"),  # the other one has the timer that is used here
     pytest.mark.skipif(not shm.available(), reason="no shared memory here"),
     pytest.mark.skipif(
-        PLAIN, reason="plain Python shows a signal handler between any two steps: later, but never lost"
+        PLAIN, reason="plain Python runs a signal handler between any two steps: some outcomes are the deadline's there"
     ),
 ]
 EVERY_S, NUM_ROUNDS, ENOUGH = 0.0037, 200, 5

@@ -6,12 +6,18 @@ Compiled modules show no lines: test_compiled.py has this file run as plain Pyth
 from __future__ import annotations
 
 import sys
+import threading
+import time
+from contextlib import contextmanager
 from types import SimpleNamespace
 
 import pytest
 
+import edgebus
 from edgebus import express as express_module
+from edgebus.answerer import Answerer
 from edgebus.config import Limits
+from edgebus.messages import Request
 from edgebus.requests import Caller
 from tests.edgebus.duo import Duo
 from tests.edgebus.interrupting import Interrupt, interrupted
@@ -151,3 +157,104 @@ def called_within(method, at, function, other):
     finally:
         sys.settrace(before)
     return left[0] <= 0
+
+
+@pytest.mark.skipif(not PLAIN, reason="compiled: its calls are not shown")
+@pytest.mark.parametrize("arrive", [Answerer.receive_small, Answerer.receive_plain])
+def test_request_is_not_known_when_a_signal_handler_raises_as_it_is_let_in(arrive):
+    """Where Python runs them: on the way into a function, and after one in C. Known, it would never be handed out."""
+    at, going = 0, True
+    while going:
+        at += 1
+        assert at < 100
+        answerer, left = Answerer(Limits()), [at]
+
+        def profile(frame, event, function, left=left):
+            ours = frame.f_globals.get("__name__") == "edgebus.answerer"
+            left[0] -= ours and event in ("call", "c_return")
+            if left[0] == 0:
+                sys.setprofile(None)
+                left[0] = -1
+                raise Interrupt
+
+        content, before = b"x" if arrive is Answerer.receive_small else (b"x",), sys.getprofile()
+        sys.setprofile(profile)
+        try:
+            arrive(answerer, Request(7, "s", 1000, 0), content, 0.0)
+        except Interrupt:
+            assert not answerer.knows(7), at
+            assert (answerer.counts.received, answerer.pending_bytes) == (0, 0), at
+        finally:
+            going = left[0] < 0
+            sys.setprofile(before)
+    assert at > 4
+    assert answerer.knows(7)
+
+
+@contextmanager
+def server_and_link():
+    with edgebus.Node("server", insecure=True) as server, edgebus.Node("device", insecure=True) as device:
+        link = device.connect(server.bind("tcp://127.0.0.1:0"))
+        link.request("edgebus.ping", b"")
+        yield server, link
+
+
+@pytest.mark.net
+@pytest.mark.skipif(not PLAIN, reason="compiled: its lines are not shown")
+@pytest.mark.parametrize("what", ["inbox", "handler"])
+def test_request_that_is_interrupted_at_any_line_as_it_is_handed_out_is_not_handed_out_twice(what):
+    with server_and_link() as (server, _):
+        engine, runner, handed, refused = server._engine, server._engine.runner, [], []
+        [attached] = engine.hub.links
+        inbox = server.serve("inbox")
+        server.handle("handler", handed.append)
+        at, going = 0, True
+        while going:
+            at += 1
+            assert at < 200
+            for deliver in (engine.express.deliver, engine.arrived):
+                header = Request(at * 2 + (deliver == engine.arrived) + 1000, what, 60_000, 0)
+                with runner._lock:
+                    arrived = attached.link.answerer.receive_small(header, b"x", time.monotonic())
+                    going = interrupted(
+                        lambda deliver=deliver, arrived=arrived: deliver(attached, arrived),
+                        at,
+                        {"edgebus.inbox", "edgebus.turns"}.__contains__,
+                    )
+                runner.do(list)
+                handed += inbox.drain()
+                assert [request._id for request in handed] == [header.id] or (not handed and going), at
+                if handed:
+                    handed.pop().reply(b"")
+                else:  # between the making of a Request and the line after it: whoever asked hears of it
+                    refused.append(arrived.answerer._entries[header.id].answer.header.code)
+                assert not arrived.answerer.handed
+        assert at > 10
+        assert set(refused) <= {"dropped"}
+        assert len(refused) <= 2
+
+
+@pytest.mark.net
+@pytest.mark.skipif(not PLAIN, reason="compiled: its methods cannot be replaced")
+@pytest.mark.parametrize(("method", "work"), [("_exit", "do"), ("close_section", "do_small")])
+def test_interrupt_on_the_way_out_of_the_lock_leaves_nobody_in_there(method, work, monkeypatch):
+    with server_and_link() as (server, link):
+        runner = server._engine.runner
+        leave, left, main = getattr(runner, method), [True], threading.get_ident()
+
+        def interrupted_once():
+            if left and threading.get_ident() == main:
+                left.clear()
+                raise Interrupt
+            return leave()
+
+        monkeypatch.setattr(runner, method, interrupted_once)
+        with pytest.raises(Interrupt):
+            getattr(runner, work)(lambda: True)
+        assert not runner.is_mine
+        other = threading.Thread(target=runner.do, args=(list,), daemon=True)
+        other.start()
+        other.join(5)
+        assert not other.is_alive()
+        assert getattr(runner, work)(lambda: True)
+        assert link.request("edgebus.ping", b"y", timeout_s=5).payload == b"y"
