@@ -7,7 +7,8 @@ That one's traceback ends in a function that was called with the frame which it 
 
 from __future__ import annotations
 
-import _signal  # its getsignal takes a thirtieth of signal's, which makes enumerations: who sends what is malformed costs one
+# Its getsignal makes no enumerations, and takes a thirtieth of the time: whoever sends what is malformed costs one.
+import _signal  # type: ignore[import-not-found]
 import functools
 import signal
 import threading
