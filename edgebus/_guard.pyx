@@ -77,6 +77,7 @@ cdef extern from *:
         return at.tv_sec + at.tv_nsec / 1e9;
     }
 
+    static long eb_base = -1; /* pages, when the thread was started: it may come to run much later */
     static dev_t eb_statm_device;
     static ino_t eb_statm_inode;
 
@@ -307,12 +308,11 @@ cdef extern from *:
     }
 
     static void *eb_watch(void *unused) {
-        long base, looked = -1;
+        long base = eb_base, looked = -1;
         double tick = EB_TICK_S, not_before = 0, ask_at = 0, wary_until = 0;
         long grown = EB_GROWN / sysconf(_SC_PAGESIZE);
         (void)unused;
         pthread_mutex_lock(&eb_lock);
-        base = eb_pages_kept();
         while (eb_nodes != NULL) {
             struct timespec until;
             eb_node *node;
@@ -383,6 +383,7 @@ cdef extern from *:
             pthread_condattr_destroy(&clock);
             eb_is_set_up = 1;
         }
+        eb_base = eb_pages_kept();
         sigfillset(&all);  /* signals are the application's */
         pthread_sigmask(SIG_SETMASK, &all, &before);
         failed = pthread_create(&thread, NULL, eb_watch, NULL);
