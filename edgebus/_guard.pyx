@@ -34,13 +34,16 @@ cdef extern from *:
     #define EB_TICK_S 0.1     /* the memory is looked at so often; */
     #define EB_SOON_S 0.01    /* so often while a node has not answered. */
     #define EB_ANSWER_S 0.03
+    #define EB_WARY_S 1.0     /* so long after a question, or after memory has grown, it is looked at often */
     #define EB_GROWN (16 << 20)  /* bytes that make us ask; a quarter of it, look again at who is stuck */
     #define EB_NEW_BYTES 16384   /* of a handshake: what is allowed to who comes when there is too much already */
     #define EB_CROWD 8           /* so many may have all that is allowed to each */
     #define EB_ENDS 1024
     #define EB_HOLES 1024        /* so many descriptors in a row that are closed are the end of the table */
 
-    typedef struct eb_end_of { int is_accepted, port; char remote[INET6_ADDRSTRLEN]; } eb_end_of;
+    /* Whose connections are a node's: that came in by this port (of this address, where it listens at one alone), or
+       went there. */
+    typedef struct eb_end_of { int is_accepted, port; char address[INET6_ADDRSTRLEN]; } eb_end_of;
 
     typedef struct eb_node {
         struct eb_node *next;
@@ -59,7 +62,7 @@ cdef extern from *:
     typedef struct eb_slot {
         unsigned long long inode, base, unread;
         eb_node *node;
-        char is_new, is_paused, listens;
+        char is_new, is_told, is_paused, listens;
     } eb_slot;
 
     static pthread_mutex_t eb_lock = PTHREAD_MUTEX_INITIALIZER;
@@ -74,38 +77,81 @@ cdef extern from *:
         return at.tv_sec + at.tv_nsec / 1e9;
     }
 
+    static long eb_base = -1; /* pages, when the thread was started: it may come to run much later */
+    static dev_t eb_statm_device;
+    static ino_t eb_statm_inode;
+
+    /* The descriptor that is kept for /proc, -1 if it is not open, or if the application has closed it and what has that
+       number now is its own. */
+    static int eb_kept(void) {
+        struct stat found;
+        if (eb_statm >= 0 && fstat(eb_statm, &found) == 0 && found.st_dev == eb_statm_device && found.st_ino == eb_statm_inode)
+            return eb_statm;
+        return eb_statm = -1;
+    }
+
+    static void eb_close_kept(void) {
+        if (eb_kept() >= 0) close(eb_statm);
+        eb_statm = -1;
+    }
+
     /* Like eb_pages, with a descriptor that is kept: the table may be full just then. */
     static long eb_pages_kept(void) {
         char text[128];
         long pages = -1;
         ssize_t size;
-        if (eb_statm < 0) eb_statm = open("/proc/self/statm", O_RDONLY | O_CLOEXEC);
-        size = eb_statm < 0 ? -1 : pread(eb_statm, text, sizeof text - 1, 0);
+        if (eb_kept() < 0) {
+            struct stat found;
+            int file = open("/proc/self/statm", O_RDONLY | O_CLOEXEC);
+            if (file < 0) return -1;
+            if (fstat(file, &found) < 0) { close(file); return -1; }
+            eb_statm_device = found.st_dev;
+            eb_statm_inode = found.st_ino;
+            eb_statm = file;
+        }
+        size = pread(eb_statm, text, sizeof text - 1, 0);
         if (size <= 0) return -1;
         text[size] = 0;
         return sscanf(text, "%*s %ld", &pages) == 1 ? pages : -1;
     }
 
-    /* Drop what comes by a socket from now on, or take in again what TCP sends once more. */
-    static int eb_pause(int fd, unsigned long long inode, int pauses) {
-        struct sock_filter nothing = BPF_STMT(BPF_RET | BPF_K, 0);
-        struct sock_fprog program = {1, &nothing};
+    /* Drop what comes by a socket from now on, or take in again what TCP sends once more: 0, or why not. */
+    static int eb_pause(int fd, unsigned long long inode, int pauses, int listens) {
+        struct sock_filter everything = BPF_STMT(BPF_RET | BPF_K, 0);
+        /* A filter sees a segment from TCP's header on. One without content passes: what we send is acknowledged. */
+        struct sock_filter content[] = {
+            BPF_STMT(BPF_LD | BPF_W | BPF_LEN, 0),
+            BPF_STMT(BPF_MISC | BPF_TAX, 0),
+            BPF_STMT(BPF_LD | BPF_B | BPF_ABS, 12),
+            BPF_STMT(BPF_ALU | BPF_AND | BPF_K, 0xf0),
+            BPF_STMT(BPF_ALU | BPF_RSH | BPF_K, 2), /* of the header, four bits that count words */
+            BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_X, 0, 0, 1),
+            BPF_STMT(BPF_RET | BPF_K, 0xffffffff),
+            BPF_STMT(BPF_RET | BPF_K, 0),
+        };
+        struct sock_fprog program = {sizeof content / sizeof *content, content};
         struct stat found;
-        int same = dup(fd), done = 0, none = 0;
+        int same = fcntl(fd, F_DUPFD_CLOEXEC, 0), failed = EBADF, none = 0;
+        if (listens) { /* a connection begins with a segment without content */
+            program.len = 1;
+            program.filter = &everything;
+        }
         if (same < 0 && (errno == EMFILE || errno == ENFILE)) same = fd;
-        if (same < 0) return 0;
-        if (fstat(same, &found) == 0 && S_ISSOCK(found.st_mode) && found.st_ino == inode)
-            done = pauses ? setsockopt(same, SOL_SOCKET, SO_ATTACH_FILTER, &program, sizeof program) == 0
-                          : setsockopt(same, SOL_SOCKET, SO_DETACH_FILTER, &none, sizeof none) == 0;
+        if (same < 0) return EBADF;
+        if (fstat(same, &found) == 0 && S_ISSOCK(found.st_mode) && found.st_ino == inode) {
+            failed = pauses ? setsockopt(same, SOL_SOCKET, SO_ATTACH_FILTER, &program, sizeof program)
+                            : setsockopt(same, SOL_SOCKET, SO_DETACH_FILTER, &none, sizeof none);
+            failed = failed < 0 ? errno : 0;
+        }
         if (same != fd) close(same);
-        return done;
+        return failed;
     }
 
     static int eb_is_end(const eb_node *node, const eb_found *found, int listens) {
         for (int i = 0; i < node->num_ends; i++) {
             const eb_end_of *end = &node->ends[i];
-            if (end->is_accepted ? end->port == found->local_port
-                                 : !listens && end->port == found->remote_port && !strcmp(end->remote, found->remote))
+            if (end->is_accepted ? end->port == found->local_port && (!*end->address || !strcmp(end->address, found->local))
+                                 : !listens && end->port == found->remote_port && !strcmp(end->address, found->remote))
                 return 1;
         }
         return 0;
@@ -142,7 +188,7 @@ cdef extern from *:
         if (getsockname(fd, (struct sockaddr *)&local, &size) < 0) return 0;
         memset(found, 0, sizeof *found);
         found->inode = what.st_ino;
-        found->local_port = eb_port(&local, NULL);
+        found->local_port = eb_port(&local, found->local);
         return found->local_port >= 0;
     }
 
@@ -170,6 +216,7 @@ cdef extern from *:
             slot->node = node;
             slot->is_new = 1;
             slot->listens = (char)listens;
+            if (!listens) eb_pause(fd, slot->inode, 0, 0); /* it may have the filter of who listened */
         }
         if (node->asked_at == 0 || listens) return 1;
         if (!node->was_seen) { /* the first look: how much of it was read nobody knows */
@@ -185,26 +232,52 @@ cdef extern from *:
         for (int fd = 0; fd < eb_num_slots || holes < EB_HOLES; fd++) holes = eb_look_at(fd) ? 0 : holes + 1;
     }
 
-    /* Hold back who has sent too much, if that is the case: who has more than is allowed to each, or, where many have a
-       little less, all of them. */
+    /* Unread bytes of those connections of a node that have no more of them than that. */
+    static long long eb_unread_up_to(const eb_node *node, long long level) {
+        long long sum = 0;
+        for (int fd = 0; fd < eb_num_slots; fd++)
+            if (eb_slots[fd].node == node && (long long)eb_slots[fd].unread <= level) sum += eb_slots[fd].unread;
+        return sum;
+    }
+
+    /* So much each may have where many have a little less than what is allowed to each: those that have most are held back,
+       until the others have no more than three times what is left of all. So it never is all, and who has little goes on. */
+    static long long eb_level(const eb_node *node, long long total) {
+        long long all = node->most + EB_CROWD * node->allowed, room = 3 * (all - total);
+        long long low = EB_NEW_BYTES, high = node->allowed;
+        if (total <= all / 4 * 3 || high <= low || eb_unread_up_to(node, high) <= room) return node->allowed;
+        while (high - low > 4096) {
+            long long middle = low + (high - low) / 2;
+            if (eb_unread_up_to(node, middle) <= room) low = middle;
+            else high = middle;
+        }
+        return low;
+    }
+
+    /* Hold back who has sent too much, if that is the case. */
     static void eb_judge(eb_node *node) {
-        long long over = node->left, total = node->left;
+        long long over = node->left, total = node->left, level;
         for (int fd = 0; fd < eb_num_slots; fd++) {
             long long unread = (long long)eb_slots[fd].unread;
             if (eb_slots[fd].node != node) continue;
             total += unread;
             if (unread > node->allowed) over += unread - node->allowed;
         }
-        int crowded = total > node->most + EB_CROWD * node->allowed;
-        if (over <= node->most && !crowded) return;
+        level = eb_level(node, total);
+        if (over <= node->most && level >= node->allowed) return;
         for (int fd = 0; fd < eb_num_slots; fd++) {
             eb_slot *slot = &eb_slots[fd];
-            long long allowed = slot->is_new || crowded ? EB_NEW_BYTES : node->allowed;
+            long long allowed = slot->is_new ? EB_NEW_BYTES : level;
+            int failed;
             if (slot->node != node || slot->is_paused || (!slot->listens && (long long)slot->unread <= allowed)) continue;
-            if (eb_pause(fd, slot->inode, 1)) {
+            failed = eb_pause(fd, slot->inode, 1, slot->listens);
+            if (!failed) {
                 slot->is_paused = 1;
                 node->num_paused++;
-            } else if (slot->listens || !eb_end(fd, slot->inode)) continue; /* no filters in this kernel */
+            } else { /* no filters in this kernel: it is ended, if it is known to be the node's */
+                if (failed != ENOPROTOOPT && failed != EPERM && failed != EOPNOTSUPP) continue;
+                if (slot->listens || !slot->is_told || !eb_end(fd, slot->inode)) continue;
+            }
             node->num_ever_paused += !slot->listens;
         }
     }
@@ -215,7 +288,7 @@ cdef extern from *:
             eb_slot *slot = &eb_slots[fd];
             if (slot->node != node) continue;
             if (slot->is_paused && (all || slot->listens)) {
-                eb_pause(fd, slot->inode, 0);
+                eb_pause(fd, slot->inode, 0, 0);
                 slot->is_paused = 0;
                 node->num_paused--;
             }
@@ -235,16 +308,15 @@ cdef extern from *:
     }
 
     static void *eb_watch(void *unused) {
-        long base, looked = -1;
-        double tick = EB_TICK_S, not_before = 0;
+        long base = eb_base, looked = -1;
+        double tick = EB_TICK_S, not_before = 0, ask_at = 0, wary_until = 0;
         long grown = EB_GROWN / sysconf(_SC_PAGESIZE);
         (void)unused;
         pthread_mutex_lock(&eb_lock);
-        base = eb_pages_kept();
         while (eb_nodes != NULL) {
             struct timespec until;
             eb_node *node;
-            int asked = 0, stuck = 0, fresh = 0;
+            int asked = 0, stuck = 0, fresh = 0, has_grown;
             double now = eb_now() + tick;
             long pages;
             until.tv_sec = (time_t)now;
@@ -253,20 +325,22 @@ cdef extern from *:
             if (eb_nodes == NULL) break;
             now = eb_now();
             pages = eb_pages_kept();
-            if (pages < 0) pages = (base < 0 ? 0 : base) + grown; /* nobody knows: it may have grown */
             for (node = eb_nodes; node != NULL; node = node->next) asked |= node->asked_at != 0;
-            if (base < 0 || (pages < base && !asked)) base = pages;
-            if (pages >= base + grown) {
+            if (pages >= 0 && (base < 0 || (pages < base && !asked))) base = pages;
+            if ((pages < 0 || pages >= base + grown) && now >= ask_at) { /* where nobody knows it may have grown */
                 for (node = eb_nodes; node != NULL; node = node->next) {
                     if (node->asked_at != 0) continue;
-                    eb_ask(node, now, (pages - base) * sysconf(_SC_PAGESIZE));
+                    eb_ask(node, now, pages < 0 ? EB_GROWN : (pages - base) * sysconf(_SC_PAGESIZE));
                     asked = fresh = 1;
                 }
-                base = pages;
+                ask_at = now + EB_TICK_S;
+                if (pages >= 0) base = pages;
             }
             for (node = eb_nodes; node != NULL; node = node->next)
                 stuck |= node->asked_at != 0 && now >= node->asked_at + EB_ANSWER_S;
-            if (fresh || (stuck && pages >= looked + grown / 4 && now >= not_before)) {
+            has_grown = pages < 0 || pages >= looked + grown / 4;
+            if (fresh || (pages >= 0 && has_grown)) wary_until = now + EB_WARY_S;
+            if ((fresh || (stuck && has_grown)) && now >= not_before) {
                 eb_look_at_all();
                 for (node = eb_nodes; node != NULL; node = node->next) {
                     if (node->asked_at == 0) continue;
@@ -277,7 +351,7 @@ cdef extern from *:
                 not_before = eb_now();
                 not_before += 10 * (not_before - now); /* a tenth of the time at most */
             }
-            tick = asked ? EB_SOON_S : EB_TICK_S;
+            tick = asked && now < wary_until ? EB_SOON_S : EB_TICK_S;
         }
         eb_runs = 0;
         pthread_mutex_unlock(&eb_lock);
@@ -293,8 +367,7 @@ cdef extern from *:
         eb_slots = NULL;
         eb_num_guards = 0;
         eb_forks++;
-        if (eb_statm >= 0) close(eb_statm);
-        eb_statm = -1;
+        eb_close_kept();
     }
 
     static int eb_start(void) {
@@ -310,6 +383,7 @@ cdef extern from *:
             pthread_condattr_destroy(&clock);
             eb_is_set_up = 1;
         }
+        eb_base = eb_pages_kept();
         sigfillset(&all);  /* signals are the application's */
         pthread_sigmask(SIG_SETMASK, &all, &before);
         failed = pthread_create(&thread, NULL, eb_watch, NULL);
@@ -337,10 +411,47 @@ cdef extern from *:
         return node;
     }
 
-    /* A connection of a node, which is looked after from its first one on. */
-    static int eb_known(eb_node *node, int fd, unsigned long long inode, const eb_end_of *end) {
+    /* A node is not looked after (any more), and keeps nobody from sending. */
+    static void eb_unlink(eb_node *node) {
+        eb_node **at;
+        for (at = &eb_nodes; *at != NULL && *at != node; at = &(*at)->next) {}
+        if (*at == node) *at = node->next;
+        node->asked_at = 0;
+        node->was_seen = 0;
+        eb_resume(node, 1, 1);
+        if (eb_nodes == NULL && eb_runs) pthread_cond_signal(&eb_changed); /* the thread ends */
+    }
+
+    static void eb_drop(eb_node *node) {
+        pthread_mutex_lock(&eb_lock);
+        eb_unlink(node);
+        pthread_mutex_unlock(&eb_lock);
+    }
+
+    /* This is a node's connection, whosever it was taken for. */
+    static void eb_own(eb_node *node, int fd, unsigned long long inode) {
+        eb_slot *slot = &eb_slots[fd];
+        if (slot->inode != inode || slot->node != node) {
+            eb_pause(fd, inode, 0, 0); /* the other one's, or of who listened */
+            if (slot->inode == inode) slot->unread = 0; /* not the other one's */
+            eb_forget(slot);
+        }
+        slot->inode = inode;
+        slot->node = node;
+        slot->is_told = 1;
+    }
+
+    /* A connection of a node, which is looked after from its first one on; not at all any more where that fails. */
+    static int eb_known(eb_node *node, int fd, unsigned long long inode, eb_end_of *end) {
+        struct sockaddr_storage local;
+        socklen_t size = sizeof local;
+        char text[INET6_ADDRSTRLEN] = "";
         int failed = 0, i;
         eb_node *each;
+        if (end->is_accepted && *end->address) { /* written otherwise, it would be nobody's */
+            if (getsockname(fd, (struct sockaddr *)&local, &size) == 0) eb_port(&local, text);
+            if (strcmp(text, end->address)) memset(end->address, 0, sizeof end->address);
+        }
         pthread_mutex_lock(&eb_lock);
         for (i = 0; i < node->num_ends; i++) if (!memcmp(&node->ends[i], end, sizeof *end)) break;
         if (i == node->num_ends && i < EB_ENDS) {
@@ -349,16 +460,28 @@ cdef extern from *:
             else { node->ends = more; more[node->num_ends++] = *end; }
         } else if (i == EB_ENDS) node->ends[node->next_end++ % EB_ENDS] = *end; /* the oldest goes */
         if (eb_make_room(fd) < 0) failed = -1;
-        else {
-            if (eb_slots[fd].inode != inode) eb_forget(&eb_slots[fd]);
-            eb_slots[fd].inode = inode;
-            eb_slots[fd].node = node;
-        }
+        else eb_own(node, fd, inode);
         for (each = eb_nodes; each != NULL && each != node; each = each->next) {}
         if (each == NULL) { node->next = eb_nodes; eb_nodes = node; }
         if (eb_start() < 0) failed = -1;
+        if (failed) eb_unlink(node);
         pthread_mutex_unlock(&eb_lock);
         return failed;
+    }
+
+    /* A socket was closed: what has its address from now on is another one's. */
+    static void eb_gone(eb_node *node, int is_accepted, int port, const char *address) {
+        int kept = 0;
+        pthread_mutex_lock(&eb_lock);
+        for (int i = 0; i < node->num_ends; i++) {
+            eb_end_of *end = &node->ends[i];
+            if (end->is_accepted == is_accepted && end->port == port && (is_accepted || !strcmp(end->address, address)))
+                continue;
+            if (kept != i) node->ends[kept] = *end;
+            kept++;
+        }
+        node->num_ends = kept;
+        pthread_mutex_unlock(&eb_lock);
     }
 
     /* It has looked, and so it is not stuck; so many bytes are unread (-1: as before). */
@@ -367,43 +490,40 @@ cdef extern from *:
         node->asked_at = 0;
         node->was_seen = 0;
         if (left >= 0) node->left = left;
-        if (node->num_paused) eb_resume(node, resumes, 0);
+        eb_resume(node, resumes, 0);
         pthread_mutex_unlock(&eb_lock);
     }
 
     static void eb_close_node(eb_node *node) {
-        eb_node **at;
         pthread_mutex_lock(&eb_lock);
-        for (at = &eb_nodes; *at != NULL && *at != node; at = &(*at)->next) {}
-        if (*at == node) *at = node->next;
-        eb_resume(node, 1, 1);
-        if (eb_nodes == NULL && eb_runs) pthread_cond_signal(&eb_changed); /* the thread ends */
-        if (node->born == eb_forks && --eb_num_guards == 0 && eb_statm >= 0) {
-            close(eb_statm);
-            eb_statm = -1;
-        }
+        eb_unlink(node);
+        if (node->born == eb_forks && --eb_num_guards == 0) eb_close_kept();
         pthread_mutex_unlock(&eb_lock);
         close(node->asking);
         free(node->ends);
         free(node);
     }
     #else
-    typedef struct eb_end_of { int is_accepted, port; char remote[INET6_ADDRSTRLEN]; } eb_end_of;
+    typedef struct eb_end_of { int is_accepted, port; char address[INET6_ADDRSTRLEN]; } eb_end_of;
     typedef struct eb_node { int asking; long num_paused, num_ever_paused; } eb_node;
     static eb_node *eb_open_node(long long most, long long allowed) { return NULL; }
-    static int eb_known(eb_node *node, int fd, unsigned long long inode, const eb_end_of *end) { return -1; }
+    static int eb_known(eb_node *node, int fd, unsigned long long inode, eb_end_of *end) { return -1; }
+    static void eb_drop(eb_node *node) {}
+    static void eb_gone(eb_node *node, int is_accepted, int port, const char *address) {}
     static void eb_looked(eb_node *node, int resumes, long long left) {}
     static void eb_close_node(eb_node *node) {}
     #endif
     """
     ctypedef struct eb_end_of:
         int is_accepted, port
-        char remote[46]
+        char address[46]
     ctypedef struct eb_node:
         int asking
         long num_paused, num_ever_paused
     eb_node* eb_open_node(long long most, long long allowed) noexcept
-    bint eb_known(eb_node* node, int fd, unsigned long long inode, const eb_end_of* end) noexcept
+    bint eb_known(eb_node* node, int fd, unsigned long long inode, eb_end_of* end) noexcept
+    void eb_drop(eb_node* node) noexcept
+    void eb_gone(eb_node* node, bint is_accepted, int port, const char* address) noexcept
     void eb_looked(eb_node* node, bint resumes, long long left) noexcept
     void eb_close_node(eb_node* node) noexcept
 
@@ -433,15 +553,23 @@ cdef class Guard:
     def fileno(self):
         return -1 if self.node == NULL else self.node.asking
 
-    def know(self, int fd, unsigned long long inode, bint is_accepted, int tcp_port, str remote):
+    def know(self, int fd, unsigned long long inode, bint is_accepted, int tcp_port, str address):
         cdef eb_end_of end
-        cdef bytes text = b"" if is_accepted else remote.encode()
-        if self.node == NULL or len(text) >= <Py_ssize_t> sizeof(end.remote):
+        cdef bytes text = address.encode()
+        if self.node == NULL:
+            return False
+        if len(text) >= <Py_ssize_t> sizeof(end.address):
+            eb_drop(self.node)
             return False
         memset(&end, 0, sizeof(end))
         end.is_accepted, end.port = is_accepted, tcp_port
-        memcpy(end.remote, <char*> text, len(text))
+        memcpy(end.address, <char*> text, len(text))
         return not eb_known(self.node, fd, inode, &end)
+
+    def forget(self, bint is_accepted, int tcp_port, str address):
+        cdef bytes text = address.encode()
+        if self.node != NULL:
+            eb_gone(self.node, is_accepted, tcp_port, text)
 
     def looked(self, bint resumes, long long left_bytes):
         if self.node != NULL:

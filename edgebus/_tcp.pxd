@@ -17,7 +17,7 @@ cdef extern from *:
     typedef struct eb_found {
         unsigned long long inode, received;
         int queued, local_port, remote_port;
-        char remote[INET6_ADDRSTRLEN];
+        char local[INET6_ADDRSTRLEN], remote[INET6_ADDRSTRLEN];
     } eb_found;
 
     /* The port of an address; its text if there is room for it. */
@@ -55,13 +55,13 @@ cdef extern from *:
         if (getpeername(fd, (struct sockaddr *)&remote, &remote_size) < 0) return -1;
         if (fstat(fd, &after) < 0 || after.st_ino != before.st_ino) return -1;
         found->inode = before.st_ino;
-        found->local_port = eb_port(&local, NULL);
+        found->local_port = eb_port(&local, found->local);
         found->remote_port = eb_port(&remote, found->remote);
         return found->remote_port < 0 ? -1 : 0;
     }
 
     static inline int eb_end(int fd, unsigned long long inode) {
-        int same = dup(fd), done = 0;
+        int same = fcntl(fd, F_DUPFD_CLOEXEC, 0), done = 0;
         struct linger at_once = {1, 0};
         struct stat found;
         if (same < 0 && (errno == EMFILE || errno == ENFILE)) same = fd; /* the table is full: perhaps by this very peer */

@@ -311,7 +311,9 @@ class Sockets(Readiness):
     def _connected(self, socket_id: int, fd: int, is_accepted: bool) -> None:
         opened = self.by_id.get(socket_id)
         if opened is not None and opened.tcp_port:
-            self.unended.opened(fd, opened.port, opened.tcp_port, is_accepted=is_accepted, now=time.monotonic())
+            address = _bound_to(opened.sock.getsockopt_string(zmq.LAST_ENDPOINT).rstrip("\0")) if is_accepted else ""
+            now = time.monotonic()
+            self.unended.opened(fd, opened.port, opened.tcp_port, is_accepted=is_accepted, now=now, address=address)
 
     def _take_zap(self, port: PlainPort) -> bool:
         while True:
@@ -422,6 +424,12 @@ class Sockets(Readiness):
         self._untold.pop(socket_id, None)
         self._monitors.pop(socket_id, None)
         self.by_id.pop(socket_id, None)
+
+
+def _bound_to(endpoint: str) -> str:
+    """The address a TCP socket listens at; empty for all of them."""
+    address = endpoint.removeprefix("tcp://").rpartition(":")[0].strip("[]")
+    return "" if address in ("0.0.0.0", "::", "*") else address  # noqa: S104
 
 
 def _count(opened: Opened, endpoint: str, keys: Keys | None) -> None:

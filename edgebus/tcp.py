@@ -141,8 +141,14 @@ class Guard(Protocol):
     def fileno(self) -> int:
         """A descriptor which is readable when the node is to look."""
 
-    def know(self, fd: int, inode: int, is_accepted: bool, tcp_port: int, remote: str) -> bool:
-        """A connection is there, which came in by this port, or was dialled; False if it cannot be looked after."""
+    def know(self, fd: int, inode: int, is_accepted: bool, tcp_port: int, address: str) -> bool:
+        """A connection is there, which came in by this port and address ("": any of ours), or was dialled there.
+
+        False if it cannot be looked after, nor any other any more: nobody is held back then.
+        """
+
+    def forget(self, is_accepted: bool, tcp_port: int, address: str) -> None:
+        """Connections of that kind are not the node's any more."""
 
     def looked(self, resumes: bool, left_bytes: int) -> None:
         """The node has looked; so many bytes are unread (-1: as before). With `resumes` nobody is held back now."""

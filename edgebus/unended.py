@@ -139,16 +139,24 @@ class Unended:
         self._guard, self._touch = guard, touch
         self._connections: dict[int, _Connection] = {}
         self._ports: dict[CountingPort, bool] = {}  # whether others dial them
+        self._ends: dict[CountingPort, set[tuple[bool, int, str]]] = {}  # what the guard was told of each
         self._early: dict[int, int] = {}  # bytes of messages by descriptors of which nothing else is known yet
         self._earlier: dict[int, int] = {}  # likewise, when it was looked last: their news may wait behind much else
         self._resident_bytes = math.inf  # at the last look, or less since
         self._all_at = self._wary_until = -math.inf
         self._held_until = math.inf
+        self._num_held_back = 0  # by a guard that is no more
         self.look_at = math.inf
         self.num_ended = 0
 
-    def opened(self, fd: int, port: CountingPort, tcp_port: int, *, is_accepted: bool, now: float) -> None:
-        """A connection is there, as libzmq said a moment ago of a socket with this local or remote port."""
+    def opened(
+        self, fd: int, port: CountingPort, tcp_port: int, *, is_accepted: bool, now: float, address: str = ""
+    ) -> None:
+        """A connection is there, as libzmq said a moment ago of a socket with this local or remote port.
+
+        Args:
+            address: of the listening socket; empty if it listens at all.
+        """
         found = self._kernel.came(fd)
         if found is None or tcp_port != (found.local_port if is_accepted else found.remote_port):
             return  # gone already, and the descriptor may be something of the application's
@@ -158,8 +166,10 @@ class Unended:
         self._ports[port] = is_accepted
         self._take_counts(port)  # with what the last one with this descriptor gave
         if self._guard is not None:
-            remote = found.remote.rpartition(":")[0]
-            if not self._guard.know(fd, found.inode, is_accepted, tcp_port, remote):
+            end = is_accepted, tcp_port, address if is_accepted else found.remote.rpartition(":")[0]
+            self._ends.setdefault(port, set()).add(end)
+            if not self._guard.know(fd, found.inode, *end):
+                self._num_held_back = self._guard.num_ever_paused
                 self._guard = None  # no thread for it: we look ourselves
         connection = self._connections[fd] = _Connection(fd, found.inode, port, now / self._beat_s)
         connection.gave_bytes(self._early.pop(fd, 0) + self._earlier.pop(fd, 0))
@@ -168,13 +178,19 @@ class Unended:
     @property
     def num_held_back(self) -> int:
         """Connections that the guard has kept from sending while nobody read, ever."""
-        return self._guard.num_ever_paused if self._guard is not None else 0
+        return self._guard.num_ever_paused if self._guard is not None else self._num_held_back
 
     def closed(self, port: CountingPort) -> None:
         """A socket was closed."""
         self._ports.pop(port, None)
         for fd in [fd for fd, each in self._connections.items() if each.port is port]:
             del self._connections[fd]
+        ends = self._ends.pop(port, set())
+        if self._guard is not None:  # the application may have this address from now on
+            kept = {end[:2] if end[0] else end for others in self._ends.values() for end in others}
+            for end in ends:
+                if (end[:2] if end[0] else end) not in kept:
+                    self._guard.forget(*end)
 
     def look_soon(self) -> None:
         """The guard asks for a look: the next one is due, at every connection."""
@@ -183,21 +199,32 @@ class Unended:
     def look(self, now: float) -> None:
         """Look at the memory of the process, and if it has grown at each connection; end who sends without end."""
         self.look_at = now + self._look_s(now)
+        left_bytes = -1
+        try:
+            left_bytes = self._look(now)
+        finally:  # a signal handler may have raised: the guard would take us for stuck
+            self._tell_guard(left_bytes, now)
+            if self._guard is not None and self._guard.num_paused:  # if only a listening socket: nobody else wakes us
+                self.look_at = min(self.look_at, now + CHOSEN_S)
+        if left_bytes < 0:
+            return
+        if left_bytes >= GROWN_BYTES or (self._guard is not None and self._guard.num_paused):
+            self.look_at = self._all_at = now + SOON_S
+        elif now < self._wary_until:
+            self._all_at = now
+
+    def _look(self, now: float) -> int:
+        """Bytes of unended messages beyond what is allowed; -1 if there was no reason to look at connections."""
         for port in self._ports:
             self._take_counts(port)
         self._early, self._earlier = {}, self._early
         resident_bytes = self._kernel.resident_bytes()
         if resident_bytes < self._resident_bytes + GROWN_BYTES and now < self._all_at:
             self._resident_bytes = min(self._resident_bytes, resident_bytes)
-            self._tell_guard(-1, now)
-            return
+            return -1
         left_bytes = self._look_at_all(now)
         self._resident_bytes, self._all_at = resident_bytes, now + max(CHOSEN_S, EACH_S * len(self._connections))
-        self._tell_guard(left_bytes, now)
-        if left_bytes >= GROWN_BYTES or (self._guard is not None and self._guard.num_paused):
-            self.look_at = self._all_at = now + SOON_S
-        elif now < self._wary_until:
-            self._all_at = now
+        return left_bytes
 
     def _tell_guard(self, left_bytes: int, now: float) -> None:
         """This was a look. Who was held back goes on when half of what is allowed is left, or nothing is to be read."""

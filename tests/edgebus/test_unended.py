@@ -412,11 +412,14 @@ def test_who_fills_memory_that_is_there_is_seen_as_well():
 class FakeGuard:
     def __init__(self):
         self.num_paused = self.num_ever_paused = 0
-        self.known, self.told = [], []
+        self.known, self.told, self.forgotten = [], [], []
 
     def know(self, fd, inode, is_accepted, tcp_port, remote):
         self.known.append((fd, inode, is_accepted, tcp_port, remote))
         return True
+
+    def forget(self, *end):
+        self.forgotten.append(end)
 
     def looked(self, resumes, left_bytes):
         self.told.append((resumes, left_bytes))
@@ -429,14 +432,14 @@ def guarded_world():
     world.guard = FakeGuard()
     world.unended = Unended(FRAME, MOST, BEAT_S, world.kernel, world.guard)
     world.kernel.receive(1, 200)
-    world.unended.opened(1, world.port, PORT, is_accepted=True, now=world.now)
+    world.unended.opened(1, world.port, PORT, is_accepted=True, now=world.now, address="10.0.0.9")
     world.look()
     return world
 
 
 def test_a_guard_is_told_of_connections_and_looks_and_asks_for_them():
     world = guarded_world()
-    assert world.guard.known == [(1, 1, True, PORT, "10.0.0.1")]
+    assert world.guard.known == [(1, 1, True, PORT, "10.0.0.9")]
     assert world.guard.told == [(False, 0)]
     assert world.unended.look_at == world.now + CHOSEN_S, "it looks at the memory"
     asked = world.kernel.asked
@@ -454,6 +457,40 @@ def test_who_was_held_back_goes_on_when_half_is_read_or_nothing_is_left_to_read(
         world.port.has_more, world.guard.num_paused = has_more, 1
         world.look()
         assert world.guard.told[-1][0] is goes_on
+
+
+def test_guard_forgets_the_address_of_a_socket_that_is_closed_unless_another_has_it():
+    world = guarded_world()
+    second = type(world.port)()
+    world.kernel.receive(2, 200)
+    world.unended.opened(2, second, PORT, is_accepted=True, now=world.now, address="10.0.0.8")
+    world.unended.closed(world.port)
+    assert world.guard.forgotten == []
+    world.unended.closed(second)
+    assert world.guard.forgotten == [(True, PORT, "10.0.0.8")]
+
+
+def test_guard_is_told_of_a_look_although_a_signal_handler_raised():
+    world = guarded_world()
+    world.guard.told.clear()
+
+    def interrupted():
+        raise KeyboardInterrupt
+
+    world.kernel.resident_bytes = interrupted
+    with pytest.raises(KeyboardInterrupt):
+        world.unended.look(world.now)
+    assert world.guard.told == [(False, -1)]
+
+
+def test_who_listens_is_looked_after_although_no_connection_is_left():
+    world = guarded_world()
+    world.guard.num_paused, world.guard.looked = 1, lambda *_: None
+    world.kernel.connections.clear()
+    world.kernel.resident += 100 * MIB
+    for _ in range(2):
+        world.unended.look(world.now)
+        assert world.unended.look_at <= world.now + CHOSEN_S
 
 
 def test_how_many_were_held_back_is_what_the_guard_says():
