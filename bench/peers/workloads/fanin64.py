@@ -7,10 +7,11 @@ many each link has on its way: 1 is a device that waits for its verdict before i
 from __future__ import annotations
 
 import statistics
+from collections.abc import Mapping
 from typing import Any
 
 from bench.peers.processes import Pair
-from bench.peers.stats import Blocks, Scale, in_turn, opened, ratio
+from bench.peers.stats import Blocks, Gathered, Scale, compared, in_turn, opened
 
 LINKS, PROCESSES = 64, 2
 DEPTHS = (1, 8)
@@ -25,35 +26,49 @@ def _block(pair: Pair, depth: int, max_s: float) -> float:
     return float(sum(part["count"] for part in told) / max(part["seconds"] for part in told))
 
 
-def _at(depth: int, pairs: dict[str, Pair], absent: dict[str, str], scale: Scale) -> dict[str, Any]:
-    blocks = Blocks({name: pair for name, pair in pairs.items() if name not in absent}, absent)
-    for name in in_turn(list(blocks.of), scale(5, 2)):
+def _blocks(depth: int, pairs: Mapping[str, Pair], absent: Mapping[str, str], turns: int, max_s: float) -> Blocks:
+    blocks = Blocks({name: pair for name, pair in pairs.items() if name not in absent}, dict(absent))
+    for name in in_turn(list(blocks.of), turns):
         if name in blocks.of:
             with blocks.trying(name) as done:
-                done.append(_block(pairs[name], depth, 0.3 if scale.quick else 2.0))
+                done.append(_block(pairs[name], depth, max_s))
+    return blocks
+
+
+def _row(gathered: Gathered) -> dict[str, Any]:
+    compare = {
+        kind: compared(gathered.of[ours], gathered.of[theirs])
+        for kind, (ours, theirs) in PAIRS.items()
+        if ours in gathered.of and theirs in gathered.of
+    }
     return {
         "peers": {
             name: {"per_s": round(statistics.median(done)), "block_per_s": [round(rate) for rate in done]}
-            for name, done in blocks.of.items()
+            for name, done in gathered.of.items()
         },
-        "ratios": {
-            kind: ratio(blocks.of[ours], blocks.of[theirs])
-            for kind, (ours, theirs) in PAIRS.items()
-            if ours in blocks.of and theirs in blocks.of
-        },
+        "absent": gathered.absent,
+        "ratios": {kind: told["ratio"] for kind, told in compare.items()},
+        "compared": compare,
     }
 
 
 def measure(scale: Scale) -> dict[str, Any]:
-    """Both depths over raw pyzmq and edgebus, same processes on both sides."""
-    with opened(NAMES, links=LINKS + PROCESSES, num_devices=PROCESSES) as (pairs, absent):
-        blocks = Blocks(pairs, absent)
-        for name, pair in pairs.items():
-            with blocks.trying(name):
-                for device in pair.devices:
-                    device.ask("hold", links=LINKS // PROCESSES)
-        depths = {f"depth_{depth}": _at(depth, pairs, absent, scale) for depth in DEPTHS}
-    return {"links": LINKS, "processes": PROCESSES, **depths, "absent": absent}
+    """Both depths over raw pyzmq and edgebus, same processes on both sides, by several sets of them."""
+    gathered = {depth: Gathered() for depth in DEPTHS}
+    for _ in range(scale(3, 1)):
+        with opened(NAMES, links=LINKS + PROCESSES, num_devices=PROCESSES) as (pairs, absent):
+            blocks = Blocks(pairs, absent)
+            for name, pair in pairs.items():
+                with blocks.trying(name):
+                    for device in pair.devices:
+                        device.ask("hold", links=LINKS // PROCESSES)
+            for depth in DEPTHS:
+                gathered[depth].add(_blocks(depth, pairs, absent, scale(9, 2), 0.3 if scale.quick else 0.7))
+    return {
+        "links": LINKS,
+        "processes": PROCESSES,
+        **{f"depth_{depth}": _row(all_blocks) for depth, all_blocks in gathered.items()},
+    }
 
 
 def figures(results: dict[str, Any]) -> dict[str, tuple[float, str, str]]:
