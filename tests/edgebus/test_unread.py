@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import json
 import mmap
 import os
 import select
@@ -64,7 +65,7 @@ def chosen_server(endpoint="tcp://127.0.0.1:*"):
 
 @contextmanager
 def stuck_device(endpoint, greet):
-    command = [sys.executable, str(CHILD), endpoint]
+    command = [sys.executable, str(CHILD), endpoint, json.dumps(LIMITS)]
     child = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
     try:
         route = greet()
