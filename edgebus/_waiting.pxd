@@ -23,3 +23,13 @@ cdef class Poller:
     cpdef list poll(self, double timeout_s)
     cpdef close(self)
     cdef void shut(self) noexcept
+
+
+cdef class Seat:
+    cdef PyThread_type_lock calls
+    cdef bint is_called
+    cdef public long long driver
+    cdef public long leads
+    cdef public double left_at
+
+    cpdef call(self)

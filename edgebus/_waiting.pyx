@@ -1,9 +1,9 @@
 # cython: language_level=3, boundscheck=False, wraparound=False, initializedcheck=False
 # cython: freethreading_compatible=False
-"""What threads wait at: a lock that its owner may take again, and descriptors that become readable."""
+"""What threads wait at: a lock that its owner may take again, descriptors that become readable, a seat to be free."""
 from cpython.exc cimport PyErr_CheckSignals, PyErr_SetFromErrno
 from libc.errno cimport EINTR, errno
-from libc.math cimport ceil
+from libc.math cimport INFINITY, ceil
 
 import time
 
@@ -31,11 +31,21 @@ cdef extern from "pythread.h" nogil:
     void PyThread_release_lock(PyThread_type_lock lock)
     unsigned long PyThread_get_thread_ident()
 
+cdef extern from "time.h" nogil:
+    enum: CLOCK_MONOTONIC
+    ctypedef long time_t
+    struct timespec:
+        time_t tv_sec
+        long tv_nsec
+    int clock_gettime(int clock, timespec* at)
+
 cdef extern from "unistd.h" nogil:
     int c_close "close"(int fd)
 
 cdef enum:
     MOST = 64  # events taken at once
+    LOOKS = 20  # at a driver who does not change, before the node's own thread asks to be told when he leaves
+    ASLEEP_US = 1000000
 
 cdef double FOREVER_S = 1e6
 
@@ -191,3 +201,48 @@ cdef class Poller:
         if self.fd >= 0:
             c_close(self.fd)
             self.fd = -1
+
+
+cdef class Seat:
+    """Who drives a node's sockets, and where the node's own thread rests; see seat.PlainSeat."""
+
+    def __cinit__(self):
+        self.left_at = -INFINITY
+        self.calls = PyThread_allocate_lock()
+        if self.calls == NULL:
+            raise MemoryError
+        PyThread_acquire_lock(self.calls, NOWAIT_LOCK)
+
+    def __dealloc__(self):
+        if self.calls != NULL:
+            PyThread_free_lock(self.calls)
+
+    cpdef call(self):
+        if not self.is_called:
+            self.is_called = True
+            PyThread_release_lock(self.calls)
+
+    def rest(self, double grace_s, bint asleep):
+        # Without the GIL, which the threads that work want just then. What is read here may be old by a moment: the
+        # caller looks again with it.
+        cdef long long wait_us = ASLEEP_US if asleep else <long long> ceil(grace_s * 1e6)
+        cdef long seen = self.leads
+        cdef int looks = 0
+        cdef timespec at
+        cdef double left_s
+        with nogil:
+            while PyThread_acquire_lock_timed(self.calls, wait_us, 0) != PY_LOCK_ACQUIRED and not asleep:
+                left_s = grace_s
+                if self.driver:
+                    looks = looks + 1 if self.leads == seen else 0
+                    seen = self.leads
+                    if looks == LOOKS:
+                        break
+                else:
+                    clock_gettime(CLOCK_MONOTONIC, &at)
+                    left_s += self.left_at - (at.tv_sec + at.tv_nsec * 1e-9)
+                    if left_s <= 0.0:
+                        break
+                wait_us = <long long> ceil(left_s * 1e6)
+        # Not before: whoever called has set what he calls for, which the caller is going to look at.
+        self.is_called = False

@@ -1,7 +1,7 @@
 # Types for the compiled form of runner.py.
 cimport cython
 
-from edgebus._waiting cimport Lock
+from edgebus._waiting cimport Lock, Seat
 from edgebus.attached cimport HubFront
 from edgebus.sockets cimport Sockets
 from edgebus.turns cimport Turns
@@ -14,15 +14,16 @@ cdef long long _NOBODY, _OWN
 cdef class Runner:
     cdef object __weakref__
     cdef public HubFront _hub
-    cdef public object _handler, _pid, _forks, _parked, _deferred, _callbacks
+    cdef public object _handler, _pid, _forks, _deferred, _callbacks
     cdef public object _calling, _stop_linger_ms, _wake_read, _wake_write, _thread
+    cdef public Seat _seat
     cdef public Sockets sockets
     cdef public Lock _lock, _who, _handlers_lock
     cdef public Turns _handlers
-    cdef public long long _owner, _driver, _calls
-    cdef public long _depth, _leads
+    cdef public long long _owner, _calls
+    cdef public long _depth
     cdef public list _following
-    cdef public double _left_at, _sleeps_until, _next_at
+    cdef public double _sleeps_until, _next_at
     cdef public bint _own_asleep, _own_polls, _own_needed, stirred, _closed, _woken, _is_whole, _turn_wanted
 
     @cython.locals(left_s=double, looked=bint, lead=bint, in_poll=bint, me=cython.longlong, before=cython.longlong, calls=bint)

@@ -12,7 +12,6 @@ import contextlib
 import logging
 import math
 import os
-import queue
 import socket
 import threading
 import time
@@ -31,6 +30,7 @@ from edgebus.interrupts import is_of_signal
 from edgebus.locks import open_lock
 from edgebus.port import take_back
 from edgebus.rawzmq import BURST
+from edgebus.seat import NOBODY, OWN, open_seat
 from edgebus.sockets import Sockets
 from edgebus.turns import Turns
 
@@ -46,7 +46,7 @@ SLICE_S = 0.001
 """When handlers have been called for so long, and one of each peer that has asked, sockets are looked at before the
 next one: another peer may have asked. For so long a turn takes in what comes while it sends."""
 _ident, _now = threading.get_ident, time.monotonic
-_NOBODY, _OWN = 0, -1  # who drives: else the identity of an application's thread
+_NOBODY, _OWN = NOBODY, OWN
 
 
 class Item(Protocol):
@@ -90,7 +90,7 @@ class _Displaced:
 
     @property
     def ready(self) -> bool:
-        return self._runner._driver != _OWN
+        return self._runner._seat.driver != _OWN
 
     def follow(self, wait_s: float) -> None:
         raise AssertionError("the node's own thread leads or is parked")
@@ -146,14 +146,11 @@ class Runner:
         self._depth = 0  # how often its owner has it: only the outermost section ends with a turn
         self._is_whole = True  # a section that sends by itself has come to its end
         self._who = open_lock()  # a signal handler may wait for something in the middle of it
-        self._driver = _NOBODY
-        self._leads = 0  # counts changes of the driver
+        self._seat = open_seat()  # who drives
         self._following: list[int] = []  # threads that sleep while another one drives; left without a lock
-        self._left_at = -math.inf
         self._own_asleep = False
         self._own_polls = False
         self._own_needed = True
-        self._parked: queue.SimpleQueue[None] = queue.SimpleQueue()  # a signal handler may come in the middle of it
         self._sleeps_until = -math.inf
         self._next_at = math.inf
         self._deferred: deque[tuple[Callable[..., object], tuple[Any, ...], Callable[[], object]]] = deque()
@@ -358,12 +355,12 @@ class Runner:
                         self._wake()
                 try:
                     self._who.acquire()
-                    before = self._driver
+                    before = self._seat.driver
                     lead = before == _NOBODY or before == _OWN or before == me  # noqa: PLR1714 - the hot path
                     if lead:
                         in_poll = before == me and self._sleeps_until != _NEVER  # this is a signal handler
-                        self._driver = me
-                        self._leads += 1
+                        self._seat.driver = me
+                        self._seat.leads += 1
                     else:
                         self._following.append(me)
                 finally:
@@ -383,8 +380,8 @@ class Runner:
             finally:
                 if not lead and me in self._following:
                     self._following.remove(me)
-                elif before != me and self._driver == me:
-                    self._driver = _NOBODY  # first of all, likewise
+                elif before != me and self._seat.driver == me:
+                    self._seat.driver = _NOBODY  # first of all, likewise
                     self._leave()
                 if in_poll:
                     self._wake()  # what the poll behind it waits for may have come meanwhile
@@ -396,7 +393,7 @@ class Runner:
     def nudge(self) -> None:
         """Have a thread of the application that sleeps in poll look whether what it waits for is there."""
         self.stirred = False
-        driver = self._driver
+        driver = self._seat.driver
         if driver != _NOBODY and driver != _OWN and (driver != _ident() or self._sleeps_until != _NEVER):  # noqa: PLR1714 - the hot path
             self._wake()
 
@@ -501,7 +498,7 @@ class Runner:
                     self._calling.release()
                 if not whole:
                     self._leave_callbacks(me)
-            if self._driver not in (_NOBODY, _OWN) and (self._driver != me or self._sleeps_until != _NEVER):
+            if self._seat.driver not in (_NOBODY, _OWN) and (self._seat.driver != me or self._sleeps_until != _NEVER):
                 self._wake()  # what the driver waits for may have been told by a callback
             if over and not self._closed:
                 self._leave_callbacks(me)
@@ -526,7 +523,7 @@ class Runner:
         self._closed = True  # whoever drives sees it before it touches a socket again
         self._wake()
         self._own_needed = True
-        self._parked.put(None)
+        self._seat.call()
 
     def on_monitor(self, socket_id: int, event: str, value: int) -> None:
         """From the sockets."""
@@ -574,10 +571,13 @@ class Runner:
 
     def _leave_callbacks(self, me: int) -> None:
         """Callbacks and handlers are to be called by whoever drives; this thread, if it is not in a signal handler."""
-        if self._driver == _NOBODY:
+        if self._seat.driver == _NOBODY:
             self._own_needed = True
-            self._parked.put(None)
-        elif me != (self._thread.ident if self._driver == _OWN else self._driver) or self._sleeps_until != _NEVER:
+            self._seat.call()
+        elif (
+            me != (self._thread.ident if self._seat.driver == _OWN else self._seat.driver)
+            or self._sleeps_until != _NEVER
+        ):
             self._wake()
 
     def _enter(self) -> None:
@@ -673,7 +673,7 @@ class Runner:
                 if num_lent and timeout_s > LENT_S:
                     timeout_s = LENT_S
             ready = sockets.poll(timeout_s)
-            if self._driver == who:  # else it was displaced meanwhile, and another one sleeps
+            if self._seat.driver == who:  # else it was displaced meanwhile, and another one sleeps
                 self._sleeps_until = _NEVER
             try:
                 self._lock.acquire()
@@ -709,49 +709,48 @@ class Runner:
             self._wake()  # it was displaced and has not noticed: it shall look at the time again, and park
         # No lock: where one is waited for a signal handler may raise, and the node's own thread would sleep on. It says
         # first that it sleeps, and looks then whether anybody drives.
-        self._left_at = _now()
+        self._seat.left_at = _now()
         if self._following or self._handlers.waiting:
             self._own_needed = True
         if self._own_asleep or self._own_needed:
             self._own_asleep = False
-            self._parked.put(None)
+            self._seat.call()
 
     def _run(self) -> None:
         seen = -1
         try:
             while self._stop_linger_ms is None:
                 with self._who:
-                    idle = self._driver == _NOBODY
-                    lead = idle and (self._own_needed or time.monotonic() - self._left_at >= GRACE_S)
+                    idle = self._seat.driver == _NOBODY
+                    lead = idle and (self._own_needed or time.monotonic() - self._seat.left_at >= GRACE_S)
                     if lead:
-                        self._driver, self._own_needed = _OWN, False
-                        self._leads += 1
-                    # The same thread has been driving for a whole grace: it will say when it leaves.
-                    self._own_asleep = not idle and self._leads == seen
+                        self._seat.driver, self._own_needed = _OWN, False
+                        self._seat.leads += 1
+                    # The same thread has been driving for a while: it will say when it leaves.
+                    self._own_asleep = not idle and self._seat.leads == seen
                     # Whoever leaves says first that nobody drives, and then looks whether we are asleep.
-                    if self._own_asleep and self._driver == _NOBODY:
+                    if self._own_asleep and self._seat.driver == _NOBODY:
                         self._own_asleep = False
-                    seen, asleep = self._leads, self._own_asleep
+                    seen, asleep = self._seat.leads, self._own_asleep
                 if lead:
                     self._own_polls = True
                     self.guard(self._drive, _Displaced(self), math.inf, _OWN)
                     self._own_polls = False
                     with self._who:
-                        displaced = self._driver != _OWN
+                        displaced = self._seat.driver != _OWN
                         if not displaced:  # it failed, or the node ends
-                            self._driver, self._own_needed = _NOBODY, True
+                            self._seat.driver, self._own_needed = _NOBODY, True
                     if displaced:
                         self._wake()  # what woke this thread may have been meant for the one that drives now
                 else:
-                    with contextlib.suppress(queue.Empty):
-                        self._parked.get(timeout=1.0 if asleep else GRACE_S)
+                    self._seat.rest(GRACE_S, asleep)
         finally:
             self._end()
 
     def _see_driver_off(self) -> None:
         """Wait for whoever sleeps in poll: once its descriptors are closed, nothing would wake it any more."""
         until = time.monotonic() + 1.0
-        while self._driver not in (_NOBODY, _OWN) and time.monotonic() < until:
+        while self._seat.driver not in (_NOBODY, _OWN) and time.monotonic() < until:
             self._woken = False
             self._wake()
             time.sleep(0.001)

@@ -23,7 +23,7 @@ SOON_S, LONG_S = 0.5, 3.0
 def sleeps(runner, thread_id):
     """Whether a thread sleeps in poll and the node's own has nothing more to tell it."""
     own_is_done = runner._own_asleep or runner._own_polls
-    return runner._driver == thread_id and own_is_done and not runner._woken and runner._sleeps_until > 0
+    return runner._seat.driver == thread_id and own_is_done and not runner._woken and runner._sleeps_until > 0
 
 
 @pytest.fixture

@@ -407,7 +407,7 @@ class Asked:
 
     @property
     def ready(self):
-        if self._thing.pending is None and self._runner._driver == threading.get_ident():
+        if self._thing.pending is None and self._runner._seat.driver == threading.get_ident():
             eventually(lambda: not self._runner._own_polls)
             self._thing.pending = self._link.send_request("work", b"x", self._arrays, timeout_s=5, **self._options)
         return False

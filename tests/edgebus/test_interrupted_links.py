@@ -300,7 +300,7 @@ def test_callback_that_is_interrupted_while_another_one_waits_leaves_nobody_wait
         runner, driven, followed = node._engine.runner, Thing(), Thing()
         driver = threading.Thread(target=runner.wait, args=(driven, time.monotonic() + 20))
         driver.start()
-        eventually(lambda: runner._driver == driver.ident, 5, "that it drives")
+        eventually(lambda: runner._seat.driver == driver.ident, 5, "that it drives")
 
         def interrupt():
             raise Interrupt

@@ -151,7 +151,7 @@ def test_what_an_interrupted_turn_leaves_is_sent_by_whoever_sleeps_at_the_socket
 
         driver = threading.Thread(target=runner.wait, args=(thing, time.monotonic() + 20))
         driver.start()
-        eventually(lambda: runner._driver == driver.ident, 5, "that it drives")
+        eventually(lambda: runner._seat.driver == driver.ident, 5, "that it drives")
         monkeypatch.setattr(hub, "frames_to_send", interrupted_once)
         other = Pending("echo", 20.0, time.monotonic() + 20.0, lambda pending: None)
         with pytest.raises(Interrupt):

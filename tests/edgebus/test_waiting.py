@@ -39,7 +39,7 @@ def waiting(runner, things, *, drives):
     things.append(thing)
     with thread(runner.wait, thing, time.monotonic() + LONG_S) as started:
         if drives:
-            eventually(lambda: runner._driver == started.ident and runner._sleeps_until > 0, 5, "that it drives")
+            eventually(lambda: runner._seat.driver == started.ident and runner._sleeps_until > 0, 5, "that it drives")
         else:
             eventually(lambda: bool(runner._following), 5, "that it follows")
         try:
