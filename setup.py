@@ -73,6 +73,8 @@ BUS = (
     "readiness",
     "requests",
     "runner",
+    "runner_calling",
+    "runner_sections",
     "sharing",
     "sharing_numbers",
     "sharing_pool",

@@ -13,7 +13,7 @@ import pytest
 
 import edgebus
 from edgebus.messages import Message, Reset
-from edgebus.runner import SLICE_S
+from edgebus.runner_calling import SLICE_S
 from tests.edgebus.interrupting import Interrupt, Thing
 from tests.edgebus.test_sharing import eventually
 

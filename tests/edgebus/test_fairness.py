@@ -11,7 +11,7 @@ from edgebus import port
 from edgebus.queues import DRAIN_BYTES, LARGE_BYTES, LOOK_BYTES
 from edgebus.rawzmq import BURST, POLLIN
 from edgebus.readiness import Opened
-from edgebus.runner import SLICE_S
+from edgebus.runner_calling import SLICE_S
 from tests.edgebus.test_inbox import Peer
 from tests.edgebus.test_sharing import eventually
 
