@@ -54,6 +54,7 @@ BUS = (
     "calls",
     "desk",
     "engine",
+    "engine_delivering",
     "express",
     "express_sending",
     "handed",

@@ -17,12 +17,12 @@ from types import ModuleType
 from typing import Literal
 
 COMPILED = (
-    "answerer", "arrays", "attached", "bulk", "bulk_receiver", "calls", "desk", "engine", "express", "express_sending",
-    "handed", "hub", "hub_collecting", "hub_links", "ids", "inbox", "link", "link_receiving", "link_sending", "links",
-    "liveness", "near", "pace", "policy", "readiness", "requests", "runner", "runner_calling", "runner_sections",
-    "sharing", "sharing_numbers", "sharing_pool", "sharing_puts", "sharing_views", "shm.arena", "shm.board",
-    "shm.ledger", "shm.mapper", "shm.numbers", "shm.pipes", "shm.pool", "shm.ranges", "sockets", "taps", "turns",
-    "unended", "wire",
+    "answerer", "arrays", "attached", "bulk", "bulk_receiver", "calls", "desk", "engine", "engine_delivering",
+    "express", "express_sending", "handed", "hub", "hub_collecting", "hub_links", "ids", "inbox", "link",
+    "link_receiving", "link_sending", "links", "liveness", "near", "pace", "policy", "readiness", "requests", "runner",
+    "runner_calling", "runner_sections", "sharing", "sharing_numbers", "sharing_pool", "sharing_puts", "sharing_views",
+    "shm.arena", "shm.board", "shm.ledger", "shm.mapper", "shm.numbers", "shm.pipes", "shm.pool", "shm.ranges",
+    "sockets", "taps", "turns", "unended", "wire",
 )  # fmt: skip
 """Modules that setup.py compiles: all of them or none, they share the layout of their classes."""
 IN_CYTHON = ("_guard", "_handed", "_port", "_tcp", "_views", "_waiting", "shm._files")

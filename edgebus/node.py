@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
 from edgebus.calls import FATAL
 from edgebus.config import Limits, check_transport
-from edgebus.engine import Engine, Handle
+from edgebus.engine import Engine
+from edgebus.engine_delivering import Handle
 from edgebus.errors import ConfigError, InsecureError, NodeClosed, PeerUnreachable, WrongServerKey
 from edgebus.inbox import Inbox
 from edgebus.keys import AllowList, Keys, is_key
