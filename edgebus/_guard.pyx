@@ -30,15 +30,19 @@ cdef extern from *:
     #include <stdio.h>
     #include <time.h>
     #include <sys/eventfd.h>
+    #include <sys/prctl.h>
 
     #define EB_TICK_S 0.1     /* the memory is looked at so often; */
     #define EB_SOON_S 0.01    /* so often while a node has not answered. */
     #define EB_ANSWER_S 0.03
+    #define EB_UNHEARD_S 1.5  /* a node that has connections looks every second: if it has not it is asked, memory or not, */
+    #define EB_ANYWAY_S 1.0   /* and so often at least it is looked at who is stuck. */
     #define EB_WARY_S 1.0     /* so long after a question, or after memory has grown, it is looked at often */
     #define EB_GROWN (16 << 20)  /* bytes that make us ask; a quarter of it, look again at who is stuck */
     #define EB_NEW_BYTES 16384   /* of a handshake: what is allowed to who comes when there is too much already */
     #define EB_CROWD 8           /* so many may have all that is allowed to each */
     #define EB_ENDS 1024
+    #define EB_MOST_FDS (1 << 24)
     #define EB_HOLES 1024        /* so many descriptors in a row that are closed are the end of the table */
 
     /* Whose connections are a node's: that came in by this port (of this address, where it listens at one alone), or
@@ -49,10 +53,11 @@ cdef extern from *:
         struct eb_node *next;
         long long most, allowed;  /* bytes: of all together, and of each beside that */
         int asking;               /* an eventfd */
+        double looked_at;
         double asked_at;          /* 0: not asked, or it has looked */
         int was_seen;             /* its connections have been looked at since: what comes stays unread */
         long long left;           /* unread of connections that are no more, or when it looked last */
-        long num_paused, num_ever_paused;
+        _Atomic long num_paused, num_ever_paused; /* read without the lock */
         eb_end_of *ends;
         int num_ends, next_end;
         int born;                 /* eb_forks then: a forked child must not touch what was its parent's */
@@ -115,7 +120,8 @@ cdef extern from *:
         return sscanf(text, "%*s %ld", &pages) == 1 ? pages : -1;
     }
 
-    /* Drop what comes by a socket from now on, or take in again what TCP sends once more: 0, or why not. */
+    /* Drop what comes by a socket from now on, or take in again what TCP sends once more: 0, or why not; EBADF if the
+       descriptor is another one's. */
     static int eb_pause(int fd, unsigned long long inode, int pauses, int listens) {
         struct sock_filter everything = BPF_STMT(BPF_RET | BPF_K, 0);
         /* A filter sees a segment from TCP's header on. One without content passes: what we send is acknowledged. */
@@ -130,19 +136,15 @@ cdef extern from *:
             BPF_STMT(BPF_RET | BPF_K, 0),
         };
         struct sock_fprog program = {sizeof content / sizeof *content, content};
-        struct stat found;
-        int same = fcntl(fd, F_DUPFD_CLOEXEC, 0), failed = EBADF, none = 0;
+        int same = eb_same(fd, inode), failed, none = 0;
+        if (same < 0) return EBADF;
         if (listens) { /* a connection begins with a segment without content */
             program.len = 1;
             program.filter = &everything;
         }
-        if (same < 0 && (errno == EMFILE || errno == ENFILE)) same = fd;
-        if (same < 0) return EBADF;
-        if (fstat(same, &found) == 0 && S_ISSOCK(found.st_mode) && found.st_ino == inode) {
-            failed = pauses ? setsockopt(same, SOL_SOCKET, SO_ATTACH_FILTER, &program, sizeof program)
-                            : setsockopt(same, SOL_SOCKET, SO_DETACH_FILTER, &none, sizeof none);
-            failed = failed < 0 ? errno : 0;
-        }
+        failed = pauses ? setsockopt(same, SOL_SOCKET, SO_ATTACH_FILTER, &program, sizeof program)
+                        : setsockopt(same, SOL_SOCKET, SO_DETACH_FILTER, &none, sizeof none);
+        failed = failed < 0 ? errno : 0;
         if (same != fd) close(same);
         return failed;
     }
@@ -158,9 +160,11 @@ cdef extern from *:
     }
 
     static int eb_make_room(int fd) {
-        int count = fd + 256;
+        int count;
         eb_slot *more;
+        if (fd < 0 || fd > EB_MOST_FDS) return -1;
         if (fd < eb_num_slots) return 0;
+        count = fd + 256;
         more = realloc(eb_slots, count * sizeof *more);
         if (more == NULL) return -1;
         memset(more + eb_num_slots, 0, (count - eb_num_slots) * sizeof *more);
@@ -274,19 +278,19 @@ cdef extern from *:
             if (!failed) {
                 slot->is_paused = 1;
                 node->num_paused++;
-            } else { /* no filters in this kernel: it is ended, if it is known to be the node's */
-                if (failed != ENOPROTOOPT && failed != EPERM && failed != EOPNOTSUPP) continue;
-                if (slot->listens || !slot->is_told || !eb_end(fd, slot->inode)) continue;
+            } else { /* no filters here, for whatever reason: it is ended, if it is known to be the node's */
+                if (failed == EBADF || slot->listens || !slot->is_told || !eb_end(fd, slot->inode)) continue;
             }
             node->num_ever_paused += !slot->listens;
         }
     }
 
-    /* Nobody is kept from coming any more, nor, with all of them, from sending. */
+    /* It is not stuck. Nobody is kept from coming any more, nor, with all of them, from sending. */
     static void eb_resume(eb_node *node, int all, int forgets) {
         for (int fd = 0; fd < eb_num_slots; fd++) {
             eb_slot *slot = &eb_slots[fd];
             if (slot->node != node) continue;
+            slot->unread = 0; /* as far as anybody knows: where it is not, memory has grown by it */
             if (slot->is_paused && (all || slot->listens)) {
                 eb_pause(fd, slot->inode, 0, 0);
                 slot->is_paused = 0;
@@ -309,9 +313,10 @@ cdef extern from *:
 
     static void *eb_watch(void *unused) {
         long base = eb_base, looked = -1;
-        double tick = EB_TICK_S, not_before = 0, ask_at = 0, wary_until = 0;
+        double tick = EB_TICK_S, not_before = 0, ask_at = 0, wary_until = 0, anyway_at = 0;
         long grown = EB_GROWN / sysconf(_SC_PAGESIZE);
         (void)unused;
+        prctl(PR_SET_NAME, "edgebus-guard");
         pthread_mutex_lock(&eb_lock);
         while (eb_nodes != NULL) {
             struct timespec until;
@@ -336,11 +341,16 @@ cdef extern from *:
                 ask_at = now + EB_TICK_S;
                 if (pages >= 0) base = pages;
             }
+            for (node = eb_nodes; node != NULL; node = node->next) { /* memory that was freed, or is swapped out, may be filled */
+                if (node->asked_at != 0 || now < node->looked_at + EB_UNHEARD_S) continue;
+                eb_ask(node, now, 0);
+                asked = fresh = 1;
+            }
             for (node = eb_nodes; node != NULL; node = node->next)
                 stuck |= node->asked_at != 0 && now >= node->asked_at + EB_ANSWER_S;
             has_grown = pages < 0 || pages >= looked + grown / 4;
             if (fresh || (pages >= 0 && has_grown)) wary_until = now + EB_WARY_S;
-            if ((fresh || (stuck && has_grown)) && now >= not_before) {
+            if ((fresh || (stuck && (has_grown || now >= anyway_at))) && now >= not_before) {
                 eb_look_at_all();
                 for (node = eb_nodes; node != NULL; node = node->next) {
                     if (node->asked_at == 0) continue;
@@ -348,6 +358,7 @@ cdef extern from *:
                     if (now >= node->asked_at + EB_ANSWER_S) eb_judge(node);
                 }
                 looked = pages;
+                anyway_at = now + EB_ANYWAY_S;
                 not_before = eb_now();
                 not_before += 10 * (not_before - now); /* a tenth of the time at most */
             }
@@ -453,16 +464,27 @@ cdef extern from *:
             if (strcmp(text, end->address)) memset(end->address, 0, sizeof end->address);
         }
         pthread_mutex_lock(&eb_lock);
+        if (node->born != eb_forks) { /* its filters are the parent's */
+            pthread_mutex_unlock(&eb_lock);
+            return -1;
+        }
         for (i = 0; i < node->num_ends; i++) if (!memcmp(&node->ends[i], end, sizeof *end)) break;
         if (i == node->num_ends && i < EB_ENDS) {
             eb_end_of *more = realloc(node->ends, (node->num_ends + 1) * sizeof *more);
             if (more == NULL) failed = -1;
             else { node->ends = more; more[node->num_ends++] = *end; }
-        } else if (i == EB_ENDS) node->ends[node->next_end++ % EB_ENDS] = *end; /* the oldest goes */
+        } else if (i == EB_ENDS) { /* the oldest goes */
+            node->ends[node->next_end] = *end;
+            node->next_end = (node->next_end + 1) % EB_ENDS;
+        }
         if (eb_make_room(fd) < 0) failed = -1;
         else eb_own(node, fd, inode);
         for (each = eb_nodes; each != NULL && each != node; each = each->next) {}
-        if (each == NULL) { node->next = eb_nodes; eb_nodes = node; }
+        if (each == NULL) {
+            node->looked_at = eb_now();
+            node->next = eb_nodes;
+            eb_nodes = node;
+        }
         if (eb_start() < 0) failed = -1;
         if (failed) eb_unlink(node);
         pthread_mutex_unlock(&eb_lock);
@@ -487,6 +509,7 @@ cdef extern from *:
     /* It has looked, and so it is not stuck; so many bytes are unread (-1: as before). */
     static void eb_looked(eb_node *node, int resumes, long long left) {
         pthread_mutex_lock(&eb_lock);
+        node->looked_at = eb_now();
         node->asked_at = 0;
         node->was_seen = 0;
         if (left >= 0) node->left = left;
@@ -527,6 +550,8 @@ cdef extern from *:
     void eb_looked(eb_node* node, bint resumes, long long left) noexcept
     void eb_close_node(eb_node* node) noexcept
 
+NO_LIMIT = 1 << 56  # the sum of a few does not overflow
+
 
 @cython.final
 cdef class Guard:
@@ -542,8 +567,8 @@ cdef class Guard:
 
     cdef eb_node* node
 
-    def __cinit__(self, long long most_bytes, long long allowed_bytes):
-        self.node = eb_open_node(most_bytes, allowed_bytes)
+    def __cinit__(self, most_bytes, allowed_bytes):
+        self.node = eb_open_node(min(most_bytes, NO_LIMIT), min(allowed_bytes, NO_LIMIT))
         if self.node == NULL:
             raise OSError("no thread can look after connections here")
 
