@@ -20,7 +20,7 @@ cdef extern from *:
     #define EB_TICK_S 0.1     /* the memory is looked at so often; */
     #define EB_SOON_S 0.01    /* so often while a node has not answered. */
     #define EB_ANSWER_S 0.03
-    #define EB_UNHEARD_S 1.5  /* a node that has connections looks every second: if it has not it is asked, memory or not, */
+    #define EB_UNHEARD_S 1.5  /* a node that has connections looks every second: who has not is asked, memory or not, */
     #define EB_ANYWAY_S 1.0   /* and so often at least it is looked at who is stuck. */
     #define EB_WARY_S 1.0     /* so long after a question, or after memory has grown, it is looked at often */
     #define EB_GROWN (16 << 20)  /* bytes that make us ask; a quarter of it, look again at who is stuck */
@@ -144,7 +144,8 @@ cdef extern from *:
             for (node = eb_nodes; node != NULL; node = node->next) { /* memory that was freed, or is swapped out, may be filled */
                 if (node->asked_at != 0 || now < node->looked_at + EB_UNHEARD_S) continue;
                 eb_ask(node, now, 0);
-                asked = fresh = 1;
+                asked = 1;
+                anyway_at = 0; /* if it does not answer; mostly it has no connection just now */
             }
             for (node = eb_nodes; node != NULL; node = node->next)
                 stuck |= node->asked_at != 0 && now >= node->asked_at + EB_ANSWER_S;
