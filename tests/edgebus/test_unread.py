@@ -202,12 +202,17 @@ class Received:
         assert guard.know(self.sock.fileno(), self.found.inode, True, self.tcp_port, "")
 
     def send(self, num_mib):
-        """Send so much, until it is not taken any more; whether it was all."""
-        with suppress(TimeoutError):
-            for _ in range(num_mib):
-                self.sending.sendall(bytes(MIB))
-            return True
-        return False
+        """Send so much, until no more of it comes in; whether it was all."""
+        for _ in range(num_mib):
+            left = memoryview(bytes(MIB))
+            while left:
+                before = self.num_bytes
+                try:
+                    left = left[self.sending.send(left) :]
+                except TimeoutError:
+                    if self.num_bytes == before:  # else the machine is busy
+                        return False
+        return True
 
 
 @contextmanager
