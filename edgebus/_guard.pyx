@@ -14,62 +14,19 @@ was stuck: by the port they came in by, or the address that was dialled.
 cimport cython
 from libc.string cimport memcpy, memset
 
-from edgebus._tcp cimport *
-
 cdef extern from *:
     """
-    #include <errno.h>
-    #include <fcntl.h>
-    #include <stdlib.h>
-    #include <string.h>
-    #include <netinet/in.h>
     #ifdef __linux__
-    #include <linux/filter.h>
-    #include <pthread.h>
-    #include <signal.h>
-    #include <stdio.h>
-    #include <time.h>
-    #include <sys/eventfd.h>
-
     #define EB_TICK_S 0.1     /* the memory is looked at so often; */
     #define EB_SOON_S 0.01    /* so often while a node has not answered. */
     #define EB_ANSWER_S 0.03
+    #define EB_UNHEARD_S 1.5  /* a node that has connections looks every second: who has not is asked, memory or not, */
+    #define EB_ANYWAY_S 1.0   /* and so often at least it is looked at who is stuck. */
     #define EB_WARY_S 1.0     /* so long after a question, or after memory has grown, it is looked at often */
     #define EB_GROWN (16 << 20)  /* bytes that make us ask; a quarter of it, look again at who is stuck */
     #define EB_NEW_BYTES 16384   /* of a handshake: what is allowed to who comes when there is too much already */
     #define EB_CROWD 8           /* so many may have all that is allowed to each */
     #define EB_ENDS 1024
-    #define EB_HOLES 1024        /* so many descriptors in a row that are closed are the end of the table */
-
-    /* Whose connections are a node's: that came in by this port (of this address, where it listens at one alone), or
-       went there. */
-    typedef struct eb_end_of { int is_accepted, port; char address[INET6_ADDRSTRLEN]; } eb_end_of;
-
-    typedef struct eb_node {
-        struct eb_node *next;
-        long long most, allowed;  /* bytes: of all together, and of each beside that */
-        int asking;               /* an eventfd */
-        double asked_at;          /* 0: not asked, or it has looked */
-        int was_seen;             /* its connections have been looked at since: what comes stays unread */
-        long long left;           /* unread of connections that are no more, or when it looked last */
-        long num_paused, num_ever_paused;
-        eb_end_of *ends;
-        int num_ends, next_end;
-        int born;                 /* eb_forks then: a forked child must not touch what was its parent's */
-    } eb_node;
-
-    /* What a descriptor is, as far as it is known. */
-    typedef struct eb_slot {
-        unsigned long long inode, base, unread;
-        eb_node *node;
-        char is_new, is_told, is_paused, listens;
-    } eb_slot;
-
-    static pthread_mutex_t eb_lock = PTHREAD_MUTEX_INITIALIZER;
-    static pthread_cond_t eb_changed;
-    static eb_node *eb_nodes = NULL;
-    static eb_slot *eb_slots = NULL;
-    static int eb_num_slots = 0, eb_runs = 0, eb_is_set_up = 0, eb_statm = -1, eb_forks = 0, eb_num_guards = 0;
 
     static double eb_now(void) {
         struct timespec at;
@@ -78,159 +35,6 @@ cdef extern from *:
     }
 
     static long eb_base = -1; /* pages, when the thread was started: it may come to run much later */
-    static dev_t eb_statm_device;
-    static ino_t eb_statm_inode;
-
-    /* The descriptor that is kept for /proc, -1 if it is not open, or if the application has closed it and what has that
-       number now is its own. */
-    static int eb_kept(void) {
-        struct stat found;
-        if (eb_statm >= 0 && fstat(eb_statm, &found) == 0 && found.st_dev == eb_statm_device && found.st_ino == eb_statm_inode)
-            return eb_statm;
-        return eb_statm = -1;
-    }
-
-    static void eb_close_kept(void) {
-        if (eb_kept() >= 0) close(eb_statm);
-        eb_statm = -1;
-    }
-
-    /* Like eb_pages, with a descriptor that is kept: the table may be full just then. */
-    static long eb_pages_kept(void) {
-        char text[128];
-        long pages = -1;
-        ssize_t size;
-        if (eb_kept() < 0) {
-            struct stat found;
-            int file = open("/proc/self/statm", O_RDONLY | O_CLOEXEC);
-            if (file < 0) return -1;
-            if (fstat(file, &found) < 0) { close(file); return -1; }
-            eb_statm_device = found.st_dev;
-            eb_statm_inode = found.st_ino;
-            eb_statm = file;
-        }
-        size = pread(eb_statm, text, sizeof text - 1, 0);
-        if (size <= 0) return -1;
-        text[size] = 0;
-        return sscanf(text, "%*s %ld", &pages) == 1 ? pages : -1;
-    }
-
-    /* Drop what comes by a socket from now on, or take in again what TCP sends once more: 0, or why not. */
-    static int eb_pause(int fd, unsigned long long inode, int pauses, int listens) {
-        struct sock_filter everything = BPF_STMT(BPF_RET | BPF_K, 0);
-        /* A filter sees a segment from TCP's header on. One without content passes: what we send is acknowledged. */
-        struct sock_filter content[] = {
-            BPF_STMT(BPF_LD | BPF_W | BPF_LEN, 0),
-            BPF_STMT(BPF_MISC | BPF_TAX, 0),
-            BPF_STMT(BPF_LD | BPF_B | BPF_ABS, 12),
-            BPF_STMT(BPF_ALU | BPF_AND | BPF_K, 0xf0),
-            BPF_STMT(BPF_ALU | BPF_RSH | BPF_K, 2), /* of the header, four bits that count words */
-            BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_X, 0, 0, 1),
-            BPF_STMT(BPF_RET | BPF_K, 0xffffffff),
-            BPF_STMT(BPF_RET | BPF_K, 0),
-        };
-        struct sock_fprog program = {sizeof content / sizeof *content, content};
-        struct stat found;
-        int same = fcntl(fd, F_DUPFD_CLOEXEC, 0), failed = EBADF, none = 0;
-        if (listens) { /* a connection begins with a segment without content */
-            program.len = 1;
-            program.filter = &everything;
-        }
-        if (same < 0 && (errno == EMFILE || errno == ENFILE)) same = fd;
-        if (same < 0) return EBADF;
-        if (fstat(same, &found) == 0 && S_ISSOCK(found.st_mode) && found.st_ino == inode) {
-            failed = pauses ? setsockopt(same, SOL_SOCKET, SO_ATTACH_FILTER, &program, sizeof program)
-                            : setsockopt(same, SOL_SOCKET, SO_DETACH_FILTER, &none, sizeof none);
-            failed = failed < 0 ? errno : 0;
-        }
-        if (same != fd) close(same);
-        return failed;
-    }
-
-    static int eb_is_end(const eb_node *node, const eb_found *found, int listens) {
-        for (int i = 0; i < node->num_ends; i++) {
-            const eb_end_of *end = &node->ends[i];
-            if (end->is_accepted ? end->port == found->local_port && (!*end->address || !strcmp(end->address, found->local))
-                                 : !listens && end->port == found->remote_port && !strcmp(end->address, found->remote))
-                return 1;
-        }
-        return 0;
-    }
-
-    static int eb_make_room(int fd) {
-        int count = fd + 256;
-        eb_slot *more;
-        if (fd < eb_num_slots) return 0;
-        more = realloc(eb_slots, count * sizeof *more);
-        if (more == NULL) return -1;
-        memset(more + eb_num_slots, 0, (count - eb_num_slots) * sizeof *more);
-        eb_slots = more;
-        eb_num_slots = count;
-        return 0;
-    }
-
-    /* The descriptor is another one's by now, or nobody's. */
-    static void eb_forget(eb_slot *slot) {
-        eb_node *node = slot->node;
-        if (node != NULL && node->asked_at != 0) node->left += slot->unread;
-        if (node != NULL && slot->is_paused) node->num_paused--;
-        memset(slot, 0, sizeof *slot);
-    }
-
-    /* A listening socket has no peer: its port, its inode. */
-    static int eb_listens(int fd, eb_found *found) {
-        struct sockaddr_storage local;
-        socklen_t size = sizeof local, int_size = sizeof(int);
-        struct stat what;
-        int listens = 0;
-        if (getsockopt(fd, SOL_SOCKET, SO_ACCEPTCONN, &listens, &int_size) < 0 || !listens) return 0;
-        if (fstat(fd, &what) < 0 || !S_ISSOCK(what.st_mode)) return 0;
-        if (getsockname(fd, (struct sockaddr *)&local, &size) < 0) return 0;
-        memset(found, 0, sizeof *found);
-        found->inode = what.st_ino;
-        found->local_port = eb_port(&local, found->local);
-        return found->local_port >= 0;
-    }
-
-    /* Look at a descriptor: False if there is none. */
-    static int eb_look_at(int fd) {
-        eb_found found;
-        eb_node *node = NULL;
-        eb_slot *slot = fd < eb_num_slots ? &eb_slots[fd] : NULL;
-        int listens = 0;
-        if (eb_came(fd, &found) < 0) {
-            listens = eb_listens(fd, &found);
-            if (!listens) {
-                if (slot != NULL && slot->inode) eb_forget(slot);
-                return fcntl(fd, F_GETFD) >= 0;
-            }
-        }
-        if (slot != NULL && slot->inode && slot->inode != found.inode) eb_forget(slot);
-        if (slot != NULL && slot->inode) node = slot->node;
-        else { /* nobody was told of it yet: a stuck node's that has its address, if there is one */
-            for (node = eb_nodes; node != NULL; node = node->next)
-                if (node->asked_at != 0 && eb_is_end(node, &found, listens)) break;
-            if (node == NULL || eb_make_room(fd) < 0) return 1;
-            slot = &eb_slots[fd];
-            slot->inode = found.inode;
-            slot->node = node;
-            slot->is_new = 1;
-            slot->listens = (char)listens;
-            if (!listens) eb_pause(fd, slot->inode, 0, 0); /* it may have the filter of who listened */
-        }
-        if (node->asked_at == 0 || listens) return 1;
-        if (!node->was_seen) { /* the first look: how much of it was read nobody knows */
-            slot->base = found.received - found.queued;
-            slot->is_new = 0;
-        }
-        slot->unread = found.received - found.queued - slot->base;
-        return 1;
-    }
-
-    static void eb_look_at_all(void) {
-        int holes = 0;
-        for (int fd = 0; fd < eb_num_slots || holes < EB_HOLES; fd++) holes = eb_look_at(fd) ? 0 : holes + 1;
-    }
 
     /* Unread bytes of those connections of a node that have no more of them than that. */
     static long long eb_unread_up_to(const eb_node *node, long long level) {
@@ -274,19 +78,19 @@ cdef extern from *:
             if (!failed) {
                 slot->is_paused = 1;
                 node->num_paused++;
-            } else { /* no filters in this kernel: it is ended, if it is known to be the node's */
-                if (failed != ENOPROTOOPT && failed != EPERM && failed != EOPNOTSUPP) continue;
-                if (slot->listens || !slot->is_told || !eb_end(fd, slot->inode)) continue;
+            } else { /* no filters here, for whatever reason: it is ended, if it is known to be the node's */
+                if (failed == EBADF || slot->listens || !slot->is_told || !eb_end(fd, slot->inode)) continue;
             }
             node->num_ever_paused += !slot->listens;
         }
     }
 
-    /* Nobody is kept from coming any more, nor, with all of them, from sending. */
+    /* It is not stuck. Nobody is kept from coming any more, nor, with all of them, from sending. */
     static void eb_resume(eb_node *node, int all, int forgets) {
         for (int fd = 0; fd < eb_num_slots; fd++) {
             eb_slot *slot = &eb_slots[fd];
             if (slot->node != node) continue;
+            slot->unread = 0; /* as far as anybody knows: where it is not, memory has grown by it */
             if (slot->is_paused && (all || slot->listens)) {
                 eb_pause(fd, slot->inode, 0, 0);
                 slot->is_paused = 0;
@@ -309,9 +113,10 @@ cdef extern from *:
 
     static void *eb_watch(void *unused) {
         long base = eb_base, looked = -1;
-        double tick = EB_TICK_S, not_before = 0, ask_at = 0, wary_until = 0;
+        double tick = EB_TICK_S, not_before = 0, ask_at = 0, wary_until = 0, anyway_at = 0;
         long grown = EB_GROWN / sysconf(_SC_PAGESIZE);
         (void)unused;
+        prctl(PR_SET_NAME, "edgebus-guard");
         pthread_mutex_lock(&eb_lock);
         while (eb_nodes != NULL) {
             struct timespec until;
@@ -336,11 +141,17 @@ cdef extern from *:
                 ask_at = now + EB_TICK_S;
                 if (pages >= 0) base = pages;
             }
+            for (node = eb_nodes; node != NULL; node = node->next) { /* memory that was freed, or is swapped out, may be filled */
+                if (node->asked_at != 0 || now < node->looked_at + EB_UNHEARD_S) continue;
+                eb_ask(node, now, 0);
+                asked = 1;
+                anyway_at = 0; /* if it does not answer; mostly it has no connection just now */
+            }
             for (node = eb_nodes; node != NULL; node = node->next)
                 stuck |= node->asked_at != 0 && now >= node->asked_at + EB_ANSWER_S;
             has_grown = pages < 0 || pages >= looked + grown / 4;
             if (fresh || (pages >= 0 && has_grown)) wary_until = now + EB_WARY_S;
-            if ((fresh || (stuck && has_grown)) && now >= not_before) {
+            if ((fresh || (stuck && (has_grown || now >= anyway_at))) && now >= not_before) {
                 eb_look_at_all();
                 for (node = eb_nodes; node != NULL; node = node->next) {
                     if (node->asked_at == 0) continue;
@@ -348,6 +159,7 @@ cdef extern from *:
                     if (now >= node->asked_at + EB_ANSWER_S) eb_judge(node);
                 }
                 looked = pages;
+                anyway_at = now + EB_ANYWAY_S;
                 not_before = eb_now();
                 not_before += 10 * (not_before - now); /* a tenth of the time at most */
             }
@@ -453,16 +265,27 @@ cdef extern from *:
             if (strcmp(text, end->address)) memset(end->address, 0, sizeof end->address);
         }
         pthread_mutex_lock(&eb_lock);
+        if (node->born != eb_forks) { /* its filters are the parent's */
+            pthread_mutex_unlock(&eb_lock);
+            return -1;
+        }
         for (i = 0; i < node->num_ends; i++) if (!memcmp(&node->ends[i], end, sizeof *end)) break;
         if (i == node->num_ends && i < EB_ENDS) {
             eb_end_of *more = realloc(node->ends, (node->num_ends + 1) * sizeof *more);
             if (more == NULL) failed = -1;
             else { node->ends = more; more[node->num_ends++] = *end; }
-        } else if (i == EB_ENDS) node->ends[node->next_end++ % EB_ENDS] = *end; /* the oldest goes */
+        } else if (i == EB_ENDS) { /* the oldest goes */
+            node->ends[node->next_end] = *end;
+            node->next_end = (node->next_end + 1) % EB_ENDS;
+        }
         if (eb_make_room(fd) < 0) failed = -1;
         else eb_own(node, fd, inode);
         for (each = eb_nodes; each != NULL && each != node; each = each->next) {}
-        if (each == NULL) { node->next = eb_nodes; eb_nodes = node; }
+        if (each == NULL) {
+            node->looked_at = eb_now();
+            node->next = eb_nodes;
+            eb_nodes = node;
+        }
         if (eb_start() < 0) failed = -1;
         if (failed) eb_unlink(node);
         pthread_mutex_unlock(&eb_lock);
@@ -487,6 +310,7 @@ cdef extern from *:
     /* It has looked, and so it is not stuck; so many bytes are unread (-1: as before). */
     static void eb_looked(eb_node *node, int resumes, long long left) {
         pthread_mutex_lock(&eb_lock);
+        node->looked_at = eb_now();
         node->asked_at = 0;
         node->was_seen = 0;
         if (left >= 0) node->left = left;
@@ -527,6 +351,8 @@ cdef extern from *:
     void eb_looked(eb_node* node, bint resumes, long long left) noexcept
     void eb_close_node(eb_node* node) noexcept
 
+NO_LIMIT = 1 << 56  # the sum of a few does not overflow
+
 
 @cython.final
 cdef class Guard:
@@ -542,8 +368,8 @@ cdef class Guard:
 
     cdef eb_node* node
 
-    def __cinit__(self, long long most_bytes, long long allowed_bytes):
-        self.node = eb_open_node(most_bytes, allowed_bytes)
+    def __cinit__(self, most_bytes, allowed_bytes):
+        self.node = eb_open_node(min(most_bytes, NO_LIMIT), min(allowed_bytes, NO_LIMIT))
         if self.node == NULL:
             raise OSError("no thread can look after connections here")
 

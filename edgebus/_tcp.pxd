@@ -60,16 +60,30 @@ cdef extern from *:
         return found->remote_port < 0 ? -1 : 0;
     }
 
-    static inline int eb_end(int fd, unsigned long long inode) {
-        int same = fcntl(fd, F_DUPFD_CLOEXEC, 0), done = 0;
-        struct linger at_once = {1, 0};
+    static inline int eb_is_of(int fd, unsigned long long inode) {
         struct stat found;
-        if (same < 0 && (errno == EMFILE || errno == ENFILE)) same = fd; /* the table is full: perhaps by this very peer */
+        return fstat(fd, &found) == 0 && S_ISSOCK(found.st_mode) && found.st_ino == inode;
+    }
+
+    /* A double of a socket's descriptor, which stays what it is, or the descriptor itself where there can be no other one:
+       the table may be full, perhaps by this very peer. -1 if the descriptor is another one's by now. That is looked at
+       before as well: if it is a file's, closing the double would give up the locks that this process has on it. */
+    static inline int eb_same(int fd, unsigned long long inode) {
+        int same;
+        if (!eb_is_of(fd, inode)) return -1;
+        same = fcntl(fd, F_DUPFD_CLOEXEC, 0);
+        if (same < 0) return errno == EBADF ? -1 : fd;
+        if (eb_is_of(same, inode)) return same;
+        close(same);
+        return -1;
+    }
+
+    static inline int eb_end(int fd, unsigned long long inode) {
+        int same = eb_same(fd, inode), done;
+        struct linger at_once = {1, 0};
         if (same < 0) return 0;
-        if (fstat(same, &found) == 0 && S_ISSOCK(found.st_mode) && found.st_ino == inode) {
-            setsockopt(same, SOL_SOCKET, SO_LINGER, &at_once, sizeof at_once);
-            done = shutdown(same, SHUT_RDWR) == 0;
-        }
+        setsockopt(same, SOL_SOCKET, SO_LINGER, &at_once, sizeof at_once);
+        done = shutdown(same, SHUT_RDWR) == 0;
         if (same != fd) close(same);
         return done;
     }

@@ -228,10 +228,14 @@ cdef class Seat:
         cdef long long wait_us = ASLEEP_US if asleep else <long long> ceil(grace_s * 1e6)
         cdef long seen = self.leads
         cdef int looks = 0
+        cdef bint taken = False
         cdef timespec at
         cdef double left_s
         with nogil:
-            while PyThread_acquire_lock_timed(self.calls, wait_us, 0) != PY_LOCK_ACQUIRED and not asleep:
+            while True:
+                taken = PyThread_acquire_lock_timed(self.calls, wait_us, 0) == PY_LOCK_ACQUIRED
+                if taken or asleep:
+                    break
                 left_s = grace_s
                 if self.driver:
                     looks = looks + 1 if self.leads == seen else 0
@@ -244,5 +248,8 @@ cdef class Seat:
                     if left_s <= 0.0:
                         break
                 wait_us = <long long> ceil(left_s * 1e6)
-        # Not before: whoever called has set what he calls for, which the caller is going to look at.
+        # Not before: whoever called has set what he calls for, which the caller is going to look at. He may have called
+        # since the time was over: given back once more the lock would be free twice.
+        if self.is_called and not taken:
+            PyThread_acquire_lock(self.calls, NOWAIT_LOCK)
         self.is_called = False

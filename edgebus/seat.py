@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-import contextlib
 import math
 import queue
+import time
 from collections.abc import Callable
 
 NOBODY, OWN = 0, -1
 """Who drives, if it is not an application's thread."""
 ASLEEP_S = 1.0
+LOOKS = 20
+"""At a driver who does not change, before the node's own thread asks to be told when he leaves."""
 
 
 class PlainSeat:
@@ -35,14 +37,29 @@ class PlainSeat:
         self._calls.put(None)
 
     def rest(self, grace_s: float, asleep: bool) -> None:
-        """Rest until it is time to look; for the node's own thread.
+        """Rest until somebody calls, or it is time to look; for the node's own thread.
 
         Args:
-            grace_s: nobody drives for so long before that thread takes over.
-            asleep: somebody has been driving for longer, and calls when he leaves.
+            grace_s: nobody drives for so long before that thread takes over; whoever drives is looked at as often, and
+                nothing is to be done before he is the same at LOOKS of them.
+            asleep: that was so, and he calls when he leaves: rest for ASLEEP_S.
         """
-        with contextlib.suppress(queue.Empty):
-            self._calls.get(timeout=ASLEEP_S if asleep else grace_s)
+        seen, looks, wait_s = self.leads, 0, ASLEEP_S if asleep else grace_s
+        while wait_s > 0.0 and not self._is_called(wait_s) and not asleep:
+            if self.driver == NOBODY:
+                wait_s = self.left_at + grace_s - time.monotonic()
+                continue
+            looks = looks + 1 if self.leads == seen else 0
+            seen, wait_s = self.leads, grace_s if looks < LOOKS else 0.0
+        while self._is_called(0.0):  # once is enough
+            pass
+
+    def _is_called(self, wait_s: float) -> bool:
+        try:
+            self._calls.get(timeout=wait_s)
+        except queue.Empty:
+            return False
+        return True
 
 
 open_seat: Callable[[], PlainSeat] = PlainSeat

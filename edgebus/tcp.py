@@ -6,10 +6,12 @@ Where _tcp is built that does it: a signal handler that raises between two steps
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import math
 import os
 import socket
+import stat
 import struct
 import sys
 import termios
@@ -49,7 +51,12 @@ class Came(NamedTuple):
 
 @contextlib.contextmanager
 def _same(fd: int) -> Iterator[socket.socket]:
-    """The socket of a descriptor, by another descriptor: libzmq may close its own at any time."""
+    """The socket of a descriptor, by another descriptor: libzmq may close its own at any time.
+
+    Not that of a file, by which closing the other one would give up the locks that this process has on it.
+    """
+    if not stat.S_ISSOCK(os.fstat(fd).st_mode):
+        raise OSError(errno.ENOTSOCK, os.strerror(errno.ENOTSOCK))
     double = os.dup(fd)
     try:  # socket.fromfd leaves its own behind where this is no socket (any more)
         same = socket.socket(fileno=double)

@@ -164,9 +164,10 @@ def test_honest_peers_are_heard_again_after_a_handler_was_at_work():
 
 
 class Received:
-    """A connection that a thread reads, as libzmq would; what comes stays in memory."""
+    """A connection that a thread reads, as libzmq would; what comes stays in memory, or fills these pages again."""
 
-    def __init__(self, stack, listening=None):
+    def __init__(self, stack, listening=None, pages=None):
+        self._pages = pages
         if listening is None:
             listening = stack.enter_context(socket.create_server(("127.0.0.1", 0)))
         self.listening, self.tcp_port = listening, listening.getsockname()[1]
@@ -181,8 +182,10 @@ class Received:
     def _read(self):
         with suppress(ConnectionResetError):
             while True:
-                self.pieces.append(memoryview(mmap.mmap(-1, 16 * MIB)))  # what the process has freed would be no growth
-                left = self.pieces[-1]
+                left = memoryview(
+                    self._pages or mmap.mmap(-1, 16 * MIB)
+                )  # what the process has freed would be no growth
+                self.pieces.append(left)
                 while left:
                     num_bytes = self.sock.recv_into(left)
                     if not num_bytes:
@@ -199,12 +202,17 @@ class Received:
         assert guard.know(self.sock.fileno(), self.found.inode, True, self.tcp_port, "")
 
     def send(self, num_mib):
-        """Send so much, until it is not taken any more; whether it was all."""
-        with suppress(TimeoutError):
-            for _ in range(num_mib):
-                self.sending.sendall(bytes(MIB))
-            return True
-        return False
+        """Send so much, until no more of it comes in; whether it was all."""
+        for _ in range(num_mib):
+            left = memoryview(bytes(MIB))
+            while left:
+                before = self.num_bytes
+                try:
+                    left = left[self.sending.send(left) :]
+                except TimeoutError:
+                    if self.num_bytes == before:  # else the machine is busy
+                        return False
+        return True
 
 
 @contextmanager
@@ -332,7 +340,7 @@ def test_guard_ends_whom_it_cannot_hold_back():
         lock_filter(one.sock)
         with pytest.raises(ConnectionError):
             one.send(500)
-        assert guard.num_ever_paused == 1
+        eventually(lambda: guard.num_ever_paused == 1, 5, "it is counted")
 
 
 def test_guard_that_is_closed_holds_nobody_back():
@@ -508,4 +516,5 @@ def test_what_was_sent_without_an_end_is_told_by_the_look_that_follows():
             child.stdin.flush()
             peer.sock.settimeout(10)
             with suppress(ConnectionResetError):
-                assert peer.sock.recv(1) == b"", "it was not ended"
+                while peer.sock.recv(4096):  # libzmq's beats
+                    pass
