@@ -24,12 +24,13 @@ cdef class Answerer:
     cdef public object limits, keyed, owner, sending, repeated, _executing, _newest
     cdef public long long _max_pending, _max_pending_bytes, _cache_count, _cache_bytes
     cdef public long long _cached_bytes, pending_bytes, small_answers
-    cdef public dict _entries, _answered
+    cdef public dict _entries, _answered, on_hand
     cdef public set handed
     cdef public list leases_done, _messages, _events
     cdef object __weakref__
 
     cpdef bint knows(self, request_id) except -1
+    cpdef bint claim(self, request_id) except -1
     @cython.locals(gone=IdRanges, counts=AnswererCounts, entry=_Entry, expires_at=double, size_bytes=cython.longlong)
     cpdef receive_small(self, header, payload, double now)
     @cython.locals(size_bytes=cython.longlong)

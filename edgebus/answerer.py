@@ -111,6 +111,8 @@ class Answerer:
         self.repeated: set[int] = set()  # answers among the messages to send that were sent before
         # Handed out, and a signal handler has raised at the very end of that: not again, when its turn comes once more.
         self.handed: set[int] = set()
+        # Let in past the events, and not claimed yet by whoever hands it out: what comes in between leaves it here.
+        self.on_hand: dict[int, Arrived] = {}
         self._executing: dict[int, bytes] = {}  # idempotency keys of what the application has
         self._newest: OrderedDict[int, tuple[int, int]] = OrderedDict()  # stream -> position, request id
         self.leases_done: list[int] = []  # of shared memory, in answers that are not sent again
@@ -153,9 +155,15 @@ class Answerer:
                 self.counts.failed += 1
                 self.gone.add(request_id)
                 self._refuse(request_id, *INTERNAL)
-        elif entry.answer is None and any(type(each) is Arrived and each.id == request_id for each in self._events):
+        elif entry.answer is None and self._is_in_here(request_id):
+            self.on_hand.pop(request_id, None)
             self._events = [each for each in self._events if type(each) is not Arrived or each.id != request_id]
             self.answer(request_id, refusal(request_id, *INTERNAL))
+
+    def claim(self, request_id: int) -> bool:
+        """Whoever hands out what receive_small, receive_plain or receive_new gave says so first; False if another one
+        has done it meanwhile."""
+        return self.on_hand.pop(request_id, None) is not None
 
     def unsent(self, request_id: int) -> None:
         """What was to be sent for a request has failed in here: it is refused."""
@@ -191,7 +199,8 @@ class Answerer:
         expires_at = now + header.ttl_ms / 1000
         entry = _Entry(expires_at, header.service, size_bytes)
         arrived = _arrived((request_id, header.service, expires_at, (), (payload,), self, None))
-        # From here on nothing is called: an exception in between would leave it known, and not handed out.
+        # From here on nothing is called: an exception in between would leave it counted, and not known.
+        self.on_hand[request_id] = arrived
         counts.received += 1
         counts.executed += 1
         self._entries[request_id] = entry
@@ -235,7 +244,8 @@ class Answerer:
         entry.expires_at, entry.service, entry.size_bytes = expires_at, service, size_bytes
         entry.answer, entry.parts, entry.key, entry.waits_for_key = None, None, b"", False
         arrived = _arrived((request_id, service, expires_at, specs, frames, self, None))
-        self.counts.received += 1  # nothing is called from here on, likewise
+        self.on_hand[request_id] = arrived  # nothing is called from here on, likewise
+        self.counts.received += 1
         self.counts.executed += 1
         self._entries[request_id] = entry
         self.pending_bytes += size_bytes
@@ -378,10 +388,19 @@ class Answerer:
 
     def events(self) -> list[Event]:
         """Requests to execute or to drop since the last call."""
+        if self.on_hand:  # something was raised before they were handed out
+            self._events += [arrived for arrived in self.on_hand.values() if self.wants(arrived.id)]
+            self.on_hand = {}
         events, self._events = self._events, []
         return events
 
     # -- inside -------------------------------------------------------------------------------------
+
+    def _is_in_here(self, request_id: int) -> bool:
+        """True for a request that was let in and that nobody outside has been given."""
+        return request_id in self.on_hand or any(
+            type(each) is Arrived and each.id == request_id for each in self._events
+        )
 
     def _receive_request(self, header: Request, frames: Frames, now: float) -> None:
         self.counts.received += 1

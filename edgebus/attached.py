@@ -98,6 +98,7 @@ class LinkFront:
         self._bulk_up = False
         self._lane_messages: list[tuple[int, Message]] = []
         self._small_answers = 0
+        self.failed = 0  # messages given up in here by a fault of ours
 
     def takes_whole(self, total_bytes: int, now: float) -> bool:
         """True if a large content may go now, in one message with its header; `went_whole` is to follow."""

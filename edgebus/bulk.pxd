@@ -20,6 +20,7 @@ cdef class BulkSender:
     cdef public double _retry_s, _retry_at
     cdef public long _backoff, rewinds
     cdef public bint _asking
+    cdef public _Outgoing _at
 
     cpdef bint has_room_for_whole(self, long long total, long long chunk_bytes, long long window_bytes) except -1
     cpdef next_transfer(self, sizes)

@@ -77,6 +77,7 @@ class BulkSender:
         self._retry_at = math.inf
         self._backoff = 1
         self._asking = False
+        self._at: _Outgoing | None = None  # what pump is at
         self.queued_bytes = 0
         self.unsent_bytes = 0  # of what is queued
         self.in_flight_bytes = 0
@@ -159,6 +160,25 @@ class BulkSender:
         drop = Message(Drop(outgoing.number)) if outgoing.heard_of else None
         self._finish(outgoing)  # last: what a signal handler interrupts is asked for once more
         return drop
+
+    def give_up(self, number: int | None = None) -> tuple[Message, Message | None] | None:
+        """By a fault of ours a content cannot be sent: it is sent no more.
+
+        Args:
+            number: of its transfer; None for the one at which pump has failed, or the first if it was at none.
+
+        Returns: its message, and what tells the receiver if it has heard of it; None if there is none.
+        """
+        at, self._at = self._at, None
+        if number is not None:
+            at = self._queue.get(number)
+        elif at is None or at.number not in self._queue:
+            at = next(iter(self._queue.values()), None)
+        if at is None:
+            return None
+        drop = self.withdraw(at.name)
+        self._recount()  # pump may have been between two of its counters
+        return at.message, drop
 
     def withdraw_answers(self, request_id: int) -> list[Message]:
         """Stop sending the answer and the parts for a request; returns what tells the receiver."""
@@ -259,15 +279,17 @@ class BulkSender:
             out: what they are added to: if a signal handler raises, those that count as sent are in there.
         """
         out = [] if out is None else out
-        before = len(out)
+        self._at, before = None, len(out)
         chunk_bytes = max(1, min(chunk_bytes, window_bytes - credit_step(window_bytes)))
         window_bytes = min(window_bytes, MAX_CHUNKS_AHEAD * chunk_bytes)
         if self._asking:
             for outgoing in self._queue.values():
+                self._at = outgoing
                 if not outgoing.announced and outgoing.sent > outgoing.credited:
                     self._announce(outgoing, lane, out)
             self._asking = False
         for outgoing in self._queue.values():
+            self._at = outgoing
             if whole and 0 < outgoing.total <= chunk_bytes and not (outgoing.sent or outgoing.asks):
                 if self.in_flight_bytes and self.in_flight_bytes + outgoing.total > window_bytes:
                     break
@@ -288,6 +310,7 @@ class BulkSender:
                 self._set_sent(outgoing, outgoing.sent + len(chunk.frames[0]))
             if outgoing.sent < outgoing.total:
                 break
+        self._at = None
         if len(out) > before or (self._queue and self._retry_at == math.inf):
             self._retry_at = now + self._retry_s * self._backoff
         return out

@@ -50,9 +50,12 @@ class Delivering:
 
     def arrived(self, attached: Attached, arrived: Arrived) -> None:
         """A plain request is here (hub.Taker)."""
+        answerer = arrived.answerer
         try:
-            self._deliver(attached, arrived)
+            if answerer.claim(arrived.id):
+                self._deliver(attached, arrived)
         except BaseException:  # of a signal handler: it is known here by now, and would not come again
+            answerer.claim(arrived.id)
             self.hub.put_back([(attached, arrived)])
             raise
 
@@ -155,6 +158,7 @@ class Delivering:
             request = Request(attached, arrived, self._desk)
             call = _Call(handler, request)
             try:
+                request.arrived_at = time.monotonic()  # from now on it is refused if it is dropped
                 self.runner.serve_soon(request.owner, call)
             except BaseException:  # of a signal handler: it is handed out again
                 if call.withdraw():  # as another Request

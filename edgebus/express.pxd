@@ -1,6 +1,7 @@
 # Types for the compiled form of express.py.
 cimport cython
 
+from edgebus.answerer cimport Answerer
 from edgebus.attached cimport Attached, HubFront, LinkFront, Traffic
 from edgebus.calls cimport Pending
 from edgebus.express_sending cimport ExpressSending, sum_bytes
@@ -31,6 +32,7 @@ cdef class Express(ExpressSending):
     cpdef _receive_chunk(self, Attached attached, chunk, frame, long long frames_bytes, double now)
     @cython.locals(link=LinkFront, hub=HubFront, traffic=Traffic, now=double)
     cpdef _credited(self, Attached attached, credit, long frame_bytes)
+    @cython.locals(answerer=Answerer)
     cpdef deliver(self, Attached attached, arrived)
     @cython.locals(caller=Caller)
     cpdef _free_leases(self, Attached attached, double now)

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
+from edgebus.answerer import Answerer
 from edgebus.attached import Attached, Route
 from edgebus.calls import Pending
 from edgebus.errors import WireError
@@ -288,7 +289,7 @@ class Express(ExpressSending):
         if credit.rewind or not credit.received or not link.bulk_up or hub.outbox or hub.news:
             return False
         link.heard_at = now
-        traffic = attached.traffic
+        traffic, failed = attached.traffic, link.failed
         link.credited(credit, now=now)
         by_lane = (attached.route, attached.bulk_route or attached.route)
         messages, num_done = link.bulk_to_send(now=now), 0
@@ -307,7 +308,7 @@ class Express(ExpressSending):
         finally:
             if num_done < len(messages):  # a signal handler has raised: they go the usual way
                 hub.outbox += [(by_lane[lane], attached, message) for lane, message in messages[num_done:]]
-        if link.has_news:
+        if link.has_news or link.failed != failed:
             hub.touch(attached, now=now)
         elif (at := link.sender.next_timer()) < attached.scheduled_at:
             hub.schedule(attached, at)
@@ -316,7 +317,10 @@ class Express(ExpressSending):
 
     def deliver(self, attached: Attached, arrived: Arrived) -> None:
         """Hand a plain request to whoever serves it."""
+        answerer: Answerer = arrived.answerer
         try:
+            if not answerer.claim(arrived.id):
+                return
             inbox = self.inboxes.get(arrived.service)
             if inbox is None or self.desk is None:
                 self._deliver(attached, arrived)
@@ -328,6 +332,7 @@ class Express(ExpressSending):
                 _log.exception("edgebus: internal error as a request was handed over, it goes the usual way")
                 self._deliver(attached, arrived)  # which sees whether it fails once more
             else:  # it is known here by now, and would not be delivered when it comes again
+                answerer.claim(arrived.id)
                 self._hub.news.insert(0, (attached, arrived))
                 raise
 

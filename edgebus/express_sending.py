@@ -129,8 +129,6 @@ class ExpressSending(MessageTaker):
             route is None
             or hub.taps
             or hub.outbox
-            or len(payload) > INLINE_BYTES
-            or len(frames) > INLINE_FRAMES
             or size_bytes < caller.bulk_from_bytes
             or caller.outstanding_bytes + size_bytes > caller.max_bytes
             or not link.takes_whole(size_bytes, now)
@@ -139,8 +137,11 @@ class ExpressSending(MessageTaker):
         header = caller.small_header(service, payload, pending.deadline_at, now)
         header.arrays = specs
         header.transfer = link.sender.next_transfer(tuple(map(len, frames)))
+        inline_bytes, beside = len(payload), frames[1:]
+        if inline_bytes > INLINE_BYTES or len(frames) > INLINE_FRAMES:
+            header.inline, inline_bytes, beside = None, 0, frames
         frame = encode_header(header)
-        if self._sockets.send(route, (frame, *frames[1:])) is not Sent.OK:
+        if self._sockets.send(route, (frame, *beside)) is not Sent.OK:
             return False  # sent again the usual way, which sees what became of the lane
         # Sent first: what follows is done while the peer is at work.
         pending.request_id = header.id
@@ -148,7 +149,7 @@ class ExpressSending(MessageTaker):
         link.went_whole(_message((header, frames)), size_bytes, now)
         traffic = attached.traffic
         traffic.messages_sent += 1
-        traffic.bytes_sent += len(frame) + size_bytes - len(payload)
+        traffic.bytes_sent += len(frame) + size_bytes - inline_bytes
         traffic.content_bytes_sent += size_bytes
         for each in frames[1:]:
             if type(each) is bytes:

@@ -72,9 +72,11 @@ class Request:
         self._expires_at = expires_at
         self.payload = frames[0]
         self.arrays: tuple[Array, ...] = view_arrays(specs, frames[1:]) if specs else ()
-        self.arrived_at = 0.0  # set by the inbox once it is in there
+        # Set by the inbox once it is in there, or by whoever takes it: until then it may be made again, by an exception
+        # of a signal handler, and this one is not refused as it goes.
+        self.arrived_at = 0.0
         self.owner = attached.key or attached.peer_id  # whom its place in the inbox counts for
-        self._desk = desk  # last: one that is not whole, by a signal handler, is not refused as it goes
+        self._desk = desk
 
     @property
     def peer(self) -> Peer:
@@ -209,6 +211,8 @@ class Request:
 
     def acknowledge(self) -> None:
         """A one-way request has been taken by the application, which is all its sender wants to know."""
+        if not self.arrived_at:
+            self.arrived_at = _now()
         if self.is_one_way and not self._answered:
             self._desk.answer(self._attached, self._answerer, self._id, Message(Reply(self._id), (b"",)))
             self._answered = True
@@ -223,7 +227,7 @@ class Request:
         self._answered = True
 
     def __del__(self) -> None:
-        if getattr(self, "_answered", True) or getattr(self, "_desk", None) is None:
+        if getattr(self, "_answered", True) or not getattr(self, "arrived_at", 0.0):
             return
         try:
             self._drop()
@@ -308,7 +312,7 @@ class Inbox:
         self._turns = Turns()  # the same by peer
         self._pid, self._forks = os.getpid(), forks[0]
         self._mutex = open_lock()  # taken by itself: a condition takes it through two calls of Python
-        self._filled = threading.Condition(self._mutex)  # type: ignore[arg-type]
+        self._filled = threading.Condition(self._mutex)
         self._followers = 0  # threads that sleep until it is filled
         self._closed = False
         self._woken = False  # somebody wants who waits to look at something else

@@ -29,7 +29,6 @@ class LinkReceiving(LinkFront):
         super().__init__()
         self._around = around
         self._limits = around.limits
-        self.failed = 0  # messages given up in here by a fault of ours
         self._messages: list[m.Message] = []  # to send by the control lane
         self._whole: list[m.Message] = []  # contents that have come, and are to be handed on
         self._hands_on = False  # a signal handler that comes then and has the link do something leaves it to its end

@@ -100,6 +100,9 @@ class LinkSending(LinkReceiving):
     def not_sent(self, message: m.Message, error: Exception) -> None:
         """A message to the peer has failed in here: likewise, see give_up."""
         header = message.header
+        if isinstance(header, m.Chunk):  # of a content, which would wait for it
+            self._give_up_content(header.transfer, error)
+            return
         self.failed += 1
         if isinstance(header, m.Request):
             self.caller.give_up(header.id, "it cannot be sent by a fault in this node: its log has the reason")
@@ -128,12 +131,13 @@ class LinkSending(LinkReceiving):
         if self._pumps:
             return []
         if self.sender and self.state is State.UP:
+            failed = self.failed
             try:
                 self._pumps = True
                 self._pump(now)
             finally:
                 self._pumps = False
-            if self._unsorted and not self._sorts:  # of a handler that came meanwhile
+            if (self._unsorted and not self._sorts) or self.failed != failed:  # of a handler that came meanwhile
                 self._lane_messages += [(0, message) for message in self.headers_to_send()]
                 return self.bulk_to_send(now=now)
         # What is to go is in there from the moment on that it counts as sent, whatever a signal handler raises.
@@ -153,15 +157,34 @@ class LinkSending(LinkReceiving):
             self._bulk_wanted_at = -math.inf  # no longer waited for, and welcome whenever it comes
         chunk_bytes, window_bytes, whole = self._allowed(now)
         lane = int(self._bulk_up)
-        self.sender.pump(
-            lane,
-            chunk_bytes=chunk_bytes,
-            window_bytes=window_bytes,
-            now=now,
-            whole=whole,
-            out=self._lane_messages,
-        )
+        while self.sender:  # once more if a content fails, after which there is one less
+            try:
+                self.sender.pump(
+                    lane,
+                    chunk_bytes=chunk_bytes,
+                    window_bytes=window_bytes,
+                    now=now,
+                    whole=whole,
+                    out=self._lane_messages,
+                )
+                break
+            except Exception as error:
+                if is_of_signal(error):
+                    raise
+                self._give_up_content(None, error)
         self.pace.sent(self.sender.credited_bytes + self.sender.in_flight_bytes, now)
+
+    def _give_up_content(self, transfer: int | None, error: Exception) -> None:
+        """A content fails as it is sent, by a fault of ours. Args: as BulkSender.give_up."""
+        given_up = self.sender.give_up(transfer)
+        if given_up is None:
+            return  # with an earlier chunk of its own
+        message, drop = given_up
+        if drop is not None:
+            self._lane_messages.append((0, drop))
+        if isinstance(message.header, m.Reply):
+            self.answerer.sending.discard(message.header.id)
+        self.not_sent(message, error)
 
     @property
     def _has_large(self) -> bool:

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
+from itertools import repeat
 from typing import Any
 
+_RLock: Any = type(threading.RLock())
 
-class PlainLock:
+
+class PlainLock(_RLock):  # type: ignore[misc]
     """threading.RLock, to be taken inside of `try` and released in its `finally`, whatever came in between.
 
     `with` does the same; compiled it costs several times as much. An exception of a signal handler may come while
@@ -15,15 +18,12 @@ class PlainLock:
     """
 
     def __init__(self) -> None:
-        lock: Any = threading.RLock()
-        self._lock = lock
-        self.acquire: Callable[[], bool] = lock.acquire
-        # What threading.Condition asks for:
-        self._is_owned, self._release_save, self._acquire_restore = (
-            lock._is_owned,
-            lock._release_save,
-            lock._acquire_restore,
-        )
+        # Give it back, if it is this thread's. No function of Python: on the way into one a signal handler may raise,
+        # and the lock would stay taken for ever. Each step makes a new `map(exit, iter(is_owned, False))`, and `next`
+        # of that asks whose it is, and gives it back once.
+        askings = map(iter, repeat(self._is_owned), repeat(False))
+        givings = map(map, repeat(self.__exit__), askings)
+        self.release: Callable[[], None] = map(next, givings, repeat(None)).__next__
 
     def enter(self, wait_s: float = -1.0) -> bool:
         """Take it once: not again where this thread has it, as a signal handler's.
@@ -34,22 +34,17 @@ class PlainLock:
         Returns:
             False if it could not be had. Before `try`, therefore: `release` would give back what another one took.
         """
-        return not self._is_owned() and bool(self._lock.acquire(timeout=wait_s))
+        if self._is_owned():
+            return False
+        try:
+            return bool(self.acquire(timeout=wait_s))
+        except BaseException:  # of a signal handler, perhaps as soon as it was taken
+            self.release()
+            raise
 
     def is_mine(self) -> bool:
         """True if this thread has it."""
         return bool(self._is_owned())
-
-    def release(self) -> None:
-        """Give it back, if it is this thread's."""
-        if self._is_owned():
-            self._lock.release()
-
-    def __enter__(self) -> None:
-        self._lock.__enter__()
-
-    def __exit__(self, *error: object) -> None:
-        self._lock.__exit__(*error)
 
 
 open_lock: Callable[[], PlainLock] = PlainLock

@@ -57,7 +57,9 @@ def decode_here(frame: bytes) -> Block | None:
     """Where a greeting says that a board is; None if it is malformed."""
     try:
         return _decode_here(frame)
-    except (msgspec.MsgspecError, RecursionError, ValueError, OverflowError):
+    except (msgspec.MsgspecError, RecursionError, ValueError, OverflowError) as error:
+        if is_of_signal(error):
+            raise
         return None
 
 
@@ -395,7 +397,9 @@ class NearLanes:
         if handed is None:
             try:
                 header = decode_header(frame)
-            except (msgspec.MsgspecError, RecursionError, ValueError, OverflowError):
+            except (msgspec.MsgspecError, RecursionError, ValueError, OverflowError) as error:
+                if is_of_signal(error):
+                    raise
                 return False
             if type(header) is not Request or header.blocks is None:
                 return self._express.receive_header(attached, header, len(frame))

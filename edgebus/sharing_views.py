@@ -138,6 +138,8 @@ class SharingViews(SharingPuts):
         if known is None or known[1] is not ledger:
             board = None  # lent by an earlier life of the peer: this one's numbers are others
         lease = place.lease
+        if ledger._held.get(lease, 0) > 1:
+            board = None  # a message that was taken in twice, as something was raised in it: others look at it still
         if board is not None:
             board.give_back(lease)
         self._returned.append((attached, ledger, lease))

@@ -169,7 +169,7 @@ STEPS = st.one_of(
     st.tuples(
         st.just("ask"), st.sampled_from([(9,), (1, 9), (1, 5000), (0, 30_000), (1, 5000, 20_000), (1, 63_000), (5000,)])
     ),
-    st.tuples(st.just("ask"), st.sampled_from([(1, 5000), (1, 30_000)])),
+    st.tuples(st.just("ask"), st.sampled_from([(1, 5000), (1, 30_000), (5000, 9), (4097, 20_000), (1, *[300] * 20)])),
     st.tuples(st.just("special"), st.sampled_from([m.Terms(m.ONE_WAY), m.Terms(m.PLAIN, b"", 1, 1)])),
     st.tuples(st.just("answer"), st.sampled_from([0, 0, 100, 40_000])),
     st.tuples(st.just("carry"), st.integers(1, 6)),
@@ -267,6 +267,21 @@ def test_the_short_way_is_taken_by_wholes_pieces_and_credit(clock, monkeypatch):
     assert duo.count(m.Chunk) >= 2
     assert m.Chunk not in kinds
     assert duo.arrived
+
+
+@pytest.mark.parametrize("sizes", [(4096, 9000), (4097, 9000), (30_000, 9), (1, *[600] * 20)])
+def test_payload_in_a_frame_of_its_own_goes_at_once_with_its_arrays(clock, monkeypatch, sizes):
+    duo = open_lane(clock)
+    usual = []
+    monkeypatch.setattr(Hub, "receive", lambda hub, route, frames, *_, **options: usual.append(frames))
+    frames, specs = tuple(map(bytes, sizes)), tuple(m.ArraySpec("u1", (size,)) for size in sizes[1:])
+    pending = Pending("s", 30.0, 30.0, lambda pending: None)
+    assert duo.express["device"].request_whole(duo.attached, "s", specs, frames, pending, clock.now)
+    before = link_stats(duo.attached).bytes_sent
+    duo.run()
+    assert usual == []
+    assert tuple(map(bytes, duo.arrived[-1].frames)) == frames
+    assert link_stats(duo.server.links[0]).bytes_received == before
 
 
 def test_small_answer_by_the_short_way_leaves_no_credit_to_come_back_for(clock):

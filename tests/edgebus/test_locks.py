@@ -10,6 +10,7 @@ import pytest
 
 from edgebus.locks import PlainLock, open_lock
 from edgebus.port import PlainPoller, open_poller
+from tests.edgebus.interrupting import interrupted
 
 LOCKS = list(dict.fromkeys([PlainLock, open_lock]))
 POLLERS = list(dict.fromkeys([PlainPoller, open_poller]))
@@ -68,6 +69,11 @@ def take_and_release(lock):
         lock.acquire()
     finally:
         lock.release()
+
+
+def take_by_with(lock):
+    with lock:
+        pass
 
 
 def restore(lock, depth):
@@ -162,6 +168,41 @@ def test_condition_has_its_lock_again_whatever_a_signal_handler_raises_meanwhile
     lock.release()
     thread.join(10)
     assert not taken_elsewhere(lock, 10)
+
+
+@pytest.mark.parametrize("take", [take_and_release, take_by_with])
+def test_plain_lock_is_free_whatever_is_raised_at_any_line_of_its_own(take):
+    """A handler that raises on the way into `release` would leave it taken for ever."""
+    lock, at, going = PlainLock(), 0, True
+    while going:
+        at += 1
+        going = interrupted(lambda: take(lock), at, {"edgebus.locks"}.__contains__)
+        assert not taken_elsewhere(lock, 10), f"at line {at}"
+
+
+def test_plain_lock_is_free_after_alarms_at_any_time(alarm):
+    lock, rung = PlainLock(), 0
+    for number in range(200):
+        try:
+            alarm(1e-5 + number % 20 * 2e-6)
+            for _ in range(100_000):
+                take_and_release(lock)
+        except Alarm:
+            rung += 1
+        assert not lock.is_mine()
+    assert rung == 200
+
+
+def test_exception_as_soon_as_a_lock_is_entered_leaves_it_as_it_was():
+    class Interrupted(PlainLock):
+        def acquire(self, **options):
+            super().acquire(**options)
+            raise Alarm
+
+    lock = Interrupted()
+    with pytest.raises(Alarm):
+        lock.enter()
+    assert not lock.is_mine()
 
 
 @pytest.fixture(params=POLLERS)
