@@ -6,6 +6,8 @@ Links outlive routes: a dialler that reconnects is recognised by (its key, its i
 from __future__ import annotations
 
 import hashlib
+import logging
+import math
 from collections.abc import Callable
 
 from edgebus import messages as m
@@ -14,6 +16,9 @@ from edgebus.errors import ConfigError
 from edgebus.hub_collecting import HubCollecting
 from edgebus.link import LinkMachine
 from edgebus.link_states import Gone, Surroundings
+
+_WARN_EVERY_S = 60.0
+_log = logging.getLogger("edgebus")
 
 
 class HubLinks(HubCollecting):
@@ -31,6 +36,7 @@ class HubLinks(HubCollecting):
         super().__init__(around)
         self._new_incarnation = new_incarnation
         self._max_links = max_links
+        self._full_told_at = -math.inf
 
     def dial(self, route: Route, *, now: float) -> Attached:
         """Add a link that this node opens; `connected` follows when its transport is there."""
@@ -129,6 +135,9 @@ class HubLinks(HubCollecting):
                 limits = self._limits
                 detail = f"all in use: max_peers is {limits.max_peers}, max_links_per_key {limits.max_links_per_key}"
                 self.outbox.append((route, None, m.Message(m.Goodbye("busy", detail))))
+                if now >= self._full_told_at + _WARN_EVERY_S:
+                    self._full_told_at = now
+                    _log.warning("no place for a link of %s, %s; others within a minute are not logged", key, detail)
                 return None
             attached = self._new_link(route, key, hello.incarnation, now=now)
             self._accepted[key, hello.incarnation] = attached
@@ -170,7 +179,7 @@ class HubLinks(HubCollecting):
         spare = [attached for attached in candidates if attached.link.spare_from() <= now]
         if not spare:
             return False
-        oldest = min(spare, key=lambda attached: attached.link.heard_at)
+        oldest = min(spare, key=lambda attached: (not attached.link.has_left, attached.link.heard_at))
         oldest.link.close(now=now)
         self.touch(oldest, now=now)
         self.drop(oldest)

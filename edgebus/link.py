@@ -63,6 +63,8 @@ class LinkMachine(LinkSending):
         self.state = State.DIALLING if dialled else State.QUIET
         self.version = around.versions[0]
         self.peer_name = ""
+        self.has_left = False  # the dialler has closed the link: nothing of it comes again
+        self.goodbye = ""  # why the peer said so last
         self.peer_limits: m.WireLimits | None = None
         self.peer_incarnation = b""
         self.peer_share: m.Share | None = None
@@ -211,10 +213,13 @@ class LinkMachine(LinkSending):
         """From when on this link may make room for another: inf while it is up.
 
         Not before the deadlines it accepted are over, or a resend would be executed again; but a peer that
-        named a deadline of hours has its place for forget_s after its last word, not for hours.
+        named a deadline of hours has its place for forget_s after its last word, not for hours. Who has said goodbye
+        resends nothing.
         """
         if self.state not in (State.QUIET, State.CLOSED) or self._dialled:
             return math.inf
+        if self.has_left:
+            return self.heard_at
         return min(self.answerer.busy_until(), self.heard_at + self._limits.forget_s)
 
     # -- inside -------------------------------------------------------------------------------------
@@ -313,7 +318,9 @@ class LinkMachine(LinkSending):
         if not self._step(Input.GOODBYE, now=now, reason=f"goodbye ({goodbye.code!r})"):
             return
         self._hello_at = now + HELLO_RETRY_S * self._around.jitter()
+        self.goodbye = f"{goodbye.code}: {goodbye.detail}"
         if self.state is State.CLOSED:
+            self.has_left = True
             self.caller.fail("link_lost", "the peer said goodbye")
             self.answerer.withdraw_all()
 

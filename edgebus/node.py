@@ -289,7 +289,8 @@ class Node:
         runner.wait(dialled.settled, time.monotonic() + wait_s)
         if dialled.failure is None and dialled.settled.ready and not self._closed:
             return Link(self._engine, dialled)
-        why = dialled.watch.describe()
+        told = dialled.attached.link.goodbye
+        why = f"{endpoint} sent us away with {told!a}" if told else dialled.watch.describe()
         runner.do_unless_closed(self._engine.hang_up, dialled, 0.0)
         if self._closed:
             raise NodeClosed(f"the node was closed while it connected to {endpoint}")

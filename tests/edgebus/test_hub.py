@@ -153,6 +153,20 @@ def test_place_is_free_after_the_deadlines_but_not_later_than_forget_s(ttl_ms, s
     assert [attached.key for attached in bench.hub.links] == ["E"]
 
 
+def test_who_has_said_goodbye_makes_room_at_once_and_before_who_is_only_away():
+    """A link that was closed with an answered request of an hour took a place for forget_s."""
+    bench = Bench(max_peers=2)
+    bench.greet(b"a", "AWAY", b"a" * 16)
+    bench.leave(b"a", 1.0)
+    bench.greet(b"r", "GOOD", GOOD)
+    bench.ask(b"r", "GOOD", 0, ttl_ms=3_600_000)
+    bench.take(b"r", "GOOD", m.Goodbye("closing", ""), now=2.0)
+    assert names(bench.greet(b"e", "E", b"e" * 16, now=2.1)) == ["Welcome"]
+    assert {attached.key for attached in bench.hub.links} == {"AWAY", "E"}
+    assert [type(header) for _, header in bench.ask(b"r", "GOOD", 0, now=2.2)] == [m.Reset]
+    assert bench.executed == [("GOOD", 0)]
+
+
 def test_one_key_cannot_take_every_place():
     bench = Bench(max_links_per_key=3)
     for n in range(5):
@@ -228,3 +242,14 @@ def test_malformed_routes_are_warned_about_again_after_a_minute(caplog):
             bench.hub.receive((1, b"%d" % n), [b"\xff"], None, now=at)
         assert len(caplog.records) == number
     assert bench.hub.malformed == 27
+
+
+def test_node_that_has_no_place_says_so_to_the_newcomer_and_once_in_its_log(caplog):
+    limits = edgebus.Limits(max_peers=1)
+    with edgebus.Node("s", insecure=True, limits=limits) as server, edgebus.Node("d", insecure=True) as device:
+        endpoint = server.bind("tcp://127.0.0.1:0")
+        device.connect(endpoint)
+        for _ in range(2):
+            with pytest.raises(edgebus.PeerUnreachable, match="sent us away with 'busy: all in use: max_peers is 1"):
+                device.connect(endpoint, timeout_s=0.3)
+    assert len([each for each in caplog.records if "no place for a link" in each.getMessage()]) == 1
