@@ -90,6 +90,23 @@ def test_setup_compiles_what_is_said_to_be_compiled():
     assert sorted(re.findall(r'"([\w.]+)"', named)) == sorted(SAID)
 
 
+@pytest.mark.skipif(shutil.which("make") is None, reason="no make here")
+def test_make_builds_anew_when_anything_that_is_compiled_has_changed():
+    from edgebus.forms import COMPILED as SAID
+
+    folder = TESTS.parents[1]
+    command = ["make", "-s", "--eval", "sources: ; @echo $(SOURCES)", "sources"]
+    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=60, check=True)
+    needed = {
+        str(path.relative_to(folder))
+        for top in ("edgebus", "kernels", "qpart")
+        for path in (folder / top).rglob("*.p[yx][xd]")
+    }
+    needed |= {f"edgebus/{name.replace('.', '/')}.py" for name in SAID}
+    needed |= {f"kernels/csrc/{path.name}" for path in (folder / "kernels" / "csrc").iterdir()}
+    assert needed - set(done.stdout.split()) == set()
+
+
 def test_a_source_distribution_has_all_that_is_compiled(monkeypatch):
     """What is translated is found by itself only in its translation, and what that includes not at all."""
     monkeypatch.chdir(TESTS.parents[1])
