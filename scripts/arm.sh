@@ -104,7 +104,7 @@ tests() { # processor, arguments of pytest
     export ARM_CPU="$1"
     shift
     # What was built here, not the checkout's, which pytest by its own pythonpath would put first.
-    "$work/python" - $parts <<'EOF'
+    "$work/python" - $parts <<'EOF' || return 1
 import importlib, os, platform, sys
 assert platform.machine() == "aarch64"
 if "kernels" in sys.argv:
@@ -122,16 +122,22 @@ if [ $# -gt 0 ]; then
     tests "${ARM_CPU:-neoverse-n1}" "$@"
     exit
 fi
+status=0 # one that fails leaves the others to be run
 for part in $parts; do
     case $part in
         kernels)
-            tests neoverse-n1 -m "not slow" tests/edgekernels
-            tests cortex-a53 -m "not slow" -k "reference" tests/edgekernels # it has no dot products of bytes and must not meet one
+            # The emulator takes no bound of the address space (RLIMIT_AS) over: there is memory, and minutes of attention.
+            tests neoverse-n1 -m "not slow" tests/edgekernels --deselect \
+                tests/edgekernels/test_decoder_paged.py::test_no_memory_for_the_attention_of_a_long_text_is_an_error_and_no_crash || status=1
+            # It has no dot products of bytes and must not meet one.
+            tests cortex-a53 -m "not slow" -k "reference" tests/edgekernels || status=1
             ;;
         bus)
             # shellcheck disable=SC2086
-            tests neoverse-n1 -k "not killed_server" $bus
-            tests cortex-a53 tests/edgebus/test_transports.py tests/edgebus/test_lending.py # without atomics of one instruction
+            tests neoverse-n1 $bus || status=1
+            # Without atomics of one instruction.
+            tests cortex-a53 tests/edgebus/test_transports.py tests/edgebus/test_lending.py || status=1
             ;;
     esac
 done
+exit $status

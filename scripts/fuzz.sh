@@ -66,8 +66,9 @@ tar -cf - --exclude='*.so' --exclude='kernels/edgekernels/_*.c' --exclude='edgeb
     cd "$work/source"
     printf '[build-system]\nrequires = []\n' >pyproject.toml
     EDGEKERNELS_OPTIMISE=-O0 CC=gcc CFLAGS="$flags" LDFLAGS="$flags" "$work/venv/bin/python" setup.py -q build_ext --build-lib "$work/lib" --build-temp "$work/temp"
-    cp "$work"/lib/edgekernels/_*.so kernels/edgekernels/
-    cp -r "$work/lib/edgebus" .
+    # In the place of the old files, not into them: a process that has one of those mapped would die of it, at its end perhaps.
+    cp --remove-destination "$work"/lib/edgekernels/_*.so kernels/edgekernels/
+    cp -r --remove-destination "$work/lib/edgebus" .
 ) >>"$log" 2>&1
 
 # What calls the sanitizer by itself, and so was built with it.

@@ -25,7 +25,8 @@ tar -cf - --exclude='*.so' --exclude='kernels/edgekernels/_*.c' setup.py kernels
     cd "$work/source"
     printf '[build-system]\nrequires = []\n' >pyproject.toml
     EDGEKERNELS_OPTIMISE=-O0 CC=gcc CFLAGS="$flags" LDFLAGS="$flags" "$python" setup.py -q build_ext --build-lib "$work/lib" --build-temp "$work/temp"
-    cp "$work"/lib/edgekernels/_*.so kernels/edgekernels/
+    # In the place of the old files, not into them: a process that has one of those mapped would die of it, at its end perhaps.
+    cp --remove-destination "$work"/lib/edgekernels/_*.so kernels/edgekernels/
 ) >"$work/build.log" 2>&1 || { cat "$work/build.log" >&2; exit 1; }
 for object in "$work"/source/kernels/edgekernels/_*.so; do
     nm -D "$object" | grep -q "U __asan_report" || { echo "sanitize: $object is not instrumented" >&2; exit 1; }

@@ -90,6 +90,44 @@ def test_setup_compiles_what_is_said_to_be_compiled():
     assert sorted(re.findall(r'"([\w.]+)"', named)) == sorted(SAID)
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="the scripts are for Linux")
+@pytest.mark.parametrize("script", ["sanitize.sh", "fuzz.sh"])
+def test_objects_that_are_built_anew_leave_those_that_a_process_has_mapped(tmp_path, script):
+    """Written over in place, an object loses all that was relocated in it: its process dies, mostly as it ends."""
+    lines = (TESTS.parents[1] / "scripts" / script).read_text().splitlines()
+    copies = [line for line in lines if re.match(r"\s*cp .*\$work.*/lib/", line)]
+    homes = {"edgekernels": tmp_path / "kernels" / "edgekernels", "edgebus": tmp_path / "edgebus"}
+    homes = dict(list(homes.items())[: len(copies)])
+    for name, home in homes.items():
+        for folder, content in ((tmp_path / "work" / "lib" / name, b"new"), (home, b"old")):
+            folder.mkdir(parents=True)
+            (folder / "_object.so").write_bytes(content)
+        (tmp_path / name).with_suffix(".mapped").hardlink_to(home / "_object.so")
+    environment = os.environ | {"work": str(tmp_path / "work")}
+    subprocess.run(["sh", "-ec", "\n".join(copies)], cwd=tmp_path, env=environment, timeout=60, check=True)
+    assert homes
+    for name, home in homes.items():
+        assert (home / "_object.so").read_bytes() == b"new"
+        assert (tmp_path / name).with_suffix(".mapped").read_bytes() == b"old"
+
+
+@pytest.mark.skipif(shutil.which("make") is None, reason="no make here")
+def test_make_builds_anew_when_anything_that_is_compiled_has_changed():
+    from edgebus.forms import COMPILED as SAID
+
+    folder = TESTS.parents[1]
+    command = ["make", "-s", "--eval", "sources: ; @echo $(SOURCES)", "sources"]
+    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=60, check=True)
+    needed = {
+        str(path.relative_to(folder))
+        for top in ("edgebus", "kernels", "qpart")
+        for path in (folder / top).rglob("*.p[yx][xd]")
+    }
+    needed |= {f"edgebus/{name.replace('.', '/')}.py" for name in SAID}
+    needed |= {f"kernels/csrc/{path.name}" for path in (folder / "kernels" / "csrc").iterdir()}
+    assert needed - set(done.stdout.split()) == set()
+
+
 def test_a_source_distribution_has_all_that_is_compiled(monkeypatch):
     """What is translated is found by itself only in its translation, and what that includes not at all."""
     monkeypatch.chdir(TESTS.parents[1])

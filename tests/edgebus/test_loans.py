@@ -117,9 +117,10 @@ def test_loan_whose_end_a_signal_handler_interrupts_gives_its_memory_back():
 
 
 def test_loan_whose_message_finds_no_room_can_be_sent_later():
-    with two_nodes(max_outstanding_bytes=200_000) as (_, device, link):
+    with two_nodes(max_outstanding_bytes=200_000) as (server, device, link):
         warm(link)
-        pending = link.send_request("nothing", bytes(190_000))
+        inbox = server.serve("full")
+        pending = link.send_request("full", bytes(190_000))
         loan = link.loan(100_000, "u1")
         loan[:] = 9
         with pytest.raises(edgebus.QueueFull):
@@ -127,7 +128,8 @@ def test_loan_whose_message_finds_no_room_can_be_sent_later():
         assert loan.is_shared
         assert loan.flags.writeable
         loan[0] = 8
-        pending.wait(5)
+        inbox.get(5).reply()
+        pending.result()
         copied = pool_of(device).stats().copied_bytes
         assert link.request("echo", b"", [loan]).arrays[0][:2].tolist() == [8, 9]
         assert pool_of(device).stats().copied_bytes == copied
