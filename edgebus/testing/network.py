@@ -8,6 +8,7 @@ import itertools
 import random
 from collections import Counter, deque
 from collections.abc import Callable, Sequence
+from operator import index
 from types import TracebackType
 
 from edgebus.config import Limits
@@ -28,7 +29,7 @@ class SimNetwork:
     """Nodes, links and faults on one virtual clock.
 
     Args:
-        seed: of everything random.
+        seed: of everything random, a whole number.
         loss: probability that a message vanishes.
         duplicate: probability that it comes twice.
         delay_s: least and greatest delay in seconds.
@@ -53,12 +54,15 @@ class SimNetwork:
         reorder: bool = True,
         script: Script | None = None,
     ) -> None:
-        self.seed = seed
+        try:
+            self.seed = index(seed)
+        except TypeError:  # None would have the system choose, and nothing would replay
+            raise TypeError(f"seed must be a whole number, got {seed!r}: a run is replayed by it") from None
         self.clock = FakeClock()
         self.trace: list[Delivery] = []
         self.script = script or Script()
         self._made_with = f"loss={loss}, duplicate={duplicate}, delay_s={delay_s}, reorder={reorder}"
-        self._random = random.Random(seed)  # noqa: S311 - to be repeatable is the point
+        self._random = random.Random(self.seed)  # noqa: S311 - to be repeatable is the point
         self._cables = Cables(self._random, delay_s)
         self._cables.add(f.loss(loss))
         self._cables.add(f.duplicate(duplicate))

@@ -9,6 +9,7 @@ import inspect
 import os
 from collections.abc import Callable, Iterable, Iterator
 from contextvars import ContextVar
+from operator import index
 from typing import Any, Protocol
 
 import msgspec
@@ -83,8 +84,14 @@ def for_seeds(seeds: int | Iterable[int]) -> Callable[[Callable[..., object]], C
 
     Args:
         seeds: how many, from 0, or which.
+
+    Raises:
+        ValueError: that is none: the test would pass without being run.
+        TypeError: they are no whole numbers.
     """
-    chosen = range(seeds) if isinstance(seeds, int) else tuple(seeds)
+    chosen = tuple(range(seeds) if isinstance(seeds, int) else map(index, seeds))
+    if not chosen:
+        raise ValueError(f"for_seeds({seeds!r}) names no seed, and the test would not be run: say how many, or which")
 
     def decorate(function: Callable[..., object]) -> Callable[..., None]:
         signature = inspect.signature(function)
@@ -143,9 +150,9 @@ def _first_difference(networks: list[Traced], others: list[Traced]) -> str:
     if len(networks) != len(others):
         return f"{len(networks)} networks, then {len(others)}"
     for network, other in zip(networks, others, strict=True):
-        for index, (one, two) in enumerate(zip(network.trace, other.trace, strict=False)):
+        for number, (one, two) in enumerate(zip(network.trace, other.trace, strict=False)):
             if one != two:
-                return f"delivery {index} was {one}, then {two}"
+                return f"delivery {number} was {one}, then {two}"
         if len(network.trace) != len(other.trace):
             return f"{len(network.trace)} deliveries, then {len(other.trace)}"
     return "the same deliveries"

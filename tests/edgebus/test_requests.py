@@ -50,6 +50,29 @@ def test_resends_worked_by_hand():
     assert caller.retries == 5
 
 
+def test_resends_are_spread_by_jitter():
+    """Many devices that lost one server at the same time would come again at the same time."""
+    factors = iter([1.25, 0.75, 0.75, 1.0])
+    caller = Caller(edgebus.Limits(), lambda: next(factors))
+    caller.set_up(True, now=0.0)
+    start(caller, deadline_at=30.0)
+    caller.headers_to_send()
+    times = []
+    for _ in range(3):
+        times.append(caller.next_timer())
+        caller.handle_timer(now=times[-1])
+        assert len(caller.headers_to_send()) == 1
+    assert times == [1.25, 1.25 + 2 * 0.75, 1.25 + 2 * 0.75 + 4 * 0.75]
+
+
+def test_jitter_of_a_node_is_a_quarter_either_way_and_another_one_in_each():
+    with edgebus.Node("a", insecure=True) as a, edgebus.Node("b", insecure=True) as b:
+        drawn = [[node._engine.hub._around.jitter() for _ in range(50)] for node in (a, b)]
+    assert drawn[0] != drawn[1]
+    assert 0.75 <= min(*drawn[0], *drawn[1]) < 0.85
+    assert 1.15 < max(*drawn[0], *drawn[1]) <= 1.25
+
+
 def test_what_never_got_an_answer_says_how_often_it_was_sent():
     caller = up_caller()
     start(caller, ref="early", deadline_at=0.5)

@@ -273,3 +273,15 @@ def test_seed_replays_in_another_process_whatever_its_hashes_are():
         printed.add(done.stdout)
     assert len(printed) == 1
     assert int(printed.pop().split()[1]) > 1000
+
+
+@pytest.mark.parametrize("seeds", [0, -1, []])
+def test_test_with_no_seed_is_refused_as_it_would_pass_without_being_run(seeds):
+    with pytest.raises(ValueError, match="names no seed"):
+        for_seeds(seeds)
+
+
+@pytest.mark.parametrize("seed", [None, "x", 1.5])
+def test_seed_that_would_not_replay_is_refused(seed):
+    with pytest.raises(TypeError, match="seed must be a whole number"):
+        SimNetwork(seed)
