@@ -33,6 +33,7 @@ class Taker:
 
     def arrived(self, attached, arrived):
         assert attached is self.owner.attached
+        assert arrived.answerer.claim(arrived.id)  # else the usual way brings it once more
         self.owner.short += 1
         self.owner.arrived.append(arrived)
 
