@@ -42,7 +42,7 @@ class Taker(Protocol):
     """Takes what comes plain and whole at once, without an event."""
 
     def arrived(self, attached: Attached, arrived: Arrived) -> None:
-        """A request is to be executed: whoever takes it claims it of its answerer (`Answerer.claim`), or it comes as an event."""
+        """A request is to be executed: whoever takes it claims it (`Answerer.claim`), or it comes as an event, too."""
 
     def settled(self, attached: Attached, settled: Settled) -> None:
         """A request of ours has its outcome; `caller.leases_done` may have grown."""
