@@ -1,12 +1,17 @@
-"""Who may open the path of an ipc endpoint."""
+"""Who may open the path of an ipc endpoint, and what is not removed for it."""
 
 from __future__ import annotations
 
 import os
 import re
+import socket
+import stat
 from collections.abc import Callable
 from contextlib import suppress
 
+from edgebus.errors import BindError
+
+SCHEME = "ipc://"
 _OTHERS = 0o007
 _WRITE = 0o002
 
@@ -27,6 +32,39 @@ def bind_kept_from_others(bind: Callable[[], object]) -> None:
         bind()
     finally:
         os.umask(before)
+
+
+def keep_what_is_there(endpoint: str) -> None:
+    """Refuse a path that is taken: libzmq removes whatever lies there before it binds, a file or the socket of another.
+
+    Only a socket that nobody listens at may go: what a killed node left. Two nodes that ask in the same moment both
+    hear that the path is free, as nothing holds it in between.
+
+    Raises:
+        BindError: something else lies there, or somebody listens.
+    """
+    path = endpoint.removeprefix(SCHEME)
+    if path.startswith("@") or path == "*":  # has no file; or a new one in a directory of its own
+        return
+    try:
+        mode = os.lstat(path).st_mode
+    except OSError:  # nothing is there, or libzmq says why not
+        return
+    if not stat.S_ISSOCK(mode):
+        what = "a directory" if stat.S_ISDIR(mode) else "a link" if stat.S_ISLNK(mode) else "a file, not a socket"
+        raise BindError(f"cannot bind {endpoint}: {what} is there already; choose another path, or move it away")
+    try:
+        with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as sock:
+            sock.setblocking(False)  # a listener with a full backlog is one
+            sock.connect(path)
+        why = "Address already in use"
+    except (ConnectionRefusedError, FileNotFoundError):
+        return
+    except BlockingIOError:
+        why = "Address already in use"
+    except OSError as error:
+        why = f"its socket cannot be looked at ({error.strerror or error})"
+    raise BindError(f"cannot bind {endpoint}: {why}; choose another path, or stop who has it")
 
 
 def _umask() -> int:

@@ -21,7 +21,7 @@ import zmq
 from edgebus.attached import Route
 from edgebus.config import Limits
 from edgebus.errors import BindError, ConfigError
-from edgebus.ipc import bind_kept_from_others
+from edgebus.ipc import bind_kept_from_others, keep_what_is_there
 from edgebus.keys import Keys
 from edgebus.local import SCHEME, Local
 from edgebus.port import PlainPort, open_port
@@ -146,6 +146,8 @@ class Sockets(Readiness):
                 sock.curve_server = True
                 sock.curve_secretkey = keys.secret.encode()
             opened = self._watch(sock, socket_id, is_router=True, is_secure=keys is not None)
+            if endpoint.startswith("ipc://"):
+                keep_what_is_there(endpoint)
             if keys is None and endpoint.startswith("ipc://"):
                 bind_kept_from_others(lambda: sock.bind(endpoint))
             else:
