@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from edgebus.errors import ConfigError, KeyFileError
+from edgebus.files import cure
 from edgebus.grants import (
     MAX_LIST_BYTES,
     BadGrant,
@@ -24,7 +25,17 @@ from edgebus.grants import (
     parse_lines,
     parse_list,
 )
-from edgebus.keyfiles import PathLike, is_key, locked, read_bounded, read_public_key, shell_key, write_file
+from edgebus.keyfiles import (
+    PUBLIC_FILE,
+    PathLike,
+    holds_secret,
+    is_key,
+    locked,
+    read_bounded,
+    read_public_key,
+    shell_key,
+    write_file,
+)
 
 ALLOW_FILE = "allowed_keys"
 _HEAD = "# keys that may connect: one per line, then a name and option=value words\n"
@@ -72,7 +83,7 @@ def allow_keys(
         KeyFileError: a key or the list cannot be read or written; nothing was changed.
         ConfigError: an option that does not exist, or a value that cannot work.
     """
-    wanted = {read_public_key(item): _name_of(item) for item in public_key_files}
+    wanted = {_public_key(item): _name_of(item) for item in public_key_files}
     new_name = None if name is None else clean_name(name)
     options = dict(options or {})
     file = list_file(path)
@@ -94,6 +105,10 @@ def allow_keys(
         return text
 
     def rewrite(text: str) -> str:
+        lines = parse_lines(text)
+        if lines and all(line.key is None for line in lines):
+            remedy = f"give a key directory or its {ALLOW_FILE}, or empty the file first"
+            raise KeyFileError(f"{file} is no allow-list, none of its lines starts with a key: {remedy}")
         text = _each_line(text or _HEAD, change)
         end = "" if text.endswith("\n") or not added else "\n"
         text += end + "".join(f"{line}\n" for line in added.values())
@@ -131,8 +146,17 @@ def deny_keys(path: PathLike, *keys_or_names: str) -> list[Line]:
 
 
 def list_file(path: PathLike) -> Path:
-    """The allow-list of a key directory, or the file itself."""
-    return Path(path) / ALLOW_FILE if Path(path).is_dir() else Path(path)
+    """The allow-list of a key directory, or the file itself.
+
+    Raises:
+        KeyFileError: it cannot be looked at.
+    """
+    try:
+        file = Path(path) / ALLOW_FILE if Path(path).is_dir() else Path(path)
+        file.exists()  # raises where the directory is another's
+    except OSError as error:
+        raise KeyFileError(f"cannot look at {path}: {error.strerror or error}; {cure(error)}") from error
+    return file
 
 
 def read_list(path: PathLike) -> tuple[list[Line], Parsed]:
@@ -167,8 +191,10 @@ def _edit(file: Path, rewrite: Callable[[str], str]) -> None:
             if len(content) > MAX_LIST_BYTES:
                 raise KeyFileError(f"{file} would have {len(content)} B, at most {MAX_LIST_BYTES} are read: deny some")
             write_file(file, content, mode)
-    except (OSError, UnicodeDecodeError) as error:
+    except UnicodeDecodeError as error:
         raise KeyFileError(f"cannot update {file}: {error}") from None
+    except OSError as error:
+        raise KeyFileError(f"cannot update {file}: {error.strerror or error}; {cure(error)}") from error
 
 
 def _decode(content: bytes) -> str:
@@ -242,6 +268,14 @@ def _chosen(file: Path, lines: list[Line], item: str) -> list[str]:
     if not found:
         raise KeyFileError(f"{item!r} is no key and no name in {file}: `edgebus keys {file}` lists them")
     return found
+
+
+def _public_key(item: PathLike) -> str:
+    key = read_public_key(item)
+    if holds_secret(item):
+        public = Path(item).with_name(PUBLIC_FILE)
+        raise KeyFileError(f"{item} is a secret key, which stays where it was made: give {public}, the public one")
+    return key
 
 
 def _name_of(item: PathLike) -> str:

@@ -31,6 +31,26 @@ class KeyFileError(LocalError):
     """A key file is missing, malformed or readable by others."""
 
 
+class FileError(LocalError, OSError):
+    """A file or directory of ours cannot be read or written; also what its cause is: an OSError, a FileNotFoundError.
+
+    Args:
+        text: which, why, and what to do.
+        cause: what the system said.
+    """
+
+    def __init__(self, text: str, cause: OSError | None = None) -> None:
+        super().__init__(text)
+        if cause is not None:
+            self.errno, self.strerror, self.filename = cause.errno, cause.strerror, cause.filename
+
+    def __str__(self) -> str:
+        return str(self.args[0])
+
+    def __reduce__(self) -> tuple[type[FileError], tuple[str, OSError]]:
+        return FileError, (str(self), OSError(self.errno, self.strerror, self.filename))
+
+
 class MessageTooLarge(LocalError):
     """The message is over a limit that the peer advertised; nothing was sent."""
 

@@ -146,6 +146,14 @@ def read_public_keys(file_or_key: PathLike) -> tuple[str, ...]:
     return keys
 
 
+def holds_secret(file_or_key: PathLike) -> bool:
+    """True for a file with the secret half of a pair, which is nobody's to be given."""
+    if isinstance(file_or_key, str) and is_key(file_or_key):
+        return False
+    text = read_bounded(Path(file_or_key), MAX_KEY_FILE_BYTES)[0].decode(errors="replace")
+    return next(fields_of(text, "secret-key"), None) is not None
+
+
 def fields_of(text: str, name: str) -> Iterator[str]:
     """Every value of 40 characters that a certificate gives for `name`."""
     for line in text.splitlines():

@@ -17,6 +17,7 @@ from msgspec.structs import replace
 
 from edgebus.directory import TOPIC, Directory, Event, Joined, Record, encode_record, identity, next_epoch
 from edgebus.errors import EdgebusError
+from edgebus.files import telling
 from edgebus.replica import Changed
 from edgebus.subscribing import Subscription
 
@@ -109,7 +110,7 @@ def announce(
 
     Raises:
         ValueError: a value that cannot be announced.
-        OSError: the epoch file cannot be written.
+        FileError: the epoch file cannot be written; it is an OSError.
     """
     now_ms = time.time_ns() // 1_000_000
     epoch = next_epoch(-1, now_ms) if epoch_file is None else _epoch_from(Path(epoch_file), now_ms)
@@ -236,7 +237,8 @@ def _epoch_from(path: Path, now_ms: int) -> int:
     except (OSError, ValueError):
         last = -1
     epoch = next_epoch(last, now_ms)
-    temporary = path.with_name(path.name + ".new")
-    temporary.write_text(f"{epoch}\n")
-    temporary.replace(path)
+    with telling("write the epoch file", path):
+        temporary = path.with_name(path.name + ".new")
+        temporary.write_text(f"{epoch}\n")
+        temporary.replace(path)
     return epoch

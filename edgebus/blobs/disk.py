@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import NamedTuple, TypeVar
 
 from edgebus.blobs.errors import BlobStoreBusy, BlobStoreFull
+from edgebus.files import telling
 
 T = TypeVar("T")
 _NAME = re.compile(r"([0-9a-f]{64})(|\.part|\.manifest)|[0-9a-f]{32}\.put")
@@ -52,17 +53,25 @@ class Directory:
     Args:
         path: where; made if missing, for this user alone.
         budget_bytes: of all files together.
+
+    Raises:
+        FileError: it cannot be made.
     """
 
     def __init__(self, path: Path, budget_bytes: int) -> None:
         self.path = path
         self.budget_bytes = budget_bytes
         self.evictions = 0
-        path.mkdir(mode=0o700, parents=True, exist_ok=True)
+        with self.telling():
+            path.mkdir(mode=0o700, parents=True, exist_ok=True)
         self._lock_path = path / ".lock"
         self._thread = threading.RLock()
         self._pid = os.getpid()
         self._depth = 0
+
+    def telling(self) -> contextlib.AbstractContextManager[None]:
+        """Have an OSError say where, and what to do; it is a FileError then."""
+        return telling("use the blob store", self.path)
 
     @contextlib.contextmanager
     def locked(self) -> Iterator[None]:

@@ -45,7 +45,8 @@ def write_at(directory: Directory, fd: int, data: Data, offset: int) -> None:
     except OSError as error:
         if is_disk_full(error):
             raise directory.disk_full(len(view)) from None
-        raise
+        with directory.telling():
+            raise
 
 
 class Partial:
@@ -63,7 +64,7 @@ class Partial:
         self.manifest = manifest
         self._directory = directory
         self._path = directory.path / f"{manifest.blob_id}{Sort.PART.value}"
-        with directory.locked():
+        with directory.telling(), directory.locked():
             flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW
             self._fd = directory.with_room(1, lambda: os.open(self._path, flags, 0o600))
             try:
@@ -126,10 +127,11 @@ class Partial:
         except OSError as error:
             if is_disk_full(error):
                 raise self._directory.disk_full(self.manifest.size) from None
-            raise
+            with self._directory.telling():
+                raise
         blob_id = self.manifest.blob_id
         whole = self._directory.path / blob_id
-        with self._directory.locked():
+        with self._directory.telling(), self._directory.locked():
             # The name may belong to another file by now: one that another process began after it had finished
             # this very one and somebody deleted it.
             if is_file(self._path, self._fd):
@@ -145,7 +147,8 @@ class Partial:
         if fd < 0:
             return
         try:
-            with contextlib.suppress(BlobStoreBusy), self._directory.locked():
+            # A directory that is gone, say: whoever used it has been told.
+            with contextlib.suppress(BlobStoreBusy, OSError), self._directory.locked():
                 if is_file(self._path, fd):  # writing gave it the clock's time, which may have gone back
                     self._directory.touch(self._path)
         finally:

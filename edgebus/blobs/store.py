@@ -9,11 +9,11 @@ import os
 import secrets
 import threading
 from collections import Counter, OrderedDict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import partial, wraps
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, Concatenate, ParamSpec, TypeVar
 
 from edgebus.blobs.blob import Blob, map_blob
 from edgebus.blobs.disk import Directory, Sort
@@ -32,9 +32,11 @@ from edgebus.blobs.manifest import (
 )
 from edgebus.blobs.partial import Partial, is_file, save_manifest, write_at
 from edgebus.errors import ConfigError
-from edgebus.files import cache_dir
+from edgebus.files import cache_dir, telling
 from edgebus.keyfiles import read_bounded
 
+P = ParamSpec("P")
+T = TypeVar("T")
 DEFAULT_BUDGET_BYTES = 1 << 30
 _CACHED_MANIFESTS = 8
 _PUT_AT_ONCE = 64
@@ -57,6 +59,17 @@ class StoreStats:
     corrupt: int
 
 
+def _told(method: Callable[Concatenate[BlobStore, P], T]) -> Callable[Concatenate[BlobStore, P], T]:
+    """Have an OSError in a method of a store say which store it is and what to do."""
+
+    @wraps(method)
+    def telling_method(self: BlobStore, /, *args: P.args, **kwargs: P.kwargs) -> T:
+        with self._directory.telling():
+            return method(self, *args, **kwargs)
+
+    return telling_method
+
+
 class BlobStore:
     """A directory of blobs, which several processes may use at once.
 
@@ -69,7 +82,7 @@ class BlobStore:
 
     Raises:
         ConfigError: a budget that is not positive.
-        OSError: the directory cannot be made or written.
+        FileError: the directory cannot be made, read or written; any method may raise it. It is an OSError.
 
     >>> import tempfile
     >>> store = BlobStore(tempfile.mkdtemp())
@@ -99,6 +112,7 @@ class BlobStore:
 
     # -- in and out ---------------------------------------------------------------------------------
 
+    @_told
     def put(self, source: Data | Path | str | BinaryIO, *, chunk_bytes: int = CHUNK_BYTES) -> BlobId:
         """Keep a blob: it is there whole, and on the disk, when this returns.
 
@@ -108,11 +122,14 @@ class BlobStore:
 
         Raises:
             BlobStoreFull: it does not fit.
+            FileError: the source cannot be read.
             ValueError: a chunk size that cannot be, more than 2**20 chunks, or a file that changed while it was read.
         """
         ManifestBuilder(chunk_bytes)
         if isinstance(source, (str, Path)):
-            with open(source, "rb") as file:
+            with telling("read", source):
+                opened = open(source, "rb")  # noqa: SIM115 - closed by the with below
+            with opened as file:
                 size = os.fstat(file.fileno()).st_size
                 if (known := self._known(build(_chunks(file, chunk_bytes, size), chunk_bytes).blob_id)) is not None:
                     return known
@@ -124,6 +141,7 @@ class BlobStore:
             return self._write(split(source, chunk_bytes), memoryview(source).nbytes, chunk_bytes)
         return self._write(_chunks(source, chunk_bytes, None), None, chunk_bytes)
 
+    @_told
     def put_many(self, contents: Sequence[Data]) -> list[BlobId]:
         """Keep several small blobs, of the default chunk size, for about the price of one in waiting for the disk.
 
@@ -138,6 +156,7 @@ class BlobStore:
             self._write_group([pair for blob_id, pair in new.items() if self._known(blob_id) is None])
         return kept
 
+    @_told
     def get(self, blob_id: str, *, verify: bool = True, max_bytes: int | None = None) -> Blob | None:
         """A blob, or None if it is not there whole; it counts as used now.
 
@@ -166,10 +185,12 @@ class BlobStore:
         finally:
             os.close(fd)
 
+    @_told
     def has(self, blob_id: str) -> bool:
         """Whether a blob is there whole; not verified, and not a use."""
         return (self.path / BlobId(blob_id)).is_file()
 
+    @_told
     def delete(self, blob_id: str) -> bool:
         """Remove a blob, whole or partial, even while it is open: views of it stay valid. True if it was there."""
         blob_id = BlobId(blob_id)
@@ -180,15 +201,18 @@ class BlobStore:
                 self._directory.remove(name)
         return bool(found)
 
+    @_told
     def ids(self) -> list[BlobId]:
         """The blobs that are there whole, longest unused first."""
         return [BlobId(entry.name) for entry in self._directory.entries() if entry.sort is Sort.WHOLE]
 
+    @_told
     def gc(self) -> int:
         """Remove what killed processes left and what is over the budget; returns the bytes freed."""
         with self._directory.locked():
             return self._directory.clean()
 
+    @_told
     def stats(self) -> StoreStats:
         """What lies here."""
         entries = self._directory.entries()
@@ -213,6 +237,7 @@ class BlobStore:
             return (self.path / blob_id).stat().st_size
         return None
 
+    @_told
     def manifest(self, blob_id: BlobId) -> Manifest | None:
         """The manifest of a blob that is there whole; a use."""
         fd = self._open(blob_id)
@@ -223,6 +248,7 @@ class BlobStore:
         finally:
             os.close(fd)
 
+    @_told
     def chunk(self, blob_id: BlobId, index: int) -> bytes | None:
         """A chunk of a blob that is there whole, verified; a use. None if there is no such blob or chunk."""
         fd = self._open(blob_id)
@@ -243,6 +269,7 @@ class BlobStore:
 
     # -- for fetching -------------------------------------------------------------------------------
 
+    @_told
     def begin(self, manifest: Manifest) -> Partial:
         """A place for a blob that is about to come, or what is there of it already.
 
@@ -251,6 +278,7 @@ class BlobStore:
         """
         return Partial(self._directory, manifest)
 
+    @_told
     def resume(self, blob_id: BlobId) -> Partial | None:
         """What an earlier fetch left, if it got as far as the manifest.
 
@@ -424,7 +452,7 @@ def _chunks(file: BinaryIO, chunk_bytes: int, size: int | None) -> Iterator[byte
     while left is None or left > 0:
         wanted = chunk_bytes if left is None else min(chunk_bytes, left)
         parts, missing = [], wanted
-        while missing and (part := file.read(missing)):  # pipes give less than asked for
+        while missing and (part := _read_some(file, missing)):  # pipes give less than asked for
             parts.append(part)
             missing -= len(part)
         if left is not None:
@@ -435,6 +463,11 @@ def _chunks(file: BinaryIO, chunk_bytes: int, size: int | None) -> Iterator[byte
             yield parts[0] if len(parts) == 1 else b"".join(parts)
         if missing:
             return
+
+
+def _read_some(file: BinaryIO, most: int) -> bytes:
+    with telling("read", getattr(file, "name", "the file given")):
+        return file.read(most)
 
 
 def _read(fd: int, manifest: Manifest, index: int) -> bytes:

@@ -19,6 +19,7 @@ from edgebus.config import check_transport
 from edgebus.counting import count
 from edgebus.doctor import Finding, Verdict, check_keys, diagnose
 from edgebus.errors import ConfigError, EdgebusError
+from edgebus.files import cure
 from edgebus.keyfiles import read_public_keys
 from edgebus.settings import NodeSettings, load_settings
 
@@ -81,7 +82,7 @@ def _settings(file: Path, timeout_s: float) -> list[Patient]:
     try:
         settings = load_settings(file, os.environ)
     except ConfigError as error:
-        return [Patient(str(file), [Finding("settings", Verdict.FAIL, str(error), "mend that line")])]
+        return [Patient(str(file), [Finding("settings", Verdict.FAIL, str(error), _settings_cure(file, error))])]
     findings = [Finding("settings", Verdict.OK, f"{file} reads well"), *_own(settings)]
     findings += [_bindable(endpoint) for endpoint in settings.bind[:_MAX_PORTS_TRIED]]
     patients = [Patient(str(file), findings)]
@@ -95,6 +96,13 @@ def _settings(file: Path, timeout_s: float) -> list[Patient]:
             remedy = str(error).rpartition(": ")[2]
             patients.append(Patient(peer.endpoint, [Finding("settings", Verdict.FAIL, str(error), remedy)]))
     return patients
+
+
+def _settings_cure(file: Path, error: ConfigError) -> str:
+    if not os.path.lexists(file):
+        return f"check the path; there is no {file}"
+    cause = error.__cause__ or error.__context__
+    return cure(cause) if isinstance(cause, OSError) else "mend that line"
 
 
 def _own(settings: NodeSettings) -> list[Finding]:
@@ -128,7 +136,7 @@ def _bindable(endpoint: str) -> Finding:
     step = f"bind {endpoint}"
     host, colon, port = endpoint.removeprefix("tcp://").rpartition(":")
     if not endpoint.startswith("tcp://"):
-        return Finding(step, Verdict.SKIP, "not tried: binding would take the path from a node that runs")
+        return Finding(step, Verdict.SKIP, "not tried: a bind would put a socket there")
     if not colon or not port.isdecimal():
         return Finding(step, Verdict.FAIL, "not tcp://HOST:PORT", "mend it")
     host = host.removeprefix("[").removesuffix("]")

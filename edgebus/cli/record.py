@@ -8,7 +8,7 @@ import os
 import time
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, BinaryIO
 
 import typer
 
@@ -17,6 +17,7 @@ from edgebus.cli.options import Endpoint, Insecure, Json, OwnKeys, ServerKey, Ti
 from edgebus.cli.tap import MAX_CONTENT_BYTES, Service, say_open, tapped
 from edgebus.daemon.daemon import version
 from edgebus.errors import ConfigError
+from edgebus.files import cure
 from edgebus.recorder import Reader, RecordingError, Start, Writer
 from edgebus.replay import Replay, Tally
 
@@ -45,6 +46,8 @@ def record(
             stream = open(file, "xb", opener=_private)  # noqa: SIM115 - closed by the with below, once it is there
         except FileExistsError:
             raise ConfigError(f"{file} is there already: choose another name, or remove it") from None
+        except OSError as error:
+            raise ConfigError(f"cannot write {file}: {error.strerror or error}; {cure(error)}") from error
         with stream:
             writer = Writer(stream, Start(link.peer_name, time.time(), f"edgebus {version()}"))
             with contextlib.suppress(KeyboardInterrupt):  # how a recording ends
@@ -83,7 +86,7 @@ def replay(
     pace = _speed(speed)
     try:
         with (
-            file.open("rb") as stream,
+            _opened(file) as stream,
             linked(
                 endpoint,
                 server_key=server_key,
@@ -100,8 +103,6 @@ def replay(
             tally = machine.run(reader)
     except RecordingError as error:
         raise ConfigError(f"{file}: {error}") from None
-    except FileNotFoundError:
-        raise ConfigError(f"there is no recording {file}") from None
     _report(tally, reader.damage, as_json)
     if tally.different:
         raise typer.Exit(1)
@@ -135,6 +136,15 @@ def _speed(text: str) -> float:
     if not 0 < value <= 1e6:
         raise typer.BadParameter(f"--speed is a positive factor or max, got {text!r}")
     return value
+
+
+def _opened(file: Path) -> BinaryIO:
+    try:
+        return file.open("rb")
+    except FileNotFoundError:
+        raise ConfigError(f"there is no recording {file}: check the path") from None
+    except OSError as error:
+        raise ConfigError(f"cannot read {file}: {error.strerror or error}; {cure(error)}") from error
 
 
 def _private(path: str, flags: int) -> int:

@@ -9,6 +9,7 @@ import typer
 
 from edgebus.cli.options import safe
 from edgebus.errors import ConfigError, EdgebusError, KeyFileError
+from edgebus.files import cure
 
 _MOST = 4000
 # typer brings click along under different names from version to version; this one is in all of them.
@@ -40,7 +41,7 @@ def run_app(app: typer.Typer, name: str, usage_errors: tuple[type[EdgebusError],
         sys.exit(141)
     except OSError as error:  # a full disk, say; errors that have to do with keys and sockets are ours above
         where = error.filename or "standard output"
-        _fail(name, f"{error.strerror or error}: {where}; make room, or write elsewhere", 1)
+        _fail(name, f"{error.strerror or error}: {where}; {cure(error)}", 1)
 
 
 def _fail(name: str, message: str, status: int) -> None:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import threading
 import time
 
 import pytest
 
-import edgebus
+import edgebus.allowedit
 from edgebus.allowlist import LOOK_EVERY_S
 from edgebus.errors import ConfigError, KeyFileError
 from edgebus.grants import MAX_LIST_BYTES, Grant
@@ -351,3 +352,16 @@ def test_failed_change_leaves_the_list_and_no_file_behind(tmp_path, monkeypatch)
     with pytest.raises(KeyFileError, match="No space left"):
         allow_keys(file, OTHER)
     assert (file.read_text(), [path.name for path in tmp_path.iterdir()]) == (f"{KEY} a\n", ["allowed"])
+
+
+def test_list_of_another_is_an_error_with_its_remedy(tmp_path, monkeypatch):
+    def denied(*_, **__):
+        raise PermissionError(errno.EACCES, "Permission denied")
+
+    monkeypatch.setattr(edgebus.allowedit, "read_bounded", denied)
+    (tmp_path / "allowed").write_text(f"{KEY}\n")
+    with pytest.raises(edgebus.KeyFileError, match=f"{tmp_path}/allowed: Permission denied; run as the user"):
+        allow_keys(tmp_path / "allowed", OTHER)
+    monkeypatch.setattr(edgebus.allowedit.Path, "is_dir", denied)
+    with pytest.raises(edgebus.KeyFileError, match=f"cannot look at {tmp_path}: Permission denied; run as the user"):
+        allow_keys(tmp_path, OTHER)

@@ -6,7 +6,10 @@ import errno
 import fcntl
 import io
 import os
+import pickle
 import random
+import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -634,3 +637,80 @@ def test_a_blob_that_somebody_keeps_locked_costs_no_descriptor(tmp_path):
                 store.get(blob_id)
         assert len(os.listdir("/dev/fd")) == before
     assert store.get(blob_id).tobytes() == b"content"
+
+
+# -- directories and files that cannot be used: which, why, and what to do ---------------------------------
+
+
+@pytest.mark.parametrize(
+    ("name", "says"),
+    [
+        ("file", "File exists; choose another path"),
+        ("file/under", "Not a directory; check the path"),
+        ("n" * 300, "File name too long; choose a shorter path"),
+    ],
+)
+def test_directory_that_cannot_be_made_is_a_file_error_with_its_remedy(tmp_path, name, says):
+    (tmp_path / "file").write_text("mine")
+    with pytest.raises(edgebus.FileError, match=f"blob store {re.escape(str(tmp_path / name))}: {says}") as caught:
+        BlobStore(tmp_path / name)
+    assert isinstance(caught.value, OSError)
+    assert isinstance(caught.value.__cause__, OSError)
+    assert caught.value.errno == caught.value.__cause__.errno
+
+
+def test_unwritable_directory_is_a_file_error_with_its_remedy(tmp_path, monkeypatch):
+    def denied(path, *_, **__):
+        raise PermissionError(errno.EACCES, "Permission denied", str(path))
+
+    monkeypatch.setattr(edgebus.blobs.disk.os, "open", denied)
+    with pytest.raises(edgebus.FileError, match=f"{tmp_path}: Permission denied; run as the user it belongs to"):
+        BlobStore(tmp_path)
+
+
+def test_every_use_of_a_directory_that_is_gone_is_a_file_error(tmp_path):
+    store = BlobStore(tmp_path / "s")
+    blob_id = store.put(b"hello")
+    shutil.rmtree(tmp_path / "s")
+    uses = (
+        lambda: store.put(b"other"),
+        lambda: store.put_many([b"other"]),
+        lambda: store.get(blob_id),
+        lambda: store.begin(manifest_of(b"other")),
+        lambda: store.delete(blob_id),
+        lambda: edgebus.fetch_blob([None], blob_id, store),
+        store.ids,
+        store.gc,
+        store.stats,
+    )
+    for use in uses:
+        with pytest.raises(edgebus.FileError, match=rf"{tmp_path}/s: No such file or directory; check the path"):
+            use()
+
+
+def test_directory_that_goes_amid_a_fetch_is_a_file_error_and_closing_is_fine(tmp_path):
+    store = BlobStore(tmp_path / "s")
+    partial = store.begin(manifest_of(b"hello"))
+    shutil.rmtree(tmp_path / "s")
+    partial.write(0, b"hello")
+    with pytest.raises(edgebus.FileError, match="check the path"):
+        partial.finish()
+    partial.close()
+
+
+def test_source_that_cannot_be_read_is_named(tmp_path):
+    store = BlobStore(tmp_path / "s")
+    with pytest.raises(edgebus.FileError, match=f"cannot read {tmp_path}/missing: No such file or directory; check"):
+        store.put(tmp_path / "missing")
+    with pytest.raises(FileNotFoundError):
+        store.put(str(tmp_path / "missing"))
+    with pytest.raises(edgebus.FileError, match=f"cannot read {tmp_path}: Is a directory; give the path of a file"):
+        store.put(str(tmp_path))
+    assert store.ids() == []
+
+
+def test_file_error_can_be_pickled_and_says_its_text_alone():
+    error = edgebus.FileError("cannot do it: give up", OSError(errno.EIO, "bad", "file"))
+    assert (str(error), error.errno, error.filename) == ("cannot do it: give up", errno.EIO, "file")
+    again = pickle.loads(pickle.dumps(error))
+    assert (str(again), again.errno, again.filename) == (str(error), errno.EIO, "file")

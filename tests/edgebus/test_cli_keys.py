@@ -105,3 +105,30 @@ def test_rotation_prints_its_steps_and_they_work(keys):
     assert [row["name"] for row in json.loads(run("keys", server, "--json"))["keys"]] == ["phone", "phone"]
     for command in ("deny", "keys", "rotate"):
         assert f"Example: edgebus {command}" in " ".join(run(command, "--help").split())
+
+
+def test_secret_key_file_is_not_taken_for_a_public_one(keys):
+    server, secret = keys / "server", keys / "phone" / "node.key_secret"
+    assert f"give {keys / 'phone' / 'node.key'}, the public one" in run("allow", server, secret, status=2)
+    assert not (server / "allowed_keys").exists()
+
+
+def test_text_that_is_no_list_is_left_as_it_is(keys):
+    phone = keys / "phone" / "node.key"
+    for name, text in (
+        ("junk", "all my notes\nof a year\n"),
+        ("allow.txt", (keys / "server" / "node.key").read_text()),
+    ):
+        (keys / name).write_text(text)
+        assert "is no allow-list" in run("allow", keys / name, phone, status=2)
+        assert (keys / name).read_text() == text
+    for name, text in (("empty", ""), ("comments", "# mine\n\n"), ("mixed", f"nonsense\n{'0' * 40}\n")):
+        (keys / name).write_text(text)
+        assert "added 1 of 1 key" in run("allow", keys / name, phone)
+
+
+def test_recordings_that_cannot_be_opened_say_why(keys):
+    assert "Is a directory; give the path of a file" in run("replay", keys, "tcp://h:1", "--insecure", status=2)
+    with edgebus.Node("server", insecure=True) as node:
+        said = run("record", node.bind("tcp://127.0.0.1:0"), keys / "none" / "x", "--insecure", status=2)
+    assert f"cannot write {keys / 'none' / 'x'}: No such file or directory; check the path" in said

@@ -291,7 +291,10 @@ def test_doctor_passes_a_daemon_and_fails_with_status_1(home, daemon, access):
 def test_doctor_looks_at_settings(home, tmp_path):
     good = run("doctor", home / "node.toml").stdout
     assert "allow-list" in good
-    assert "hall" not in run("doctor", tmp_path / "none.toml", status=1).stdout
+    missing = run("doctor", tmp_path / "none.toml", status=1).stdout
+    assert "check the path; there is no" in missing
+    assert "mend that line" not in missing
+    assert "give the path of a file" in run("doctor", tmp_path, status=1).stdout
     text = (home / "node.toml").read_text().replace('keys = "server"', f'keys = "{home}/stranger"')
     broken = tmp_path / "node.toml"
     broken.write_text(text)

@@ -422,6 +422,14 @@ def test_announcement_survives_a_clock_that_went_back(tmp_path, monkeypatch):
         assert third.record.epoch == second.record.epoch + 1
 
 
+def test_epoch_file_that_cannot_be_written_is_said_with_its_remedy(tmp_path):
+    with edgebus.Node("server", insecure=True) as node:
+        with pytest.raises(edgebus.FileError, match=f"epoch file {tmp_path}/none/epoch: No such .*; check the path"):
+            announce(node, "who", [], epoch_file=tmp_path / "none" / "epoch")
+        with pytest.raises(OSError, match="Is a directory"):
+            announce(node, "who", [], epoch_file=tmp_path)
+
+
 def test_node_that_hears_of_a_later_life_of_its_own_exceeds_it(secure):
     """Its clock went back and it kept no file: a directory node still has the record of its last life."""
     with secure.node("relay") as relay, secure.node("server") as server:
