@@ -392,7 +392,7 @@ def _pairs(endpoints: Sequence[tuple[str, str | None]]) -> list[tuple[str, str |
     return pairs
 
 
-def _check_options(service: object, trusted: object, patience: object, hints: object) -> None:
+def _check_options(service: str | None, trusted: object, patience: object, hints: object) -> None:
     if service is not None:
         check_name("service", service)
     if isinstance(trusted, str) or not isinstance(trusted, Collection):
