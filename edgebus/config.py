@@ -4,8 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass, fields
 
+from edgebus import whole
 from edgebus.errors import ConfigError
 
+_MOST = {"max_frames": 2**20}  # of whole numbers; others are at most
+_MOST_OTHERS = 2**48
 HEADER_CAP_BYTES = 65_536  # protocol constant: no header is larger, whatever a peer advertises
 
 
@@ -62,11 +65,8 @@ class Limits:
 
     def __post_init__(self) -> None:
         for field in fields(self):
-            value = getattr(self, field.name)
             if field.name != "on_full":
-                _check_kind(field.name, value)
-            if field.name != "on_full" and not (value > 0 or (field.name == "share_bytes" and value == 0)):
-                raise ConfigError(f"{field.name} must be positive, got {value!r}")
+                object.__setattr__(self, field.name, _checked(field.name, getattr(self, field.name)))
         if self.on_full not in ("refuse", "drop_oldest", "wait"):
             raise ConfigError(f"on_full is {self.on_full!r}, expected refuse, drop_oldest or wait")
         if self.max_header_bytes > HEADER_CAP_BYTES:
@@ -85,15 +85,28 @@ class Limits:
             raise ConfigError(f"silence_s {self.silence_s} must be above heartbeat_s {self.heartbeat_s}")
 
 
-def _check_kind(name: str, value: object) -> None:
-    seconds = name.endswith("_s")
-    if not (isinstance(value, int | float) if seconds else hasattr(value, "__index__")):
-        kind = "seconds" if seconds else "a whole number"
-        raise ConfigError(f"{name} must be {kind}, got {value!r}")
+def _checked(name: str, value: object) -> float:
+    """A bound as the number that it is worked with."""
+    if name.endswith("_s"):
+        if isinstance(value, bool) or not isinstance(value, int | float):
+            raise ConfigError(f"{name} must be seconds, got {value!r}")
+        if not value > 0:
+            raise ConfigError(f"{name} must be positive, got {value!r}")
+        return value
+    most = _MOST.get(name, _MOST_OTHERS)
+    try:
+        number = whole.number(value, name, -most, most)
+    except (TypeError, ValueError) as error:
+        raise ConfigError(str(error)) from None
+    if number < (0 if name == "share_bytes" else 1):
+        raise ConfigError(f"{name} must be positive, got {value!r}")
+    return number
 
 
 def check_transport(endpoint: str) -> None:
-    """Raise ConfigError for an endpoint of no transport we have."""
+    """Raise ConfigError for an endpoint of no transport we have, TypeError for none at all."""
+    if not isinstance(endpoint, str):
+        raise TypeError(f"endpoint must be a string such as tcp://127.0.0.1:7000, got {endpoint!r}")
     if not endpoint.startswith(("tcp://", "ipc://", "inproc://")):
         raise ConfigError(f"endpoint {endpoint!r} is not tcp://HOST:PORT, ipc://PATH or inproc://NAME")
     port = endpoint.rpartition(":")[2]

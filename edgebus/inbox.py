@@ -159,7 +159,15 @@ class Request:
         Raises:
             MessageTooLarge: info is more than the peer accepts.
             AlreadyAnswered: this is the second answer.
+            TypeError: code or detail is no string, or info no bytes.
+            ValueError: code is empty, so nobody could tell this refusal from another.
         """
+        if not isinstance(code, str) or not isinstance(detail, str):
+            raise TypeError(f"code and detail of a refusal must be strings, got {code!r} and {detail!r}")
+        if not code:
+            raise ValueError("code of a refusal must not be empty")
+        if not isinstance(info, bytes | bytearray | memoryview):
+            raise TypeError(f"info of a refusal must be bytes, got {type(info).__name__}: encode it")
         if not self.is_one_way or not self._answered:
             self._send(refusal(self._id, code, detail, bytes(info)), ())
 

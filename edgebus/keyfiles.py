@@ -30,13 +30,17 @@ class Keys:
     public: str
     secret: str
 
+    def __post_init__(self) -> None:
+        if not isinstance(self.public, str) or not isinstance(self.secret, str):  # which it was may be a secret
+            raise TypeError("keys are two strings of 40 characters of Z85: load_keys(DIR) reads them")
+
     def __repr__(self) -> str:
         return f"Keys(public={self.public!r}, secret=...)"  # keys end up in logs, this half must not
 
 
 def is_key(text: str) -> bool:
     """True for 40 characters of Z85."""
-    return len(text) == 40 and _Z85.issuperset(text)
+    return isinstance(text, str) and len(text) == 40 and _Z85.issuperset(text)
 
 
 def shell_key(key: str) -> str:

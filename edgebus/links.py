@@ -17,7 +17,7 @@ from edgebus.errors import ConfigError, QueueFull
 from edgebus.keys import is_key
 from edgebus.link_states import Health
 from edgebus.loans import Loan
-from edgebus.messages import INLINE_BYTES, MAX_TIMEOUT_S, ONE_WAY, PLAIN, STREAM, Block, Terms, terms_of
+from edgebus.messages import INLINE_BYTES, MAX_TIMEOUT_S, ONE_WAY, PLAIN, Block, Terms, stream_terms, terms_of
 from edgebus.outcomes import Outcome, Settled
 from edgebus.requests import Caller
 from edgebus.stats import LinkStats, link_stats
@@ -163,13 +163,11 @@ class Link:
         Raises:
             As send_request; ConfigError if the peer speaks protocol version 1, which has no streams.
         """
-        if from_pos < 0 or window_bytes < 1:
-            raise ValueError(f"from_pos must be >= 0 and window_bytes >= 1, got {from_pos} and {window_bytes}")
+        terms = stream_terms(from_pos, window_bytes)
         if self._link.version < 2 and self._link.num_ups:
             raise ConfigError(f"{self.endpoint} speaks protocol version 1, streams need 2: upgrade it")
-        terms = Terms(STREAM, from_pos=from_pos, window_bytes=window_bytes)
         pending = self._start(service, payload, arrays, timeout_s, terms, copy)
-        return Stream(pending, from_pos, self._consume, self._engine.runner.wait, abandon=self._abandon)
+        return Stream(pending, terms.from_pos, self._consume, self._engine.runner.wait, abandon=self._abandon)
 
     def loan(self, shape: int | tuple[int, ...], dtype: DTypeLike = "float32") -> Loan:
         """An array to be filled in place and sent over this link once: it is not copied then.

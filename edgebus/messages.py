@@ -11,13 +11,17 @@ from typing import Annotated, NamedTuple
 import msgspec
 from msgspec import Meta, Struct
 
+from edgebus import whole
+
 VERSION_MIN = 1
 VERSION_MAX = 2
 """Version 1 has whole messages on one connection; 2 adds inline payloads, lanes, streams, leases and keys."""
 
-Id = Annotated[int, Meta(ge=0, le=2**63 - 1)]
+_MAX_ID = 2**63 - 1
+_MAX_SIZE = 2**48
+Id = Annotated[int, Meta(ge=0, le=_MAX_ID)]
 Dim = Annotated[int, Meta(ge=0, le=2**40)]
-Size = Annotated[int, Meta(ge=0, le=2**48)]
+Size = Annotated[int, Meta(ge=0, le=_MAX_SIZE)]
 Version = Annotated[int, Meta(ge=0, le=65535)]
 Incarnation = Annotated[bytes, Meta(min_length=16, max_length=16)]
 Name = Annotated[str, Meta(max_length=64)]
@@ -120,13 +124,22 @@ def terms_of(kind: int, key: bytes, sequence: tuple[int, int] | None) -> Terms:
     stream, pos = -1, 0
     if sequence is not None:
         try:
-            stream, pos = sequence
-            fits = 0 <= stream < 2**63 and 0 <= pos < 2**63
+            stream, pos = (whole.number(each, "sequence", 0, _MAX_ID) for each in sequence)
         except (TypeError, ValueError):
-            fits = False
-        if not fits:
-            raise ValueError(f"sequence is (stream, position), both in [0, 2**63), got {sequence!r}")
+            raise ValueError(
+                f"sequence is (stream, position), both whole numbers in [0, 2**63), got {sequence!r}"
+            ) from None
     return Terms(kind, bytes(key), stream, pos)
+
+
+def stream_terms(from_pos: int, window_bytes: int) -> Terms:
+    """Terms of a request for a stream that an application makes.
+
+    Raises:
+        TypeError, ValueError: a number that is not whole, or does not travel.
+    """
+    from_pos = whole.number(from_pos, "from_pos", 0, _MAX_ID)
+    return Terms(STREAM, from_pos=from_pos, window_bytes=whole.number(window_bytes, "window_bytes", 1, _MAX_SIZE))
 
 
 class Hello(Struct, array_like=True, frozen=True, gc=False, tag=1):

@@ -5,11 +5,12 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import nullcontext, suppress
 from types import TracebackType
 from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
+from edgebus import whole
 from edgebus.calls import FATAL
 from edgebus.config import Limits, check_transport
 from edgebus.engine import Engine
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
 
 
 _log = logging.getLogger("edgebus")
+_MOST_WAITING = 2**31 - 1
 
 
 AnyInbox = TypeVar("AnyInbox", bound=Inbox)
@@ -61,6 +63,7 @@ class Node:
 
     Raises:
         ConfigError: arguments that contradict each other.
+        TypeError: an argument of another type than said here.
         ValueError: a name that is not UTF-8.
 
     >>> with Node("a", insecure=True) as a, Node("b", insecure=True) as b:
@@ -77,11 +80,19 @@ class Node:
         insecure: bool = False,
         limits: Limits | None = None,
     ) -> None:
+        if not isinstance(insecure, bool):  # "false" out of a file or the environment would send plaintext
+            raise TypeError(f"insecure must be True or False, got {insecure!r}")
+        if limits is not None and not isinstance(limits, Limits):
+            raise TypeError(f"limits must be Limits(...) or None, got {limits!r}")
+        if keys is not None and not isinstance(keys, Keys):
+            raise TypeError(f"keys must be what load_keys(DIR) returns, got {type(keys).__name__}")
+        if allow is not None and not isinstance(allow, AllowList):
+            raise TypeError(f"allow must be AllowList.from_file(...) or AllowList.any(), got {allow!r}")
         if insecure and (keys is not None or allow is not None):
             raise ConfigError(
                 "insecure=True sends plaintext, keys and allow would have no effect: give one or the other"
             )
-        if not 0 < len(name) <= 64:
+        if isinstance(name, str) and not 0 < len(name) <= 64:
             raise ConfigError(f"name must have 1..64 characters, got {len(name)}")
         check_name("name", name)
         self._name = name
@@ -130,7 +141,8 @@ class Node:
 
         Raises:
             ConfigError: no service, a name over 64 characters, or one that is served already.
-            ValueError: a name that is not UTF-8.
+            TypeError: a name that is no string, or a depth that is no whole number.
+            ValueError: a name that is not UTF-8, or a depth over 2**31 - 1.
             NodeClosed: the node is closed.
         """
         runner = self._engine.runner
@@ -146,7 +158,8 @@ class Node:
         Args:
             make: called with services, depth and what unregisters the inbox that it returns.
         """
-        if not services or depth < 1 or not all(0 < len(service) <= 64 for service in services):
+        depth = whole.number(depth, "depth", -_MOST_WAITING, _MOST_WAITING)
+        if not services or depth < 1 or not all(0 < len(each) <= 64 for each in services if isinstance(each, str)):
             raise ConfigError(f"serve needs service names of 1..64 characters and depth >= 1, got {services}, {depth}")
         for service in services:
             check_name("service", service)
@@ -173,6 +186,7 @@ class Node:
             NodeClosed: the node is closed.
         """
         check_name("service", service)
+        _check_callable("function", function)
         if not self._engine.runner.do(self._engine.handle, service, function):
             raise ConfigError(f"service {service!r} is served already on this node")
 
@@ -235,6 +249,7 @@ class Node:
 
         It is called in the middle of the node's work: it must be quick and must not call the node.
         """
+        _check_callable("callback", callback)
         self._engine.runner.do(self._engine.tap, callback)
         return lambda: self._engine.runner.do_unless_closed(self._engine.untap, callback)
 
@@ -256,6 +271,8 @@ class Node:
         """
         check_transport(endpoint)
         timeout_s = deadline(timeout_s, zero=True)
+        if not (server_key is None or isinstance(server_key, str | Iterable)):
+            raise TypeError(f"server_key must be a string, or several, got {server_key!r}")
         server_keys = [server_key] if server_key is None or isinstance(server_key, str) else list(server_key)
         for each in server_keys:
             self._check_server_key(endpoint, each)
@@ -353,7 +370,14 @@ class Node:
             self._inboxes = [each for each in self._inboxes if each is not inbox]
         self._engine.runner.do_unless_closed(self._engine.unserve, inbox)
 
+    def _check_server(self, endpoint: str, server_key: str | None) -> None:
+        """Raise what connect would for these, before it dials."""
+        check_transport(endpoint)
+        self._check_server_key(endpoint, server_key)
+
     def _check_server_key(self, endpoint: str, server_key: str | None) -> None:
+        if server_key is not None and not isinstance(server_key, str):
+            raise TypeError(f"server_key must be a string of 40 characters of Z85, got {server_key!r}")
         if self._insecure:
             if server_key is not None:
                 raise ConfigError("server_key given, but the node is insecure=True and would send plaintext: drop one")
@@ -364,3 +388,8 @@ class Node:
             raise InsecureError(f"no keys to prove who we are to {endpoint}: give keys=load_keys(DIR)")
         if not is_key(server_key):
             raise ConfigError(f"server_key must be 40 characters of Z85, got {len(server_key)}: see read_public_key")
+
+
+def _check_callable(name: str, value: object) -> None:
+    if not callable(value):
+        raise TypeError(f"{name} must be something to call, got {value!r}")

@@ -8,7 +8,7 @@ from __future__ import annotations
 import random
 import time
 from collections import Counter, OrderedDict
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass, field
 from types import TracebackType
 from typing import TYPE_CHECKING
@@ -24,14 +24,16 @@ from edgebus.errors import (
     PeerUnreachable,
     Refused,
 )
+from edgebus.keys import is_key
 from edgebus.members import Member, Members, Patience
+from edgebus.node import Node
 from edgebus.services import Follower
+from edgebus.wire import check_name
 
 if TYPE_CHECKING:
     from edgebus.arrays import Array
     from edgebus.calls import Pending, Reply
     from edgebus.links import Link
-    from edgebus.node import Node
 
 _LOOK_S = 0.1  # how often a waiting request looks at the health of its server
 _FULL_S = 0.5  # a server that refused "busy" is thought full for so long
@@ -92,6 +94,9 @@ class Pool:
             tried for a key that is known, or not at all.
         chance: source of randomness.
 
+    Raises:
+        ConfigError, TypeError: a server that Node.connect would not dial, or another argument that cannot be.
+
     >>> with Node("a", insecure=True) as server, Node("b", insecure=True) as client:
     ...     with Pool(client, [(server.bind("tcp://127.0.0.1:0"), None)]) as pool:
     ...         pool.request("edgebus.ping", b"hello").payload
@@ -109,8 +114,15 @@ class Pool:
         hints: Callable[[], Sequence[tuple[str, str]]] = tuple,
         chance: random.Random | None = None,
     ) -> None:
+        if not isinstance(node, Node):
+            raise TypeError(f"node must be an edgebus.Node (of an aio.Node its `sync`), got {node!r}")
         if not endpoints:
             raise ConfigError("a pool needs at least one server to begin with: endpoints=[(endpoint, key), ...]")
+        servers = _pairs(endpoints)
+        for endpoint, key in servers:
+            node._check_server(endpoint, key)
+        _check_options(service, trusted, patience, hints)
+        self._node = node
         self._chance = chance or random.Random()  # noqa: S311 - spreads load, keeps no secret
         follower = Follower(Directory(), trusted=trusted) if service is not None else None
         self._members = Members(node, service, follower, patience or Patience(), self._chance, hints)
@@ -118,7 +130,7 @@ class Pool:
         self._counts: Counter[str] = Counter()
         self._reasons: Counter[str] = Counter()
         self._closed = False
-        for endpoint, key in endpoints:
+        for endpoint, key in servers:
             self._members.add(endpoint, key, fixed=True)
         self._members.start()
 
@@ -181,7 +193,12 @@ class Pool:
         return member.link
 
     def add(self, endpoint: str, key: str | None) -> None:
-        """Another server, or another address of one that is there by its key."""
+        """Another server, or another address of one that is there by its key.
+
+        Raises:
+            ConfigError, TypeError: what Node.connect would not dial.
+        """
+        self._node._check_server(endpoint, key)
         self._members.add(endpoint, key, fixed=True)
 
     def wait_ready(self, timeout_s: float = 5.0, *, servers: int = 1) -> None:
@@ -362,3 +379,32 @@ class Pool:
     def _count(self, what: str) -> None:
         with self._members.changed:
             self._counts[what] += 1
+
+
+def _pairs(endpoints: Sequence[tuple[str, str | None]]) -> list[tuple[str, str | None]]:
+    what = "endpoints must be [(endpoint, key), ...], the key None in plaintext"
+    if isinstance(endpoints, str) or not isinstance(endpoints, Iterable):
+        raise TypeError(f"{what}, got {endpoints!r}")
+    pairs = list(endpoints)
+    for pair in pairs:
+        if not isinstance(pair, tuple | list) or len(pair) != 2:
+            raise TypeError(f"{what}, got {pair!r} in it")
+    return pairs
+
+
+def _check_options(service: str | None, trusted: object, patience: object, hints: object) -> None:
+    if service is not None:
+        check_name("service", service)
+    if isinstance(trusted, str) or not isinstance(trusted, Collection):
+        raise TypeError(f"trusted must be a list of public keys, got {trusted!r}")
+    for key in trusted:
+        if not is_key(key):
+            raise ConfigError(f"trusted must be public keys of 40 characters of Z85, got {key!r}: see read_public_key")
+    if not isinstance(patience, Patience | None):
+        raise TypeError(f"patience must be Patience(...) or None, got {patience!r}")
+    if patience is not None:
+        seconds.deadline(patience.dial_s, "dial_s")
+        for name in ("least_delay_s", "most_delay_s", "move_s"):
+            seconds.wait(getattr(patience, name), name)
+    if not callable(hints):
+        raise TypeError(f"hints must be something to call, got {hints!r}")

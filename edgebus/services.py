@@ -20,6 +20,7 @@ from edgebus.errors import EdgebusError
 from edgebus.files import telling
 from edgebus.replica import Changed
 from edgebus.subscribing import Subscription
+from edgebus.wire import check_name
 
 if TYPE_CHECKING:
     from edgebus.links import Link
@@ -109,9 +110,10 @@ def announce(
         epoch_file: remembers the last epoch; give one where the clock may be wrong after a reboot.
 
     Raises:
-        ValueError: a value that cannot be announced.
+        TypeError, ValueError: a value that cannot be announced.
         FileError: the epoch file cannot be written; it is an OSError.
     """
+    check_name("service", service)
     now_ms = time.time_ns() // 1_000_000
     epoch = next_epoch(-1, now_ms) if epoch_file is None else _epoch_from(Path(epoch_file), now_ms)
     record = Record(
@@ -225,7 +227,11 @@ class Follower:
 
 
 def _dialable(endpoints: Sequence[str]) -> list[str]:
+    if isinstance(endpoints, str):
+        raise TypeError(f"endpoints must be a list of addresses, got {endpoints!r}: put it into one")
     for endpoint in endpoints:
+        if not isinstance(endpoint, str):
+            raise TypeError(f"endpoints must be strings, got {endpoint!r}")
         if endpoint.startswith(_NOWHERE):
             raise ValueError(f"nobody can dial {endpoint}: announce the address that peers reach this node by")
     return list(endpoints)

@@ -8,16 +8,16 @@ import time
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from edgebus import seconds
+from edgebus import seconds, whole
 from edgebus.balance import next_delay
 from edgebus.errors import DeadlineExceeded, EdgebusError, LinkLost, PeerUnreachable, Refused, RemoteError
+from edgebus.links import Link
 from edgebus.payloads import decode, encode
 from edgebus.replica import Changed, Event, Replica, ReplicaCounts
 from edgebus.state import MAX_KEYS, MAX_TOPIC_BYTES, PART_BYTES, Part
 from edgebus.topics import topic_service
 
 if TYPE_CHECKING:
-    from edgebus.links import Link
     from edgebus.stream import Stream
 
 _TRANSIENT = frozenset({"busy", "closing", "unknown_service", "dropped", "forgotten"})
@@ -271,11 +271,15 @@ def subscribe(
         max_bytes: most bytes of keys and values it may have.
 
     Raises:
+        TypeError, ValueError: no link, no topic, or bounds that are no whole numbers.
         DeadlineExceeded: not synced within timeout_s.
         Refused: the publisher does not let us.
         BadState: what came is no state, or more than the bounds.
     """
     timeout_s = seconds.wait(timeout_s)
+    if not isinstance(link, Link):
+        raise TypeError(f"link must be what Node.connect returns, got {link!r}")
+    max_keys, max_bytes = whole.number(max_keys, "max_keys", 0, 2**48), whole.number(max_bytes, "max_bytes", 0, 2**48)
     subscription = Subscription(link, topic, max_keys=max_keys, max_bytes=max_bytes)
     try:
         if timeout_s > 0:

@@ -43,7 +43,9 @@ class Node:
         *,
         sync: node.Node | None = None,
     ) -> None:
-        limits = limits or Limits()
+        limits = Limits() if limits is None else limits
+        if not isinstance(limits, Limits):
+            raise TypeError(f"limits must be Limits(...) or None, got {limits!r}")
         self._waits = sync is None and limits.on_full == "wait"
         if sync is None:
             limits = replace(limits, on_full="refuse") if self._waits else limits

@@ -147,10 +147,13 @@ class Servers:
         if (key is None) != (self._node.key is None):
             return  # never from a secured server to plaintext
         self._endpoints.append((endpoint, key))
-        if self._pool is None:
-            self._pool = self._make_pool()
-        else:
-            self._pool.add(endpoint, key)
+        try:
+            if self._pool is None:
+                self._pool = self._make_pool()
+            else:
+                self._pool.add(endpoint, key)
+        except edgebus.ConfigError:  # a server may name what nobody can dial
+            self._endpoints.pop()
 
     def _make_pool(self) -> Pool:
         return edgebus.Pool(self._node, self._endpoints, self._service, trusted=self._trusted)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import random
 
 import pytest
@@ -12,6 +13,7 @@ from sled.device import Committed, Generation, State
 from sled.errors import ProtocolError, ServerBusy, SessionUnknown, TargetChanged
 from sled.messages import Later, Opened, Verdict
 from sled.run.refusals import as_error, later
+from sled.run.servers import Servers
 from sled.takeover import MAX_TRIES, Next, Patience, after_failure
 from sled.types import Sampling
 from sled.window import Window
@@ -130,3 +132,14 @@ def test_answer_moves_with_its_text_under_a_new_id():
     assert (request.session, request.prompt, request.answer) == (b"87654321", [5, 6, 7], [9])
     machine.opened(Opened([5, 6, 7], 4, 4))
     assert submit(machine, [1]).base == 4
+
+
+@pytest.mark.net
+@pytest.mark.parametrize("named", [("10.0.0.6:5555", None), ("tcp://10.0.0.6:99999", None), ("", None)])
+def test_address_nobody_can_dial_that_a_server_names_is_passed_over(named):
+    with edgebus.Node("server", insecure=True) as server, edgebus.Node("device", insecure=True) as device:
+        own = [(server.bind("tcp://127.0.0.1:0"), None), (server.bind("tcp://127.0.0.1:0"), None)]
+        for known in (own[:1], own):
+            with contextlib.closing(Servers(device, known, service="sled", directory=False, timeout_s=5)) as servers:
+                assert servers.leave(1.0, [named]) is (len(known) > 1)
+                assert named not in servers._endpoints
