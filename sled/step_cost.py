@@ -31,12 +31,15 @@ _WIDTHS = np.append(np.diff(KNOTS), np.inf)
 
 
 def _features(tokens: Floats, rounds: Floats, context: Floats) -> Floats:
-    """(n, features): a constant, tokens in each segment between knots, rounds that carry drafts, rounds, context."""
+    """(n, features): a constant, tokens in each segment between knots, rounds that carry drafts, rounds, context.
+
+    Half of all rounds count as carrying drafts, too: else more rounds of the same tokens, which carry fewer, cost less.
+    """
     out = np.empty((len(tokens), _NUM))
     out[:, 0] = 1.0
     out[:, 1 : len(KNOTS)] = np.clip(tokens[:, None] - KNOTS[:-1], 0.0, _WIDTHS[:-1])
     out[:, len(KNOTS) - 1] = np.maximum(tokens - KNOTS[-2], 0.0)
-    out[:, _DRAFTING] = np.minimum(np.maximum(tokens - rounds, 0.0) * 0.5, rounds)
+    out[:, _DRAFTING] = np.minimum(np.maximum(tokens - rounds, 0.0) * 0.5, rounds) + rounds * 0.5
     out[:, _ROUNDS] = rounds
     out[:, _CONTEXT] = context
     return out
@@ -124,7 +127,7 @@ class StepCost:
         tokens = max(tokens, 1.0)
         i = min(bisect_right(knots, tokens), len(knots) - 1) - 1
         value = values[i] + (tokens - knots[i]) * x[i + 1]
-        drafting = min(max(tokens - rounds, 0.0) * 0.5, rounds)
+        drafting = min(max(tokens - rounds, 0.0) * 0.5, rounds) + rounds * 0.5
         return value + drafting * x[_DRAFTING] + rounds * x[_ROUNDS] + context * x[_CONTEXT]
 
     def lines(self) -> Callable[[Floats, Floats, Floats], Floats]:
@@ -137,7 +140,7 @@ class StepCost:
         def predict(tokens: Floats, rounds: Floats, context: Floats) -> Floats:
             out: Floats = np.interp(tokens, knots, at)
             if drafting:
-                out += np.minimum(np.maximum(tokens - rounds, 0.0) * 0.5, rounds) * drafting
+                out += (np.minimum(np.maximum(tokens - rounds, 0.0) * 0.5, rounds) + rounds * 0.5) * drafting
             if rounds_s:
                 out += rounds * rounds_s
             if context_s:
